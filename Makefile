@@ -1,0 +1,35 @@
+# The front door. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
+#   make test | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | check | interop | clean
+export PATH := $(CURDIR)/build/tools/bin:$(PATH)
+FUZZ_SECONDS ?= 60
+CMAKE_FLAGS ?=
+build = cmake --preset $(1) --log-level=WARNING $(CMAKE_FLAGS) $(2) && cmake --build --preset $(1)
+run_tests = ctest --preset $(1) -j "$$(nproc)"
+
+.PHONY: all demo test bench fuzz check interop clean
+all:
+	@tools/bootstrap
+	@$(call build,release)
+test: all
+	@$(call run_tests,release)
+demo: all
+	@HEFT=build/release/heft tools/demo $(if $(MODEL),"$(MODEL)")
+bench: all
+	@HEFT=build/release/heft tools/demo --table $(if $(MODEL),"$(MODEL)")
+interop: all
+	@tools/bootstrap --interop
+	@HEFT=build/release/heft tests/interop/run
+check: all
+	@tools/bootstrap --check
+	@tools/check_rooms
+	@tools/check_style
+	@$(call build,debug-asan) && $(call run_tests,debug-asan)
+	@$(call build,tsan) && $(call run_tests,tsan)
+fuzz:
+	@tools/bootstrap --fuzz
+	@$(call build,fuzz,-DCMAKE_C_COMPILER="$$(command -v clang-14 || command -v clang)")
+	@for target in $$(find build/fuzz -type f -name 'fuzz_*' -perm -u+x); do \
+	    mkdir -p "build/corpus/$${target##*/}" && \
+	    "$$target" -max_total_time=$(FUZZ_SECONDS) "build/corpus/$${target##*/}" || exit 1; done
+clean:
+	@rm -rf build

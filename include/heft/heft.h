@@ -1,0 +1,11 @@
+/* heft/heft.h - the whole interface. */
+#ifndef HEFT_HEFT_H
+#define HEFT_HEFT_H
+
+#include <heft/base.h>
+#include <heft/checkpoint.h>
+#include <heft/load.h>
+#include <heft/model.h>
+#include <heft/tensor.h>
+
+#endif

@@ -1,0 +1,142 @@
+/* heft/model.h - config.json, empty models, random initialisation. */
+#ifndef HEFT_MODEL_H
+#define HEFT_MODEL_H
+
+#include <heft/checkpoint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** A config.json with typed look-ups; names of 4.x and 5.x are the same to it. */
+typedef struct heft_config heft_config;
+
+/**
+ * Read a config.json.
+ *
+ * @param ctx   borrowed; kept alive by the config
+ * @param path  borrowed; the file, or a folder that holds a config.json
+ * @param out   filled with an owned config
+ * @param err   filled on failure; may be NULL
+ *
+ * Memory   some times the file's size.
+ * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice; LIMIT; IO; NOMEM.
+ * Source   docs/config.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out, heft_error *err);
+/** Free a config. NULL is allowed. */
+HEFT_API void heft_config_free(heft_config *config);
+/** Return `model_type`, or "" if the config has none; lent. */
+HEFT_API const char *heft_config_model_type(const heft_config *config);
+/** Return the first of `architectures`, or NULL if there is none; lent. */
+HEFT_API const char *heft_config_architecture(const heft_config *config);
+/** Return the dtype under `dtype` or `torch_dtype`, HEFT_DTYPE_NONE if there is none. */
+HEFT_API heft_dtype heft_config_dtype(const heft_config *config);
+
+/** A model: names with shapes, and what is bound to them. Many readers or one writer at a time. */
+typedef struct heft_model heft_model;
+
+typedef enum heft_parameter_state {
+    HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: the "meta" tensor */
+    HEFT_PARAMETER_MAPPED, /* points into a file mapping, no heap */
+    HEFT_PARAMETER_OWNED   /* heap */
+} heft_parameter_state;
+
+typedef enum heft_parameter_kind {
+    HEFT_PARAMETER_WEIGHT,
+    HEFT_PARAMETER_BUFFER,          /* persistent: part of the state dict */
+    HEFT_PARAMETER_BUFFER_TRANSIENT /* never saved, computed from the config */
+} heft_parameter_kind;
+
+/** One parameter or buffer; pointers are lent by the model. */
+typedef struct heft_parameter {
+    const char *name;
+    heft_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape;
+    uint64_t size_bytes;
+    heft_parameter_kind kind;
+    heft_parameter_state state;
+    size_t tied_to; /* number of the parameter whose storage it shares and that is saved; its own number if none */
+} heft_parameter;
+
+/**
+ * Create an empty model: names, shapes, ties and buffers, no weights.
+ *
+ * @param ctx         borrowed; kept alive by the model
+ * @param config      borrowed; copied
+ * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first of `architectures`, else the base model
+ * @param dtype       of the floating-point parameters; NONE: float32
+ * @param out         filled with an owned model
+ * @param err         filled on failure; may be NULL
+ *
+ * Memory   metadata only: under 1 MB for BERT-base.
+ * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the classes); FORMAT for a
+ *          config whose values cannot be (item is the key); LIMIT for absurd ones, before anything is allocated by them.
+ * Source   docs/models.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                                                       heft_dtype dtype, heft_model **out, heft_error *err);
+/** The same from the path of a config.json (or of a folder that holds one), in float32. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,
+                                                    heft_model **out, heft_error *err);
+/** Free a model; tensors that came from it stay. NULL is allowed. */
+HEFT_API void heft_model_free(heft_model *model);
+
+/** Return the class, "BertForMaskedLM"; lent. */
+HEFT_API const char *heft_model_class(const heft_model *model);
+/** Return the config's model_type; lent. */
+HEFT_API const char *heft_model_type(const heft_model *model);
+/** Return the dtype of the floating-point parameters. */
+HEFT_API heft_dtype heft_model_dtype(const heft_model *model);
+/** Return the number of parameters and buffers, in the order of the modules. */
+HEFT_API size_t heft_model_count(const heft_model *model);
+/** Return parameter i, or NULL if there is none; lent, valid until the model changes. */
+HEFT_API const heft_parameter *heft_model_parameter(const heft_model *model, size_t i);
+/** Find a parameter by name: its number, or SIZE_MAX. */
+HEFT_API size_t heft_model_find(const heft_model *model, const char *name);
+/** Return the number of weights' elements, tied ones once, buffers not counted. */
+HEFT_API uint64_t heft_model_elements(const heft_model *model);
+/** Return the bytes of what would be saved: weights and persistent buffers, tied ones once. */
+HEFT_API uint64_t heft_model_bytes(const heft_model *model);
+/** Return the names of modules' classes that must stay on one device, NULL past the end; lent. */
+HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
+
+/**
+ * Hand out a parameter's tensor.
+ *
+ * @param model  borrowed
+ * @param i      number of the parameter
+ * @param out    filled with an owned tensor, which outlives the model
+ * @param err    filled on failure; may be NULL
+ *
+ * Memory   no heap for the bytes: the tensor shares the model's storage.
+ * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err);
+
+typedef struct heft_init_options {
+    uint64_t reserved; /* 0 */
+    uint64_t seed;
+} heft_init_options;
+
+/**
+ * Give every absent parameter memory and its architecture's own random or constant values.
+ *
+ * Values are a function of (seed, parameter name, element), whatever the threads or the order.
+ *
+ * @param model    borrowed
+ * @param options  borrowed; NULL for seed 0
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   the bytes of the absent parameters.
+ * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters stay absent then.
+ * Threads  works on all the context's threads.
+ * Source   docs/models.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model, const heft_init_options *options, heft_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,121 @@
+/* heft/tensor.h - data types, storages and tensors. */
+#ifndef HEFT_TENSOR_H
+#define HEFT_TENSOR_H
+
+#include <heft/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* name, PyTorch's name, short name, safetensors' name ("" if it has none), bits of one element.
+ * F4 and the sub-byte F6 types count values, as safetensors' headers do. */
+#define HEFT_DTYPE_TABLE(X)                                                                        \
+    X(F32, "float32", "f32", "F32", 32)                                                            \
+    X(F64, "float64", "f64", "F64", 64)                                                            \
+    X(F16, "float16", "f16", "F16", 16)                                                            \
+    X(BF16, "bfloat16", "bf16", "BF16", 16)                                                        \
+    X(I64, "int64", "i64", "I64", 64)                                                              \
+    X(I32, "int32", "i32", "I32", 32)                                                              \
+    X(I16, "int16", "i16", "I16", 16)                                                              \
+    X(I8, "int8", "i8", "I8", 8)                                                                   \
+    X(U8, "uint8", "u8", "U8", 8)                                                                  \
+    X(U16, "uint16", "u16", "U16", 16)                                                             \
+    X(U32, "uint32", "u32", "U32", 32)                                                             \
+    X(U64, "uint64", "u64", "U64", 64)                                                             \
+    X(BOOL, "bool", "bool", "BOOL", 8)                                                             \
+    X(C32, "complex32", "c32", "", 32)                                                             \
+    X(C64, "complex64", "c64", "C64", 64)                                                          \
+    X(C128, "complex128", "c128", "", 128)                                                         \
+    X(F8_E4M3FN, "float8_e4m3fn", "f8_e4m3", "F8_E4M3", 8)                                         \
+    X(F8_E5M2, "float8_e5m2", "f8_e5m2", "F8_E5M2", 8)                                             \
+    X(F8_E4M3FNUZ, "float8_e4m3fnuz", "f8_e4m3fnuz", "F8_E4M3FNUZ", 8)                             \
+    X(F8_E5M2FNUZ, "float8_e5m2fnuz", "f8_e5m2fnuz", "F8_E5M2FNUZ", 8)                             \
+    X(F8_E8M0FNU, "float8_e8m0fnu", "f8_e8m0", "F8_E8M0", 8)                                       \
+    X(F4_E2M1FN_X2, "float4_e2m1fn_x2", "f4", "F4", 4)                                             \
+    X(F6_E2M3, "float6_e2m3", "f6_e2m3", "F6_E2M3", 6)                                             \
+    X(F6_E3M2, "float6_e3m2", "f6_e3m2", "F6_E3M2", 6)                                             \
+    X(QINT8, "qint8", "qint8", "", 8)                                                              \
+    X(QUINT8, "quint8", "quint8", "", 8)                                                           \
+    X(QINT32, "qint32", "qint32", "", 32)                                                          \
+    X(QUINT4X2, "quint4x2", "quint4x2", "", 8)                                                     \
+    X(QUINT2X4, "quint2x4", "quint2x4", "", 8)                                                     \
+    X(BITS8, "bits8", "bits8", "", 8)                                                              \
+    X(BITS16, "bits16", "bits16", "", 16)                                                          \
+    X(BITS1X8, "bits1x8", "bits1x8", "", 8)                                                        \
+    X(BITS2X4, "bits2x4", "bits2x4", "", 8)                                                        \
+    X(BITS4X2, "bits4x2", "bits4x2", "", 8)
+
+typedef enum heft_dtype {
+    HEFT_DTYPE_NONE, /* not known, or "as it is" in options */
+#define HEFT_DTYPE_ENUM(name, torch, brief, safetensors, bits) HEFT_DTYPE_##name,
+    HEFT_DTYPE_TABLE(HEFT_DTYPE_ENUM)
+#undef HEFT_DTYPE_ENUM
+        HEFT_DTYPE_COUNT
+} heft_dtype;
+
+/** Return PyTorch's name of a dtype, "float32"; "none" for HEFT_DTYPE_NONE. Never NULL. */
+HEFT_API const char *heft_dtype_name(heft_dtype dtype);
+/** Return safetensors' name of a dtype, "F32"; "" for those it cannot hold. Never NULL. */
+HEFT_API const char *heft_dtype_safetensors_name(heft_dtype dtype);
+/** Return the bits of one element, 0 for HEFT_DTYPE_NONE. */
+HEFT_API unsigned heft_dtype_bits(heft_dtype dtype);
+/** Tell whether a dtype holds real floating-point numbers (float64 to float4). */
+HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
+/**
+ * Find a dtype by PyTorch's name ("bfloat16", "torch.bfloat16"), its short name ("bf16") or safetensors' ("BF16").
+ *
+ * @param text   borrowed
+ * @param dtype  filled
+ * @param err    filled on failure; may be NULL
+ *
+ * Errors   INVALID_ARG for any other text.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype, heft_error *err);
+
+/** Refcounted bytes: a file mapping, heap, or the caller's own memory. Tied weights are two names on one storage. */
+typedef struct heft_storage heft_storage;
+
+/**
+ * Make a storage of the caller's own memory.
+ *
+ * @param ctx      borrowed; kept alive by the storage
+ * @param data     taken: stays valid until release is called
+ * @param bytes    size of data
+ * @param release  called once with `user` when the last reference goes, from whichever thread drops it; may be NULL
+ * @param out      filled with an owned reference
+ * @param err      filled on failure; may be NULL. release is not called on failure.
+ *
+ * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
+ * Threads  references may be taken and dropped by any thread.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes, void (*release)(void *user),
+                                                       void *user, heft_storage **out, heft_error *err);
+/** Take one more reference; returns its argument. */
+HEFT_API heft_storage *heft_storage_ref(heft_storage *storage);
+/** Drop a reference. NULL is allowed. */
+HEFT_API void heft_storage_unref(heft_storage *storage);
+/** Return the bytes, lent for as long as a reference is held. */
+HEFT_API void *heft_storage_data(const heft_storage *storage);
+/** Return the size in bytes. */
+HEFT_API uint64_t heft_storage_bytes(const heft_storage *storage);
+
+/** A dense tensor. It holds a reference on its storage and outlives the checkpoint or model that it came from. */
+typedef struct heft_tensor {
+    heft_dtype dtype;
+    uint32_t rank;           /* 0: one element */
+    const uint64_t *shape;   /* [rank], PyTorch's order */
+    const int64_t *strides;  /* [rank], in elements */
+    void *data;              /* first element; read only where it is mapped */
+    uint64_t size_bytes;     /* of the elements laid out row by row */
+    bool mapped;             /* points into a file mapping */
+    heft_storage *storage;
+} heft_tensor;
+
+/** Free a tensor and drop its reference. NULL is allowed. */
+HEFT_API void heft_tensor_free(heft_tensor *tensor);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

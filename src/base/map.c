@@ -1,0 +1,117 @@
+/* map.c - name -> number, open addressing, linear probing, at most 7/10 full.
+ *
+ * The hash is XXH3 with a seed drawn once per map, so that a file cannot choose names that collide.
+ * Source: xxHash, https://github.com/Cyan4973/xxHash (header only). */
+#include "base/base.h"
+
+#include <sys/random.h>
+#include <time.h>
+
+#define XXH_INLINE_ALL
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wswitch-enum"
+#pragma GCC diagnostic ignored "-Wpedantic"
+#pragma GCC diagnostic ignored "-Wundef"
+#endif
+#include <xxhash.h>
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+
+struct heft__map_slot {
+    const char *key; /* NULL: free */
+    size_t length, value;
+    uint64_t hash;
+};
+
+uint64_t heft__stable_hash(const char *bytes, size_t length)
+{
+    return XXH3_64bits(bytes, length);
+}
+
+void heft__map_init(heft__map *map, heft_ctx *ctx)
+{
+    *map = (heft__map){.ctx = ctx};
+    if (getrandom(&map->seed, sizeof map->seed, GRND_NONBLOCK) != (ssize_t)sizeof map->seed) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        map->seed = (uint64_t)now.tv_nsec ^ (uint64_t)(uintptr_t)map;
+    }
+}
+
+void heft__map_fini(heft__map *map)
+{
+    heft__free(map->ctx, map->slots, map->cap * sizeof *map->slots);
+    map->slots = NULL;
+    map->cap = map->count = 0;
+}
+
+/* The slot of a key, or the free slot where it belongs. cap > count, so the search ends. */
+static struct heft__map_slot *find(const heft__map *map, const char *key, size_t length, uint64_t hash)
+{
+    size_t at = (size_t)hash & (map->cap - 1);
+    while (map->slots[at].key) {
+        struct heft__map_slot *slot = &map->slots[at];
+        if (slot->hash == hash && slot->length == length && memcmp(slot->key, key, length) == 0) {
+            return slot;
+        }
+        at = (at + 1) & (map->cap - 1);
+    }
+    return &map->slots[at];
+}
+
+static bool grow(heft__map *map)
+{
+    heft__map bigger = *map;
+    bigger.cap = map->cap ? map->cap * 2 : 64;
+    bigger.slots = heft__alloc_zero(map->ctx, bigger.cap, sizeof *bigger.slots);
+    if (!bigger.slots) {
+        return false;
+    }
+    for (size_t i = 0; i < map->cap; i++) {
+        const struct heft__map_slot *slot = &map->slots[i];
+        if (slot->key) {
+            *find(&bigger, slot->key, slot->length, slot->hash) = *slot;
+        }
+    }
+    heft__free(map->ctx, map->slots, map->cap * sizeof *map->slots);
+    *map = bigger;
+    return true;
+}
+
+bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found)
+{
+    if (map->count >= map->cap / 10 * 7 && !grow(map)) {
+        return false;
+    }
+    uint64_t hash = XXH3_64bits_withSeed(key, length, map->seed);
+    struct heft__map_slot *slot = find(map, key, length, hash);
+    *found = slot->key ? slot->value : HEFT__MAP_NONE;
+    if (!slot->key) {
+        *slot = (struct heft__map_slot){key, length, value, hash};
+        map->count++;
+    }
+    return true;
+}
+
+void heft__map_set(heft__map *map, const char *key, size_t length, size_t value)
+{
+    struct heft__map_slot *slot =
+        find(map, key, length, XXH3_64bits_withSeed(key, length, map->seed));
+    if (slot->key) {
+        slot->value = value;
+    }
+}
+
+size_t heft__map_get(const heft__map *map, const char *key, size_t length)
+{
+    if (map->cap == 0) {
+        return HEFT__MAP_NONE;
+    }
+    const struct heft__map_slot *slot =
+        find(map, key, length, XXH3_64bits_withSeed(key, length, map->seed));
+    return slot->key ? slot->value : HEFT__MAP_NONE;
+}

@@ -1,0 +1,425 @@
+/* convert.c - rewriting a checkpoint: reshard, merge, cast, change format.
+ *
+ * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two buffers. Names that show the
+ * same bytes stay one storage in a .bin; a safetensors file cannot say that, so there the first name is kept and the
+ * others are named in a warning, as the reference does with tied weights.
+ * Source: docs/sharding.md [5]. */
+#include "checkpoint/checkpoint.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdlib.h>
+
+struct conversion {
+    heft_ctx *ctx;
+    const heft_checkpoint *ckpt;
+    const heft_convert_options *options;
+    heft_format format;
+    heft__arena arena;
+    heft__out_tensor *tensors;
+    size_t count;
+    heft__side_file *sides;
+    size_t side_count, side_cap;
+    heft__warnings warnings;
+    /* the tensor being read */
+    heft__tensor_reader *reader;
+    const heft__out_tensor *reading;
+    uint64_t position; /* next byte of the written tensor */
+    void *raw;         /* a piece before its cast */
+    size_t raw_bytes;
+};
+
+static size_t number_of(const heft__out_tensor *tensor)
+{
+    return (size_t)(uintptr_t)tensor->source;
+}
+
+/* ---- reading, with the cast ------------------------------------------------------------------------------ */
+static heft_status start_reading(struct conversion *c, const heft__out_tensor *tensor, heft_error *err)
+{
+    size_t i = number_of(tensor);
+    heft__tensor_reader_free(c->reader);
+    c->reader = NULL;
+    c->reading = tensor;
+    c->position = 0;
+    return heft__tensor_reader_new(c->ctx, heft__file_of(c->ckpt, i), c->ckpt->entries[i], &c->reader, err);
+}
+
+static heft_status read_cast(struct conversion *c, const heft_tensor_info *info, heft_dtype to, uint8_t *dst,
+                             size_t length, heft_error *err)
+{
+    const size_t from_bytes = heft_dtype_bits(info->dtype) / 8, to_bytes = heft_dtype_bits(to) / 8;
+    size_t left = length / to_bytes, most = c->raw_bytes / from_bytes;
+    heft_status status = HEFT_OK;
+    while (left > 0 && status == HEFT_OK) {
+        size_t elems = left < most ? left : most;
+        status = heft__tensor_reader_fill(c->reader, c->raw, elems * from_bytes, err);
+        if (status == HEFT_OK) {
+            heft__cast(to, dst, info->dtype, c->raw, elems);
+            dst += elems * to_bytes;
+            left -= elems;
+        }
+    }
+    return status;
+}
+
+static heft_status read_piece(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
+                              size_t length, heft_error *err)
+{
+    struct conversion *c = user;
+    const heft_tensor_info *info = &c->ckpt->infos[number_of(tensor)];
+    heft_status status = HEFT_OK;
+    if (c->reading != tensor || first != c->position) {
+        status = start_reading(c, tensor, err);
+    }
+    if (status == HEFT_OK) {
+        status = tensor->dtype == info->dtype ? heft__tensor_reader_fill(c->reader, dst, length, err)
+                                              : read_cast(c, info, tensor->dtype, dst, length, err);
+        c->position += length;
+    }
+    heft__add_item(status, err, info->name);
+    return heft__add_path(status, err, c->ckpt->files[info->file_index].info.path);
+}
+
+/* ---- order ------------------------------------------------------------------------------------------------- */
+struct ranked {
+    size_t rank; /* in the order that was asked for; SIZE_MAX: not named there */
+    size_t number;
+    const char *name;
+};
+
+/* The reference's natural key: parts between dots; whole numbers by value and before text; text by its letters, then by
+ * the number at its end. */
+static int compare_part(const char *a, size_t a_length, const char *b, size_t b_length)
+{
+    size_t a_text = a_length, b_text = b_length;
+    while (a_text > 0 && isdigit((unsigned char)a[a_text - 1])) {
+        a_text--;
+    }
+    while (b_text > 0 && isdigit((unsigned char)b[b_text - 1])) {
+        b_text--;
+    }
+    size_t shorter = a_text < b_text ? a_text : b_text;
+    int order = memcmp(a, b, shorter);
+    if (order == 0 && a_text != b_text) {
+        order = a_text < b_text ? -1 : 1;
+    }
+    const char *a_number = a + a_text, *b_number = b + b_text;
+    size_t a_digits = a_length - a_text, b_digits = b_length - b_text;
+    if (order != 0) {
+        return order;
+    }
+    while (a_digits > 1 && *a_number == '0') {
+        a_number++;
+        a_digits--;
+    }
+    while (b_digits > 1 && *b_number == '0') {
+        b_number++;
+        b_digits--;
+    }
+    if (a_digits != b_digits) {
+        return a_digits < b_digits ? -1 : 1;
+    }
+    return memcmp(a_number, b_number, a_digits);
+}
+
+static int compare_natural(const char *a, const char *b)
+{
+    for (;;) {
+        size_t a_length = strcspn(a, "."), b_length = strcspn(b, ".");
+        int order = compare_part(a, a_length, b, b_length);
+        if (order != 0) {
+            return order;
+        }
+        if (!a[a_length] || !b[b_length]) {
+            return a[a_length] ? 1 : b[b_length] ? -1 : 0;
+        }
+        a += a_length + 1;
+        b += b_length + 1;
+    }
+}
+
+static int by_rank(const void *left, const void *right)
+{
+    const struct ranked *a = left, *b = right;
+    if (a->rank != b->rank) {
+        return a->rank < b->rank ? -1 : 1;
+    }
+    int order = a->rank == SIZE_MAX ? compare_natural(a->name, b->name) : 0;
+    return order ? order : a->number < b->number ? -1 : a->number > b->number;
+}
+
+/* A pickle holds the state dict's own order. A safetensors file does not: there names are taken in the order that the
+ * caller gives, and the rest in natural order. */
+static void order_tensors(struct conversion *c, struct ranked *order)
+{
+    const heft_checkpoint *ckpt = c->ckpt;
+    bool keep = c->options->order_count == 0;
+    for (size_t f = 0; f < ckpt->file_count; f++) {
+        keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
+    }
+    for (size_t i = 0; i < ckpt->count; i++) {
+        order[i] = (struct ranked){.rank = keep ? i : SIZE_MAX, .number = i, .name = ckpt->infos[i].name};
+    }
+    if (keep) {
+        return;
+    }
+    for (size_t i = 0; i < c->options->order_count; i++) {
+        size_t at = heft_checkpoint_find(ckpt, c->options->order[i]);
+        if (at != SIZE_MAX) {
+            order[at].rank = i;
+        }
+    }
+    qsort(order, ckpt->count, sizeof *order, by_rank);
+}
+
+/* ---- what is written ------------------------------------------------------------------------------------------ */
+static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, heft_error *err)
+{
+    const heft_tensor_info *info = &c->ckpt->infos[i];
+    heft__out_tensor *out = &c->tensors[c->count];
+    heft_dtype wanted = c->options->dtype;
+    bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && wanted != info->dtype &&
+                heft__cast_known(info->dtype, wanted);
+    *out = (heft__out_tensor){
+        .name = info->name,
+        .dtype = cast ? wanted : info->dtype,
+        .rank = info->rank,
+        .shape = info->shape,
+        .storage = storage,
+        .source = (void *)(uintptr_t)i,
+    };
+    if (!heft__shape_bytes(out->dtype, out->shape, out->rank, &out->size_bytes)) {
+        return heft__add_item(heft__fail(err, HEFT_LIMIT, "has over 2^64 bytes as %s",
+                                         heft_dtype_name(out->dtype)),
+                              err, info->name);
+    }
+    c->count++;
+    return HEFT_OK;
+}
+
+static heft_status plan_tensors(struct conversion *c, heft_error *err)
+{
+    const heft_checkpoint *ckpt = c->ckpt;
+    size_t *first = NULL;
+    struct ranked *order = heft__alloc_zero(c->ctx, ckpt->count, sizeof *order);
+    c->tensors = heft__arena_array(&c->arena, ckpt->count, sizeof *c->tensors);
+    heft_status status = order && c->tensors ? heft__checkpoint_aliases(ckpt, &first, err)
+                                             : heft__fail_nomem(err, ckpt->count * sizeof *order);
+    if (status == HEFT_OK) {
+        order_tensors(c, order);
+    }
+    for (size_t k = 0; k < ckpt->count && status == HEFT_OK; k++) {
+        size_t i = order[k].number;
+        if (first[i] != i && c->format == HEFT_FORMAT_SAFETENSORS) {
+            if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
+                            ckpt->infos[i].name, ckpt->infos[first[i]].name)) {
+                status = heft__fail_nomem(err, 0);
+            }
+            continue;
+        }
+        status = plan_tensor(c, i, first[i], err);
+    }
+    heft__free(c->ctx, first, ckpt->count * sizeof *first);
+    heft__free(c->ctx, order, ckpt->count * sizeof *order);
+    return status;
+}
+
+/* ---- side files -------------------------------------------------------------------------------------------------- */
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+/* Weights of any kind, indexes and hidden files stay behind. */
+static bool is_side_file(const char *name)
+{
+    static const char *const weights[] = {".safetensors", ".bin",  ".pt",   ".pth",  ".ckpt", ".h5",
+                                          ".msgpack",     ".onnx", ".gguf", ".ot",   ".npz",  ".tflite",
+                                          ".index.json"};
+    if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) {
+        if (ends_with(name, weights[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int by_name(const void *left, const void *right)
+{
+    return strcmp(((const heft__side_file *)left)->name, ((const heft__side_file *)right)->name);
+}
+
+static heft_status add_side(struct conversion *c, const char *name, heft_error *err)
+{
+    heft__side_file side = {.name = heft__arena_text(&c->arena, name, strlen(name)),
+                            .path = heft__path_join(&c->arena, c->ckpt->where.folder, name)};
+    if (!side.name || !side.path ||
+        !heft__array_reserve(c->ctx, (void **)&c->sides, c->side_count, &c->side_cap, sizeof side)) {
+        return heft__fail_nomem(err, 0);
+    }
+    c->sides[c->side_count++] = side;
+    return HEFT_OK;
+}
+
+/* After a cast the config must say the new dtype, or the next load would cast back. */
+static heft_status patch_config(struct conversion *c, heft__side_file *side, heft_error *err)
+{
+    char *text = NULL;
+    size_t length = 0;
+    heft__json_value *root = NULL;
+    const char *dtype = heft_dtype_name(c->options->dtype);
+    heft_status status = heft__read_file(&c->arena, side->path, heft__limits(c->ctx)->config_bytes, &text,
+                                         &length, err);
+    if (status == HEFT_OK) {
+        status = heft__json_parse(&c->arena, text, length, heft__limits(c->ctx)->json_depth, &root, err);
+    }
+    if (status != HEFT_OK || root->type != HEFT__JSON_TYPE_OBJECT) {
+        return heft__add_path(status, err, side->path);
+    }
+    const char *key = heft__json_member(root, "dtype") || !heft__json_member(root, "torch_dtype") ? "dtype"
+                                                                                                 : "torch_dtype";
+    heft__buffer out;
+    heft__buffer_init(&out, c->ctx);
+    if (!heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
+        status = heft__fail_nomem(err, 0);
+    } else {
+        heft__json_write_python(&out, root);
+        heft__buffer_byte(&out, '\n');
+        status = heft__buffer_check(&out, err);
+    }
+    char *copy = status == HEFT_OK ? heft__arena_text(&c->arena, (const char *)out.data, out.size) : NULL;
+    if (status == HEFT_OK && !copy) {
+        status = heft__fail_nomem(err, out.size);
+    }
+    if (copy) {
+        *side = (heft__side_file){.name = side->name, .bytes = copy, .length = out.size};
+    }
+    heft__buffer_fini(&out);
+    return status;
+}
+
+static heft_status collect_sides(struct conversion *c, const char *src, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    if (!heft__path_is_folder(src) && !c->ckpt->where.index) {
+        return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
+    }
+    DIR *folder = opendir(c->ckpt->where.folder);
+    for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
+         entry = readdir(folder)) {
+        const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, entry->d_name);
+        if (!path) {
+            status = heft__fail_nomem(err, 0);
+        } else if (is_side_file(entry->d_name) && heft__path_is_file(path)) {
+            status = add_side(c, entry->d_name, err);
+        }
+    }
+    if (folder) {
+        closedir(folder);
+    }
+    if (c->side_count) {
+        qsort(c->sides, c->side_count, sizeof *c->sides, by_name);
+    }
+    for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
+        if (c->options->dtype != HEFT_DTYPE_NONE && strcmp(c->sides[i].name, "config.json") == 0) {
+            status = patch_config(c, &c->sides[i], err);
+        }
+    }
+    return status;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------------------ */
+static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
+{
+    heft_format format = c->options->format;
+    if (format == HEFT_FORMAT_AUTO) {
+        bool safetensors = c->ckpt->files[0].info.format == HEFT_FORMAT_SAFETENSORS;
+        format = safetensors ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
+    }
+    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
+        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only", heft_format_name(format));
+    }
+    if (heft__path_same(c->ckpt->where.folder, dst)) {
+        return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err, dst);
+    }
+    if (c->options->dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, c->options->dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s", heft_dtype_name(c->options->dtype));
+    }
+    c->format = format;
+    return HEFT_OK;
+}
+
+static heft_status convert_open(struct conversion *c, const char *src, const char *dst,
+                                heft_write_report **report, heft_error *err)
+{
+    heft_status status = check_request(c, dst, err);
+    if (status == HEFT_OK) {
+        status = plan_tensors(c, err);
+    }
+    if (status == HEFT_OK) {
+        status = collect_sides(c, src, err);
+    }
+    for (size_t i = 0; i < c->ckpt->warnings.count && status == HEFT_OK; i++) {
+        if (!heft__warn(&c->warnings, "%s", c->ckpt->warnings.lines[i])) {
+            status = heft__fail_nomem(err, 0);
+        }
+    }
+    if (status == HEFT_OK) {
+        c->raw_bytes = HEFT__PIECE_BYTES < heft__staging_bytes(c->ctx) / 4 ? HEFT__PIECE_BYTES
+                                                                          : heft__staging_bytes(c->ctx) / 4;
+        c->raw = heft__alloc(c->ctx, c->raw_bytes);
+        status = c->raw ? HEFT_OK : heft__fail_nomem(err, c->raw_bytes);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    heft__write_job job = {
+        .dst = dst,
+        .format = c->format,
+        .variant = c->options->variant,
+        .max_shard_bytes = c->options->max_shard_bytes,
+        .force = c->options->force,
+        .dry_run = c->options->dry_run,
+        .tensors = c->tensors,
+        .count = c->count,
+        .total_parameters = c->options->total_parameters,
+        .sides = c->sides,
+        .side_count = c->side_count,
+        .read = read_piece,
+        .user = c,
+        .warnings = c->warnings.lines,
+        .warning_count = c->warnings.count,
+    };
+    return heft__write_checkpoint(c->ctx, &job, report, err);
+}
+
+heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src, const char *dst,
+                                    const heft_convert_options *options, heft_write_report **report,
+                                    heft_error *err)
+{
+    const heft_convert_options standard = {0};
+    heft_checkpoint *ckpt = NULL;
+    if (!ctx || !src || !dst) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, source or destination is NULL");
+    }
+    options = options ? options : &standard;
+    heft_status status = heft_checkpoint_open(ctx, src, &options->source, &ckpt, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    struct conversion c = {.ctx = ctx, .ckpt = ckpt, .options = options};
+    heft__arena_init(&c.arena, ctx);
+    heft__warnings_init(&c.warnings, &c.arena);
+    status = convert_open(&c, src, dst, report, err);
+    heft__tensor_reader_free(c.reader);
+    heft__free(ctx, c.raw, c.raw_bytes);
+    heft__free(ctx, c.sides, c.side_cap * sizeof *c.sides);
+    heft__arena_fini(&c.arena);
+    heft_checkpoint_close(ckpt);
+    return status;
+}

@@ -1,0 +1,179 @@
+/* manifest.c - {"files": {NAME: {"bytes": N, "sha256": HEX}}, "version": 1}
+ *
+ * SHA-256 is what the hub names large files by, so that a manifest can be compared with it by eye. The hash is OpenSSL's.
+ * Source: docs/commands/verify.md. */
+#include "checkpoint/manifest.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#ifdef HEFT_HAVE_OPENSSL
+#include <openssl/evp.h>
+#endif
+
+#define HEX_BYTES 65
+
+#ifdef HEFT_HAVE_OPENSSL
+static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, size_t scratch_bytes,
+                             uint64_t *size, char hex[HEX_BYTES], heft_error *err)
+{
+    heft__source *source = NULL;
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned length = 0;
+    heft_status status = heft__source_open(ctx, path, &source, err);
+    EVP_MD_CTX *hash = EVP_MD_CTX_new();
+    if (status == HEFT_OK && (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)) {
+        status = heft__fail(err, HEFT_UNSUPPORTED, "SHA-256 cannot be had from OpenSSL");
+    }
+    *size = status == HEFT_OK ? heft__source_size(source) : 0;
+    for (uint64_t done = 0; done < *size && status == HEFT_OK;) {
+        size_t piece = *size - done < scratch_bytes ? (size_t)(*size - done) : scratch_bytes;
+        status = heft__source_read(source, done, scratch, piece, err);
+        if (status == HEFT_OK) {
+            EVP_DigestUpdate(hash, scratch, piece);
+            done += piece;
+            status = heft__tell_progress(ctx, "hashing", done, *size, err);
+        }
+    }
+    if (status == HEFT_OK) {
+        EVP_DigestFinal_ex(hash, digest, &length);
+        for (unsigned i = 0; i < 32 && i < length; i++) {
+            snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+        }
+    }
+    EVP_MD_CTX_free(hash);
+    heft__source_unref(source);
+    return status;
+}
+#else
+static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, size_t scratch_bytes,
+                             uint64_t *size, char hex[HEX_BYTES], heft_error *err)
+{
+    (void)ctx, (void)scratch, (void)scratch_bytes, (void)size, (void)hex;
+    return heft__add_path(heft__fail(err, HEFT_UNSUPPORTED, "manifests need heft built with OpenSSL"), err, path);
+}
+#endif
+
+static heft_status compare_entry(heft__arena *arena, const char *folder, const heft__json_value *entry,
+                                 void *scratch, size_t scratch_bytes, heft__manifest_fn differs, void *user,
+                                 heft_error *err)
+{
+    const heft__json_value *sha = heft__json_member(entry, "sha256");
+    const char *path = heft__path_join(arena, folder, entry->key);
+    char hex[HEX_BYTES] = "";
+    uint64_t size, said;
+    if (!path) {
+        return heft__fail_nomem(err, 0);
+    }
+    if (strchr(entry->key, '/') || !sha || sha->type != HEFT__JSON_TYPE_STRING ||
+        !heft__json_as_u64(heft__json_member(entry, "bytes"), &said)) {
+        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "no entry of a manifest");
+    }
+    if (!heft__path_exists(path)) {
+        return differs(user, entry->key, "is in the manifest, but not here", err);
+    }
+    heft_status status = hash_file(arena->ctx, path, scratch, scratch_bytes, &size, hex, err);
+    if (status == HEFT_OK && size != said) {
+        return differs(user, entry->key, heft__arena_format(arena, "has %llu bytes, the manifest says %llu",
+                                                            (unsigned long long)size, (unsigned long long)said),
+                       err);
+    }
+    if (status == HEFT_OK && strcmp(hex, sha->text) != 0) {
+        return differs(user, entry->key, heft__arena_format(arena, "has sha256 %s, the manifest says %.64s", hex,
+                                                            sha->text),
+                       err);
+    }
+    return status;
+}
+
+heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const char *folder, void *scratch,
+                                   size_t scratch_bytes, heft__manifest_fn differs, void *user, heft_error *err)
+{
+    heft__arena arena;
+    char *text = NULL;
+    size_t length = 0;
+    heft__json_value *root = NULL;
+    heft__arena_init(&arena, ctx);
+    heft_status status =
+        heft__read_file(&arena, manifest, heft__limits(ctx)->index_bytes, &text, &length, err);
+    if (status == HEFT_OK) {
+        status = heft__json_parse(&arena, text, length, heft__limits(ctx)->json_depth, &root, err);
+    }
+    const heft__json_value *files = status == HEFT_OK ? heft__json_member(root, "files") : NULL;
+    if (status == HEFT_OK && (!files || files->type != HEFT__JSON_TYPE_OBJECT)) {
+        status = heft__fail_at(err, HEFT_FORMAT, 0, "field 'files' is missing or no object");
+    }
+    for (const heft__json_value *entry = files ? files->first : NULL; entry && status == HEFT_OK;
+         entry = entry->next) {
+        status = compare_entry(&arena, folder, entry, scratch, scratch_bytes, differs, user, err);
+    }
+    heft__arena_fini(&arena);
+    return heft__add_path(status, err, manifest);
+}
+
+static heft_status add_entry(heft__arena *arena, heft__json_value *files, const char *folder, const char *name,
+                             void *scratch, size_t scratch_bytes, heft_error *err)
+{
+    char hex[HEX_BYTES] = "";
+    uint64_t size = 0;
+    const char *path = heft__path_join(arena, folder, name);
+    heft_status status = path ? hash_file(arena->ctx, path, scratch, scratch_bytes, &size, hex, err)
+                              : heft__fail_nomem(err, 0);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    heft__json_value *entry = heft__json_new_object(arena);
+    char *bytes = heft__arena_format(arena, "%llu", (unsigned long long)size);
+    bool done = entry && bytes &&
+                heft__json_set(arena, entry, "bytes", heft__json_new_number(arena, bytes)) &&
+                heft__json_set(arena, entry, "sha256", heft__json_new_string(arena, hex)) &&
+                heft__json_set(arena, files, name, entry);
+    return done ? HEFT_OK : heft__fail_nomem(err, 0);
+}
+
+static heft_status write_text(heft__arena *arena, const char *path, const heft__json_value *root,
+                              heft_error *err)
+{
+    heft__buffer text;
+    heft__buffer_init(&text, arena->ctx);
+    heft__json_write_python(&text, root);
+    heft__buffer_byte(&text, '\n');
+    heft_status status = heft__buffer_check(&text, err);
+    const char *temporary = heft__arena_format(arena, "%s.heft-tmp-%ld", path, (long)getpid());
+    FILE *file = status == HEFT_OK && temporary ? fopen(temporary, "wxe") : NULL;
+    if (status == HEFT_OK && !file) {
+        status = heft__fail_errno(err, errno, "cannot write the manifest");
+    }
+    if (file) {
+        bool put = fwrite(text.data, 1, text.size, file) == text.size;
+        put = fflush(file) == 0 && fsync(fileno(file)) == 0 && put;
+        put = fclose(file) == 0 && put;
+        if (!put || rename(temporary, path) != 0) {
+            status = heft__fail_errno(err, errno, "cannot write the manifest");
+            (void)unlink(temporary);
+        }
+    }
+    heft__buffer_fini(&text);
+    return status;
+}
+
+heft_status heft__manifest_write(heft_ctx *ctx, const char *manifest, const char *folder, const char *const *names,
+                                 size_t count, void *scratch, size_t scratch_bytes, heft_error *err)
+{
+    heft__arena arena;
+    heft__arena_init(&arena, ctx);
+    heft__json_value *root = heft__json_new_object(&arena), *files = heft__json_new_object(&arena);
+    heft_status status = root && files && heft__json_set(&arena, root, "files", files) &&
+                                 heft__json_set(&arena, root, "version", heft__json_new_number(&arena, "1"))
+                             ? HEFT_OK
+                             : heft__fail_nomem(err, 0);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status = add_entry(&arena, files, folder, names[i], scratch, scratch_bytes, err);
+    }
+    if (status == HEFT_OK) {
+        status = write_text(&arena, manifest, root, err);
+    }
+    heft__arena_fini(&arena);
+    return heft__add_path(status, err, manifest);
+}

@@ -1,0 +1,72 @@
+/* cmd_init.c - heft init CONFIG DST: a model with random weights, saved without ever being held. */
+#include "cli/cli.h"
+
+#define OPTIONS(X)                                                                                 \
+    X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
+    X(SEED, "seed", "N", "of the random numbers (0)")                                              \
+    X(DTYPE, "dtype", "D", "of the weights (the config's, else float32)")                          \
+    X(MAX_SHARD_SIZE, "max-shard-size", "S", "200MB, 5GiB, ... (50GB)")                            \
+    X(FORMAT, "format", "F", "safetensors or bin (safetensors)")                                   \
+    X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
+    X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+struct request {
+    heft_init_options init;
+    heft_save_options save;
+    heft_dtype dtype;
+};
+
+static bool read_options(const cli_run *run, struct request *request, heft_error *err)
+{
+    request->save.variant = run->values[OPTION_VARIANT];
+    request->save.force = run->values[OPTION_FORCE] != NULL;
+    return cli_value_seed(run, OPTION_SEED, &request->init.seed, err) &&
+           cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err) &&
+           cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->save.max_shard_bytes, err) &&
+           cli_value_format(run, OPTION_FORMAT, &request->save.format, err);
+}
+
+static int run_init(cli_run *run)
+{
+    struct request request = {0};
+    heft_error err = {0};
+    heft_config *config = NULL;
+    heft_model *model = NULL;
+    heft_write_report *report = NULL;
+    if (!read_options(run, &request, &err)) {
+        return cli_fail(run, &err);
+    }
+    heft_status status = heft_config_read(run->ctx, run->arguments[0], &config, &err);
+    if (status == HEFT_OK) {
+        heft_dtype dtype = request.dtype ? request.dtype : heft_config_dtype(config);
+        status =
+            heft_model_create(run->ctx, config, run->values[OPTION_CLASS], dtype, &model, &err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_model_save_random(model, run->arguments[1], &request.init, &request.save,
+                                        &report, &err);
+    }
+    int code = status == HEFT_OK ? cli_print_written(run, report, heft_model_elements(model), false)
+                                 : cli_fail(run, &err);
+    heft_write_report_free(report);
+    heft_model_free(model);
+    heft_config_free(config);
+    return code;
+}
+
+const cli_command cli_cmd_init = {
+    .name = "init",
+    .arguments = "CONFIG DST",
+    .argument_count = 2,
+    .summary = "Create a model with random weights and save it",
+    .about = "CONFIG is a config.json or a folder that holds one, DST the folder to write.\n"
+             "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
+             "bytes.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .run = run_init,
+};

@@ -1,0 +1,323 @@
+/* cmd_inspect.c - heft inspect PATH: what is in a checkpoint; of a config.json alone: the empty
+ * model, as it would be saved. */
+#include "cli/cli.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define OPTIONS(X)                                                                                 \
+    X(CLASS, "class", "NAME", "of the empty model (the config's own)")                             \
+    X(TREE, "tree", NULL, "modules with their sums instead of the tensors")                        \
+    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
+    X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+static void put_files(cli_json *json, const heft_checkpoint *ckpt)
+{
+    cli_json_open(json, "files", '[');
+    for (size_t i = 0; ckpt && i < heft_checkpoint_file_count(ckpt); i++) {
+        const heft_file_info *file = heft_checkpoint_file(ckpt, i);
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "name", file->name);
+        cli_json_u64(json, "bytes", file->size_bytes);
+        cli_json_u64(json, "tensors", file->tensors);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
+static void put_tensors(cli_json *json, const cli_listing *list)
+{
+    cli_json_open(json, "tensors", '[');
+    for (size_t i = 0; i < list->count; i++) {
+        const heft_tensor_info *info = &list->infos[i];
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "name", info->name);
+        cli_json_string(json, "dtype", heft_dtype_name(info->dtype));
+        cli_json_shape(json, "shape", info->shape, info->rank);
+        cli_json_string(json, "file", info->file);
+        if (info->offset == HEFT_NO_OFFSET) {
+            cli_json_null(json, "offset");
+        } else {
+            cli_json_u64(json, "offset", info->offset);
+        }
+        cli_json_u64(json, "bytes", info->size_bytes);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
+static void put_ties(cli_json *json, const cli_listing *list)
+{
+    size_t begin = 0;
+    cli_json_open(json, "tied", '[');
+    for (size_t g = 0; g < list->tied_count; g++) {
+        cli_json_strings(json, NULL, list->tied + begin, list->tied_ends[g] - begin);
+        begin = list->tied_ends[g];
+    }
+    cli_json_close(json, ']');
+}
+
+static void put_metadata(cli_json *json, const heft_checkpoint *ckpt)
+{
+    const char *key, *value;
+    cli_json_open(json, "metadata", '{');
+    for (size_t i = 0; ckpt && (key = heft_checkpoint_metadata(ckpt, i, &value)); i++) {
+        cli_json_string(json, key, value);
+    }
+    cli_json_close(json, '}');
+}
+
+static void put_lines(cli_json *json, const char *key, const heft_checkpoint *ckpt,
+                      const char *(*line)(const heft_checkpoint *, size_t))
+{
+    const char *text;
+    cli_json_open(json, key, '[');
+    for (size_t i = 0; ckpt && (text = line(ckpt, i)); i++) {
+        cli_json_string(json, NULL, text);
+    }
+    cli_json_close(json, ']');
+}
+
+static bool print_json(const cli_run *run, const cli_listing *list)
+{
+    cli_json json = {.out = stdout};
+    bool good = true;
+    cli_json_open(&json, NULL, '{');
+    cli_json_string(&json, "format", list->format);
+    if (list->model) {
+        cli_json_string(&json, "class", heft_model_class(list->model));
+        cli_json_string(&json, "model_type", heft_model_type(list->model));
+    }
+    cli_json_string(&json, "index", list->ckpt ? heft_checkpoint_index(list->ckpt) : NULL);
+    put_files(&json, list->ckpt);
+    put_tensors(&json, list);
+    put_ties(&json, list);
+    put_metadata(&json, list->ckpt);
+    cli_json_u64(&json, "total_size", list->total_size);
+    cli_json_u64(&json, "total_parameters", list->total_parameters);
+    put_lines(&json, "skipped", list->ckpt, heft_checkpoint_skipped);
+    put_lines(&json, "warnings", list->ckpt, heft_checkpoint_warning);
+    if (run->values[OPTION_TREE]) {
+        good = cli_tree_json(list, &json, "tree");
+    }
+    cli_json_close(&json, '}');
+    cli_json_end(&json);
+    return good;
+}
+
+/* ---- text ------------------------------------------------------------------------------------ */
+static void print_pair(const char *label, const char *text)
+{
+    printf("%-11s ", label);
+    cli_put(stdout, text);
+    putchar('\n');
+}
+
+static void print_summary(const cli_listing *list)
+{
+    char bytes[32], number[32];
+    print_pair("format", list->format);
+    if (list->model) {
+        print_pair("class", heft_model_class(list->model));
+    }
+    if (list->ckpt && heft_checkpoint_index(list->ckpt)) {
+        print_pair("index", heft_checkpoint_index(list->ckpt));
+    }
+    printf("tensors     %zu\n", list->count);
+    printf("parameters  %s\n", cli_grouped(list->total_parameters, number));
+    printf("total       %s (%s bytes)\n", cli_bytes(list->total_size, bytes),
+           cli_grouped(list->total_size, number));
+    const char *key, *value, *skipped;
+    for (size_t i = 0; list->ckpt && (key = heft_checkpoint_metadata(list->ckpt, i, &value)); i++) {
+        printf("metadata    ");
+        cli_put(stdout, key);
+        fputs(" = ", stdout);
+        cli_put(stdout, value);
+        putchar('\n');
+    }
+    for (size_t i = 0; list->ckpt && (skipped = heft_checkpoint_skipped(list->ckpt, i)); i++) {
+        print_pair("skipped", skipped);
+    }
+    size_t begin = 0;
+    for (size_t g = 0; g < list->tied_count; g++) {
+        printf("tied        ");
+        for (size_t i = begin; i < list->tied_ends[g]; i++) {
+            fputs(i > begin ? " = " : "", stdout);
+            cli_put(stdout, list->tied[i]);
+        }
+        begin = list->tied_ends[g];
+        putchar('\n');
+    }
+}
+
+static bool print_files(const heft_checkpoint *ckpt)
+{
+    static const char *const titles[] = {"file", ">tensors", ">bytes"};
+    cli_table table = {.titles = titles, .columns = 3, .has_head = true};
+    char text[32];
+    for (size_t i = 0; i < heft_checkpoint_file_count(ckpt); i++) {
+        const heft_file_info *file = heft_checkpoint_file(ckpt, i);
+        cli_table_add(&table, file->name);
+        cli_table_add(&table, cli_grouped(file->tensors, text));
+        cli_table_add(&table, cli_grouped(file->size_bytes, text));
+    }
+    return cli_table_print(&table, 0, stdout);
+}
+
+static bool print_tensors(const cli_listing *list)
+{
+    static const char *const stored[] = {"tensor", "dtype", "shape", ">bytes", "file", ">offset"};
+    cli_table table = {.titles = stored, .columns = list->ckpt ? 6 : 4, .has_head = true};
+    char text[32], shape[256];
+    for (size_t i = 0; i < list->count; i++) {
+        const heft_tensor_info *info = &list->infos[i];
+        cli_table_add(&table, info->name);
+        cli_table_add(&table, heft_dtype_name(info->dtype));
+        cli_table_add(&table, cli_shape(info->shape, info->rank, shape));
+        cli_table_add(&table, cli_grouped(info->size_bytes, text));
+        if (list->ckpt) {
+            snprintf(text, sizeof text, info->offset == HEFT_NO_OFFSET ? "-" : "%" PRIu64,
+                     info->offset);
+            cli_table_add(&table, info->file);
+            cli_table_add(&table, text);
+        }
+    }
+    return cli_table_print(&table, 0, stdout);
+}
+
+static bool print_text(cli_run *run, const cli_listing *list)
+{
+    const char *warning;
+    for (size_t i = 0; list->ckpt && (warning = heft_checkpoint_warning(list->ckpt, i)); i++) {
+        cli_warn(run, warning);
+    }
+    print_summary(list);
+    if (list->ckpt) {
+        putchar('\n');
+        if (!print_files(list->ckpt)) {
+            return false;
+        }
+    }
+    putchar('\n');
+    return run->values[OPTION_TREE] ? cli_tree_print(list, stdout) : print_tensors(list);
+}
+
+static int print_listing(cli_run *run, cli_listing *list, bool good)
+{
+    good = good && (run->json ? print_json(run, list) : print_text(run, list));
+    cli_listing_fini(list);
+    return good ? 0 : cli_fail_nomem(run);
+}
+
+/* ---- the empty model ------------------------------------------------------------------------- */
+static bool is_folder(const char *path)
+{
+    struct stat facts;
+    return stat(path, &facts) == 0 && S_ISDIR(facts.st_mode);
+}
+
+/* A .json that is no index, by its name. */
+static bool is_config(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t length = strlen(name);
+    return length > 5 && strcmp(name + length - 5, ".json") == 0 && !strstr(name, ".index.") &&
+           !is_folder(path);
+}
+
+static int inspect_model(cli_run *run, const char *path, heft_format format)
+{
+    heft_error err = {0};
+    heft_config *config = NULL;
+    heft_model *model = NULL;
+    int code;
+    heft_status status = heft_config_read(run->ctx, path, &config, &err);
+    if (status == HEFT_OK) {
+        status = heft_model_create(run->ctx, config, run->values[OPTION_CLASS],
+                                   heft_config_dtype(config), &model, &err);
+    }
+    if (status == HEFT_OK) {
+        cli_listing list;
+        bool good = cli_listing_of_model(
+            &list, model, format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : format);
+        code = print_listing(run, &list, good);
+    } else {
+        code = cli_fail(run, &err);
+    }
+    heft_model_free(model);
+    heft_config_free(config);
+    return code;
+}
+
+/* The config.json of a folder in which nothing was found that could hold weights; owned, NULL if
+ * there is none. A missing shard is not found either, but there the error names the shard. */
+static char *config_instead(const heft_checkpoint_options *request, const heft_error *err)
+{
+    char *path = NULL;
+    if (err->status != HEFT_NOT_FOUND || request->variant || !is_folder(err->path) ||
+        asprintf(&path, "%s/config.json", err->path) < 0) {
+        return NULL;
+    }
+    struct stat facts;
+    if (stat(path, &facts) != 0) {
+        free(path);
+        return NULL;
+    }
+    return path;
+}
+
+/* ---- the command ----------------------------------------------------------------------------- */
+static int inspect_checkpoint(cli_run *run, const char *path,
+                              const heft_checkpoint_options *request)
+{
+    heft_error err = {0};
+    heft_checkpoint *ckpt = NULL;
+    if (heft_checkpoint_open(run->ctx, path, request, &ckpt, &err) != HEFT_OK) {
+        char *config = config_instead(request, &err);
+        int code = config ? inspect_model(run, config, request->prefer) : cli_fail(run, &err);
+        free(config);
+        return code;
+    }
+    if (run->values[OPTION_CLASS]) {
+        cli_warn(run, "--class is of no use: there are weights here");
+    }
+    cli_listing list;
+    bool good = cli_listing_of_checkpoint(&list, ckpt);
+    int code = print_listing(run, &list, good);
+    heft_checkpoint_close(ckpt);
+    return code;
+}
+
+static int run_inspect(cli_run *run)
+{
+    const char *path = run->arguments[0];
+    heft_error err = {0};
+    heft_checkpoint_options request = {.variant = run->values[OPTION_VARIANT],
+                                       .subfolder = run->values[OPTION_SUBFOLDER]};
+    if (!cli_value_format(run, OPTION_FORMAT, &request.prefer, &err)) {
+        return cli_fail(run, &err);
+    }
+    return is_config(path) ? inspect_model(run, path, request.prefer)
+                           : inspect_checkpoint(run, path, &request);
+}
+
+const cli_command cli_cmd_inspect = {
+    .name = "inspect",
+    .arguments = "PATH",
+    .argument_count = 1,
+    .summary = "Tell what is in a checkpoint, or what a config.json would make",
+    .about = "PATH is a checkpoint folder, one weight file or an index file. Of a config.json, or "
+             "of a folder that holds\n"
+             "one and no weights, the empty model is shown as it would be saved.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .run = run_inspect,
+};

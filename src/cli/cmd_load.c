@@ -1,0 +1,228 @@
+/* cmd_load.c - heft load PATH: instantiate a model and say how it went. */
+#include "cli/cli.h"
+
+#include <stdlib.h>
+
+#define OPTIONS(X)                                                                                 \
+    X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
+    X(DTYPE, "dtype", "D", "of the weights; auto: as the config, else the files say (auto)")       \
+    X(MODE, "mode", "M", "map, copy, or auto: mapped where that is possible (auto)")               \
+    X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
+    X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
+      "initialise what has another shape")                                                         \
+    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
+    X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")             \
+    X(TOUCH, "touch", NULL, "bring every byte into memory")                                        \
+    X(SEED, "seed", "N", "of the random numbers for what is missing (0)")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+static void put_mismatches(cli_json *json, const heft_load_report *report)
+{
+    cli_json_open(json, "mismatched", '[');
+    for (size_t i = 0; i < report->mismatched_count; i++) {
+        const heft_mismatch *mismatch = &report->mismatched[i];
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "name", mismatch->name);
+        cli_json_shape(json, "checkpoint", mismatch->checkpoint_shape, mismatch->checkpoint_rank);
+        cli_json_shape(json, "model", mismatch->model_shape, mismatch->model_rank);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
+/* `err` is NULL, or goes into the same document: a refused load has a report too. */
+static void print_json(const cli_run *run, const heft_load_report *report, const heft_error *err)
+{
+    cli_json json = {.out = stdout};
+    cli_json_open(&json, NULL, '{');
+    if (err) {
+        cli_json_error(&json, err);
+    }
+    cli_json_string(&json, "class", report->class_name);
+    cli_json_string(&json, "model_type", report->model_type);
+    cli_json_u64(&json, "parameters", report->parameters);
+    cli_json_u64(&json, "bytes", report->bytes);
+    cli_json_string(&json, "dtype", heft_dtype_name(report->dtype));
+    cli_json_string(&json, "mode", report->mode);
+    cli_json_string(&json, "strategy", report->strategy);
+    cli_json_strings(&json, "missing", report->missing, report->missing_count);
+    cli_json_strings(&json, "unexpected", report->unexpected, report->unexpected_count);
+    put_mismatches(&json, report);
+    cli_json_strings(&json, "initialized", report->initialized, report->initialized_count);
+    cli_json_open(&json, "tied", '[');
+    for (size_t i = 0; i < report->tied_count; i++) {
+        cli_json_strings(&json, NULL, report->tied[i].names, report->tied[i].count);
+    }
+    cli_json_close(&json, ']');
+    cli_json_open(&json, "device_map", '{');
+    cli_json_string(&json, "", "cpu");
+    cli_json_close(&json, '}');
+    cli_json_u64(&json, "mapped_bytes", report->mapped_bytes);
+    cli_json_u64(&json, "copied_bytes", report->copied_bytes);
+    cli_json_u64(&json, "initialized_bytes", report->initialized_bytes);
+    cli_json_strings(&json, "warnings", report->warnings, report->warning_count);
+    cli_json_double(&json, "seconds", report->seconds);
+    cli_json_memory(&json, "memory", &run->memory);
+    cli_json_close(&json, '}');
+    cli_json_end(&json);
+}
+
+/* ---- text ------------------------------------------------------------------------------------ */
+static bool add_rows(cli_table *table, const char *what, const char *const *names,
+                     const char *const *notes, size_t count)
+{
+    size_t folded = 0;
+    cli_folded *rows = cli_names_fold(names, notes, count, &folded);
+    for (size_t i = 0; rows && i < folded; i++) {
+        cli_table_add(table, what);
+        cli_table_add(table, rows[i].name);
+        cli_table_add(table, rows[i].note ? rows[i].note : "");
+    }
+    cli_names_free(rows, folded);
+    return rows != NULL;
+}
+
+static bool add_mismatches(cli_table *table, const heft_load_report *report)
+{
+    const size_t count = report->mismatched_count;
+    const char **names = calloc(count + 1, sizeof *names);
+    char **notes = calloc(count + 1, sizeof *notes);
+    bool good = names && notes;
+    for (size_t i = 0; good && i < count; i++) {
+        const heft_mismatch *mismatch = &report->mismatched[i];
+        char theirs[256], ours[256];
+        cli_shape(mismatch->checkpoint_shape, mismatch->checkpoint_rank, theirs);
+        cli_shape(mismatch->model_shape, mismatch->model_rank, ours);
+        names[i] = mismatch->name;
+        good = asprintf(&notes[i], "%s in the checkpoint, %s in the model", theirs, ours) >= 0;
+    }
+    good = good && add_rows(table, "MISMATCH   ", names, (const char *const *)notes, count);
+    for (size_t i = 0; notes && i < count; i++) {
+        free(notes[i]);
+    }
+    free(notes);
+    free(names);
+    return good;
+}
+
+static bool print_names(const heft_load_report *report)
+{
+    static const char *const titles[] = {"", "", ""};
+    cli_table table = {.titles = titles, .columns = 3};
+    bool good =
+        add_rows(&table, "UNEXPECTED ", report->unexpected, NULL, report->unexpected_count) &&
+        add_rows(&table, "MISSING    ", report->missing, NULL, report->missing_count) &&
+        add_mismatches(&table, report);
+    return cli_table_print(&table, 0, stdout) && good;
+}
+
+static void print_ties(const heft_load_report *report)
+{
+    for (size_t i = 0; i < report->tied_count; i++) {
+        printf("tied         ");
+        for (size_t k = 0; k < report->tied[i].count; k++) {
+            fputs(k ? " = " : "", stdout);
+            cli_put(stdout, report->tied[i].names[k]);
+        }
+        putchar('\n');
+    }
+}
+
+static bool print_text(const cli_run *run, const heft_load_report *report)
+{
+    char number[32], bytes[32], memory[128];
+    printf("class        ");
+    cli_put(stdout, report->class_name);
+    printf(" (");
+    cli_put(stdout, report->model_type);
+    printf(")\nparameters   %s\n", cli_grouped(report->parameters, number));
+    printf("size         %s (%s bytes)\n", cli_bytes(report->bytes, bytes),
+           cli_grouped(report->bytes, number));
+    printf("dtype        %s\n", heft_dtype_name(report->dtype));
+    printf("mode         %s\nstrategy     ", report->mode);
+    cli_put(stdout, report->strategy);
+    putchar('\n');
+    if (!print_names(report)) {
+        return false;
+    }
+    printf("initialised  %zu tensor%s\n", report->initialized_count,
+           report->initialized_count == 1 ? "" : "s");
+    print_ties(report);
+    printf("time         %.3f s\n", report->seconds);
+    printf("memory       %s\n", cli_memory_text(&run->memory, memory));
+    return true;
+}
+
+/* ---- the command ----------------------------------------------------------------------------- */
+static bool read_options(const cli_run *run, heft_load_options *request, heft_error *err)
+{
+    request->class_name = run->values[OPTION_CLASS];
+    request->strict = run->values[OPTION_STRICT] != NULL;
+    request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
+    request->touch = run->values[OPTION_TOUCH] != NULL;
+    request->checkpoint.variant = run->values[OPTION_VARIANT];
+    request->checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
+    return cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&
+           cli_value_mode(run, OPTION_MODE, &request->mode, err) &&
+           cli_value_format(run, OPTION_FORMAT, &request->checkpoint.prefer, err) &&
+           cli_value_seed(run, OPTION_SEED, &request->seed, err);
+}
+
+/* The report of a load that went well (err is NULL) or was refused for what the report says. */
+static int print_report(cli_run *run, const heft_load_report *report, const heft_error *err)
+{
+    for (size_t i = 0; i < report->warning_count; i++) {
+        cli_warn(run, report->warnings[i]);
+    }
+    if (run->json) {
+        print_json(run, report, err);
+        return err ? heft_status_exit_code(err->status) : 0;
+    }
+    if ((!run->quiet || err) && !print_text(run, report)) {
+        return cli_fail_nomem(run);
+    }
+    return err ? cli_fail(run, err) : 0;
+}
+
+static int run_load(cli_run *run)
+{
+    heft_load_options request = {0};
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_load_report *report = NULL;
+    if (!read_options(run, &request, &err)) {
+        return cli_fail(run, &err);
+    }
+    heft_status status =
+        heft_model_load(run->ctx, run->arguments[0], &request, &model, &report, &err);
+    cli_memory_finish(&run->memory); /* while the model is there */
+    cli_progress_clear(run);
+    int code;
+    if (status == HEFT_OK) {
+        code = print_report(run, report, NULL);
+    } else if (status == HEFT_MISMATCH && report) {
+        code = print_report(run, report, &err);
+    } else {
+        code = cli_fail(run, &err);
+    }
+    heft_load_report_free(report);
+    heft_model_free(model);
+    return code;
+}
+
+const cli_command cli_cmd_load = {
+    .name = "load",
+    .arguments = "PATH",
+    .argument_count = 1,
+    .summary = "Instantiate a model and say how it went",
+    .about = "PATH is a checkpoint folder, one weight file or an index file, with a config.json "
+             "beside it.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .run = run_load,
+};

@@ -1,0 +1,168 @@
+/* cmd_verify.c - heft verify PATH: is a checkpoint whole and sound? */
+#include "cli/cli.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define OPTIONS(X)                                                                                 \
+    X(DEEP, "deep", NULL, "read every byte: checksums, NaN and infinities")                        \
+    X(MANIFEST, "manifest", "FILE", "compare with what --write-manifest noted")                    \
+    X(WRITE_MANIFEST, "write-manifest", "[FILE]",                                                  \
+      "note sizes and checksums (heft-manifest.json in the folder)")                               \
+    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+static void print_json(cli_run *run, const heft_verify_report *report)
+{
+    cli_json json = {.out = stdout};
+    cli_json_open(&json, NULL, '{');
+    cli_json_bool(&json, "ok", report->ok);
+    cli_json_open(&json, "problems", '[');
+    for (size_t i = 0; i < report->problem_count; i++) {
+        const heft_problem *problem = &report->problems[i];
+        cli_json_open(&json, NULL, '{');
+        cli_json_string(&json, "kind", problem->kind);
+        cli_json_string(&json, "file", problem->file);
+        cli_json_string(&json, "tensor", problem->tensor);
+        if (problem->offset == HEFT_NO_OFFSET) {
+            cli_json_null(&json, "offset");
+        } else {
+            cli_json_u64(&json, "offset", problem->offset);
+        }
+        cli_json_string(&json, "message", problem->message);
+        cli_json_bool(&json, "fatal", problem->fatal);
+        cli_json_close(&json, '}');
+    }
+    cli_json_close(&json, ']');
+    cli_json_u64(&json, "files", report->file_count);
+    cli_json_u64(&json, "tensors", report->tensor_count);
+    cli_json_u64(&json, "bytes_read", report->bytes_read);
+    cli_json_double(&json, "seconds", cli_now() - run->started);
+    cli_json_memory(&json, "memory", &run->memory);
+    cli_json_close(&json, '}');
+    cli_json_end(&json);
+}
+
+/* "crc: pytorch_model.bin: archive/data/0: byte 704: ...", and "note: " in front of what is not
+ * fatal. */
+static void print_problem(const heft_problem *problem)
+{
+    const char *parts[] = {problem->kind, problem->file, problem->tensor};
+    fputs(problem->fatal ? "" : "note: ", stdout);
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (parts[i] && *parts[i]) {
+            cli_put(stdout, parts[i]);
+            fputs(": ", stdout);
+        }
+    }
+    if (problem->offset != HEFT_NO_OFFSET) {
+        printf("byte %" PRIu64 ": ", problem->offset);
+    }
+    cli_put(stdout, problem->message);
+    putchar('\n');
+}
+
+static void print_text(cli_run *run, const heft_checkpoint_options *source,
+                       const heft_verify_report *report)
+{
+    size_t fatal = 0;
+    for (size_t i = 0; i < report->problem_count; i++) {
+        fatal += report->problems[i].fatal;
+        if (report->problems[i].fatal || !run->quiet) {
+            print_problem(&report->problems[i]);
+        }
+    }
+    if (run->quiet) {
+        return;
+    }
+    if (!report->ok) {
+        printf("not sound: %zu problem%s\n", fatal, fatal == 1 ? "" : "s");
+        return;
+    }
+    heft_checkpoint *ckpt = NULL;
+    printf("ok: %zu file%s, %zu tensor%s", report->file_count, report->file_count == 1 ? "" : "s",
+           report->tensor_count, report->tensor_count == 1 ? "" : "s");
+    if (heft_checkpoint_open(run->ctx, run->arguments[0], source, &ckpt, NULL) == HEFT_OK) {
+        printf(", %" PRIu64 " bytes", heft_checkpoint_total_bytes(ckpt));
+    }
+    putchar('\n');
+    heft_checkpoint_close(ckpt);
+}
+
+/* heft-manifest.json in the folder that holds the files; owned. The checkpoint may be too broken to
+ * be opened and asked. */
+static char *standard_manifest(const char *path, const char *subfolder)
+{
+    static const char name[] = "heft-manifest.json";
+    struct stat facts;
+    char *at = NULL, *manifest = NULL;
+    if (asprintf(&at, "%s%s%s", path, subfolder ? "/" : "", subfolder ? subfolder : "") < 0) {
+        return NULL;
+    }
+    char *slash = strrchr(at, '/');
+    if (stat(at, &facts) == 0 && S_ISDIR(facts.st_mode)) {
+        slash = at + strlen(at);
+    }
+    const int length = slash ? (int)(slash - at) : 0;
+    if (asprintf(&manifest, "%.*s%s%s", length, at, slash ? "/" : "", name) < 0) {
+        manifest = NULL;
+    }
+    free(at);
+    return manifest;
+}
+
+static int run_verify(cli_run *run)
+{
+    const char *path = run->arguments[0];
+    heft_error err = {0};
+    heft_verify_report *report = NULL;
+    heft_verify_options request = {
+        .deep = run->values[OPTION_DEEP] != NULL,
+        .manifest = run->values[OPTION_MANIFEST],
+        .write_manifest = run->values[OPTION_WRITE_MANIFEST],
+        .source = {.variant = run->values[OPTION_VARIANT],
+                   .subfolder = run->values[OPTION_SUBFOLDER]},
+    };
+    char *manifest = NULL;
+    if (request.write_manifest && !*request.write_manifest) {
+        manifest = standard_manifest(path, request.source.subfolder);
+        if (!manifest) {
+            return cli_fail_nomem(run);
+        }
+        request.write_manifest = manifest;
+    }
+    int code;
+    if (heft_checkpoint_verify(run->ctx, path, &request, &report, &err) != HEFT_OK) {
+        code = cli_fail(run, &err);
+    } else {
+        cli_memory_finish(&run->memory);
+        cli_progress_clear(run);
+        if (run->json) {
+            print_json(run, report);
+        } else {
+            print_text(run, &request.source, report);
+        }
+        code = report->ok ? 0 : CLI_EXIT_NO;
+    }
+    heft_verify_report_free(report);
+    free(manifest);
+    return code;
+}
+
+const cli_command cli_cmd_verify = {
+    .name = "verify",
+    .arguments = "PATH",
+    .argument_count = 1,
+    .summary = "Tell whether a checkpoint is whole and sound",
+    .about = "PATH is a checkpoint folder, one weight file or an index file. The exit code is 0 if "
+             "it is sound, 1 if not.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .run = run_verify,
+};

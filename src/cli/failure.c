@@ -1,0 +1,95 @@
+/* failure.c - how the command says that something went wrong.
+ *
+ *   heft load: model-00002-of-00005.bin: byte 4711: pickle global 'os.system' is refused
+ *
+ * One line on stderr, or with --json the error document on stdout, never both. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <string.h>
+
+bool cli_refuse(heft_error *err, const char *item, const char *format, ...)
+{
+    va_list args;
+    *err = (heft_error){.status = HEFT_INVALID_ARG, .offset = HEFT_NO_OFFSET};
+    snprintf(err->item, sizeof err->item, "%s", item);
+    va_start(args, format);
+    vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    return false;
+}
+
+static void print_line(cli_run *run, const heft_error *err)
+{
+    char line[sizeof(heft_error) + 64];
+    cli_progress_clear(run);
+    heft_error_format(err, line, sizeof line);
+    fputs(run->command ? "heft " : "heft", stderr);
+    fputs(run->command ? run->command->name : "", stderr);
+    fputs(": ", stderr);
+    cli_put(stderr, line);
+    putc('\n', stderr);
+}
+
+int cli_fail(cli_run *run, const heft_error *err)
+{
+    heft_error plain = *err;
+    if (err->status == HEFT_CANCELLED) { /* where it stopped is of no use to anybody */
+        plain = (heft_error){.status = HEFT_CANCELLED, .offset = HEFT_NO_OFFSET};
+        snprintf(plain.message, sizeof plain.message, "cancelled");
+    }
+    if (run->json) {
+        cli_json json = {.out = stdout};
+        cli_progress_clear(run);
+        cli_json_open(&json, NULL, '{');
+        cli_json_error(&json, &plain);
+        cli_json_close(&json, '}');
+        cli_json_end(&json);
+    } else {
+        print_line(run, &plain);
+    }
+    return heft_status_exit_code(err->status);
+}
+
+int cli_fail_usage(cli_run *run, const heft_error *err)
+{
+    cli_fail(run, err);
+    if (!run->json) {
+        fprintf(stderr, "try heft %s%s--help\n", run->command ? run->command->name : "",
+                run->command ? " " : "");
+    }
+    return CLI_EXIT_USAGE;
+}
+
+int cli_fail_nomem(cli_run *run)
+{
+    heft_error err = {
+        .status = HEFT_NOMEM, .offset = HEFT_NO_OFFSET, .message = "no memory for the output"};
+    return cli_fail(run, &err);
+}
+
+void cli_warn(cli_run *run, const char *text)
+{
+    if (run->quiet || run->json) {
+        return;
+    }
+    cli_progress_clear(run);
+    fprintf(stderr, "heft %s: warning: ", run->command->name);
+    cli_put(stderr, text);
+    putc('\n', stderr);
+}
+
+int cli_finish_stdout(cli_run *run, int code)
+{
+    bool failed = ferror(stdout) != 0;
+    errno = 0;
+    if (fflush(stdout) == 0 && !failed) {
+        return code;
+    }
+    heft_error err = {.status = HEFT_IO, .sys_errno = errno, .offset = HEFT_NO_OFFSET};
+    snprintf(err.message, sizeof err.message, "cannot write to standard output%s%s",
+             errno ? ": " : "", errno ? strerror(errno) : "");
+    print_line(run, &err); /* a document would go where this one failed to go */
+    return heft_status_exit_code(HEFT_IO);
+}

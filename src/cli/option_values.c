@@ -1,0 +1,112 @@
+/* option_values.c - what the value of an option means: sizes, seeds, dtypes, formats, modes.
+ *
+ * An option that was not given leaves the result as it is. All are read before a command touches
+ * anything. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* "--format: 'onnx' is no format: ..." */
+static bool refuse(const cli_run *run, size_t option, heft_error *err, const char *message)
+{
+    char item[64];
+    snprintf(item, sizeof item, "--%s", run->command->options[option].name);
+    return cli_refuse(err, item, "'%.100s' %s", run->values[option], message);
+}
+
+/* The library's own words, which quote the value, and the option's name in front. */
+static bool refuse_as(const cli_run *run, size_t option, heft_error *err, const heft_error *reason)
+{
+    refuse(run, option, err, "");
+    memcpy(err->message, reason->message, sizeof err->message);
+    return false;
+}
+
+bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err)
+{
+    const char *text = run->values[option];
+    heft_error reason = {0};
+    uint64_t value;
+    if (!text) {
+        return true;
+    }
+    if (heft_size_parse(text, &value, &reason) != HEFT_OK) {
+        return refuse_as(run, option, err, &reason);
+    }
+    if (value == 0) { /* to the library it would be the default */
+        return refuse(run, option, err, "is below one byte");
+    }
+    *bytes = value;
+    return true;
+}
+
+bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_error *err)
+{
+    const char *text = run->values[option];
+    if (!text) {
+        return true;
+    }
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (!*text || strspn(text, "0123456789") != strlen(text) || errno == ERANGE) {
+        return refuse(run, option, err,
+                      "is no seed: a whole number from 0 to 18446744073709551615");
+    }
+    *seed = value;
+    return true;
+}
+
+bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_dtype *dtype,
+                     heft_error *err)
+{
+    const char *text = run->values[option];
+    heft_error reason = {0};
+    heft_dtype value;
+    if (!text || (may_be_auto && strcmp(text, "auto") == 0)) {
+        return true;
+    }
+    if (heft_dtype_parse(text, &value, &reason) != HEFT_OK) {
+        return refuse_as(run, option, err, &reason);
+    }
+    if (!heft_dtype_is_floating(value)) {
+        return refuse(run, option, err, "is no type of weights: float32, bfloat16, float16, ...");
+    }
+    *dtype = value;
+    return true;
+}
+
+bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err)
+{
+    const char *text = run->values[option];
+    if (text && strcmp(text, "safetensors") == 0) {
+        *format = HEFT_FORMAT_SAFETENSORS;
+    } else if (text && strcmp(text, "bin") == 0) {
+        *format = HEFT_FORMAT_TORCH;
+    } else if (text) {
+        return refuse(run, option, err, "is no format: safetensors or bin");
+    }
+    return true;
+}
+
+bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err)
+{
+    static const struct {
+        const char *name;
+        heft_load_mode mode;
+    } modes[] = {
+        {"auto", HEFT_LOAD_AUTO},
+        {"map",  HEFT_LOAD_MAP },
+        {"copy", HEFT_LOAD_COPY}
+    };
+    const char *text = run->values[option];
+    for (size_t i = 0; text && i < sizeof modes / sizeof modes[0]; i++) {
+        if (strcmp(text, modes[i].name) == 0) {
+            *mode = modes[i].mode;
+            return true;
+        }
+    }
+    return !text || refuse(run, option, err, "is no mode: auto, map or copy");
+}

@@ -1,0 +1,209 @@
+/* safetensors_write.c - writing a .safetensors file, byte for byte as the reference's writer does.
+ *
+ * Tensors lie in the order of their dtype's rank, highest first, then of their names as bytes; the header lists them in
+ * that order without white space, metadata first, and is padded with spaces to a multiple of 8.
+ * Metadata goes out sorted by key; the reference's own order of two or more pairs is random.
+ * Source: docs/formats/safetensors.md [4]. */
+#include "format/format.h"
+
+#include <stdlib.h>
+
+struct plan {
+    const heft__out_tensor **order; /* [count] as they lie in the file */
+    heft__buffer header;            /* with its length in front and its padding */
+    uint64_t data_bytes;
+};
+
+static int by_rank_then_name(const void *left, const void *right)
+{
+    const heft__out_tensor *a = *(const heft__out_tensor *const *)left;
+    const heft__out_tensor *b = *(const heft__out_tensor *const *)right;
+    int a_rank = heft__dtype_safetensors_rank(a->dtype), b_rank = heft__dtype_safetensors_rank(b->dtype);
+    return a_rank != b_rank ? b_rank - a_rank : strcmp(a->name, b->name);
+}
+
+static int by_storage(const void *left, const void *right)
+{
+    const heft__out_tensor *a = *(const heft__out_tensor *const *)left;
+    const heft__out_tensor *b = *(const heft__out_tensor *const *)right;
+    return a->storage < b->storage ? -1 : a->storage > b->storage;
+}
+
+static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    uint64_t bytes;
+    if (strcmp(tensor->name, "__metadata__") == 0) {
+        status = heft__fail(err, HEFT_INVALID_ARG, "a safetensors file cannot hold a tensor of this name");
+    } else if (heft__dtype_safetensors_rank(tensor->dtype) < 0) {
+        status = heft__fail(err, HEFT_INVALID_ARG, "a safetensors file cannot hold %s",
+                            heft_dtype_name(tensor->dtype));
+    } else if (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
+               bytes != tensor->size_bytes) {
+        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not fit its shape");
+    }
+    return heft__add_item(status, err, tensor->name);
+}
+
+/* Two names on one storage would be written as two tensors; the caller is to drop one. */
+static heft_status check_sharing(const heft__out_tensor **order, size_t count, heft_error *err)
+{
+    qsort(order, count, sizeof *order, by_storage);
+    for (size_t i = 1; i < count; i++) {
+        if (order[i]->storage == order[i - 1]->storage) {
+            heft_status status = heft__fail(err, HEFT_INVALID_ARG, "shares its bytes with '%.100s'",
+                                            order[i - 1]->name);
+            return heft__add_item(status, err, order[i]->name);
+        }
+    }
+    return HEFT_OK;
+}
+
+static int by_key(const void *left, const void *right)
+{
+    return strcmp(((const heft__text_pair *)left)->key, ((const heft__text_pair *)right)->key);
+}
+
+static heft_status put_metadata(heft__buffer *out, const heft__text_pair *metadata, size_t count,
+                                heft_error *err)
+{
+    heft__text_pair *sorted = heft__alloc_zero(out->ctx, count, sizeof *sorted);
+    if (!sorted) {
+        return heft__fail_nomem(err, count * sizeof *sorted);
+    }
+    memcpy(sorted, metadata, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, by_key);
+    heft__buffer_text(out, "\"__metadata__\":{");
+    for (size_t i = 0; i < count; i++) {
+        heft__buffer_text(out, i ? "," : "");
+        heft__json_write_string(out, sorted[i].key, strlen(sorted[i].key), false);
+        heft__buffer_byte(out, ':');
+        heft__json_write_string(out, sorted[i].value, strlen(sorted[i].value), false);
+    }
+    heft__buffer_byte(out, '}');
+    heft__free(out->ctx, sorted, count * sizeof *sorted);
+    return HEFT_OK;
+}
+
+static void put_entry(heft__buffer *out, const heft__out_tensor *tensor, uint64_t begin)
+{
+    heft__json_write_string(out, tensor->name, strlen(tensor->name), false);
+    heft__buffer_format(out, ":{\"dtype\":\"%s\",\"shape\":[", heft_dtype_safetensors_name(tensor->dtype));
+    for (uint32_t d = 0; d < tensor->rank; d++) {
+        heft__buffer_format(out, "%s%llu", d ? "," : "", (unsigned long long)tensor->shape[d]);
+    }
+    heft__buffer_format(out, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)begin,
+                        (unsigned long long)(begin + tensor->size_bytes));
+}
+
+static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count, const heft__text_pair *metadata,
+                              size_t metadata_count, heft_error *err)
+{
+    heft__buffer *out = &plan->header;
+    heft_status status = HEFT_OK;
+    heft__buffer_append(out, (const uint8_t[8]){0}, 8); /* the length, filled in below */
+    heft__buffer_byte(out, '{');
+    if (metadata_count) {
+        status = put_metadata(out, metadata, metadata_count, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (i > 0 || metadata_count) {
+            heft__buffer_byte(out, ',');
+        }
+        put_entry(out, plan->order[i], plan->data_bytes);
+        if (!heft__add_u64(plan->data_bytes, plan->order[i]->size_bytes, &plan->data_bytes)) {
+            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+        }
+    }
+    heft__buffer_byte(out, '}');
+    while (out->size % 8 && !out->failed) {
+        heft__buffer_byte(out, ' ');
+    }
+    if (status == HEFT_OK) {
+        status = heft__buffer_check(out, err);
+    }
+    if (status == HEFT_OK) {
+        uint64_t length = out->size - 8, limit = heft__limits(ctx)->header_bytes;
+        if (length > limit) {
+            return heft__fail(err, HEFT_LIMIT, "header has %llu bytes, the limit is %llu",
+                              (unsigned long long)length, (unsigned long long)limit);
+        }
+        heft__put_le64(out->data, length);
+    }
+    return status;
+}
+
+static void plan_fini(heft_ctx *ctx, struct plan *plan, size_t count)
+{
+    heft__free(ctx, plan->order, count * sizeof *plan->order);
+    heft__buffer_fini(&plan->header);
+}
+
+static heft_status plan_file(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                             const heft__text_pair *metadata, size_t metadata_count, struct plan *plan,
+                             heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    *plan = (struct plan){.order = heft__alloc_zero(ctx, count, sizeof *plan->order)};
+    heft__buffer_init(&plan->header, ctx);
+    if (!plan->order) {
+        return heft__fail_nomem(err, count * sizeof *plan->order);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        plan->order[i] = &tensors[i];
+        status = check_tensor(&tensors[i], err);
+    }
+    if (status == HEFT_OK) {
+        status = check_sharing(plan->order, count, err);
+    }
+    if (status == HEFT_OK) {
+        qsort(plan->order, count, sizeof *plan->order, by_rank_then_name);
+        for (size_t i = 1; i < count && status == HEFT_OK; i++) {
+            if (strcmp(plan->order[i]->name, plan->order[i - 1]->name) == 0) {
+                status = heft__fail(err, HEFT_INVALID_ARG, "name is given twice");
+                heft__add_item(status, err, plan->order[i]->name);
+            }
+        }
+    }
+    return status == HEFT_OK ? put_header(ctx, plan, count, metadata, metadata_count, err) : status;
+}
+
+heft_status heft__safetensors_measure(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                                      const heft__text_pair *metadata, size_t metadata_count,
+                                      uint64_t *bytes, heft_error *err)
+{
+    struct plan plan;
+    heft_status status = plan_file(ctx, tensors, count, metadata, metadata_count, &plan, err);
+    if (status == HEFT_OK && !heft__add_u64(plan.data_bytes, plan.header.size, bytes)) {
+        status = heft__fail(err, HEFT_LIMIT, "the file has over 2^64 bytes");
+    }
+    plan_fini(ctx, &plan, count);
+    return status;
+}
+
+heft_status heft__safetensors_write(heft_ctx *ctx, heft__folder_writer *folder,
+                                    const heft__out_tensor *tensors, size_t count,
+                                    const heft__text_pair *metadata, size_t metadata_count,
+                                    heft__out_read_fn read, void *user, void *scratch,
+                                    size_t scratch_bytes, heft_error *err)
+{
+    struct plan plan;
+    heft_status status = plan_file(ctx, tensors, count, metadata, metadata_count, &plan, err);
+    if (status == HEFT_OK) {
+        status = heft__folder_write(folder, plan.header.data, plan.header.size, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const heft__out_tensor *tensor = plan.order[i];
+        for (uint64_t done = 0; done < tensor->size_bytes && status == HEFT_OK;) {
+            uint64_t left = tensor->size_bytes - done;
+            size_t piece = left < scratch_bytes ? (size_t)left : scratch_bytes;
+            status = read(user, tensor, done, scratch, piece, err);
+            if (status == HEFT_OK) {
+                status = heft__folder_write(folder, scratch, piece, err);
+            }
+            done += piece;
+        }
+    }
+    plan_fini(ctx, &plan, count);
+    return status;
+}

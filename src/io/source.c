@@ -1,0 +1,385 @@
+/* source.c - a regular file, or bytes in memory, to read from at any offset.
+ *
+ * The library reads with pread only. A read that comes up short says which byte is missing: FORMAT where the file never
+ * had it, IO where it had when it was opened. Touching a mapping goes through MADV_POPULATE_READ, which fails with an
+ * errno where touching the memory would raise SIGBUS; kernels before 5.14 lack it, and there the range is read with pread
+ * into a small buffer, which brings the same pages into the cache.
+ * Source: madvise(2), docs/mapping.md. */
+#include "io/io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+struct heft__source {
+    atomic_size_t refs;
+    heft_ctx *ctx;
+    char *path;
+    size_t path_bytes;
+    int fd; /* -1: bytes in memory, or parked */
+    uint64_t size;
+    uint64_t device, inode; /* of the file, to know it again */
+    const uint8_t *bytes;   /* memory source, else NULL */
+    pthread_mutex_t lock;   /* guards fd, users, parked and the making of the mapping */
+    size_t users;           /* reads under way */
+    bool parked;            /* no descriptor is held between reads */
+    const uint8_t *mapped; /* NULL until asked for */
+};
+
+static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
+{
+    heft__source *source = heft__alloc_zero(ctx, 1, sizeof *source);
+    size_t path_bytes = strlen(path) + 1;
+    char *copy = source ? heft__alloc(ctx, path_bytes) : NULL;
+    if (!copy) {
+        heft__free(ctx, source, sizeof *source);
+        return heft__fail_nomem(err, path_bytes);
+    }
+    memcpy(copy, path, path_bytes);
+    *source = (heft__source){.ctx = heft__ctx_ref(ctx), .path = copy, .path_bytes = path_bytes, .fd = -1};
+    atomic_init(&source->refs, 1);
+    pthread_mutex_init(&source->lock, NULL);
+    *out = source;
+    return HEFT_OK;
+}
+
+static const char *kind_of_file(mode_t mode)
+{
+    return S_ISDIR(mode)    ? "a folder"
+           : S_ISFIFO(mode) ? "a FIFO"
+           : S_ISCHR(mode)  ? "a device"
+           : S_ISBLK(mode)  ? "a block device"
+           : S_ISSOCK(mode) ? "a socket"
+                            : "no regular file";
+}
+
+/* O_NONBLOCK: opening a FIFO must not wait for its other end. It changes nothing for regular files. */
+static heft_status open_regular(const char *path, int *fd, struct stat *facts, heft_error *err)
+{
+    int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (opened < 0) {
+        return heft__add_path(heft__fail_errno(err, errno, "cannot open"), err, path);
+    }
+    heft_status status = HEFT_OK;
+    if (fstat(opened, facts) != 0) {
+        status = heft__fail_errno(err, errno, "cannot look at the file");
+    } else if (!S_ISREG(facts->st_mode)) {
+        status = heft__fail(err, HEFT_UNSUPPORTED, "not a regular file but %s",
+                            kind_of_file(facts->st_mode));
+    }
+    if (status != HEFT_OK) {
+        close(opened);
+        return heft__add_path(status, err, path);
+    }
+    *fd = opened;
+    return HEFT_OK;
+}
+
+heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
+{
+    int fd = -1;
+    struct stat facts;
+    heft_status status = open_regular(path, &fd, &facts, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    status = source_new(ctx, path, out, err);
+    if (status != HEFT_OK) {
+        close(fd);
+        return status;
+    }
+    (*out)->fd = fd;
+    (*out)->size = (uint64_t)facts.st_size;
+    (*out)->device = (uint64_t)facts.st_dev;
+    (*out)->inode = (uint64_t)facts.st_ino;
+    return HEFT_OK;
+}
+
+/* The descriptor for a read, opened again if the source is parked. Every take is followed by a drop. */
+static heft_status take_fd(heft__source *source, int *fd, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    pthread_mutex_lock(&source->lock);
+    if (source->fd < 0) {
+        struct stat facts;
+        status = open_regular(source->path, &source->fd, &facts, err);
+        if (status == HEFT_OK && ((uint64_t)facts.st_dev != source->device ||
+                                  (uint64_t)facts.st_ino != source->inode)) {
+            close(source->fd);
+            source->fd = -1;
+            status = heft__fail(err, HEFT_IO, "another file has taken its place since it was opened");
+        }
+    }
+    if (status == HEFT_OK) {
+        *fd = source->fd;
+        source->users++;
+    }
+    pthread_mutex_unlock(&source->lock);
+    return heft__add_path(status, err, source->path);
+}
+
+static void drop_fd(heft__source *source)
+{
+    pthread_mutex_lock(&source->lock);
+    if (--source->users == 0 && source->parked) {
+        close(source->fd);
+        source->fd = -1;
+    }
+    pthread_mutex_unlock(&source->lock);
+}
+
+void heft__source_park(heft__source *source)
+{
+    pthread_mutex_lock(&source->lock);
+    if (!source->bytes && !source->parked) {
+        source->parked = true;
+        if (source->users == 0 && source->fd >= 0) {
+            close(source->fd);
+            source->fd = -1;
+        }
+    }
+    pthread_mutex_unlock(&source->lock);
+}
+
+heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes, size_t length,
+                                    heft__source **out, heft_error *err)
+{
+    heft_status status = source_new(ctx, name, out, err);
+    if (status == HEFT_OK) {
+        (*out)->bytes = length ? bytes : (const void *)"";
+        (*out)->size = length;
+    }
+    return status;
+}
+
+heft__source *heft__source_ref(heft__source *source)
+{
+    atomic_fetch_add_explicit(&source->refs, 1, memory_order_relaxed);
+    return source;
+}
+
+void heft__source_unref(heft__source *source)
+{
+    if (!source || atomic_fetch_sub_explicit(&source->refs, 1, memory_order_acq_rel) != 1) {
+        return;
+    }
+    if (!source->bytes && source->mapped && source->size > 0) {
+        munmap((void *)(uintptr_t)source->mapped, (size_t)source->size);
+    }
+    if (source->fd >= 0) {
+        close(source->fd);
+    }
+    pthread_mutex_destroy(&source->lock);
+    heft_ctx *ctx = source->ctx;
+    heft__free(ctx, source->path, source->path_bytes);
+    heft__free(ctx, source, sizeof *source);
+    heft_ctx_free(ctx);
+}
+
+uint64_t heft__source_size(const heft__source *source)
+{
+    return source->size;
+}
+
+const char *heft__source_path(const heft__source *source)
+{
+    return source->path;
+}
+
+static heft_status short_read(const heft__source *source, uint64_t at, heft_error *err)
+{
+    heft_status status;
+    if (at < source->size) {
+        status = heft__fail_at(err, HEFT_IO, at, "file ends here now, it had %llu bytes when it was opened",
+                               (unsigned long long)source->size);
+    } else {
+        status = heft__fail_at(err, HEFT_FORMAT, source->size, "file ends early, it has %llu bytes",
+                               (unsigned long long)source->size);
+    }
+    return heft__add_path(status, err, source->path);
+}
+
+static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, void *dst, size_t length,
+                           heft_error *err)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done > ((size_t)1 << 30) ? (size_t)1 << 30 : length - done;
+        ssize_t got = pread(fd, (uint8_t *)dst + done, piece, (off_t)(offset + done));
+        if (got > 0) {
+            done += (size_t)got;
+        } else if (got == 0) {
+            return short_read(source, offset + done, err);
+        } else if (errno != EINTR) {
+            heft_status status = heft__fail_errno(err, errno, "cannot read");
+            if (err) {
+                err->offset = offset + done;
+            }
+            return heft__add_path(status, err, source->path);
+        }
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length, heft_error *err)
+{
+    uint64_t end;
+    if (!heft__add_u64(offset, length, &end) || end > source->size) {
+        return short_read(source, source->size, err);
+    }
+    if (source->bytes) {
+        if (length) {
+            memcpy(dst, source->bytes + offset, length);
+        }
+        return HEFT_OK;
+    }
+    int fd = -1;
+    heft_status status = take_fd(source, &fd, err);
+    if (status == HEFT_OK) {
+        status = read_fd(source, fd, offset, dst, length, err);
+        drop_fd(source);
+    }
+    return status;
+}
+
+/* Map the whole file; the lock is not held. */
+static heft_status map_file(heft__source *source, const uint8_t **base, heft_error *err)
+{
+    size_t bytes = 0;
+    int fd = -1;
+    if (!heft__to_size(source->size, &bytes)) {
+        return heft__fail(err, HEFT_NOMEM, "%llu bytes do not fit into the address space",
+                          (unsigned long long)source->size);
+    }
+    heft_status status = take_fd(source, &fd, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    void *mapped = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    if (mapped == MAP_FAILED) {
+        status = heft__fail_errno(err, errno, "cannot map the file");
+    }
+    drop_fd(source);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    pthread_mutex_lock(&source->lock);
+    if (!source->mapped) {
+        source->mapped = mapped;
+    } else {
+        munmap(mapped, bytes); /* another thread was first */
+    }
+    *base = source->mapped;
+    pthread_mutex_unlock(&source->lock);
+    return HEFT_OK;
+}
+
+heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_error *err)
+{
+    pthread_mutex_lock(&source->lock);
+    if (!source->mapped && (source->bytes || source->size == 0)) {
+        source->mapped = source->bytes ? source->bytes : (const uint8_t *)"";
+    }
+    *base = source->mapped;
+    pthread_mutex_unlock(&source->lock);
+    heft_status status = *base ? HEFT_OK : map_file(source, base, err);
+    return heft__add_path(status, err, source->path);
+}
+
+/* Read a range through a small buffer, for its effect on the page cache and for its errors. */
+static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint64_t length, heft_error *err)
+{
+    uint8_t scratch[16 << 10];
+    while (length > 0) {
+        size_t piece = length < sizeof scratch ? (size_t)length : sizeof scratch;
+        heft_status status = heft__source_read(source, offset, scratch, piece, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+        offset += piece;
+        length -= piece;
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length, heft_error *err)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), step = (uint64_t)16 << 20;
+    const uint8_t *base = NULL;
+    uint64_t end;
+    if (!heft__add_u64(offset, length, &end) || end > source->size) {
+        return short_read(source, source->size, err);
+    }
+    heft_status status = heft__source_map(source, &base, err);
+    if (status != HEFT_OK || source->bytes || length == 0) {
+        return status;
+    }
+    for (uint64_t at = offset / page * page; at < end; at += step) {
+        uint64_t piece = end - at < step ? end - at : step;
+        if (madvise((void *)(uintptr_t)(base + at), (size_t)piece, MADV_POPULATE_READ) != 0) {
+            /* EINVAL: an old kernel; EFAULT: a fault that pread can put a number on. */
+            status = touch_by_reading(source, at, piece, err);
+            if (status != HEFT_OK) {
+                return status;
+            }
+        }
+    }
+    return HEFT_OK;
+}
+
+/* The kernel copies within the process and reports a fault as EFAULT. Where it may not (a strict seccomp filter), a plain
+ * copy is all that is left. */
+heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err)
+{
+    for (size_t done = 0; done < length;) {
+        struct iovec to = {(uint8_t *)dst + done, length - done};
+        struct iovec from = {(uint8_t *)(uintptr_t)src + done, length - done};
+        ssize_t got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+        if (got > 0) {
+            done += (size_t)got;
+        } else if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
+            memcpy((uint8_t *)dst + done, (const uint8_t *)src + done, length - done);
+            return HEFT_OK;
+        } else {
+            return heft__fail_errno(err, got < 0 ? errno : EFAULT,
+                                    "a mapped file has shrunk or its disk fails, %zu bytes in", done);
+        }
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
+                            size_t *length, heft_error *err)
+{
+    heft__source *source = NULL;
+    heft_status status = heft__source_open(arena->ctx, path, &source, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    size_t bytes = 0;
+    char *copy = NULL;
+    if (source->size > limit) {
+        status = heft__fail(err, HEFT_LIMIT, "file has %llu bytes, the limit is %llu",
+                            (unsigned long long)source->size, (unsigned long long)limit);
+    } else if (!heft__to_size(source->size, &bytes) || !(copy = heft__arena_alloc(arena, bytes + 1))) {
+        status = heft__fail_nomem(err, source->size);
+    } else {
+        status = heft__source_read(source, 0, copy, bytes, err);
+    }
+    if (status == HEFT_OK) {
+        copy[bytes] = '\0';
+        *text = copy;
+        *length = bytes;
+    }
+    heft__source_unref(source);
+    return heft__add_path(status, err, path);
+}

@@ -1,0 +1,200 @@
+/* load.c - heft_model_load: from a checkpoint's path to a model with its weights.
+ *
+ * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is anything read. What
+ * the checkpoint lacks is initialised last.
+ * Source: docs/loading.md. */
+#include "load/load.h"
+
+#include <time.h>
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* ---- dtype "auto" --------------------------------------------------------------------------------------- */
+static bool counts_for_dtype(heft_dtype dtype)
+{
+    return heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) >= 16;
+}
+
+/* The config's, else that of the first floating-point tensor (8 bits and fewer do not count), else float32. */
+static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *config, heft_dtype asked)
+{
+    if (asked != HEFT_DTYPE_NONE) {
+        return asked;
+    }
+    if (heft_config_dtype(config) != HEFT_DTYPE_NONE) {
+        return heft_config_dtype(config);
+    }
+    const heft_tensor_info *first = NULL;
+    for (size_t i = 0; i < ckpt->count && ckpt->infos[i].file_index == 0; i++) {
+        const heft_tensor_info *info = &ckpt->infos[i];
+        if (counts_for_dtype(info->dtype) && (!first || strcmp(info->name, first->name) < 0)) {
+            first = info;
+        }
+    }
+    return first ? first->dtype : HEFT_DTYPE_F32;
+}
+
+/* ---- one load -------------------------------------------------------------------------------------------- */
+struct loading {
+    heft_ctx *ctx;
+    const heft_load_options *options;
+    heft_checkpoint *ckpt;
+    heft_config *config;
+    heft_model *model;
+    heft__report_memory *memory;
+    heft__match match;
+    heft__fill_counts counts;
+    bool map;
+};
+
+static heft_status prepare(struct loading *l, const char *path, heft_error *err)
+{
+    heft_status status = heft_checkpoint_open(l->ctx, path, &l->options->checkpoint, &l->ckpt, err);
+    if (status == HEFT_OK) {
+        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, err);
+    }
+    if (status == HEFT_OK) {
+        heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
+        status = heft_model_create(l->ctx, l->config, l->options->class_name, dtype, &l->model, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__report_new(l->ctx, &l->memory, err);
+    }
+    for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
+        if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {
+            status = heft__fail_nomem(err, 0);
+        }
+    }
+    return status;
+}
+
+/* The refusal for lists that should be empty; the first offender is the item. */
+static heft_status judge(const struct loading *l, heft_error *err)
+{
+    const heft__match *match = &l->match;
+    char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
+    if (match->mismatched_count && (!l->options->ignore_mismatched_sizes || l->options->strict)) {
+        const heft_mismatch *first = &match->mismatched[0];
+        heft__shape_text(first->checkpoint_shape, first->checkpoint_rank, theirs);
+        heft__shape_text(first->model_shape, first->model_rank, ours);
+        heft__fail(err, HEFT_MISMATCH, "shape %s in file, %s in model (%zu tensors differ in shape)", theirs, ours,
+                   match->mismatched_count);
+        return heft__add_item(HEFT_MISMATCH, err, first->name);
+    }
+    if (l->options->strict && match->missing_count + match->unexpected_count > 0) {
+        heft__fail(err, HEFT_MISMATCH, "strict: %zu keys are missing, %zu are unexpected", match->missing_count,
+                   match->unexpected_count);
+        return heft__add_item(HEFT_MISMATCH, err,
+                              match->missing_count ? match->missing[0] : match->unexpected[0]);
+    }
+    return HEFT_OK;
+}
+
+static heft_status bring_in(struct loading *l, heft_error *err)
+{
+    heft_init_options init = {.seed = l->options->seed};
+    heft_status status = heft__fill(l->model, l->ckpt, &l->match, l->map, false, &l->counts, err);
+    if (status == HEFT_OK) {
+        status = heft_model_init(l->model, &init, err);
+    }
+    if (status == HEFT_OK && l->options->touch) {
+        status = heft__fill_touch(l->model, l->ckpt, &l->match, err);
+    }
+    return status;
+}
+
+static heft_status load(struct loading *l, const char *path, heft_error *err)
+{
+    heft_status status = prepare(l, path, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    l->map = l->options->mode != HEFT_LOAD_COPY;
+    l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
+    status = heft__match_keys(l->model, l->ckpt, &l->match, err);
+    heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
+    if (verdict == HEFT_OK) {
+        verdict = bring_in(l, err);
+    }
+    /* the lists are told even when they are the reason to refuse */
+    if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
+        heft_error *where = verdict == HEFT_OK ? err : NULL;
+        status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, l->map, where);
+        if (status == HEFT_OK && verdict == HEFT_OK) {
+            status = heft__report_initialized(l->memory, l->model, &l->match, err);
+        }
+        verdict = verdict == HEFT_OK ? status : verdict;
+    }
+    return heft__add_path(verdict, err, path);
+}
+
+heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options, heft_model **out,
+                            heft_load_report **report, heft_error *err)
+{
+    const heft_load_options standard = {0};
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    double started = seconds_now();
+    struct loading l = {.ctx = ctx, .options = options ? options : &standard};
+    heft_status status = load(&l, path, err);
+    if (l.model) {
+        heft__match_fini(l.model, &l.match);
+    }
+    if (status == HEFT_OK) {
+        *out = l.model;
+        l.model = NULL;
+    }
+    if (report && l.memory && l.memory->report.class_name && (status == HEFT_OK || status == HEFT_MISMATCH)) {
+        l.memory->report.seconds = seconds_now() - started;
+        *report = &l.memory->report;
+        l.memory = NULL;
+    }
+    heft_load_report_free(l.memory ? &l.memory->report : NULL);
+    heft_model_free(l.model);
+    heft_config_free(l.config);
+    heft_checkpoint_close(l.ckpt);
+    return status;
+}
+
+/* ---- into a model that exists ---------------------------------------------------------------------------- */
+heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict, heft_load_report **report,
+                                    heft_error *err)
+{
+    if (!model || !folder) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or folder is NULL");
+    }
+    double started = seconds_now();
+    const heft_load_options options = {.strict = strict};
+    struct loading l = {.ctx = model->ctx, .options = &options, .model = model};
+    heft_status status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
+    if (status == HEFT_OK) {
+        status = heft__report_new(l.ctx, &l.memory, err);
+    }
+    if (status == HEFT_OK) {
+        l.match = (heft__match){.arena = &l.memory->arena, .warnings = &l.memory->warnings};
+        status = heft__match_exactly(model, l.ckpt, &l.match, err);
+    }
+    heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
+    if (verdict == HEFT_OK) {
+        verdict = heft__fill(model, l.ckpt, &l.match, false, true, &l.counts, err);
+    }
+    if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
+        status = heft__report_fill(l.memory, model, &l.match, &l.counts, false, verdict == HEFT_OK ? err : NULL);
+        verdict = verdict == HEFT_OK ? status : verdict;
+    }
+    heft__match_fini(model, &l.match);
+    if (report && l.memory && l.memory->report.class_name && (verdict == HEFT_OK || verdict == HEFT_MISMATCH)) {
+        l.memory->report.seconds = seconds_now() - started;
+        *report = &l.memory->report;
+        l.memory = NULL;
+    }
+    heft_load_report_free(l.memory ? &l.memory->report : NULL);
+    heft_checkpoint_close(l.ckpt);
+    return heft__add_path(verdict, err, folder);
+}

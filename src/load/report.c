@@ -1,0 +1,148 @@
+/* report.c - how loading went: lists, sums and one line on the strategy. All of it lives in the report's own arena. */
+#include "load/load.h"
+
+heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err)
+{
+    heft__report_memory *memory = heft__alloc_zero(ctx, 1, sizeof *memory);
+    if (!memory) {
+        return heft__fail_nomem(err, sizeof *memory);
+    }
+    memory->ctx = heft__ctx_ref(ctx);
+    heft__arena_init(&memory->arena, ctx);
+    heft__warnings_init(&memory->warnings, &memory->arena);
+    *out = memory;
+    return HEFT_OK;
+}
+
+void heft_load_report_free(heft_load_report *report)
+{
+    heft__report_memory *memory = (heft__report_memory *)report;
+    if (memory) {
+        heft_ctx *ctx = memory->ctx;
+        heft__arena_fini(&memory->arena);
+        heft__free(ctx, memory, sizeof *memory);
+        heft_ctx_free(ctx);
+    }
+}
+
+/* Groups of names on one storage: the one that is saved first. */
+static heft_status list_ties(heft__report_memory *memory, const heft_model *model, heft_error *err)
+{
+    heft__arena *arena = &memory->arena;
+    size_t *members = heft__alloc_zero(model->ctx, model->count, sizeof *members), groups = 0;
+    if (!members) {
+        return heft__fail_nomem(err, model->count * sizeof *members);
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        size_t source = model->parameters[i].tied_to;
+        groups += source != i && members[source] == 0;
+        members[source] += source != i;
+    }
+    heft_status status = HEFT_OK;
+    heft_name_group *list = heft__arena_array(arena, groups, sizeof *list);
+    size_t at = 0;
+    for (size_t i = 0; list && i < model->count && status == HEFT_OK; i++) {
+        if (members[i] == 0) {
+            continue;
+        }
+        const char **names = heft__arena_array(arena, members[i] + 1, sizeof *names);
+        if (!names) {
+            status = heft__fail_nomem(err, 0);
+            break;
+        }
+        list[at++] = (heft_name_group){.names = names, .count = members[i] + 1};
+        for (size_t k = i; k < model->count && status == HEFT_OK; k++) {
+            /* the source comes first in the model's order, or is put first */
+            if (k == i || model->parameters[k].tied_to == i) {
+                const char *name = model->parameters[k].name;
+                *names = heft__arena_text(arena, name, strlen(name));
+                status = *names++ ? HEFT_OK : heft__fail_nomem(err, 0);
+            }
+        }
+        for (size_t k = 0; k < i && status == HEFT_OK; k++) {
+            if (model->parameters[k].tied_to == i) {
+                const char *name = model->parameters[k].name;
+                *names = heft__arena_text(arena, name, strlen(name));
+                status = *names++ ? HEFT_OK : heft__fail_nomem(err, 0);
+            }
+        }
+    }
+    heft__free(model->ctx, members, model->count * sizeof *members);
+    memory->report.tied = list;
+    memory->report.tied_count = groups;
+    return list || status != HEFT_OK ? status : heft__fail_nomem(err, 0);
+}
+
+static heft_status list_initialized(heft__report_memory *memory, const heft__match *match, heft_error *err)
+{
+    size_t count = match->missing_count + match->mismatched_count;
+    const char **names = heft__arena_array(&memory->arena, count, sizeof *names);
+    if (!names) {
+        return heft__fail_nomem(err, count * sizeof *names);
+    }
+    if (match->missing_count) {
+        memcpy(names, match->missing, match->missing_count * sizeof *names);
+    }
+    for (size_t i = 0; i < match->mismatched_count; i++) {
+        names[match->missing_count + i] = match->mismatched[i].name;
+    }
+    memory->report.initialized = names;
+    memory->report.initialized_count = count;
+    return HEFT_OK;
+}
+
+static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts, bool map)
+{
+    unsigned long long mapped = counts->mapped_bytes, copied = counts->copied_bytes, cast = counts->cast_bytes;
+    if (!map) {
+        return heft__arena_format(&memory->arena,
+                                  "copied by pread into memory of its own%s: asked for",
+                                  cast ? ", cast on the way" : "");
+    }
+    if (copied == 0) {
+        return "mapped: every tensor lies in its file as it is used, so no byte is copied";
+    }
+    return heft__arena_format(&memory->arena,
+                              "mapped %llu bytes as they lie, copied %llu (%llu of them cast): those cannot be "
+                              "used from the file",
+                              mapped, copied, cast);
+}
+
+heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model, const heft__match *match,
+                              const heft__fill_counts *counts, bool map, heft_error *err)
+{
+    heft_load_report *report = &memory->report;
+    heft__arena *arena = &memory->arena;
+    report->class_name = heft__arena_text(arena, model->class_name, strlen(model->class_name));
+    report->model_type = heft__arena_text(arena, model->model_type, strlen(model->model_type));
+    report->dtype = model->dtype;
+    report->mode = map ? "map" : "copy";
+    report->strategy = describe(memory, counts, map);
+    if (!report->class_name || !report->model_type || !report->strategy) {
+        return heft__fail_nomem(err, 0);
+    }
+    report->parameters = heft_model_elements(model);
+    report->bytes = heft_model_bytes(model);
+    report->missing = match->missing;
+    report->missing_count = match->missing_count;
+    report->unexpected = match->unexpected;
+    report->unexpected_count = match->unexpected_count;
+    report->mismatched = match->mismatched;
+    report->mismatched_count = match->mismatched_count;
+    report->mapped_bytes = counts->mapped_bytes;
+    report->copied_bytes = counts->copied_bytes;
+    report->warnings = memory->warnings.lines;
+    report->warning_count = memory->warnings.count;
+    return list_ties(memory, model, err);
+}
+
+heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model, const heft__match *match,
+                                     heft_error *err)
+{
+    heft_status status = list_initialized(memory, match, err);
+    for (size_t i = 0; i < memory->report.initialized_count && status == HEFT_OK; i++) {
+        size_t at = heft_model_find(model, memory->report.initialized[i]);
+        memory->report.initialized_bytes += at == SIZE_MAX ? 0 : model->parameters[at].size_bytes;
+    }
+    return status;
+}

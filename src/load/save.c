@@ -1,0 +1,181 @@
+/* save.c - saving a model: its config, its weights in shards, an index.
+ *
+ * Bytes come from the model's storages, or are made as they are written (heft_model_save_random), so that a model with
+ * random weights can be larger than the memory. Tied names are one storage in a .bin; in safetensors the saved one is kept.
+ * Source: docs/sharding.md. */
+#include "load/load.h"
+
+#define INIT_ELEMS ((size_t)256 << 10) /* per piece of parallel work: 1 MiB of floats */
+
+struct saving {
+    const heft_model *model;
+    heft__arena arena;
+    heft__out_tensor *tensors;
+    size_t count;
+    heft__torch_module *modules;
+    heft__buffer config;
+    uint64_t seed; /* of a random save */
+};
+
+static size_t number_of(const heft__out_tensor *tensor)
+{
+    return (size_t)(uintptr_t)tensor->source;
+}
+
+/* ---- where the bytes come from ------------------------------------------------------------------------------ */
+static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
+                               size_t length, heft_error *err)
+{
+    struct saving *s = user;
+    size_t i = number_of(tensor);
+    const heft__binding *binding = &s->model->bindings[i];
+    const uint8_t *src = (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset + first;
+    heft_status status = HEFT_OK;
+    if (s->model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
+        status = heft__copy_mapped(dst, src, length, err);
+    } else {
+        memcpy(dst, src, length);
+    }
+    return heft__add_item(status, err, tensor->name);
+}
+
+struct making { /* one piece of a random tensor, made by several threads */
+    struct saving *saving;
+    size_t parameter;
+    uint64_t first, count; /* elements */
+    uint8_t *dst;
+};
+
+static heft_status make_part(void *user, size_t part, heft_error *err)
+{
+    struct making *m = user;
+    const heft_model *model = m->saving->model;
+    const heft_parameter *parameter = &model->parameters[m->parameter];
+    uint64_t at = (uint64_t)part * INIT_ELEMS;
+    size_t count = m->count - at < INIT_ELEMS ? (size_t)(m->count - at) : INIT_ELEMS;
+    float *scratch = heft__alloc(model->ctx, INIT_ELEMS * sizeof *scratch);
+    if (!scratch) {
+        return heft__fail_nomem(err, INIT_ELEMS * sizeof *scratch);
+    }
+    heft_status status = heft__init_fill(parameter, &model->rules[m->parameter], m->saving->seed, m->first + at,
+                                         count, scratch, m->dst + at * (heft_dtype_bits(parameter->dtype) / 8), err);
+    heft__free(model->ctx, scratch, INIT_ELEMS * sizeof *scratch);
+    return status;
+}
+
+static heft_status read_random(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
+                               size_t length, heft_error *err)
+{
+    struct saving *s = user;
+    size_t i = number_of(tensor), element = heft_dtype_bits(s->model->parameters[i].dtype) / 8;
+    struct making m = {
+        .saving = s, .parameter = i, .first = first / element, .count = length / element, .dst = dst};
+    size_t parts = (size_t)((m.count + INIT_ELEMS - 1) / INIT_ELEMS);
+    return heft__add_item(heft__parallel(s->model->ctx, parts, make_part, &m, err), err, tensor->name);
+}
+
+/* ---- what is written ------------------------------------------------------------------------------------------ */
+static heft_status list_tensors(struct saving *s, heft_format format, bool stored, heft_error *err)
+{
+    const heft_model *model = s->model;
+    s->tensors = heft__arena_array(&s->arena, model->count, sizeof *s->tensors);
+    if (!s->tensors) {
+        return heft__fail_nomem(err, model->count * sizeof *s->tensors);
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        const heft_parameter *parameter = &model->parameters[i];
+        bool tied = parameter->tied_to != i;
+        if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT || (tied && format == HEFT_FORMAT_SAFETENSORS)) {
+            continue;
+        }
+        if (stored && parameter->state == HEFT_PARAMETER_ABSENT) {
+            return heft__add_item(heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here"), err,
+                                  parameter->name);
+        }
+        s->tensors[s->count++] = (heft__out_tensor){
+            .name = parameter->name,
+            .dtype = parameter->dtype,
+            .rank = parameter->rank,
+            .shape = parameter->shape,
+            .size_bytes = parameter->size_bytes,
+            .storage = parameter->tied_to,
+            .source = (void *)(uintptr_t)parameter->tied_to,
+        };
+    }
+    return HEFT_OK;
+}
+
+static heft_status list_modules(struct saving *s, heft_error *err)
+{
+    const heft_model *model = s->model;
+    s->modules = heft__arena_array(&s->arena, model->module_count, sizeof *s->modules);
+    if (!s->modules) {
+        return heft__fail_nomem(err, model->module_count * sizeof *s->modules);
+    }
+    for (size_t i = 0; i < model->module_count; i++) {
+        s->modules[i].path = model->module_paths[i];
+    }
+    return HEFT_OK;
+}
+
+static heft_status save(const heft_model *model, const char *dst, const heft_init_options *init,
+                        const heft_save_options *options, bool random, heft_write_report **report, heft_error *err)
+{
+    const heft_save_options standard = {0};
+    options = options ? options : &standard;
+    if (!model || !dst) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or destination is NULL");
+    }
+    heft_format format = options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
+    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
+        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only", heft_format_name(format));
+    }
+    if (random && !model->known_family) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialised is not known", model->model_type);
+    }
+    struct saving s = {.model = model, .seed = init ? init->seed : 0};
+    heft__arena_init(&s.arena, model->ctx);
+    heft__buffer_init(&s.config, model->ctx);
+    heft_status status = list_tensors(&s, format, !random, err);
+    if (status == HEFT_OK) {
+        status = list_modules(&s, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__config_write(model->config, model->class_name, model->dtype, &s.config, err);
+    }
+    if (status == HEFT_OK) {
+        heft__side_file config = {.name = "config.json", .bytes = s.config.data, .length = s.config.size};
+        heft__write_job job = {
+            .dst = dst,
+            .format = format,
+            .variant = options->variant,
+            .max_shard_bytes = options->max_shard_bytes,
+            .force = options->force,
+            .tensors = s.tensors,
+            .count = s.count,
+            .total_parameters = heft_model_elements(model),
+            .modules = s.modules,
+            .module_count = model->module_count,
+            .sides = &config,
+            .side_count = 1,
+            .read = random ? read_random : read_stored,
+            .user = &s,
+        };
+        status = heft__write_checkpoint(model->ctx, &job, report, err);
+    }
+    heft__buffer_fini(&s.config);
+    heft__arena_fini(&s.arena);
+    return heft__add_path(status, err, dst);
+}
+
+heft_status heft_model_save(const heft_model *model, const char *dst, const heft_save_options *options,
+                            heft_write_report **report, heft_error *err)
+{
+    return save(model, dst, NULL, options, false, report, err);
+}
+
+heft_status heft_model_save_random(const heft_model *model, const char *dst, const heft_init_options *init,
+                                   const heft_save_options *options, heft_write_report **report, heft_error *err)
+{
+    return save(model, dst, init, options, true, report, err);
+}

@@ -1,0 +1,271 @@
+/* model.c - the empty model: made by a family's builder, looked at by everybody, bound by load/.
+ *
+ *   parameters [ state dict, in its order | transient buffers ]     rules, bindings: the same places
+ *
+ * All of it lies in one arena; the bytes of tensors never do: they are storages. Not done here: reading weights (load/).
+ * Source: docs/models.md. */
+#include "model/model.h"
+
+#include "model/skeleton.h"
+
+#include <assert.h>
+
+/* ---- from the builder to the model -------------------------------------------------------------------- */
+static void begin_run(heft__skeleton *s)
+{
+    s->std = 0.02F;
+    s->path_length = s->last_length = s->depth = 0;
+    s->path[0] = s->last[0] = '\0';
+    s->saved_count = s->transient_count = s->tie_count = 0;
+    s->total_bytes = 0;
+    s->module_count = 1; /* the root, whose path is "" */
+}
+
+/* Room for what the first run has counted. */
+static heft_status make_room(heft__skeleton *s, heft_error *err)
+{
+    heft_model *model = s->model;
+    heft__arena *arena = &model->arena;
+    const size_t count = s->saved_count + s->transient_count;
+    model->module_paths = heft__arena_array(arena, s->module_count, sizeof *model->module_paths);
+    model->parameters = heft__arena_array(arena, count, sizeof *model->parameters);
+    model->rules = heft__arena_array(arena, count, sizeof *model->rules);
+    model->bindings = heft__arena_array(arena, count, sizeof *model->bindings);
+    s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
+    if (!model->module_paths || !model->parameters || !model->rules || !model->bindings || !s->ties) {
+        return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
+    }
+    model->module_paths[0] = "";
+    model->module_count = s->module_count;
+    model->count = count;
+    s->saved_total = s->saved_count;
+    return HEFT_OK;
+}
+
+static heft_status index_names(heft_model *model, heft_error *err)
+{
+    for (size_t i = 0; i < model->count; i++) {
+        const char *name = model->parameters[i].name;
+        size_t found;
+        if (!heft__map_put(&model->names, name, strlen(name), i, &found)) {
+            return heft__fail(err, HEFT_NOMEM, "no memory for the names of %zu parameters", model->count);
+        }
+        assert(found == HEFT__MAP_NONE); /* a family lists every name once */
+    }
+    return HEFT_OK;
+}
+
+static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
+{
+    heft_parameter *parameters = s->model->parameters;
+    for (size_t i = 0; i < s->tie_count; i++) {
+        const heft__skeleton_tie *tie = &s->ties[i];
+        size_t target = heft_model_find(s->model, tie->target), source = heft_model_find(s->model, tie->source);
+        assert(target != SIZE_MAX && source != SIZE_MAX); /* of one family's own names */
+        if (!heft__shape_equal(parameters[target].shape, parameters[target].rank, parameters[source].shape,
+                               parameters[source].rank)) {
+            heft_status status =
+                heft__fail(err, HEFT_FORMAT, "cannot be tied to '%.100s': their shapes differ", tie->source);
+            return heft__add_item(status, err, tie->target);
+        }
+        parameters[target].tied_to = parameters[source].tied_to;
+    }
+    return HEFT_OK;
+}
+
+static heft_status run(heft__skeleton *s, const heft__class *class, heft_error *err)
+{
+    begin_run(s);
+    class->build(s);
+    if (s->status != HEFT_OK && err) {
+        *err = s->error;
+    }
+    return s->status;
+}
+
+static heft_status fill_model(heft_model *model, const heft__class *class, heft_error *err)
+{
+    heft__skeleton s = {.model = model, .config = model->config};
+    heft_status status = run(&s, class, err);
+    if (status == HEFT_OK) {
+        status = make_room(&s, err);
+    }
+    if (status == HEFT_OK) {
+        s.filling = true;
+        status = run(&s, class, err);
+    }
+    if (status == HEFT_OK) {
+        assert(s.saved_count == s.saved_total && s.saved_count + s.transient_count == model->count);
+        status = index_names(model, err);
+    }
+    return status == HEFT_OK ? tie_parameters(&s, err) : status;
+}
+
+static size_t list_length(const char *const *list)
+{
+    size_t count = 0;
+    while (list && list[count]) {
+        count++;
+    }
+    return count;
+}
+
+heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
+                              const heft__class *class, heft_dtype dtype, heft_model **out, heft_error *err)
+{
+    heft_model *model = heft__alloc_zero(ctx, 1, sizeof *model);
+    if (!model) {
+        return heft__fail_nomem(err, sizeof *model);
+    }
+    model->ctx = heft__ctx_ref(ctx);
+    heft__arena_init(&model->arena, ctx);
+    heft__map_init(&model->names, ctx);
+    model->class_name = class->name;
+    model->model_type = family->model_type;
+    model->base_prefix = family->base_prefix;
+    model->dtype = dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : dtype;
+    model->known_family = true;
+    model->no_split = family->no_split;
+    model->no_split_count = list_length(family->no_split);
+    model->ignore_unexpected = family->ignore_unexpected;
+    model->ignore_missing = family->ignore_missing;
+    heft_status status = heft__config_copy(config, &model->config, err);
+    if (status == HEFT_OK) {
+        status = fill_model(model, class, err);
+    }
+    if (status == HEFT_OK) {
+        *out = model;
+    } else {
+        heft_model_free(model);
+    }
+    return heft__add_path(status, err, config->path);
+}
+
+heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                              heft_dtype dtype, heft_model **out, heft_error *err)
+{
+    const heft__family *family = NULL;
+    const heft__class *class = NULL;
+    if (!ctx || !config || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
+    }
+    if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s", heft_dtype_name(dtype));
+    }
+    heft_status status = heft__class_find(config, class_name, &family, &class, err);
+    return status == HEFT_OK ? heft__model_build(ctx, config, family, class, dtype, out, err) : status;
+}
+
+heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name, heft_model **out,
+                           heft_error *err)
+{
+    heft_config *config = NULL;
+    heft_status status = heft_config_read(ctx, config_path, &config, err);
+    if (status == HEFT_OK) {
+        status = heft_model_create(ctx, config, class_name, HEFT_DTYPE_F32, out, err);
+    }
+    heft_config_free(config);
+    return status;
+}
+
+void heft_model_free(heft_model *model)
+{
+    if (!model) {
+        return;
+    }
+    heft_ctx *ctx = model->ctx;
+    for (size_t i = 0; model->bindings && i < model->count; i++) {
+        heft_storage_unref(model->bindings[i].storage);
+    }
+    heft_config_free(model->config);
+    heft__map_fini(&model->names);
+    heft__arena_fini(&model->arena);
+    heft__free(ctx, model, sizeof *model);
+    heft_ctx_free(ctx);
+}
+
+/* ---- looking ------------------------------------------------------------------------------------------------- */
+const char *heft_model_class(const heft_model *model)
+{
+    return model->class_name;
+}
+
+const char *heft_model_type(const heft_model *model)
+{
+    return model->model_type;
+}
+
+heft_dtype heft_model_dtype(const heft_model *model)
+{
+    return model->dtype;
+}
+
+size_t heft_model_count(const heft_model *model)
+{
+    return model->count;
+}
+
+const heft_parameter *heft_model_parameter(const heft_model *model, size_t i)
+{
+    return i < model->count ? &model->parameters[i] : NULL;
+}
+
+size_t heft_model_find(const heft_model *model, const char *name)
+{
+    return heft__map_get(&model->names, name, strlen(name));
+}
+
+const char *heft_model_no_split(const heft_model *model, size_t i)
+{
+    return i < model->no_split_count ? model->no_split[i] : NULL;
+}
+
+uint64_t heft_model_elements(const heft_model *model)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        const heft_parameter *parameter = &model->parameters[i];
+        uint64_t elems;
+        if (parameter->kind == HEFT_PARAMETER_WEIGHT && parameter->tied_to == i &&
+            heft__shape_elems(parameter->shape, parameter->rank, &elems)) {
+            sum += elems; /* the builder has bounded the sum */
+        }
+    }
+    return sum;
+}
+
+uint64_t heft_model_bytes(const heft_model *model)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        const heft_parameter *parameter = &model->parameters[i];
+        if (parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT && parameter->tied_to == i) {
+            sum += parameter->size_bytes;
+        }
+    }
+    return sum;
+}
+
+/* ---- bindings --------------------------------------------------------------------------------------------------- */
+void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
+                      heft_parameter_state state)
+{
+    heft_storage_unref(model->bindings[i].storage);
+    model->bindings[i] = (heft__binding){.storage = storage, .byte_offset = byte_offset};
+    model->parameters[i].state = state;
+}
+
+heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err)
+{
+    if (!model || !out || i >= model->count) {
+        return heft__fail(err, HEFT_INVALID_ARG, "there is no parameter %zu", i);
+    }
+    const heft_parameter *parameter = &model->parameters[i];
+    const heft__binding *binding = &model->bindings[i];
+    heft_status status =
+        binding->storage
+            ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank, NULL, binding->storage,
+                               binding->byte_offset, parameter->state == HEFT_PARAMETER_MAPPED, out, err)
+            : heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here");
+    return heft__add_item(status, err, parameter->name);
+}

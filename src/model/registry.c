@@ -1,0 +1,107 @@
+/* registry.c - the families and their classes. A family is one file in arch/ and one line here.
+ *
+ * Source: docs/models.md. */
+#include "model/model.h"
+
+extern const heft__family heft__family_bert;
+
+static const heft__family *const families[] = {
+    &heft__family_bert,
+};
+
+#define FAMILIES (sizeof families / sizeof families[0])
+
+const heft__family *heft__family_find(const char *model_type)
+{
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (strcmp(families[i]->model_type, model_type) == 0) {
+            return families[i];
+        }
+    }
+    return NULL;
+}
+
+/* A class by its own name, or by the name of an Auto class. */
+static const heft__class *find_class(const heft__family *family, const char *name, bool by_auto_name)
+{
+    for (const heft__class *class = family->classes; class->name; class++) {
+        if (strcmp(class->name, name) == 0 ||
+            (by_auto_name && class->auto_name && strcmp(class->auto_name, name) == 0)) {
+            return class;
+        }
+    }
+    return NULL;
+}
+
+const heft__family *heft__family_of_class(const char *class_name)
+{
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (find_class(families[i], class_name, false)) {
+            return families[i];
+        }
+    }
+    return NULL;
+}
+
+static heft_status unknown_class(const heft_config *config, const heft__family *family, const char *name,
+                                 heft_error *err)
+{
+    const heft__family *other = heft__family_of_class(name);
+    char known[400] = "";
+    size_t at = 0;
+    if (other) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is of model_type '%s', but '%.200s' is a '%s'", name,
+                          other->model_type, config->path, family->model_type);
+    }
+    for (const heft__class *class = family->classes; class->name && at < sizeof known; class ++) {
+        at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", class->name);
+    }
+    return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is not one of %s: %s", name, family->model_type, known);
+}
+
+/* By model_type; in a config without one, by the class. */
+static heft_status find_family(const heft_config *config, const char *asked, const heft__family **family,
+                               heft_error *err)
+{
+    const heft__json_value *value = heft__json_member(config->root, "model_type");
+    const char *model_type = heft_config_model_type(config);
+    if (*model_type) {
+        *family = heft__family_find(model_type);
+    } else {
+        *family = !value && asked ? heft__family_of_class(asked) : NULL;
+    }
+    if (*family) {
+        return HEFT_OK;
+    }
+    uint64_t offset = value ? value->offset : HEFT_NO_OFFSET;
+    heft_status status = HEFT_OK;
+    if (*model_type) {
+        status = heft__fail_at(err, HEFT_UNSUPPORTED, offset, "model type '%.60s' is not known", model_type);
+    } else if (value) {
+        status = heft__fail_at(err, HEFT_FORMAT, offset, "expected the name of a model type");
+    } else {
+        status = heft__fail(err, HEFT_FORMAT, "is missing, and no class says what model this is");
+    }
+    return heft__add_item(status, err, "model_type");
+}
+
+heft_status heft__class_find(const heft_config *config, const char *class_name, const heft__family **family,
+                             const heft__class **class, heft_error *err)
+{
+    const char *asked = class_name ? class_name : heft_config_architecture(config);
+    const heft__family *found = NULL;
+    heft_status status = find_family(config, asked, &found, err);
+    const heft__class *chosen = NULL;
+    if (status == HEFT_OK) {
+        chosen = asked ? find_class(found, asked, true) : found->classes;
+    }
+    if (status == HEFT_OK && !chosen) {
+        status = unknown_class(config, found, asked, err);
+        heft__add_item(status, err, class_name ? NULL : "architectures");
+    }
+    if (status == HEFT_OK) {
+        *family = found;
+        *class = chosen;
+    }
+    return heft__add_path(status, err, config->path);
+}

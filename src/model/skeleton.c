@@ -1,0 +1,432 @@
+/* skeleton.c - the builder with which a family lists what its model consists of.
+ *
+ * A family's function runs twice. The first run counts and checks, and allocates nothing, so a hostile config is refused
+ * before any memory is taken by it; the second fills arrays of the right size. Names are put together in one buffer from
+ * a stack of module paths. The first error sticks, nothing is added after it, and it is asked for once, at the end.
+ * Source: docs/howto/architecture.md. */
+#include "model/skeleton.h"
+
+#include <math.h>
+
+#define DIMENSION_MOST (((uint64_t)1 << 31) - 1)
+#define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
+
+/* ---- errors ------------------------------------------------------------------------------------------- */
+static bool failed(const heft__skeleton *s)
+{
+    return s->status != HEFT_OK;
+}
+
+bool heft__sk_going(const heft__skeleton *s)
+{
+    return !failed(s);
+}
+
+static void out_of_memory(heft__skeleton *s)
+{
+    if (!failed(s)) {
+        s->status = heft__fail(&s->error, HEFT_NOMEM, "no memory for the names of a model");
+    }
+}
+
+void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
+{
+    if (failed(s)) {
+        return;
+    }
+    char message[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    const heft__json_value *value = key ? heft__json_member(s->config->root, key) : NULL;
+    s->status =
+        heft__fail_at(&s->error, status, value ? value->offset : HEFT_NO_OFFSET, "%s", message);
+    heft__add_item(s->status, &s->error, key);
+    heft__add_path(s->status, &s->error, s->config->path);
+}
+
+/* ---- modules ------------------------------------------------------------------------------------------ */
+/* Append ".text" to the path; false if the name gets too long. */
+static bool append(heft__skeleton *s, size_t at, const char *text, size_t length, size_t *end)
+{
+    size_t dot = at > 0;
+    if (length >= sizeof s->path - at - dot) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "name '%.60s...' is over %zu bytes long", s->path,
+                      sizeof s->path - 1);
+        return false;
+    }
+    if (dot) {
+        s->path[at] = '.';
+    }
+    memcpy(s->path + at + dot, text, length);
+    *end = at + dot + length;
+    s->path[*end] = '\0';
+    return true;
+}
+
+/* Modules are entered in the order of a walk through the tree, parents first. So one that was entered before is the last
+ * one noted, or an ancestor of it. */
+static void note_module(heft__skeleton *s)
+{
+    const size_t length = s->path_length;
+    if (s->last_length >= length && memcmp(s->last, s->path, length) == 0 &&
+        (s->last[length] == '\0' || s->last[length] == '.')) {
+        return;
+    }
+    if (s->filling) {
+        const char *path = heft__arena_text(&s->model->arena, s->path, length);
+        if (!path) {
+            out_of_memory(s);
+            return;
+        }
+        s->model->module_paths[s->module_count] = path;
+    }
+    memcpy(s->last, s->path, length + 1);
+    s->last_length = length;
+    s->module_count++;
+}
+
+static void enter(heft__skeleton *s, const char *name)
+{
+    if (failed(s)) {
+        return;
+    }
+    if (s->depth == HEFT__SKELETON_DEPTH) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s' is nested too deep", name);
+        return;
+    }
+    s->lengths[s->depth++] = s->path_length;
+    while (*name && !failed(s)) { /* each part between dots is a module of its own */
+        size_t length = strcspn(name, ".");
+        if (append(s, s->path_length, name, length, &s->path_length)) {
+            note_module(s);
+        }
+        name += length + (name[length] == '.');
+    }
+}
+
+void heft__sk_enter(heft__skeleton *s, const char *format, ...)
+{
+    char name[256];
+    va_list args;
+    va_start(args, format);
+    int length = vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    if (length < 0 || (size_t)length >= sizeof name) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "name of module '%.60s...' is too long", name);
+    }
+    enter(s, name);
+}
+
+void heft__sk_leave(heft__skeleton *s)
+{
+    if (!failed(s)) { /* after an error nobody looks at the path any more */
+        s->path_length = s->lengths[--s->depth];
+        s->path[s->path_length] = '\0';
+    }
+}
+
+/* ---- parameters --------------------------------------------------------------------------------------- */
+/* A copy in the arena, or one that is there already: layers repeat the same few shapes. */
+static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint32_t rank)
+{
+    for (size_t i = 0; i < HEFT__SKELETON_SHAPES; i++) {
+        if (s->shapes[i] && heft__shape_equal(s->shapes[i], s->ranks[i], shape, rank)) {
+            return s->shapes[i];
+        }
+    }
+    uint64_t *copy = heft__arena_array(&s->model->arena, rank, sizeof *copy);
+    if (copy) {
+        memcpy(copy, shape, rank * sizeof *copy);
+        s->shapes[s->next_shape] = copy;
+        s->ranks[s->next_shape] = rank;
+        s->next_shape = (s->next_shape + 1) % HEFT__SKELETON_SHAPES;
+    }
+    return copy;
+}
+
+/* Write one parameter into the place that the first run has counted for it. */
+static void place(heft__skeleton *s, heft_parameter parameter, heft__init_rule rule, size_t name_length)
+{
+    bool transient = parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
+    size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
+    parameter.name = heft__arena_text(&s->model->arena, s->path, name_length);
+    parameter.shape = keep_shape(s, parameter.shape, parameter.rank);
+    if (!parameter.name || !parameter.shape) {
+        out_of_memory(s);
+        return;
+    }
+    parameter.tied_to = at;
+    s->model->parameters[at] = parameter;
+    s->model->rules[at] = rule;
+}
+
+static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule)
+{
+    const uint64_t most = heft__limits(s->model->ctx)->tensors;
+    uint64_t elems;
+    size_t length;
+    if (failed(s) || !append(s, s->path_length, name, strlen(name), &length)) {
+        return;
+    }
+    if (s->saved_count + s->transient_count >= most) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has over %llu tensors",
+                      (unsigned long long)most);
+    } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) || elems > BYTES_MOST ||
+               !heft__dtype_bytes(parameter.dtype, elems, &parameter.size_bytes) ||
+               !heft__add_u64(s->total_bytes, parameter.size_bytes, &s->total_bytes) ||
+               s->total_bytes > BYTES_MOST) {
+        char text[HEFT__SHAPE_TEXT];
+        heft__sk_fail(s, HEFT_LIMIT, s->path, "shape %s makes the model over %llu bytes large",
+                      heft__shape_text(parameter.shape, parameter.rank, text),
+                      (unsigned long long)BYTES_MOST);
+    } else if (s->filling) {
+        place(s, parameter, rule, length);
+    }
+    if (parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT) {
+        s->transient_count++;
+    } else {
+        s->saved_count++;
+    }
+    s->path[s->path_length] = '\0';
+}
+
+void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
+                        heft__init_rule rule)
+{
+    heft_parameter parameter = {
+        .dtype = s->model->dtype, .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
+    add(s, name, parameter, rule);
+}
+
+void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
+                     uint32_t rank, bool persistent, heft__init_rule rule)
+{
+    heft_parameter parameter = {
+        .dtype = dtype,
+        .rank = rank,
+        .shape = shape,
+        .kind = persistent ? HEFT_PARAMETER_BUFFER : HEFT_PARAMETER_BUFFER_TRANSIENT,
+    };
+    add(s, name, parameter, rule);
+}
+
+void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
+{
+    if (failed(s)) {
+        return;
+    }
+    if (s->filling) {
+        heft__arena *arena = &s->model->arena;
+        heft__skeleton_tie tie = {heft__arena_text(arena, target, strlen(target)),
+                                  heft__arena_text(arena, source, strlen(source))};
+        if (!tie.target || !tie.source) {
+            out_of_memory(s);
+            return;
+        }
+        s->ties[s->tie_count] = tie;
+    }
+    s->tie_count++;
+}
+
+/* ---- the usual modules -------------------------------------------------------------------------------- */
+heft__init_rule heft__init_constant(float value)
+{
+    return (heft__init_rule){.kind = HEFT__INIT_CONSTANT, .a = value, .zero_row = -1};
+}
+
+static heft__init_rule normal(const heft__skeleton *s, int64_t zero_row)
+{
+    return (heft__init_rule){.kind = HEFT__INIT_NORMAL, .b = s->std, .zero_row = zero_row};
+}
+
+void heft__sk_std(heft__skeleton *s, double std)
+{
+    s->std = (float)std;
+}
+
+void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+{
+    enter(s, name);
+    heft__sk_parameter(s, "weight", (const uint64_t[]){out, in}, 2, normal(s, -1));
+    if (bias) {
+        heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
+    }
+    heft__sk_leave(s);
+}
+
+void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
+                        int64_t padding_row)
+{
+    enter(s, name);
+    heft__sk_parameter(s, "weight", (const uint64_t[]){rows, width}, 2, normal(s, padding_row));
+    heft__sk_leave(s);
+}
+
+void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bool bias)
+{
+    enter(s, name);
+    heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(1));
+    if (bias) {
+        heft__sk_parameter(s, "bias", &width, 1, heft__init_constant(0));
+    }
+    heft__sk_leave(s);
+}
+
+/* ---- look-ups of the config --------------------------------------------------------------------------- */
+/* A key's value; NULL if it is absent or the builder has failed. */
+static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
+{
+    return failed(s) ? NULL : heft__json_member(s->config->root, key);
+}
+
+/* The same; null counts as absent. */
+static const heft__json_value *look_up_set(const heft__skeleton *s, const char *key)
+{
+    const heft__json_value *value = look_up(s, key);
+    return value && value->type != HEFT__JSON_TYPE_NULL ? value : NULL;
+}
+
+/* "expected ..., found ..." with the value as it stands in the file. */
+static void refuse(heft__skeleton *s, heft_status status, const char *key, const char *expected,
+                   const heft__json_value *value)
+{
+    switch (value->type) {
+    case HEFT__JSON_TYPE_NUMBER:
+        heft__sk_fail(s, status, key, "expected %s, found %.60s", expected, value->text);
+        break;
+    case HEFT__JSON_TYPE_STRING:
+        heft__sk_fail(s, status, key, "expected %s, found the string '%.60s'", expected, value->text);
+        break;
+    case HEFT__JSON_TYPE_BOOL:
+        heft__sk_fail(s, status, key, "expected %s, found %s", expected,
+                      value->boolean ? "true" : "false");
+        break;
+    case HEFT__JSON_TYPE_NULL:
+        heft__sk_fail(s, status, key, "expected %s, found null", expected);
+        break;
+    case HEFT__JSON_TYPE_ARRAY:
+    case HEFT__JSON_TYPE_OBJECT:
+        heft__sk_fail(s, status, key, "expected %s, found an %s of %zu", expected,
+                      value->type == HEFT__JSON_TYPE_ARRAY ? "array" : "object", value->count);
+        break;
+    }
+}
+
+/* Whether a number is a positive integer, of any size. */
+static bool is_positive_integer(const heft__json_value *value)
+{
+    return value->type == HEFT__JSON_TYPE_NUMBER && value->text[strspn(value->text, "0123456789")] == '\0' &&
+           value->text[strspn(value->text, "0")] != '\0';
+}
+
+static uint64_t count_to(heft__skeleton *s, const char *key, uint64_t standard, uint64_t most)
+{
+    const heft__json_value *value = look_up(s, key);
+    uint64_t number = 0;
+    if (!value) {
+        return standard;
+    }
+    if (is_positive_integer(value) && heft__json_as_u64(value, &number) && number <= most) {
+        return number;
+    }
+    char expected[80];
+    snprintf(expected, sizeof expected, "an integer from 1 to %llu", (unsigned long long)most);
+    refuse(s, is_positive_integer(value) ? HEFT_LIMIT : HEFT_FORMAT, key, expected, value);
+    return 1;
+}
+
+uint64_t heft__sk_count(heft__skeleton *s, const char *key, uint64_t standard)
+{
+    return count_to(s, key, standard, DIMENSION_MOST);
+}
+
+uint64_t heft__sk_layers(heft__skeleton *s, const char *key, uint64_t standard)
+{
+    return count_to(s, key, standard, HEFT__LAYERS_MOST);
+}
+
+int64_t heft__sk_integer(heft__skeleton *s, const char *key, int64_t standard)
+{
+    const heft__json_value *value = look_up_set(s, key);
+    int64_t number = standard;
+    if (value && !heft__json_as_i64(value, &number)) {
+        refuse(s, HEFT_FORMAT, key, "an integer of 64 bits", value);
+    }
+    return number;
+}
+
+bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard)
+{
+    const heft__json_value *value = look_up_set(s, key);
+    if (value && value->type != HEFT__JSON_TYPE_BOOL) {
+        refuse(s, HEFT_FORMAT, key, "true or false", value);
+    }
+    return value && !failed(s) ? value->boolean : standard;
+}
+
+double heft__sk_real(heft__skeleton *s, const char *key, double standard)
+{
+    const heft__json_value *value = look_up_set(s, key);
+    double number = standard;
+    if (value && (!heft__json_as_double(value, &number) || !isfinite(number))) {
+        refuse(s, HEFT_FORMAT, key, "a finite number", value);
+        number = standard;
+    }
+    return number;
+}
+
+const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard)
+{
+    const heft__json_value *value = look_up_set(s, key);
+    if (value && (value->type != HEFT__JSON_TYPE_STRING || strlen(value->text) != value->length)) {
+        refuse(s, HEFT_FORMAT, key, "a string without NUL", value);
+    }
+    return value && !failed(s) ? value->text : standard;
+}
+
+uint64_t heft__sk_members(heft__skeleton *s, const char *key, uint64_t standard)
+{
+    const heft__json_value *value = look_up_set(s, key);
+    if (value && (value->type != HEFT__JSON_TYPE_OBJECT || value->count == 0)) {
+        refuse(s, HEFT_FORMAT, key, "an object with members", value);
+    }
+    return value && !failed(s) ? value->count : standard;
+}
+
+bool heft__sk_has(const heft__skeleton *s, const char *key)
+{
+    return look_up_set(s, key) != NULL;
+}
+
+int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows)
+{
+    const heft__json_value *value = look_up(s, key);
+    int64_t row = standard, end = (int64_t)rows; /* a count: below 2^31 */
+    if (!value || value->type == HEFT__JSON_TYPE_NULL) {
+        return value ? -1 : standard;
+    }
+    if (!heft__json_as_i64(value, &row) || row < -end || row >= end) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "null or one of %llu rows", (unsigned long long)rows);
+        refuse(s, HEFT_FORMAT, key, expected, value);
+        return -1;
+    }
+    return row < 0 ? row + end : row;
+}
+
+uint64_t heft__sk_labels(heft__skeleton *s)
+{
+    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", 2)
+                                       : heft__sk_count(s, "num_labels", 2);
+}
+
+void heft__sk_initializer_range(heft__skeleton *s)
+{
+    double std = heft__sk_real(s, "initializer_range", 0.02);
+    if (std < 0 || std > 1e6) {
+        heft__sk_fail(s, HEFT_FORMAT, "initializer_range", "expected 0 to 1e6, found %g", std);
+    }
+    heft__sk_std(s, std == 0 ? 0.02 : std);
+}

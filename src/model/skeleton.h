@@ -1,0 +1,38 @@
+/* skeleton.h - the builder's inside, for skeleton.c and model.c; families see model.h only. */
+#ifndef HEFT__MODEL_SKELETON_H
+#define HEFT__MODEL_SKELETON_H
+
+#include "model/model.h"
+
+#define HEFT__SKELETON_DEPTH 32  /* nested calls of enter */
+#define HEFT__SKELETON_NAME 1024 /* bytes of the longest name, NUL included */
+#define HEFT__SKELETON_SHAPES 16 /* shapes remembered, so that equal layers share theirs */
+
+typedef struct heft__skeleton_tie {
+    const char *target, *source;
+} heft__skeleton_tie;
+
+struct heft__skeleton {
+    heft_model *model;         /* being built: its arena takes names and shapes */
+    const heft_config *config; /* the model's own copy */
+    heft_status status;
+    heft_error error;
+    bool filling; /* false: the first run, which only counts */
+    float std;
+    char path[HEFT__SKELETON_NAME]; /* of the module that is entered */
+    size_t path_length, lengths[HEFT__SKELETON_DEPTH], depth;
+    char last[HEFT__SKELETON_NAME]; /* the module noted last */
+    size_t last_length;
+    /* so far in this run */
+    size_t saved_count, transient_count, module_count, tie_count;
+    uint64_t total_bytes;
+    /* what the first run found */
+    size_t saved_total;
+    heft__skeleton_tie *ties;
+    /* a ring */
+    const uint64_t *shapes[HEFT__SKELETON_SHAPES];
+    uint32_t ranks[HEFT__SKELETON_SHAPES];
+    size_t next_shape;
+};
+
+#endif

@@ -1,0 +1,72 @@
+/* lanes.h - loops over plain arrays, built once per instruction set level.
+ *
+ * A file called *_lanes.c is compiled once for each level with HEFT__LEVEL set to base, avx2 or
+ * avx512. It exports one table of functions, `const struct ... HEFT__LANES(heft__cast_lanes)`, and
+ * everything else in it is static. The file that calls it picks a table by heft__lanes_level().
+ *
+ * Every level gives the same bits: the loops hold only operations that IEEE 754 rounds correctly
+ * (sums, products, quotients, square roots, conversions) and integers; no fused multiply-add
+ * (-ffp-contract=off), no sum whose order may change, no libm. */
+#ifndef HEFT__TENSOR_LANES_H
+#define HEFT__TENSOR_LANES_H
+
+#include "tensor/tensor.h"
+
+#define HEFT__LANES_JOIN(name, level) name##_##level
+#define HEFT__LANES_EXPAND(name, level) HEFT__LANES_JOIN(name, level)
+/* name_base, name_avx2 or name_avx512, in a *_lanes.c file. */
+#define HEFT__LANES(name) HEFT__LANES_EXPAND(name, HEFT__LEVEL)
+
+enum heft__level { HEFT__LEVEL_BASE, HEFT__LEVEL_AVX2, HEFT__LEVEL_AVX512, HEFT__LEVEL_COUNT };
+
+/* The best level of this processor, found once. Threads: any. */
+int heft__lanes_level(void);
+/* Whether this build and this processor have a level. */
+bool heft__lanes_have(int level);
+/* For tests: use `level` from now on, -1 for the best again. false and no change if it is absent.
+ */
+bool heft__lanes_force(int level);
+
+/* ---- casts: cast_lanes.c -------------------------------------------------------------------- */
+/* src and dst must not overlap; any alignment. */
+typedef void (*heft__cast_fn)(void *restrict dst, const void *restrict src, size_t elems);
+
+struct heft__cast_lanes {
+    heft__cast_fn f32_from_f64, f32_from_f16, f32_from_bf16;
+    heft__cast_fn f32_from_e4m3fn, f32_from_e5m2, f32_from_e8m0fnu;
+    heft__cast_fn f32_from_e4m3fnuz, f32_from_e5m2fnuz;
+    heft__cast_fn f64_from_f32, f16_from_f32, bf16_from_f32;
+    heft__cast_fn bf16_from_f16, f16_from_bf16;
+};
+
+extern const struct heft__cast_lanes heft__cast_lanes_base;
+extern const struct heft__cast_lanes heft__cast_lanes_avx2;
+extern const struct heft__cast_lanes heft__cast_lanes_avx512;
+
+/* ---- random numbers: random_lanes.c --------------------------------------------------------- */
+/* Philox blocks of one call; a block is four numbers. */
+#define HEFT__RANDOM_BLOCKS 256
+
+struct heft__random_lanes {
+    /* Philox4x32-10 of the counters (blocks[i], stream) under the key seed: dst[4 * count]. */
+    void (*bits)(const heft__random *random, const uint64_t *restrict blocks, size_t count,
+                 uint32_t *restrict dst);
+    /* mean + std * z, z standard normal: dst[4 * count]. */
+    void (*normal)(const heft__random *random, const uint64_t *restrict blocks, size_t count,
+                   float mean, float std, float *restrict dst);
+    /* low + u * range, u a multiple of 2^-24 in [0, 1), but at most `top`: dst[4 * count]. */
+    void (*uniform)(const heft__random *random, const uint64_t *restrict blocks, size_t count,
+                    float low, float range, float top, float *restrict dst);
+    /* Natural logarithm, for normal positive numbers; in place. */
+    void (*log)(float *x, size_t count);
+};
+
+extern const struct heft__random_lanes heft__random_lanes_base;
+extern const struct heft__random_lanes heft__random_lanes_avx2;
+extern const struct heft__random_lanes heft__random_lanes_avx512;
+
+/* The tables in use. */
+const struct heft__cast_lanes *heft__cast_lanes(void);
+const struct heft__random_lanes *heft__random_lanes(void);
+
+#endif

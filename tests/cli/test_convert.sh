@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# test_convert - rewriting a checkpoint, and init -> load -> convert -> inspect -> verify.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# ---- the round trip: every way back gives the same bytes -------------------------------------------------------
+"$heft" init -q "$config" "$work/start"
+before=$(snapshot "$work/start")
+run 0 load "$work/start" --json
+has missing '[]'
+run 0 convert "$work/start" "$work/bins" --format bin --max-shard-size 40KB --json
+silent "$err"
+is_json
+has index '"pytorch_model.bin.index.json"'
+has total_size 93568
+has total_parameters 23392
+has dry_run false
+shows "$out" '"files": \[[{]"name": "pytorch_model-00001-of-00003.bin", "bytes": [0-9]+, "tensors": [0-9]+[}], '
+same "$before" "$work/start"
+run 0 inspect "$work/bins" --json
+is_json
+has format '"bin"'
+has total_parameters 23392
+run 0 verify "$work/bins" --deep
+shows "$out" '^ok: 3 files, 39 tensors, 93568 bytes$'
+run 0 load "$work/bins" --json
+has missing '[]'
+has unexpected '[]'
+run 0 convert "$work/bins" "$work/back" --format safetensors
+silent "$err"
+shows "$out" '^model.safetensors +39 '
+shows "$out" '^total +93\.6 KB \(93,568 bytes\)$'
+[ "$(snapshot "$work/back")" = "$before" ] || fail "start -> bins -> back is not the identity"
+# safetensors do not hold the order of the state dict; with the config.json it is known
+"$heft" init -q "$config" "$work/cut" --max-shard-size 40KB
+"$heft" convert -q "$work/start" "$work/recut" --max-shard-size 40KB
+[ "$(snapshot "$work/cut")" = "$(snapshot "$work/recut")" ] || fail "resharding differs from saving in shards"
+run 0 convert "$work/recut/model.safetensors.index.json" "$work/index" -q
+cmp -s "$work/index/model.safetensors" "$work/start/model.safetensors" || fail "merging by the index differs"
+
+# ---- options -----------------------------------------------------------------------------------------------------
+run 0 convert "$work/start" "$work/never" --dry-run --max-shard-size 40KB --json
+is_json
+has dry_run true
+shows "$out" '"name": "model-00003-of-00003.safetensors"'
+[ ! -e "$work/never" ] || fail "--dry-run wrote something"
+run 0 convert "$work/start" "$work/never" --dry-run
+shows "$out" 'nothing is written'
+run 0 convert "$work/start" "$work/half" --dtype float16 --json
+has total_size 46784
+grep -q '"float16"' "$work/half/config.json" || fail "config.json does not say the dtype: $(cat "$work/half/config.json")"
+run 0 convert "$work/start" "$work/variant" --variant fp16 --dtype f16 -q
+silent "$out"
+run 0 load "$work/variant" --variant fp16 --json
+has dtype '"float16"'
+run 0 convert "$work" "$work/sub" --subfolder start -q
+cmp -s "$work/sub/model.safetensors" "$work/start/model.safetensors" || fail "--subfolder: another file"
+
+# ---- a destination that is there -------------------------------------------------------------------------------------
+before=$(snapshot "$work/cut")
+fails 11 "$work/cut" convert "$work/start" "$work/cut"
+same "$before" "$work/cut"
+echo mine >"$work/cut/notes.txt"
+run 0 convert "$work/start" "$work/cut" --force -q
+[ "$(cd "$work/cut" && echo *)" = "config.json model.safetensors notes.txt" ] || fail "--force left $(ls "$work/cut")"
+
+# ---- the destination is the source, whatever it is called --------------------------------------------------------------
+ln -s start "$work/link"
+ln -s "$work/start" "$work/absolute"
+before=$(snapshot "$work/start")
+for dst in start start/ start/. link link/ absolute ./start/../start; do
+    for force in '' --force; do
+        fails 2 'source' convert "$work/start" "$work/$dst" ${force:+"$force"}
+        fails 2 'source' convert "$work/link" "$work/$dst" ${force:+"$force"}
+        fails 2 'source' convert "$work/start/model.safetensors" "$work/$dst" ${force:+"$force"}
+        same "$before" "$work/start"
+    done
+done
+no_traces "$work"

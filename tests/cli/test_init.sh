@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# test_init - a model with random weights, saved.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+run 0 init "$config" "$work/a"
+silent "$err"
+shows "$out" '^model.safetensors +39 +9[0-9],[0-9]{3}$'
+shows "$out" '^total +93\.6 KB \(93,568 bytes\)$'
+shows "$out" '^parameters +23,392$'
+[ "$(cd "$work/a" && echo *)" = "config.json model.safetensors" ] || fail "files: $(ls "$work/a")"
+
+run 0 init "$config" "$work/b" --json
+silent "$err"
+is_json
+has index null
+has total_size 93568
+has total_parameters 23392
+has tensors 39
+shows "$out" '"memory": [{]"peak_rss_bytes": [1-9][0-9]*, "peak_anon_bytes": [1-9][0-9]*, "pss_bytes": [1-9][0-9]*[}]'
+cmp -s "$work/a/model.safetensors" "$work/b/model.safetensors" || fail "the same seed gives other weights"
+run 0 init "$config" "$work/c" --seed 1 -q
+silent "$out"
+silent "$err"
+! cmp -s "$work/a/model.safetensors" "$work/c/model.safetensors" || fail "another seed gives the same weights"
+
+# shards, and the same values in them
+run 0 init "$config" "$work/shards" --max-shard-size 40KB --json
+is_json
+has index '"model.safetensors.index.json"'
+shows "$out" '"files": \[[{]"name": "model-00001-of-00003.safetensors", "bytes": [0-9]+, "tensors": [0-9]+[}], '
+run 0 convert -q "$work/shards" "$work/merged"
+cmp -s "$work/a/model.safetensors" "$work/merged/model.safetensors" || fail "sharded weights differ"
+run 0 init "$config" "$work/bins" --max-shard-size 40KB --format bin --json
+has index '"pytorch_model.bin.index.json"'
+run 0 convert -q "$work/bins" "$work/unpickled" --format safetensors
+cmp -s "$work/a/model.safetensors" "$work/unpickled/model.safetensors" || fail "weights in .bin differ"
+
+# dtype, class, variant; a folder as CONFIG
+run 0 init "$work/a" "$work/half" --dtype bf16 --json
+has total_size 46784
+run 0 init "$config" "$work/mlm" --class BertForMaskedLM --json
+has total_parameters 23576
+run 0 init "$config" "$work/variant" --variant fp16 -q
+[ -f "$work/variant/model.fp16.safetensors" ] || fail "files: $(ls "$work/variant")"
+
+# refusals
+before=$(snapshot "$work/a")
+fails 11 "$work/a" init "$config" "$work/a"
+same "$before" "$work/a"
+fails 7 'NoSuchClass' init "$config" "$work/new" --class NoSuchClass
+fails 4 'none.json' init "$work/none.json" "$work/new"
+echo '{"model_type": "bert", ' >"$work/.broken.json"
+fails 5 'broken.json' init "$work/.broken.json" "$work/new"
+[ ! -e "$work/new" ] || fail "a refused init made its destination"
+run 0 init "$config" "$work/a" --force --seed 1 -q
+cmp -s "$work/a/model.safetensors" "$work/c/model.safetensors" || fail "--force did not replace the weights"
+no_traces "$work"

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# test_inspect - what is in a checkpoint, or what a config.json would make.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+esc=$(printf '\033')
+
+"$heft" init -q "$config" "$work/a" --max-shard-size 40KB
+for path in "$work/a" "$work/a/model.safetensors.index.json"; do
+    run 0 inspect "$path" --json
+    silent "$err"
+    is_json
+    has format '"safetensors"'
+    has index '"model.safetensors.index.json"'
+    has tied '[]'
+    has metadata '{"format": "pt"}'
+    has total_size 93568
+    has total_parameters 23392
+    has skipped '[]'
+    has warnings '[]'
+    shows "$out" '[{]"name": "pooler.dense.bias", "dtype": "float32", "shape": \[32\], "file": "model-0000[1-3]-of-00003.safetensors", "offset": [0-9]+, "bytes": 128[}]'
+done
+[ "$(grep -o '"dtype": ' "$out" | wc -l)" = 39 ] || fail "$last: not 39 tensors"
+run 0 inspect "$work/a"
+silent "$err"
+shows "$out" '^format +safetensors$'
+shows "$out" '^parameters +23,392$'
+shows "$out" '^model-00002-of-00003.safetensors +[0-9]+ +[0-9,]+$'
+shows "$out" '^encoder\.layer\.1\.output\.dense\.weight +float32 +\[32, 64\] +8,192 +model-0000[1-3]-of-00003.safetensors +[0-9]+$'
+run 0 inspect "$work/a/model-00001-of-00003.safetensors" --json
+has index null
+
+# the empty model: a lone config.json, and a folder without weights
+mkdir "$work/empty"
+cp "$config" "$work/empty"
+for path in "$config" "$work/empty" "$work/empty/config.json"; do
+    run 0 inspect "$path" --json
+    silent "$err"
+    is_json
+    has format '"safetensors"'
+    has class '"BertModel"'
+    has files '[]'
+    has total_size 93568
+    has total_parameters 23392
+    shows "$out" '[{]"name": "pooler.dense.bias", "dtype": "float32", "shape": \[32\], "file": null, "offset": null, "bytes": 128[}]'
+    lacks "$out" position_ids
+done
+run 0 inspect "$work" --subfolder empty --json
+has class '"BertModel"'
+run 0 inspect "$config" --class BertForMaskedLM --json
+has total_parameters 23576
+shows "$out" '"tied": \[\["'
+# as it would be saved: the same names, types and shapes as in a checkpoint that was
+tensors() {
+    grep -oE '"name": "[^"]*", "dtype": "[^"]*", "shape": \[[^]]*\]' "$out" | sort
+}
+for class in BertModel BertForMaskedLM BertForPreTraining; do
+    run 0 inspect "$config" --class "$class" --json
+    tensors >"$work/empty.txt"
+    "$heft" init -q "$config" "$work/$class" --class "$class"
+    run 0 inspect "$work/$class" --json
+    tensors >"$work/saved.txt"
+    diff "$work/empty.txt" "$work/saved.txt" >&2 || fail "$class: the empty model and the saved one differ"
+done
+
+# the tree: sums per module, equal blocks as one
+run 0 inspect "$work/a" --tree
+shows "$out" '^all +39 +23,392 +93\.6 KB$'
+shows "$out" '^  encoder +32 +17,088 '
+shows "$out" '^    layer +32 +17,088 '
+shows "$out" '^      \{0\.\.1\} \(each\) +16 +8,544 '
+shows "$out" '^        attention +10 +4,288 '
+shows "$out" '^  pooler +2 +1,056 '
+run 0 inspect "$work/a" --tree --json
+is_json
+shows "$out" '"tree": \[[{]"name": "embeddings", "count": 1, "tensors": 5, "parameters": 5248, '
+shows "$out" '"name": "\{0\.\.1\}", "count": 2, "tensors": 16, '
+run 0 inspect "$config" --tree
+shows "$out" '^BertModel +39 '
+
+# names from a file never reach the terminal as they are
+header='{"a\u001b[31m\n\"\\e\u00e9\u0085":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
+write_safetensors "$work/odd.safetensors" "$header" 16
+run 0 inspect "$work/odd.safetensors"
+lacks "$out" "$esc"
+shows "$out" '^a\\x1b\[31m\\x0a"\\eé\\xc2\\x85 +float32 +\[2\] +8 +odd\.safetensors'
+run 0 inspect "$work/odd.safetensors" --json
+is_json
+has name '"a\u001b[31m\n\"\\eé\u0085"'
+
+# what nothing can be found in
+mkdir "$work/void"
+fails 4 "$work/void" inspect "$work/void"
+fails 4 "$work/none" inspect "$work/none"
+fails 4 'fp16' inspect "$work/a" --variant fp16
+fails 4 'none.json' inspect "$work/none.json"
+rm "$work/a/model-00002-of-00003.safetensors"
+fails 4 'model-00002-of-00003.safetensors' inspect "$work/a"

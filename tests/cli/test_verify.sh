@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# test_verify - whole and sound, or not: exit 0 or 1.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+"$heft" init -q "$config" "$work/st" --max-shard-size 40KB
+"$heft" init -q "$config" "$work/bin" --max-shard-size 40KB --format bin
+for folder in st bin; do
+    before=$(snapshot "$work/$folder")
+    for deep in '' --deep; do
+        run 0 verify "$work/$folder" ${deep:+"$deep"}
+        silent "$err"
+        lines "$out" 1
+        shows "$out" '^ok: 3 files, 39 tensors, 93568 bytes$'
+        run 0 verify "$work/$folder" ${deep:+"$deep"} --json
+        is_json
+        has ok true
+        has problems '[]'
+    done
+    run 0 verify -q "$work/$folder"
+    silent "$out"
+    same "$before" "$work/$folder"
+done
+
+broken() { # broken KIND FOLDER [OPTIONS]: exit 1, a line that begins like this, the count at the end
+    local kind=$1
+    shift
+    run 1 verify "$@"
+    silent "$err"
+    shows "$out" "^$kind: "
+    shows "$out" '^not sound: [1-9][0-9]* problems?$'
+    run 1 verify "$@" --json
+    silent "$err"
+    is_json
+    has ok false
+    shows "$out" "[{]\"kind\": \"$kind\", \"file\": \"[^\"]*\", \"tensor\": \".*\", \"offset\": (null|[0-9]+), \"message\": \"[^\"].*\", \"fatal\": true[}]"
+}
+for folder in st bin; do
+    shard=$(cd "$work/$folder" && echo *-00002-of-*)
+    cp -r "$work/$folder" "$work/missing"
+    rm "$work/missing/$shard"
+    broken missing_file "$work/missing"
+    shows "$out" "$shard"
+    cp -r "$work/$folder" "$work/short"
+    truncate -s -1 "$work/short/$shard"
+    broken malformed_file "$work/short"
+    shows "$out" "$shard"
+    cp -r "$work/$folder" "$work/index"
+    sed -i 's/"pooler.dense.bias"/"pooler.dense.bios"/' "$work/index/"*.index.json
+    broken index_wrong "$work/index"
+    shows "$out" 'pooler\.dense\.bios'
+    rm -rf "$work/missing" "$work/short" "$work/index"
+done
+# a byte of data that has changed: known by its checksum, read with --deep only
+cp -r "$work/bin" "$work/flipped"
+shard=$work/flipped/pytorch_model-00002-of-00003.bin
+size=$(stat -c %s "$shard")
+printf '\125\252\125\252' | dd of="$shard" bs=1 seek=$((size / 2)) conv=notrunc status=none
+run 0 verify "$work/flipped"
+broken crc "$work/flipped" --deep
+
+# what is no fault of the checkpoint is a note
+cp -r "$work/st" "$work/stale"
+cp "$work/st/model-00001-of-00003.safetensors" "$work/stale/model-00001-of-00009.safetensors"
+run 0 verify "$work/stale"
+shows "$out" '^note: stale_file: model-00001-of-00009.safetensors: '
+shows "$out" '^ok: '
+run 0 verify "$work/stale" --json
+has fatal false
+# a single file that would win over the index is more than that
+cp "$work/st/model-00001-of-00003.safetensors" "$work/stale/model.safetensors"
+broken shadowed_index "$work/stale"
+
+# manifests: their checksums are SHA-256, which a build may lack
+if "$heft" verify "$work/st" --write-manifest="$work/manifest.json" 2>"$err" >"$out"; then
+    run 0 verify "$work/st" --write-manifest -q
+    [ -f "$work/st/heft-manifest.json" ] || fail "no manifest in the folder"
+    run 0 verify "$work/st" --manifest "$work/st/heft-manifest.json"
+    run 0 verify "$work/st/model.safetensors.index.json" --write-manifest="$work/manifest.json" -q
+    cmp -s "$work/st/heft-manifest.json" "$work/manifest.json" || fail "two manifests of one checkpoint differ"
+    cp -r "$work/st" "$work/changed"
+    shard=$work/changed/model-00003-of-00003.safetensors
+    printf '\125' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") - 2)) conv=notrunc status=none
+    run 0 verify "$work/changed"
+    run 1 verify "$work/changed" --manifest "$work/manifest.json"
+    shows "$out" 'model-00003-of-00003\.safetensors'
+    shows "$out" '^not sound: '
+    (cd "$work/st" && rm heft-manifest.json && "$heft" verify -q --write-manifest model-00001-of-00003.safetensors) ||
+        fail "a manifest of one file"
+    [ -f "$work/st/heft-manifest.json" ] || fail "no manifest beside the file"
+elif grep -q 'built with' "$err"; then
+    skip "manifests: $(cat "$err")"
+else
+    fail "--write-manifest: $(cat "$err")"
+fi
+
+mkdir "$work/void"
+fails 4 "$work/none" verify "$work/none"
+fails 4 "$work/void" verify "$work/void"

@@ -1,0 +1,150 @@
+#include "support.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <ftw.h>
+#include <openssl/sha.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void *heap_alloc(void *user, size_t bytes)
+{
+    test_heap *heap = user;
+    if (heap->count++ == heap->fail_at) {
+        return NULL;
+    }
+    void *block = malloc(bytes);
+    if (block) {
+        memset(block, 0xA5, bytes); /* what is used before it is set shows */
+        heap->blocks++;
+        heap->bytes += bytes;
+        heap->peak = heap->bytes > heap->peak ? heap->bytes : heap->peak;
+    }
+    return block;
+}
+
+static void heap_free(void *user, void *block, size_t bytes)
+{
+    test_heap *heap = user;
+    heap->blocks--;
+    heap->bytes -= bytes;
+    memset(block, 0x5A, bytes);
+    free(block);
+}
+
+heft_ctx *test_ctx_new(test_heap *heap)
+{
+    const heft_allocator allocator = {heap_alloc, NULL, heap_free, heap};
+    const heft_ctx_options options = {.allocator = &allocator, .threads = 1, .staging_bytes = 1 << 20};
+    long fail_at = heap->fail_at;
+    *heap = (test_heap){.fail_at = -1};
+    heft_ctx *ctx = heft_ctx_new(&options);
+    assert_non_null(ctx);
+    heap->count = 0;
+    heap->fail_at = fail_at;
+    return ctx;
+}
+
+void test_oom_sweep(test_attempt_fn attempt, void *user)
+{
+    for (long n = 0;; n++) {
+        test_heap heap = {.fail_at = n};
+        heft_error err;
+        heft_ctx *ctx = test_ctx_new(&heap);
+        heft_status status = attempt(ctx, user, &err);
+        heft_ctx_free(ctx);
+        if (heap.blocks != 0) {
+            fail_msg("allocation %ld fails: %ld blocks are left", n, heap.blocks);
+        }
+        if (status == HEFT_OK) {
+            assert_true(heap.count <= n); /* it succeeded because nothing failed */
+            return;
+        }
+        if (status != HEFT_NOMEM) {
+            fail_msg("allocation %ld fails: status %s, %s", n, heft_status_name(status), err.message);
+        }
+    }
+}
+
+void test_folder_make(char path[256])
+{
+    const char *base = getenv("TMPDIR");
+    snprintf(path, 256, "%s/heft-test-XXXXXX", base ? base : "/tmp");
+    assert_non_null(mkdtemp(path));
+}
+
+static int remove_entry(const char *path, const struct stat *facts, int kind, struct FTW *walk)
+{
+    (void)facts, (void)kind, (void)walk;
+    return remove(path);
+}
+
+void test_folder_remove(const char *path)
+{
+    nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+void test_write_file(const char *folder, const char *name, const void *bytes, size_t length)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(bytes, 1, length, file), length);
+    assert_int_equal(fclose(file), 0);
+}
+
+char *test_read_file(const char *path, size_t *length)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+        fail_msg("cannot open %s: %s", path, strerror(errno));
+        return NULL;
+    }
+    assert_int_equal(fseek(file, 0, SEEK_END), 0);
+    long size = ftell(file);
+    rewind(file);
+    char *text = malloc((size_t)size + 1);
+    assert_non_null(text);
+    assert_int_equal(fread(text, 1, (size_t)size, file), size);
+    text[size] = '\0';
+    fclose(file);
+    if (length) {
+        *length = (size_t)size;
+    }
+    return text;
+}
+
+void test_sha256(const void *bytes, size_t length, char hex[65])
+{
+    unsigned char digest[SHA256_DIGEST_LENGTH];
+    SHA256(bytes, length, digest);
+    for (size_t i = 0; i < sizeof digest; i++) {
+        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    }
+}
+
+size_t test_count_entries(const char *path)
+{
+    size_t count = 0;
+    DIR *folder = opendir(path);
+    assert_non_null(folder);
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    }
+    closedir(folder);
+    return count;
+}
+
+void test_expect_status(heft_status status, heft_status expected, const heft_error *err, const char *row)
+{
+    if (status != expected) {
+        char line[1400] = "";
+        if (status != HEFT_OK) {
+            heft_error_format(err, line, sizeof line);
+        }
+        fail_msg("%s: status %s, expected %s; %s", row, heft_status_name(status), heft_status_name(expected), line);
+    }
+}

@@ -1,0 +1,222 @@
+/* io: sources, and folders that become visible complete or not at all. */
+#include "io/io.h"
+#include "support.h"
+
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static heft_ctx *ctx;
+static char folder[256];
+
+static int set_up(void **state)
+{
+    (void)state;
+    ctx = heft_ctx_new(NULL);
+    test_folder_make(folder);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    test_folder_remove(folder);
+    heft_ctx_free(ctx);
+    return 0;
+}
+
+static const char *in_folder(const char *name)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return path;
+}
+
+static void only_regular_files_are_opened(void **state)
+{
+    (void)state;
+    heft__source *source = NULL;
+    heft_error err;
+    assert_int_equal(heft__source_open(ctx, in_folder("none"), &source, &err), HEFT_NOT_FOUND);
+    assert_int_equal(heft__source_open(ctx, folder, &source, &err), HEFT_UNSUPPORTED);
+    assert_string_equal(err.message, "not a regular file but a folder");
+    assert_int_equal(mkfifo(in_folder("fifo"), 0600), 0);
+    assert_int_equal(heft__source_open(ctx, in_folder("fifo"), &source, &err), HEFT_UNSUPPORTED);
+    assert_int_equal(heft__source_open(ctx, "/dev/zero", &source, &err), HEFT_UNSUPPORTED);
+    assert_null(source);
+}
+
+static void reading_past_the_end_says_where(void **state)
+{
+    (void)state;
+    heft__source *source = NULL;
+    heft_error err;
+    char bytes[16];
+    test_write_file(folder, "f", "0123456789", 10);
+    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    assert_int_equal(heft__source_read(source, 8, bytes, 2, &err), HEFT_OK);
+    assert_memory_equal(bytes, "89", 2);
+    assert_int_equal(heft__source_read(source, 8, bytes, 3, &err), HEFT_FORMAT);
+    assert_int_equal(err.offset, 10);
+    assert_int_equal(heft__source_read(source, UINT64_MAX, bytes, 2, &err), HEFT_FORMAT);
+    heft__source_unref(source);
+}
+
+static void a_file_that_shrinks_is_an_error_and_no_signal(void **state)
+{
+    (void)state;
+    heft__source *source = NULL;
+    heft_error err;
+    const size_t size = 1 << 20;
+    const uint8_t *base;
+    char *bytes = calloc(1, size);
+    test_write_file(folder, "f", bytes, size);
+    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    assert_int_equal(heft__source_map(source, &base, &err), HEFT_OK);
+    assert_int_equal(heft__source_touch(source, 0, size, &err), HEFT_OK);
+    assert_int_equal(truncate(in_folder("f"), 5000), 0);
+    assert_int_equal(heft__source_read(source, 4000, bytes, 2000, &err), HEFT_IO);
+    assert_int_equal(err.offset, 5000);
+    assert_int_equal(heft__source_touch(source, 0, size, &err), HEFT_IO);
+    assert_int_equal(err.offset, 5000);
+    assert_int_equal(heft__copy_mapped(bytes, base, size, &err), HEFT_IO);
+    heft__source_unref(source);
+    free(bytes);
+}
+
+static void a_parked_source_knows_its_file_again(void **state)
+{
+    (void)state;
+    heft__source *source = NULL;
+    heft_error err;
+    char bytes[4];
+    test_write_file(folder, "f", "abcd", 4);
+    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    heft__source_park(source);
+    assert_int_equal(heft__source_read(source, 0, bytes, 4, &err), HEFT_OK);
+    test_write_file(folder, "g", "efgh", 4);
+    char other[512];
+    snprintf(other, sizeof other, "%s", in_folder("g"));
+    assert_int_equal(rename(other, in_folder("f")), 0);
+    assert_int_equal(heft__source_read(source, 0, bytes, 4, &err), HEFT_IO);
+    heft__source_unref(source);
+}
+
+static void put(heft__folder_writer *writer, const char *name, bool entry_point, const char *text)
+{
+    heft_error err;
+    assert_int_equal(heft__folder_file_begin(writer, name, entry_point, &err), HEFT_OK);
+    assert_int_equal(heft__folder_write(writer, text, strlen(text), &err), HEFT_OK);
+    assert_int_equal(heft__folder_file_end(writer, &err), HEFT_OK);
+}
+
+static void expect_text(const char *name, const char *text)
+{
+    char *found = test_read_file(in_folder(name), NULL);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+static void a_new_folder_appears_whole(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    char path[512];
+    snprintf(path, sizeof path, "%s", in_folder("a/b/out/"));
+    assert_int_equal(heft__folder_begin(ctx, path, &writer, &err), HEFT_OK);
+    put(writer, "x", false, "1");
+    assert_false(heft__path_exists(in_folder("a/b/out")));
+    assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
+    heft__folder_free(writer);
+    expect_text("a/b/out/x", "1");
+    assert_int_equal(test_count_entries(in_folder("a/b")), 1);
+}
+
+static void an_abandoned_folder_leaves_nothing(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    char path[512];
+    snprintf(path, sizeof path, "%s", in_folder("a/b/out"));
+    assert_int_equal(heft__folder_begin(ctx, path, &writer, &err), HEFT_OK);
+    put(writer, "x", false, "1");
+    heft__folder_free(writer);
+    assert_int_equal(test_count_entries(folder), 0);
+}
+
+static void files_in_place_are_swapped_at_commit(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    test_write_file(folder, "shard", "old", 3);
+    test_write_file(folder, "index", "old index", 9);
+    test_write_file(folder, "stale", "s", 1);
+    test_write_file(folder, "mine", "m", 1);
+    assert_int_equal(heft__folder_begin(ctx, folder, &writer, &err), HEFT_OK);
+    put(writer, "index", true, "new index");
+    put(writer, "shard", false, "new");
+    put(writer, "shard2", false, "new2");
+    assert_int_equal(heft__folder_remove(writer, "stale", &err), HEFT_OK);
+    assert_int_equal(heft__folder_remove(writer, "was never there", &err), HEFT_OK);
+    expect_text("shard", "old");
+    assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
+    heft__folder_free(writer);
+    expect_text("shard", "new");
+    expect_text("index", "new index");
+    expect_text("mine", "m");
+    assert_int_equal(test_count_entries(folder), 4);
+}
+
+static void a_failing_commit_is_taken_back(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    test_write_file(folder, "shard", "old", 3);
+    test_write_file(folder, "index", "old index", 9);
+    test_write_file(folder, "stale", "s", 1);
+    assert_int_equal(heft__folder_begin(ctx, folder, &writer, &err), HEFT_OK);
+    put(writer, "shard", false, "new");
+    put(writer, "index", true, "new index");
+    assert_int_equal(heft__folder_remove(writer, "stale", &err), HEFT_OK);
+    assert_int_equal(heft__folder_remove(writer, "index/no folder", &err), HEFT_OK);
+    assert_int_equal(heft__folder_commit(writer, &err), HEFT_NOT_FOUND); /* ENOTDIR */
+    heft__folder_free(writer);
+    expect_text("shard", "old");
+    expect_text("index", "old index");
+    expect_text("stale", "s");
+    assert_int_equal(test_count_entries(folder), 3);
+}
+
+static void too_little_room_is_said_before_writing(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    assert_int_equal(heft__folder_begin(ctx, in_folder("out"), &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_need(writer, 1, &err), HEFT_OK);
+    assert_int_equal(heft__folder_need(writer, UINT64_MAX / 2, &err), HEFT_IO);
+    assert_non_null(strstr(err.message, "no space left"));
+    heft__folder_free(writer);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(only_regular_files_are_opened),
+        TEST(reading_past_the_end_says_where),
+        TEST(a_file_that_shrinks_is_an_error_and_no_signal),
+        TEST(a_parked_source_knows_its_file_again),
+        TEST(a_new_folder_appears_whole),
+        TEST(an_abandoned_folder_leaves_nothing),
+        TEST(files_in_place_are_swapped_at_commit),
+        TEST(a_failing_commit_is_taken_back),
+        TEST(too_little_room_is_said_before_writing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
