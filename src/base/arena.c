@@ -80,12 +80,16 @@ char *heft__arena_text(heft__arena *arena, const char *bytes, size_t length)
 {
     char *text = length < SIZE_MAX ? alloc_aligned(arena, length + 1, 1) : NULL;
     if (text) {
-        memcpy(text, bytes, length);
+        if (length) { /* bytes may be NULL then */
+            memcpy(text, bytes, length);
+        }
         text[length] = '\0';
     }
     return text;
 }
 
+static char *format_into(heft__arena *arena, const char *format, va_list args)
+    __attribute__((format(printf, 2, 0)));
 static char *format_into(heft__arena *arena, const char *format, va_list args)
 {
     va_list again;
@@ -146,8 +150,8 @@ static uint8_t *buffer_room(heft__buffer *buffer, size_t length)
 
 void heft__buffer_append(heft__buffer *buffer, const void *bytes, size_t length)
 {
-    uint8_t *room = buffer_room(buffer, length);
-    if (room && length) {
+    uint8_t *room = length ? buffer_room(buffer, length) : NULL;
+    if (room) {
         memcpy(room, bytes, length);
         buffer->size += length;
     }

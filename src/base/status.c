@@ -78,6 +78,9 @@ cut:
 
 static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset, const char *format,
                  va_list args)
+    __attribute__((format(printf, 5, 0)));
+static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset, const char *format,
+                 va_list args)
 {
     char text[1024];
     int length = vsnprintf(text, sizeof text, format, args);

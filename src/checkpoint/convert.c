@@ -198,6 +198,11 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
     return HEFT_OK;
 }
 
+static bool same_shape(const heft_checkpoint *ckpt, size_t a, size_t b)
+{
+    return heft__shape_equal(ckpt->infos[a].shape, ckpt->infos[a].rank, ckpt->infos[b].shape, ckpt->infos[b].rank);
+}
+
 static heft_status plan_tensors(struct conversion *c, heft_error *err)
 {
     const heft_checkpoint *ckpt = c->ckpt;
@@ -211,14 +216,18 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
     }
     for (size_t k = 0; k < ckpt->count && status == HEFT_OK; k++) {
         size_t i = order[k].number;
-        if (first[i] != i && c->format == HEFT_FORMAT_SAFETENSORS) {
-            if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
-                            ckpt->infos[i].name, ckpt->infos[first[i]].name)) {
-                status = heft__fail_nomem(err, 0);
+        size_t shared = first[i];
+        if (shared != i && c->format == HEFT_FORMAT_SAFETENSORS) {
+            if (same_shape(ckpt, i, shared)) {
+                if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
+                                ckpt->infos[i].name, ckpt->infos[shared].name)) {
+                    status = heft__fail_nomem(err, 0);
+                }
+                continue;
             }
-            continue;
+            shared = i; /* the same bytes in another shape: written once more */
         }
-        status = plan_tensor(c, i, first[i], err);
+        status = plan_tensor(c, i, shared, err);
     }
     heft__free(c->ctx, first, ckpt->count * sizeof *first);
     heft__free(c->ctx, order, ckpt->count * sizeof *order);

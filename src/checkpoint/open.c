@@ -128,24 +128,22 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
 }
 
 /* ---- aliases ------------------------------------------------------------------------------------------------ */
+/* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ. */
 static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
 {
     const heft__file_tensor *left = ckpt->entries[a], *right = ckpt->entries[b];
-    if (left->dtype != right->dtype || left->start != right->start || left->conj != right->conj ||
-        left->neg != right->neg ||
-        !heft__shape_equal(left->shape, left->rank, right->shape, right->rank)) {
+    if (left->dtype != right->dtype || left->start != right->start || left->size_bytes != right->size_bytes ||
+        left->conj != right->conj || left->neg != right->neg || !left->strides != !right->strides) {
         return false;
     }
-    if (!left->strides || !right->strides) {
-        return left->strides == right->strides;
-    }
-    return memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0;
+    return !left->strides || (heft__shape_equal(left->shape, left->rank, right->shape, right->rank) &&
+                              memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0);
 }
 
 /* What tells one view of a storage from another, as plain bytes: a hostile file may hold very many views of one storage,
  * so they are found by hash and not by walking. */
 struct view_key {
-    uint64_t storage, start, shape, strides;
+    uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
 };
 
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err)
@@ -161,7 +159,8 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
         keys[i] = (struct view_key){
             .storage = ckpt->infos[i].storage,
             .start = entry->start,
-            .shape = bytes ? heft__stable_hash((const char *)entry->shape, bytes) : 0,
+            .bytes = entry->size_bytes,
+            .shape = entry->strides ? heft__stable_hash((const char *)entry->shape, bytes) : 0,
             .strides = entry->strides ? heft__stable_hash((const char *)entry->strides, bytes) : 0,
         };
         if (!heft__map_put(&seen, (const char *)&keys[i], sizeof keys[i], i, &found)) {

@@ -1,7 +1,7 @@
 /* shard_index.c - *.index.json: which file holds which tensor.
  *
- *   {"metadata": {"total_size": 433241088}, "weight_map": {"embeddings.LayerNorm.bias":
- * "model-00001-of-00003.safetensors"}}
+ *   {"metadata": {"total_size": 433241088},
+ *    "weight_map": {"embeddings.LayerNorm.bias": "model-00001-of-00003.safetensors"}}
  *
  * Trusted: nothing. A file name may not leave the folder; sizes in the metadata are compared and
  * never used. It does not look whether the files exist or hold what is said of them: that is the
@@ -20,14 +20,12 @@ struct parse {
     size_t count, cap;
     const char **file_names;
     size_t file_count, file_cap;
-    heft__json_token
-        last; /* the file name read last and its number: neighbours often share a file */
-    size_t last_file;
+    heft__json_token last; /* the file name read last: neighbours often share a file */
+    size_t last_file;      /* its number */
     bool has_map, has_metadata, unsorted;
 };
 
-/* ---- file names
- * ------------------------------------------------------------------------------------------ */
+/* ---- file names ------------------------------------------------------------------------------ */
 static heft_status check_file_name(const heft__json_token *token, const char *name, size_t length,
                                    heft_error *err)
 {
@@ -102,8 +100,7 @@ static heft_status find_file(struct parse *p, const heft__json_token *token, siz
     return status;
 }
 
-/* ---- weight_map
- * -------------------------------------------------------------------------------------------- */
+/* ---- weight_map ------------------------------------------------------------------------------ */
 /* Whether the index has a name yet. Writers sort the keys, and what rises cannot repeat: names are
  * hashed only from the first that falls on. *found is the entry, or HEFT__MAP_NONE. */
 static heft_status find_twin(struct parse *p, const char *name, size_t length, size_t *found,
@@ -203,9 +200,7 @@ static heft_status read_map(struct parse *p, heft_error *err)
     return status;
 }
 
-/* ---- metadata
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- metadata -------------------------------------------------------------------------------- */
 static heft_status read_metadata(struct parse *p, heft_error *err)
 {
     heft__json_token token;
@@ -245,9 +240,7 @@ static heft_status read_member(struct parse *p, const heft__json_token *key, hef
     return status == HEFT_OK ? heft__json_skip(&p->json, &token, err) : status;
 }
 
-/* ---- all of it
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 struct named {
     const char *name;
     size_t number;

@@ -103,7 +103,8 @@ heft__json_value *heft__json_new_null(heft__arena *arena);
 heft__json_value *heft__json_new_array(heft__arena *arena);
 heft__json_value *heft__json_new_object(heft__arena *arena);
 void heft__json_append(heft__json_value *array, heft__json_value *item);
-/* Set a member, or replace it in its place; the key is copied. false if there is no memory or value is NULL, so calls can be nested. */
+/* Set a member, or replace it in its place; the key is copied. false if there is no memory or value is NULL, so calls can
+ * be nested. */
 bool heft__json_set(heft__arena *arena, heft__json_value *object, const char *key, heft__json_value *value);
 void heft__json_remove(heft__json_value *object, const char *key); /* nothing if it is absent */
 

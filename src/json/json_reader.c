@@ -46,8 +46,7 @@ const char *heft__json_kind_name(heft__json_kind kind)
     return names[kind];
 }
 
-/* ---- errors
- * ------------------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 static uint64_t offset_of(const heft__json_reader *r, const uint8_t *p)
 {
     return r->origin + (uint64_t)(p - r->start);
@@ -71,8 +70,7 @@ static heft_status bad(const heft__json_reader *r, const uint8_t *p, const char 
     return heft__fail_at(err, HEFT_FORMAT, offset, "expected %s, found '%c'", expected, *p);
 }
 
-/* ---- scanning
- * -------------------------------------------------------------------------------------------- */
+/* ---- scanning -------------------------------------------------------------------------------- */
 static void skip_space(heft__json_reader *r)
 {
     while (r->p < r->end && (*r->p == ' ' || *r->p == '\n' || *r->p == '\t' || *r->p == '\r')) {
@@ -301,8 +299,7 @@ static heft_status scan_word(heft__json_reader *r, heft__json_token *token, heft
     return bad(r, r->p, "a value", err);
 }
 
-/* ---- structure
- * ---------------------------------------------------------------------------------------------- */
+/* ---- structure ------------------------------------------------------------------------------- */
 static bool in_object(const heft__json_reader *r)
 {
     uint32_t level = r->depth - 1;
@@ -444,9 +441,7 @@ heft_status heft__json_skip(heft__json_reader *reader, const heft__json_token *f
     return status;
 }
 
-/* ---- tokens
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 heft_status heft__json_string(const heft__json_token *token, heft__arena *arena, const char **text,
                               size_t *length, heft_error *err)
 {

@@ -22,8 +22,7 @@ static heft__json_value *value_new(heft__arena *arena, heft__json_type type)
     return value;
 }
 
-/* ---- parsing
- * ---------------------------------------------------------------------------------------------- */
+/* ---- parsing --------------------------------------------------------------------------------- */
 struct level { /* an array or object that is still open */
     heft__json_value *value;
     heft__map seen; /* its keys, once they are too many to compare */
@@ -190,9 +189,7 @@ heft_status heft__json_parse(heft__arena *arena, const void *bytes, size_t lengt
     return status;
 }
 
-/* ---- looking
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- looking --------------------------------------------------------------------------------- */
 const heft__json_value *heft__json_member(const heft__json_value *object, const char *key)
 {
     if (!object || object->type != HEFT__JSON_TYPE_OBJECT) {
@@ -255,9 +252,7 @@ bool heft__json_as_double(const heft__json_value *value, double *out)
     return true;
 }
 
-/* ---- making
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 static heft__json_value *new_text(heft__arena *arena, heft__json_type type, const char *text)
 {
     heft__json_value *value = value_new(arena, type);

@@ -16,9 +16,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- strings
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- strings --------------------------------------------------------------------------------- */
 /* The code point at p and its length in bytes, U+FFFD for a byte that is no UTF-8. */
 static uint32_t next_code(const uint8_t *p, const uint8_t *end, size_t *length)
 {
@@ -74,9 +72,7 @@ void heft__json_write_string(heft__buffer *out, const char *text, size_t length,
     heft__buffer_byte(out, '"');
 }
 
-/* ---- numbers
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 /* The digits before the 'e' one unit up; false where that would need another digit. */
 static bool step_up(char *text)
 {
@@ -171,9 +167,7 @@ static void put_number(heft__buffer *out, const heft__json_value *value)
     }
 }
 
-/* ---- trees
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- trees ----------------------------------------------------------------------------------- */
 static int by_key(const void *left, const void *right)
 {
     const heft__json_value *a = *(const heft__json_value *const *)left;

@@ -1,8 +1,8 @@
 /* config.c - config.json: read, copied, and written back as the reference does.
  *
- * Keys that heft does not know are kept. `dtype` (since 4.56) wins over `torch_dtype`. Nothing of it is trusted: who asks
- * for a number says what range it may have (skeleton.c).
- * Source: docs/config.md. */
+ * Keys that heft does not know are kept. `dtype` (since 4.56) wins over `torch_dtype`. Nothing of
+ * it is trusted: who asks for a number says what range it may have (skeleton.c). Source:
+ * docs/config.md. */
 #include "model/model.h"
 
 #include "io/io.h"
@@ -20,13 +20,14 @@ static heft_status config_new(heft_ctx *ctx, const char *path, heft_config **out
     return config->path ? HEFT_OK : heft__fail_nomem(err, strlen(path));
 }
 
-heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text, size_t length, heft_config **out,
-                               heft_error *err)
+heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text, size_t length,
+                               heft_config **out, heft_error *err)
 {
     heft_config *config = NULL;
     heft_status status = config_new(ctx, path, &config, err);
     if (status == HEFT_OK) {
-        status = heft__json_parse(&config->arena, text, length, heft__limits(ctx)->json_depth, &config->root, err);
+        status = heft__json_parse(&config->arena, text, length, heft__limits(ctx)->json_depth,
+                                  &config->root, err);
     }
     if (status == HEFT_OK && config && config->root->type != HEFT__JSON_TYPE_OBJECT) {
         status = heft__fail_at(err, HEFT_FORMAT, config->root->offset, "expected a JSON object");
@@ -48,9 +49,11 @@ heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out,
     char *text = NULL;
     size_t length = 0;
     heft__arena_init(&arena, ctx);
-    const char *file = heft__path_is_folder(path) ? heft__path_join(&arena, path, "config.json") : path;
-    heft_status status = file ? heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err)
-                              : heft__fail_nomem(err, strlen(path));
+    const char *file =
+        heft__path_is_folder(path) ? heft__path_join(&arena, path, "config.json") : path;
+    heft_status status =
+        file ? heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err)
+             : heft__fail_nomem(err, strlen(path));
     if (status == HEFT_OK) {
         status = heft__config_parse(ctx, file, text, length, out, err);
     }
@@ -68,7 +71,8 @@ void heft_config_free(heft_config *config)
     }
 }
 
-/* ---- copy --------------------------------------------------------------------------------------------- */
+/* ---- copy
+ * --------------------------------------------------------------------------------------------- */
 /* As deep as the file is nested, which the reader has bounded. NULL if there is no memory. */
 static heft__json_value *copy_value(heft__arena *arena, const heft__json_value *from)
 {
@@ -100,7 +104,8 @@ heft_status heft__config_copy(const heft_config *config, heft_config **out, heft
     heft_status status = config_new(config->ctx, config->path, &copy, err);
     if (status == HEFT_OK) {
         copy->root = copy_value(&copy->arena, config->root);
-        status = copy->root ? HEFT_OK : heft__fail(err, HEFT_NOMEM, "no memory for a copy of the config");
+        status = copy->root ? HEFT_OK
+                            : heft__fail(err, HEFT_NOMEM, "no memory for a copy of the config");
     }
     if (status == HEFT_OK) {
         *out = copy;
@@ -110,11 +115,13 @@ heft_status heft__config_copy(const heft_config *config, heft_config **out, heft
     return status;
 }
 
-/* ---- look-ups ------------------------------------------------------------------------------------------ */
+/* ---- look-ups
+ * ------------------------------------------------------------------------------------------ */
 /* A string without a NUL in it, else NULL. */
 static const char *text_of(const heft__json_value *value)
 {
-    bool plain = value && value->type == HEFT__JSON_TYPE_STRING && strlen(value->text) == value->length;
+    bool plain =
+        value && value->type == HEFT__JSON_TYPE_STRING && strlen(value->text) == value->length;
     return plain ? value->text : NULL;
 }
 
@@ -136,20 +143,27 @@ heft_dtype heft_config_dtype(const heft_config *config)
     for (size_t i = 0; i < 2; i++) {
         heft_dtype dtype;
         const char *text = text_of(heft__json_member(config->root, keys[i]));
-        if (text && heft_dtype_parse(text, &dtype, NULL) == HEFT_OK && heft_dtype_is_floating(dtype)) {
+        if (text && heft_dtype_parse(text, &dtype, NULL) == HEFT_OK &&
+            heft_dtype_is_floating(dtype)) {
             return dtype;
         }
     }
     return HEFT_DTYPE_NONE;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------ */
+/* ---- writing
+ * ------------------------------------------------------------------------------------------ */
 /* What heft sets itself, or what belongs to one run of the reference and is never saved by it. */
 static bool is_left_out(const char *key)
 {
     static const char *const keys[] = {
-        "architectures", "dtype",        "torch_dtype", "_name_or_path",
-        "_commit_hash",  "_auto_class",  "_attn_implementation_internal",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "_commit_hash",
+        "_auto_class",
+        "_attn_implementation_internal",
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         if (strcmp(key, keys[i]) == 0) {
@@ -160,8 +174,8 @@ static bool is_left_out(const char *key)
 }
 
 /* The config as it is saved. Values are shared with the config, only the top level is new. */
-static heft__json_value *saved_form(heft__arena *arena, const heft_config *config, const char *class_name,
-                                    heft_dtype dtype)
+static heft__json_value *saved_form(heft__arena *arena, const heft_config *config,
+                                    const char *class_name, heft_dtype dtype)
 {
     heft__json_value *root = heft__json_new_object(arena), *classes = heft__json_new_array(arena);
     heft__json_value *name = heft__json_new_string(arena, class_name);
@@ -169,7 +183,8 @@ static heft__json_value *saved_form(heft__arena *arena, const heft_config *confi
         return NULL;
     }
     for (const heft__json_value *member = config->root->first; member; member = member->next) {
-        heft__json_value *copy = is_left_out(member->key) ? NULL : heft__arena_alloc(arena, sizeof *copy);
+        heft__json_value *copy =
+            is_left_out(member->key) ? NULL : heft__arena_alloc(arena, sizeof *copy);
         if (copy) {
             *copy = *member;
             heft__json_append(root, copy);
@@ -178,11 +193,13 @@ static heft__json_value *saved_form(heft__arena *arena, const heft_config *confi
         }
     }
     heft__json_append(classes, name);
-    bool done = heft__json_set(arena, root, "architectures", classes) &&
-                heft__json_set(arena, root, "dtype", heft__json_new_string(arena, heft_dtype_name(dtype)));
+    bool done =
+        heft__json_set(arena, root, "architectures", classes) &&
+        heft__json_set(arena, root, "dtype", heft__json_new_string(arena, heft_dtype_name(dtype)));
     const heft__family *family = heft__family_of_class(class_name);
     if (done && family && !heft__json_member(root, "model_type")) {
-        done = heft__json_set(arena, root, "model_type", heft__json_new_string(arena, family->model_type));
+        done = heft__json_set(arena, root, "model_type",
+                              heft__json_new_string(arena, family->model_type));
     }
     return done ? root : NULL;
 }

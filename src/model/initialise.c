@@ -1,8 +1,8 @@
 /* initialise.c - initial values by rule, and giving them to every absent parameter of a model.
  *
- * A value is a function of (seed, parameter name, element): whatever the threads, the pieces or the order. Values are made
- * in float32 and then cast to the parameter's dtype, so that models of several dtypes differ by rounding only.
- * Source: docs/models.md. */
+ * A value is a function of (seed, parameter name, element): whatever the threads, the pieces or the
+ * order. Values are made in float32 and then cast to the parameter's dtype, so that models of
+ * several dtypes differ by rounding only. Source: docs/models.md. */
 #include "model/model.h"
 
 #include <math.h>
@@ -12,16 +12,18 @@
 #define PIECE_ELEMS ((uint64_t)1 << 20)  /* of one item of parallel work */
 #define SCRATCH_ELEMS ((size_t)64 << 10) /* floats before their cast: stays in the cache */
 
-/* ---- one piece of one parameter ----------------------------------------------------------------------- */
+/* ---- one piece of one parameter
+ * ----------------------------------------------------------------------- */
 static uint64_t last_dimension(const heft_parameter *parameter)
 {
     return parameter->rank ? parameter->shape[parameter->rank - 1] : 1;
 }
 
-/* [rows, width]. Layout 0, as DistilBERT has it: element (p, j) is the sine (even j) or cosine (odd j) of
- * p / 10000^(2 floor(j/2) / width). Layout 1, as Whisper has it: width/2 sines, then as many cosines, of
- * p exp(-j ln(10000) / (width/2 - 1)), in float32 as there. */
-static void fill_sinusoid(const heft_parameter *parameter, bool halves, uint64_t first, float *dst, size_t count)
+/* [rows, width]. Layout 0, as DistilBERT has it: element (p, j) is the sine (even j) or cosine (odd
+ * j) of p / 10000^(2 floor(j/2) / width). Layout 1, as Whisper has it: width/2 sines, then as many
+ * cosines, of p exp(-j ln(10000) / (width/2 - 1)), in float32 as there. */
+static void fill_sinusoid(const heft_parameter *parameter, bool halves, uint64_t first, float *dst,
+                          size_t count)
 {
     const uint64_t width = last_dimension(parameter), half = width / 2;
     const float step = half > 1 ? (float)(log(10000.0) / (double)(half - 1)) : 0.0F;
@@ -31,7 +33,8 @@ static void fill_sinusoid(const heft_parameter *parameter, bool halves, uint64_t
         bool cosine;
         if (halves) {
             cosine = j >= half;
-            angle = (double)((float)row * (float)exp((double)(-step * (float)(cosine ? j - half : j))));
+            angle =
+                (double)((float)row * (float)exp((double)(-step * (float)(cosine ? j - half : j))));
         } else {
             cosine = j % 2;
             angle = (double)row / pow(10000.0, 2.0 * (double)(j / 2) / (double)width);
@@ -55,7 +58,8 @@ static void fill_floats(const heft_parameter *parameter, const heft__init_rule *
         heft__random_normal(&random, rule->a, rule->b, first, dst, count);
         break;
     case HEFT__INIT_TRUNC_NORMAL:
-        heft__random_trunc_normal(&random, rule->a, rule->b, rule->low, rule->high, first, dst, count);
+        heft__random_trunc_normal(&random, rule->a, rule->b, rule->low, rule->high, first, dst,
+                                  count);
         break;
     case HEFT__INIT_UNIFORM:
         heft__random_uniform(&random, rule->a, rule->b, first, dst, count);
@@ -72,10 +76,12 @@ static void fill_floats(const heft_parameter *parameter, const heft__init_rule *
 }
 
 /* Zero what of the padding row lies in the piece. */
-static void zero_row(const heft_parameter *parameter, int64_t row, uint64_t first, float *dst, size_t count)
+static void zero_row(const heft_parameter *parameter, int64_t row, uint64_t first, float *dst,
+                     size_t count)
 {
     uint64_t elems, rows = parameter->rank ? parameter->shape[0] : 0;
-    if (row < 0 || (uint64_t)row >= rows || !heft__shape_elems(parameter->shape, parameter->rank, &elems)) {
+    if (row < 0 || (uint64_t)row >= rows ||
+        !heft__shape_elems(parameter->shape, parameter->rank, &elems)) {
         return;
     }
     uint64_t width = elems / rows, begin = (uint64_t)row * width, end = begin + width;
@@ -104,8 +110,8 @@ static void put_integer(uint8_t *dst, unsigned bytes, int64_t value)
 }
 
 /* Buffers: constants and counts. false for any other rule. */
-static bool fill_integers(const heft_parameter *parameter, const heft__init_rule *rule, uint64_t first,
-                          size_t count, uint8_t *dst)
+static bool fill_integers(const heft_parameter *parameter, const heft__init_rule *rule,
+                          uint64_t first, size_t count, uint8_t *dst)
 {
     const uint64_t width = last_dimension(parameter);
     const unsigned bytes = heft_dtype_bits(parameter->dtype) / 8;
@@ -114,7 +120,8 @@ static bool fill_integers(const heft_parameter *parameter, const heft__init_rule
         return false;
     }
     for (size_t i = 0; i < count; i++) {
-        put_integer(dst + i * bytes, bytes, counting ? (int64_t)((first + i) % width) : (int64_t)rule->a);
+        put_integer(dst + i * bytes, bytes,
+                    counting ? (int64_t)((first + i) % width) : (int64_t)rule->a);
     }
     return true;
 }
@@ -124,15 +131,17 @@ static bool is_integer(heft_dtype dtype)
     return dtype == HEFT_DTYPE_BOOL || (dtype >= HEFT_DTYPE_I64 && dtype <= HEFT_DTYPE_U64);
 }
 
-heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_rule *rule, uint64_t seed,
-                            uint64_t first, size_t count, float *scratch, void *dst, heft_error *err)
+heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_rule *rule,
+                            uint64_t seed, uint64_t first, size_t count, float *scratch, void *dst,
+                            heft_error *err)
 {
     const heft_dtype dtype = parameter->dtype;
     if (is_integer(dtype) && fill_integers(parameter, rule, first, count, dst)) {
         return HEFT_OK;
     }
     if (!heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        heft_status status = heft__fail(err, HEFT_UNSUPPORTED, "no initial values in %s", heft_dtype_name(dtype));
+        heft_status status =
+            heft__fail(err, HEFT_UNSUPPORTED, "no initial values in %s", heft_dtype_name(dtype));
         return heft__add_item(status, err, parameter->name);
     }
     bool in_place = dtype == HEFT_DTYPE_F32 && (uintptr_t)dst % _Alignof(float) == 0;
@@ -145,7 +154,8 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
     return HEFT_OK;
 }
 
-/* ---- every absent parameter --------------------------------------------------------------------------- */
+/* ---- every absent parameter
+ * --------------------------------------------------------------------------- */
 struct piece {
     size_t parameter;
     uint64_t first, count; /* elements */
@@ -173,13 +183,16 @@ static heft_status fill_piece(void *user, size_t item, heft_error *err)
     heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, step * sizeof *scratch);
     for (uint64_t done = 0; done < piece->count && status == HEFT_OK; done += step) {
         uint64_t first = piece->first + done, left = piece->count - done;
-        status = heft__init_fill(parameter, &job->model->rules[piece->parameter], job->seed, first,
-                                 left < step ? (size_t)left : step, scratch, dst + first * element, err);
+        status =
+            heft__init_fill(parameter, &job->model->rules[piece->parameter], job->seed, first,
+                            left < step ? (size_t)left : step, scratch, dst + first * element, err);
     }
     heft__free(job->model->ctx, scratch, step * sizeof *scratch);
-    uint64_t done_bytes = atomic_fetch_add(&job->done_bytes, piece->count * element) + piece->count * element;
+    uint64_t done_bytes =
+        atomic_fetch_add(&job->done_bytes, piece->count * element) + piece->count * element;
     if (status == HEFT_OK && pthread_equal(pthread_self(), job->caller)) {
-        status = heft__tell_progress(job->model->ctx, "initialising", done_bytes, job->total_bytes, err);
+        status =
+            heft__tell_progress(job->model->ctx, "initialising", done_bytes, job->total_bytes, err);
     }
     return status;
 }
@@ -188,14 +201,18 @@ static heft_status plan_parameter(struct job *job, size_t i, heft_error *err)
 {
     const heft_parameter *parameter = &job->model->parameters[i];
     uint64_t elems;
-    (void)heft__shape_elems(parameter->shape, parameter->rank, &elems); /* the builder has checked it */
-    heft_status status = heft__storage_new(job->model->ctx, parameter->size_bytes, &job->fresh[i], err);
+    (void)heft__shape_elems(parameter->shape, parameter->rank,
+                            &elems); /* the builder has checked it */
+    heft_status status =
+        heft__storage_new(job->model->ctx, parameter->size_bytes, &job->fresh[i], err);
     for (uint64_t first = 0; first < elems && status == HEFT_OK; first += PIECE_ELEMS) {
-        if (!heft__array_reserve(job->model->ctx, (void **)&job->pieces, job->count, &job->cap, sizeof *job->pieces)) {
+        if (!heft__array_reserve(job->model->ctx, (void **)&job->pieces, job->count, &job->cap,
+                                 sizeof *job->pieces)) {
             return heft__fail_nomem(err, sizeof *job->pieces);
         }
         uint64_t left = elems - first;
-        job->pieces[job->count++] = (struct piece){i, first, left < PIECE_ELEMS ? left : PIECE_ELEMS};
+        job->pieces[job->count++] =
+            (struct piece){i, first, left < PIECE_ELEMS ? left : PIECE_ELEMS};
     }
     job->total_bytes += parameter->size_bytes;
     return heft__add_item(status, err, parameter->name);
@@ -242,15 +259,19 @@ heft_status heft_model_init(heft_model *model, const heft_init_options *options,
         return heft__fail(err, HEFT_INVALID_ARG, "model is NULL");
     }
     if (!model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialised is not known", model->model_type);
+        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialised is not known",
+                          model->model_type);
     }
-    struct job job = {.model = model, .seed = options ? options->seed : 0, .caller = pthread_self()};
+    struct job job = {
+        .model = model, .seed = options ? options->seed : 0, .caller = pthread_self()};
     heft_status status = plan(&job, err);
     if (status == HEFT_OK) {
         status = heft__parallel(model->ctx, job.count, fill_piece, &job, err);
     }
-    if (status == HEFT_OK && job.count > 0) { /* the caller's last piece need not have been the last of all */
-        status = heft__tell_progress(model->ctx, "initialising", job.total_bytes, job.total_bytes, err);
+    if (status == HEFT_OK &&
+        job.count > 0) { /* the caller's last piece need not have been the last of all */
+        status =
+            heft__tell_progress(model->ctx, "initialising", job.total_bytes, job.total_bytes, err);
     }
     if (status == HEFT_OK) {
         bind_all(&job);

@@ -1,16 +1,18 @@
 /* model.c - the empty model: made by a family's builder, looked at by everybody, bound by load/.
  *
- *   parameters [ state dict, in its order | transient buffers ]     rules, bindings: the same places
+ *   parameters [ state dict, in its order | transient buffers ]     rules, bindings: the same
+ * places
  *
- * All of it lies in one arena; the bytes of tensors never do: they are storages. Not done here: reading weights (load/).
- * Source: docs/models.md. */
+ * All of it lies in one arena; the bytes of tensors never do: they are storages. Not done here:
+ * reading weights (load/). Source: docs/models.md. */
 #include "model/model.h"
 
 #include "model/skeleton.h"
 
 #include <assert.h>
 
-/* ---- from the builder to the model -------------------------------------------------------------------- */
+/* ---- from the builder to the model
+ * -------------------------------------------------------------------- */
 static void begin_run(heft__skeleton *s)
 {
     s->std = 0.02F;
@@ -32,7 +34,8 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     model->rules = heft__arena_array(arena, count, sizeof *model->rules);
     model->bindings = heft__arena_array(arena, count, sizeof *model->bindings);
     s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
-    if (!model->module_paths || !model->parameters || !model->rules || !model->bindings || !s->ties) {
+    if (!model->module_paths || !model->parameters || !model->rules || !model->bindings ||
+        !s->ties) {
         return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
     }
     model->module_paths[0] = "";
@@ -42,30 +45,66 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     return HEFT_OK;
 }
 
+/* ---- names -> numbers
+ * --------------------------------------------------------------------------------- */
+/* Open addressing over the numbers alone: a tenth of a heft__map's memory, which counts with 50,000
+ * names. The slot where a name is, or the free one where it belongs. The multiplier differs from
+ * run to run, so that names cannot be chosen to collide. */
+static uint32_t *name_slot(const heft_model *model, const char *name)
+{
+    const uint64_t multiplier = (uint64_t)(uintptr_t)model * 2 + 0x9E3779B97F4A7C15U;
+    const size_t mask = model->name_slot_count - 1;
+    uint64_t hash = heft__stable_hash(name, strlen(name)) * (multiplier | 1);
+    size_t at = (size_t)(hash >> 32) & mask;
+    while (model->name_slots[at] &&
+           strcmp(model->parameters[model->name_slots[at] - 1].name, name) != 0) {
+        at = (at + 1) & mask;
+    }
+    return &model->name_slots[at];
+}
+
+size_t heft_model_find(const heft_model *model, const char *name)
+{
+    return (size_t)*name_slot(model, name) - 1; /* SIZE_MAX for a free slot */
+}
+
 static heft_status index_names(heft_model *model, heft_error *err)
 {
+    if (model->count >= UINT32_MAX / 2) {
+        return heft__fail(err, HEFT_LIMIT, "the model has %zu tensors", model->count);
+    }
+    model->name_slot_count = 2;
+    while (model->name_slot_count / 3 * 2 <= model->count) { /* at most two thirds full */
+        model->name_slot_count *= 2;
+    }
+    model->name_slots =
+        heft__arena_array(&model->arena, model->name_slot_count, sizeof *model->name_slots);
+    if (!model->name_slots) {
+        return heft__fail(err, HEFT_NOMEM, "no memory for the names of %zu parameters",
+                          model->count);
+    }
     for (size_t i = 0; i < model->count; i++) {
-        const char *name = model->parameters[i].name;
-        size_t found;
-        if (!heft__map_put(&model->names, name, strlen(name), i, &found)) {
-            return heft__fail(err, HEFT_NOMEM, "no memory for the names of %zu parameters", model->count);
-        }
-        assert(found == HEFT__MAP_NONE); /* a family lists every name once */
+        uint32_t *slot = name_slot(model, model->parameters[i].name);
+        assert(*slot == 0); /* a family lists every name once */
+        *slot = (uint32_t)i + 1;
     }
     return HEFT_OK;
 }
 
+/* ---- building
+ * ----------------------------------------------------------------------------------------- */
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
 {
     heft_parameter *parameters = s->model->parameters;
     for (size_t i = 0; i < s->tie_count; i++) {
         const heft__skeleton_tie *tie = &s->ties[i];
-        size_t target = heft_model_find(s->model, tie->target), source = heft_model_find(s->model, tie->source);
+        size_t target = heft_model_find(s->model, tie->target),
+               source = heft_model_find(s->model, tie->source);
         assert(target != SIZE_MAX && source != SIZE_MAX); /* of one family's own names */
-        if (!heft__shape_equal(parameters[target].shape, parameters[target].rank, parameters[source].shape,
-                               parameters[source].rank)) {
-            heft_status status =
-                heft__fail(err, HEFT_FORMAT, "cannot be tied to '%.100s': their shapes differ", tie->source);
+        if (!heft__shape_equal(parameters[target].shape, parameters[target].rank,
+                               parameters[source].shape, parameters[source].rank)) {
+            heft_status status = heft__fail(
+                err, HEFT_FORMAT, "cannot be tied to '%.100s': their shapes differ", tie->source);
             return heft__add_item(status, err, tie->target);
         }
         parameters[target].tied_to = parameters[source].tied_to;
@@ -111,7 +150,8 @@ static size_t list_length(const char *const *list)
 }
 
 heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
-                              const heft__class *class, heft_dtype dtype, heft_model **out, heft_error *err)
+                              const heft__class *class, heft_dtype dtype, heft_model **out,
+                              heft_error *err)
 {
     heft_model *model = heft__alloc_zero(ctx, 1, sizeof *model);
     if (!model) {
@@ -119,7 +159,6 @@ heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const he
     }
     model->ctx = heft__ctx_ref(ctx);
     heft__arena_init(&model->arena, ctx);
-    heft__map_init(&model->names, ctx);
     model->class_name = class->name;
     model->model_type = family->model_type;
     model->base_prefix = family->base_prefix;
@@ -150,14 +189,16 @@ heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const ch
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
     if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s", heft_dtype_name(dtype));
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+                          heft_dtype_name(dtype));
     }
     heft_status status = heft__class_find(config, class_name, &family, &class, err);
-    return status == HEFT_OK ? heft__model_build(ctx, config, family, class, dtype, out, err) : status;
+    return status == HEFT_OK ? heft__model_build(ctx, config, family, class, dtype, out, err)
+                             : status;
 }
 
-heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name, heft_model **out,
-                           heft_error *err)
+heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,
+                           heft_model **out, heft_error *err)
 {
     heft_config *config = NULL;
     heft_status status = heft_config_read(ctx, config_path, &config, err);
@@ -178,13 +219,14 @@ void heft_model_free(heft_model *model)
         heft_storage_unref(model->bindings[i].storage);
     }
     heft_config_free(model->config);
-    heft__map_fini(&model->names);
     heft__arena_fini(&model->arena);
     heft__free(ctx, model, sizeof *model);
     heft_ctx_free(ctx);
 }
 
-/* ---- looking ------------------------------------------------------------------------------------------------- */
+/* ---- looking
+ * -------------------------------------------------------------------------------------------------
+ */
 const char *heft_model_class(const heft_model *model)
 {
     return model->class_name;
@@ -208,11 +250,6 @@ size_t heft_model_count(const heft_model *model)
 const heft_parameter *heft_model_parameter(const heft_model *model, size_t i)
 {
     return i < model->count ? &model->parameters[i] : NULL;
-}
-
-size_t heft_model_find(const heft_model *model, const char *name)
-{
-    return heft__map_get(&model->names, name, strlen(name));
 }
 
 const char *heft_model_no_split(const heft_model *model, size_t i)
@@ -246,7 +283,9 @@ uint64_t heft_model_bytes(const heft_model *model)
     return sum;
 }
 
-/* ---- bindings --------------------------------------------------------------------------------------------------- */
+/* ---- bindings
+ * ---------------------------------------------------------------------------------------------------
+ */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state)
 {
@@ -264,8 +303,9 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
     const heft__binding *binding = &model->bindings[i];
     heft_status status =
         binding->storage
-            ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank, NULL, binding->storage,
-                               binding->byte_offset, parameter->state == HEFT_PARAMETER_MAPPED, out, err)
+            ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank,
+                               NULL, binding->storage, binding->byte_offset,
+                               parameter->state == HEFT_PARAMETER_MAPPED, out, err)
             : heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here");
     return heft__add_item(status, err, parameter->name);
 }

@@ -74,7 +74,8 @@ struct heft_model {
      * `_metadata`, where the reference lists modules without any (dropout, activations) as well. */
     const char **module_paths;
     size_t count, module_count;
-    heft__map names;              /* name -> number */
+    uint32_t *name_slots;         /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
+    size_t name_slot_count;
     const char *const *no_split;  /* [no_split_count] class names */
     size_t no_split_count;
     const char *const *ignore_unexpected; /* suffixes of keys that are ignored when unexpected, NULL-terminated */

@@ -22,9 +22,10 @@ const heft__family *heft__family_find(const char *model_type)
 }
 
 /* A class by its own name, or by the name of an Auto class. */
-static const heft__class *find_class(const heft__family *family, const char *name, bool by_auto_name)
+static const heft__class *find_class(const heft__family *family, const char *name,
+                                     bool by_auto_name)
 {
-    for (const heft__class *class = family->classes; class->name; class++) {
+    for (const heft__class *class = family->classes; class->name; class ++) {
         if (strcmp(class->name, name) == 0 ||
             (by_auto_name && class->auto_name && strcmp(class->auto_name, name) == 0)) {
             return class;
@@ -43,25 +44,27 @@ const heft__family *heft__family_of_class(const char *class_name)
     return NULL;
 }
 
-static heft_status unknown_class(const heft_config *config, const heft__family *family, const char *name,
-                                 heft_error *err)
+static heft_status unknown_class(const heft_config *config, const heft__family *family,
+                                 const char *name, heft_error *err)
 {
     const heft__family *other = heft__family_of_class(name);
     char known[400] = "";
     size_t at = 0;
     if (other) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is of model_type '%s', but '%.200s' is a '%s'", name,
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "class '%.60s' is of model_type '%s', but '%.200s' is a '%s'", name,
                           other->model_type, config->path, family->model_type);
     }
     for (const heft__class *class = family->classes; class->name && at < sizeof known; class ++) {
         at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", class->name);
     }
-    return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is not one of %s: %s", name, family->model_type, known);
+    return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is not one of %s: %s", name,
+                      family->model_type, known);
 }
 
 /* By model_type; in a config without one, by the class. */
-static heft_status find_family(const heft_config *config, const char *asked, const heft__family **family,
-                               heft_error *err)
+static heft_status find_family(const heft_config *config, const char *asked,
+                               const heft__family **family, heft_error *err)
 {
     const heft__json_value *value = heft__json_member(config->root, "model_type");
     const char *model_type = heft_config_model_type(config);
@@ -76,7 +79,8 @@ static heft_status find_family(const heft_config *config, const char *asked, con
     uint64_t offset = value ? value->offset : HEFT_NO_OFFSET;
     heft_status status = HEFT_OK;
     if (*model_type) {
-        status = heft__fail_at(err, HEFT_UNSUPPORTED, offset, "model type '%.60s' is not known", model_type);
+        status = heft__fail_at(err, HEFT_UNSUPPORTED, offset, "model type '%.60s' is not known",
+                               model_type);
     } else if (value) {
         status = heft__fail_at(err, HEFT_FORMAT, offset, "expected the name of a model type");
     } else {
@@ -85,8 +89,9 @@ static heft_status find_family(const heft_config *config, const char *asked, con
     return heft__add_item(status, err, "model_type");
 }
 
-heft_status heft__class_find(const heft_config *config, const char *class_name, const heft__family **family,
-                             const heft__class **class, heft_error *err)
+heft_status heft__class_find(const heft_config *config, const char *class_name,
+                             const heft__family **family, const heft__class **class,
+                             heft_error *err)
 {
     const char *asked = class_name ? class_name : heft_config_architecture(config);
     const heft__family *found = NULL;

@@ -1,9 +1,10 @@
 /* skeleton.c - the builder with which a family lists what its model consists of.
  *
- * A family's function runs twice. The first run counts and checks, and allocates nothing, so a hostile config is refused
- * before any memory is taken by it; the second fills arrays of the right size. Names are put together in one buffer from
- * a stack of module paths. The first error sticks, nothing is added after it, and it is asked for once, at the end.
- * Source: docs/howto/architecture.md. */
+ * A family's function runs twice. The first run counts and checks, and allocates nothing, so a
+ * hostile config is refused before any memory is taken by it; the second fills arrays of the right
+ * size. Names are put together in one buffer from a stack of module paths. The first error sticks,
+ * nothing is added after it, and it is asked for once, at the end. Source:
+ * docs/howto/architecture.md. */
 #include "model/skeleton.h"
 
 #include <math.h>
@@ -11,7 +12,8 @@
 #define DIMENSION_MOST (((uint64_t)1 << 31) - 1)
 #define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
 
-/* ---- errors ------------------------------------------------------------------------------------------- */
+/* ---- errors
+ * ------------------------------------------------------------------------------------------- */
 static bool failed(const heft__skeleton *s)
 {
     return s->status != HEFT_OK;
@@ -46,7 +48,8 @@ void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const
     heft__add_path(s->status, &s->error, s->config->path);
 }
 
-/* ---- modules ------------------------------------------------------------------------------------------ */
+/* ---- modules
+ * ------------------------------------------------------------------------------------------ */
 /* Append ".text" to the path; false if the name gets too long. */
 static bool append(heft__skeleton *s, size_t at, const char *text, size_t length, size_t *end)
 {
@@ -65,8 +68,8 @@ static bool append(heft__skeleton *s, size_t at, const char *text, size_t length
     return true;
 }
 
-/* Modules are entered in the order of a walk through the tree, parents first. So one that was entered before is the last
- * one noted, or an ancestor of it. */
+/* Modules are entered in the order of a walk through the tree, parents first. So one that was
+ * entered before is the last one noted, or an ancestor of it. */
 static void note_module(heft__skeleton *s)
 {
     const size_t length = s->path_length;
@@ -127,7 +130,8 @@ void heft__sk_leave(heft__skeleton *s)
     }
 }
 
-/* ---- parameters --------------------------------------------------------------------------------------- */
+/* ---- parameters
+ * --------------------------------------------------------------------------------------- */
 /* A copy in the arena, or one that is there already: layers repeat the same few shapes. */
 static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint32_t rank)
 {
@@ -147,7 +151,8 @@ static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint
 }
 
 /* Write one parameter into the place that the first run has counted for it. */
-static void place(heft__skeleton *s, heft_parameter parameter, heft__init_rule rule, size_t name_length)
+static void place(heft__skeleton *s, heft_parameter parameter, heft__init_rule rule,
+                  size_t name_length)
 {
     bool transient = parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
     size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
@@ -230,7 +235,8 @@ void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
     s->tie_count++;
 }
 
-/* ---- the usual modules -------------------------------------------------------------------------------- */
+/* ---- the usual modules
+ * -------------------------------------------------------------------------------- */
 heft__init_rule heft__init_constant(float value)
 {
     return (heft__init_rule){.kind = HEFT__INIT_CONSTANT, .a = value, .zero_row = -1};
@@ -274,7 +280,8 @@ void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bo
     heft__sk_leave(s);
 }
 
-/* ---- look-ups of the config --------------------------------------------------------------------------- */
+/* ---- look-ups of the config
+ * --------------------------------------------------------------------------- */
 /* A key's value; NULL if it is absent or the builder has failed. */
 static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
 {
@@ -297,7 +304,8 @@ static void refuse(heft__skeleton *s, heft_status status, const char *key, const
         heft__sk_fail(s, status, key, "expected %s, found %.60s", expected, value->text);
         break;
     case HEFT__JSON_TYPE_STRING:
-        heft__sk_fail(s, status, key, "expected %s, found the string '%.60s'", expected, value->text);
+        heft__sk_fail(s, status, key, "expected %s, found the string '%.60s'", expected,
+                      value->text);
         break;
     case HEFT__JSON_TYPE_BOOL:
         heft__sk_fail(s, status, key, "expected %s, found %s", expected,
@@ -317,7 +325,8 @@ static void refuse(heft__skeleton *s, heft_status status, const char *key, const
 /* Whether a number is a positive integer, of any size. */
 static bool is_positive_integer(const heft__json_value *value)
 {
-    return value->type == HEFT__JSON_TYPE_NUMBER && value->text[strspn(value->text, "0123456789")] == '\0' &&
+    return value->type == HEFT__JSON_TYPE_NUMBER &&
+           value->text[strspn(value->text, "0123456789")] == '\0' &&
            value->text[strspn(value->text, "0")] != '\0';
 }
 

@@ -119,7 +119,7 @@ cmp -s "$out" "$work/plain" || fail "$last: differs"
 run 0 inspect --format bin --format=safetensors --json "$work/src/a"
 cmp -s "$out" "$work/plain" || fail "$last: differs"
 cp -r "$work/src/a" "$work/--json"
-(cd "$work" && "$heft" inspect -- --json | grep -q '^format') || fail "heft inspect -- --json"
+(cd "$work" && "$heft" inspect -- --json | grep '^format' >/dev/null) || fail "heft inspect -- --json"
 
 # ---- stdout that takes nothing is an error of writing -------------------------------------------------------------
 code=0

@@ -1,4 +1,5 @@
-/* config.json: what is refused and where, look-ups, which class is meant, and writing it back byte by byte. */
+/* config.json: what is refused and where, look-ups, which class is meant, and writing it back byte
+ * by byte. */
 #include "model/model.h"
 #include "support.h"
 
@@ -16,7 +17,8 @@ static heft_config *parse(const char *text)
     return config;
 }
 
-/* ---- refusals ------------------------------------------------------------------------------------------ */
+/* ---- refusals
+ * ------------------------------------------------------------------------------------------ */
 /* The status of reading a text and making its model. */
 static heft_status parse_and_create(const char *text, heft_error *err)
 {
@@ -36,57 +38,90 @@ static heft_status parse_and_create(const char *text, heft_error *err)
 static const struct refusal {
     const char *name, *text;
     heft_status status;
-    const char *item, *at; /* the error's offset is where this stands last in the text; NULL: none */
+    const char *item,
+        *at; /* the error's offset is where this stands last in the text; NULL: none */
     const char *says;
 } refusals[] = {
-    /* not a config at all */
-    {"empty",                   "",                                          HEFT_FORMAT,      "",                        "",                  ""},
-    {"array",                   " [1]",                                      HEFT_FORMAT,      "",                        "[1]",               "object"},
-    {"number",                  "1",                                         HEFT_FORMAT,      "",                        "1",                 "object"},
-    {"ends_early",              "{\"model_type\":\"bert\"",                  HEFT_FORMAT,      "",                        "",                  ""},
-    {"key_twice",               "{\"model_type\":\"a\",\"model_type\":\"b\"}", HEFT_FORMAT,    "model_type",              "\"model_type\"",    ""},
-    {"text_behind",             "{} x",                                      HEFT_FORMAT,      "",                        "x",                 ""},
-    /* which model */
-    {"no_type",                 "{\"hidden_size\":4}",                       HEFT_FORMAT,      "model_type",              NULL,                "missing"},
-    {"no_type_odd_class",       "{\"architectures\":[\"X\"]}",               HEFT_FORMAT,      "model_type",              NULL,                "missing"},
-    {"type_is_number",          "{\"model_type\":7}",                        HEFT_FORMAT,      "model_type",              "7",                 "name"},
-    {"type_is_null",            "{\"model_type\":null}",                     HEFT_FORMAT,      "model_type",              "null",              "name"},
-    {"type_holds_nul",          "{\"model_type\":\"bert\\u0000\"}",          HEFT_FORMAT,      "model_type",              "\"bert",            "name"},
-    {"type_unknown",            "{\"model_type\":\"quux\"}",                 HEFT_UNSUPPORTED, "model_type",              "\"quux",            "'quux'"},
-    {"class_unknown",           BERT "\"architectures\":[\"GPT2Model\"]}",   HEFT_UNSUPPORTED, "architectures",           NULL,                "BertForMaskedLM"},
-    /* numbers */
-    {"hidden_zero",             BERT "\"hidden_size\":0}",                   HEFT_FORMAT,      "hidden_size",             "0",                 "found 0"},
-    {"hidden_negative",         BERT "\"hidden_size\":  -8}",                HEFT_FORMAT,      "hidden_size",             "-8",                "from 1 to 2147483647, found -8"},
-    {"hidden_text",             BERT "\"hidden_size\":\"8\"}",               HEFT_FORMAT,      "hidden_size",             "\"8\"",             "string '8'"},
-    {"hidden_decimal",          BERT "\"hidden_size\":8.5}",                 HEFT_FORMAT,      "hidden_size",             "8.5",               "found 8.5"},
-    {"hidden_exponent",         BERT "\"hidden_size\":1e3}",                 HEFT_FORMAT,      "hidden_size",             "1e3",               "found 1e3"},
-    {"hidden_null",             BERT "\"hidden_size\":null}",                HEFT_FORMAT,      "hidden_size",             "null",              "found null"},
-    {"hidden_true",             BERT "\"hidden_size\":true}",                HEFT_FORMAT,      "hidden_size",             "true",              "found true"},
-    {"hidden_array",            BERT "\"hidden_size\":[8,8]}",               HEFT_FORMAT,      "hidden_size",             "[8",                "array of 2"},
-    {"hidden_2p31",             BERT "\"hidden_size\":2147483648}",          HEFT_LIMIT,       "hidden_size",             "2147483648",        "found 2147483648"},
-    {"hidden_2p40",             BERT "\"hidden_size\":1099511627776}",       HEFT_LIMIT,       "hidden_size",             "1099511627776",     "1099511627776"},
-    {"hidden_30_digits",        BERT "\"hidden_size\":100000000000000000000000000000}", HEFT_LIMIT, "hidden_size",        "1000",              "found 1000"},
-    {"hidden_minus_30_digits",  BERT "\"hidden_size\":-100000000000000000000000000000}", HEFT_FORMAT, "hidden_size",      "-1000",             "found -1000"},
-    {"layers_zero",             BERT "\"num_hidden_layers\":0}",             HEFT_FORMAT,      "num_hidden_layers",       "0}",                "found 0"},
-    {"layers_2p31",             BERT "\"num_hidden_layers\":2147483648}",    HEFT_LIMIT,       "num_hidden_layers",       "2147483648",        "2147483648"},
-    {"layers_2p31_less_one",    BERT "\"num_hidden_layers\":2147483647}",    HEFT_LIMIT,       "num_hidden_layers",       "2147483647",        "10000"},
-    {"layers_10001",            BERT "\"num_hidden_layers\":10001}",         HEFT_LIMIT,       "num_hidden_layers",       "10001",             "10000"},
-    {"heads_not_dividing",      BERT "\"hidden_size\":8,\"num_attention_heads\": 3}", HEFT_FORMAT, "num_attention_heads", "3}",               "hidden_size, 8, found 3"},
-    {"vocab_minus_one",         BERT "\"vocab_size\":-1}",                   HEFT_FORMAT,      "vocab_size",              "-1",                "found -1"},
-    {"embedding_too_large",     BERT "\"vocab_size\":2147483647,\"hidden_size\":2147483640}", HEFT_LIMIT, "embeddings.word_embeddings.weight", NULL, "[2147483647, 2147483640]"},
-    {"padding_past_end",        BERT "\"vocab_size\":9,\"pad_token_id\":9}", HEFT_FORMAT,      "pad_token_id",            "9}",                "9 rows, found 9"},
-    {"padding_before_start",    BERT "\"vocab_size\":9,\"pad_token_id\":-10}", HEFT_FORMAT,    "pad_token_id",            "-10",               "found -10"},
-    {"std_negative",            BERT "\"initializer_range\":-0.02}",         HEFT_FORMAT,      "initializer_range",       "-0.02",             "found -0.02"},
-    {"std_huge",                BERT "\"initializer_range\":1e300}",         HEFT_FORMAT,      "initializer_range",       "1e300",             "found 1e+300"},
-    {"std_text",                BERT "\"initializer_range\":\"small\"}",     HEFT_FORMAT,      "initializer_range",       "\"small\"",         "'small'"},
-    /* flags and labels */
-    {"tie_text",                BERT "\"tie_word_embeddings\":\"yes\"}",     HEFT_FORMAT,      "tie_word_embeddings",     "\"yes\"",           "'yes'"},
-    {"tie_number",              BERT "\"tie_word_embeddings\":1}",           HEFT_FORMAT,      "tie_word_embeddings",     "1}",                "found 1"},
-    {"cross_without_decoder",   BERT "\"add_cross_attention\":true}",        HEFT_FORMAT,      "add_cross_attention",     "true",              "is_decoder"},
-    {"no_labels",               BERT "\"architectures\":[\"BertForTokenClassification\"],\"id2label\":{}}", HEFT_FORMAT, "id2label", "{}",     "object of 0"},
-    {"labels_in_array",         BERT "\"architectures\":[\"BertForQuestionAnswering\"],\"id2label\":[\"A\"]}", HEFT_FORMAT, "id2label", "[\"A", "array of 1"},
-    {"labels_2p31",             BERT "\"architectures\":[\"BertForTokenClassification\"],\"num_labels\":2147483648}", HEFT_LIMIT, "num_labels", "2147483648", "2147483648"},
-    {"labels_zero",             BERT "\"architectures\":[\"BertForTokenClassification\"],\"num_labels\":0}", HEFT_FORMAT, "num_labels", "0}", "found 0"},
+  /* not a config at all */
+    {"empty",                  "",                                                                          HEFT_FORMAT,      "",                                  "",           ""                        },
+    {"array",                  " [1]",                                                                      HEFT_FORMAT,      "",                                  "[1]",        "object"                  },
+    {"number",                 "1",                                                                         HEFT_FORMAT,      "",                                  "1",          "object"                  },
+    {"ends_early",             "{\"model_type\":\"bert\"",                                                  HEFT_FORMAT,      "",                                  "",           ""                        },
+    {"key_twice",              "{\"model_type\":\"a\",\"model_type\":\"b\"}",                               HEFT_FORMAT,      "model_type",
+     "\"model_type\"",                                                                                                                                                           ""                        },
+    {"text_behind",            "{} x",                                                                      HEFT_FORMAT,      "",                                  "x",          ""                        },
+ /* which model */
+    {"no_type",                "{\"hidden_size\":4}",                                                       HEFT_FORMAT,      "model_type",                        NULL,         "missing"                 },
+    {"no_type_odd_class",      "{\"architectures\":[\"X\"]}",                                               HEFT_FORMAT,      "model_type",                        NULL,
+     "missing"                                                                                                                                                                                             },
+    {"type_is_number",         "{\"model_type\":7}",                                                        HEFT_FORMAT,      "model_type",                        "7",          "name"                    },
+    {"type_is_null",           "{\"model_type\":null}",                                                     HEFT_FORMAT,      "model_type",                        "null",       "name"                    },
+    {"type_holds_nul",         "{\"model_type\":\"bert\\u0000\"}",                                          HEFT_FORMAT,      "model_type",                        "\"bert",
+     "name"                                                                                                                                                                                                },
+    {"type_unknown",           "{\"model_type\":\"quux\"}",                                                 HEFT_UNSUPPORTED, "model_type",                        "\"quux",
+     "'quux'"                                                                                                                                                                                              },
+    {"class_unknown",          BERT "\"architectures\":[\"GPT2Model\"]}",                                   HEFT_UNSUPPORTED, "architectures",
+     NULL,                                                                                                                                                                       "BertForMaskedLM"         },
+ /* numbers */
+    {"hidden_zero",            BERT "\"hidden_size\":0}",                                                   HEFT_FORMAT,      "hidden_size",                       "0",          "found 0"                 },
+    {"hidden_negative",        BERT "\"hidden_size\":  -8}",                                                HEFT_FORMAT,      "hidden_size",                       "-8",
+     "from 1 to 2147483647, found -8"                                                                                                                                                                      },
+    {"hidden_text",            BERT "\"hidden_size\":\"8\"}",                                               HEFT_FORMAT,      "hidden_size",                       "\"8\"",
+     "string '8'"                                                                                                                                                                                          },
+    {"hidden_decimal",         BERT "\"hidden_size\":8.5}",                                                 HEFT_FORMAT,      "hidden_size",                       "8.5",        "found 8.5"               },
+    {"hidden_exponent",        BERT "\"hidden_size\":1e3}",                                                 HEFT_FORMAT,      "hidden_size",                       "1e3",
+     "found 1e3"                                                                                                                                                                                           },
+    {"hidden_null",            BERT "\"hidden_size\":null}",                                                HEFT_FORMAT,      "hidden_size",                       "null",       "found null"              },
+    {"hidden_true",            BERT "\"hidden_size\":true}",                                                HEFT_FORMAT,      "hidden_size",                       "true",       "found true"              },
+    {"hidden_array",           BERT "\"hidden_size\":[8,8]}",                                               HEFT_FORMAT,      "hidden_size",                       "[8",         "array of 2"              },
+    {"hidden_2p31",            BERT "\"hidden_size\":2147483648}",                                          HEFT_LIMIT,       "hidden_size",                       "2147483648",
+     "found 2147483648"                                                                                                                                                                                    },
+    {"hidden_2p40",            BERT "\"hidden_size\":1099511627776}",                                       HEFT_LIMIT,       "hidden_size",
+     "1099511627776",                                                                                                                                                            "1099511627776"           },
+    {"hidden_30_digits",       BERT "\"hidden_size\":100000000000000000000000000000}",                      HEFT_LIMIT,
+     "hidden_size",                                                                                                                                                "1000",       "found 1000"              },
+    {"hidden_minus_30_digits", BERT "\"hidden_size\":-100000000000000000000000000000}",                     HEFT_FORMAT,
+     "hidden_size",                                                                                                                                                "-1000",      "found -1000"             },
+    {"layers_zero",            BERT "\"num_hidden_layers\":0}",                                             HEFT_FORMAT,      "num_hidden_layers",                 "0}",
+     "found 0"                                                                                                                                                                                             },
+    {"layers_2p31",            BERT "\"num_hidden_layers\":2147483648}",                                    HEFT_LIMIT,       "num_hidden_layers",
+     "2147483648",                                                                                                                                                               "2147483648"              },
+    {"layers_2p31_less_one",   BERT "\"num_hidden_layers\":2147483647}",                                    HEFT_LIMIT,
+     "num_hidden_layers",                                                                                                                                          "2147483647", "10000"                   },
+    {"layers_10001",           BERT "\"num_hidden_layers\":10001}",                                         HEFT_LIMIT,       "num_hidden_layers",                 "10001",
+     "10000"                                                                                                                                                                                               },
+    {"heads_not_dividing",     BERT "\"hidden_size\":8,\"num_attention_heads\": 3}",                        HEFT_FORMAT,
+     "num_attention_heads",                                                                                                                                        "3}",         "hidden_size, 8, found 3" },
+    {"vocab_minus_one",        BERT "\"vocab_size\":-1}",                                                   HEFT_FORMAT,      "vocab_size",                        "-1",         "found -1"                },
+    {"embedding_too_large",    BERT "\"vocab_size\":2147483647,\"hidden_size\":2147483640}",
+     HEFT_LIMIT,                                                                                                              "embeddings.word_embeddings.weight", NULL,         "[2147483647, 2147483640]"},
+    {"padding_past_end",       BERT "\"vocab_size\":9,\"pad_token_id\":9}",                                 HEFT_FORMAT,      "pad_token_id",
+     "9}",                                                                                                                                                                       "9 rows, found 9"         },
+    {"padding_before_start",   BERT "\"vocab_size\":9,\"pad_token_id\":-10}",                               HEFT_FORMAT,
+     "pad_token_id",                                                                                                                                               "-10",        "found -10"               },
+    {"std_negative",           BERT "\"initializer_range\":-0.02}",                                         HEFT_FORMAT,      "initializer_range",                 "-0.02",
+     "found -0.02"                                                                                                                                                                                         },
+    {"std_huge",               BERT "\"initializer_range\":1e300}",                                         HEFT_FORMAT,      "initializer_range",                 "1e300",
+     "found 1e+300"                                                                                                                                                                                        },
+    {"std_text",               BERT "\"initializer_range\":\"small\"}",                                     HEFT_FORMAT,      "initializer_range",
+     "\"small\"",                                                                                                                                                                "'small'"                 },
+ /* flags and labels */
+    {"tie_text",               BERT "\"tie_word_embeddings\":\"yes\"}",                                     HEFT_FORMAT,      "tie_word_embeddings",
+     "\"yes\"",                                                                                                                                                                  "'yes'"                   },
+    {"tie_number",             BERT "\"tie_word_embeddings\":1}",                                           HEFT_FORMAT,      "tie_word_embeddings",               "1}",
+     "found 1"                                                                                                                                                                                             },
+    {"cross_without_decoder",  BERT "\"add_cross_attention\":true}",                                        HEFT_FORMAT,
+     "add_cross_attention",                                                                                                                                        "true",       "is_decoder"              },
+    {"no_labels",              BERT "\"architectures\":[\"BertForTokenClassification\"],\"id2label\":{}}",
+     HEFT_FORMAT,                                                                                                             "id2label",                          "{}",         "object of 0"             },
+    {"labels_in_array",
+     BERT "\"architectures\":[\"BertForQuestionAnswering\"],\"id2label\":[\"A\"]}",                         HEFT_FORMAT,
+     "id2label",                                                                                                                                                   "[\"A",       "array of 1"              },
+    {"labels_2p31",
+     BERT "\"architectures\":[\"BertForTokenClassification\"],\"num_labels\":2147483648}",
+     HEFT_LIMIT,                                                                                                              "num_labels",                        "2147483648", "2147483648"              },
+    {"labels_zero",            BERT "\"architectures\":[\"BertForTokenClassification\"],\"num_labels\":0}",
+     HEFT_FORMAT,                                                                                                             "num_labels",                        "0}",         "found 0"                 },
 };
 
 static const char *last_place(const char *text, const char *part)
@@ -108,8 +143,8 @@ static void expect_refusal(const struct refusal *row, const char *text)
         !strstr(err.message, row->says) || strcmp(err.path, "config.json") != 0) {
         char line[1400];
         heft_error_format(&err, line, sizeof line);
-        fail_msg("%s: %s; expected item '%s', byte %lld, '%s'", row->name, line, row->item, (long long)offset,
-                 row->says);
+        fail_msg("%s: %s; expected item '%s', byte %lld, '%s'", row->name, line, row->item,
+                 (long long)offset, row->says);
     }
 }
 
@@ -121,7 +156,8 @@ static void odd_configs_are_refused_at_their_byte(void **state)
     }
 }
 
-/* In place; `to` is not longer than `from`, the rest is filled with blanks behind the closing quote. */
+/* In place; `to` is not longer than `from`, the rest is filled with blanks behind the closing
+ * quote. */
 static void put_instead(char *text, const char *from, const char *to)
 {
     char *at = strstr(text, from);
@@ -135,16 +171,18 @@ static void golden_malformed_configs_are_refused(void **state)
 {
     (void)state;
     static const struct refusal rows[] = {
-        {"cf_heads_not_dividing", NULL, HEFT_FORMAT,      "num_attention_heads", "3,\n \"num_key",  "found 3"               },
-        {"cf_hidden_2p40",        NULL, HEFT_LIMIT,       "hidden_size",         "1099511627776", "found 1099511627776"   },
-        {"cf_layers_2p31",        NULL, HEFT_LIMIT,       "num_hidden_layers",   "2147483648",    "found 2147483648"      },
-        {"cf_negative_hidden",    NULL, HEFT_FORMAT,      "hidden_size",         "-8",            "found -8"              },
-        {"cf_not_json",           NULL, HEFT_FORMAT,      "",                    "hidden_size",   ""                      },
-        {"cf_not_object",         NULL, HEFT_FORMAT,      "",                    "[1,2,3]",       "expected a JSON object"},
-        {"cf_string_number",      NULL, HEFT_FORMAT,      "hidden_size",         "\"8\"",         "found the string '8'"  },
-        {"cf_truncated",          NULL, HEFT_FORMAT,      "",                    "",              ""                      },
-        {"cf_unknown_model_type", NULL, HEFT_UNSUPPORTED, "model_type",          "\"quuxformer",  "'quuxformer'"          },
-        {"cf_zero_layers",        NULL, HEFT_FORMAT,      "num_hidden_layers",   "0,\n \"num_att",  "found 0"               },
+        {"cf_heads_not_dividing", NULL, HEFT_FORMAT,      "num_attention_heads", "3,\n \"num_key",
+         "found 3"                                                                                                         },
+        {"cf_hidden_2p40",        NULL, HEFT_LIMIT,       "hidden_size",         "1099511627776",  "found 1099511627776"   },
+        {"cf_layers_2p31",        NULL, HEFT_LIMIT,       "num_hidden_layers",   "2147483648",     "found 2147483648"      },
+        {"cf_negative_hidden",    NULL, HEFT_FORMAT,      "hidden_size",         "-8",             "found -8"              },
+        {"cf_not_json",           NULL, HEFT_FORMAT,      "",                    "hidden_size",    ""                      },
+        {"cf_not_object",         NULL, HEFT_FORMAT,      "",                    "[1,2,3]",        "expected a JSON object"},
+        {"cf_string_number",      NULL, HEFT_FORMAT,      "hidden_size",         "\"8\"",          "found the string '8'"  },
+        {"cf_truncated",          NULL, HEFT_FORMAT,      "",                    "",               ""                      },
+        {"cf_unknown_model_type", NULL, HEFT_UNSUPPORTED, "model_type",          "\"quuxformer",
+         "'quuxformer'"                                                                                                    },
+        {"cf_zero_layers",        NULL, HEFT_FORMAT,      "num_hidden_layers",   "0,\n \"num_att", "found 0"               },
     };
     char path[600];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -157,7 +195,8 @@ static void golden_malformed_configs_are_refused(void **state)
     }
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------- */
+/* ---- reading
+ * ------------------------------------------------------------------------------------------- */
 static void configs_are_read_from_a_file_or_a_folder(void **state)
 {
     (void)state;
@@ -178,7 +217,9 @@ static void configs_are_read_from_a_file_or_a_folder(void **state)
     heft_config_free(config);
     config = NULL;
     heft_ctx *other = heft_ctx_new(&small);
-    assert_int_equal(heft_config_read(other, HEFT_TEST_DATA "/config/cf_ok_extras.json", &config, &err), HEFT_LIMIT);
+    assert_int_equal(
+        heft_config_read(other, HEFT_TEST_DATA "/config/cf_ok_extras.json", &config, &err),
+        HEFT_LIMIT);
     heft_ctx_free(other);
     snprintf(path, sizeof path, "%s/fifo", folder);
     assert_int_equal(mkfifo(path, 0600), 0);
@@ -197,15 +238,15 @@ static void dtype_wins_over_torch_dtype(void **state)
         const char *text;
         heft_dtype dtype;
     } rows[] = {
-        {"{}",                                                HEFT_DTYPE_NONE},
-        {"{\"torch_dtype\":\"float16\"}",                     HEFT_DTYPE_F16 },
-        {"{\"dtype\":\"bfloat16\"}",                          HEFT_DTYPE_BF16},
+        {"{}",                                                  HEFT_DTYPE_NONE},
+        {"{\"torch_dtype\":\"float16\"}",                       HEFT_DTYPE_F16 },
+        {"{\"dtype\":\"bfloat16\"}",                            HEFT_DTYPE_BF16},
         {"{\"torch_dtype\":\"float16\",\"dtype\":\"float32\"}", HEFT_DTYPE_F32 },
-        {"{\"torch_dtype\":\"float16\",\"dtype\":null}",      HEFT_DTYPE_F16 },
-        {"{\"dtype\":\"torch.float64\"}",                     HEFT_DTYPE_F64 },
-        {"{\"dtype\":\"int8\"}",                              HEFT_DTYPE_NONE},
-        {"{\"dtype\":\"auto\"}",                              HEFT_DTYPE_NONE},
-        {"{\"dtype\":16}",                                    HEFT_DTYPE_NONE},
+        {"{\"torch_dtype\":\"float16\",\"dtype\":null}",        HEFT_DTYPE_F16 },
+        {"{\"dtype\":\"torch.float64\"}",                       HEFT_DTYPE_F64 },
+        {"{\"dtype\":\"int8\"}",                                HEFT_DTYPE_NONE},
+        {"{\"dtype\":\"auto\"}",                                HEFT_DTYPE_NONE},
+        {"{\"dtype\":16}",                                      HEFT_DTYPE_NONE},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_config *config = parse(rows[i].text);
@@ -222,22 +263,24 @@ static void architecture_is_the_first_name(void **state)
     static const struct {
         const char *text, *name;
     } rows[] = {
-        {"{}",                                    NULL},
-        {"{\"architectures\":null}",              NULL},
-        {"{\"architectures\":[]}",                NULL},
-        {"{\"architectures\":\"BertModel\"}",     NULL},
-        {"{\"architectures\":[3]}",               NULL},
-        {"{\"architectures\":[\"A\",\"B\"]}",     "A" },
+        {"{}",                                NULL},
+        {"{\"architectures\":null}",          NULL},
+        {"{\"architectures\":[]}",            NULL},
+        {"{\"architectures\":\"BertModel\"}", NULL},
+        {"{\"architectures\":[3]}",           NULL},
+        {"{\"architectures\":[\"A\",\"B\"]}", "A" },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_config *config = parse(rows[i].text);
         const char *found = heft_config_architecture(config);
-        assert_true(found == rows[i].name || (found && rows[i].name && strcmp(found, rows[i].name) == 0));
+        assert_true(found == rows[i].name ||
+                    (found && rows[i].name && strcmp(found, rows[i].name) == 0));
         heft_config_free(config);
     }
 }
 
-/* ---- which class ----------------------------------------------------------------------------------------- */
+/* ---- which class
+ * ----------------------------------------------------------------------------------------- */
 static void classes_are_found_by_name_auto_name_and_config(void **state)
 {
     (void)state;
@@ -276,7 +319,8 @@ static void classes_are_found_by_name_auto_name_and_config(void **state)
         heft_error err = {0};
         heft_model *model = NULL;
         heft_config *config = parse(rows[i].text);
-        heft_status status = heft_model_create(ctx, config, rows[i].asked, HEFT_DTYPE_NONE, &model, &err);
+        heft_status status =
+            heft_model_create(ctx, config, rows[i].asked, HEFT_DTYPE_NONE, &model, &err);
         test_expect_status(status, rows[i].found ? HEFT_OK : HEFT_UNSUPPORTED, &err, rows[i].text);
         if (rows[i].found) {
             assert_string_equal(heft_model_class(model), rows[i].found);
@@ -299,9 +343,10 @@ static void models_are_made_in_floating_point_only(void **state)
     for (heft_dtype dtype = HEFT_DTYPE_F32; dtype < HEFT_DTYPE_COUNT; dtype++) {
         heft_model *model = NULL;
         heft_status status = heft_model_create(ctx, config, NULL, dtype, &model, &err);
-        bool possible = dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F64 || dtype == HEFT_DTYPE_F16 ||
-                        dtype == HEFT_DTYPE_BF16;
-        test_expect_status(status, possible ? HEFT_OK : HEFT_INVALID_ARG, &err, heft_dtype_name(dtype));
+        bool possible = dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F64 ||
+                        dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
+        test_expect_status(status, possible ? HEFT_OK : HEFT_INVALID_ARG, &err,
+                           heft_dtype_name(dtype));
         if (possible) {
             assert_int_equal(heft_model_dtype(model), dtype);
             assert_int_equal(heft_model_parameter(model, 0)->dtype, dtype);
@@ -311,20 +356,24 @@ static void models_are_made_in_floating_point_only(void **state)
         heft_model_free(model);
     }
     heft_model *model = NULL;
-    assert_int_equal(heft_model_create(ctx, NULL, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_INVALID_ARG);
-    assert_int_equal(heft_model_create(ctx, config, NULL, HEFT_DTYPE_NONE, NULL, NULL), HEFT_INVALID_ARG);
+    assert_int_equal(heft_model_create(ctx, NULL, NULL, HEFT_DTYPE_NONE, &model, &err),
+                     HEFT_INVALID_ARG);
+    assert_int_equal(heft_model_create(ctx, config, NULL, HEFT_DTYPE_NONE, NULL, NULL),
+                     HEFT_INVALID_ARG);
     heft_config_free(config);
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------- */
-static void expect_written(const char *what, const char *text, const char *class_name, heft_dtype dtype,
-                           const char *expected)
+/* ---- writing
+ * ------------------------------------------------------------------------------------------- */
+static void expect_written(const char *what, const char *text, const char *class_name,
+                           heft_dtype dtype, const char *expected)
 {
     heft_error err = {0};
     heft__buffer out;
     heft_config *config = parse(text);
     heft__buffer_init(&out, ctx);
-    test_expect_status(heft__config_write(config, class_name, dtype, &out, &err), HEFT_OK, &err, what);
+    test_expect_status(heft__config_write(config, class_name, dtype, &out, &err), HEFT_OK, &err,
+                       what);
     if (out.size != strlen(expected) || memcmp(out.data, expected, out.size) != 0) {
         fail_msg("%s: written as\n%.*s", what, (int)out.size, (const char *)out.data);
     }
@@ -353,17 +402,22 @@ static void golden_configs_are_written_as_the_reference_does(void **state)
 static void unknown_keys_are_kept_and_those_of_a_run_are_not(void **state)
 {
     (void)state;
-    expect_written("class_and_dtype", "{\"torch_dtype\":\"float32\",\"dtype\":\"float16\",\"architectures\":[\"A\",\"B\"],"
-                                      "\"model_type\":\"bert\"}",
-                   "BertForMaskedLM", HEFT_DTYPE_BF16,
-                   "{\n  \"architectures\": [\n    \"BertForMaskedLM\"\n  ],\n  \"dtype\": \"bfloat16\",\n"
-                   "  \"model_type\": \"bert\"\n}\n");
-    expect_written("custom", "{\"model_type\":\"bert\",\"_name_or_path\":\"/home/x\",\"a\":{\"z\":1E-5,\"b\":[]},"
-                             "\"\\u00e9\":18446744073709551616}",
-                   "BertModel", HEFT_DTYPE_F32,
-                   "{\n  \"a\": {\n    \"b\": [],\n    \"z\": 1e-05\n  },\n  \"architectures\": [\n    \"BertModel\"\n"
-                   "  ],\n  \"dtype\": \"float32\",\n  \"model_type\": \"bert\",\n"
-                   "  \"\\u00e9\": 18446744073709551616\n}\n");
+    expect_written(
+        "class_and_dtype",
+        "{\"torch_dtype\":\"float32\",\"dtype\":\"float16\",\"architectures\":[\"A\",\"B\"],"
+        "\"model_type\":\"bert\"}",
+        "BertForMaskedLM", HEFT_DTYPE_BF16,
+        "{\n  \"architectures\": [\n    \"BertForMaskedLM\"\n  ],\n  \"dtype\": \"bfloat16\",\n"
+        "  \"model_type\": \"bert\"\n}\n");
+    expect_written(
+        "custom",
+        "{\"model_type\":\"bert\",\"_name_or_path\":\"/home/x\",\"a\":{\"z\":1E-5,\"b\":[]},"
+        "\"\\u00e9\":18446744073709551616}",
+        "BertModel", HEFT_DTYPE_F32,
+        "{\n  \"a\": {\n    \"b\": [],\n    \"z\": 1e-05\n  },\n  \"architectures\": [\n    "
+        "\"BertModel\"\n"
+        "  ],\n  \"dtype\": \"float32\",\n  \"model_type\": \"bert\",\n"
+        "  \"\\u00e9\": 18446744073709551616\n}\n");
     expect_written("type_is_added", "{}", "BertModel", HEFT_DTYPE_F32,
                    "{\n  \"architectures\": [\n    \"BertModel\"\n  ],\n  \"dtype\": \"float32\",\n"
                    "  \"model_type\": \"bert\"\n}\n");
@@ -394,14 +448,16 @@ static void a_copy_is_the_same_and_keeps_the_bytes(void **state)
     free(text);
 }
 
-/* ---- memory --------------------------------------------------------------------------------------------- */
+/* ---- memory
+ * --------------------------------------------------------------------------------------------- */
 static heft_status read_copy_write(heft_ctx *with, void *user, heft_error *err)
 {
     heft_config *config = NULL, *copy = NULL;
     heft__buffer out;
     (void)user;
     heft__buffer_init(&out, with);
-    heft_status status = heft_config_read(with, HEFT_TEST_DATA "/config/cf_ok_extras.json", &config, err);
+    heft_status status =
+        heft_config_read(with, HEFT_TEST_DATA "/config/cf_ok_extras.json", &config, err);
     if (status == HEFT_OK) {
         status = heft__config_copy(config, &copy, err);
     }

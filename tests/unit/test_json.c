@@ -72,30 +72,31 @@ static void expect_text(heft__buffer *buffer, const char *expected, const char *
     heft__buffer_fini(buffer);
 }
 
-/* ---- reader
- * ---------------------------------------------------------------------------------------- */
+/* ---- reader ---------------------------------------------------------------------------------- */
 static void accepts_what_is_json(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *name, *text;
         size_t length;
     } rows[] = {
-        {"scalar_string",               TEXT("\"a\"")                                                     },
-        {"scalar_number",               TEXT("0")                                                         },
-        {"scalar_true",                 TEXT("true")                                                      },
-        {"white_space_around",          TEXT(" \t\r\n{ \"a\" : [ 1 , 2 ] , \"b\" : { } } \n")             },
-        {"empty_array_and_object",      TEXT("[[],{},[ ],{ }]")                                           },
+        {"scalar_string", TEXT("\"a\"")},
+        {"scalar_number", TEXT("0")},
+        {"scalar_true", TEXT("true")},
+        {"white_space_around", TEXT(" \t\r\n{ \"a\" : [ 1 , 2 ] , \"b\" : { } } \n")},
+        {"empty_array_and_object", TEXT("[[],{},[ ],{ }]")},
         {"numbers",
-         TEXT("[0,-0,1,-1,0.5,-0.5,1e5,1E5,1e+5,1e-5,0e0,0.0e-00,10,18446744073709551616]")               },
-        {"escapes",                     TEXT("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000\\u00e9\\uD83D\\uDe00\"")},
-        {"delete_is_no_control",        TEXT("\"\x7f\"")                                                  },
-        {"two_three_four_bytes",        TEXT("\"\xc2\x80\xdf\xbf\xe0\xa0\x80\xed\x9f\xbf\xee\x80\x80\xf0"
-                                      "\x90\x80\x80\xf4\x8f\xbf\xbf\"")   },
-        {"byte_order_mark_in_a_string", TEXT("\"\xef\xbb\xbf\"")                                          },
-        {"keys_twice_are_the_callers",  TEXT("{\"a\":1,\"a\":2}")                                         },
-        {"empty_key",                   TEXT("{\"\":\"\"}")                                               },
+         TEXT("[0,-0,1,-1,0.5,-0.5,1e5,1E5,1e+5,1e-5,0e0,0.0e-00,10,18446744073709551616]")},
+        {"escapes", TEXT("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000\\u00e9\\uD83D\\uDe00\"")},
+        {"delete_is_no_control", TEXT("\"\x7f\"")},
+        {"two_three_four_bytes", TEXT("\"\xc2\x80\xdf\xbf\xe0\xa0\x80\xed\x9f\xbf\xee\x80\x80\xf0"
+         "\x90\x80\x80\xf4\x8f\xbf\xbf\"")},
+        {"byte_order_mark_in_a_string", TEXT("\"\xef\xbb\xbf\"")},
+        {"keys_twice_are_the_callers", TEXT("{\"a\":1,\"a\":2}")},
+        {"empty_key", TEXT("{\"\":\"\"}")},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         heft_error err;
         test_expect_status(read_all(rows[i].text, rows[i].length, 128, &err), HEFT_OK, &err,
@@ -110,82 +111,84 @@ struct malformed {
     const char *words;
 };
 
+/* clang-format off */
 static const struct malformed malformed[] = {
-    {"nothing",                       TEXT(""),                         0,  "the text ends, expected a value"                    },
-    {"only_white_space",              TEXT(" \n"),                      2,  "the text ends, expected a value"                    },
-    {"byte_order_mark",               TEXT("\xef\xbb\xbf{}"),           0,  "byte order mark"                                    },
-    {"byte_order_mark_later",         TEXT(" \xef\xbb\xbf{}"),          1,  "found byte 0xef"                                    },
-    {"no_break_space",                TEXT("[\xc2\xa0]"),               1,  "found byte 0xc2"                                    },
-    {"form_feed",                     TEXT("[\f]"),                     1,  "found byte 0x0c"                                    },
-    {"nul_behind",                    TEXT("{}\0"),                     2,  "found byte 0x00"                                    },
-    {"second_value",                  TEXT("{} {}"),                    3,  "nothing but white space behind the value, found '{'"},
-    {"comment",                       TEXT("[1 // x\n]"),               3,  "expected ',' or ']', found '/'"                     },
-    {"single_quotes",                 TEXT("{'a':1}"),                  1,  "expected a key or '}', found '''"                   },
-    {"bare_key",                      TEXT("{a:1}"),                    1,  "expected a key or '}', found 'a'"                   },
-    {"number_as_key",                 TEXT("{1:1}"),                    1,  "expected a key or '}'"                              },
-    {"no_colon",                      TEXT("{\"a\" 1}"),                5,  "expected ':', found '1'"                            },
-    {"no_value",                      TEXT("{\"a\":}"),                 5,  "expected a value, found '}'"                        },
-    {"no_comma_in_object",            TEXT("{\"a\":1 \"b\":2}"),        7,  "expected ',' or '}', found '\"'"                    },
-    {"no_comma_in_array",             TEXT("[1 2]"),                    3,  "expected ',' or ']', found '2'"                     },
-    {"comma_at_the_end_of_an_object", TEXT("{\"a\":1,}"),               7,  "expected a key, found '}'"                          },
-    {"comma_at_the_end_of_an_array",  TEXT("[1,]"),                     3,  "expected a value, found ']'"                        },
-    {"comma_first",                   TEXT("[,1]"),                     1,  "expected a value, found ','"                        },
-    {"two_commas",                    TEXT("[1,,2]"),                   3,  "expected a value, found ','"                        },
-    {"closed_by_the_other",           TEXT("[1}"),                      2,  "expected ',' or ']', found '}'"                     },
-    {"object_closed_by_the_other",    TEXT("{\"a\":[]]"),               7,  "expected ',' or '}', found ']'"                     },
-    {"closed_too_often",              TEXT("[]]"),                      2,  "nothing but white space"                            },
-    {"closed_only",                   TEXT("]"),                        0,  "expected a value, found ']'"                        },
-    {"object_cut",                    TEXT("{\"a\":1"),                 6,  "the text ends, expected ',' or '}'"                 },
-    {"leading_zero",                  TEXT("[01]"),                     2,  "no digit behind a leading zero"                     },
-    {"negative_leading_zero",         TEXT("-012"),                     2,  "no digit behind a leading zero"                     },
-    {"two_zeros",                     TEXT("00"),                       1,  "no digit behind a leading zero"                     },
-    {"plus",                          TEXT("[+1]"),                     1,  "expected a value, found '+'"                        },
-    {"no_digit_before_the_point",     TEXT("[.5]"),                     1,  "expected a value, found '.'"                        },
-    {"no_digit_behind_the_point",     TEXT("[1.]"),                     3,  "expected a digit, found ']'"                        },
-    {"exponent_behind_the_point",     TEXT("[1.e5]"),                   3,  "expected a digit, found 'e'"                        },
-    {"no_exponent",                   TEXT("[1e]"),                     3,  "expected a digit, found ']'"                        },
-    {"exponent_of_a_sign",            TEXT("[1e+]"),                    4,  "expected a digit, found ']'"                        },
-    {"only_minus",                    TEXT("-"),                        1,  "the text ends, expected a digit"                    },
-    {"minus_and_letter",              TEXT("-Infinity"),                1,  "expected a digit, found 'I'"                        },
-    {"not_a_number",                  TEXT("[NaN]"),                    1,  "expected a value, found 'N'"                        },
-    {"infinity",                      TEXT("[Infinity]"),               1,  "expected a value, found 'I'"                        },
-    {"hexadecimal",                   TEXT("[0x1]"),                    2,  "expected ',' or ']', found 'x'"                     },
-    {"capital_true",                  TEXT("True"),                     0,  "expected a value, found 'T'"                        },
-    {"wrong_word",                    TEXT("[nul]"),                    1,  "expected a value, found 'n'"                        },
-    {"cut_word",                      TEXT("[fals"),                    5,  "the text ends, expected false"                      },
-    {"word_runs_on",                  TEXT("[truex]"),                  5,  "expected ',' or ']', found 'x'"                     },
-    {"string_cut",                    TEXT("\"abc"),                    4,  "the text ends inside a string"                      },
-    {"string_cut_behind_eight",       TEXT("\"abcdefghijk"),            12, "the text ends inside a string"                      },
-    {"newline_in_a_string",           TEXT("\"a\nb\""),                 2,  "control character 0x0a"                             },
-    {"nul_in_a_string",               TEXT("\"abcdefghij\0\""),         11, "control character 0x00"                             },
-    {"last_control_character",        TEXT("\"\x1f\""),                 1,  "control character 0x1f"                             },
-    {"unknown_escape",                TEXT("\"ab\\x41\""),              4,  "expected the letter of an escape, found 'x'"        },
-    {"escape_of_nul",                 TEXT("\"\\\0\""),                 2,  "expected the letter of an escape, found byte 0x00"  },
-    {"capital_u",                     TEXT("\"\\U0041\""),              2,  "expected the letter of an escape, found 'U'"        },
-    {"escape_cut",                    TEXT("\"ab\\"),                   4,  "the text ends, expected the letter of an escape"    },
-    {"three_hex_digits",              TEXT("\"\\u004\""),               6,  "expected a hex digit, found '\"'"                   },
-    {"no_hex_digit",                  TEXT("\"\\u00g0\""),              5,  "expected a hex digit, found 'g'"                    },
-    {"hex_cut",                       TEXT("\"\\u00"),                  5,  "the text ends, expected a hex digit"                },
-    {"lone_high_surrogate",           TEXT("\"a\\ud83d\""),             2,  "half of a surrogate pair"                           },
-    {"high_and_letter",               TEXT("\"\\ud83dx\""),             1,  "half of a surrogate pair"                           },
-    {"high_and_other_escape",         TEXT("\"\\ud83d\\n\""),           1,  "half of a surrogate pair"                           },
-    {"two_high_surrogates",           TEXT("\"\\ud83d\\ud83d\""),       1,  "half of a surrogate pair"                           },
-    {"high_and_plain_escape",         TEXT("\"\\udbff\\u0041\""),       1,  "half of a surrogate pair"                           },
-    {"lone_low_surrogate",            TEXT("\"\\ude00\\ud83d\""),       1,  "half of a surrogate pair"                           },
-    {"low_half_not_hex",              TEXT("\"\\ud83d\\ude0x\""),       12, "expected a hex digit, found 'x'"                    },
-    {"low_half_cut",                  TEXT("\"\\ud83d\\ude"),           11, "the text ends, expected a hex digit"                },
-    {"overlong_two",                  TEXT("\"a\xc0\x80\""),            2,  "invalid UTF-8 byte 0xc0"                            },
-    {"overlong_slash",                TEXT("\"\xc1\xaf\""),             1,  "invalid UTF-8 byte 0xc1"                            },
-    {"overlong_three",                TEXT("\"\xe0\x9f\xbf\""),         1,  "invalid UTF-8 byte 0xe0"                            },
-    {"overlong_four",                 TEXT("\"\xf0\x8f\xbf\xbf\""),     1,  "invalid UTF-8 byte 0xf0"                            },
-    {"surrogate_bytes",               TEXT("\"abc\xed\xa0\x80\""),      4,  "invalid UTF-8 byte 0xed"                            },
-    {"beyond_10ffff",                 TEXT("\"\xf4\x90\x80\x80\""),     1,  "invalid UTF-8 byte 0xf4"                            },
-    {"five_byte_form",                TEXT("\"\xf8\x88\x80\x80\x80\""), 1,  "invalid UTF-8 byte 0xf8"                            },
-    {"stray_continuation",            TEXT("\"abcdefgh\x80\""),         9,  "invalid UTF-8 byte 0x80"                            },
-    {"sequence_cut_by_the_quote",     TEXT("\"\xc3\xa9\xe2\x82\""),     3,  "invalid UTF-8 byte 0xe2"                            },
-    {"the_first_fault_counts",        TEXT("\"\xff\n\\x"),              1,  "invalid UTF-8 byte 0xff"                            },
-    {"in_a_key",                      TEXT("{\"\xff\":1}"),             2,  "invalid UTF-8 byte 0xff"                            },
+    {"nothing", TEXT(""), 0, "the text ends, expected a value"},
+    {"only_white_space", TEXT(" \n"), 2, "the text ends, expected a value"},
+    {"byte_order_mark", TEXT("\xef\xbb\xbf{}"), 0, "byte order mark"},
+    {"byte_order_mark_later", TEXT(" \xef\xbb\xbf{}"), 1, "found byte 0xef"},
+    {"no_break_space", TEXT("[\xc2\xa0]"), 1, "found byte 0xc2"},
+    {"form_feed", TEXT("[\f]"), 1, "found byte 0x0c"},
+    {"nul_behind", TEXT("{}\0"), 2, "found byte 0x00"},
+    {"second_value", TEXT("{} {}"), 3, "nothing but white space behind the value, found '{'"},
+    {"comment", TEXT("[1 // x\n]"), 3, "expected ',' or ']', found '/'"},
+    {"single_quotes", TEXT("{'a':1}"), 1, "expected a key or '}', found '''"},
+    {"bare_key", TEXT("{a:1}"), 1, "expected a key or '}', found 'a'"},
+    {"number_as_key", TEXT("{1:1}"), 1, "expected a key or '}'"},
+    {"no_colon", TEXT("{\"a\" 1}"), 5, "expected ':', found '1'"},
+    {"no_value", TEXT("{\"a\":}"), 5, "expected a value, found '}'"},
+    {"no_comma_in_object", TEXT("{\"a\":1 \"b\":2}"), 7, "expected ',' or '}', found '\"'"},
+    {"no_comma_in_array", TEXT("[1 2]"), 3, "expected ',' or ']', found '2'"},
+    {"comma_at_the_end_of_an_object", TEXT("{\"a\":1,}"), 7, "expected a key, found '}'"},
+    {"comma_at_the_end_of_an_array", TEXT("[1,]"), 3, "expected a value, found ']'"},
+    {"comma_first", TEXT("[,1]"), 1, "expected a value, found ','"},
+    {"two_commas", TEXT("[1,,2]"), 3, "expected a value, found ','"},
+    {"closed_by_the_other", TEXT("[1}"), 2, "expected ',' or ']', found '}'"},
+    {"object_closed_by_the_other", TEXT("{\"a\":[]]"), 7, "expected ',' or '}', found ']'"},
+    {"closed_too_often", TEXT("[]]"), 2, "nothing but white space"},
+    {"closed_only", TEXT("]"), 0, "expected a value, found ']'"},
+    {"object_cut", TEXT("{\"a\":1"), 6, "the text ends, expected ',' or '}'"},
+    {"leading_zero", TEXT("[01]"), 2, "no digit behind a leading zero"},
+    {"negative_leading_zero", TEXT("-012"), 2, "no digit behind a leading zero"},
+    {"two_zeros", TEXT("00"), 1, "no digit behind a leading zero"},
+    {"plus", TEXT("[+1]"), 1, "expected a value, found '+'"},
+    {"no_digit_before_the_point", TEXT("[.5]"), 1, "expected a value, found '.'"},
+    {"no_digit_behind_the_point", TEXT("[1.]"), 3, "expected a digit, found ']'"},
+    {"exponent_behind_the_point", TEXT("[1.e5]"), 3, "expected a digit, found 'e'"},
+    {"no_exponent", TEXT("[1e]"), 3, "expected a digit, found ']'"},
+    {"exponent_of_a_sign", TEXT("[1e+]"), 4, "expected a digit, found ']'"},
+    {"only_minus", TEXT("-"), 1, "the text ends, expected a digit"},
+    {"minus_and_letter", TEXT("-Infinity"), 1, "expected a digit, found 'I'"},
+    {"not_a_number", TEXT("[NaN]"), 1, "expected a value, found 'N'"},
+    {"infinity", TEXT("[Infinity]"), 1, "expected a value, found 'I'"},
+    {"hexadecimal", TEXT("[0x1]"), 2, "expected ',' or ']', found 'x'"},
+    {"capital_true", TEXT("True"), 0, "expected a value, found 'T'"},
+    {"wrong_word", TEXT("[nul]"), 1, "expected a value, found 'n'"},
+    {"cut_word", TEXT("[fals"), 5, "the text ends, expected false"},
+    {"word_runs_on", TEXT("[truex]"), 5, "expected ',' or ']', found 'x'"},
+    {"string_cut", TEXT("\"abc"), 4, "the text ends inside a string"},
+    {"string_cut_behind_eight", TEXT("\"abcdefghijk"), 12, "the text ends inside a string"},
+    {"newline_in_a_string", TEXT("\"a\nb\""), 2, "control character 0x0a"},
+    {"nul_in_a_string", TEXT("\"abcdefghij\0\""), 11, "control character 0x00"},
+    {"last_control_character", TEXT("\"\x1f\""), 1, "control character 0x1f"},
+    {"unknown_escape", TEXT("\"ab\\x41\""), 4, "expected the letter of an escape, found 'x'"},
+    {"escape_of_nul", TEXT("\"\\\0\""), 2, "expected the letter of an escape, found byte 0x00"},
+    {"capital_u", TEXT("\"\\U0041\""), 2, "expected the letter of an escape, found 'U'"},
+    {"escape_cut", TEXT("\"ab\\"), 4, "the text ends, expected the letter of an escape"},
+    {"three_hex_digits", TEXT("\"\\u004\""), 6, "expected a hex digit, found '\"'"},
+    {"no_hex_digit", TEXT("\"\\u00g0\""), 5, "expected a hex digit, found 'g'"},
+    {"hex_cut", TEXT("\"\\u00"), 5, "the text ends, expected a hex digit"},
+    {"lone_high_surrogate", TEXT("\"a\\ud83d\""), 2, "half of a surrogate pair"},
+    {"high_and_letter", TEXT("\"\\ud83dx\""), 1, "half of a surrogate pair"},
+    {"high_and_other_escape", TEXT("\"\\ud83d\\n\""), 1, "half of a surrogate pair"},
+    {"two_high_surrogates", TEXT("\"\\ud83d\\ud83d\""), 1, "half of a surrogate pair"},
+    {"high_and_plain_escape", TEXT("\"\\udbff\\u0041\""), 1, "half of a surrogate pair"},
+    {"lone_low_surrogate", TEXT("\"\\ude00\\ud83d\""), 1, "half of a surrogate pair"},
+    {"low_half_not_hex", TEXT("\"\\ud83d\\ude0x\""), 12, "expected a hex digit, found 'x'"},
+    {"low_half_cut", TEXT("\"\\ud83d\\ude"), 11, "the text ends, expected a hex digit"},
+    {"overlong_two", TEXT("\"a\xc0\x80\""), 2, "invalid UTF-8 byte 0xc0"},
+    {"overlong_slash", TEXT("\"\xc1\xaf\""), 1, "invalid UTF-8 byte 0xc1"},
+    {"overlong_three", TEXT("\"\xe0\x9f\xbf\""), 1, "invalid UTF-8 byte 0xe0"},
+    {"overlong_four", TEXT("\"\xf0\x8f\xbf\xbf\""), 1, "invalid UTF-8 byte 0xf0"},
+    {"surrogate_bytes", TEXT("\"abc\xed\xa0\x80\""), 4, "invalid UTF-8 byte 0xed"},
+    {"beyond_10ffff", TEXT("\"\xf4\x90\x80\x80\""), 1, "invalid UTF-8 byte 0xf4"},
+    {"five_byte_form", TEXT("\"\xf8\x88\x80\x80\x80\""), 1, "invalid UTF-8 byte 0xf8"},
+    {"stray_continuation", TEXT("\"abcdefgh\x80\""), 9, "invalid UTF-8 byte 0x80"},
+    {"sequence_cut_by_the_quote", TEXT("\"\xc3\xa9\xe2\x82\""), 3, "invalid UTF-8 byte 0xe2"},
+    {"the_first_fault_counts", TEXT("\"\xff\n\\x"), 1, "invalid UTF-8 byte 0xff"},
+    {"in_a_key", TEXT("{\"\xff\":1}"), 2, "invalid UTF-8 byte 0xff"},
 };
+/* clang-format on */
 
 static void refuses_what_is_not_json(void **state)
 {
@@ -385,29 +388,31 @@ static heft__json_token first_token(const char *text, size_t length)
 static void unsigned_integers_are_exact(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *text;
         uint64_t value;
         const char *words; /* NULL: taken */
     } rows[] = {
-        {"0",                         0,                 NULL                                                       },
-        {"9007199254740993",          9007199254740993u, NULL                                                       },
-        {"18446744073709551615",      UINT64_MAX,        NULL                                                       },
-        {"18446744073709551616",      0,
-         "data_offsets 18446744073709551616 is out of the range of 64 bits"                                         },
-        {"99999999999999999999999",   0,                 "is out of the range of 64 bits"                           },
-        {"-1",                        0,                 "data_offsets must be an unsigned integer, found -1"       },
-        {"-0",                        0,                 "data_offsets must be an unsigned integer, found -0"       },
-        {"0.0",                       0,                 "data_offsets must be an unsigned integer, found 0.0"      },
-        {"1e3",                       0,                 "data_offsets must be an unsigned integer, found 1e3"      },
+        {"0", 0, NULL},
+        {"9007199254740993", 9007199254740993u, NULL},
+        {"18446744073709551615", UINT64_MAX, NULL},
+        {"18446744073709551616", 0,
+         "data_offsets 18446744073709551616 is out of the range of 64 bits"},
+        {"99999999999999999999999", 0, "is out of the range of 64 bits"},
+        {"-1", 0, "data_offsets must be an unsigned integer, found -1"},
+        {"-0", 0, "data_offsets must be an unsigned integer, found -0"},
+        {"0.0", 0, "data_offsets must be an unsigned integer, found 0.0"},
+        {"1e3", 0, "data_offsets must be an unsigned integer, found 1e3"},
         {"99999999999999999999999.5", 0,
-         "data_offsets must be an unsigned integer, found 99999999999999999999999.5"                                },
-        {"\"1\"",                     0,                 "data_offsets must be an unsigned integer, found a string" },
-        {"true",                      0,                 "data_offsets must be an unsigned integer, found true"     },
-        {"null",                      0,                 "data_offsets must be an unsigned integer, found null"     },
-        {"[1]",                       0,                 "data_offsets must be an unsigned integer, found an array" },
-        {"{}",                        0,                 "data_offsets must be an unsigned integer, found an object"},
+         "data_offsets must be an unsigned integer, found 99999999999999999999999.5"},
+        {"\"1\"", 0, "data_offsets must be an unsigned integer, found a string"},
+        {"true", 0, "data_offsets must be an unsigned integer, found true"},
+        {"null", 0, "data_offsets must be an unsigned integer, found null"},
+        {"[1]", 0, "data_offsets must be an unsigned integer, found an array"},
+        {"{}", 0, "data_offsets must be an unsigned integer, found an object"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         heft__json_token token = first_token(rows[i].text, strlen(rows[i].text));
         uint64_t value = 77;
@@ -484,9 +489,7 @@ static void keys_are_compared_resolved(void **state)
     }
 }
 
-/* ---- tree
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- tree ------------------------------------------------------------------------------------ */
 static void trees_keep_order_and_offsets(void **state)
 {
     (void)state;
@@ -583,6 +586,7 @@ static void a_million_members_are_not_quadratic(void **state)
 static void numbers_are_read_when_asked_for(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *text;
         bool is_u64;
@@ -591,20 +595,21 @@ static void numbers_are_read_when_asked_for(void **state)
         int64_t i64;
         double real;
     } rows[] = {
-        {"0",                    true,  0,                    true,  0,         0.0                   },
-        {"-0",                   false, 0,                    true,  0,         -0.0                  },
-        {"-1",                   false, 0,                    true,  -1,        -1.0                  },
-        {"9223372036854775807",  true,  INT64_MAX,            true,  INT64_MAX, 9223372036854775807.0 },
-        {"9223372036854775808",  true,  9223372036854775808u, false, 0,         9223372036854775808.0 },
-        {"-9223372036854775808", false, 0,                    true,  INT64_MIN, -9223372036854775808.0},
-        {"-9223372036854775809", false, 0,                    false, 0,         -9223372036854775808.0},
-        {"18446744073709551615", true,  UINT64_MAX,           false, 0,         18446744073709551615.0},
-        {"18446744073709551616", false, 0,                    false, 0,         18446744073709551616.0},
-        {"1.0",                  false, 0,                    false, 0,         1.0                   },
-        {"1e3",                  false, 0,                    false, 0,         1000.0                },
-        {"1e-12",                false, 0,                    false, 0,         1e-12                 },
-        {"1e999",                false, 0,                    false, 0,         (double)INFINITY      },
+        {"0", true, 0, true, 0, 0.0},
+        {"-0", false, 0, true, 0, -0.0},
+        {"-1", false, 0, true, -1, -1.0},
+        {"9223372036854775807", true, INT64_MAX, true, INT64_MAX, 9223372036854775807.0},
+        {"9223372036854775808", true, 9223372036854775808u, false, 0, 9223372036854775808.0},
+        {"-9223372036854775808", false, 0, true, INT64_MIN, -9223372036854775808.0},
+        {"-9223372036854775809", false, 0, false, 0, -9223372036854775808.0},
+        {"18446744073709551615", true, UINT64_MAX, false, 0, 18446744073709551615.0},
+        {"18446744073709551616", false, 0, false, 0, 18446744073709551616.0},
+        {"1.0", false, 0, false, 0, 1.0},
+        {"1e3", false, 0, false, 0, 1000.0},
+        {"1e-12", false, 0, false, 0, 1e-12},
+        {"1e999", false, 0, false, 0, (double)INFINITY},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         heft__arena arena;
         const heft__json_value *value = parsed(&arena, rows[i].text);
@@ -695,40 +700,41 @@ static void one_value_of_a_longer_text(void **state)
     heft__arena_fini(&arena);
 }
 
-/* ---- writer
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 static void writes_as_python_does(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *text, *python;
     } rows[] = {
-        {"[]",                                                                         "[]"                                   },
-        {"{}",                                                                         "{}"                                   },
-        {"null",                                                                       "null"                                 },
-        {"\"x\"",                                                                      "\"x\""                                },
-        {"[[],{}]",                                                                    "[\n  [],\n  {}\n]"                    },
-        {"{\"b\":1,\"a\":2}",                                                          "{\n  \"a\": 2,\n  \"b\": 1\n}"        },
+        {"[]", "[]"},
+        {"{}", "{}"},
+        {"null", "null"},
+        {"\"x\"", "\"x\""},
+        {"[[],{}]", "[\n  [],\n  {}\n]"},
+        {"{\"b\":1,\"a\":2}", "{\n  \"a\": 2,\n  \"b\": 1\n}"},
         {"{\"a\":[1,{\"b\":null,\"a\":[true,false]}],\"A\":\"x\"}",
          "{\n  \"A\": \"x\",\n  \"a\": [\n    1,\n    {\n      \"a\": [\n        true,\n        "
-         "false\n      ],\n"
-         "      \"b\": null\n    }\n  ]\n}"                                                                                   },
+         "false\n      ],\n" "      \"b\": null\n    }\n  ]\n}"},
         {"{\"\\u00e9\":1,\"z\":2,\"\\ud83d\\ude00\":3,\"\\ufffd\":4,\"\":5,\"zz\":6}",
          "{\n  \"\": 5,\n  \"z\": 2,\n  \"zz\": 6,\n  \"\\u00e9\": 1,\n  \"\\ufffd\": 4,\n  "
-         "\"\\ud83d\\ude00\": 3\n}"                                                                                           },
+         "\"\\ud83d\\ude00\": 3\n}"},
         {"[\"\\u0000\\u001f\\u007f\\\"\\\\\\/"
-         "\\b\\f\\n\\r\\t\",\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]",       "[\n  \"\\u0000\\u001f\\u007f\\\"\\\\/\\b\\f\\n\\r\\t\",\n  "
+         "\\b\\f\\n\\r\\t\",\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]",
+         "[\n  \"\\u0000\\u001f\\u007f\\\"\\\\/\\b\\f\\n\\r\\t\",\n  "
          "\"\\u00e9\\u20ac\\ud83d\\ude00\"\n]"},
         {"[-0,-0.0,0,1e5,1E5,1e-5,0.0001,123456789012345678901234567890,1e16,1e15,1e22,"
-         "9007199254740993.0]",                                               "[\n  0,\n  -0.0,\n  0,\n  100000.0,\n  100000.0,\n  1e-05,\n  0.0001,\n  "
+         "9007199254740993.0]",
+         "[\n  0,\n  -0.0,\n  0,\n  100000.0,\n  100000.0,\n  1e-05,\n  0.0001,\n  "
          "123456789012345678901234567890,\n"
-         "  1e+16,\n  1000000000000000.0,\n  1e+22,\n  9007199254740992.0\n]"         },
+         "  1e+16,\n  1000000000000000.0,\n  1e+22,\n  9007199254740992.0\n]"},
         {"[1e999,-1e999,1e-400,5e-324,2.5e-14,1.0e+2]",
-         "[\n  Infinity,\n  -Infinity,\n  0.0,\n  5e-324,\n  2.5e-14,\n  100.0\n]"                                            },
+         "[\n  Infinity,\n  -Infinity,\n  0.0,\n  5e-324,\n  2.5e-14,\n  100.0\n]"},
         {"{\"layer_norm_eps\":1e-12,\"eps\":1e-05,\"theta\":10000.0}",
-         "{\n  \"eps\": 1e-05,\n  \"layer_norm_eps\": 1e-12,\n  \"theta\": 10000.0\n}"                                        },
+         "{\n  \"eps\": 1e-05,\n  \"layer_norm_eps\": 1e-12,\n  \"theta\": 10000.0\n}"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         heft__arena arena;
         heft__buffer out;
@@ -757,22 +763,25 @@ static void writes_in_one_line(void **state)
 static void strings_ascii_and_raw(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *text;
         size_t length;
         const char *ascii, *raw;
     } rows[] = {
-        {TEXT(""),                                             "\"\"",                                  "\"\""                                            },
-        {TEXT("a\0b"),                                         "\"a\\u0000b\"",                         "\"a\\u0000b\""                                   },
-        {TEXT("\x7f"),                                         "\"\\u007f\"",                           "\"\x7f\""                                        },
-        {TEXT("\xc3\xa9"),                                     "\"\\u00e9\"",                           "\"\xc3\xa9\""                                    },
+        {TEXT(""), "\"\"", "\"\""},
+        {TEXT("a\0b"), "\"a\\u0000b\"", "\"a\\u0000b\""},
+        {TEXT("\x7f"), "\"\\u007f\"", "\"\x7f\""},
+        {TEXT("\xc3\xa9"), "\"\\u00e9\"", "\"\xc3\xa9\""},
         {TEXT("\xef\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf"),
-         "\"\\uffff\\ud800\\udc00\\udbff\\udfff\"",                                                     "\"\xef\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\""},
-        {TEXT("</\"\\\b\f\n\r\t\x1b>"),                        "\"</\\\"\\\\\\b\\f\\n\\r\\t\\u001b>\"",
-         "\"</\\\"\\\\\\b\\f\\n\\r\\t\\u001b>\""                                                                                                          },
-        {TEXT("\xffx\xe2\x82"),                                "\"\\ufffdx\\ufffd\\ufffd\"",
-         "\"\xffx\xe2\x82\""                                                                                                                              }, /* no UTF-8: not read past the end */
+         "\"\\uffff\\ud800\\udc00\\udbff\\udfff\"",
+         "\"\xef\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\""},
+        {TEXT("</\"\\\b\f\n\r\t\x1b>"), "\"</\\\"\\\\\\b\\f\\n\\r\\t\\u001b>\"",
+         "\"</\\\"\\\\\\b\\f\\n\\r\\t\\u001b>\""},
+        {TEXT("\xffx\xe2\x82"), "\"\\ufffdx\\ufffd\\ufffd\"", "\"\xffx\xe2\x82\""},
+         /* no UTF-8: not read past the end */
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         char *copy = exact_copy(rows[i].text, rows[i].length);
         heft__buffer out;
@@ -789,39 +798,41 @@ static void strings_ascii_and_raw(void **state)
 static void doubles_are_shortest(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         double value;
         const char *text;
     } rows[] = {
-        {0.0,                     "0.0"                    },
-        {-0.0,                    "-0.0"                   },
-        {1.0,                     "1.0"                    },
-        {-1.5,                    "-1.5"                   },
-        {0.1,                     "0.1"                    },
-        {0.3 - 0.1,               "0.19999999999999998"    },
-        {0.02,                    "0.02"                   },
-        {0.0001,                  "0.0001"                 },
-        {0.00001,                 "1e-05"                  },
-        {0.00012345,              "0.00012345"             },
-        {1e-12,                   "1e-12"                  },
-        {1.5e-7,                  "1.5e-07"                },
-        {10000.0,                 "10000.0"                },
-        {1e15,                    "1000000000000000.0"     },
-        {9999999999999998.0,      "9999999999999998.0"     },
-        {1e16,                    "1e+16"                  },
-        {1.2345678901234567e+16,  "1.2345678901234568e+16" },
-        {1e23,                    "1e+23"                  },
-        {1e100,                   "1e+100"                 },
-        {5e-324,                  "5e-324"                 },
+        {0.0, "0.0"},
+        {-0.0, "-0.0"},
+        {1.0, "1.0"},
+        {-1.5, "-1.5"},
+        {0.1, "0.1"},
+        {0.3 - 0.1, "0.19999999999999998"},
+        {0.02, "0.02"},
+        {0.0001, "0.0001"},
+        {0.00001, "1e-05"},
+        {0.00012345, "0.00012345"},
+        {1e-12, "1e-12"},
+        {1.5e-7, "1.5e-07"},
+        {10000.0, "10000.0"},
+        {1e15, "1000000000000000.0"},
+        {9999999999999998.0, "9999999999999998.0"},
+        {1e16, "1e+16"},
+        {1.2345678901234567e+16, "1.2345678901234568e+16"},
+        {1e23, "1e+23"},
+        {1e100, "1e+100"},
+        {5e-324, "5e-324"},
         {2.2250738585072014e-308, "2.2250738585072014e-308"},
-        {1.7976931348623157e308,  "1.7976931348623157e+308"},
-        {0x1p-44,
-         "5.684341886080802e-14"                           }, /* the nearest 16 digits end in 1 and do not read back */
-        {0x1p976,                 "6.386688990511104e+293" },
-        {(double)INFINITY,        "Infinity"               },
-        {(double)-INFINITY,       "-Infinity"              },
-        {(double)NAN,             "NaN"                    },
+        {1.7976931348623157e308, "1.7976931348623157e+308"},
+        {0x1p-44, "5.684341886080802e-14"},
+         /* the nearest 16 digits end in 1 and do not read back */
+        {0x1p976, "6.386688990511104e+293"},
+        {(double)INFINITY, "Infinity"},
+        {(double)-INFINITY, "-Infinity"},
+        {(double)NAN, "NaN"},
     };
+    /* clang-format on */
     const char *before = setlocale(LC_ALL, NULL);
     char *kept = before ? strdup(before) : NULL;
     for (int pass = 0; pass < 2;
@@ -869,9 +880,7 @@ static void deep_trees_are_written_without_recursion(void **state)
     heft__arena_fini(&arena);
 }
 
-/* ---- no memory
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- no memory ------------------------------------------------------------------------------- */
 static heft_status parse_and_write(heft_ctx *failing, void *user, heft_error *err)
 {
     const char *text = user;

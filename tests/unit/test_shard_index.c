@@ -49,8 +49,7 @@ static char *read_data(const char *name, size_t *length)
     return test_read_file(path, length);
 }
 
-/* ---- what is fine
- * ------------------------------------------------------------------------------------ */
+/* ---- what is fine ---------------------------------------------------------------------------- */
 static void golden_texts_come_back_byte_for_byte(void **state)
 {
     (void)state;
@@ -122,22 +121,24 @@ static void files_in_byte_order_entries_as_they_stand(void **state)
 static void odd_but_fine(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *name, *text;
         bool metadata;
     } rows[] = {
-        {"no_metadata",                    "{\"weight_map\":{\"a\":\"f\"}}",                             false},
-        {"null_metadata",                  "{\"metadata\":null,\"weight_map\":{\"a\":\"f\"}}",           false},
-        {"empty_metadata",                 "{\"metadata\":{},\"weight_map\":{\"a\":\"f\"}}",             true },
+        {"no_metadata", "{\"weight_map\":{\"a\":\"f\"}}", false},
+        {"null_metadata", "{\"metadata\":null,\"weight_map\":{\"a\":\"f\"}}", false},
+        {"empty_metadata", "{\"metadata\":{},\"weight_map\":{\"a\":\"f\"}}", true},
         {"nested_metadata",
-         "{\"metadata\":{\"x\":{\"y\":[1,\"z\",null]}},\"weight_map\":{\"a\":\"f\"}}",                   true },
-        {"fields_spelt_with_escapes",      "{\"\\u006detadata\":{},\"weight\\u005fmap\":{\"a\":\"f\"}}",
-         true                                                                                                 },
-        {"empty_tensor_name",              "{\"weight_map\":{\"\":\"f\"}}",                              false},
+         "{\"metadata\":{\"x\":{\"y\":[1,\"z\",null]}},\"weight_map\":{\"a\":\"f\"}}", true},
+        {"fields_spelt_with_escapes", "{\"\\u006detadata\":{},\"weight\\u005fmap\":{\"a\":\"f\"}}",
+         true},
+        {"empty_tensor_name", "{\"weight_map\":{\"\":\"f\"}}", false},
         {"dots_in_file_names",
-         "{\"weight_map\":{\"a\":\"...\",\"b\":\"..a\",\"c\":\".f\",\"d\":\"f..\"}}",                    false},
-        {"colon_and_space_in_a_file_name", "{\"weight_map\":{\"a\":\"c: f\"}}",                          false},
+         "{\"weight_map\":{\"a\":\"...\",\"b\":\"..a\",\"c\":\".f\",\"d\":\"f..\"}}", false},
+        {"colon_and_space_in_a_file_name", "{\"weight_map\":{\"a\":\"c: f\"}}", false},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         heft__shard_index index;
         heft_error err;
@@ -148,8 +149,7 @@ static void odd_but_fine(void **state)
     }
 }
 
-/* ---- what is refused
- * ------------------------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------- */
 static void expect_refused(const char *row, const char *text, size_t length, heft_status expected,
                            uint64_t offset, const char *item, const char *words)
 {
@@ -171,31 +171,33 @@ static void expect_refused(const char *row, const char *text, size_t length, hef
 static void texts_with_one_defect(void **state)
 {
     (void)state;
+    /* clang-format off */
     static const struct {
         const char *name;
         heft_status status;
         uint64_t offset;
         const char *item, *words;
     } rows[] = {
-        {"ix_absolute",            HEFT_REFUSED, 47,  "a",
-         "'@ABSDIR@/model-00001-of-00002.safetensors' leaves the index's folder"                         },
-        {"ix_bom",                 HEFT_FORMAT,  0,   "",  "byte order mark"                             },
-        {"ix_dup_keys",            HEFT_FORMAT,  121, "a", "key occurs twice, first at byte 43"          },
-        {"ix_empty_map",           HEFT_FORMAT,  42,  "",  "weight_map holds no tensor"                  },
-        {"ix_map_is_list",         HEFT_FORMAT,  28,  "",  "weight_map must be an object, found an array"},
-        {"ix_map_missing",         HEFT_FORMAT,  0,   "",  "field 'weight_map' is missing"               },
-        {"ix_not_json",            HEFT_FORMAT,  0,   "",  "expected a value, found 'w'"                 },
-        {"ix_not_object",          HEFT_FORMAT,  0,   "",  "expected an object, found an array"          },
-        {"ix_nul_in_file_name",    HEFT_REFUSED, 86,  "b",
-         "file name 'model-00002-of-00002.safetensors' holds a NUL"                                      },
-        {"ix_parent",              HEFT_REFUSED, 47,  "a",
-         "file name '../outside.safetensors' leaves the index's folder"                                  },
-        {"ix_value_null",          HEFT_FORMAT,  86,  "b", "file name must be a string, found null"      },
-        {"ix_value_number",        HEFT_FORMAT,  86,  "b", "file name must be a string, found a number"  },
-        {"ix_ok_metadata_missing", HEFT_OK,      0,   "",  ""                                            },
-        {"ix_ok_total_size_float", HEFT_OK,      0,   "",  ""                                            },
-        {"ix_ok_total_size_wrong", HEFT_OK,      0,   "",  ""                                            },
+        {"ix_absolute", HEFT_REFUSED, 47, "a",
+         "'@ABSDIR@/model-00001-of-00002.safetensors' leaves the index's folder"},
+        {"ix_bom", HEFT_FORMAT, 0, "", "byte order mark"},
+        {"ix_dup_keys", HEFT_FORMAT, 121, "a", "key occurs twice, first at byte 43"},
+        {"ix_empty_map", HEFT_FORMAT, 42, "", "weight_map holds no tensor"},
+        {"ix_map_is_list", HEFT_FORMAT, 28, "", "weight_map must be an object, found an array"},
+        {"ix_map_missing", HEFT_FORMAT, 0, "", "field 'weight_map' is missing"},
+        {"ix_not_json", HEFT_FORMAT, 0, "", "expected a value, found 'w'"},
+        {"ix_not_object", HEFT_FORMAT, 0, "", "expected an object, found an array"},
+        {"ix_nul_in_file_name", HEFT_REFUSED, 86, "b",
+         "file name 'model-00002-of-00002.safetensors' holds a NUL"},
+        {"ix_parent", HEFT_REFUSED, 47, "a",
+         "file name '../outside.safetensors' leaves the index's folder"},
+        {"ix_value_null", HEFT_FORMAT, 86, "b", "file name must be a string, found null"},
+        {"ix_value_number", HEFT_FORMAT, 86, "b", "file name must be a string, found a number"},
+        {"ix_ok_metadata_missing", HEFT_OK, 0, "", ""},
+        {"ix_ok_total_size_float", HEFT_OK, 0, "", ""},
+        {"ix_ok_total_size_wrong", HEFT_OK, 0, "", ""},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         char file[64];
         size_t length;
@@ -217,74 +219,75 @@ static void texts_with_one_defect(void **state)
     }
 }
 
+/* clang-format off */
+static const struct {
+    const char *name, *text;
+    heft_status status;
+    uint64_t offset;
+    const char *item, *words;
+} refused[] = {
+    {"empty_text", "", HEFT_FORMAT, 0, "", "the text ends"},
+    {"a_scalar", "3", HEFT_FORMAT, 0, "", "expected an object, found a number"},
+    {"empty_object", "{}", HEFT_FORMAT, 0, "", "field 'weight_map' is missing"},
+    {"garbage_behind", "{\"weight_map\":{\"a\":\"f\"}} x", HEFT_FORMAT, 25, "",
+     "nothing but white space"},
+    {"map_is_null", "{\"weight_map\":null}", HEFT_FORMAT, 14, "",
+     "weight_map must be an object, found null"},
+    {"map_twice", "{\"weight_map\":{\"a\":\"f\"},\"weight_map\":{}}", HEFT_FORMAT, 24, "",
+     "'weight_map' occurs twice"},
+    {"metadata_twice", "{\"metadata\":{},\"metadata\":null}", HEFT_FORMAT, 15, "",
+     "'metadata' occurs twice"},
+    {"metadata_is_a_list", "{\"metadata\":[]}", HEFT_FORMAT, 12, "",
+     "metadata must be an object, found an array"},
+    {"metadata_is_a_string", "{\"metadata\":\"x\"}", HEFT_FORMAT, 12, "",
+     "metadata must be an object, found a string"},
+    {"metadata_key_twice", "{\"metadata\":{\"x\":1,\"x\":2}}", HEFT_FORMAT, 19, "x",
+     "key 'x' occurs twice"},
+    {"value_is_an_object", "{\"weight_map\":{\"a\":{}}}", HEFT_FORMAT, 19, "a",
+     "must be a string, found an object"},
+    {"value_is_true", "{\"weight_map\":{\"a\":true}}", HEFT_FORMAT, 19, "a",
+     "must be a string, found true"},
+    {"value_is_malformed", "{\"weight_map\":{\"a\":\"\xff\"}}", HEFT_FORMAT, 20, "a",
+     "invalid UTF-8 byte 0xff"},
+    {"twice_in_order", "{\"weight_map\":{\"a\":\"f\",\"a\":\"f\"}}", HEFT_FORMAT, 23, "a",
+     "first at byte 15"},
+    {"twice_out_of_order", "{\"weight_map\":{\"b\":\"f\",\"a\":\"f\",\"b\":\"f\"}}", HEFT_FORMAT,
+     31, "b", "first at byte 15"},
+    {"twice_behind_a_rise", "{\"weight_map\":{\"b\":\"f\",\"a\":\"f\",\"c\":\"f\",\"c\":\"f\"}}",
+     HEFT_FORMAT, 39, "c", "first at byte 31"},
+    {"twice_with_escapes", "{\"weight_map\":{\"a\":\"f\",\"b\":\"f\",\"\\u0061\":\"g\"}}",
+     HEFT_FORMAT, 31, "a", "first at byte 15"},
+    {"nul_in_a_tensor_name", "{\"weight_map\":{\"a\\u0000b\":\"f\"}}", HEFT_FORMAT, 15, "a",
+     "tensor name holds a NUL"},
+    {"file_name_empty", "{\"weight_map\":{\"a\":\"\"}}", HEFT_REFUSED, 19, "a",
+     "file name '' is empty"},
+    {"file_name_absolute", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", HEFT_REFUSED, 19, "a",
+     "file name '/etc/passwd' is absolute"},
+    {"file_name_dot", "{\"weight_map\":{\"a\":\".\"}}", HEFT_REFUSED, 19, "a",
+     "file name '.' leaves"},
+    {"file_name_dot_dot", "{\"weight_map\":{\"a\":\"..\"}}", HEFT_REFUSED, 19, "a",
+     "file name '..' leaves"},
+    {"file_name_in_a_folder", "{\"weight_map\":{\"a\":\"d/f\"}}", HEFT_REFUSED, 19, "a",
+     "file name 'd/f' leaves"},
+    {"slash_spelt_with_an_escape", "{\"weight_map\":{\"a\":\"..\\u002ff\"}}", HEFT_REFUSED, 19, "a",
+     "'../f' leaves"},
+    {"escaped_slash", "{\"weight_map\":{\"a\":\"..\\/f\"}}", HEFT_REFUSED, 19, "a",
+     "'../f' leaves"},
+    {"backslash", "{\"weight_map\":{\"a\":\"..\\\\f\"}}", HEFT_REFUSED, 19, "a", "'..\\f' leaves"},
+    {"drive", "{\"weight_map\":{\"a\":\"C:\\\\f\"}}", HEFT_REFUSED, 19, "a", "'C:\\f' leaves"},
+    {"nul_and_more", "{\"weight_map\":{\"a\":\"f\\u0000\"}}", HEFT_REFUSED, 19, "a",
+     "file name 'f' holds a NUL"},
+    {"second_name_leaves", "{\"weight_map\":{\"a\":\"f\",\"b\":\"../f\"}}", HEFT_REFUSED, 27, "b",
+     "'../f' leaves"},
+};
+/* clang-format on */
+
 static void refused_at_the_byte_and_the_key(void **state)
 {
     (void)state;
-    static const struct {
-        const char *name, *text;
-        heft_status status;
-        uint64_t offset;
-        const char *item, *words;
-    } rows[] = {
-        {"empty_text",                 "",                                                             HEFT_FORMAT,  0,  "",  "the text ends"                     },
-        {"a_scalar",                   "3",                                                            HEFT_FORMAT,  0,  "",  "expected an object, found a number"},
-        {"empty_object",               "{}",                                                           HEFT_FORMAT,  0,  "",  "field 'weight_map' is missing"     },
-        {"garbage_behind",             "{\"weight_map\":{\"a\":\"f\"}} x",                             HEFT_FORMAT,  25, "",
-         "nothing but white space"                                                                                                                                },
-        {"map_is_null",                "{\"weight_map\":null}",                                        HEFT_FORMAT,  14, "",
-         "weight_map must be an object, found null"                                                                                                               },
-        {"map_twice",                  "{\"weight_map\":{\"a\":\"f\"},\"weight_map\":{}}",             HEFT_FORMAT,  24, "",
-         "'weight_map' occurs twice"                                                                                                                              },
-        {"metadata_twice",             "{\"metadata\":{},\"metadata\":null}",                          HEFT_FORMAT,  15, "",
-         "'metadata' occurs twice"                                                                                                                                },
-        {"metadata_is_a_list",         "{\"metadata\":[]}",                                            HEFT_FORMAT,  12, "",
-         "metadata must be an object, found an array"                                                                                                             },
-        {"metadata_is_a_string",       "{\"metadata\":\"x\"}",                                         HEFT_FORMAT,  12, "",
-         "metadata must be an object, found a string"                                                                                                             },
-        {"metadata_key_twice",         "{\"metadata\":{\"x\":1,\"x\":2}}",                             HEFT_FORMAT,  19, "x",
-         "key 'x' occurs twice"                                                                                                                                   },
-        {"value_is_an_object",         "{\"weight_map\":{\"a\":{}}}",                                  HEFT_FORMAT,  19, "a",
-         "must be a string, found an object"                                                                                                                      },
-        {"value_is_true",              "{\"weight_map\":{\"a\":true}}",                                HEFT_FORMAT,  19, "a",
-         "must be a string, found true"                                                                                                                           },
-        {"value_is_malformed",         "{\"weight_map\":{\"a\":\"\xff\"}}",                            HEFT_FORMAT,  20, "a",
-         "invalid UTF-8 byte 0xff"                                                                                                                                },
-        {"twice_in_order",             "{\"weight_map\":{\"a\":\"f\",\"a\":\"f\"}}",                   HEFT_FORMAT,  23, "a",
-         "first at byte 15"                                                                                                                                       },
-        {"twice_out_of_order",         "{\"weight_map\":{\"b\":\"f\",\"a\":\"f\",\"b\":\"f\"}}",
-         HEFT_FORMAT,                                                                                                31, "b", "first at byte 15"                  },
-        {"twice_behind_a_rise",
-         "{\"weight_map\":{\"b\":\"f\",\"a\":\"f\",\"c\":\"f\",\"c\":\"f\"}}",                         HEFT_FORMAT,  39, "c",
-         "first at byte 31"                                                                                                                                       },
-        {"twice_with_escapes",         "{\"weight_map\":{\"a\":\"f\",\"b\":\"f\",\"\\u0061\":\"g\"}}",
-         HEFT_FORMAT,                                                                                                31, "a", "first at byte 15"                  },
-        {"nul_in_a_tensor_name",       "{\"weight_map\":{\"a\\u0000b\":\"f\"}}",                       HEFT_FORMAT,  15, "a",
-         "tensor name holds a NUL"                                                                                                                                },
-        {"file_name_empty",            "{\"weight_map\":{\"a\":\"\"}}",                                HEFT_REFUSED, 19, "a",
-         "file name '' is empty"                                                                                                                                  },
-        {"file_name_absolute",         "{\"weight_map\":{\"a\":\"/etc/passwd\"}}",                     HEFT_REFUSED, 19, "a",
-         "file name '/etc/passwd' is absolute"                                                                                                                    },
-        {"file_name_dot",              "{\"weight_map\":{\"a\":\".\"}}",                               HEFT_REFUSED, 19, "a",
-         "file name '.' leaves"                                                                                                                                   },
-        {"file_name_dot_dot",          "{\"weight_map\":{\"a\":\"..\"}}",                              HEFT_REFUSED, 19, "a",
-         "file name '..' leaves"                                                                                                                                  },
-        {"file_name_in_a_folder",      "{\"weight_map\":{\"a\":\"d/f\"}}",                             HEFT_REFUSED, 19, "a",
-         "file name 'd/f' leaves"                                                                                                                                 },
-        {"slash_spelt_with_an_escape", "{\"weight_map\":{\"a\":\"..\\u002ff\"}}",                      HEFT_REFUSED, 19,
-         "a",                                                                                                                 "'../f' leaves"                     },
-        {"escaped_slash",              "{\"weight_map\":{\"a\":\"..\\/f\"}}",                          HEFT_REFUSED, 19, "a",
-         "'../f' leaves"                                                                                                                                          },
-        {"backslash",                  "{\"weight_map\":{\"a\":\"..\\\\f\"}}",                         HEFT_REFUSED, 19, "a",
-         "'..\\f' leaves"                                                                                                                                         },
-        {"drive",                      "{\"weight_map\":{\"a\":\"C:\\\\f\"}}",                         HEFT_REFUSED, 19, "a", "'C:\\f' leaves"                    },
-        {"nul_and_more",               "{\"weight_map\":{\"a\":\"f\\u0000\"}}",                        HEFT_REFUSED, 19, "a",
-         "file name 'f' holds a NUL"                                                                                                                              },
-        {"second_name_leaves",         "{\"weight_map\":{\"a\":\"f\",\"b\":\"../f\"}}",                HEFT_REFUSED, 27,
-         "b",                                                                                                                 "'../f' leaves"                     },
-    };
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        expect_refused(rows[i].name, rows[i].text, strlen(rows[i].text), rows[i].status,
-                       rows[i].offset, rows[i].item, rows[i].words);
+    for (size_t i = 0; i < COUNT(refused); i++) {
+        expect_refused(refused[i].name, refused[i].text, strlen(refused[i].text), refused[i].status,
+                       refused[i].offset, refused[i].item, refused[i].words);
     }
 }
 
@@ -306,6 +309,7 @@ static void limits_are_kept(void **state)
     (void)state;
     static const char text[] =
         "{\"weight_map\":{\"a\":\"f\",\"bcd\":\"g\",\"e\":\"f\"}}"; /* 42 bytes */
+    /* clang-format off */
     static const struct {
         const char *name;
         heft_limits limits;
@@ -313,22 +317,17 @@ static void limits_are_kept(void **state)
         uint64_t offset;
         const char *item, *words;
     } rows[] = {
-        {"all_just_enough",
-         {.index_bytes = 42, .tensors = 3, .name_bytes = 3, .shards = 2, .json_depth = 2},
-         HEFT_OK,                                                                                      0,
-         "",                                                                                                                  ""                                       },
-        {"bytes",
-         {.index_bytes = 41},
-         HEFT_LIMIT,                                                                                   HEFT_NO_OFFSET,
-         "",                                                                                                                  "index has 42 bytes, the limit is 41"    },
-        {"tensors",         {.tensors = 2},                                                HEFT_LIMIT, 33,             "e",   "over 2 tensors"                         },
-        {"name_bytes",
-         {.name_bytes = 2},
-         HEFT_LIMIT,                                                                                   23,
-         "bcd",                                                                                                               "tensor name has 3 bytes, the limit is 2"},
-        {"shards",          {.shards = 1},                                                 HEFT_LIMIT, 29,             "bcd", "over 1 files"                           },
-        {"depth",           {.json_depth = 1},                                             HEFT_LIMIT, 14,             "",    "nested over 1 levels deep"              },
+        {"all_just_enough", {.index_bytes = 42, .tensors = 3, .name_bytes = 3, .shards = 2,
+         .json_depth = 2}, HEFT_OK, 0, "", ""},
+        {"bytes", {.index_bytes = 41}, HEFT_LIMIT, HEFT_NO_OFFSET, "",
+         "index has 42 bytes, the limit is 41"},
+        {"tensors", {.tensors = 2}, HEFT_LIMIT, 33, "e", "over 2 tensors"},
+        {"name_bytes", {.name_bytes = 2}, HEFT_LIMIT, 23, "bcd",
+         "tensor name has 3 bytes, the limit is 2"},
+        {"shards", {.shards = 1}, HEFT_LIMIT, 29, "bcd", "over 1 files"},
+        {"depth", {.json_depth = 1}, HEFT_LIMIT, 14, "", "nested over 1 levels deep"},
     };
+    /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
         const heft_ctx_options options = {.limits = rows[i].limits};
         heft_ctx *limited = heft_ctx_new(&options);
@@ -362,8 +361,7 @@ static void long_names_are_cut_in_messages(void **state)
     assert_true(strlen(err.item) < sizeof err.item && strncmp(err.item, "nnn", 3) == 0);
 }
 
-/* ---- many keys
- * --------------------------------------------------------------------------------------------- */
+/* ---- many keys ------------------------------------------------------------------------------- */
 /* A text with 100,000 keys over 1,000 files; `step` prime to 100,000 shuffles them. */
 static void many_keys_text(heft__buffer *out, unsigned step, const char *last)
 {
@@ -408,9 +406,7 @@ static void a_hundred_thousand_keys(void **state)
     }
 }
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 static void written_as_python_does(void **state)
 {
     (void)state;
@@ -445,8 +441,7 @@ static void written_as_python_does(void **state)
     heft__arena_fini(&arena);
 }
 
-/* ---- a file, no memory
- * ------------------------------------------------------------------------------------- */
+/* ---- a file, no memory ----------------------------------------------------------------------- */
 static void read_from_a_file(void **state)
 {
     (void)state;

@@ -2,9 +2,9 @@
  *
  *   embeddings -> encoder.layer.0 .. N-1 -> pooler (some classes) -> head
  *
- * A decoder (is_decoder, add_cross_attention) has a second attention in each layer. Values of the config are not trusted:
- * the builder's look-ups refuse what cannot be.
- * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+ * A decoder (is_decoder, add_cross_attention) has a second attention in each layer. Values of the
+ * config are not trusted: the builder's look-ups refuse what cannot be. Source: config keys, names
+ * and order as Transformers saves them; docs/models.md. */
 #include "model/model.h"
 
 struct bert {
@@ -28,18 +28,20 @@ static struct bert read_config(heft__skeleton *s)
     uint64_t heads = heft__sk_count(s, "num_attention_heads", 12);
     if (c.hidden % heads) {
         heft__sk_fail(s, HEFT_FORMAT, "num_attention_heads",
-                      "expected a divisor of hidden_size, %llu, found %llu", (unsigned long long)c.hidden,
-                      (unsigned long long)heads);
+                      "expected a divisor of hidden_size, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)heads);
     }
     if (c.cross_attention && !heft__sk_flag(s, "is_decoder", false)) {
-        heft__sk_fail(s, HEFT_FORMAT, "add_cross_attention", "expected is_decoder true beside it, found false");
+        heft__sk_fail(s, HEFT_FORMAT, "add_cross_attention",
+                      "expected is_decoder true beside it, found false");
     }
     c.padding_row = heft__sk_padding_row(s, "pad_token_id", 0, c.vocab);
     heft__sk_initializer_range(s);
     return c;
 }
 
-/* ---- modules ------------------------------------------------------------------------------------------- */
+/* ---- modules
+ * ------------------------------------------------------------------------------------------- */
 static void embeddings(heft__skeleton *s, const struct bert *c)
 {
     const uint64_t row[2] = {1, c->positions};
@@ -120,7 +122,8 @@ static void predictions(heft__skeleton *s, const struct bert *c)
     }
 }
 
-/* ---- classes ------------------------------------------------------------------------------------------- */
+/* ---- classes
+ * ------------------------------------------------------------------------------------------- */
 static void bert_model(heft__skeleton *s)
 {
     struct bert c = read_config(s);
@@ -171,15 +174,18 @@ static void bert_for_question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"BertModel", "AutoModel", bert_model},
-    {"BertForPreTraining", "AutoModelForPreTraining", bert_for_pre_training},
-    {"BertForMaskedLM", "AutoModelForMaskedLM", bert_for_masked_lm},
-    {"BertLMHeadModel", "AutoModelForCausalLM", bert_for_masked_lm}, /* the same parameters */
-    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", bert_for_next_sentence_prediction},
-    {"BertForSequenceClassification", "AutoModelForSequenceClassification", bert_for_sequence_classification},
-    {"BertForTokenClassification", "AutoModelForTokenClassification", bert_for_token_classification},
-    {"BertForQuestionAnswering", "AutoModelForQuestionAnswering", bert_for_question_answering},
-    {"BertForMultipleChoice", "AutoModelForMultipleChoice", bert_for_multiple_choice},
+    {"BertModel",                       "AutoModel", bert_model},
+    {"BertForPreTraining",                       "AutoModelForPreTraining", bert_for_pre_training},
+    {"BertForMaskedLM",              "AutoModelForMaskedLM", bert_for_masked_lm},
+    {"BertLMHeadModel",            "AutoModelForCausalLM", bert_for_masked_lm}, /* the same parameters */
+    {"BertForNextSentencePrediction",                 "AutoModelForNextSentencePrediction",
+     bert_for_next_sentence_prediction},
+    {"BertForSequenceClassification",               "AutoModelForSequenceClassification",
+     bert_for_sequence_classification},
+    {"BertForTokenClassification",                 "AutoModelForTokenClassification",
+     bert_for_token_classification},
+    {"BertForQuestionAnswering",               "AutoModelForQuestionAnswering", bert_for_question_answering},
+    {"BertForMultipleChoice",   "AutoModelForMultipleChoice", bert_for_multiple_choice},
     {0},
 };
 
