@@ -1,9 +1,11 @@
-/* heft/base.h - status, errors, the context and size strings. Every other header of heft includes this one.
+/* heft/base.h - status, errors, the context and size strings. Every other header of heft includes
+ * this one.
  *
- * Conventions of the whole interface: a function that can fail returns a heft_status, must be checked, and takes an
- * optional heft_error as its last argument. `err` is untouched on success and outputs are untouched on failure.
- * "borrows": only during the call. "takes": ownership moves. "returns owned": the caller frees it. "fills": writes
- * through the pointer. Options structures: all zero means defaults. */
+ * Conventions of the whole interface: a function that can fail returns a heft_status, must be
+ * checked, and takes an optional heft_error as its last argument. `err` is untouched on success and
+ * outputs are untouched on failure. "borrows": only during the call. "takes": ownership moves.
+ * "returns owned": the caller frees it. "fills": writes through the pointer. Options structures:
+ * all zero means defaults. */
 #ifndef HEFT_BASE_H
 #define HEFT_BASE_H
 
@@ -24,7 +26,8 @@ extern "C" {
 #define HEFT_API __attribute__((visibility("default")))
 #define HEFT_MUST_CHECK __attribute__((warn_unused_result))
 
-/* name, exit code of the command, text. The one table from which enum, names and exit codes come. */
+/* name, exit code of the command, text. The one table from which enum, names and exit codes come.
+ */
 #define HEFT_STATUS_TABLE(X)                                                                       \
     X(OK, 0, "ok")                                                                                 \
     X(INVALID_ARG, 2, "invalid argument")                                                          \
@@ -48,14 +51,15 @@ typedef enum heft_status {
 /** heft_error.offset when no byte of a file is meant. */
 #define HEFT_NO_OFFSET UINT64_MAX
 
-/** What went wrong, where, and at which byte. Fixed size, no heap; long paths keep their end, long items their start. */
+/** What went wrong, where, and at which byte. Fixed size, no heap; long paths keep their end, long
+ * items their start. */
 typedef struct heft_error {
     heft_status status;
-    int sys_errno;       /* 0 if no system call is to blame */
-    uint64_t offset;     /* byte in the file, or HEFT_NO_OFFSET */
-    char path[512];      /* file or folder, "" if none */
-    char item[256];      /* tensor, key or record, "" if none */
-    char message[512];   /* one line, no full stop, control characters escaped */
+    int sys_errno;     /* 0 if no system call is to blame */
+    uint64_t offset;   /* byte in the file, or HEFT_NO_OFFSET */
+    char path[512];    /* file or folder, "" if none */
+    char item[256];    /* tensor, key or record, "" if none */
+    char message[512]; /* one line, no full stop, control characters escaped */
 } heft_error;
 
 /** Return the name of a status, "FORMAT" for HEFT_FORMAT. Never NULL. */
@@ -80,10 +84,13 @@ HEFT_API void heft_error_print(const heft_error *err, FILE *stream);
 /** Return the version of the library that runs, "0.1.0". */
 HEFT_API const char *heft_version(void);
 
-/* ---- context ------------------------------------------------------------------------------------------------- */
+/* ---- context
+ * -------------------------------------------------------------------------------------------------
+ */
 
-/** Memory functions. Sizes are handed back, so an implementation needs no headers. `alloc` returns NULL when it has
- * nothing left; alignment as malloc's. `resize` may be NULL: then alloc, copy, free is used. */
+/** Memory functions. Sizes are handed back, so an implementation needs no headers. `alloc` returns
+ * NULL when it has nothing left; alignment as malloc's. `resize` may be NULL: then alloc, copy,
+ * free is used. */
 typedef struct heft_allocator {
     void *(*alloc)(void *user, size_t bytes);
     void *(*resize)(void *user, void *block, size_t old_bytes, size_t new_bytes);
@@ -93,35 +100,35 @@ typedef struct heft_allocator {
 
 /** What a hostile file may make heft do at most. A member that is 0 stands for its default. */
 typedef struct heft_limits {
-    uint64_t header_bytes;   /* safetensors header, zip directory: 100,000,000 */
-    uint64_t pickle_bytes;   /* data.pkl, legacy object pickle: 256 MiB */
-    uint64_t index_bytes;    /* *.index.json: 1 GiB */
-    uint64_t config_bytes;   /* config.json and its like: 16 MiB */
-    uint64_t tensors;        /* tensors of one file: 16 Mi */
-    uint64_t name_bytes;     /* one tensor name: 64 KiB */
-    uint64_t shards;         /* files of one checkpoint: 100,000 */
-    uint32_t json_depth;     /* nested arrays and objects: 128 */
-    uint32_t pickle_depth;   /* nested containers of a pickle: 1,000 */
-    uint32_t rank;           /* dimensions of a tensor: 64 */
+    uint64_t header_bytes; /* safetensors header, zip directory: 100,000,000 */
+    uint64_t pickle_bytes; /* data.pkl, legacy object pickle: 256 MiB */
+    uint64_t index_bytes;  /* *.index.json: 1 GiB */
+    uint64_t config_bytes; /* config.json and its like: 16 MiB */
+    uint64_t tensors;      /* tensors of one file: 16 Mi */
+    uint64_t name_bytes;   /* one tensor name: 64 KiB */
+    uint64_t shards;       /* files of one checkpoint: 100,000 */
+    uint32_t json_depth;   /* nested arrays and objects: 128 */
+    uint32_t pickle_depth; /* nested containers of a pickle: 1,000 */
+    uint32_t rank;         /* dimensions of a tensor: 64 */
 } heft_limits;
 
 typedef struct heft_progress {
-    const char *what;     /* lent during the call: "reading", "writing", ... */
+    const char *what; /* lent during the call: "reading", "writing", ... */
     uint64_t done_bytes;
     uint64_t total_bytes; /* 0 if not known */
 } heft_progress;
 
-/** Called now and then from the thread that runs the operation. Return false to cancel: the operation then ends with
- * HEFT_CANCELLED and leaves nothing half done. */
+/** Called now and then from the thread that runs the operation. Return false to cancel: the
+ * operation then ends with HEFT_CANCELLED and leaves nothing half done. */
 typedef bool (*heft_progress_fn)(void *user, const heft_progress *progress);
 /** Called with one line, without newline, for what a person may want to know. */
 typedef void (*heft_log_fn)(void *user, const char *line);
 
 typedef struct heft_ctx_options {
-    uint64_t reserved;              /* 0 */
+    uint64_t reserved;               /* 0 */
     const heft_allocator *allocator; /* copied; NULL: malloc, and huge pages for large blocks */
-    unsigned threads;               /* 0: as many as the process may use */
-    size_t staging_bytes;           /* buffer for copying and casting; 0: 64 MiB */
+    unsigned threads;                /* 0: as many as the process may use */
+    size_t staging_bytes;            /* buffer for copying and casting; 0: 64 MiB */
     heft_limits limits;
     heft_progress_fn progress;
     void *progress_user;
@@ -142,7 +149,8 @@ typedef struct heft_ctx heft_ctx;
  * Threads  may be shared by all threads.
  */
 HEFT_API heft_ctx *heft_ctx_new(const heft_ctx_options *options);
-/** Let go of a context. NULL is allowed. Its memory returns when the last thing made from it is gone. */
+/** Let go of a context. NULL is allowed. Its memory returns when the last thing made from it is
+ * gone. */
 HEFT_API void heft_ctx_free(heft_ctx *ctx);
 
 /**
@@ -157,8 +165,8 @@ HEFT_API void heft_ctx_memory(const heft_ctx *ctx, uint64_t *live_bytes, uint64_
 /**
  * Read a size such as `200MB`, `1.5 GiB` or `4096`.
  *
- * KB MB GB TB are powers of 1000, KiB MiB GiB TiB powers of 1024, in any case; a plain number counts bytes. Decimals
- * are exact, a rest below one byte is cut.
+ * KB MB GB TB are powers of 1000, KiB MiB GiB TiB powers of 1024, in any case; a plain number
+ * counts bytes. Decimals are exact, a rest below one byte is cut.
  *
  * @param text   borrowed
  * @param bytes  filled
@@ -167,7 +175,8 @@ HEFT_API void heft_ctx_memory(const heft_ctx *ctx, uint64_t *live_bytes, uint64_
  * Memory   no heap.
  * Errors   INVALID_ARG for anything else, negative sizes and sizes over 2^63-1.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_size_parse(const char *text, uint64_t *bytes,
+                                                     heft_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-/* heft/checkpoint.h - a file, an index or a folder as one set of named tensors: open, look, read, convert, verify. */
+/* heft/checkpoint.h - a file, an index or a folder as one set of named tensors: open, look, read,
+ * convert, verify. */
 #ifndef HEFT_CHECKPOINT_H
 #define HEFT_CHECKPOINT_H
 
@@ -35,11 +36,12 @@ typedef struct heft_tensor_info {
     heft_dtype dtype;
     uint32_t rank;
     const uint64_t *shape;
-    const char *file;     /* base name of the file that holds it */
-    size_t file_index;    /* into heft_checkpoint_file() */
-    uint64_t offset;      /* of its first byte in that file; HEFT_NO_OFFSET where it is not stored in one plain run */
-    uint64_t size_bytes;  /* laid out row by row */
-    size_t storage;       /* tensors with the same number share bytes */
+    const char *file;  /* base name of the file that holds it */
+    size_t file_index; /* into heft_checkpoint_file() */
+    uint64_t offset; /* of its first byte in that file; HEFT_NO_OFFSET where it is not stored in one
+                        plain run */
+    uint64_t size_bytes; /* laid out row by row */
+    size_t storage;      /* tensors with the same number share bytes */
 } heft_tensor_info;
 
 typedef struct heft_file_info {
@@ -53,9 +55,10 @@ typedef struct heft_file_info {
 /**
  * Open a checkpoint: a folder, one weight file or an index file. Reads metadata only.
  *
- * In a folder the first of these is taken: model[.V].safetensors, model.safetensors.index[.V].json, pytorch_model[.V].bin,
- * pytorch_model.bin.index[.V].json. An index and its shards must agree both ways: a listed tensor that is not in its
- * shard, or in two, is an error; one that is in a shard but not listed is taken, with a warning.
+ * In a folder the first of these is taken: model[.V].safetensors, model.safetensors.index[.V].json,
+ * pytorch_model[.V].bin, pytorch_model.bin.index[.V].json. An index and its shards must agree both
+ * ways: a listed tensor that is not in its shard, or in two, is an error; one that is in a shard
+ * but not listed is taken, with a warning.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param path     borrowed
@@ -64,12 +67,13 @@ typedef struct heft_file_info {
  * @param err      filled on failure; may be NULL
  *
  * Memory   the names and shapes of all tensors, and one file descriptor a file.
- * Errors   NOT_FOUND for a missing path, a folder without weights and a missing shard; FORMAT for anything malformed
- *          (offset and item say where); REFUSED for an index that names a file outside its folder; UNSUPPORTED for
- *          contents that heft does not know; LIMIT; IO; NOMEM.
- * Source   docs/formats/.
+ * Errors   NOT_FOUND for a missing path, a folder without weights and a missing shard; FORMAT for
+ * anything malformed (offset and item say where); REFUSED for an index that names a file outside
+ * its folder; UNSUPPORTED for contents that heft does not know; LIMIT; IO; NOMEM. Source
+ * docs/formats/.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path, const heft_checkpoint_options *options,
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
+                                                          const heft_checkpoint_options *options,
                                                           heft_checkpoint **out, heft_error *err);
 /** Close a checkpoint; tensors that came from it stay. NULL is allowed. */
 HEFT_API void heft_checkpoint_close(heft_checkpoint *ckpt);
@@ -88,11 +92,14 @@ HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt,
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
-/** Return metadata pair i (safetensors' __metadata__ of the first file): its key, and *value; NULL past the end. */
-HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i, const char **value);
+/** Return metadata pair i (safetensors' __metadata__ of the first file): its key, and *value; NULL
+ * past the end. */
+HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
+                                              const char **value);
 /** Return the bytes of all tensors, each shared storage counted once. */
 HEFT_API uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt);
-/** Return the path of skipped value i (something in a .bin that is no tensor), or NULL past the end; lent. */
+/** Return the path of skipped value i (something in a .bin that is no tensor), or NULL past the
+ * end; lent. */
 HEFT_API const char *heft_checkpoint_skipped(const heft_checkpoint *ckpt, size_t i);
 /** Return warning line i, or NULL past the end; lent. */
 HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t i);
@@ -108,30 +115,30 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  *
  * Shape    row-major in the order of heft_tensor_info.shape; rank 0 is one element.
  * Memory   no heap for plain tensors; up to the storage's size for deflated ones.
- * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte in the file. What
- *          is at dst is undefined after a failure.
- * Source   docs/formats/.
+ * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte
+ * in the file. What is at dst is undefined after a failure. Source   docs/formats/.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *dst, uint64_t cap,
-                                                          heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
+                                                          void *dst, uint64_t cap, heft_error *err);
 /**
- * Hand out one tensor without copying it where the file allows that: it points into a mapping of the file, strides as
- * they are. Else (deflated, big-endian, conjugated) it is copied to the heap.
+ * Hand out one tensor without copying it where the file allows that: it points into a mapping of
+ * the file, strides as they are. Else (deflated, big-endian, conjugated) it is copied to the heap.
  *
  * @param ckpt  borrowed
  * @param i     number of the tensor
  * @param out   filled with an owned tensor, which outlives the checkpoint
  * @param err   filled on failure; may be NULL
  *
- * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody truncates the file, touching
- *          them raises SIGBUS: heft_tensor_touch() first, or heft_checkpoint_read().
- * Errors   as heft_checkpoint_read.
- * Source   docs/formats/.
+ * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody
+ * truncates the file, touching them raises SIGBUS: heft_tensor_touch() first, or
+ * heft_checkpoint_read(). Errors   as heft_checkpoint_read. Source   docs/formats/.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
-                                                         heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
+                                                         heft_tensor **out, heft_error *err);
 
-/* ---- convert ----------------------------------------------------------------------------------------------------- */
+/* ---- convert
+ * -----------------------------------------------------------------------------------------------------
+ */
 typedef struct heft_convert_options {
     uint64_t reserved;        /* 0 */
     heft_format format;       /* AUTO: as the source */
@@ -140,7 +147,8 @@ typedef struct heft_convert_options {
     const char *variant;      /* of the names written; NULL for none */
     bool force;               /* write into a folder that holds a checkpoint already */
     bool dry_run;             /* plan only */
-    const char *const *order; /* names in the order of the state dict, where it is known; NULL: as the source has them */
+    const char *const *order; /* names in the order of the state dict, where it is known; NULL: as
+                                 the source has them */
     size_t order_count;
     uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
     heft_checkpoint_options source;
@@ -156,8 +164,8 @@ typedef struct heft_written_file {
 typedef struct heft_write_report {
     const heft_written_file *files; /* weight files in order */
     size_t file_count;
-    const char *index;              /* base name, NULL if there is no index */
-    uint64_t total_size;            /* bytes of tensor data */
+    const char *index;   /* base name, NULL if there is no index */
+    uint64_t total_size; /* bytes of tensor data */
     const char *const *warnings;
     size_t warning_count;
 } heft_write_report;
@@ -168,9 +176,10 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
 /**
  * Rewrite a checkpoint: reshard, merge, cast, change format. Streams through the staging buffer.
  *
- * Names are cut into shards by the reference's rule, in the order that the options give, else in the order of the source:
- * a pickle's own, the natural order of names for safetensors. Everything else in the source folder (config.json,
- * tokenizer, ...) is copied. The destination becomes visible complete or not at all.
+ * Names are cut into shards by the reference's rule, in the order that the options give, else in
+ * the order of the source: a pickle's own, the natural order of names for safetensors. Everything
+ * else in the source folder (config.json, tokenizer, ...) is copied. The destination becomes
+ * visible complete or not at all.
  *
  * @param ctx      borrowed
  * @param src      borrowed; as heft_checkpoint_open()
@@ -180,22 +189,26 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  * @param err      filled on failure; may be NULL
  *
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
- * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set; INVALID_ARG if dst is the
- *          source or a dtype cannot be written; IO for a full disk; CANCELLED. src and dst stay as they were.
- * Source   docs/sharding.md.
+ * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
+ * INVALID_ARG if dst is the source or a dtype cannot be written; IO for a full disk; CANCELLED. src
+ * and dst stay as they were. Source   docs/sharding.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src, const char *dst,
-                                                             const heft_convert_options *options, heft_write_report **report,
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
+                                                             const char *dst,
+                                                             const heft_convert_options *options,
+                                                             heft_write_report **report,
                                                              heft_error *err);
 
-/* ---- verify ------------------------------------------------------------------------------------------------------ */
+/* ---- verify
+ * ------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft_problem {
     const char *kind;   /* "missing_shard", "crc", "stale_file", ... */
     const char *file;   /* "" if none */
     const char *tensor; /* "" if none */
     uint64_t offset;    /* or HEFT_NO_OFFSET */
     const char *message;
-    bool fatal;         /* a checkpoint with a fatal problem is not sound */
+    bool fatal; /* a checkpoint with a fatal problem is not sound */
 } heft_problem;
 
 typedef struct heft_verify_report {
@@ -217,8 +230,8 @@ typedef struct heft_verify_options {
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_verify_report_free(heft_verify_report *report);
 /**
- * Tell whether a checkpoint is whole and sound: every file opens, index and shards agree both ways, sizes add up, nothing
- * stale lies beside it.
+ * Tell whether a checkpoint is whole and sound: every file opens, index and shards agree both ways,
+ * sizes add up, nothing stale lies beside it.
  *
  * @param ctx      borrowed
  * @param path     borrowed
@@ -230,8 +243,10 @@ HEFT_API void heft_verify_report_free(heft_verify_report *report);
  * Errors   NOT_FOUND if there is nothing at path; INVALID_ARG; NOMEM; CANCELLED.
  * Source   docs/commands/verify.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path, const heft_verify_options *options,
-                                                            heft_verify_report **report, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
+                                                            const heft_verify_options *options,
+                                                            heft_verify_report **report,
+                                                            heft_error *err);
 
 #ifdef __cplusplus
 }

@@ -10,19 +10,21 @@ extern "C" {
 
 typedef enum heft_load_mode {
     HEFT_LOAD_AUTO, /* mapped where dtype and layout allow it */
-    HEFT_LOAD_MAP,  /* the same, asked for: what cannot be mapped (casts, strides) is copied and counted in the report */
+    HEFT_LOAD_MAP,  /* the same, asked for: what cannot be mapped (casts, strides) is copied and
+                       counted in the report */
     HEFT_LOAD_COPY  /* everything on the heap */
 } heft_load_mode;
 
 typedef struct heft_load_options {
-    uint64_t reserved;          /* 0 */
-    const char *class_name;     /* NULL: the first of the config's `architectures` */
+    uint64_t reserved;      /* 0 */
+    const char *class_name; /* NULL: the first of the config's `architectures` */
     heft_load_mode mode;
-    heft_dtype dtype;           /* NONE: as the config, else the checkpoint says ("auto") */
-    bool strict;                /* any missing, unexpected or mismatched key is MISMATCH; the report is filled all the same */
+    heft_dtype dtype; /* NONE: as the config, else the checkpoint says ("auto") */
+    bool strict; /* any missing, unexpected or mismatched key is MISMATCH; the report is filled all
+                    the same */
     bool ignore_mismatched_sizes;
-    bool touch;                 /* bring every byte in */
-    uint64_t seed;              /* of what the checkpoint lacks */
+    bool touch;    /* bring every byte in */
+    uint64_t seed; /* of what the checkpoint lacks */
     heft_checkpoint_options checkpoint;
 } heft_load_options;
 
@@ -37,7 +39,8 @@ typedef struct heft_name_group {
     size_t count;
 } heft_name_group;
 
-/** How loading went. Names are the model's, in its order, or the checkpoint's for unexpected ones. */
+/** How loading went. Names are the model's, in its order, or the checkpoint's for unexpected ones.
+ */
 typedef struct heft_load_report {
     const char *class_name, *model_type;
     heft_dtype dtype;
@@ -67,9 +70,10 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
 /**
  * Instantiate a model from a checkpoint.
  *
- * The config.json beside the weights says what the model is. Keys meet parameters as the reference has it: per key, the
- * base model's prefix is added or stripped; LayerNorm.gamma and beta are weight and bias; tied parameters are found under
- * either name. What the checkpoint lacks is initialised, and listed.
+ * The config.json beside the weights says what the model is. Keys meet parameters as the reference
+ * has it: per key, the base model's prefix is added or stripped; LayerNorm.gamma and beta are
+ * weight and bias; tied parameters are found under either name. What the checkpoint lacks is
+ * initialised, and listed.
  *
  * @param ctx      borrowed; kept alive by the model
  * @param path     borrowed; folder, weight file or index
@@ -78,33 +82,38 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * @param report   filled with an owned report; may be NULL. With MISMATCH it is filled too.
  * @param err      filled on failure; may be NULL
  *
- * Memory   mapped: metadata only, and what must be cast or initialised. copied: the model and one staging buffer.
- * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create(); MISMATCH for shapes that differ
- *          (unless ignored) and for strict; CANCELLED.
+ * Memory   mapped: metadata only, and what must be cast or initialised. copied: the model and one
+ * staging buffer. Errors   those of heft_checkpoint_open(), heft_config_read() and
+ * heft_model_create(); MISMATCH for shapes that differ (unless ignored) and for strict; CANCELLED.
  * Source   docs/loading.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
-                                                     heft_model **out, heft_load_report **report, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *path,
+                                                     const heft_load_options *options,
+                                                     heft_model **out, heft_load_report **report,
+                                                     heft_error *err);
 
 /**
  * Load a sharded checkpoint into a model that exists, one shard after another.
  *
- * As the reference's load_sharded_checkpoint: the index is compared with the model before any shard is read; no prefix,
- * no renaming; values are cast to the parameter's dtype. A folder with one weight file works too.
+ * As the reference's load_sharded_checkpoint: the index is compared with the model before any shard
+ * is read; no prefix, no renaming; values are cast to the parameter's dtype. A folder with one
+ * weight file works too.
  *
- * @param model   borrowed; parameters that are absent or mapped get memory, owned ones are written over
+ * @param model   borrowed; parameters that are absent or mapped get memory, owned ones are written
+ * over
  * @param folder  borrowed
  * @param strict  any missing or unexpected key is MISMATCH before anything is written
  * @param report  filled with an owned report; may be NULL. With MISMATCH it is filled too.
  * @param err     filled on failure; may be NULL
  *
  * Memory   the absent parameters' bytes and one staging buffer.
- * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and shapes, before anything is written. After an IO
- *          error in the middle some parameters hold the new values and some the old.
+ * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and shapes, before anything
+ * is written. After an IO error in the middle some parameters hold the new values and some the old.
  * Source   docs/loading.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict,
-                                                             heft_load_report **report, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder,
+                                                             bool strict, heft_load_report **report,
+                                                             heft_error *err);
 
 typedef struct heft_save_options {
     uint64_t reserved;        /* 0 */
@@ -124,15 +133,16 @@ typedef struct heft_save_options {
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata and one staging buffer.
- * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND naming an absent parameter; IO; CANCELLED. dst
- *          stays as it was then.
- * Source   docs/sharding.md.
+ * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND naming an absent
+ * parameter; IO; CANCELLED. dst stays as it was then. Source   docs/sharding.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, const char *dst, const heft_save_options *options,
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, const char *dst,
+                                                     const heft_save_options *options,
                                                      heft_write_report **report, heft_error *err);
 
 /**
- * Create a model with random weights and save it without ever holding it: each tensor is made as it is written.
+ * Create a model with random weights and save it without ever holding it: each tensor is made as it
+ * is written.
  *
  * @param model    borrowed; only its names and shapes are looked at
  * @param dst      borrowed; a folder
@@ -141,14 +151,13 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, co
  * @param report   filled with an owned report; may be NULL
  * @param err      filled on failure; may be NULL
  *
- * Memory   one staging buffer, whatever the model's size. The files are the same as after heft_model_init() and
- *          heft_model_save().
- * Errors   as heft_model_save; UNSUPPORTED as heft_model_init.
- * Source   docs/models.md.
+ * Memory   one staging buffer, whatever the model's size. The files are the same as after
+ * heft_model_init() and heft_model_save(). Errors   as heft_model_save; UNSUPPORTED as
+ * heft_model_init. Source   docs/models.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_save_random(const heft_model *model, const char *dst,
-                                                            const heft_init_options *init, const heft_save_options *options,
-                                                            heft_write_report **report, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_save_random(
+    const heft_model *model, const char *dst, const heft_init_options *init,
+    const heft_save_options *options, heft_write_report **report, heft_error *err);
 
 #ifdef __cplusplus
 }

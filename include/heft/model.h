@@ -20,10 +20,11 @@ typedef struct heft_config heft_config;
  * @param err   filled on failure; may be NULL
  *
  * Memory   some times the file's size.
- * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice; LIMIT; IO; NOMEM.
- * Source   docs/config.md.
+ * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice;
+ * LIMIT; IO; NOMEM. Source   docs/config.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path,
+                                                      heft_config **out, heft_error *err);
 /** Free a config. NULL is allowed. */
 HEFT_API void heft_config_free(heft_config *config);
 /** Return `model_type`, or "" if the config has none; lent. */
@@ -57,7 +58,8 @@ typedef struct heft_parameter {
     uint64_t size_bytes;
     heft_parameter_kind kind;
     heft_parameter_state state;
-    size_t tied_to; /* number of the parameter whose storage it shares and that is saved; its own number if none */
+    size_t tied_to; /* number of the parameter whose storage it shares and that is saved; its own
+                       number if none */
 } heft_parameter;
 
 /**
@@ -65,21 +67,24 @@ typedef struct heft_parameter {
  *
  * @param ctx         borrowed; kept alive by the model
  * @param config      borrowed; copied
- * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first of `architectures`, else the base model
+ * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first of
+ * `architectures`, else the base model
  * @param dtype       of the floating-point parameters; NONE: float32
  * @param out         filled with an owned model
  * @param err         filled on failure; may be NULL
  *
  * Memory   metadata only: under 1 MB for BERT-base.
- * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the classes); FORMAT for a
- *          config whose values cannot be (item is the key); LIMIT for absurd ones, before anything is allocated by them.
- * Source   docs/models.md.
+ * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the
+ * classes); FORMAT for a config whose values cannot be (item is the key); LIMIT for absurd ones,
+ * before anything is allocated by them. Source   docs/models.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                                                       heft_dtype dtype, heft_model **out, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config,
+                                                       const char *class_name, heft_dtype dtype,
+                                                       heft_model **out, heft_error *err);
 /** The same from the path of a config.json (or of a folder that holds one), in float32. */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,
-                                                    heft_model **out, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const char *config_path,
+                                                    const char *class_name, heft_model **out,
+                                                    heft_error *err);
 /** Free a model; tensors that came from it stay. NULL is allowed. */
 HEFT_API void heft_model_free(heft_model *model);
 
@@ -113,7 +118,8 @@ HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
  * Memory   no heap for the bytes: the tensor shares the model's storage.
  * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,
+                                                       heft_tensor **out, heft_error *err);
 
 typedef struct heft_init_options {
     uint64_t reserved; /* 0 */
@@ -130,11 +136,12 @@ typedef struct heft_init_options {
  * @param err      filled on failure; may be NULL
  *
  * Memory   the bytes of the absent parameters.
- * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters stay absent then.
- * Threads  works on all the context's threads.
- * Source   docs/models.md.
+ * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters
+ * stay absent then. Threads  works on all the context's threads. Source   docs/models.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model, const heft_init_options *options, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model,
+                                                     const heft_init_options *options,
+                                                     heft_error *err);
 
 #ifdef __cplusplus
 }

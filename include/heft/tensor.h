@@ -63,7 +63,8 @@ HEFT_API unsigned heft_dtype_bits(heft_dtype dtype);
 /** Tell whether a dtype holds real floating-point numbers (float64 to float4). */
 HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
 /**
- * Find a dtype by PyTorch's name ("bfloat16", "torch.bfloat16"), its short name ("bf16") or safetensors' ("BF16").
+ * Find a dtype by PyTorch's name ("bfloat16", "torch.bfloat16"), its short name ("bf16") or
+ * safetensors' ("BF16").
  *
  * @param text   borrowed
  * @param dtype  filled
@@ -71,9 +72,11 @@ HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
  *
  * Errors   INVALID_ARG for any other text.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype,
+                                                      heft_error *err);
 
-/** Refcounted bytes: a file mapping, heap, or the caller's own memory. Tied weights are two names on one storage. */
+/** Refcounted bytes: a file mapping, heap, or the caller's own memory. Tied weights are two names
+ * on one storage. */
 typedef struct heft_storage heft_storage;
 
 /**
@@ -82,15 +85,17 @@ typedef struct heft_storage heft_storage;
  * @param ctx      borrowed; kept alive by the storage
  * @param data     taken: stays valid until release is called
  * @param bytes    size of data
- * @param release  called once with `user` when the last reference goes, from whichever thread drops it; may be NULL
+ * @param release  called once with `user` when the last reference goes, from whichever thread drops
+ * it; may be NULL
  * @param out      filled with an owned reference
  * @param err      filled on failure; may be NULL. release is not called on failure.
  *
  * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
  * Threads  references may be taken and dropped by any thread.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes, void (*release)(void *user),
-                                                       void *user, heft_storage **out, heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
+                                                       void (*release)(void *user), void *user,
+                                                       heft_storage **out, heft_error *err);
 /** Take one more reference; returns its argument. */
 HEFT_API heft_storage *heft_storage_ref(heft_storage *storage);
 /** Drop a reference. NULL is allowed. */
@@ -100,15 +105,16 @@ HEFT_API void *heft_storage_data(const heft_storage *storage);
 /** Return the size in bytes. */
 HEFT_API uint64_t heft_storage_bytes(const heft_storage *storage);
 
-/** A dense tensor. It holds a reference on its storage and outlives the checkpoint or model that it came from. */
+/** A dense tensor. It holds a reference on its storage and outlives the checkpoint or model that it
+ * came from. */
 typedef struct heft_tensor {
     heft_dtype dtype;
-    uint32_t rank;           /* 0: one element */
-    const uint64_t *shape;   /* [rank], PyTorch's order */
-    const int64_t *strides;  /* [rank], in elements */
-    void *data;              /* first element; read only where it is mapped */
-    uint64_t size_bytes;     /* of the elements laid out row by row */
-    bool mapped;             /* points into a file mapping */
+    uint32_t rank;          /* 0: one element */
+    const uint64_t *shape;  /* [rank], PyTorch's order */
+    const int64_t *strides; /* [rank], in elements */
+    void *data;             /* first element; read only where it is mapped */
+    uint64_t size_bytes;    /* of the elements laid out row by row */
+    bool mapped;            /* points into a file mapping */
     heft_storage *storage;
 } heft_tensor;
 

@@ -1,4 +1,5 @@
-/* arena.c - memory that is freed in one call, growing buffers, growing arrays and lists of warnings.
+/* arena.c - memory that is freed in one call, growing buffers, growing arrays and lists of
+ * warnings.
  *
  * Chunks double from 4 KiB to 1 MiB, so a small file costs little and a large one few calls. */
 #include "base/base.h"
@@ -112,7 +113,8 @@ char *heft__arena_format(heft__arena *arena, const char *format, ...)
     return text;
 }
 
-/* ---- buffer --------------------------------------------------------------------------------------- */
+/* ---- buffer
+ * --------------------------------------------------------------------------------------- */
 void heft__buffer_init(heft__buffer *buffer, heft_ctx *ctx)
 {
     *buffer = (heft__buffer){.ctx = ctx};
@@ -206,7 +208,8 @@ bool heft__array_reserve(heft_ctx *ctx, void **array, size_t count, size_t *cap,
     return true;
 }
 
-/* ---- warnings -------------------------------------------------------------------------------------- */
+/* ---- warnings
+ * -------------------------------------------------------------------------------------- */
 void heft__warnings_init(heft__warnings *warnings, heft__arena *arena)
 {
     *warnings = (heft__warnings){.arena = arena};

@@ -1,10 +1,10 @@
 /* base - the door of the room.
  *
- * What it does: errors, the context's memory and limits, checked sizes, arenas, growing buffers, a string map, a list of
- * warnings, work on several threads. It knows nothing of files, numbers or models.
- * May open the door of: nobody.
- * Rules: memory comes only from heft__alloc and its kin (or an arena or buffer on top), which count it and can fail;
- * nothing here prints, exits or keeps global state. */
+ * What it does: errors, the context's memory and limits, checked sizes, arenas, growing buffers, a
+ * string map, a list of warnings, work on several threads. It knows nothing of files, numbers or
+ * models. May open the door of: nobody. Rules: memory comes only from heft__alloc and its kin (or
+ * an arena or buffer on top), which count it and can fail; nothing here prints, exits or keeps
+ * global state. */
 #ifndef HEFT__BASE_BASE_H
 #define HEFT__BASE_BASE_H
 
@@ -13,18 +13,23 @@
 #include <stdarg.h>
 #include <string.h>
 
-/* ---- errors: who finds the fault fills it, callers add path and item where they are empty -------------------- */
-heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
-heft_status heft__fail_at(heft_error *err, heft_status status, uint64_t offset, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-/* The text of the errno is appended: "cannot open: No such file or directory". ENOENT gives NOT_FOUND, ENOMEM NOMEM. */
-heft_status heft__fail_errno(heft_error *err, int sys_errno, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* ---- errors: who finds the fault fills it, callers add path and item where they are empty
+ * -------------------- */
+heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+heft_status heft__fail_at(heft_error *err, heft_status status, uint64_t offset, const char *format,
+                          ...) __attribute__((format(printf, 4, 5)));
+/* The text of the errno is appended: "cannot open: No such file or directory". ENOENT gives
+ * NOT_FOUND, ENOMEM NOMEM. */
+heft_status heft__fail_errno(heft_error *err, int sys_errno, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 heft_status heft__fail_nomem(heft_error *err, uint64_t bytes);
 /* Return `status` and add what is still empty; both do nothing for HEFT_OK. */
 heft_status heft__add_path(heft_status status, heft_error *err, const char *path);
 heft_status heft__add_item(heft_status status, heft_error *err, const char *item);
 
-/* ---- checked sizes -------------------------------------------------------------------------------------------- */
+/* ---- checked sizes
+ * -------------------------------------------------------------------------------------------- */
 static inline bool heft__mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 {
     return !__builtin_mul_overflow(a, b, out);
@@ -43,7 +48,8 @@ static inline bool heft__to_size(uint64_t bytes, size_t *out)
     return true;
 }
 
-/* ---- numbers from file bytes ---------------------------------------------------------------------------------- */
+/* ---- numbers from file bytes
+ * ---------------------------------------------------------------------------------- */
 static inline uint16_t heft__le16(const uint8_t *p)
 {
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
@@ -72,35 +78,43 @@ static inline void heft__put_le64(uint8_t *p, uint64_t v)
     heft__put_le32(p + 4, (uint32_t)(v >> 32));
 }
 
-/* ---- the context ---------------------------------------------------------------------------------------------- */
+/* ---- the context
+ * ---------------------------------------------------------------------------------------------- */
 heft_ctx *heft__ctx_ref(heft_ctx *ctx);
 const heft_limits *heft__limits(const heft_ctx *ctx); /* with every default filled in */
 unsigned heft__threads(const heft_ctx *ctx);          /* at least 1 */
 size_t heft__staging_bytes(const heft_ctx *ctx);
 void heft__log(const heft_ctx *ctx, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* CANCELLED if the caller's callback says stop. Cheap enough to call per tensor or per few MiB. */
-heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done, uint64_t total, heft_error *err);
+heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done,
+                                uint64_t total, heft_error *err);
 
-void *heft__alloc(heft_ctx *ctx, size_t bytes);                    /* NULL if none; 0 bytes gives a valid block */
-void *heft__alloc_zero(heft_ctx *ctx, size_t count, size_t size);  /* count * size checked, zeroed */
+void *heft__alloc(heft_ctx *ctx, size_t bytes); /* NULL if none; 0 bytes gives a valid block */
+void *heft__alloc_zero(heft_ctx *ctx, size_t count, size_t size); /* count * size checked, zeroed */
 void *heft__resize(heft_ctx *ctx, void *block, size_t old_bytes, size_t new_bytes);
-void heft__free(heft_ctx *ctx, void *block, size_t bytes);         /* NULL allowed */
+void heft__free(heft_ctx *ctx, void *block, size_t bytes); /* NULL allowed */
 
-/* ---- arena: the metadata of one file or model, freed in one call ----------------------------------------------- */
+/* ---- arena: the metadata of one file or model, freed in one call
+ * ----------------------------------------------- */
 typedef struct heft__arena {
     heft_ctx *ctx;
     struct heft__arena_chunk *chunks;
     size_t used, cap; /* of the newest chunk */
 } heft__arena;
 
-void heft__arena_init(heft__arena *arena, heft_ctx *ctx); /* allocates nothing; holds no reference on ctx */
+void heft__arena_init(heft__arena *arena,
+                      heft_ctx *ctx); /* allocates nothing; holds no reference on ctx */
 void heft__arena_fini(heft__arena *arena);
-void *heft__arena_alloc(heft__arena *arena, size_t bytes);                /* aligned for any type; NULL if none */
-void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size); /* zeroed, overflow checked */
-char *heft__arena_text(heft__arena *arena, const char *bytes, size_t length); /* copy with a NUL behind it */
-char *heft__arena_format(heft__arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
+void *heft__arena_array(heft__arena *arena, uint64_t count,
+                        size_t size); /* zeroed, overflow checked */
+char *heft__arena_text(heft__arena *arena, const char *bytes,
+                       size_t length); /* copy with a NUL behind it */
+char *heft__arena_format(heft__arena *arena, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
-/* ---- growing bytes --------------------------------------------------------------------------------------------- */
+/* ---- growing bytes
+ * --------------------------------------------------------------------------------------------- */
 typedef struct heft__buffer {
     heft_ctx *ctx;
     uint8_t *data;
@@ -113,14 +127,17 @@ void heft__buffer_fini(heft__buffer *buffer);
 void heft__buffer_append(heft__buffer *buffer, const void *bytes, size_t length);
 void heft__buffer_text(heft__buffer *buffer, const char *text);
 void heft__buffer_byte(heft__buffer *buffer, uint8_t byte);
-void heft__buffer_format(heft__buffer *buffer, const char *format, ...) __attribute__((format(printf, 2, 3)));
-heft_status heft__buffer_check(const heft__buffer *buffer, heft_error *err); /* NOMEM if it failed */
+void heft__buffer_format(heft__buffer *buffer, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+heft_status heft__buffer_check(const heft__buffer *buffer,
+                               heft_error *err); /* NOMEM if it failed */
 
-/* Grow an array kept as (pointer, count, capacity) so that one more element fits; false if no memory. The caller frees
- * it with heft__free(ctx, *array, *cap * size). */
+/* Grow an array kept as (pointer, count, capacity) so that one more element fits; false if no
+ * memory. The caller frees it with heft__free(ctx, *array, *cap * size). */
 bool heft__array_reserve(heft_ctx *ctx, void **array, size_t count, size_t *cap, size_t size);
 
-/* ---- string map: name -> number. Keys are borrowed and must outlive the map; seeded against chosen collisions ---- */
+/* ---- string map: name -> number. Keys are borrowed and must outlive the map; seeded against
+ * chosen collisions ---- */
 typedef struct heft__map {
     heft_ctx *ctx;
     struct heft__map_slot *slots;
@@ -131,20 +148,28 @@ typedef struct heft__map {
 #define HEFT__MAP_NONE SIZE_MAX
 void heft__map_init(heft__map *map, heft_ctx *ctx);
 void heft__map_fini(heft__map *map);
-/* Put key -> value unless the key is there; `*found` then is its value, else HEFT__MAP_NONE. false if no memory. */
+/* Put key -> value unless the key is there; `*found` then is its value, else HEFT__MAP_NONE. false
+ * if no memory. */
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found);
-void heft__map_set(heft__map *map, const char *key, size_t length, size_t value); /* of a key that is there */
-size_t heft__map_get(const heft__map *map, const char *key, size_t length); /* HEFT__MAP_NONE if absent */
-/* The same number for the same bytes on every machine and in every version: random numbers hang on it. */
+void heft__map_set(heft__map *map, const char *key, size_t length,
+                   size_t value); /* of a key that is there */
+size_t heft__map_get(const heft__map *map, const char *key,
+                     size_t length); /* HEFT__MAP_NONE if absent */
+/* The same number for the same bytes on every machine and in every version: random numbers hang on
+ * it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
 
-/* ---- UTF-8 ------------------------------------------------------------------------------------------------------ */
-/* Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or `length`. */
+/* ---- UTF-8
+ * ------------------------------------------------------------------------------------------------------
+ */
+/* Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or
+ * `length`. */
 size_t heft__utf8_invalid_at(const uint8_t *bytes, size_t length);
 /* Write a code point (at most 0x10FFFF) as 1 to 4 bytes; returns how many. */
 size_t heft__utf8_put(uint32_t code, uint8_t dst[4]);
 
-/* ---- warnings: a list on a result, not log lines ------------------------------------------------------------------ */
+/* ---- warnings: a list on a result, not log lines
+ * ------------------------------------------------------------------ */
 typedef struct heft__warnings {
     heft__arena *arena; /* lent by the owner of the result */
     const char **lines;
@@ -153,12 +178,16 @@ typedef struct heft__warnings {
 
 void heft__warnings_init(heft__warnings *warnings, heft__arena *arena);
 /* false if no memory. Arrays live in the arena. */
-bool heft__warn(heft__warnings *warnings, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool heft__warn(heft__warnings *warnings, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
-/* ---- work on several threads ------------------------------------------------------------------------------------- */
-/* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order. After the first
- * failure no new items start; that failure is returned. With one thread or one item it runs in the caller. */
+/* ---- work on several threads
+ * ------------------------------------------------------------------------------------- */
+/* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order.
+ * After the first failure no new items start; that failure is returned. With one thread or one item
+ * it runs in the caller. */
 typedef heft_status (*heft__work_fn)(void *user, size_t item, heft_error *err);
-heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user, heft_error *err);
+heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
+                           heft_error *err);
 
 #endif

@@ -1,7 +1,8 @@
 /* context.c - heft_ctx: the allocator and its counters, limits, threads, callbacks.
  *
- * Everything made from a context holds a reference on it, so that a tensor may outlive the caller's own handle. Large
- * blocks come from mmap with huge pages asked for: copying into 4 KiB pages runs at a fifth of the speed. */
+ * Everything made from a context holds a reference on it, so that a tensor may outlive the caller's
+ * own handle. Large blocks come from mmap with huge pages asked for: copying into 4 KiB pages runs
+ * at a fifth of the speed. */
 #include "base/base.h"
 
 #include <sched.h>
@@ -26,7 +27,8 @@ struct heft_ctx {
 #define STAGING_DEFAULT ((size_t)64 << 20)
 #define STAGING_LEAST ((size_t)64 << 10)
 
-/* ---- the default allocator ---------------------------------------------------------------------- */
+/* ---- the default allocator ----------------------------------------------------------------------
+ */
 static void *default_alloc(void *user, size_t bytes)
 {
     (void)user;
@@ -68,7 +70,8 @@ static void *default_resize(void *user, void *block, size_t old_bytes, size_t ne
     return fresh;
 }
 
-/* ---- the context -------------------------------------------------------------------------------- */
+/* ---- the context --------------------------------------------------------------------------------
+ */
 static void fill_limits(heft_limits *limits)
 {
     const heft_limits defaults = {
@@ -182,8 +185,8 @@ void heft__log(const heft_ctx *ctx, const char *format, ...)
     }
 }
 
-heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done, uint64_t total,
-                                heft_error *err)
+heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done,
+                                uint64_t total, heft_error *err)
 {
     heft_progress progress = {.what = what, .done_bytes = done, .total_bytes = total};
     if (ctx->progress && !ctx->progress(ctx->progress_user, &progress)) {
@@ -192,7 +195,8 @@ heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t 
     return HEFT_OK;
 }
 
-/* ---- counted memory ------------------------------------------------------------------------------ */
+/* ---- counted memory
+ * ------------------------------------------------------------------------------ */
 static void count_more(heft_ctx *ctx, size_t bytes)
 {
     unsigned long long live = atomic_fetch_add(&ctx->live_bytes, bytes) + bytes;

@@ -50,7 +50,8 @@ void heft__map_fini(heft__map *map)
 }
 
 /* The slot of a key, or the free slot where it belongs. cap > count, so the search ends. */
-static struct heft__map_slot *find(const heft__map *map, const char *key, size_t length, uint64_t hash)
+static struct heft__map_slot *find(const heft__map *map, const char *key, size_t length,
+                                   uint64_t hash)
 {
     size_t at = (size_t)hash & (map->cap - 1);
     while (map->slots[at].key) {

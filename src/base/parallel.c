@@ -1,4 +1,5 @@
-/* parallel.c - the same work on many items by several threads. Threads are made for one call and gone after it. */
+/* parallel.c - the same work on many items by several threads. Threads are made for one call and
+ * gone after it. */
 #include "base/base.h"
 
 #include <pthread.h>
@@ -40,7 +41,8 @@ static void *work(void *argument)
 
 #define THREADS_MOST 256
 
-heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user, heft_error *err)
+heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
+                           heft_error *err)
 {
     struct job job = {.count = count, .fn = fn, .user = user, .status = HEFT_OK};
     pthread_t threads[THREADS_MOST];

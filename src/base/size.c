@@ -1,7 +1,7 @@
 /* size.c - `200MB`, `1.5 GiB`, `4096`.
  *
- * Decimals are kept as digits and not as a double: 0.29GB is 290000000 and not a byte less. The reference parses a double
- * and cuts; docs/differences.md names the difference. */
+ * Decimals are kept as digits and not as a double: 0.29GB is 290000000 and not a byte less. The
+ * reference parses a double and cuts; docs/differences.md names the difference. */
 #include "base/base.h"
 
 #include <ctype.h>
@@ -10,11 +10,11 @@ static const struct {
     const char *name; /* lower case */
     uint64_t bytes;
 } units[] = {
-    {"", 1},
-    {"kb", 1000},
-    {"mb", 1000000},
-    {"gb", 1000000000},
-    {"tb", 1000000000000},
+    {"",    1                },
+    {"kb",  1000             },
+    {"mb",  1000000          },
+    {"gb",  1000000000       },
+    {"tb",  1000000000000    },
     {"kib", (uint64_t)1 << 10},
     {"mib", (uint64_t)1 << 20},
     {"gib", (uint64_t)1 << 30},
@@ -23,10 +23,11 @@ static const struct {
 
 static heft_status refuse(const char *text, heft_error *err)
 {
-    return heft__fail(err, HEFT_INVALID_ARG,
-                      "size '%.60s' is not a number of bytes or a number with KB, MB, GB, TB, KiB, MiB, "
-                      "GiB or TiB, such as 200MB",
-                      text);
+    return heft__fail(
+        err, HEFT_INVALID_ARG,
+        "size '%.60s' is not a number of bytes or a number with KB, MB, GB, TB, KiB, MiB, "
+        "GiB or TiB, such as 200MB",
+        text);
 }
 
 static const char *skip_space(const char *p)
@@ -70,7 +71,8 @@ heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err)
     bool digits = false, too_large = false;
     for (; isdigit((unsigned char)*p); p++) {
         digits = true;
-        too_large |= !heft__mul_u64(whole, 10, &whole) || !heft__add_u64(whole, (uint64_t)(*p - '0'), &whole);
+        too_large |= !heft__mul_u64(whole, 10, &whole) ||
+                     !heft__add_u64(whole, (uint64_t)(*p - '0'), &whole);
     }
     if (*p == '.') {
         fraction = ++p;
@@ -84,8 +86,8 @@ heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err)
     }
     uint64_t total;
     too_large |= !heft__mul_u64(whole, unit, &total);
-    /* The fraction from its last digit to its first: cutting at each step gives the cut of the whole. A unit is at most
-     * 2^40, so the first 18 digits decide everything. */
+    /* The fraction from its last digit to its first: cutting at each step gives the cut of the
+     * whole. A unit is at most 2^40, so the first 18 digits decide everything. */
     int used = 0;
     while (fraction && used < 18 && isdigit((unsigned char)fraction[used])) {
         used++;

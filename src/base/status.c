@@ -1,7 +1,7 @@
 /* status.c - the status table and the error that says what, where and at which byte.
  *
- * Messages may carry names out of hostile files: everything that a terminal could take for a command is escaped here, in
- * one place. */
+ * Messages may carry names out of hostile files: everything that a terminal could take for a
+ * command is escaped here, in one place. */
 #include "base/base.h"
 
 #include <errno.h>
@@ -37,7 +37,8 @@ const char *heft_version(void)
     return HEFT_VERSION;
 }
 
-/* Copy text into dst[cap] with control bytes and broken UTF-8 as \xNN; cut with "..." where it does not fit. */
+/* Copy text into dst[cap] with control bytes and broken UTF-8 as \xNN; cut with "..." where it does
+ * not fit. */
 static void copy_escaped(char *dst, size_t cap, const char *text, size_t length)
 {
     size_t at = 0, done = 0;
@@ -76,11 +77,10 @@ cut:
     memcpy(dst + at, "...", 4);
 }
 
-static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset, const char *format,
-                 va_list args)
-    __attribute__((format(printf, 5, 0)));
-static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset, const char *format,
-                 va_list args)
+static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset,
+                 const char *format, va_list args) __attribute__((format(printf, 5, 0)));
+static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset,
+                 const char *format, va_list args)
 {
     char text[1024];
     int length = vsnprintf(text, sizeof text, format, args);

@@ -1,11 +1,12 @@
 /* checkpoint - the door of the room.
  *
- * What it does: takes a file, an index or a folder as one set of named tensors (resolve, open, read), cuts tensors into
- * shards by the reference's rule, writes a folder of shards with its index, and on top of these converts and verifies. It
- * knows names and bytes, but not which parameters a model has.
- * May open the door of: base, io, json, tensor, format.
- * Rules: opening reads metadata only. Writing streams through one staging buffer. A name in an index never leaves its
- * folder. What would win at the next load and is not of this save is removed at commit, and nothing else is. */
+ * What it does: takes a file, an index or a folder as one set of named tensors (resolve, open,
+ * read), cuts tensors into shards by the reference's rule, writes a folder of shards with its
+ * index, and on top of these converts and verifies. It knows names and bytes, but not which
+ * parameters a model has. May open the door of: base, io, json, tensor, format. Rules: opening
+ * reads metadata only. Writing streams through one staging buffer. A name in an index never leaves
+ * its folder. What would win at the next load and is not of this save is removed at commit, and
+ * nothing else is. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 
@@ -13,27 +14,34 @@
 
 #include "format/format.h"
 
-/* ---- resolve: which files -------------------------------------------------------------------------------------------- */
+/* ---- resolve: which files
+ * -------------------------------------------------------------------------------------------- */
 typedef struct heft__resolved {
     const char *folder;
-    const char *file;  /* one weight file, base name; NULL if there is an index */
-    const char *index; /* base name; NULL if there is one weight file */
-    const char *shadowed; /* an entry point that lost against the chosen one and could be stale, base name or NULL */
+    const char *file;     /* one weight file, base name; NULL if there is an index */
+    const char *index;    /* base name; NULL if there is one weight file */
+    const char *shadowed; /* an entry point that lost against the chosen one and could be stale,
+                             base name or NULL */
 } heft__resolved;
 
 /* Strings live in the arena. */
-heft_status heft__resolve(heft__arena *arena, const char *path, const heft_checkpoint_options *options, heft__resolved *out,
+heft_status heft__resolve(heft__arena *arena, const char *path,
+                          const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err);
 /* "model", "model.fp16", "pytorch_model": what the names of weight files begin with. */
 const char *heft__weights_stem(heft__arena *arena, heft_format format, const char *variant);
-/* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors". NULL if no memory. */
+/* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors".
+ * NULL if no memory. */
 const char *heft__weights_single(heft__arena *arena, heft_format format, const char *variant);
 const char *heft__weights_index(heft__arena *arena, heft_format format, const char *variant);
-const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant, size_t number, size_t count);
+const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant,
+                                size_t number, size_t count);
 /* Whether a name is that of a shard of this format and variant, whatever its numbers. */
 bool heft__is_shard_name(const char *name, heft_format format, const char *variant);
 
-/* ---- the object --------------------------------------------------------------------------------------------------------- */
+/* ---- the object
+ * ---------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__checkpoint_file {
     heft_file_info info;
     heft__file *file;
@@ -58,22 +66,28 @@ static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_
 {
     return ckpt->files[ckpt->infos[i].file_index].file;
 }
-/* Number of the first tensor that shows the same bytes in the same way (a tied name), its own number if it is that. */
-heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err); /* heft__free: count * sizeof */
+/* Number of the first tensor that shows the same bytes in the same way (a tied name), its own
+ * number if it is that. */
+heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first,
+                                     heft_error *err); /* heft__free: count * sizeof */
 
-/* ---- shard: the greedy rule ------------------------------------------------------------------------------------------------ */
+/* ---- shard: the greedy rule
+ * ------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__shard_plan {
     size_t *shard; /* [count] number of each tensor's shard, 0-based */
     size_t shard_count;
     uint64_t total_size; /* each storage once */
 } heft__shard_plan;
 
-/* Tensors in order; equal `storage` numbers are one storage, counted once and kept together. docs/sharding.md [2]. */
-heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count, uint64_t max_bytes,
-                                  heft__shard_plan *out, heft_error *err);
+/* Tensors in order; equal `storage` numbers are one storage, counted once and kept together.
+ * docs/sharding.md [2]. */
+heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                                  uint64_t max_bytes, heft__shard_plan *out, heft_error *err);
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count);
 
-/* ---- write: a folder of shards with its index -------------------------------------------------------------------------------- */
+/* ---- write: a folder of shards with its index
+ * -------------------------------------------------------------------------------- */
 typedef struct heft__side_file { /* config.json and its like, written beside the weights */
     const char *name;
     const char *path; /* copied from here, or NULL: */
@@ -87,7 +101,8 @@ typedef struct heft__write_job {
     const char *variant;
     uint64_t max_shard_bytes; /* 0: 50 GB */
     bool force, dry_run;
-    const heft__out_tensor *tensors; /* as they are to be written, in order; aliases already dropped for safetensors */
+    const heft__out_tensor
+        *tensors; /* as they are to be written, in order; aliases already dropped for safetensors */
     size_t count;
     uint64_t total_parameters; /* for the index; 0: leave it out */
     const heft__torch_module *modules;
@@ -100,7 +115,8 @@ typedef struct heft__write_job {
     size_t warning_count;
 } heft__write_job;
 
-heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job, heft_write_report **report, heft_error *err);
+heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
+                                   heft_write_report **report, heft_error *err);
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)
 #define HEFT__PIECE_BYTES ((size_t)8 << 20) /* of one read and one write while streaming */
 

@@ -1,9 +1,9 @@
 /* convert.c - rewriting a checkpoint: reshard, merge, cast, change format.
  *
- * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two buffers. Names that show the
- * same bytes stay one storage in a .bin; a safetensors file cannot say that, so there the first name is kept and the
- * others are named in a warning, as the reference does with tied weights.
- * Source: docs/sharding.md [5]. */
+ * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
+ * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
+ * that, so there the first name is kept and the others are named in a warning, as the reference
+ * does with tied weights. Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>
@@ -34,19 +34,22 @@ static size_t number_of(const heft__out_tensor *tensor)
     return (size_t)(uintptr_t)tensor->source;
 }
 
-/* ---- reading, with the cast ------------------------------------------------------------------------------ */
-static heft_status start_reading(struct conversion *c, const heft__out_tensor *tensor, heft_error *err)
+/* ---- reading, with the cast
+ * ------------------------------------------------------------------------------ */
+static heft_status start_reading(struct conversion *c, const heft__out_tensor *tensor,
+                                 heft_error *err)
 {
     size_t i = number_of(tensor);
     heft__tensor_reader_free(c->reader);
     c->reader = NULL;
     c->reading = tensor;
     c->position = 0;
-    return heft__tensor_reader_new(c->ctx, heft__file_of(c->ckpt, i), c->ckpt->entries[i], &c->reader, err);
+    return heft__tensor_reader_new(c->ctx, heft__file_of(c->ckpt, i), c->ckpt->entries[i],
+                                   &c->reader, err);
 }
 
-static heft_status read_cast(struct conversion *c, const heft_tensor_info *info, heft_dtype to, uint8_t *dst,
-                             size_t length, heft_error *err)
+static heft_status read_cast(struct conversion *c, const heft_tensor_info *info, heft_dtype to,
+                             uint8_t *dst, size_t length, heft_error *err)
 {
     const size_t from_bytes = heft_dtype_bits(info->dtype) / 8, to_bytes = heft_dtype_bits(to) / 8;
     size_t left = length / to_bytes, most = c->raw_bytes / from_bytes;
@@ -73,23 +76,26 @@ static heft_status read_piece(void *user, const heft__out_tensor *tensor, uint64
         status = start_reading(c, tensor, err);
     }
     if (status == HEFT_OK) {
-        status = tensor->dtype == info->dtype ? heft__tensor_reader_fill(c->reader, dst, length, err)
-                                              : read_cast(c, info, tensor->dtype, dst, length, err);
+        status = tensor->dtype == info->dtype
+                     ? heft__tensor_reader_fill(c->reader, dst, length, err)
+                     : read_cast(c, info, tensor->dtype, dst, length, err);
         c->position += length;
     }
     heft__add_item(status, err, info->name);
     return heft__add_path(status, err, c->ckpt->files[info->file_index].info.path);
 }
 
-/* ---- order ------------------------------------------------------------------------------------------------- */
+/* ---- order
+ * -------------------------------------------------------------------------------------------------
+ */
 struct ranked {
     size_t rank; /* in the order that was asked for; SIZE_MAX: not named there */
     size_t number;
     const char *name;
 };
 
-/* The reference's natural key: parts between dots; whole numbers by value and before text; text by its letters, then by
- * the number at its end. */
+/* The reference's natural key: parts between dots; whole numbers by value and before text; text by
+ * its letters, then by the number at its end. */
 static int compare_part(const char *a, size_t a_length, const char *b, size_t b_length)
 {
     size_t a_text = a_length, b_text = b_length;
@@ -149,8 +155,8 @@ static int by_rank(const void *left, const void *right)
     return order ? order : a->number < b->number ? -1 : a->number > b->number;
 }
 
-/* A pickle holds the state dict's own order. A safetensors file does not: there names are taken in the order that the
- * caller gives, and the rest in natural order. */
+/* A pickle holds the state dict's own order. A safetensors file does not: there names are taken in
+ * the order that the caller gives, and the rest in natural order. */
 static void order_tensors(struct conversion *c, struct ranked *order)
 {
     const heft_checkpoint *ckpt = c->ckpt;
@@ -159,7 +165,8 @@ static void order_tensors(struct conversion *c, struct ranked *order)
         keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
     }
     for (size_t i = 0; i < ckpt->count; i++) {
-        order[i] = (struct ranked){.rank = keep ? i : SIZE_MAX, .number = i, .name = ckpt->infos[i].name};
+        order[i] =
+            (struct ranked){.rank = keep ? i : SIZE_MAX, .number = i, .name = ckpt->infos[i].name};
     }
     if (keep) {
         return;
@@ -173,14 +180,15 @@ static void order_tensors(struct conversion *c, struct ranked *order)
     qsort(order, ckpt->count, sizeof *order, by_rank);
 }
 
-/* ---- what is written ------------------------------------------------------------------------------------------ */
+/* ---- what is written
+ * ------------------------------------------------------------------------------------------ */
 static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, heft_error *err)
 {
     const heft_tensor_info *info = &c->ckpt->infos[i];
     heft__out_tensor *out = &c->tensors[c->count];
     heft_dtype wanted = c->options->dtype;
-    bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && wanted != info->dtype &&
-                heft__cast_known(info->dtype, wanted);
+    bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) &&
+                wanted != info->dtype && heft__cast_known(info->dtype, wanted);
     *out = (heft__out_tensor){
         .name = info->name,
         .dtype = cast ? wanted : info->dtype,
@@ -190,9 +198,9 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
         .source = (void *)(uintptr_t)i,
     };
     if (!heft__shape_bytes(out->dtype, out->shape, out->rank, &out->size_bytes)) {
-        return heft__add_item(heft__fail(err, HEFT_LIMIT, "has over 2^64 bytes as %s",
-                                         heft_dtype_name(out->dtype)),
-                              err, info->name);
+        return heft__add_item(
+            heft__fail(err, HEFT_LIMIT, "has over 2^64 bytes as %s", heft_dtype_name(out->dtype)),
+            err, info->name);
     }
     c->count++;
     return HEFT_OK;
@@ -200,7 +208,8 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
 
 static bool same_shape(const heft_checkpoint *ckpt, size_t a, size_t b)
 {
-    return heft__shape_equal(ckpt->infos[a].shape, ckpt->infos[a].rank, ckpt->infos[b].shape, ckpt->infos[b].rank);
+    return heft__shape_equal(ckpt->infos[a].shape, ckpt->infos[a].rank, ckpt->infos[b].shape,
+                             ckpt->infos[b].rank);
 }
 
 static heft_status plan_tensors(struct conversion *c, heft_error *err)
@@ -234,7 +243,9 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
     return status;
 }
 
-/* ---- side files -------------------------------------------------------------------------------------------------- */
+/* ---- side files
+ * --------------------------------------------------------------------------------------------------
+ */
 static bool ends_with(const char *text, const char *end)
 {
     size_t length = strlen(text), tail = strlen(end);
@@ -244,9 +255,9 @@ static bool ends_with(const char *text, const char *end)
 /* Weights of any kind, indexes and hidden files stay behind. */
 static bool is_side_file(const char *name)
 {
-    static const char *const weights[] = {".safetensors", ".bin",  ".pt",   ".pth",  ".ckpt", ".h5",
-                                          ".msgpack",     ".onnx", ".gguf", ".ot",   ".npz",  ".tflite",
-                                          ".index.json"};
+    static const char *const weights[] = {
+        ".safetensors", ".bin",  ".pt", ".pth", ".ckpt",   ".h5",        ".msgpack",
+        ".onnx",        ".gguf", ".ot", ".npz", ".tflite", ".index.json"};
     if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0) {
         return false;
     }
@@ -268,7 +279,8 @@ static heft_status add_side(struct conversion *c, const char *name, heft_error *
     heft__side_file side = {.name = heft__arena_text(&c->arena, name, strlen(name)),
                             .path = heft__path_join(&c->arena, c->ckpt->where.folder, name)};
     if (!side.name || !side.path ||
-        !heft__array_reserve(c->ctx, (void **)&c->sides, c->side_count, &c->side_cap, sizeof side)) {
+        !heft__array_reserve(c->ctx, (void **)&c->sides, c->side_count, &c->side_cap,
+                             sizeof side)) {
         return heft__fail_nomem(err, 0);
     }
     c->sides[c->side_count++] = side;
@@ -282,16 +294,18 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     size_t length = 0;
     heft__json_value *root = NULL;
     const char *dtype = heft_dtype_name(c->options->dtype);
-    heft_status status = heft__read_file(&c->arena, side->path, heft__limits(c->ctx)->config_bytes, &text,
-                                         &length, err);
+    heft_status status = heft__read_file(&c->arena, side->path, heft__limits(c->ctx)->config_bytes,
+                                         &text, &length, err);
     if (status == HEFT_OK) {
-        status = heft__json_parse(&c->arena, text, length, heft__limits(c->ctx)->json_depth, &root, err);
+        status =
+            heft__json_parse(&c->arena, text, length, heft__limits(c->ctx)->json_depth, &root, err);
     }
     if (status != HEFT_OK || root->type != HEFT__JSON_TYPE_OBJECT) {
         return heft__add_path(status, err, side->path);
     }
-    const char *key = heft__json_member(root, "dtype") || !heft__json_member(root, "torch_dtype") ? "dtype"
-                                                                                                 : "torch_dtype";
+    const char *key = heft__json_member(root, "dtype") || !heft__json_member(root, "torch_dtype")
+                          ? "dtype"
+                          : "torch_dtype";
     heft__buffer out;
     heft__buffer_init(&out, c->ctx);
     if (!heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
@@ -301,7 +315,8 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
         heft__buffer_byte(&out, '\n');
         status = heft__buffer_check(&out, err);
     }
-    char *copy = status == HEFT_OK ? heft__arena_text(&c->arena, (const char *)out.data, out.size) : NULL;
+    char *copy =
+        status == HEFT_OK ? heft__arena_text(&c->arena, (const char *)out.data, out.size) : NULL;
     if (status == HEFT_OK && !copy) {
         status = heft__fail_nomem(err, out.size);
     }
@@ -342,7 +357,9 @@ static heft_status collect_sides(struct conversion *c, const char *src, heft_err
     return status;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------ */
+/* ---- all of it
+ * ------------------------------------------------------------------------------------------------------
+ */
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
     heft_format format = c->options->format;
@@ -351,13 +368,17 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
         format = safetensors ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
     }
     if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
-        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only", heft_format_name(format));
+        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
+                          heft_format_name(format));
     }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
-        return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err, dst);
+        return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err,
+                              dst);
     }
-    if (c->options->dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, c->options->dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s", heft_dtype_name(c->options->dtype));
+    if (c->options->dtype != HEFT_DTYPE_NONE &&
+        !heft__cast_known(HEFT_DTYPE_F32, c->options->dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s",
+                          heft_dtype_name(c->options->dtype));
     }
     c->format = format;
     return HEFT_OK;
@@ -379,8 +400,9 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         }
     }
     if (status == HEFT_OK) {
-        c->raw_bytes = HEFT__PIECE_BYTES < heft__staging_bytes(c->ctx) / 4 ? HEFT__PIECE_BYTES
-                                                                          : heft__staging_bytes(c->ctx) / 4;
+        c->raw_bytes = HEFT__PIECE_BYTES < heft__staging_bytes(c->ctx) / 4
+                           ? HEFT__PIECE_BYTES
+                           : heft__staging_bytes(c->ctx) / 4;
         c->raw = heft__alloc(c->ctx, c->raw_bytes);
         status = c->raw ? HEFT_OK : heft__fail_nomem(err, c->raw_bytes);
     }

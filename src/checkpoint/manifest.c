@@ -1,7 +1,7 @@
 /* manifest.c - {"files": {NAME: {"bytes": N, "sha256": HEX}}, "version": 1}
  *
- * SHA-256 is what the hub names large files by, so that a manifest can be compared with it by eye. The hash is OpenSSL's.
- * Source: docs/commands/verify.md. */
+ * SHA-256 is what the hub names large files by, so that a manifest can be compared with it by eye.
+ * The hash is OpenSSL's. Source: docs/commands/verify.md. */
 #include "checkpoint/manifest.h"
 
 #include <errno.h>
@@ -51,13 +51,14 @@ static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, siz
                              uint64_t *size, char hex[HEX_BYTES], heft_error *err)
 {
     (void)ctx, (void)scratch, (void)scratch_bytes, (void)size, (void)hex;
-    return heft__add_path(heft__fail(err, HEFT_UNSUPPORTED, "manifests need heft built with OpenSSL"), err, path);
+    return heft__add_path(
+        heft__fail(err, HEFT_UNSUPPORTED, "manifests need heft built with OpenSSL"), err, path);
 }
 #endif
 
-static heft_status compare_entry(heft__arena *arena, const char *folder, const heft__json_value *entry,
-                                 void *scratch, size_t scratch_bytes, heft__manifest_fn differs, void *user,
-                                 heft_error *err)
+static heft_status compare_entry(heft__arena *arena, const char *folder,
+                                 const heft__json_value *entry, void *scratch, size_t scratch_bytes,
+                                 heft__manifest_fn differs, void *user, heft_error *err)
 {
     const heft__json_value *sha = heft__json_member(entry, "sha256");
     const char *path = heft__path_join(arena, folder, entry->key);
@@ -75,20 +76,23 @@ static heft_status compare_entry(heft__arena *arena, const char *folder, const h
     }
     heft_status status = hash_file(arena->ctx, path, scratch, scratch_bytes, &size, hex, err);
     if (status == HEFT_OK && size != said) {
-        return differs(user, entry->key, heft__arena_format(arena, "has %llu bytes, the manifest says %llu",
-                                                            (unsigned long long)size, (unsigned long long)said),
+        return differs(user, entry->key,
+                       heft__arena_format(arena, "has %llu bytes, the manifest says %llu",
+                                          (unsigned long long)size, (unsigned long long)said),
                        err);
     }
     if (status == HEFT_OK && strcmp(hex, sha->text) != 0) {
-        return differs(user, entry->key, heft__arena_format(arena, "has sha256 %s, the manifest says %.64s", hex,
-                                                            sha->text),
-                       err);
+        return differs(
+            user, entry->key,
+            heft__arena_format(arena, "has sha256 %s, the manifest says %.64s", hex, sha->text),
+            err);
     }
     return status;
 }
 
-heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const char *folder, void *scratch,
-                                   size_t scratch_bytes, heft__manifest_fn differs, void *user, heft_error *err)
+heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const char *folder,
+                                   void *scratch, size_t scratch_bytes, heft__manifest_fn differs,
+                                   void *user, heft_error *err)
 {
     heft__arena arena;
     char *text = NULL;
@@ -112,8 +116,8 @@ heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const ch
     return heft__add_path(status, err, manifest);
 }
 
-static heft_status add_entry(heft__arena *arena, heft__json_value *files, const char *folder, const char *name,
-                             void *scratch, size_t scratch_bytes, heft_error *err)
+static heft_status add_entry(heft__arena *arena, heft__json_value *files, const char *folder,
+                             const char *name, void *scratch, size_t scratch_bytes, heft_error *err)
 {
     char hex[HEX_BYTES] = "";
     uint64_t size = 0;
@@ -158,16 +162,18 @@ static heft_status write_text(heft__arena *arena, const char *path, const heft__
     return status;
 }
 
-heft_status heft__manifest_write(heft_ctx *ctx, const char *manifest, const char *folder, const char *const *names,
-                                 size_t count, void *scratch, size_t scratch_bytes, heft_error *err)
+heft_status heft__manifest_write(heft_ctx *ctx, const char *manifest, const char *folder,
+                                 const char *const *names, size_t count, void *scratch,
+                                 size_t scratch_bytes, heft_error *err)
 {
     heft__arena arena;
     heft__arena_init(&arena, ctx);
     heft__json_value *root = heft__json_new_object(&arena), *files = heft__json_new_object(&arena);
-    heft_status status = root && files && heft__json_set(&arena, root, "files", files) &&
-                                 heft__json_set(&arena, root, "version", heft__json_new_number(&arena, "1"))
-                             ? HEFT_OK
-                             : heft__fail_nomem(err, 0);
+    heft_status status =
+        root && files && heft__json_set(&arena, root, "files", files) &&
+                heft__json_set(&arena, root, "version", heft__json_new_number(&arena, "1"))
+            ? HEFT_OK
+            : heft__fail_nomem(err, 0);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         status = add_entry(&arena, files, folder, names[i], scratch, scratch_bytes, err);
     }

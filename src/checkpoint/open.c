@@ -1,12 +1,14 @@
 /* open.c - opening a checkpoint: every file's metadata, one table of names.
  *
- * An index is a hint, the shards are the truth: both are compared, and what an index promises must be there. Files are
- * read in the order of their names; with many of them no descriptor is held between reads. */
+ * An index is a hint, the shards are the truth: both are compared, and what an index promises must
+ * be there. Files are read in the order of their names; with many of them no descriptor is held
+ * between reads. */
 #include "checkpoint/checkpoint.h"
 
 #define FILES_HELD_OPEN 64
 
-/* ---- files -------------------------------------------------------------------------------------------- */
+/* ---- files
+ * -------------------------------------------------------------------------------------------- */
 static heft_status open_file(heft_checkpoint *ckpt, size_t i, const char *name, heft_error *err)
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
@@ -35,7 +37,8 @@ static heft_status open_file(heft_checkpoint *ckpt, size_t i, const char *name, 
     return heft__add_path(status, err, path);
 }
 
-static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count, heft_error *err)
+static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count,
+                              heft_error *err)
 {
     ckpt->files = heft__arena_array(&ckpt->arena, count, sizeof *ckpt->files);
     if (!ckpt->files) {
@@ -55,9 +58,10 @@ static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, s
     return status;
 }
 
-/* ---- the table of names -------------------------------------------------------------------------------- */
-static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor, size_t at,
-                              heft_error *err)
+/* ---- the table of names
+ * -------------------------------------------------------------------------------- */
+static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
+                              size_t at, heft_error *err)
 {
     const heft__checkpoint_file *slot = &ckpt->files[file];
     size_t found;
@@ -66,8 +70,8 @@ static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__fi
         return heft__fail_nomem(err, strlen(tensor->name));
     }
     if (found != HEFT__MAP_NONE) {
-        heft_status status = heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "is in '%.100s' too",
-                                           ckpt->infos[found].file);
+        heft_status status = heft__fail_at(err, HEFT_FORMAT, tensor->item_offset,
+                                           "is in '%.100s' too", ckpt->infos[found].file);
         heft__add_item(status, err, tensor->name);
         return heft__add_path(status, err, slot->info.path);
     }
@@ -104,7 +108,8 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
             status = add_tensor(ckpt, f, &file->tensors[i], at++, err);
         }
         for (size_t i = 0; i < file->warnings.count && status == HEFT_OK; i++) {
-            if (!heft__warn(&ckpt->warnings, "%s: %s", ckpt->files[f].info.name, file->warnings.lines[i])) {
+            if (!heft__warn(&ckpt->warnings, "%s: %s", ckpt->files[f].info.name,
+                            file->warnings.lines[i])) {
                 status = heft__fail_nomem(err, 0);
             }
         }
@@ -112,7 +117,8 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
     return status;
 }
 
-/* Sum of the storages' bytes as far as tensors use them; tensors that show the same bytes count once. */
+/* Sum of the storages' bytes as far as tensors use them; tensors that show the same bytes count
+ * once. */
 static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
 {
     size_t *first = NULL;
@@ -127,21 +133,26 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
     return status;
 }
 
-/* ---- aliases ------------------------------------------------------------------------------------------------ */
-/* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ. */
+/* ---- aliases
+ * ------------------------------------------------------------------------------------------------
+ */
+/* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ.
+ */
 static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
 {
     const heft__file_tensor *left = ckpt->entries[a], *right = ckpt->entries[b];
-    if (left->dtype != right->dtype || left->start != right->start || left->size_bytes != right->size_bytes ||
-        left->conj != right->conj || left->neg != right->neg || !left->strides != !right->strides) {
+    if (left->dtype != right->dtype || left->start != right->start ||
+        left->size_bytes != right->size_bytes || left->conj != right->conj ||
+        left->neg != right->neg || !left->strides != !right->strides) {
         return false;
     }
-    return !left->strides || (heft__shape_equal(left->shape, left->rank, right->shape, right->rank) &&
-                              memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0);
+    return !left->strides ||
+           (heft__shape_equal(left->shape, left->rank, right->shape, right->rank) &&
+            memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0);
 }
 
-/* What tells one view of a storage from another, as plain bytes: a hostile file may hold very many views of one storage,
- * so they are found by hash and not by walking. */
+/* What tells one view of a storage from another, as plain bytes: a hostile file may hold very many
+ * views of one storage, so they are found by hash and not by walking. */
 struct view_key {
     uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
 };
@@ -151,7 +162,8 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
     heft__map seen;
     size_t *result = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *result);
     struct view_key *keys = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *keys);
-    heft_status status = result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *keys);
+    heft_status status =
+        result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *keys);
     heft__map_init(&seen, ckpt->ctx);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
         const heft__file_tensor *entry = ckpt->entries[i];
@@ -179,7 +191,8 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
     return status;
 }
 
-/* ---- index against shards --------------------------------------------------------------------------------------- */
+/* ---- index against shards
+ * --------------------------------------------------------------------------------------- */
 static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *index, bool *listed,
                                 heft_error *err)
 {
@@ -189,11 +202,13 @@ static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *
         if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
             heft_status status =
                 at == HEFT__MAP_NONE
-                    ? heft__fail_at(err, HEFT_FORMAT, entry->offset, "not found in '%.100s', where the index has it",
+                    ? heft__fail_at(err, HEFT_FORMAT, entry->offset,
+                                    "not found in '%.100s', where the index has it",
                                     index->files[entry->file])
-                    : heft__fail_at(err, HEFT_FORMAT, entry->offset,
-                                    "not found in '%.100s', where the index has it, but in '%.100s'",
-                                    index->files[entry->file], ckpt->infos[at].file);
+                    : heft__fail_at(
+                          err, HEFT_FORMAT, entry->offset,
+                          "not found in '%.100s', where the index has it, but in '%.100s'",
+                          index->files[entry->file], ckpt->infos[at].file);
             return heft__add_item(status, err, entry->name);
         }
         listed[at] = true;
@@ -212,19 +227,21 @@ static heft_status check_unlisted(heft_checkpoint *ckpt, const bool *listed, hef
     return HEFT_OK;
 }
 
-static heft_status check_total(heft_checkpoint *ckpt, const heft__shard_index *index, heft_error *err)
+static heft_status check_total(heft_checkpoint *ckpt, const heft__shard_index *index,
+                               heft_error *err)
 {
     double said;
     const heft__json_value *total = heft__json_member(index->metadata, "total_size");
     if (total && heft__json_as_double(total, &said) && said != (double)ckpt->total_bytes &&
-        !heft__warn(&ckpt->warnings, "the index says total_size %s, the tensors have %llu bytes", total->text,
-                    (unsigned long long)ckpt->total_bytes)) {
+        !heft__warn(&ckpt->warnings, "the index says total_size %s, the tensors have %llu bytes",
+                    total->text, (unsigned long long)ckpt->total_bytes)) {
         return heft__fail_nomem(err, 0);
     }
     return HEFT_OK;
 }
 
-static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *index, heft_error *err)
+static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *index,
+                               heft_error *err)
 {
     bool *listed = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *listed);
     heft_status status =
@@ -240,7 +257,8 @@ static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *i
 }
 
 /* A shard that is missing is blamed on the index, with one tensor that needs it. */
-static heft_status check_present(heft_checkpoint *ckpt, const heft__shard_index *index, heft_error *err)
+static heft_status check_present(heft_checkpoint *ckpt, const heft__shard_index *index,
+                                 heft_error *err)
 {
     for (size_t f = 0; f < index->file_count; f++) {
         const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, index->files[f]);
@@ -309,8 +327,9 @@ static heft_status open_single(heft_checkpoint *ckpt, heft_error *err)
     return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
 }
 
-heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path, const heft_checkpoint_options *options,
-                                 heft_checkpoint **out, heft_error *err)
+heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
+                                 const heft_checkpoint_options *options, heft_checkpoint **out,
+                                 heft_error *err)
 {
     const heft_checkpoint_options standard = {0};
     if (!ctx || !path || !out) {
@@ -324,7 +343,8 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path, const heft_che
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
-    heft_status status = heft__resolve(&ckpt->arena, path, options ? options : &standard, &ckpt->where, err);
+    heft_status status =
+        heft__resolve(&ckpt->arena, path, options ? options : &standard, &ckpt->where, err);
     if (status == HEFT_OK) {
         status = ckpt->where.index ? open_index(ckpt, err) : open_single(ckpt, err);
     }

@@ -2,14 +2,15 @@
 #include "checkpoint/checkpoint.h"
 
 static const char *const format_names[] = {
-    [HEFT_FORMAT_AUTO] = "auto",          [HEFT_FORMAT_SAFETENSORS] = "safetensors",
-    [HEFT_FORMAT_TORCH] = "bin",          [HEFT_FORMAT_TORCH_LEGACY] = "legacy",
+    [HEFT_FORMAT_AUTO] = "auto",     [HEFT_FORMAT_SAFETENSORS] = "safetensors",
+    [HEFT_FORMAT_TORCH] = "bin",     [HEFT_FORMAT_TORCH_LEGACY] = "legacy",
     [HEFT_FORMAT_TORCH_TAR] = "tar",
 };
 
 const char *heft_format_name(heft_format format)
 {
-    return (size_t)format < sizeof format_names / sizeof format_names[0] ? format_names[format] : "auto";
+    return (size_t)format < sizeof format_names / sizeof format_names[0] ? format_names[format]
+                                                                         : "auto";
 }
 
 size_t heft_checkpoint_count(const heft_checkpoint *ckpt)
@@ -90,8 +91,8 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
                                  heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu", i,
-                          ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
+                          i, ckpt->count);
     }
     uint64_t needed = ckpt->infos[i].size_bytes;
     if (cap < needed) {
@@ -110,13 +111,15 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
     return blame(ckpt, i, status, err);
 }
 
-/* ---- mapping ----------------------------------------------------------------------------------------- */
+/* ---- mapping
+ * ----------------------------------------------------------------------------------------- */
 static void release_source(void *user)
 {
     heft__source_unref(user);
 }
 
-static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor **out, heft_error *err)
+static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
+                             heft_error *err)
 {
     const heft__file *file = heft__file_of(ckpt, i);
     const heft__file_tensor *entry = ckpt->entries[i];
@@ -133,14 +136,15 @@ static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor 
         }
     }
     if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, entry->dtype, entry->shape, entry->rank, entry->strides,
-                                  storage, entry->start, true, out, err);
+        status = heft__tensor_new(ckpt->ctx, entry->dtype, entry->shape, entry->rank,
+                                  entry->strides, storage, entry->start, true, out, err);
     }
     heft_storage_unref(storage);
     return status;
 }
 
-static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tensor **out, heft_error *err)
+static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
+                                heft_error *err)
 {
     const heft_tensor_info *info = &ckpt->infos[i];
     heft_storage *storage = NULL;
@@ -149,18 +153,19 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
         status = heft_checkpoint_read(ckpt, i, heft_storage_data(storage), info->size_bytes, err);
     }
     if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, info->dtype, info->shape, info->rank, NULL, storage, 0, false,
-                                  out, err);
+        status = heft__tensor_new(ckpt->ctx, info->dtype, info->shape, info->rank, NULL, storage, 0,
+                                  false, out, err);
     }
     heft_storage_unref(storage);
     return status;
 }
 
-heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_tensor **out, heft_error *err)
+heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
+                                heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu", i,
-                          ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
+                          i, ckpt->count);
     }
     bool mappable = heft__tensor_is_mappable(heft__file_of(ckpt, i), ckpt->entries[i]);
     heft_status status = mappable ? map_plain(ckpt, i, out, err) : copy_to_heap(ckpt, i, out, err);

@@ -3,8 +3,8 @@
  *   model[.V].safetensors   model.safetensors.index[.V].json   model[.V]-00001-of-00003.safetensors
  *   pytorch_model[.V].bin   pytorch_model.bin.index[.V].json   pytorch_model[.V]-00001-of-00003.bin
  *
- * In a folder the first of the four entry points wins, safetensors before .bin, single before index, as in the reference.
- * Source: docs/sharding.md [1]. */
+ * In a folder the first of the four entry points wins, safetensors before .bin, single before
+ * index, as in the reference. Source: docs/sharding.md [1]. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>
@@ -28,7 +28,8 @@ static bool is_given(const char *text)
 const char *heft__weights_stem(heft__arena *arena, heft_format format, const char *variant)
 {
     bool given = is_given(variant);
-    return heft__arena_format(arena, "%s%s%s", stem_of(format), given ? "." : "", given ? variant : "");
+    return heft__arena_format(arena, "%s%s%s", stem_of(format), given ? "." : "",
+                              given ? variant : "");
 }
 
 const char *heft__weights_single(heft__arena *arena, heft_format format, const char *variant)
@@ -44,11 +45,12 @@ const char *heft__weights_index(heft__arena *arena, heft_format format, const ch
                               given ? "." : "", given ? variant : "");
 }
 
-const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant, size_t number,
-                                size_t count)
+const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant,
+                                size_t number, size_t count)
 {
     const char *stem = heft__weights_stem(arena, format, variant);
-    return stem ? heft__arena_format(arena, "%s-%05zu-of-%05zu.%s", stem, number, count, extension_of(format))
+    return stem ? heft__arena_format(arena, "%s-%05zu-of-%05zu.%s", stem, number, count,
+                                     extension_of(format))
                 : NULL;
 }
 
@@ -80,7 +82,8 @@ bool heft__is_shard_name(const char *name, heft_format format, const char *varia
     return p && *p == '.' && strcmp(p + 1, extension_of(format)) == 0;
 }
 
-/* ---- a folder ---------------------------------------------------------------------------------------- */
+/* ---- a folder
+ * ---------------------------------------------------------------------------------------- */
 static bool is_there(heft__arena *arena, const char *folder, const char *name)
 {
     const char *path = name ? heft__path_join(arena, folder, name) : NULL;
@@ -90,11 +93,11 @@ static bool is_there(heft__arena *arena, const char *folder, const char *name)
 static heft_status nothing_found(const heft__resolved *out, const char *variant, heft_error *err)
 {
     bool given = is_given(variant);
-    heft_status status =
-        heft__fail(err, HEFT_NOT_FOUND,
-                   "no weights here: neither model%s%s.safetensors nor pytorch_model%s%s.bin, nor an index of "
-                   "either",
-                   given ? "." : "", given ? variant : "", given ? "." : "", given ? variant : "");
+    heft_status status = heft__fail(
+        err, HEFT_NOT_FOUND,
+        "no weights here: neither model%s%s.safetensors nor pytorch_model%s%s.bin, nor an index of "
+        "either",
+        given ? "." : "", given ? variant : "", given ? "." : "", given ? variant : "");
     return heft__add_path(status, err, out->folder);
 }
 
@@ -133,8 +136,9 @@ static bool ends_with(const char *text, const char *end)
     return length >= tail && strcmp(text + length - tail, end) == 0;
 }
 
-heft_status heft__resolve(heft__arena *arena, const char *path, const heft_checkpoint_options *options,
-                          heft__resolved *out, heft_error *err)
+heft_status heft__resolve(heft__arena *arena, const char *path,
+                          const heft_checkpoint_options *options, heft__resolved *out,
+                          heft_error *err)
 {
     heft__resolved found = {0};
     const char *at = path;
@@ -149,7 +153,8 @@ heft_status heft__resolve(heft__arena *arena, const char *path, const heft_check
         status = heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
     } else if (heft__path_is_folder(at)) {
         found.folder = heft__arena_text(arena, at, strlen(at));
-        status = found.folder ? resolve_folder(arena, options, &found, err) : heft__fail_nomem(err, 0);
+        status =
+            found.folder ? resolve_folder(arena, options, &found, err) : heft__fail_nomem(err, 0);
     } else {
         const char *base = heft__path_base(at);
         size_t length = (size_t)(base - at);

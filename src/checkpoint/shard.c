@@ -1,20 +1,20 @@
 /* shard.c - the greedy rule that cuts tensors into shards, as the reference has had it since 4.42.
  *
- * In order, for each tensor: a storage seen before waits; one larger than the limit is a finished shard at once, while
- * the current shard stays open (so it gets a lower number than tensors before it); one that would pass the limit begins a
- * new shard; what fits exactly stays. At the end each waiting alias joins the shard of its storage.
- * Source: docs/sharding.md [2]. */
+ * In order, for each tensor: a storage seen before waits; one larger than the limit is a finished
+ * shard at once, while the current shard stays open (so it gets a lower number than tensors before
+ * it); one that would pass the limit begins a new shard; what fits exactly stays. At the end each
+ * waiting alias joins the shard of its storage. Source: docs/sharding.md [2]. */
 #include "checkpoint/checkpoint.h"
 
 struct cutter {
     heft__shard_plan *plan;
-    size_t finished;      /* shards with a number */
-    uint64_t current;     /* bytes in the open shard */
-    size_t open_from;     /* tensors in the open shard have this mark until it is finished */
+    size_t finished;  /* shards with a number */
+    uint64_t current; /* bytes in the open shard */
+    size_t open_from; /* tensors in the open shard have this mark until it is finished */
     bool open;
 };
 
-#define WAITING SIZE_MAX      /* in the open shard, which has no number yet */
+#define WAITING SIZE_MAX     /* in the open shard, which has no number yet */
 #define ALIAS (SIZE_MAX - 1) /* its storage was seen before */
 
 /* Give the open shard its number. */
@@ -33,8 +33,8 @@ static void finish(struct cutter *cut, size_t upto)
     cut->open_from = upto;
 }
 
-static heft_status cut_one(struct cutter *cut, const heft__out_tensor *tensor, size_t i, uint64_t max_bytes,
-                           heft_error *err)
+static heft_status cut_one(struct cutter *cut, const heft__out_tensor *tensor, size_t i,
+                           uint64_t max_bytes, heft_error *err)
 {
     const uint64_t bytes = tensor->size_bytes;
     if (!heft__add_u64(cut->plan->total_size, bytes, &cut->plan->total_size)) {
@@ -64,7 +64,8 @@ heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors
     max_bytes = max_bytes > INT64_MAX ? INT64_MAX : max_bytes; /* sums of two stay below 2^64 */
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         size_t first;
-        if (!heft__map_put(&seen, (const char *)&tensors[i].storage, sizeof tensors[i].storage, i, &first)) {
+        if (!heft__map_put(&seen, (const char *)&tensors[i].storage, sizeof tensors[i].storage, i,
+                           &first)) {
             status = heft__fail_nomem(err, 0);
         } else if (first != HEFT__MAP_NONE) {
             plan.shard[i] = ALIAS;

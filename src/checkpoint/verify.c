@@ -1,8 +1,8 @@
 /* verify.c - is a checkpoint whole and sound?
  *
- * Where opening stops at the first fault, verifying goes on and lists them: every file for itself, the index against the
- * files both ways, sizes, what lies beside them, and with `deep` every byte (CRC, NaN, infinities) and the manifest.
- * Source: docs/commands/verify.md. */
+ * Where opening stops at the first fault, verifying goes on and lists them: every file for itself,
+ * the index against the files both ways, sizes, what lies beside them, and with `deep` every byte
+ * (CRC, NaN, infinities) and the manifest. Source: docs/commands/verify.md. */
 #include "checkpoint/checkpoint.h"
 
 #include "checkpoint/manifest.h"
@@ -45,7 +45,8 @@ void heft_verify_report_free(heft_verify_report *report)
     }
 }
 
-/* ---- problems ---------------------------------------------------------------------------------------- */
+/* ---- problems
+ * ---------------------------------------------------------------------------------------- */
 static heft_status add_problem(struct inspection *v, const heft_problem *problem, heft_error *err)
 {
     heft_problem copy = *problem;
@@ -57,14 +58,16 @@ static heft_status add_problem(struct inspection *v, const heft_problem *problem
             return heft__fail_nomem(err, strlen(text));
         }
     }
-    if (!heft__array_reserve(v->ctx, (void **)&v->problems, v->problem_count, &v->problem_cap, sizeof copy)) {
+    if (!heft__array_reserve(v->ctx, (void **)&v->problems, v->problem_count, &v->problem_cap,
+                             sizeof copy)) {
         return heft__fail_nomem(err, sizeof copy);
     }
     v->problems[v->problem_count++] = copy;
     return HEFT_OK;
 }
 
-/* An error of the library as a problem of the checkpoint; what is no fault of the checkpoint stays an error. */
+/* An error of the library as a problem of the checkpoint; what is no fault of the checkpoint stays
+ * an error. */
 static heft_status add_failure(struct inspection *v, const char *kind, const char *file,
                                const heft_error *failure, heft_error *err)
 {
@@ -84,8 +87,8 @@ static heft_status add_failure(struct inspection *v, const char *kind, const cha
     return add_problem(v, &problem, err);
 }
 
-static heft_status add_text(struct inspection *v, const char *kind, const char *file, const char *tensor,
-                            bool fatal, const char *message, heft_error *err)
+static heft_status add_text(struct inspection *v, const char *kind, const char *file,
+                            const char *tensor, bool fatal, const char *message, heft_error *err)
 {
     heft_problem problem = {.kind = kind,
                             .file = file,
@@ -96,7 +99,8 @@ static heft_status add_text(struct inspection *v, const char *kind, const char *
     return message ? add_problem(v, &problem, err) : heft__fail_nomem(err, 0);
 }
 
-/* ---- files ---------------------------------------------------------------------------------------------- */
+/* ---- files
+ * ---------------------------------------------------------------------------------------------- */
 static heft_status open_one(struct inspection *v, size_t i, heft_error *err)
 {
     heft__source *source = NULL;
@@ -131,14 +135,16 @@ static heft_status open_all(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- names ---------------------------------------------------------------------------------------------- */
+/* ---- names
+ * ---------------------------------------------------------------------------------------------- */
 struct place {
     size_t file;
     bool listed;
 };
 
 /* Every tensor of every file into one map; one that is in two files is a problem. */
-static heft_status gather_names(struct inspection *v, heft__map *map, struct place *places, heft_error *err)
+static heft_status gather_names(struct inspection *v, heft__map *map, struct place *places,
+                                heft_error *err)
 {
     size_t at = 0;
     heft_status status = HEFT_OK;
@@ -150,9 +156,10 @@ static heft_status gather_names(struct inspection *v, heft__map *map, struct pla
                 return heft__fail_nomem(err, 0);
             }
             if (found != HEFT__MAP_NONE) {
-                status = add_text(v, "duplicate_tensor", v->names[f], name, true,
-                                  heft__arena_format(v->arena, "is in '%s' too", v->names[places[found].file]),
-                                  err);
+                status = add_text(
+                    v, "duplicate_tensor", v->names[f], name, true,
+                    heft__arena_format(v->arena, "is in '%s' too", v->names[places[found].file]),
+                    err);
             }
             places[at++] = (struct place){.file = f};
         }
@@ -176,34 +183,39 @@ static heft_status compare_index(struct inspection *v, const heft__map *map, str
         if (at != HEFT__MAP_NONE) {
             places[at].listed = true;
             if (places[at].file != entry->file) {
-                problem.message = heft__arena_format(v->arena, "the index has it in '%s', it is in '%s'", wanted,
-                                                     v->names[places[at].file]);
+                problem.message =
+                    heft__arena_format(v->arena, "the index has it in '%s', it is in '%s'", wanted,
+                                       v->names[places[at].file]);
                 status = add_problem(v, &problem, err);
             }
         } else if (v->files[entry->file]) { /* else the file itself is the problem */
-            problem.message = heft__arena_format(v->arena, "the index has it in '%s', it is not there", wanted);
+            problem.message =
+                heft__arena_format(v->arena, "the index has it in '%s', it is not there", wanted);
             status = add_problem(v, &problem, err);
         }
     }
     return status;
 }
 
-static heft_status compare_unlisted(struct inspection *v, const struct place *places, heft_error *err)
+static heft_status compare_unlisted(struct inspection *v, const struct place *places,
+                                    heft_error *err)
 {
     size_t at = 0;
     heft_status status = HEFT_OK;
     for (size_t f = 0; f < v->count; f++) {
-        for (size_t i = 0; v->files[f] && i < v->files[f]->tensor_count && status == HEFT_OK; i++, at++) {
+        for (size_t i = 0; v->files[f] && i < v->files[f]->tensor_count && status == HEFT_OK;
+             i++, at++) {
             if (!places[at].listed) {
-                status = add_text(v, "not_in_index", v->names[f], v->files[f]->tensors[i].name, true,
-                                  "the index does not have it", err);
+                status = add_text(v, "not_in_index", v->names[f], v->files[f]->tensors[i].name,
+                                  true, "the index does not have it", err);
             }
         }
     }
     return status;
 }
 
-/* metadata.total_size against the storages, each once. Without every file there is nothing to compare. */
+/* metadata.total_size against the storages, each once. Without every file there is nothing to
+ * compare. */
 static heft_status compare_total(struct inspection *v, const char *path, heft_error *err)
 {
     double said;
@@ -216,10 +228,11 @@ static heft_status compare_total(struct inspection *v, const char *path, heft_er
     heft_status status = HEFT_OK;
     unsigned long long bytes = heft_checkpoint_total_bytes(ckpt);
     if (said != (double)bytes) {
-        status = add_text(v, "total_size", v->where.index, "", true,
-                          heft__arena_format(v->arena, "total_size is %s, the tensors have %llu bytes",
-                                             total->text, bytes),
-                          err);
+        status =
+            add_text(v, "total_size", v->where.index, "", true,
+                     heft__arena_format(v->arena, "total_size is %s, the tensors have %llu bytes",
+                                        total->text, bytes),
+                     err);
     }
     heft_checkpoint_close(ckpt);
     return status;
@@ -249,7 +262,8 @@ static heft_status check_names(struct inspection *v, const char *path, heft_erro
     return status;
 }
 
-/* ---- what lies beside --------------------------------------------------------------------------------------- */
+/* ---- what lies beside
+ * --------------------------------------------------------------------------------------- */
 static bool is_used(const struct inspection *v, const char *name)
 {
     for (size_t i = 0; i < v->count; i++) {
@@ -271,18 +285,21 @@ static heft_status check_beside(struct inspection *v, heft_error *err)
         bool shard = heft__is_shard_name(name, HEFT_FORMAT_SAFETENSORS, variant) ||
                      heft__is_shard_name(name, HEFT_FORMAT_TORCH, variant);
         if (shard && !is_used(v, name)) {
-            status = add_text(v, "stale_file", name, "", false, "a shard that this checkpoint does not use", err);
+            status = add_text(v, "stale_file", name, "", false,
+                              "a shard that this checkpoint does not use", err);
         } else if (strstr(name, ".heft-tmp-")) {
-            status = add_text(v, "stale_file", name, "", false, "left by a save that did not end", err);
+            status =
+                add_text(v, "stale_file", name, "", false, "left by a save that did not end", err);
         }
     }
     if (folder) {
         closedir(folder);
     }
     if (status == HEFT_OK && v->where.shadowed) {
-        status = add_text(v, "shadowed_index", v->where.shadowed, "", true,
-                          heft__arena_format(v->arena, "'%s' wins over it: one of them is stale", v->where.file),
-                          err);
+        status = add_text(
+            v, "shadowed_index", v->where.shadowed, "", true,
+            heft__arena_format(v->arena, "'%s' wins over it: one of them is stale", v->where.file),
+            err);
     }
     return status;
 }
@@ -299,34 +316,41 @@ static heft_status check_config(struct inspection *v, heft_error *err)
     const char *path = heft__path_join(&arena, v->where.folder, "config.json");
     heft_status status = HEFT_OK;
     if (path && heft__path_exists(path)) {
-        status = heft__read_file(&arena, path, heft__limits(v->ctx)->config_bytes, &text, &length, &failure);
+        status = heft__read_file(&arena, path, heft__limits(v->ctx)->config_bytes, &text, &length,
+                                 &failure);
         if (status == HEFT_OK) {
-            status = heft__json_parse(&arena, text, length, heft__limits(v->ctx)->json_depth, &root, &failure);
+            status = heft__json_parse(&arena, text, length, heft__limits(v->ctx)->json_depth, &root,
+                                      &failure);
         }
         if (status == HEFT_OK && root->type != HEFT__JSON_TYPE_OBJECT) {
             status = heft__fail_at(&failure, HEFT_FORMAT, root->offset, "is not a JSON object");
         }
-        status = status == HEFT_OK ? HEFT_OK : add_failure(v, "config", "config.json", &failure, err);
+        status =
+            status == HEFT_OK ? HEFT_OK : add_failure(v, "config", "config.json", &failure, err);
     }
     heft__arena_fini(&arena);
     return status;
 }
 
-/* ---- deep --------------------------------------------------------------------------------------------------- */
-/* How infinities and NaN look: all bits of the exponent set. E4M3FN has no infinity, and one pattern of NaN. */
+/* ---- deep
+ * ---------------------------------------------------------------------------------------------------
+ */
+/* How infinities and NaN look: all bits of the exponent set. E4M3FN has no infinity, and one
+ * pattern of NaN. */
 static const struct {
     heft_dtype dtype;
     uint64_t exponent, mantissa;
 } floats[] = {
-    {HEFT_DTYPE_F64,        0x7FF0000000000000, 0x000FFFFFFFFFFFFF},
-    {HEFT_DTYPE_F32,        0x7F800000,         0x007FFFFF        },
-    {HEFT_DTYPE_F16,        0x7C00,             0x03FF            },
-    {HEFT_DTYPE_BF16,       0x7F80,             0x007F            },
-    {HEFT_DTYPE_F8_E5M2,    0x7C,               0x03              },
-    {HEFT_DTYPE_F8_E4M3FN,  0x7F,               0x7F              },
+    {HEFT_DTYPE_F64,       0x7FF0000000000000, 0x000FFFFFFFFFFFFF},
+    {HEFT_DTYPE_F32,       0x7F800000,         0x007FFFFF        },
+    {HEFT_DTYPE_F16,       0x7C00,             0x03FF            },
+    {HEFT_DTYPE_BF16,      0x7F80,             0x007F            },
+    {HEFT_DTYPE_F8_E5M2,   0x7C,               0x03              },
+    {HEFT_DTYPE_F8_E4M3FN, 0x7F,               0x7F              },
 };
 
-static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uint64_t *nans, uint64_t *infinities)
+static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uint64_t *nans,
+                      uint64_t *infinities)
 {
     const size_t width = heft_dtype_bits(dtype) / 8;
     for (size_t k = 0; k < sizeof floats / sizeof floats[0]; k++) {
@@ -343,7 +367,8 @@ static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uin
     }
 }
 
-static heft_status read_tensor(struct inspection *v, size_t f, const heft__file_tensor *tensor, heft_error *err)
+static heft_status read_tensor(struct inspection *v, size_t f, const heft__file_tensor *tensor,
+                               heft_error *err)
 {
     heft__tensor_reader *reader = NULL;
     heft_error failure = {0};
@@ -353,7 +378,8 @@ static heft_status read_tensor(struct inspection *v, size_t f, const heft__file_
     while (status == HEFT_OK && piece > 0) {
         status = heft__tell_progress(v->ctx, "verifying", v->done_bytes, v->total_bytes, &failure);
         if (status == HEFT_OK) {
-            status = heft__tensor_reader_next(reader, v->scratch, v->scratch_bytes, &piece, &failure);
+            status =
+                heft__tensor_reader_next(reader, v->scratch, v->scratch_bytes, &piece, &failure);
         }
         if (status == HEFT_OK) {
             count_odd(tensor->dtype, v->scratch, piece, &nans, &infinities);
@@ -366,10 +392,11 @@ static heft_status read_tensor(struct inspection *v, size_t f, const heft__file_
         return add_failure(v, "unreadable", v->names[f], &failure, err);
     }
     if (nans || infinities) {
-        status = add_text(v, nans ? "nan" : "infinity", v->names[f], tensor->name, true,
-                          heft__arena_format(v->arena, "holds %llu NaN and %llu infinities",
-                                             (unsigned long long)nans, (unsigned long long)infinities),
-                          err);
+        status =
+            add_text(v, nans ? "nan" : "infinity", v->names[f], tensor->name, true,
+                     heft__arena_format(v->arena, "holds %llu NaN and %llu infinities",
+                                        (unsigned long long)nans, (unsigned long long)infinities),
+                     err);
     }
     return status;
 }
@@ -385,14 +412,19 @@ static heft_status check_crcs(struct inspection *v, size_t f, heft_error *err)
         if (!run->has_crc) {
             continue;
         }
-        heft_status read = heft__storage_check_crc(v->ctx, v->files[f], i, v->scratch, v->scratch_bytes, &checked,
-                                                   &equal, &found, &failure);
+        heft_status read =
+            heft__storage_check_crc(v->ctx, v->files[f], i, v->scratch, v->scratch_bytes, &checked,
+                                    &equal, &found, &failure);
         if (read != HEFT_OK) {
             status = add_failure(v, "unreadable", v->names[f], &failure, err);
         } else if (checked && !equal) {
-            heft_problem problem = {.kind = "crc", .file = v->names[f], .tensor = run->record, .offset = run->offset,
+            heft_problem problem = {.kind = "crc",
+                                    .file = v->names[f],
+                                    .tensor = run->record,
+                                    .offset = run->offset,
                                     .fatal = true};
-            problem.message = heft__arena_format(v->arena, "crc32 is 0x%08x, the file says 0x%08x", found, run->crc);
+            problem.message = heft__arena_format(v->arena, "crc32 is 0x%08x, the file says 0x%08x",
+                                                 found, run->crc);
             status = add_problem(v, &problem, err);
         }
     }
@@ -415,8 +447,11 @@ static heft_status check_bytes(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- manifest -------------------------------------------------------------------------------------------------- */
-static heft_status report_difference(void *user, const char *file, const char *message, heft_error *err)
+/* ---- manifest
+ * --------------------------------------------------------------------------------------------------
+ */
+static heft_status report_difference(void *user, const char *file, const char *message,
+                                     heft_error *err)
 {
     return add_text(user, "manifest", file, "", true, message, err);
 }
@@ -430,8 +465,8 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
                                         v->scratch_bytes, report_difference, v, &failure);
     }
     if (status == HEFT_OK && v->options->write_manifest) {
-        status = heft__manifest_write(v->ctx, v->options->write_manifest, v->where.folder, v->names, v->count,
-                                      v->scratch, v->scratch_bytes, &failure);
+        status = heft__manifest_write(v->ctx, v->options->write_manifest, v->where.folder, v->names,
+                                      v->count, v->scratch, v->scratch_bytes, &failure);
     }
     if (status != HEFT_OK && err) {
         *err = failure;
@@ -439,7 +474,9 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- all of it -------------------------------------------------------------------------------------------------- */
+/* ---- all of it
+ * --------------------------------------------------------------------------------------------------
+ */
 static heft_status list_files(struct inspection *v, heft_error *err)
 {
     heft_error failure = {0};
@@ -475,7 +512,8 @@ static heft_status inspect(struct inspection *v, const char *path, heft_error *e
     if (status == HEFT_OK) {
         status = check_config(v, err);
     }
-    if (status == HEFT_OK && (v->options->deep || v->options->manifest || v->options->write_manifest)) {
+    if (status == HEFT_OK &&
+        (v->options->deep || v->options->manifest || v->options->write_manifest)) {
         v->scratch_bytes = HEFT__PIECE_BYTES;
         v->scratch = heft__alloc(v->ctx, v->scratch_bytes);
         status = v->scratch ? HEFT_OK : heft__fail_nomem(err, v->scratch_bytes);
@@ -504,8 +542,9 @@ static heft_status publish(struct inspection *v, heft_error *err)
     return HEFT_OK;
 }
 
-heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path, const heft_verify_options *options,
-                                   heft_verify_report **report, heft_error *err)
+heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
+                                   const heft_verify_options *options, heft_verify_report **report,
+                                   heft_error *err)
 {
     const heft_verify_options standard = {0};
     if (!ctx || !path || !report) {

@@ -1,8 +1,8 @@
-/* write.c - writing a folder: side files, weights in shards, the index last; and taking away what would win over them.
+/* write.c - writing a folder: side files, weights in shards, the index last; and taking away what
+ * would win over them.
  *
- * All of it goes through one folder writer, so the destination changes at commit or not at all. The staging buffer is the
- * only memory that grows with nothing.
- * Source: docs/sharding.md [3], [4]. */
+ * All of it goes through one folder writer, so the destination changes at commit or not at all. The
+ * staging buffer is the only memory that grows with nothing. Source: docs/sharding.md [3], [4]. */
 #include "checkpoint/checkpoint.h"
 
 struct session {
@@ -37,9 +37,11 @@ void heft_write_report_free(heft_write_report *report)
     }
 }
 
-static const heft__text_pair pt_format = {"format", "pt"}; /* what the reference puts into every file */
+static const heft__text_pair pt_format = {"format",
+                                          "pt"}; /* what the reference puts into every file */
 
-/* ---- names and plan ------------------------------------------------------------------------------------ */
+/* ---- names and plan
+ * ------------------------------------------------------------------------------------ */
 static heft_status name_files(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
@@ -50,8 +52,9 @@ static heft_status name_files(struct session *s, heft_error *err)
         return heft__fail_nomem(err, job->count * sizeof *s->shard);
     }
     for (size_t i = 0; i < count; i++) {
-        s->names[i] = count == 1 ? heft__weights_single(&s->arena, job->format, job->variant)
-                                 : heft__weights_shard(&s->arena, job->format, job->variant, i + 1, count);
+        s->names[i] = count == 1
+                          ? heft__weights_single(&s->arena, job->format, job->variant)
+                          : heft__weights_shard(&s->arena, job->format, job->variant, i + 1, count);
         if (!s->names[i]) {
             return heft__fail_nomem(err, 0);
         }
@@ -81,7 +84,8 @@ static size_t gather(struct session *s, size_t shard)
     return count;
 }
 
-static heft_status measure(struct session *s, size_t shard, size_t count, uint64_t *bytes, heft_error *err)
+static heft_status measure(struct session *s, size_t shard, size_t count, uint64_t *bytes,
+                           heft_error *err)
 {
     if (s->job->format == HEFT_FORMAT_SAFETENSORS) {
         return heft__safetensors_measure(s->ctx, s->shard, count, &pt_format, 1, bytes, err);
@@ -129,7 +133,8 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     return s->index_name && !s->report->index ? heft__fail_nomem(err, 0) : HEFT_OK;
 }
 
-/* ---- what is there already --------------------------------------------------------------------------------- */
+/* ---- what is there already
+ * --------------------------------------------------------------------------------- */
 static bool is_written(const struct session *s, const char *name)
 {
     for (size_t i = 0; i < s->job->side_count; i++) {
@@ -154,8 +159,8 @@ static bool is_weights(struct session *s, const char *name, heft_format format)
            heft__is_shard_name(name, format, s->job->variant);
 }
 
-/* Without force nothing that exists is replaced. With it, weights of an earlier save that are not rewritten go: those of
- * our own format, and the safetensors that would win over a .bin. */
+/* Without force nothing that exists is replaced. With it, weights of an earlier save that are not
+ * rewritten go: those of our own format, and the safetensors that would win over a .bin. */
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
@@ -165,8 +170,10 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
         bool ours = is_weights(s, names[i], s->job->format);
         bool rival = is_weights(s, names[i], HEFT_FORMAT_SAFETENSORS);
         bool written = is_written(s, names[i]);
-        if (!s->job->force && (ours || rival || written || is_weights(s, names[i], HEFT_FORMAT_TORCH))) {
-            status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; --force replaces it", names[i]);
+        if (!s->job->force &&
+            (ours || rival || written || is_weights(s, names[i], HEFT_FORMAT_TORCH))) {
+            status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; --force replaces it",
+                                names[i]);
             heft__add_path(status, err, s->job->dst);
         } else if ((ours || rival) && !written) {
             status = heft__folder_remove(s->folder, names[i], err);
@@ -175,7 +182,9 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
     return status;
 }
 
-/* ---- files ---------------------------------------------------------------------------------------------------- */
+/* ---- files
+ * ----------------------------------------------------------------------------------------------------
+ */
 static heft_status copy_side(struct session *s, const heft__side_file *side, heft_error *err)
 {
     heft__source *source = NULL;
@@ -210,8 +219,8 @@ static heft_status write_sides(struct session *s, heft_error *err)
     return status;
 }
 
-static heft_status read_counted(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
-                                size_t length, heft_error *err)
+static heft_status read_counted(void *user, const heft__out_tensor *tensor, uint64_t first,
+                                void *dst, size_t length, heft_error *err)
 {
     struct session *s = user;
     heft_status status =
@@ -233,14 +242,14 @@ static heft_status write_weights(struct session *s, size_t shard, heft_error *er
         return status;
     }
     if (job->format == HEFT_FORMAT_SAFETENSORS) {
-        status = heft__safetensors_write(s->ctx, s->folder, s->shard, count, &pt_format, 1, read_counted, s,
-                                         s->scratch, s->scratch_bytes, err);
+        status = heft__safetensors_write(s->ctx, s->folder, s->shard, count, &pt_format, 1,
+                                         read_counted, s, s->scratch, s->scratch_bytes, err);
     } else {
         const char *stem = stem_of_file(&s->arena, name);
         status = !stem ? heft__fail_nomem(err, 0)
-                       : heft__torch_zip_write(s->ctx, s->folder, stem, s->shard, count, job->modules,
-                                               job->module_count, read_counted, s, s->scratch,
-                                               s->scratch_bytes, err);
+                       : heft__torch_zip_write(s->ctx, s->folder, stem, s->shard, count,
+                                               job->modules, job->module_count, read_counted, s,
+                                               s->scratch, s->scratch_bytes, err);
     }
     return status == HEFT_OK ? heft__folder_file_end(s->folder, err) : status;
 }
@@ -252,10 +261,12 @@ static heft_status write_index(struct session *s, heft_error *err)
     const char **files = heft__arena_array(&s->arena, job->count, sizeof *files);
     heft__json_value *metadata = heft__json_new_object(&s->arena);
     char *total = heft__arena_format(&s->arena, "%llu", (unsigned long long)s->plan.total_size);
-    char *elements = heft__arena_format(&s->arena, "%llu", (unsigned long long)job->total_parameters);
+    char *elements =
+        heft__arena_format(&s->arena, "%llu", (unsigned long long)job->total_parameters);
     heft__buffer text;
     if (!names || !files || !metadata || !total || !elements ||
-        !heft__json_set(&s->arena, metadata, "total_size", heft__json_new_number(&s->arena, total)) ||
+        !heft__json_set(&s->arena, metadata, "total_size",
+                        heft__json_new_number(&s->arena, total)) ||
         (job->total_parameters && !heft__json_set(&s->arena, metadata, "total_parameters",
                                                   heft__json_new_number(&s->arena, elements)))) {
         return heft__fail_nomem(err, job->count * sizeof *names);
@@ -305,7 +316,8 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
         status = write_index(s, err);
     }
     if (status == HEFT_OK) {
-        status = heft__tell_progress(s->ctx, "writing", s->plan.total_size, s->plan.total_size, err);
+        status =
+            heft__tell_progress(s->ctx, "writing", s->plan.total_size, s->plan.total_size, err);
     }
     return status == HEFT_OK ? heft__folder_commit(s->folder, err) : status;
 }
@@ -322,11 +334,12 @@ static heft_status report_new(struct session *s, heft_error *err)
     return HEFT_OK;
 }
 
-heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job, heft_write_report **report,
-                                   heft_error *err)
+heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
+                                   heft_write_report **report, heft_error *err)
 {
     struct session s = {.ctx = ctx, .job = job};
-    uint64_t needed = 0, limit = job->max_shard_bytes ? job->max_shard_bytes : HEFT__SHARD_BYTES_STANDARD;
+    uint64_t needed = 0,
+             limit = job->max_shard_bytes ? job->max_shard_bytes : HEFT__SHARD_BYTES_STANDARD;
     heft__arena_init(&s.arena, ctx);
     heft_status status = heft__shard_plan_make(ctx, job->tensors, job->count, limit, &s.plan, err);
     if (status == HEFT_OK) {

@@ -1,6 +1,7 @@
 /* crc.c - CRC-32 as zip uses it: polynomial 0xEDB88320, reflected, all ones before and after.
  *
- * isa-l does 16 bytes a step with carry-less multiplication; zlib is the fallback. Both give the same numbers. */
+ * isa-l does 16 bytes a step with carry-less multiplication; zlib is the fallback. Both give the
+ * same numbers. */
 #include "format/format.h"
 
 #ifdef HEFT_HAVE_ISAL

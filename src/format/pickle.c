@@ -1,10 +1,11 @@
 /* pickle.c - a pickle machine that makes inert values and nothing else.
  *
- * A pickle is a program for a stack machine. This one knows the opcodes of protocols 2 to 5 that write plain data; what would
- * import, call or build becomes a value that says so (GLOBAL, CALL), and a name outside the fixed list is refused where it
- * stands, used or not. Every byte may be hostile: operands are checked against the span before anything is taken by them,
- * the memo against the number of puts, the number of values against a limit. Nothing recurses.
- * Source: docs/formats/pickle.md [1], [2]; Python's pickletools. */
+ * A pickle is a program for a stack machine. This one knows the opcodes of protocols 2 to 5 that
+ * write plain data; what would import, call or build becomes a value that says so (GLOBAL, CALL),
+ * and a name outside the fixed list is refused where it stands, used or not. Every byte may be
+ * hostile: operands are checked against the span before anything is taken by them, the memo against
+ * the number of puts, the number of values against a limit. Nothing recurses. Source:
+ * docs/formats/pickle.md [1], [2]; Python's pickletools. */
 #include "format/torch.h"
 
 #define VALUES_MOST ((uint32_t)8 << 20)
@@ -29,61 +30,62 @@ struct machine {
     heft_error *err;
 };
 
-/* ---- the fixed list of names ------------------------------------------------------------------------------ */
+/* ---- the fixed list of names
+ * ------------------------------------------------------------------------------ */
 static const struct {
     const char *module, *name;
     heft__pickle_role role;
     heft_dtype dtype;
 } globals[] = {
-    {"collections", "OrderedDict", HEFT__ROLE_ORDERED_DICT, 0},
-    {"torch._utils", "_rebuild_tensor_v2", HEFT__ROLE_TENSOR_V2, 0},
-    {"torch._utils", "_rebuild_tensor", HEFT__ROLE_TENSOR_V2, 0},
-    {"torch._utils", "_rebuild_tensor_v3", HEFT__ROLE_TENSOR_V3, 0},
-    {"torch._utils", "_rebuild_parameter", HEFT__ROLE_PARAMETER, 0},
-    {"torch._utils", "_rebuild_parameter_with_state", HEFT__ROLE_PARAMETER, 0},
-    {"torch._tensor", "_rebuild_from_type_v2", HEFT__ROLE_FROM_TYPE, 0},
-    {"torch._utils", "_rebuild_qtensor", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch._utils", "_rebuild_sparse_tensor", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch._utils", "_rebuild_sparse_csr_tensor", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch._utils", "_rebuild_meta_tensor_no_storage", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch._utils", "_rebuild_nested_tensor", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch._utils", "_rebuild_wrapper_subclass", HEFT__ROLE_OTHER_TENSOR, 0},
-    {"torch.storage", "UntypedStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_NONE},
-    {"torch", "DoubleStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_F64},
-    {"torch", "FloatStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_F32},
-    {"torch", "HalfStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_F16},
-    {"torch", "BFloat16Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_BF16},
-    {"torch", "LongStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_I64},
-    {"torch", "IntStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_I32},
-    {"torch", "ShortStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_I16},
-    {"torch", "CharStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_I8},
-    {"torch", "ByteStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_U8},
-    {"torch", "BoolStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_BOOL},
-    {"torch", "ComplexFloatStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_C64},
-    {"torch", "ComplexDoubleStorage", HEFT__ROLE_STORAGE, HEFT_DTYPE_C128},
-    {"torch", "QInt8Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_QINT8},
-    {"torch", "QUInt8Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_QUINT8},
-    {"torch", "QInt32Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_QINT32},
-    {"torch", "QUInt4x2Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_QUINT4X2},
-    {"torch", "QUInt2x4Storage", HEFT__ROLE_STORAGE, HEFT_DTYPE_QUINT2X4},
-    {"collections", "Counter", HEFT__ROLE_INERT, 0},
-    {"torch", "Size", HEFT__ROLE_INERT, 0},
-    {"torch", "device", HEFT__ROLE_INERT, 0},
-    {"torch", "Tensor", HEFT__ROLE_INERT, 0},
-    {"torch", "per_tensor_affine", HEFT__ROLE_INERT, 0},
-    {"torch", "per_channel_affine", HEFT__ROLE_INERT, 0},
-    {"torch", "per_tensor_symmetric", HEFT__ROLE_INERT, 0},
-    {"torch", "per_channel_symmetric", HEFT__ROLE_INERT, 0},
-    {"torch", "per_channel_affine_float_qparams", HEFT__ROLE_INERT, 0},
-    {"torch.nn.parameter", "Parameter", HEFT__ROLE_INERT, 0},
-    {"torch.serialization", "_get_layout", HEFT__ROLE_INERT, 0},
-    {"_codecs", "encode", HEFT__ROLE_INERT, 0},
-    {"__builtin__", "set", HEFT__ROLE_INERT, 0},
-    {"__builtin__", "bytearray", HEFT__ROLE_INERT, 0},
-    {"__builtin__", "complex", HEFT__ROLE_INERT, 0},
-    {"builtins", "set", HEFT__ROLE_INERT, 0},
-    {"builtins", "bytearray", HEFT__ROLE_INERT, 0},
-    {"builtins", "complex", HEFT__ROLE_INERT, 0},
+    {"collections",         "OrderedDict",                      HEFT__ROLE_ORDERED_DICT, 0                  },
+    {"torch._utils",        "_rebuild_tensor_v2",               HEFT__ROLE_TENSOR_V2,    0                  },
+    {"torch._utils",        "_rebuild_tensor",                  HEFT__ROLE_TENSOR_V2,    0                  },
+    {"torch._utils",        "_rebuild_tensor_v3",               HEFT__ROLE_TENSOR_V3,    0                  },
+    {"torch._utils",        "_rebuild_parameter",               HEFT__ROLE_PARAMETER,    0                  },
+    {"torch._utils",        "_rebuild_parameter_with_state",    HEFT__ROLE_PARAMETER,    0                  },
+    {"torch._tensor",       "_rebuild_from_type_v2",            HEFT__ROLE_FROM_TYPE,    0                  },
+    {"torch._utils",        "_rebuild_qtensor",                 HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch._utils",        "_rebuild_sparse_tensor",           HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch._utils",        "_rebuild_sparse_csr_tensor",       HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch._utils",        "_rebuild_meta_tensor_no_storage",  HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch._utils",        "_rebuild_nested_tensor",           HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch._utils",        "_rebuild_wrapper_subclass",        HEFT__ROLE_OTHER_TENSOR, 0                  },
+    {"torch.storage",       "UntypedStorage",                   HEFT__ROLE_STORAGE,      HEFT_DTYPE_NONE    },
+    {"torch",               "DoubleStorage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_F64     },
+    {"torch",               "FloatStorage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_F32     },
+    {"torch",               "HalfStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_F16     },
+    {"torch",               "BFloat16Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_BF16    },
+    {"torch",               "LongStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_I64     },
+    {"torch",               "IntStorage",                       HEFT__ROLE_STORAGE,      HEFT_DTYPE_I32     },
+    {"torch",               "ShortStorage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_I16     },
+    {"torch",               "CharStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_I8      },
+    {"torch",               "ByteStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_U8      },
+    {"torch",               "BoolStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_BOOL    },
+    {"torch",               "ComplexFloatStorage",              HEFT__ROLE_STORAGE,      HEFT_DTYPE_C64     },
+    {"torch",               "ComplexDoubleStorage",             HEFT__ROLE_STORAGE,      HEFT_DTYPE_C128    },
+    {"torch",               "QInt8Storage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_QINT8   },
+    {"torch",               "QUInt8Storage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT8  },
+    {"torch",               "QInt32Storage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_QINT32  },
+    {"torch",               "QUInt4x2Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT4X2},
+    {"torch",               "QUInt2x4Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT2X4},
+    {"collections",         "Counter",                          HEFT__ROLE_INERT,        0                  },
+    {"torch",               "Size",                             HEFT__ROLE_INERT,        0                  },
+    {"torch",               "device",                           HEFT__ROLE_INERT,        0                  },
+    {"torch",               "Tensor",                           HEFT__ROLE_INERT,        0                  },
+    {"torch",               "per_tensor_affine",                HEFT__ROLE_INERT,        0                  },
+    {"torch",               "per_channel_affine",               HEFT__ROLE_INERT,        0                  },
+    {"torch",               "per_tensor_symmetric",             HEFT__ROLE_INERT,        0                  },
+    {"torch",               "per_channel_symmetric",            HEFT__ROLE_INERT,        0                  },
+    {"torch",               "per_channel_affine_float_qparams", HEFT__ROLE_INERT,        0                  },
+    {"torch.nn.parameter",  "Parameter",                        HEFT__ROLE_INERT,        0                  },
+    {"torch.serialization", "_get_layout",                      HEFT__ROLE_INERT,        0                  },
+    {"_codecs",             "encode",                           HEFT__ROLE_INERT,        0                  },
+    {"__builtin__",         "set",                              HEFT__ROLE_INERT,        0                  },
+    {"__builtin__",         "bytearray",                        HEFT__ROLE_INERT,        0                  },
+    {"__builtin__",         "complex",                          HEFT__ROLE_INERT,        0                  },
+    {"builtins",            "set",                              HEFT__ROLE_INERT,        0                  },
+    {"builtins",            "bytearray",                        HEFT__ROLE_INERT,        0                  },
+    {"builtins",            "complex",                          HEFT__ROLE_INERT,        0                  },
 };
 
 static bool same(const char *text, const char *bytes, size_t length)
@@ -102,26 +104,30 @@ static heft_dtype dtype_name(const char *name, size_t length)
     return HEFT_DTYPE_NONE;
 }
 
-static bool find_global(const char *module, size_t module_length, const char *name, size_t name_length, value *out)
+static bool find_global(const char *module, size_t module_length, const char *name,
+                        size_t name_length, value *out)
 {
     /* storages of the GPU are those of the CPU */
     bool cuda = same("torch.cuda", module, module_length);
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
-        bool module_fits = same(globals[i].module, module, module_length) ||
-                           (cuda && globals[i].role == HEFT__ROLE_STORAGE && same("torch", globals[i].module, 5));
+        bool module_fits =
+            same(globals[i].module, module, module_length) ||
+            (cuda && globals[i].role == HEFT__ROLE_STORAGE && same("torch", globals[i].module, 5));
         if (module_fits && same(globals[i].name, name, name_length)) {
             out->role = (uint8_t)globals[i].role;
             out->dtype = (uint8_t)globals[i].dtype;
             return true;
         }
     }
-    heft_dtype dtype = same("torch", module, module_length) ? dtype_name(name, name_length) : HEFT_DTYPE_NONE;
+    heft_dtype dtype =
+        same("torch", module, module_length) ? dtype_name(name, name_length) : HEFT_DTYPE_NONE;
     out->role = HEFT__ROLE_DTYPE;
     out->dtype = (uint8_t)dtype;
     return dtype != HEFT_DTYPE_NONE;
 }
 
-/* ---- errors and operands ------------------------------------------------------------------------------------ */
+/* ---- errors and operands
+ * ------------------------------------------------------------------------------------ */
 #define FAIL(m, status, ...) heft__fail_at((m)->err, status, (m)->origin + (m)->op, __VA_ARGS__)
 
 static heft_status no_memory(struct machine *m)
@@ -129,10 +135,12 @@ static heft_status no_memory(struct machine *m)
     return heft__fail_nomem(m->err, 0);
 }
 
-static heft_status operand(struct machine *m, const char *what, uint64_t length, const uint8_t **bytes)
+static heft_status operand(struct machine *m, const char *what, uint64_t length,
+                           const uint8_t **bytes)
 {
     if (length > m->length - m->p) {
-        return FAIL(m, HEFT_FORMAT, "%s of %llu bytes, %zu left", what, (unsigned long long)length, m->length - m->p);
+        return FAIL(m, HEFT_FORMAT, "%s of %llu bytes, %zu left", what, (unsigned long long)length,
+                    m->length - m->p);
     }
     *bytes = m->bytes + m->p;
     m->p += (size_t)length;
@@ -152,13 +160,16 @@ static heft_status operand_number(struct machine *m, size_t width, uint64_t *num
 }
 
 /* Bytes with their length before them. */
-static heft_status operand_counted(struct machine *m, const char *what, size_t width, const uint8_t **bytes, uint64_t *length)
+static heft_status operand_counted(struct machine *m, const char *what, size_t width,
+                                   const uint8_t **bytes, uint64_t *length)
 {
     heft_status status = operand_number(m, width, length);
     return status == HEFT_OK ? operand(m, what, *length, bytes) : status;
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------ */
+/* ---- values
+ * ------------------------------------------------------------------------------------------------------
+ */
 static value *new_value(struct machine *m, heft__pickle_kind kind)
 {
     value *v = m->values < VALUES_MOST ? heft__arena_alloc(&m->pickle->arena, sizeof *v) : NULL;
@@ -172,9 +183,11 @@ static value *new_value(struct machine *m, heft__pickle_kind kind)
 static heft_status push(struct machine *m, value *v)
 {
     if (!v) {
-        return m->values >= VALUES_MOST ? FAIL(m, HEFT_LIMIT, "over %u values", VALUES_MOST) : no_memory(m);
+        return m->values >= VALUES_MOST ? FAIL(m, HEFT_LIMIT, "over %u values", VALUES_MOST)
+                                        : no_memory(m);
     }
-    if (!heft__array_reserve(m->ctx, (void **)&m->stack, m->depth, &m->stack_cap, sizeof *m->stack)) {
+    if (!heft__array_reserve(m->ctx, (void **)&m->stack, m->depth, &m->stack_cap,
+                             sizeof *m->stack)) {
         return no_memory(m);
     }
     m->stack[m->depth++] = v;
@@ -194,13 +207,15 @@ static heft_status push_text(struct machine *m, heft__pickle_kind kind, size_t w
 {
     const uint8_t *bytes = NULL;
     uint64_t length;
-    heft_status status = operand_counted(m, kind == HEFT__PICKLE_TEXT ? "string" : "bytes", width, &bytes, &length);
+    heft_status status =
+        operand_counted(m, kind == HEFT__PICKLE_TEXT ? "string" : "bytes", width, &bytes, &length);
     if (status != HEFT_OK) {
         return status;
     }
     if (kind == HEFT__PICKLE_TEXT && !latin) {
         size_t invalid = heft__utf8_invalid_at(bytes, (size_t)length);
-        if (invalid < length && bytes[invalid] != 0xED) { /* lone surrogates are Python's, and no names of tensors */
+        if (invalid < length &&
+            bytes[invalid] != 0xED) { /* lone surrogates are Python's, and no names of tensors */
             return FAIL(m, HEFT_FORMAT, "string holds invalid UTF-8");
         }
     }
@@ -220,7 +235,8 @@ static heft_status add_items(struct machine *m, value *container, value **items,
     if (container->cap - container->count < count) {
         uint64_t cap = container->cap ? (uint64_t)container->cap * 2 : 4;
         cap = cap < container->count + count ? container->count + count : cap;
-        value **grown = cap <= UINT32_MAX ? heft__arena_array(&m->pickle->arena, cap, sizeof *grown) : NULL;
+        value **grown =
+            cap <= UINT32_MAX ? heft__arena_array(&m->pickle->arena, cap, sizeof *grown) : NULL;
         if (!grown) {
             return no_memory(m);
         }
@@ -244,7 +260,9 @@ static size_t stack_floor(const struct machine *m)
 static heft_status need(struct machine *m, const char *opcode, size_t count)
 {
     size_t have = m->depth - stack_floor(m);
-    return have < count ? FAIL(m, HEFT_FORMAT, "%s needs %zu items, stack has %zu", opcode, count, have) : HEFT_OK;
+    return have < count
+               ? FAIL(m, HEFT_FORMAT, "%s needs %zu items, stack has %zu", opcode, count, have)
+               : HEFT_OK;
 }
 
 static heft_status pop_mark(struct machine *m, const char *opcode, size_t *from)
@@ -273,12 +291,15 @@ static heft_status extend(struct machine *m, const char *opcode, size_t from, bo
     }
     value *container = m->stack[from - 1];
     size_t count = m->depth - from;
-    bool ordered = container->kind == HEFT__PICKLE_CALL && container->role == HEFT__ROLE_ORDERED_DICT;
+    bool ordered =
+        container->kind == HEFT__PICKLE_CALL && container->role == HEFT__ROLE_ORDERED_DICT;
     bool fits = dict ? container->kind == HEFT__PICKLE_DICT || ordered
                      : container->kind == HEFT__PICKLE_LIST || container->kind == HEFT__PICKLE_SET;
     if (!fits || (dict && count % 2)) {
-        return FAIL(m, HEFT_FORMAT, dict ? (fits ? "%s has a key without a value" : "%s needs a dict below the mark")
-                                         : "%s needs a list below the mark",
+        return FAIL(m, HEFT_FORMAT,
+                    dict
+                        ? (fits ? "%s has a key without a value" : "%s needs a dict below the mark")
+                        : "%s needs a list below the mark",
                     opcode);
     }
     heft_status status = add_items(m, container, m->stack + from, count);
@@ -286,17 +307,21 @@ static heft_status extend(struct machine *m, const char *opcode, size_t from, bo
     return status;
 }
 
-/* ---- names and calls ----------------------------------------------------------------------------------------------- */
-static heft_status push_global(struct machine *m, const char *module, size_t module_length, const char *name,
-                               size_t name_length)
+/* ---- names and calls
+ * -----------------------------------------------------------------------------------------------
+ */
+static heft_status push_global(struct machine *m, const char *module, size_t module_length,
+                               const char *name, size_t name_length)
 {
     value *v = new_value(m, HEFT__PICKLE_GLOBAL);
     if (v) {
         if (!find_global(module, module_length, name, name_length, v)) {
-            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused", module_length > 100 ? 100 : (int)module_length,
-                        module, name_length > 100 ? 100 : (int)name_length, name);
+            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused",
+                        module_length > 100 ? 100 : (int)module_length, module,
+                        name_length > 100 ? 100 : (int)name_length, name);
         }
-        v->as.text = heft__arena_format(&m->pickle->arena, "%.*s.%.*s", (int)module_length, module, (int)name_length, name);
+        v->as.text = heft__arena_format(&m->pickle->arena, "%.*s.%.*s", (int)module_length, module,
+                                        (int)name_length, name);
         v->integer = v->as.text ? (int64_t)strlen(v->as.text) : 0;
         v = v->as.text ? v : NULL;
     }
@@ -337,10 +362,12 @@ static heft_status stack_global(struct machine *m)
         return FAIL(m, HEFT_FORMAT, "STACK_GLOBAL needs two strings");
     }
     m->depth -= 2;
-    return push_global(m, module->as.text, (size_t)module->integer, name->as.text, (size_t)name->integer);
+    return push_global(m, module->as.text, (size_t)module->integer, name->as.text,
+                       (size_t)name->integer);
 }
 
-/* REDUCE, NEWOBJ, NEWOBJ_EX: a name and its arguments become a value that says so. An OrderedDict is a dict to come. */
+/* REDUCE, NEWOBJ, NEWOBJ_EX: a name and its arguments become a value that says so. An OrderedDict
+ * is a dict to come. */
 static heft_status call(struct machine *m, const char *opcode, size_t items)
 {
     heft_status status = need(m, opcode, items);
@@ -372,7 +399,8 @@ static heft_status call(struct machine *m, const char *opcode, size_t items)
     return status == HEFT_OK ? push(m, v) : status;
 }
 
-/* BUILD sets attributes of what lies below: dropped, since no tensor of a state dict hides there. */
+/* BUILD sets attributes of what lies below: dropped, since no tensor of a state dict hides there.
+ */
 static heft_status build(struct machine *m)
 {
     heft_status status = need(m, "BUILD", 2);
@@ -400,15 +428,19 @@ static heft_status persistent_id(struct machine *m)
     if (id->count >= 1 && id->as.items[0]->kind == HEFT__PICKLE_TEXT &&
         !heft__pickle_is_text(id->as.items[0], "storage")) {
         return FAIL(m, HEFT_FORMAT, "persistent id tag '%.*s', expected 'storage'",
-                    id->as.items[0]->integer > 60 ? 60 : (int)id->as.items[0]->integer, id->as.items[0]->as.text);
+                    id->as.items[0]->integer > 60 ? 60 : (int)id->as.items[0]->integer,
+                    id->as.items[0]->as.text);
     }
     if (id->count != m->id_items) {
-        return FAIL(m, HEFT_FORMAT, "persistent id has %u items, expected %u", id->count, m->id_items);
+        return FAIL(m, HEFT_FORMAT, "persistent id has %u items, expected %u", id->count,
+                    m->id_items);
     }
     return make(m, HEFT__PICKLE_STORAGE, m->depth - 1);
 }
 
-/* ---- memo --------------------------------------------------------------------------------------------------------------- */
+/* ---- memo
+ * ---------------------------------------------------------------------------------------------------------------
+ */
 /* Writers number their puts from 0 on; an index far beyond them would only size a table. */
 static heft_status put(struct machine *m, uint64_t index)
 {
@@ -417,14 +449,16 @@ static heft_status put(struct machine *m, uint64_t index)
         return status;
     }
     if (index > (uint64_t)m->puts * 4 + 1024) {
-        return FAIL(m, HEFT_FORMAT, "memo index %llu after %zu puts", (unsigned long long)index, m->puts);
+        return FAIL(m, HEFT_FORMAT, "memo index %llu after %zu puts", (unsigned long long)index,
+                    m->puts);
     }
     if (index >= m->memo_cap) {
         size_t cap = m->memo_cap ? m->memo_cap : 256;
         while (cap <= index) {
             cap *= 2;
         }
-        value **grown = heft__resize(m->ctx, m->memo, m->memo_cap * sizeof *grown, cap * sizeof *grown);
+        value **grown =
+            heft__resize(m->ctx, m->memo, m->memo_cap * sizeof *grown, cap * sizeof *grown);
         if (!grown) {
             return no_memory(m);
         }
@@ -445,7 +479,9 @@ static heft_status get(struct machine *m, uint64_t index)
     return push(m, m->memo[index]);
 }
 
-/* ---- integers ------------------------------------------------------------------------------------------------------------- */
+/* ---- integers
+ * -------------------------------------------------------------------------------------------------------------
+ */
 static heft_status push_long(struct machine *m, size_t width)
 {
     const uint8_t *bytes = NULL;
@@ -480,21 +516,39 @@ static heft_status frame(struct machine *m)
     uint64_t length;
     heft_status status = operand_number(m, 8, &length);
     if (status == HEFT_OK && length > m->length - m->p) {
-        status = FAIL(m, HEFT_FORMAT, "frame of %llu bytes, %zu left", (unsigned long long)length, m->length - m->p);
+        status = FAIL(m, HEFT_FORMAT, "frame of %llu bytes, %zu left", (unsigned long long)length,
+                      m->length - m->p);
     }
     return status;
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------------------------------- */
+/* ---- the loop
+ * -----------------------------------------------------------------------------------------------------------
+ */
 static const char *refused_name(uint8_t op)
 {
     static const struct {
         uint8_t op;
         const char *name;
-    } names[] = {{'i', "INST"},    {'o', "OBJ"},     {'P', "PERSID"}, {0x82, "EXT1"}, {0x83, "EXT2"},
-                 {0x84, "EXT4"},   {'I', "INT"},     {'L', "LONG"},   {'F', "FLOAT"}, {'S', "STRING"},
-                 {'V', "UNICODE"}, {'p', "PUT"},     {'g', "GET"},    {'d', "DICT"},  {'l', "LIST"},
-                 {0x97, "NEXT_BUFFER"}, {0x98, "READONLY_BUFFER"}};
+    } names[] = {
+        {'i',  "INST"           },
+        {'o',  "OBJ"            },
+        {'P',  "PERSID"         },
+        {0x82, "EXT1"           },
+        {0x83, "EXT2"           },
+        {0x84, "EXT4"           },
+        {'I',  "INT"            },
+        {'L',  "LONG"           },
+        {'F',  "FLOAT"          },
+        {'S',  "STRING"         },
+        {'V',  "UNICODE"        },
+        {'p',  "PUT"            },
+        {'g',  "GET"            },
+        {'d',  "DICT"           },
+        {'l',  "LIST"           },
+        {0x97, "NEXT_BUFFER"    },
+        {0x98, "READONLY_BUFFER"}
+    };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (names[i].op == op) {
             return names[i].name;
@@ -509,16 +563,18 @@ static heft_status refuse(struct machine *m, uint8_t op)
     if (op == 'i') { /* INST names a class: say which */
         const char *module = "", *class = "";
         size_t module_length = 0, class_length = 0;
-        if (read_line(m, &module, &module_length) == HEFT_OK && read_line(m, &class, &class_length) == HEFT_OK) {
-            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused (INST)", (int)(module_length & 0x7f), module,
-                        (int)(class_length & 0x7f), class);
+        if (read_line(m, &module, &module_length) == HEFT_OK &&
+            read_line(m, &class, &class_length) == HEFT_OK) {
+            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused (INST)",
+                        (int)(module_length & 0x7f), module, (int)(class_length & 0x7f), class);
         }
     }
     if (op == 'I') {
         const char *text = "";
         size_t length = 0;
         if (read_line(m, &text, &length) == HEFT_OK) {
-            return FAIL(m, HEFT_REFUSED, "opcode INT (operand '%.*s') is not allowed", (int)(length & 0x3f), text);
+            return FAIL(m, HEFT_REFUSED, "opcode INT (operand '%.*s') is not allowed",
+                        (int)(length & 0x3f), text);
         }
     }
     return name ? FAIL(m, HEFT_REFUSED, "opcode %s is not allowed", name)
@@ -527,7 +583,8 @@ static heft_status refuse(struct machine *m, uint8_t op)
 
 static heft_status mark(struct machine *m)
 {
-    if (!heft__array_reserve(m->ctx, (void **)&m->marks, m->mark_count, &m->mark_cap, sizeof *m->marks)) {
+    if (!heft__array_reserve(m->ctx, (void **)&m->marks, m->mark_count, &m->mark_cap,
+                             sizeof *m->marks)) {
         return no_memory(m);
     }
     m->marks[m->mark_count++] = m->depth;
@@ -538,9 +595,12 @@ static heft_status mark(struct machine *m)
 static heft_status step_marked(struct machine *m, uint8_t op)
 {
     size_t from = 0;
-    const char *name = op == 't' ? "TUPLE" : op == 'u' ? "SETITEMS" : op == 'e' ? "APPENDS" : op == 0x90 ? "ADDITEMS"
-                       : op == 0x91                                                  ? "FROZENSET"
-                                                                                     : "POP_MARK";
+    const char *name = op == 't'    ? "TUPLE"
+                       : op == 'u'  ? "SETITEMS"
+                       : op == 'e'  ? "APPENDS"
+                       : op == 0x90 ? "ADDITEMS"
+                       : op == 0x91 ? "FROZENSET"
+                                    : "POP_MARK";
     heft_status status = pop_mark(m, name, &from);
     if (status != HEFT_OK) {
         return status;
@@ -689,10 +749,14 @@ static heft_status step(struct machine *m, uint8_t op)
     default:
         break;
     }
-    if (memchr("KMJ\x8A\x8B" "G", op, 6)) {
+    if (memchr("KMJ\x8A\x8B"
+               "G",
+               op, 6)) {
         return step_number(m, op);
     }
-    if (memchr("X\x8C\x8D" "UTCB\x8E\x96", op, 9)) {
+    if (memchr("X\x8C\x8D"
+               "UTCB\x8E\x96",
+               op, 9)) {
         return step_text(m, op);
     }
     if (memchr("qrhj", op, 4)) {
@@ -714,7 +778,8 @@ static heft_status run(struct machine *m)
                 return FAIL(m, HEFT_FORMAT, "STOP with %zu open marks", m->mark_count);
             }
             if (m->depth != 1) {
-                return FAIL(m, HEFT_FORMAT, "STOP with %zu values on the stack, expected 1", m->depth);
+                return FAIL(m, HEFT_FORMAT, "STOP with %zu values on the stack, expected 1",
+                            m->depth);
             }
             m->pickle->top = m->stack[0];
             m->pickle->end = m->p;
@@ -727,8 +792,8 @@ static heft_status run(struct machine *m)
     }
 }
 
-heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin, uint32_t id_items,
-                             heft__pickle *pickle, heft_error *err)
+heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
+                             uint32_t id_items, heft__pickle *pickle, heft_error *err)
 {
     *pickle = (heft__pickle){0};
     heft__arena_init(&pickle->arena, ctx);
@@ -741,10 +806,11 @@ heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length,
         .id_items = id_items,
         .err = err,
     };
-    heft_status status = length > UINT32_MAX || length > heft__limits(ctx)->pickle_bytes
-                             ? heft__fail(err, HEFT_LIMIT, "pickle of %zu bytes, the limit is %llu", length,
-                                          (unsigned long long)heft__limits(ctx)->pickle_bytes)
-                             : run(&m);
+    heft_status status =
+        length > UINT32_MAX || length > heft__limits(ctx)->pickle_bytes
+            ? heft__fail(err, HEFT_LIMIT, "pickle of %zu bytes, the limit is %llu", length,
+                         (unsigned long long)heft__limits(ctx)->pickle_bytes)
+            : run(&m);
     heft__free(ctx, m.stack, m.stack_cap * sizeof *m.stack);
     heft__free(ctx, m.marks, m.mark_cap * sizeof *m.marks);
     heft__free(ctx, m.memo, m.memo_cap * sizeof *m.memo);

@@ -1,9 +1,9 @@
 /* pickle_tensors.c - from a pickle's values to named tensors.
  *
- * The value is walked with an explicit stack: containers that contain themselves are refused, shared ones are not walked
- * again where they hold no tensor, and all steps together are bounded, so that a pickle of a few bytes cannot unfold. A
- * name is the path to the tensor, joined with dots. Every view is checked against its storage, every storage against the
- * record that holds it.
+ * The value is walked with an explicit stack: containers that contain themselves are refused,
+ * shared ones are not walked again where they hold no tensor, and all steps together are bounded,
+ * so that a pickle of a few bytes cannot unfold. A name is the path to the tensor, joined with
+ * dots. Every view is checked against its storage, every storage against the record that holds it.
  * Source: docs/formats/pickle.md [3]. */
 #include "format/torch.h"
 
@@ -41,7 +41,8 @@ struct walk {
 #define SKIPPED_MOST 10000
 #define FAIL(w, status, v, ...) heft__fail_at((w)->err, status, (w)->origin + (v)->at, __VA_ARGS__)
 
-/* ---- storages -------------------------------------------------------------------------------------------- */
+/* ---- storages
+ * -------------------------------------------------------------------------------------------- */
 static uint64_t elem_bytes(heft_dtype dtype)
 {
     return dtype == HEFT_DTYPE_NONE || heft_dtype_bits(dtype) < 8 ? 1 : heft_dtype_bits(dtype) / 8;
@@ -66,9 +67,11 @@ static heft_status check_id(struct walk *w, const value *id)
 }
 
 /* A new storage of a key, placed in the file. */
-static heft_status add_storage(struct walk *w, const value *id, const char *key, heft_dtype dtype, uint64_t bytes)
+static heft_status add_storage(struct walk *w, const value *id, const char *key, heft_dtype dtype,
+                               uint64_t bytes)
 {
-    if (!heft__array_reserve(w->ctx, (void **)&w->storages, w->storage_count, &w->storage_cap, sizeof *w->storages) ||
+    if (!heft__array_reserve(w->ctx, (void **)&w->storages, w->storage_count, &w->storage_cap,
+                             sizeof *w->storages) ||
         !heft__array_reserve(w->ctx, (void **)&w->storage_dtypes, w->storage_count, &w->dtype_cap,
                              sizeof *w->storage_dtypes)) {
         return heft__fail_nomem(w->err, 0);
@@ -99,15 +102,17 @@ static heft_status take_view(struct walk *w, const value *id, struct window *win
     if (!view || view->kind == HEFT__PICKLE_NONE) {
         return HEFT_OK;
     }
-    if (view->kind != HEFT__PICKLE_TUPLE || view->count != 3 || view->as.items[1]->kind != HEFT__PICKLE_INT ||
+    if (view->kind != HEFT__PICKLE_TUPLE || view->count != 3 ||
+        view->as.items[1]->kind != HEFT__PICKLE_INT ||
         view->as.items[2]->kind != HEFT__PICKLE_INT) {
         return FAIL(w, HEFT_FORMAT, id, "view of a storage must be a key and two integers");
     }
     int64_t offset = view->as.items[1]->integer, numel = view->as.items[2]->integer;
     uint64_t size = elem_bytes(window->dtype), all = window->bytes / size;
-    if (offset < 0 || numel < 0 || (uint64_t)offset > all || (uint64_t)numel > all - (uint64_t)offset) {
-        return FAIL(w, HEFT_FORMAT, id, "view of %lld elements at %lld, storage has %llu", (long long)numel,
-                    (long long)offset, (unsigned long long)all);
+    if (offset < 0 || numel < 0 || (uint64_t)offset > all ||
+        (uint64_t)numel > all - (uint64_t)offset) {
+        return FAIL(w, HEFT_FORMAT, id, "view of %lld elements at %lld, storage has %llu",
+                    (long long)numel, (long long)offset, (unsigned long long)all);
     }
     window->first_bytes = (uint64_t)offset * size;
     window->bytes = (uint64_t)numel * size;
@@ -145,17 +150,21 @@ static heft_status find_storage(struct walk *w, const value *persistent, struct 
         found = w->storage_count;
         status = add_storage(w, id, key, dtype, bytes);
     } else if (w->storages[found].bytes != bytes || w->storage_dtypes[found] != dtype) {
-        status = FAIL(w, HEFT_FORMAT, id, "storage '%.100s' has %llu bytes, %lld %s need %llu; types disagree", key,
-                      (unsigned long long)w->storages[found].bytes, (long long)numel, heft_dtype_name(dtype),
-                      (unsigned long long)bytes);
+        status = FAIL(w, HEFT_FORMAT, id,
+                      "storage '%.100s' has %llu bytes, %lld %s need %llu; types disagree", key,
+                      (unsigned long long)w->storages[found].bytes, (long long)numel,
+                      heft_dtype_name(dtype), (unsigned long long)bytes);
     }
     *window = (struct window){found, dtype, 0, bytes};
     return status == HEFT_OK ? take_view(w, id, window) : status;
 }
 
-/* ---- views -------------------------------------------------------------------------------------------------- */
+/* ---- views
+ * --------------------------------------------------------------------------------------------------
+ */
 /* A tuple, a list or a torch.Size of integers, none of them negative. */
-static heft_status read_numbers(struct walk *w, const value *from, const char *what, uint64_t **numbers, uint32_t *count)
+static heft_status read_numbers(struct walk *w, const value *from, const char *what,
+                                uint64_t **numbers, uint32_t *count)
 {
     const value *list = from;
     if (from->kind == HEFT__PICKLE_CALL && from->role == HEFT__ROLE_INERT && from->count == 2 &&
@@ -200,20 +209,23 @@ static bool row_by_row(const uint64_t *shape, const uint64_t *strides, uint32_t 
 }
 
 /* The last element that the view reaches, plus one; false if that overflows. */
-static bool view_extent(const uint64_t *shape, const uint64_t *strides, uint32_t rank, uint64_t offset, uint64_t *extent)
+static bool view_extent(const uint64_t *shape, const uint64_t *strides, uint32_t rank,
+                        uint64_t offset, uint64_t *extent)
 {
     *extent = offset;
     for (uint32_t i = 0; i < rank; i++) {
         uint64_t reach;
-        if (!heft__mul_u64(shape[i] - 1, strides[i], &reach) || !heft__add_u64(*extent, reach, extent)) {
+        if (!heft__mul_u64(shape[i] - 1, strides[i], &reach) ||
+            !heft__add_u64(*extent, reach, extent)) {
             return false;
         }
     }
     return heft__add_u64(*extent, 1, extent);
 }
 
-static heft_status check_view(struct walk *w, const value *call, const struct window *window, int64_t offset,
-                              uint64_t *shape, const uint64_t *strides, heft__file_tensor *tensor)
+static heft_status check_view(struct walk *w, const value *call, const struct window *window,
+                              int64_t offset, uint64_t *shape, const uint64_t *strides,
+                              heft__file_tensor *tensor)
 {
     uint64_t elems, extent = 0, size = elem_bytes(tensor->dtype), all = window->bytes / size;
     if (offset < 0) {
@@ -226,8 +238,8 @@ static heft_status check_view(struct walk *w, const value *call, const struct wi
         return FAIL(w, HEFT_FORMAT, call, "extent overflows");
     }
     if (extent > all) {
-        return FAIL(w, HEFT_FORMAT, call, "needs elements up to %llu, its storage has %llu", (unsigned long long)extent,
-                    (unsigned long long)all);
+        return FAIL(w, HEFT_FORMAT, call, "needs elements up to %llu, its storage has %llu",
+                    (unsigned long long)extent, (unsigned long long)all);
     }
     tensor->start = elems ? window->first_bytes + (uint64_t)offset * size : 0;
     tensor->size_bytes = elems * size;
@@ -235,9 +247,11 @@ static heft_status check_view(struct walk *w, const value *call, const struct wi
     if (elems > 0 && !row_by_row(shape, strides, tensor->rank)) {
         tensor->strides = (const int64_t *)strides; /* below 2^63: they came from signed integers */
     }
-    if (heft_dtype_bits(tensor->dtype) == 4) { /* torch counts bytes of two values each, heft counts values */
+    if (heft_dtype_bits(tensor->dtype) ==
+        4) { /* torch counts bytes of two values each, heft counts values */
         if (tensor->rank == 0 || tensor->strides) {
-            return FAIL(w, HEFT_UNSUPPORTED, call, "a view of %s that is not row by row", heft_dtype_name(tensor->dtype));
+            return FAIL(w, HEFT_UNSUPPORTED, call, "a view of %s that is not row by row",
+                        heft_dtype_name(tensor->dtype));
         }
         shape[tensor->rank - 1] *= 2;
     }
@@ -248,13 +262,15 @@ static heft_status check_view(struct walk *w, const value *call, const struct wi
 static void read_flags(const value *flags, heft__file_tensor *tensor)
 {
     for (uint32_t i = 0; flags->kind == HEFT__PICKLE_DICT && i + 1 < flags->count; i += 2) {
-        bool set = flags->as.items[i + 1]->kind == HEFT__PICKLE_BOOL && flags->as.items[i + 1]->integer;
+        bool set =
+            flags->as.items[i + 1]->kind == HEFT__PICKLE_BOOL && flags->as.items[i + 1]->integer;
         tensor->conj |= set && heft__pickle_is_text(flags->as.items[i], "conj");
         tensor->neg |= set && heft__pickle_is_text(flags->as.items[i], "neg");
     }
 }
 
-static heft_status read_view(struct walk *w, const value *call, const value *args, bool v3, heft__file_tensor *tensor)
+static heft_status read_view(struct walk *w, const value *call, const value *args, bool v3,
+                             heft__file_tensor *tensor)
 {
     struct window window = {0};
     uint64_t *shape = NULL, *strides = NULL;
@@ -310,30 +326,39 @@ static heft_status read_tensor(struct walk *w, const value *call, heft__file_ten
         if (call->role == HEFT__ROLE_TENSOR_V2 || call->role == HEFT__ROLE_TENSOR_V3) {
             return read_view(w, call, args, call->role == HEFT__ROLE_TENSOR_V3, tensor);
         }
-        if (call->role == HEFT__ROLE_PARAMETER && args->count >= 1 && args->as.items[0]->kind == HEFT__PICKLE_CALL) {
+        if (call->role == HEFT__ROLE_PARAMETER && args->count >= 1 &&
+            args->as.items[0]->kind == HEFT__PICKLE_CALL) {
             call = args->as.items[0];
             continue;
         }
-        const value *fn = call->role == HEFT__ROLE_FROM_TYPE && args->count == 4 ? args->as.items[0] : NULL;
-        if (fn && fn->kind == HEFT__PICKLE_GLOBAL && args->as.items[2]->kind == HEFT__PICKLE_TUPLE &&
+        const value *fn =
+            call->role == HEFT__ROLE_FROM_TYPE && args->count == 4 ? args->as.items[0] : NULL;
+        if (fn && fn->kind == HEFT__PICKLE_GLOBAL &&
+            args->as.items[2]->kind == HEFT__PICKLE_TUPLE &&
             (fn->role == HEFT__ROLE_TENSOR_V2 || fn->role == HEFT__ROLE_TENSOR_V3)) {
             return read_view(w, call, args->as.items[2], fn->role == HEFT__ROLE_TENSOR_V3, tensor);
         }
         break;
     }
-    const char *name = call->count && call->as.items[0]->kind == HEFT__PICKLE_GLOBAL ? call->as.items[0]->as.text : "?";
+    const char *name = call->count && call->as.items[0]->kind == HEFT__PICKLE_GLOBAL
+                           ? call->as.items[0]->as.text
+                           : "?";
     return FAIL(w, HEFT_UNSUPPORTED, call, "a tensor made by %s is not read", name);
 }
 
-/* ---- the walk --------------------------------------------------------------------------------------------------- */
+/* ---- the walk
+ * ---------------------------------------------------------------------------------------------------
+ */
 static bool is_tensor(const value *v)
 {
-    return v->kind == HEFT__PICKLE_CALL && v->role != HEFT__ROLE_INERT && v->role != HEFT__ROLE_ORDERED_DICT;
+    return v->kind == HEFT__PICKLE_CALL && v->role != HEFT__ROLE_INERT &&
+           v->role != HEFT__ROLE_ORDERED_DICT;
 }
 
 static bool is_dict(const value *v)
 {
-    return v->kind == HEFT__PICKLE_DICT || (v->kind == HEFT__PICKLE_CALL && v->role == HEFT__ROLE_ORDERED_DICT);
+    return v->kind == HEFT__PICKLE_DICT ||
+           (v->kind == HEFT__PICKLE_CALL && v->role == HEFT__ROLE_ORDERED_DICT);
 }
 
 static bool is_container(const value *v)
@@ -351,13 +376,14 @@ static heft_status add_tensor(struct walk *w, const value *v)
     const heft_limits *limits = heft__limits(w->ctx);
     heft__file_tensor tensor = {.name = path_text(w), .item_offset = w->origin + v->at};
     size_t found, length = w->path.size;
-    if (!tensor.name ||
-        !heft__array_reserve(w->ctx, (void **)&w->tensors, w->tensor_count, &w->tensor_cap, sizeof tensor)) {
+    if (!tensor.name || !heft__array_reserve(w->ctx, (void **)&w->tensors, w->tensor_count,
+                                             &w->tensor_cap, sizeof tensor)) {
         return heft__fail_nomem(w->err, 0);
     }
     heft_status status = HEFT_OK;
     if (length > limits->name_bytes || w->tensor_count >= limits->tensors) {
-        status = FAIL(w, HEFT_LIMIT, v, "name of %zu bytes, the limit is %llu; or over %llu tensors", length,
+        status = FAIL(w, HEFT_LIMIT, v,
+                      "name of %zu bytes, the limit is %llu; or over %llu tensors", length,
                       (unsigned long long)limits->name_bytes, (unsigned long long)limits->tensors);
     } else if (memchr(tensor.name, 0, length) ||
                heft__utf8_invalid_at((const uint8_t *)tensor.name, length) < length) {
@@ -381,7 +407,8 @@ static heft_status add_skipped(struct walk *w)
         return HEFT_OK;
     }
     const char *text = path_text(w);
-    if (!text || !heft__array_reserve(w->ctx, (void **)&w->skipped, w->skipped_count, &w->skipped_cap, sizeof text)) {
+    if (!text || !heft__array_reserve(w->ctx, (void **)&w->skipped, w->skipped_count,
+                                      &w->skipped_cap, sizeof text)) {
         return heft__fail_nomem(w->err, 0);
     }
     w->skipped[w->skipped_count++] = text;
@@ -416,9 +443,11 @@ static heft_status push_level(struct walk *w, value *container)
         return FAIL(w, HEFT_FORMAT, container, "a container that contains itself");
     }
     if (w->depth >= heft__limits(w->ctx)->pickle_depth) {
-        return FAIL(w, HEFT_LIMIT, container, "containers nested over %u deep", heft__limits(w->ctx)->pickle_depth);
+        return FAIL(w, HEFT_LIMIT, container, "containers nested over %u deep",
+                    heft__limits(w->ctx)->pickle_depth);
     }
-    if (!heft__array_reserve(w->ctx, (void **)&w->levels, w->depth, &w->level_cap, sizeof *w->levels)) {
+    if (!heft__array_reserve(w->ctx, (void **)&w->levels, w->depth, &w->level_cap,
+                             sizeof *w->levels)) {
         return heft__fail_nomem(w->err, 0);
     }
     container->visit = 1;
@@ -429,7 +458,8 @@ static heft_status push_level(struct walk *w, value *container)
 static heft_status visit(struct walk *w, value *v)
 {
     if (++w->steps > STEPS_MOST) {
-        return FAIL(w, HEFT_LIMIT, v, "over %llu values to look at", (unsigned long long)STEPS_MOST);
+        return FAIL(w, HEFT_LIMIT, v, "over %llu values to look at",
+                    (unsigned long long)STEPS_MOST);
     }
     if (is_tensor(v)) {
         return add_tensor(w, v);
@@ -444,7 +474,8 @@ static heft_status walk_all(struct walk *w, value *top)
 {
     heft_status status = visit(w, top);
     if (status == HEFT_OK && !is_tensor(top) && !is_container(top)) {
-        return FAIL(w, HEFT_FORMAT, top, "the pickle holds neither a tensor nor a container of tensors");
+        return FAIL(w, HEFT_FORMAT, top,
+                    "the pickle holds neither a tensor nor a container of tensors");
     }
     while (status == HEFT_OK && w->depth > 0) {
         struct level *level = &w->levels[w->depth - 1];
@@ -489,11 +520,17 @@ static heft_status publish(struct walk *w)
     return HEFT_OK;
 }
 
-heft_status heft__pickle_tensors(heft_ctx *ctx, const heft__pickle *pickle, uint64_t origin, heft__file *file,
-                                 heft__place_fn place, void *user, heft_error *err)
+heft_status heft__pickle_tensors(heft_ctx *ctx, const heft__pickle *pickle, uint64_t origin,
+                                 heft__file *file, heft__place_fn place, void *user,
+                                 heft_error *err)
 {
     heft_error local; /* place() fills it even where the caller wants no error */
-    struct walk w = {.ctx = ctx, .file = file, .origin = origin, .place = place, .user = user, .err = err ? err : &local};
+    struct walk w = {.ctx = ctx,
+                     .file = file,
+                     .origin = origin,
+                     .place = place,
+                     .user = user,
+                     .err = err ? err : &local};
     heft__buffer_init(&w.path, ctx);
     heft__map_init(&w.keys, ctx);
     heft__map_init(&w.names, ctx);

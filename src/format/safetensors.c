@@ -1,13 +1,14 @@
 /* safetensors.c - reading a .safetensors file.
  *
  *   u64 N | N bytes of JSON | data
- *   {"__metadata__": {"k": "v"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+ *   {"__metadata__": {"k": "v"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0,
+ * 24]}, ...}
  *
- * Offsets count from the end of the JSON. Sorted by offset the tensors cover the data without holes or overlaps, from its
- * first byte to the file's last. Nothing is trusted: the length against the file's size, every number against 64 bits,
- * every range against its neighbours. Not done here: reading tensor data.
- * Names twice are refused (the reference lets the last one win), and so is a NUL in a name.
- * Source: docs/formats/safetensors.md [1]-[3]. */
+ * Offsets count from the end of the JSON. Sorted by offset the tensors cover the data without holes
+ * or overlaps, from its first byte to the file's last. Nothing is trusted: the length against the
+ * file's size, every number against 64 bits, every range against its neighbours. Not done here:
+ * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
+ * NUL in a name. Source: docs/formats/safetensors.md [1]-[3]. */
 #include "format/format.h"
 
 #include <stdlib.h>
@@ -28,13 +29,15 @@ struct parse {
     uint64_t ends_at; /* of the tensor being read: data_offsets[1] */
 };
 
-/* ---- one entry ------------------------------------------------------------------------------------- */
+/* ---- one entry
+ * ------------------------------------------------------------------------------------- */
 static heft_status read_dtype(struct parse *p, heft__file_tensor *tensor, heft_error *err)
 {
     heft__json_token token;
     const char *name;
     size_t length;
-    heft_status status = heft__json_expect(&p->json, HEFT__JSON_STRING, "a string as dtype", &token, err);
+    heft_status status =
+        heft__json_expect(&p->json, HEFT__JSON_STRING, "a string as dtype", &token, err);
     if (status == HEFT_OK) {
         status = heft__json_string(&token, &p->file->arena, &name, &length, err);
     }
@@ -52,7 +55,8 @@ static heft_status read_shape(struct parse *p, heft__file_tensor *tensor, heft_e
     const uint32_t most = heft__limits(p->ctx)->rank;
     uint64_t small[8], *shape = small, *grown = NULL;
     heft__json_token token;
-    heft_status status = heft__json_expect(&p->json, HEFT__JSON_ARRAY_BEGIN, "an array as shape", &token, err);
+    heft_status status =
+        heft__json_expect(&p->json, HEFT__JSON_ARRAY_BEGIN, "an array as shape", &token, err);
     uint32_t rank = 0;
     while (status == HEFT_OK) {
         status = heft__json_next(&p->json, &token, err);
@@ -60,7 +64,8 @@ static heft_status read_shape(struct parse *p, heft__file_tensor *tensor, heft_e
             break;
         }
         if (rank == most) {
-            return heft__fail_at(err, HEFT_LIMIT, token.offset, "shape has over %u dimensions", most);
+            return heft__fail_at(err, HEFT_LIMIT, token.offset, "shape has over %u dimensions",
+                                 most);
         }
         if (rank == sizeof small / sizeof small[0]) {
             grown = heft__arena_array(&p->file->arena, most, sizeof *grown);
@@ -92,8 +97,8 @@ static heft_status read_offsets(struct parse *p, heft__file_tensor *tensor, heft
     heft__json_token token;
     uint64_t values[2];
     size_t count = 0;
-    heft_status status =
-        heft__json_expect(&p->json, HEFT__JSON_ARRAY_BEGIN, "an array as data_offsets", &token, err);
+    heft_status status = heft__json_expect(&p->json, HEFT__JSON_ARRAY_BEGIN,
+                                           "an array as data_offsets", &token, err);
     uint64_t at = token.offset;
     while (status == HEFT_OK) {
         status = heft__json_next(&p->json, &token, err);
@@ -106,7 +111,8 @@ static heft_status read_offsets(struct parse *p, heft__file_tensor *tensor, heft
         status = heft__json_u64(&token, "data_offsets", &values[count++], err);
     }
     if (status == HEFT_OK && count != 2) {
-        status = heft__fail_at(err, HEFT_FORMAT, at, "data_offsets has %zu items, expected 2", count);
+        status =
+            heft__fail_at(err, HEFT_FORMAT, at, "data_offsets has %zu items, expected 2", count);
     }
     if (status == HEFT_OK) {
         tensor->start = values[0];
@@ -117,9 +123,10 @@ static heft_status read_offsets(struct parse *p, heft__file_tensor *tensor, heft
 
 enum { FIELD_DTYPE = 1, FIELD_SHAPE = 2, FIELD_OFFSETS = 4, FIELDS_ALL = 7 };
 
-/* One field of an entry; `seen` collects the three that must be there. Other fields are passed over. */
-static heft_status read_field(struct parse *p, const heft__json_token *key, heft__file_tensor *tensor,
-                              unsigned *seen, heft_error *err)
+/* One field of an entry; `seen` collects the three that must be there. Other fields are passed
+ * over. */
+static heft_status read_field(struct parse *p, const heft__json_token *key,
+                              heft__file_tensor *tensor, unsigned *seen, heft_error *err)
 {
     heft__json_token token;
     unsigned field = heft__json_is(key, "dtype")          ? FIELD_DTYPE
@@ -155,7 +162,8 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
                              (unsigned long long)tensor->start, (unsigned long long)p->ends_at);
     }
     if (p->ends_at > p->data_bytes) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "data_offsets end %llu, data section has %llu bytes",
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "data_offsets end %llu, data section has %llu bytes",
                              (unsigned long long)p->ends_at, (unsigned long long)p->data_bytes);
     }
     heft__shape_text(tensor->shape, tensor->rank, shape);
@@ -164,12 +172,13 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
         return heft__fail_at(err, HEFT_FORMAT, at, "element count of shape %s overflows", shape);
     }
     if (!heft__dtype_bytes(tensor->dtype, elems, &needed)) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s does not end on a whole byte", shape,
-                             heft_dtype_name(tensor->dtype));
+        return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s does not end on a whole byte",
+                             shape, heft_dtype_name(tensor->dtype));
     }
     if (needed != p->ends_at - tensor->start) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s needs %llu bytes, data_offsets span %llu",
-                             shape, heft_dtype_name(tensor->dtype), (unsigned long long)needed,
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "shape %s of %s needs %llu bytes, data_offsets span %llu", shape,
+                             heft_dtype_name(tensor->dtype), (unsigned long long)needed,
                              (unsigned long long)(p->ends_at - tensor->start));
     }
     tensor->size_bytes = needed;
@@ -181,7 +190,8 @@ static heft_status read_entry(struct parse *p, heft__file_tensor *tensor, heft_e
     static const char *const fields[] = {"dtype", "shape", "data_offsets"};
     heft__json_token token;
     unsigned seen = 0;
-    heft_status status = heft__json_expect(&p->json, HEFT__JSON_OBJECT_BEGIN, "an object", &token, err);
+    heft_status status =
+        heft__json_expect(&p->json, HEFT__JSON_OBJECT_BEGIN, "an object", &token, err);
     while (status == HEFT_OK) {
         status = heft__json_next(&p->json, &token, err);
         if (status != HEFT_OK || token.kind == HEFT__JSON_OBJECT_END) {
@@ -191,13 +201,15 @@ static heft_status read_entry(struct parse *p, heft__file_tensor *tensor, heft_e
     }
     for (unsigned i = 0; i < 3 && status == HEFT_OK; i++) {
         if (!(seen & 1u << i)) {
-            status = heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "field '%s' is missing", fields[i]);
+            status = heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "field '%s' is missing",
+                                   fields[i]);
         }
     }
     return status == HEFT_OK ? check_range(p, tensor, err) : status;
 }
 
-/* ---- the header -------------------------------------------------------------------------------------- */
+/* ---- the header
+ * -------------------------------------------------------------------------------------- */
 static heft_status read_metadata(struct parse *p, const heft__json_token *key, heft_error *err)
 {
     heft__json_token token;
@@ -210,7 +222,8 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
         return status;
     }
     if (token.kind != HEFT__JSON_OBJECT_BEGIN) {
-        return heft__fail_at(err, HEFT_FORMAT, token.offset, "__metadata__ must be an object, found %s",
+        return heft__fail_at(err, HEFT_FORMAT, token.offset,
+                             "__metadata__ must be an object, found %s",
                              heft__json_kind_name(token.kind));
     }
     for (;;) {
@@ -226,8 +239,8 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
         }
         if (status == HEFT_OK && token.kind != HEFT__JSON_STRING) {
             status = heft__fail_at(err, HEFT_FORMAT, token.offset,
-                                   "__metadata__ key '%.60s': value must be a string, found %s", pair.key,
-                                   heft__json_kind_name(token.kind));
+                                   "__metadata__ key '%.60s': value must be a string, found %s",
+                                   pair.key, heft__json_kind_name(token.kind));
         }
         if (status == HEFT_OK) {
             status = heft__json_string(&token, &p->file->arena, &pair.value, &length, err);
@@ -250,14 +263,17 @@ static heft_status check_name(struct parse *p, const char *name, size_t length, 
     const heft_limits *limits = heft__limits(p->ctx);
     size_t found;
     if (length > limits->name_bytes) {
-        return heft__fail_at(err, HEFT_LIMIT, offset, "tensor name has %zu bytes, the limit is %llu", length,
+        return heft__fail_at(err, HEFT_LIMIT, offset,
+                             "tensor name has %zu bytes, the limit is %llu", length,
                              (unsigned long long)limits->name_bytes);
     }
     if (memchr(name, 0, length)) {
-        return heft__fail_at(err, HEFT_FORMAT, offset, "tensor name '%.60s\\0...' holds a NUL", name);
+        return heft__fail_at(err, HEFT_FORMAT, offset, "tensor name '%.60s\\0...' holds a NUL",
+                             name);
     }
     if (p->count >= limits->tensors) {
-        return heft__fail_at(err, HEFT_LIMIT, offset, "over %llu tensors", (unsigned long long)limits->tensors);
+        return heft__fail_at(err, HEFT_LIMIT, offset, "over %llu tensors",
+                             (unsigned long long)limits->tensors);
     }
     if (!heft__map_put(&p->names, name, length, p->count, &found)) {
         return heft__fail_nomem(err, length);
@@ -284,8 +300,8 @@ static heft_status read_tensor(struct parse *p, const heft__json_token *key, hef
         tensor.name = name;
         status = heft__add_item(read_entry(p, &tensor, err), err, name);
     }
-    if (status == HEFT_OK && !heft__array_reserve(p->ctx, (void **)&p->tensors, p->count, &p->cap,
-                                                  sizeof *p->tensors)) {
+    if (status == HEFT_OK &&
+        !heft__array_reserve(p->ctx, (void **)&p->tensors, p->count, &p->cap, sizeof *p->tensors)) {
         status = heft__fail_nomem(err, sizeof tensor);
     }
     if (status == HEFT_OK) {
@@ -297,7 +313,8 @@ static heft_status read_tensor(struct parse *p, const heft__json_token *key, hef
 static heft_status read_header(struct parse *p, heft_error *err)
 {
     heft__json_token token;
-    heft_status status = heft__json_expect(&p->json, HEFT__JSON_OBJECT_BEGIN, "an object", &token, err);
+    heft_status status =
+        heft__json_expect(&p->json, HEFT__JSON_OBJECT_BEGIN, "an object", &token, err);
     while (status == HEFT_OK) {
         status = heft__json_next(&p->json, &token, err);
         if (status != HEFT_OK || token.kind == HEFT__JSON_OBJECT_END) {
@@ -306,11 +323,13 @@ static heft_status read_header(struct parse *p, heft_error *err)
         status = heft__json_is(&token, "__metadata__") ? read_metadata(p, &token, err)
                                                        : read_tensor(p, &token, err);
     }
-    return status == HEFT_OK ? heft__json_expect(&p->json, HEFT__JSON_END, "the end of the header", &token, err)
-                             : status;
+    return status == HEFT_OK
+               ? heft__json_expect(&p->json, HEFT__JSON_END, "the end of the header", &token, err)
+               : status;
 }
 
-/* ---- all ranges together -------------------------------------------------------------------------------- */
+/* ---- all ranges together
+ * -------------------------------------------------------------------------------- */
 static int by_offset(const void *left, const void *right)
 {
     const heft__file_tensor *a = left, *b = right;
@@ -337,10 +356,11 @@ static heft_status check_cover(struct parse *p, heft_error *err)
         const heft__file_tensor *tensor = &p->tensors[i];
         if (tensor->start != end) {
             const char *before = i ? p->tensors[i - 1].name : "the start";
-            heft_status status = heft__fail_at(
-                err, HEFT_FORMAT, tensor->item_offset, "begins at %llu, expected %llu, where '%.100s' ends: %s",
-                (unsigned long long)tensor->start, (unsigned long long)end, before,
-                tensor->start < end ? "they overlap" : "there is a hole");
+            heft_status status =
+                heft__fail_at(err, HEFT_FORMAT, tensor->item_offset,
+                              "begins at %llu, expected %llu, where '%.100s' ends: %s",
+                              (unsigned long long)tensor->start, (unsigned long long)end, before,
+                              tensor->start < end ? "they overlap" : "there is a hole");
             return heft__add_item(status, err, tensor->name);
         }
         end += tensor->size_bytes; /* within data_bytes: read_entry checked it */
@@ -385,10 +405,12 @@ static heft_status publish(struct parse *p, heft_error *err)
 
 static heft_status header_length(struct parse *p, uint64_t *length, heft_error *err)
 {
-    const uint64_t size = heft__source_size(p->file->source), limit = heft__limits(p->ctx)->header_bytes;
+    const uint64_t size = heft__source_size(p->file->source),
+                   limit = heft__limits(p->ctx)->header_bytes;
     uint8_t raw[LENGTH_BYTES];
     if (size < LENGTH_BYTES) {
-        return heft__fail_at(err, HEFT_FORMAT, 0, "file has %llu bytes, the header's length needs %d",
+        return heft__fail_at(err, HEFT_FORMAT, 0,
+                             "file has %llu bytes, the header's length needs %d",
                              (unsigned long long)size, LENGTH_BYTES);
     }
     heft_status status = heft__source_read(p->file->source, 0, raw, sizeof raw, err);
@@ -426,7 +448,8 @@ heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error 
     if (status == HEFT_OK) {
         p.data_start = LENGTH_BYTES + length;
         p.data_bytes = heft__source_size(file->source) - p.data_start;
-        heft__json_init(&p.json, header, (size_t)length, LENGTH_BYTES, heft__limits(ctx)->json_depth);
+        heft__json_init(&p.json, header, (size_t)length, LENGTH_BYTES,
+                        heft__limits(ctx)->json_depth);
         status = read_header(&p, err);
     }
     if (status == HEFT_OK) {

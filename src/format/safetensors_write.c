@@ -1,9 +1,9 @@
 /* safetensors_write.c - writing a .safetensors file, byte for byte as the reference's writer does.
  *
- * Tensors lie in the order of their dtype's rank, highest first, then of their names as bytes; the header lists them in
- * that order without white space, metadata first, and is padded with spaces to a multiple of 8.
- * Metadata goes out sorted by key; the reference's own order of two or more pairs is random.
- * Source: docs/formats/safetensors.md [4]. */
+ * Tensors lie in the order of their dtype's rank, highest first, then of their names as bytes; the
+ * header lists them in that order without white space, metadata first, and is padded with spaces to
+ * a multiple of 8. Metadata goes out sorted by key; the reference's own order of two or more pairs
+ * is random. Source: docs/formats/safetensors.md [4]. */
 #include "format/format.h"
 
 #include <stdlib.h>
@@ -18,7 +18,8 @@ static int by_rank_then_name(const void *left, const void *right)
 {
     const heft__out_tensor *a = *(const heft__out_tensor *const *)left;
     const heft__out_tensor *b = *(const heft__out_tensor *const *)right;
-    int a_rank = heft__dtype_safetensors_rank(a->dtype), b_rank = heft__dtype_safetensors_rank(b->dtype);
+    int a_rank = heft__dtype_safetensors_rank(a->dtype),
+        b_rank = heft__dtype_safetensors_rank(b->dtype);
     return a_rank != b_rank ? b_rank - a_rank : strcmp(a->name, b->name);
 }
 
@@ -34,7 +35,8 @@ static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
     heft_status status = HEFT_OK;
     uint64_t bytes;
     if (strcmp(tensor->name, "__metadata__") == 0) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "a safetensors file cannot hold a tensor of this name");
+        status = heft__fail(err, HEFT_INVALID_ARG,
+                            "a safetensors file cannot hold a tensor of this name");
     } else if (heft__dtype_safetensors_rank(tensor->dtype) < 0) {
         status = heft__fail(err, HEFT_INVALID_ARG, "a safetensors file cannot hold %s",
                             heft_dtype_name(tensor->dtype));
@@ -88,7 +90,8 @@ static heft_status put_metadata(heft__buffer *out, const heft__text_pair *metada
 static void put_entry(heft__buffer *out, const heft__out_tensor *tensor, uint64_t begin)
 {
     heft__json_write_string(out, tensor->name, strlen(tensor->name), false);
-    heft__buffer_format(out, ":{\"dtype\":\"%s\",\"shape\":[", heft_dtype_safetensors_name(tensor->dtype));
+    heft__buffer_format(out, ":{\"dtype\":\"%s\",\"shape\":[",
+                        heft_dtype_safetensors_name(tensor->dtype));
     for (uint32_t d = 0; d < tensor->rank; d++) {
         heft__buffer_format(out, "%s%llu", d ? "," : "", (unsigned long long)tensor->shape[d]);
     }
@@ -96,8 +99,9 @@ static void put_entry(heft__buffer *out, const heft__out_tensor *tensor, uint64_
                         (unsigned long long)(begin + tensor->size_bytes));
 }
 
-static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count, const heft__text_pair *metadata,
-                              size_t metadata_count, heft_error *err)
+static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count,
+                              const heft__text_pair *metadata, size_t metadata_count,
+                              heft_error *err)
 {
     heft__buffer *out = &plan->header;
     heft_status status = HEFT_OK;
@@ -140,8 +144,8 @@ static void plan_fini(heft_ctx *ctx, struct plan *plan, size_t count)
 }
 
 static heft_status plan_file(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
-                             const heft__text_pair *metadata, size_t metadata_count, struct plan *plan,
-                             heft_error *err)
+                             const heft__text_pair *metadata, size_t metadata_count,
+                             struct plan *plan, heft_error *err)
 {
     heft_status status = HEFT_OK;
     *plan = (struct plan){.order = heft__alloc_zero(ctx, count, sizeof *plan->order)};

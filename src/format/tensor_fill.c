@@ -1,7 +1,9 @@
-/* tensor_fill.c - reading on until a buffer is full: for callers that want a fixed number of bytes. */
+/* tensor_fill.c - reading on until a buffer is full: for callers that want a fixed number of bytes.
+ */
 #include "format/format.h"
 
-heft_status heft__tensor_reader_fill(heft__tensor_reader *reader, void *dst, size_t length, heft_error *err)
+heft_status heft__tensor_reader_fill(heft__tensor_reader *reader, void *dst, size_t length,
+                                     heft_error *err)
 {
     size_t done = 0;
     while (done < length) {

@@ -1,10 +1,11 @@
 /* torch_legacy.c - PyTorch's stream before 1.6.
  *
- *   pickle: magic | pickle: 1001 | pickle: system info | pickle: the object | pickle: list of keys | (i64 numel, bytes) per key
+ *   pickle: magic | pickle: 1001 | pickle: system info | pickle: the object | pickle: list of keys
+ * | (i64 numel, bytes) per key
  *
- * Storages lie behind the pickles in the order of the list. They are found first, so that an id can be checked against what
- * is there. Nothing is trusted: every count against the file's size. Always little-endian.
- * Source: docs/formats/torch_legacy.md. */
+ * Storages lie behind the pickles in the order of the list. They are found first, so that an id can
+ * be checked against what is there. Nothing is trusted: every count against the file's size. Always
+ * little-endian. Source: docs/formats/torch_legacy.md. */
 #include "format/torch.h"
 
 struct stream {
@@ -19,14 +20,16 @@ struct stream {
 
 static heft_status run_next(struct stream *s, size_t *at, heft__pickle *pickle, heft_error *err)
 {
-    heft_status status = heft__pickle_run(s->ctx, s->bytes + *at, s->length - *at, *at, 6, pickle, err);
+    heft_status status =
+        heft__pickle_run(s->ctx, s->bytes + *at, s->length - *at, *at, 6, pickle, err);
     if (status == HEFT_OK) {
         *at += pickle->end;
     }
     return status;
 }
 
-static heft_status place_storage(void *user, const char *key, heft__file_storage *storage, heft_error *err)
+static heft_status place_storage(void *user, const char *key, heft__file_storage *storage,
+                                 heft_error *err)
 {
     struct stream *s = user;
     size_t i = heft__map_get(&s->offsets, key, strlen(key));
@@ -43,19 +46,22 @@ static heft_status list_keys(struct stream *s, heft_error *err)
 {
     const heft__pickle_value *list = s->keys->top;
     if (list->kind != HEFT__PICKLE_LIST) {
-        return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "the list of storage keys is no list");
+        return heft__fail_at(err, HEFT_FORMAT, s->storages_at,
+                             "the list of storage keys is no list");
     }
     for (uint32_t i = 0; i < list->count; i++) {
         size_t found;
         const heft__pickle_value *key = list->as.items[i];
         if (key->kind != HEFT__PICKLE_TEXT) {
-            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u is no string", i);
+            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u is no string",
+                                 i);
         }
         if (!heft__map_put(&s->offsets, key->as.text, (size_t)key->integer, i, &found)) {
             return heft__fail_nomem(err, 0);
         }
         if (found != HEFT__MAP_NONE) {
-            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u occurs twice", i);
+            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u occurs twice",
+                                 i);
         }
     }
     return HEFT_OK;
@@ -71,7 +77,8 @@ static uint64_t elem_bytes_of(const heft__file *file, size_t storage)
     return 0;
 }
 
-/* Walk over the storages in the file's order; each says its numel, which must be what the pickle says. */
+/* Walk over the storages in the file's order; each says its numel, which must be what the pickle
+ * says. */
 static heft_status place_all(struct stream *s, heft_error *err)
 {
     heft__file *file = s->file;
@@ -88,20 +95,25 @@ static heft_status place_all(struct stream *s, heft_error *err)
     for (uint32_t i = 0; i < count && status == HEFT_OK; i++) {
         uint8_t raw[8];
         if (by_number[i] == SIZE_MAX) {
-            status = heft__fail_at(err, HEFT_UNSUPPORTED, at, "storage %u belongs to no tensor: its size is not known", i);
+            status = heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                                   "storage %u belongs to no tensor: its size is not known", i);
             break;
         }
         heft__file_storage *storage = &file->storages[by_number[i]];
         uint64_t elem = elem_bytes_of(file, by_number[i]);
         status = heft__source_read(file->source, at, raw, sizeof raw, err);
         if (status == HEFT_OK && (elem == 0 || heft__le64(raw) != storage->bytes / elem)) {
-            status = heft__fail_at(err, HEFT_FORMAT, at, "storage has numel %llu, the pickle says %llu",
-                                   (unsigned long long)heft__le64(raw), (unsigned long long)(elem ? storage->bytes / elem : 0));
+            status =
+                heft__fail_at(err, HEFT_FORMAT, at, "storage has numel %llu, the pickle says %llu",
+                              (unsigned long long)heft__le64(raw),
+                              (unsigned long long)(elem ? storage->bytes / elem : 0));
         }
         at += sizeof raw;
         if (status == HEFT_OK && (at > size || storage->bytes > size - at)) {
-            status = heft__fail_at(err, HEFT_FORMAT, size, "storage of %llu bytes at %llu, file has %llu bytes",
-                                   (unsigned long long)storage->bytes, (unsigned long long)at, (unsigned long long)size);
+            status = heft__fail_at(err, HEFT_FORMAT, size,
+                                   "storage of %llu bytes at %llu, file has %llu bytes",
+                                   (unsigned long long)storage->bytes, (unsigned long long)at,
+                                   (unsigned long long)size);
         }
         storage->offset = at;
         at += storage->bytes;
@@ -130,7 +142,8 @@ static heft_status read_stream(struct stream *s, heft_error *err)
         status = list_keys(s, err);
     }
     if (status == HEFT_OK) {
-        status = heft__pickle_tensors(s->ctx, &pickles[3], object_at, s->file, place_storage, s, err);
+        status =
+            heft__pickle_tensors(s->ctx, &pickles[3], object_at, s->file, place_storage, s, err);
     }
     if (status == HEFT_OK) {
         status = place_all(s, err);
@@ -147,7 +160,8 @@ heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error
     uint64_t size = heft__source_size(file->source), most = heft__limits(ctx)->pickle_bytes;
     file->format = HEFT_FORMAT_TORCH_LEGACY;
     heft__map_init(&s.offsets, ctx);
-    /* Where the pickles end is known only by running them: read more and more of the file until they fit. */
+    /* Where the pickles end is known only by running them: read more and more of the file until
+     * they fit. */
     heft_status status = HEFT_FORMAT;
     for (uint64_t wanted = 1 << 20; status == HEFT_FORMAT; wanted *= 8) {
         s.length = (size_t)(size < wanted ? size : wanted);
@@ -155,7 +169,8 @@ heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error
         heft__map_fini(&s.offsets);
         heft__map_init(&s.offsets, ctx);
         s.bytes = heft__alloc(ctx, s.length);
-        status = s.bytes ? heft__source_read(file->source, 0, s.bytes, s.length, err) : heft__fail_nomem(err, s.length);
+        status = s.bytes ? heft__source_read(file->source, 0, s.bytes, s.length, err)
+                         : heft__fail_nomem(err, s.length);
         if (status == HEFT_OK) {
             status = read_stream(&s, err);
         }

@@ -1,8 +1,9 @@
-/* torch_zip.c - PyTorch's zip: PREFIX/data.pkl says what there is, PREFIX/data/KEY holds a storage each.
+/* torch_zip.c - PyTorch's zip: PREFIX/data.pkl says what there is, PREFIX/data/KEY holds a storage
+ * each.
  *
- * The prefix is that of the archive's first entry, whatever the file is called. `version` must be there and known, `byteorder`
- * may say big. TorchScript archives are refused.
- * Source: docs/formats/torch_zip.md [1], [3]. */
+ * The prefix is that of the archive's first entry, whatever the file is called. `version` must be
+ * there and known, `byteorder` may say big. TorchScript archives are refused. Source:
+ * docs/formats/torch_zip.md [1], [3]. */
 #include "format/torch.h"
 
 #include <stdlib.h>
@@ -25,8 +26,9 @@ static heft_status find_prefix(struct archive *a, heft_error *err)
 {
     const char *first = a->zip.count ? a->zip.entries[0].name : "", *slash = strchr(first, '/');
     if (!slash) {
-        heft_status status = heft__fail(err, HEFT_FORMAT, a->zip.count ? "first record is in no folder"
-                                                                       : "the archive is empty");
+        heft_status status =
+            heft__fail(err, HEFT_FORMAT,
+                       a->zip.count ? "first record is in no folder" : "the archive is empty");
         return heft__add_item(status, err, first);
     }
     a->prefix = heft__arena_text(&a->file->arena, first, (size_t)(slash - first));
@@ -34,7 +36,8 @@ static heft_status find_prefix(struct archive *a, heft_error *err)
 }
 
 /* A small text record into text[cap], NUL-terminated. Absent: *found is false. */
-static heft_status read_text(struct archive *a, const char *record, char *text, size_t cap, bool *found, heft_error *err)
+static heft_status read_text(struct archive *a, const char *record, char *text, size_t cap,
+                             bool *found, heft_error *err)
 {
     const heft__zip_entry *entry = find_record(a, record);
     uint8_t *bytes = NULL;
@@ -67,11 +70,13 @@ static heft_status check_version(struct archive *a, heft_error *err)
     }
     char *end = text;
     unsigned long version = strtoul(text, &end, 10);
-    bool number = end != text && text[0] >= '0' && text[0] <= '9' && (*end == '\0' || *end == '\n' || *end == '\r');
+    bool number = end != text && text[0] >= '0' && text[0] <= '9' &&
+                  (*end == '\0' || *end == '\n' || *end == '\r');
     if (!number || version < 1) {
         status = heft__fail(err, HEFT_FORMAT, "'%.20s' is not a version number", text);
     } else if (version > 10) {
-        status = heft__fail(err, HEFT_UNSUPPORTED, "version %lu is newer than supported (10)", version);
+        status =
+            heft__fail(err, HEFT_UNSUPPORTED, "version %lu is newer than supported (10)", version);
     }
     return heft__add_item(status, err, "version");
 }
@@ -92,7 +97,8 @@ static heft_status check_byteorder(struct archive *a, heft_error *err)
     return status;
 }
 
-static heft_status place_storage(void *user, const char *key, heft__file_storage *storage, heft_error *err)
+static heft_status place_storage(void *user, const char *key, heft__file_storage *storage,
+                                 heft_error *err)
 {
     struct archive *a = user;
     char name[512];
@@ -102,7 +108,8 @@ static heft_status place_storage(void *user, const char *key, heft__file_storage
         return heft__fail(err, HEFT_FORMAT, "record %s not found", name);
     }
     if (entry->bytes != storage->bytes) {
-        return heft__fail_at(err, HEFT_FORMAT, entry->central, "record %s: %llu bytes, its storage needs %llu", name,
+        return heft__fail_at(err, HEFT_FORMAT, entry->central,
+                             "record %s: %llu bytes, its storage needs %llu", name,
                              (unsigned long long)entry->bytes, (unsigned long long)storage->bytes);
     }
     storage->offset = entry->data;
@@ -122,7 +129,8 @@ static heft_status read_pickle(struct archive *a, heft_error *err)
     if (!entry) {
         return heft__add_item(heft__fail(err, HEFT_FORMAT, "record not found"), err, "data.pkl");
     }
-    heft_status status = heft__zip_read(&a->zip, entry, heft__limits(a->ctx)->pickle_bytes, &bytes, err);
+    heft_status status =
+        heft__zip_read(&a->zip, entry, heft__limits(a->ctx)->pickle_bytes, &bytes, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -144,7 +152,8 @@ heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *e
         status = find_prefix(&a, err);
     }
     if (status == HEFT_OK && find_record(&a, "constants.pkl")) {
-        status = heft__fail(err, HEFT_UNSUPPORTED, "a TorchScript archive: a program, not a checkpoint");
+        status =
+            heft__fail(err, HEFT_UNSUPPORTED, "a TorchScript archive: a program, not a checkpoint");
     }
     if (status == HEFT_OK) {
         status = check_version(&a, err);

@@ -1,11 +1,12 @@
 /* torch_zip_write.c - writing PyTorch's zip.
  *
- *   data.pkl  .format_version  .storage_alignment  byteorder  data/0 .. data/N-1  version  | directory | zip64 end | end
+ *   data.pkl  .format_version  .storage_alignment  byteorder  data/0 .. data/N-1  version  |
+ * directory | zip64 end | end
  *
- * Every record's data begin at a multiple of 64 bytes (padding field "FB" in the local header); sizes and CRC stand behind the
- * data, so that nothing is read twice. The pickle is protocol 2 without a memo: an OrderedDict with `_metadata`, or a dict.
- * Measuring is the same walk without a file.
- * Source: docs/formats/torch_zip.md [4]. */
+ * Every record's data begin at a multiple of 64 bytes (padding field "FB" in the local header);
+ * sizes and CRC stand behind the data, so that nothing is read twice. The pickle is protocol 2
+ * without a memo: an OrderedDict with `_metadata`, or a dict. Measuring is the same walk without a
+ * file. Source: docs/formats/torch_zip.md [4]. */
 #include "format/format.h"
 
 #define ALIGNMENT 64
@@ -31,17 +32,24 @@ struct archive {
     size_t scratch_bytes;
 };
 
-/* ---- the pickle --------------------------------------------------------------------------------------------- */
+/* ---- the pickle
+ * --------------------------------------------------------------------------------------------- */
 static const struct {
     heft_dtype dtype;
     const char *storage; /* class in module torch */
 } typed[] = {
-    {HEFT_DTYPE_F64, "DoubleStorage"},      {HEFT_DTYPE_F32, "FloatStorage"},
-    {HEFT_DTYPE_F16, "HalfStorage"},        {HEFT_DTYPE_BF16, "BFloat16Storage"},
-    {HEFT_DTYPE_I64, "LongStorage"},        {HEFT_DTYPE_I32, "IntStorage"},
-    {HEFT_DTYPE_I16, "ShortStorage"},       {HEFT_DTYPE_I8, "CharStorage"},
-    {HEFT_DTYPE_U8, "ByteStorage"},         {HEFT_DTYPE_BOOL, "BoolStorage"},
-    {HEFT_DTYPE_C64, "ComplexFloatStorage"}, {HEFT_DTYPE_C128, "ComplexDoubleStorage"},
+    {HEFT_DTYPE_F64,  "DoubleStorage"       },
+    {HEFT_DTYPE_F32,  "FloatStorage"        },
+    {HEFT_DTYPE_F16,  "HalfStorage"         },
+    {HEFT_DTYPE_BF16, "BFloat16Storage"     },
+    {HEFT_DTYPE_I64,  "LongStorage"         },
+    {HEFT_DTYPE_I32,  "IntStorage"          },
+    {HEFT_DTYPE_I16,  "ShortStorage"        },
+    {HEFT_DTYPE_I8,   "CharStorage"         },
+    {HEFT_DTYPE_U8,   "ByteStorage"         },
+    {HEFT_DTYPE_BOOL, "BoolStorage"         },
+    {HEFT_DTYPE_C64,  "ComplexFloatStorage" },
+    {HEFT_DTYPE_C128, "ComplexDoubleStorage"},
 };
 
 static const char *storage_class(heft_dtype dtype)
@@ -54,11 +62,13 @@ static const char *storage_class(heft_dtype dtype)
     return NULL;
 }
 
-/* Not the 6-bit floats, which torch does not have, and not the quantised types, which need a scale. */
+/* Not the 6-bit floats, which torch does not have, and not the quantised types, which need a scale.
+ */
 static bool can_be_written(heft_dtype dtype)
 {
-    static const heft_dtype never[] = {HEFT_DTYPE_NONE,   HEFT_DTYPE_F6_E2M3, HEFT_DTYPE_F6_E3M2, HEFT_DTYPE_QINT8,
-                                       HEFT_DTYPE_QUINT8, HEFT_DTYPE_QINT32,  HEFT_DTYPE_QUINT4X2, HEFT_DTYPE_QUINT2X4};
+    static const heft_dtype never[] = {HEFT_DTYPE_NONE,     HEFT_DTYPE_F6_E2M3, HEFT_DTYPE_F6_E3M2,
+                                       HEFT_DTYPE_QINT8,    HEFT_DTYPE_QUINT8,  HEFT_DTYPE_QINT32,
+                                       HEFT_DTYPE_QUINT4X2, HEFT_DTYPE_QUINT2X4};
     for (size_t i = 0; i < sizeof never / sizeof never[0]; i++) {
         if (never[i] == dtype) {
             return false;
@@ -135,7 +145,8 @@ static void put_strides(heft__buffer *out, const heft__out_tensor *tensor)
 static void put_tensor(heft__buffer *out, const heft__out_tensor *tensor, size_t key)
 {
     const char *class = storage_class(tensor->dtype);
-    uint64_t elem_bytes = heft_dtype_bits(tensor->dtype) < 8 ? 1 : heft_dtype_bits(tensor->dtype) / 8;
+    uint64_t elem_bytes =
+        heft_dtype_bits(tensor->dtype) < 8 ? 1 : heft_dtype_bits(tensor->dtype) / 8;
     char text[24];
     snprintf(text, sizeof text, "%zu", key);
     put_global(out, "torch._utils", class ? "_rebuild_tensor_v2" : "_rebuild_tensor_v3");
@@ -175,7 +186,9 @@ static void put_metadata(heft__buffer *out, const heft__torch_module *modules, s
     heft__buffer_text(out, "usb");
 }
 
-/* ---- records -------------------------------------------------------------------------------------------------- */
+/* ---- records
+ * --------------------------------------------------------------------------------------------------
+ */
 static heft_status emit(struct archive *a, const void *bytes, size_t length, heft_error *err)
 {
     a->position += length;
@@ -183,7 +196,8 @@ static heft_status emit(struct archive *a, const void *bytes, size_t length, hef
 }
 
 /* Local header, zip64 block where it needs one, and padding up to the next multiple of 64. */
-static heft_status begin_record(struct archive *a, const char *record, uint64_t bytes, heft_error *err)
+static heft_status begin_record(struct archive *a, const char *record, uint64_t bytes,
+                                heft_error *err)
 {
     uint8_t head[30 + 28 + 4] = {'P', 'K', 3, 4}, padding[ALIGNMENT];
     if (!heft__array_reserve(a->ctx, (void **)&a->records, a->count, &a->cap, sizeof *a->records)) {
@@ -249,7 +263,8 @@ static heft_status end_record(struct archive *a, uint32_t crc, heft_error *err)
     return emit(a, tail, wide ? 24 : 16, err);
 }
 
-static heft_status put_record(struct archive *a, const char *record, const void *bytes, size_t length, heft_error *err)
+static heft_status put_record(struct archive *a, const char *record, const void *bytes,
+                              size_t length, heft_error *err)
 {
     heft_status status = begin_record(a, record, length, err);
     if (status == HEFT_OK) {
@@ -258,7 +273,8 @@ static heft_status put_record(struct archive *a, const char *record, const void 
     return status == HEFT_OK ? end_record(a, heft__crc32(0, bytes, length), err) : status;
 }
 
-static heft_status put_storage(struct archive *a, const heft__out_tensor *tensor, size_t key, heft_error *err)
+static heft_status put_storage(struct archive *a, const heft__out_tensor *tensor, size_t key,
+                               heft_error *err)
 {
     char record[40];
     uint32_t crc = 0;
@@ -280,7 +296,9 @@ static heft_status put_storage(struct archive *a, const heft__out_tensor *tensor
     return status == HEFT_OK ? end_record(a, crc, err) : status;
 }
 
-/* ---- the directory ----------------------------------------------------------------------------------------------- */
+/* ---- the directory
+ * -----------------------------------------------------------------------------------------------
+ */
 static void put_entry(heft__buffer *out, const struct record *record)
 {
     uint8_t entry[46 + 28] = {'P', 'K', 1, 2};
@@ -313,10 +331,12 @@ static void put_entry(heft__buffer *out, const struct record *record)
     heft__buffer_append(out, extra, wide);
 }
 
-/* A zip64 end record always, as torch has it, and the plain one with the true values where they fit. */
+/* A zip64 end record always, as torch has it, and the plain one with the true values where they
+ * fit. */
 static void put_end(heft__buffer *out, uint64_t offset, uint64_t bytes, uint64_t count)
 {
-    uint8_t end64[56] = {'P', 'K', 6, 6, 44}, locator[20] = {'P', 'K', 6, 7}, end[22] = {'P', 'K', 5, 6};
+    uint8_t end64[56] = {'P', 'K', 6, 6, 44}, locator[20] = {'P', 'K', 6, 7},
+            end[22] = {'P', 'K', 5, 6};
     heft__put_le16(end64 + 12, 0x031E);
     heft__put_le16(end64 + 14, 0x002D);
     heft__put_le64(end64 + 24, count);
@@ -351,10 +371,12 @@ static heft_status put_directory(struct archive *a, heft_error *err)
     return status;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------ */
+/* ---- all of it
+ * ------------------------------------------------------------------------------------------------------
+ */
 /* Number storages by first use: keys[i] is tensor i's, firsts[k] the first tensor of storage k. */
-static heft_status number_storages(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count, size_t *keys,
-                                   size_t *firsts, size_t *storages, heft_error *err)
+static heft_status number_storages(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                                   size_t *keys, size_t *firsts, size_t *storages, heft_error *err)
 {
     heft__map seen;
     heft_status status = HEFT_OK;
@@ -363,19 +385,23 @@ static heft_status number_storages(heft_ctx *ctx, const heft__out_tensor *tensor
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         size_t found;
         uint64_t bytes;
-        if (!can_be_written(tensors[i].dtype) || !heft__shape_bytes(tensors[i].dtype, tensors[i].shape, tensors[i].rank, &bytes) ||
+        if (!can_be_written(tensors[i].dtype) ||
+            !heft__shape_bytes(tensors[i].dtype, tensors[i].shape, tensors[i].rank, &bytes) ||
             bytes != tensors[i].size_bytes) {
             status = heft__fail(err, HEFT_INVALID_ARG, "a .bin file cannot hold %s of this shape",
                                 heft_dtype_name(tensors[i].dtype));
-        } else if (!heft__map_put(&seen, (const char *)&tensors[i].storage, sizeof tensors[i].storage, *storages, &found)) {
+        } else if (!heft__map_put(&seen, (const char *)&tensors[i].storage,
+                                  sizeof tensors[i].storage, *storages, &found)) {
             status = heft__fail_nomem(err, 0);
         } else if (found == HEFT__MAP_NONE) {
             keys[i] = *storages;
             firsts[(*storages)++] = i;
         } else {
             keys[i] = found;
-            if (tensors[firsts[found]].dtype != tensors[i].dtype || tensors[firsts[found]].size_bytes != bytes) {
-                status = heft__fail(err, HEFT_INVALID_ARG, "shares bytes with '%.100s', but not size and dtype",
+            if (tensors[firsts[found]].dtype != tensors[i].dtype ||
+                tensors[firsts[found]].size_bytes != bytes) {
+                status = heft__fail(err, HEFT_INVALID_ARG,
+                                    "shares bytes with '%.100s', but not size and dtype",
                                     tensors[firsts[found]].name);
             }
         }
@@ -385,8 +411,8 @@ static heft_status number_storages(heft_ctx *ctx, const heft__out_tensor *tensor
     return status;
 }
 
-static void put_pickle(heft__buffer *out, const heft__out_tensor *tensors, size_t count, const size_t *keys,
-                       const heft__torch_module *modules, size_t module_count)
+static void put_pickle(heft__buffer *out, const heft__out_tensor *tensors, size_t count,
+                       const size_t *keys, const heft__torch_module *modules, size_t module_count)
 {
     heft__buffer_append(out, "\x80\x02", 2);
     if (module_count) {
@@ -416,17 +442,21 @@ static bool is_ascii(const char *text)
     return true;
 }
 
-static heft_status write_archive(struct archive *a, const char *stem, const heft__out_tensor *tensors, size_t count,
-                                 const heft__torch_module *modules, size_t module_count, heft_error *err)
+static heft_status write_archive(struct archive *a, const char *stem,
+                                 const heft__out_tensor *tensors, size_t count,
+                                 const heft__torch_module *modules, size_t module_count,
+                                 heft_error *err)
 {
     heft__buffer pickle;
-    size_t *keys = heft__alloc_zero(a->ctx, count, sizeof *keys), *firsts = heft__alloc_zero(a->ctx, count, sizeof *firsts);
+    size_t *keys = heft__alloc_zero(a->ctx, count, sizeof *keys),
+           *firsts = heft__alloc_zero(a->ctx, count, sizeof *firsts);
     size_t storages = 0;
     a->stem = *stem && is_ascii(stem) && strlen(stem) < 200 ? stem : "archive";
     heft__arena_init(&a->arena, a->ctx);
     heft__buffer_init(&pickle, a->ctx);
-    heft_status status = keys && firsts ? number_storages(a->ctx, tensors, count, keys, firsts, &storages, err)
-                                        : heft__fail_nomem(err, count * sizeof *keys);
+    heft_status status = keys && firsts
+                             ? number_storages(a->ctx, tensors, count, keys, firsts, &storages, err)
+                             : heft__fail_nomem(err, count * sizeof *keys);
     if (status == HEFT_OK) {
         put_pickle(&pickle, tensors, count, keys, modules, module_count);
         status = heft__buffer_check(&pickle, err);
@@ -434,7 +464,11 @@ static heft_status write_archive(struct archive *a, const char *stem, const heft
     if (status == HEFT_OK) {
         status = put_record(a, "data.pkl", pickle.data, pickle.size, err);
     }
-    static const char *const texts[][2] = {{".format_version", "1"}, {".storage_alignment", "64"}, {"byteorder", "little"}};
+    static const char *const texts[][2] = {
+        {".format_version",    "1"     },
+        {".storage_alignment", "64"    },
+        {"byteorder",          "little"}
+    };
     for (size_t i = 0; i < 3 && status == HEFT_OK; i++) {
         status = put_record(a, texts[i][0], texts[i][1], strlen(texts[i][1]), err);
     }
@@ -455,8 +489,10 @@ static heft_status write_archive(struct archive *a, const char *stem, const heft
     return status;
 }
 
-heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem, const heft__out_tensor *tensors, size_t count,
-                                    const heft__torch_module *modules, size_t module_count, uint64_t *bytes, heft_error *err)
+heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem,
+                                    const heft__out_tensor *tensors, size_t count,
+                                    const heft__torch_module *modules, size_t module_count,
+                                    uint64_t *bytes, heft_error *err)
 {
     struct archive a = {.ctx = ctx};
     heft_status status = write_archive(&a, stem, tensors, count, modules, module_count, err);
@@ -467,11 +503,16 @@ heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem, const heft_
 }
 
 heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, const char *stem,
-                                  const heft__out_tensor *tensors, size_t count, const heft__torch_module *modules,
-                                  size_t module_count, heft__out_read_fn read, void *user, void *scratch,
+                                  const heft__out_tensor *tensors, size_t count,
+                                  const heft__torch_module *modules, size_t module_count,
+                                  heft__out_read_fn read, void *user, void *scratch,
                                   size_t scratch_bytes, heft_error *err)
 {
-    struct archive a = {.ctx = ctx, .folder = folder, .read = read, .user = user, .scratch = scratch,
+    struct archive a = {.ctx = ctx,
+                        .folder = folder,
+                        .read = read,
+                        .user = user,
+                        .scratch = scratch,
                         .scratch_bytes = scratch_bytes};
     return write_archive(&a, stem, tensors, count, modules, module_count, err);
 }

@@ -1,13 +1,14 @@
 /* folder.c - writing a folder that becomes visible complete or not at all.
  *
  *   new folder      PARENT/.NAME.heft-tmp-XXXXXX/ is filled, then renamed to PARENT/NAME
- *   existing one    NAME/.heft-tmp-XXXXXX/ is filled; commit swaps each file with its predecessor, entry points last,
- *                   and takes every swap back if one of them fails
+ *   existing one    NAME/.heft-tmp-XXXXXX/ is filled; commit swaps each file with its predecessor,
+ * entry points last, and takes every swap back if one of them fails
  *
- * Where an existing file that is no entry point is replaced, the old entry point (the index) goes first: whoever loses
- * power between two renames has the old checkpoint, the new one, or one that no loader takes, but never a mixture.
- * A temporary folder is locked by its writer; one that is not locked and a minute old was left by a crash and is removed.
- * Not done here: deciding what is stale. */
+ * Where an existing file that is no entry point is replaced, the old entry point (the index) goes
+ * first: whoever loses power between two renames has the old checkpoint, the new one, or one that
+ * no loader takes, but never a mixture. A temporary folder is locked by its writer; one that is not
+ * locked and a minute old was left by a crash and is removed. Not done here: deciding what is
+ * stale. */
 #include "io/io.h"
 
 #include <dirent.h>
@@ -31,7 +32,7 @@ struct out_file {
 struct heft__folder_writer {
     heft_ctx *ctx;
     heft__arena arena;
-    const char *path;   /* without slashes at its end */
+    const char *path; /* without slashes at its end */
     const char *parent;
     const char *temporary;
     const char *made_parent; /* highest parent folder that begin() made, NULL if none */
@@ -48,7 +49,8 @@ struct heft__folder_writer {
     uint64_t position;
 };
 
-/* ---- temporary folders --------------------------------------------------------------------------------- */
+/* ---- temporary folders
+ * --------------------------------------------------------------------------------- */
 /* Remove a folder of plain files. */
 static void remove_flat(const char *path)
 {
@@ -82,7 +84,8 @@ static bool left_by_a_crash(const char *path)
 static void remove_abandoned(heft__arena *arena, const char *folder, const char *prefix)
 {
     DIR *listing = opendir(folder);
-    for (struct dirent *entry = listing ? readdir(listing) : NULL; entry; entry = readdir(listing)) {
+    for (struct dirent *entry = listing ? readdir(listing) : NULL; entry;
+         entry = readdir(listing)) {
         if (strncmp(entry->d_name, prefix, strlen(prefix)) == 0) {
             const char *path = heft__path_join(arena, folder, entry->d_name);
             if (path && left_by_a_crash(path)) {
@@ -95,9 +98,12 @@ static void remove_abandoned(heft__arena *arena, const char *folder, const char 
     }
 }
 
-/* ---- begin ----------------------------------------------------------------------------------------------- */
+/* ---- begin
+ * -----------------------------------------------------------------------------------------------
+ */
 /* Make `path` and what is missing above it; *made is the highest folder that was made. */
-static heft_status make_parents(heft__arena *arena, const char *path, const char **made, heft_error *err)
+static heft_status make_parents(heft__arena *arena, const char *path, const char **made,
+                                heft_error *err)
 {
     char *copy = heft__arena_text(arena, path, strlen(path));
     if (!copy) {
@@ -112,7 +118,8 @@ static heft_status make_parents(heft__arena *arena, const char *path, const char
                     *made = heft__arena_text(arena, copy, strlen(copy));
                 }
             } else if (errno != EEXIST) {
-                return heft__add_path(heft__fail_errno(err, errno, "cannot create the folder"), err, copy);
+                return heft__add_path(heft__fail_errno(err, errno, "cannot create the folder"), err,
+                                      copy);
             }
             if (!last) {
                 *p = '/';
@@ -133,9 +140,10 @@ static heft_status split_path(heft__folder_writer *writer, const char *path, hef
     char *clean = heft__arena_text(&writer->arena, path, length);
     const char *slash = clean ? strrchr(clean, '/') : NULL;
     writer->path = clean;
-    writer->parent = !slash          ? "."
-                     : slash == clean ? "/"
-                                      : heft__arena_text(&writer->arena, clean, (size_t)(slash - clean));
+    writer->parent = !slash ? "."
+                     : slash == clean
+                         ? "/"
+                         : heft__arena_text(&writer->arena, clean, (size_t)(slash - clean));
     return writer->path && writer->parent ? HEFT_OK : heft__fail_nomem(err, length);
 }
 
@@ -151,7 +159,8 @@ static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
     }
     remove_abandoned(&writer->arena, home, prefix);
     if (!mkdtemp(path)) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot write into the folder"), err, home);
+        return heft__add_path(heft__fail_errno(err, errno, "cannot write into the folder"), err,
+                              home);
     }
     writer->temporary = path;
     writer->temporary_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -161,7 +170,8 @@ static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
     return HEFT_OK;
 }
 
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out, heft_error *err)
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out,
+                               heft_error *err)
 {
     heft__folder_writer *writer = heft__alloc_zero(ctx, 1, sizeof *writer);
     if (!writer) {
@@ -212,12 +222,14 @@ heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_
     return HEFT_OK;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------ */
+/* ---- files
+ * ------------------------------------------------------------------------------------------------
+ */
 heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
                                     heft_error *err)
 {
-    if (!heft__array_reserve(writer->ctx, (void **)&writer->files, writer->file_count, &writer->file_cap,
-                             sizeof *writer->files)) {
+    if (!heft__array_reserve(writer->ctx, (void **)&writer->files, writer->file_count,
+                             &writer->file_cap, sizeof *writer->files)) {
         return heft__fail_nomem(err, 0);
     }
     char *copy = heft__arena_text(&writer->arena, name, strlen(name));
@@ -226,9 +238,11 @@ heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *nam
     }
     writer->fd = openat(writer->temporary_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (writer->fd < 0) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", name), err, writer->path);
+        return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", name), err,
+                              writer->path);
     }
-    writer->files[writer->file_count++] = (struct out_file){.name = copy, .entry_point = entry_point};
+    writer->files[writer->file_count++] =
+        (struct out_file){.name = copy, .entry_point = entry_point};
     writer->position = 0;
     return HEFT_OK;
 }
@@ -254,7 +268,8 @@ heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, 
     return HEFT_OK;
 }
 
-heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length, heft_error *err)
+heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length,
+                               heft_error *err)
 {
     heft_status status = heft__folder_write_at(writer, writer->position, bytes, length, err);
     if (status == HEFT_OK) {
@@ -314,7 +329,8 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
     if (folder) {
         closedir(folder);
     }
-    const char **kept = status == HEFT_OK ? heft__arena_array(&writer->arena, used, sizeof *kept) : NULL;
+    const char **kept =
+        status == HEFT_OK ? heft__arena_array(&writer->arena, used, sizeof *kept) : NULL;
     if (status == HEFT_OK && !kept) {
         status = heft__fail_nomem(err, used);
     } else if (kept && used) {
@@ -329,7 +345,9 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
     return status;
 }
 
-/* ---- commit ------------------------------------------------------------------------------------------------ */
+/* ---- commit
+ * ------------------------------------------------------------------------------------------------
+ */
 static bool sync_folder(const char *path)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -346,23 +364,26 @@ static heft_status publish_new(heft__folder_writer *writer, heft_error *err)
     umask(mask);
     (void)fchmod(writer->temporary_fd, 0777 & ~mask);
     if (fsync(writer->temporary_fd) != 0 || rename(writer->temporary, writer->path) != 0) {
-        heft_status status = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
-                                 ? heft__fail(err, HEFT_EXISTS, "destination came into being meanwhile")
-                                 : heft__fail_errno(err, errno, "cannot rename the finished folder");
+        heft_status status =
+            errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
+                ? heft__fail(err, HEFT_EXISTS, "destination came into being meanwhile")
+                : heft__fail_errno(err, errno, "cannot rename the finished folder");
         return heft__add_path(status, err, writer->path);
     }
     sync_folder(writer->parent);
     return HEFT_OK;
 }
 
-/* Put one finished file in its place; its predecessor, if any, takes its place in the temporary folder. */
+/* Put one finished file in its place; its predecessor, if any, takes its place in the temporary
+ * folder. */
 static bool publish_file(heft__folder_writer *writer, int folder, struct out_file *file)
 {
     if (renameat2(writer->temporary_fd, file->name, folder, file->name, RENAME_EXCHANGE) == 0) {
         file->state = SWAPPED;
         return true;
     }
-    /* No predecessor, or a file system that cannot swap: there a failure later cannot be taken back. */
+    /* No predecessor, or a file system that cannot swap: there a failure later cannot be taken
+     * back. */
     if (renameat(writer->temporary_fd, file->name, folder, file->name) == 0) {
         file->state = RENAMED;
         return true;
@@ -388,15 +409,16 @@ static void take_back(heft__folder_writer *writer, int folder)
 static bool replaces_a_shard(const heft__folder_writer *writer, int folder)
 {
     for (size_t i = 0; i < writer->file_count; i++) {
-        if (!writer->files[i].entry_point && faccessat(folder, writer->files[i].name, F_OK, 0) == 0) {
+        if (!writer->files[i].entry_point &&
+            faccessat(folder, writer->files[i].name, F_OK, 0) == 0) {
             return true;
         }
     }
     return false;
 }
 
-/* The old entry points leave first where their shards are about to be replaced; they wait in the temporary folder under a
- * name of their own. */
+/* The old entry points leave first where their shards are about to be replaced; they wait in the
+ * temporary folder under a name of their own. */
 static bool hide_entry_points(heft__folder_writer *writer, int folder)
 {
     if (!replaces_a_shard(writer, folder)) {
@@ -419,7 +441,8 @@ static void restore_entry_points(heft__folder_writer *writer, int folder)
     for (size_t i = 0; i < writer->file_count; i++) {
         char *aside = heft__arena_format(&writer->arena, "%s.old", writer->files[i].name);
         if (aside) {
-            (void)renameat2(writer->temporary_fd, aside, folder, writer->files[i].name, RENAME_NOREPLACE);
+            (void)renameat2(writer->temporary_fd, aside, folder, writer->files[i].name,
+                            RENAME_NOREPLACE);
         }
     }
 }
@@ -450,7 +473,8 @@ static heft_status publish_in_place(heft__folder_writer *writer, heft_error *err
 {
     int folder = open(writer->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot open the folder"), err, writer->path);
+        return heft__add_path(heft__fail_errno(err, errno, "cannot open the folder"), err,
+                              writer->path);
     }
     heft_status status = HEFT_OK;
     if (!hide_entry_points(writer, folder) || !swap_all(writer, folder)) {

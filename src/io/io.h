@@ -1,81 +1,102 @@
 /* io - the door of the room.
  *
- * What it does: reads files (a source), writes folders that become visible complete or not at all, and tells how much
- * memory the process uses. It knows bytes and names of files, but not what they mean.
- * May open the door of: base.
- * Rules: only regular files are opened, and opening never blocks. The library itself reads with pread, never through a
- * mapping: a file that shrinks or a failing disk is a status with an offset and not a signal. A mapping is handed to the
- * caller alone, and heft__source_touch brings its pages in by a system call that reports faults. */
+ * What it does: reads files (a source), writes folders that become visible complete or not at all,
+ * and tells how much memory the process uses. It knows bytes and names of files, but not what they
+ * mean. May open the door of: base. Rules: only regular files are opened, and opening never blocks.
+ * The library itself reads with pread, never through a mapping: a file that shrinks or a failing
+ * disk is a status with an offset and not a signal. A mapping is handed to the caller alone, and
+ * heft__source_touch brings its pages in by a system call that reports faults. */
 #ifndef HEFT__IO_IO_H
 #define HEFT__IO_IO_H
 
 #include "base/base.h"
 
-/* ---- source: a file or bytes in memory to read from; refcounted ---------------------------------------------------- */
+/* ---- source: a file or bytes in memory to read from; refcounted
+ * ---------------------------------------------------- */
 typedef struct heft__source heft__source;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
 heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err);
-/* Bytes are borrowed until the source is gone; `name` is copied and stands as the path in errors. */
-heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes, size_t length, heft__source **out,
-                                    heft_error *err);
+/* Bytes are borrowed until the source is gone; `name` is copied and stands as the path in errors.
+ */
+heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
+                                    size_t length, heft__source **out, heft_error *err);
 heft__source *heft__source_ref(heft__source *source);
 void heft__source_unref(heft__source *source);
 uint64_t heft__source_size(const heft__source *source); /* when it was opened */
 const char *heft__source_path(const heft__source *source);
 
-/* Read exactly `length` bytes. Past the end as it was when opened: FORMAT; the file has shrunk since, or the disk fails:
- * IO. offset is the first byte that is missing, the path is filled. Any number of threads at once. */
-heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length, heft_error *err);
-/* The whole file mapped read-only and shared, made at the first call and kept until the source is gone. */
+/* Read exactly `length` bytes. Past the end as it was when opened: FORMAT; the file has shrunk
+ * since, or the disk fails: IO. offset is the first byte that is missing, the path is filled. Any
+ * number of threads at once. */
+heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length,
+                              heft_error *err);
+/* The whole file mapped read-only and shared, made at the first call and kept until the source is
+ * gone. */
 heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_error *err);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
-heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length, heft_error *err);
+heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
+                               heft_error *err);
 /* Copy out of a mapping whose file may shrink meanwhile: IO instead of SIGBUS. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err);
-/* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may open. The file is
- * known again by device and inode; another in its place is IO. */
+/* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may
+ * open. The file is known again by device and inode; another in its place is IO. */
 void heft__source_park(heft__source *source);
-/* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the arena. */
-heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text, size_t *length, heft_error *err);
+/* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the
+ * arena. */
+heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
+                            size_t *length, heft_error *err);
 
-/* ---- names of files --------------------------------------------------------------------------------------------------- */
-char *heft__path_join(heft__arena *arena, const char *folder, const char *name); /* NULL if no memory */
-const char *heft__path_base(const char *path);                                  /* behind the last slash */
+/* ---- names of files
+ * ---------------------------------------------------------------------------------------------------
+ */
+char *heft__path_join(heft__arena *arena, const char *folder,
+                      const char *name);       /* NULL if no memory */
+const char *heft__path_base(const char *path); /* behind the last slash */
 bool heft__path_is_folder(const char *path);
 bool heft__path_is_file(const char *path); /* a regular file, or a link to one */
 bool heft__path_exists(const char *path);
 /* Whether two paths name one file or folder (device and inode). */
 bool heft__path_same(const char *a, const char *b);
 
-/* ---- folder writer ------------------------------------------------------------------------------------------------------
+/* ---- folder writer
+ * ------------------------------------------------------------------------------------------------------
  * begin -> (file_begin, write*, file_end)* -> commit | abort.
- * A folder that does not exist is written beside its place and renamed as a whole. In a folder that exists, files are
- * written below a hidden temporary folder and renamed at commit in the order in which they were begun; `entry points`
- * (what a loader looks for) come last. Until commit nothing that was there is touched. */
+ * A folder that does not exist is written beside its place and renamed as a whole. In a folder that
+ * exists, files are written below a hidden temporary folder and renamed at commit in the order in
+ * which they were begun; `entry points` (what a loader looks for) come last. Until commit nothing
+ * that was there is touched. */
 typedef struct heft__folder_writer heft__folder_writer;
 
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out, heft_error *err);
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out,
+                               heft_error *err);
 /* Refuses a folder that has too little room for what is to come: IO with both numbers. */
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err);
-/* One file is open at a time. `entry_point`: renamed after all others, and its predecessor is removed before them. */
-heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point, heft_error *err);
-heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length, heft_error *err);
-heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, const void *bytes, size_t length,
-                                  heft_error *err);
+/* One file is open at a time. `entry_point`: renamed after all others, and its predecessor is
+ * removed before them. */
+heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
+                                    heft_error *err);
+heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length,
+                               heft_error *err);
+heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, const void *bytes,
+                                  size_t length, heft_error *err);
 heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err); /* fsync */
 /* A file of the folder that is to be gone after commit. The name is copied. */
 heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, heft_error *err);
 /* Names in the folder as it is now, without ours; in byte order, lent until the writer is gone. */
-heft_status heft__folder_list(heft__folder_writer *writer, const char *const **names, size_t *count, heft_error *err);
-heft_status heft__folder_commit(heft__folder_writer *writer, heft_error *err); /* the writer must still be freed */
-void heft__folder_free(heft__folder_writer *writer);                           /* abort unless committed; NULL allowed */
+heft_status heft__folder_list(heft__folder_writer *writer, const char *const **names, size_t *count,
+                              heft_error *err);
+heft_status heft__folder_commit(heft__folder_writer *writer,
+                                heft_error *err);    /* the writer must still be freed */
+void heft__folder_free(heft__folder_writer *writer); /* abort unless committed; NULL allowed */
 
-/* ---- memory facts ---------------------------------------------------------------------------------------------------------- */
+/* ---- memory facts
+ * ----------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__memory_facts {
-    uint64_t peak_rss_bytes;  /* since the process began */
-    uint64_t anon_bytes;      /* now */
-    uint64_t pss_bytes;       /* now; 0 if not known */
+    uint64_t peak_rss_bytes; /* since the process began */
+    uint64_t anon_bytes;     /* now */
+    uint64_t pss_bytes;      /* now; 0 if not known */
 } heft__memory_facts;
 heft__memory_facts heft__memory_now(void);
 

@@ -1,10 +1,10 @@
 /* source.c - a regular file, or bytes in memory, to read from at any offset.
  *
- * The library reads with pread only. A read that comes up short says which byte is missing: FORMAT where the file never
- * had it, IO where it had when it was opened. Touching a mapping goes through MADV_POPULATE_READ, which fails with an
- * errno where touching the memory would raise SIGBUS; kernels before 5.14 lack it, and there the range is read with pread
- * into a small buffer, which brings the same pages into the cache.
- * Source: madvise(2), docs/mapping.md. */
+ * The library reads with pread only. A read that comes up short says which byte is missing: FORMAT
+ * where the file never had it, IO where it had when it was opened. Touching a mapping goes through
+ * MADV_POPULATE_READ, which fails with an errno where touching the memory would raise SIGBUS;
+ * kernels before 5.14 lack it, and there the range is read with pread into a small buffer, which
+ * brings the same pages into the cache. Source: madvise(2), docs/mapping.md. */
 #include "io/io.h"
 
 #include <errno.h>
@@ -32,7 +32,7 @@ struct heft__source {
     pthread_mutex_t lock;   /* guards fd, users, parked and the making of the mapping */
     size_t users;           /* reads under way */
     bool parked;            /* no descriptor is held between reads */
-    const uint8_t *mapped; /* NULL until asked for */
+    const uint8_t *mapped;  /* NULL until asked for */
 };
 
 static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
@@ -45,7 +45,8 @@ static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **ou
         return heft__fail_nomem(err, path_bytes);
     }
     memcpy(copy, path, path_bytes);
-    *source = (heft__source){.ctx = heft__ctx_ref(ctx), .path = copy, .path_bytes = path_bytes, .fd = -1};
+    *source =
+        (heft__source){.ctx = heft__ctx_ref(ctx), .path = copy, .path_bytes = path_bytes, .fd = -1};
     atomic_init(&source->refs, 1);
     pthread_mutex_init(&source->lock, NULL);
     *out = source;
@@ -62,7 +63,8 @@ static const char *kind_of_file(mode_t mode)
                             : "no regular file";
 }
 
-/* O_NONBLOCK: opening a FIFO must not wait for its other end. It changes nothing for regular files. */
+/* O_NONBLOCK: opening a FIFO must not wait for its other end. It changes nothing for regular files.
+ */
 static heft_status open_regular(const char *path, int *fd, struct stat *facts, heft_error *err)
 {
     int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -104,7 +106,8 @@ heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **ou
     return HEFT_OK;
 }
 
-/* The descriptor for a read, opened again if the source is parked. Every take is followed by a drop. */
+/* The descriptor for a read, opened again if the source is parked. Every take is followed by a
+ * drop. */
 static heft_status take_fd(heft__source *source, int *fd, heft_error *err)
 {
     heft_status status = HEFT_OK;
@@ -112,11 +115,12 @@ static heft_status take_fd(heft__source *source, int *fd, heft_error *err)
     if (source->fd < 0) {
         struct stat facts;
         status = open_regular(source->path, &source->fd, &facts, err);
-        if (status == HEFT_OK && ((uint64_t)facts.st_dev != source->device ||
-                                  (uint64_t)facts.st_ino != source->inode)) {
+        if (status == HEFT_OK &&
+            ((uint64_t)facts.st_dev != source->device || (uint64_t)facts.st_ino != source->inode)) {
             close(source->fd);
             source->fd = -1;
-            status = heft__fail(err, HEFT_IO, "another file has taken its place since it was opened");
+            status =
+                heft__fail(err, HEFT_IO, "another file has taken its place since it was opened");
         }
     }
     if (status == HEFT_OK) {
@@ -150,8 +154,8 @@ void heft__source_park(heft__source *source)
     pthread_mutex_unlock(&source->lock);
 }
 
-heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes, size_t length,
-                                    heft__source **out, heft_error *err)
+heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
+                                    size_t length, heft__source **out, heft_error *err)
 {
     heft_status status = source_new(ctx, name, out, err);
     if (status == HEFT_OK) {
@@ -199,7 +203,8 @@ static heft_status short_read(const heft__source *source, uint64_t at, heft_erro
 {
     heft_status status;
     if (at < source->size) {
-        status = heft__fail_at(err, HEFT_IO, at, "file ends here now, it had %llu bytes when it was opened",
+        status = heft__fail_at(err, HEFT_IO, at,
+                               "file ends here now, it had %llu bytes when it was opened",
                                (unsigned long long)source->size);
     } else {
         status = heft__fail_at(err, HEFT_FORMAT, source->size, "file ends early, it has %llu bytes",
@@ -208,8 +213,8 @@ static heft_status short_read(const heft__source *source, uint64_t at, heft_erro
     return heft__add_path(status, err, source->path);
 }
 
-static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, void *dst, size_t length,
-                           heft_error *err)
+static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, void *dst,
+                           size_t length, heft_error *err)
 {
     size_t done = 0;
     while (done < length) {
@@ -230,7 +235,8 @@ static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, 
     return HEFT_OK;
 }
 
-heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length, heft_error *err)
+heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length,
+                              heft_error *err)
 {
     uint64_t end;
     if (!heft__add_u64(offset, length, &end) || end > source->size) {
@@ -296,7 +302,8 @@ heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_er
 }
 
 /* Read a range through a small buffer, for its effect on the page cache and for its errors. */
-static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint64_t length, heft_error *err)
+static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint64_t length,
+                                    heft_error *err)
 {
     uint8_t scratch[16 << 10];
     while (length > 0) {
@@ -311,7 +318,8 @@ static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint6
     return HEFT_OK;
 }
 
-heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length, heft_error *err)
+heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
+                               heft_error *err)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), step = (uint64_t)16 << 20;
     const uint8_t *base = NULL;
@@ -336,8 +344,8 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
     return HEFT_OK;
 }
 
-/* The kernel copies within the process and reports a fault as EFAULT. Where it may not (a strict seccomp filter), a plain
- * copy is all that is left. */
+/* The kernel copies within the process and reports a fault as EFAULT. Where it may not (a strict
+ * seccomp filter), a plain copy is all that is left. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err)
 {
     for (size_t done = 0; done < length;) {
@@ -351,7 +359,8 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
             return HEFT_OK;
         } else {
             return heft__fail_errno(err, got < 0 ? errno : EFAULT,
-                                    "a mapped file has shrunk or its disk fails, %zu bytes in", done);
+                                    "a mapped file has shrunk or its disk fails, %zu bytes in",
+                                    done);
         }
     }
     return HEFT_OK;
@@ -370,7 +379,8 @@ heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit
     if (source->size > limit) {
         status = heft__fail(err, HEFT_LIMIT, "file has %llu bytes, the limit is %llu",
                             (unsigned long long)source->size, (unsigned long long)limit);
-    } else if (!heft__to_size(source->size, &bytes) || !(copy = heft__arena_alloc(arena, bytes + 1))) {
+    } else if (!heft__to_size(source->size, &bytes) ||
+               !(copy = heft__arena_alloc(arena, bytes + 1))) {
         status = heft__fail_nomem(err, source->size);
     } else {
         status = heft__source_read(source, 0, copy, bytes, err);

@@ -1,15 +1,15 @@
 /* fill.c - from a checkpoint's bytes to a model's parameters.
  *
- * Mapped parameters point into the file and cost nothing. Others get memory of their own, which is filled in pieces by all
- * threads: plain tensors piece by piece straight from the file, the rest (strided, deflated, other byte order) one tensor
- * at a time. A cast goes through one small buffer per piece.
- * Not done here: deciding which tensor fills which parameter. */
+ * Mapped parameters point into the file and cost nothing. Others get memory of their own, which is
+ * filled in pieces by all threads: plain tensors piece by piece straight from the file, the rest
+ * (strided, deflated, other byte order) one tensor at a time. A cast goes through one small buffer
+ * per piece. Not done here: deciding which tensor fills which parameter. */
 #include "load/load.h"
 
 #include <pthread.h>
 
-#define PIECE_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */
-#define SCRATCH_BYTES ((size_t)1 << 20)    /* of one cast */
+#define PIECE_BYTES ((uint64_t)16 << 20) /* of one read, in the file's dtype */
+#define SCRATCH_BYTES ((size_t)1 << 20)  /* of one cast */
 
 struct item { /* one piece of work */
     size_t parameter, tensor;
@@ -22,7 +22,7 @@ struct fill {
     heft_model *model;
     const heft_checkpoint *ckpt;
     const heft__match *match;
-    uint8_t **data;   /* [model->count] where to write, NULL: not copied */
+    uint8_t **data;       /* [model->count] where to write, NULL: not copied */
     heft_storage **fresh; /* [model->count] new storages, bound when all went well */
     heft_tensor **mapped; /* [model->count] */
     struct item *items;
@@ -31,7 +31,9 @@ struct fill {
     uint64_t done_bytes, total_bytes;
 };
 
-/* ---- work ------------------------------------------------------------------------------------------------ */
+/* ---- work
+ * ------------------------------------------------------------------------------------------------
+ */
 static heft_status fill_plain(struct fill *f, const struct item *item, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
@@ -51,7 +53,8 @@ static heft_status fill_plain(struct fill *f, const struct item *item, heft_erro
         status = heft__source_read(source, item->offset + done * from_bytes, scratch,
                                    (size_t)(elems * from_bytes), err);
         if (status == HEFT_OK) {
-            heft__cast(to, dst + (item->first + done) * to_bytes, info->dtype, scratch, (size_t)elems);
+            heft__cast(to, dst + (item->first + done) * to_bytes, info->dtype, scratch,
+                       (size_t)elems);
         }
         done += elems;
     }
@@ -69,9 +72,10 @@ static heft_status fill_whole(struct fill *f, const struct item *item, heft_erro
     }
     heft__tensor_reader *reader = NULL;
     uint8_t *scratch = heft__alloc(f->model->ctx, SCRATCH_BYTES);
-    heft_status status = scratch ? heft__tensor_reader_new(f->model->ctx, heft__file_of(f->ckpt, item->tensor),
-                                                           f->ckpt->entries[item->tensor], &reader, err)
-                                 : heft__fail_nomem(err, SCRATCH_BYTES);
+    heft_status status =
+        scratch ? heft__tensor_reader_new(f->model->ctx, heft__file_of(f->ckpt, item->tensor),
+                                          f->ckpt->entries[item->tensor], &reader, err)
+                : heft__fail_nomem(err, SCRATCH_BYTES);
     size_t piece = 1;
     while (status == HEFT_OK && piece > 0) {
         status = heft__tensor_reader_next(reader, scratch, SCRATCH_BYTES, &piece, err);
@@ -102,7 +106,8 @@ static heft_status fill_item(void *user, size_t i, heft_error *err)
     return heft__add_path(status, err, f->ckpt->files[info->file_index].info.path);
 }
 
-/* ---- planning --------------------------------------------------------------------------------------------- */
+/* ---- planning
+ * --------------------------------------------------------------------------------------------- */
 static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
@@ -111,7 +116,8 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
     (void)heft__shape_elems(info->shape, info->rank, &elems); /* checked when the file was opened */
     uint64_t step = whole ? elems : PIECE_BYTES * 8 / bits;
     for (uint64_t first = 0; first < elems; first += step) {
-        if (!heft__array_reserve(f->model->ctx, (void **)&f->items, f->count, &f->cap, sizeof *f->items)) {
+        if (!heft__array_reserve(f->model->ctx, (void **)&f->items, f->count, &f->cap,
+                                 sizeof *f->items)) {
             return heft__fail_nomem(err, sizeof *f->items);
         }
         f->items[f->count++] = (struct item){
@@ -127,16 +133,16 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
     return HEFT_OK;
 }
 
-static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse, heft__fill_counts *counts,
-                             heft_error *err)
+static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse,
+                             heft__fill_counts *counts, heft_error *err)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
     if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s", heft_dtype_name(info->dtype),
-                          heft_dtype_name(parameter->dtype));
+        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
+                          heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
     }
     if (reuse && parameter->state == HEFT_PARAMETER_OWNED) {
         f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
@@ -151,7 +157,8 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse
     return status == HEFT_OK ? add_items(f, i, tensor, err) : status;
 }
 
-static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts *counts, heft_error *err)
+static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts *counts,
+                        heft_error *err)
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < f->model->count && status == HEFT_OK; i++) {
@@ -178,8 +185,10 @@ static void bind_all(struct fill *f)
     for (size_t i = 0; i < f->model->count; i++) {
         if (f->mapped[i]) {
             const heft_tensor *tensor = f->mapped[i];
-            uint64_t start = (uint64_t)((uint8_t *)tensor->data - (uint8_t *)heft_storage_data(tensor->storage));
-            heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start, HEFT_PARAMETER_MAPPED);
+            uint64_t start =
+                (uint64_t)((uint8_t *)tensor->data - (uint8_t *)heft_storage_data(tensor->storage));
+            heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start,
+                             HEFT_PARAMETER_MAPPED);
         } else if (f->fresh[i]) {
             heft__model_bind(f->model, i, f->fresh[i], 0, HEFT_PARAMETER_OWNED);
             f->fresh[i] = NULL;
@@ -195,8 +204,8 @@ static void bind_all(struct fill *f)
     }
 }
 
-heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match, bool map,
-                       bool reuse, heft__fill_counts *counts, heft_error *err)
+heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
+                       bool map, bool reuse, heft__fill_counts *counts, heft_error *err)
 {
     const size_t count = model->count;
     struct fill f = {.model = model, .ckpt = ckpt, .match = match};
@@ -204,8 +213,9 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
     f.fresh = heft__alloc_zero(model->ctx, count, sizeof *f.fresh);
     f.mapped = heft__alloc_zero(model->ctx, count, sizeof *f.mapped);
     pthread_mutex_init(&f.lock, NULL);
-    heft_status status = f.data && f.fresh && f.mapped ? plan(&f, map, reuse, counts, err)
-                                                       : heft__fail_nomem(err, count * sizeof *f.data);
+    heft_status status = f.data && f.fresh && f.mapped
+                             ? plan(&f, map, reuse, counts, err)
+                             : heft__fail_nomem(err, count * sizeof *f.data);
     if (status == HEFT_OK) {
         status = heft__parallel(model->ctx, f.count, fill_item, &f, err);
     }
@@ -228,8 +238,8 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
     return status;
 }
 
-heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
-                             heft_error *err)
+heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
+                             const heft__match *match, heft_error *err)
 {
     heft_status status = HEFT_OK;
     uint64_t done = 0, total = heft_model_bytes(model);
@@ -239,7 +249,8 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
             continue;
         }
         const heft_tensor_info *info = &ckpt->infos[tensor];
-        status = heft__source_touch(heft__file_of(ckpt, tensor)->source, info->offset, info->size_bytes, err);
+        status = heft__source_touch(heft__file_of(ckpt, tensor)->source, info->offset,
+                                    info->size_bytes, err);
         heft__add_item(status, err, info->name);
         done += info->size_bytes;
         if (status == HEFT_OK) {
@@ -249,7 +260,8 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
     return status;
 }
 
-heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal, heft_error *err)
+heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
+                                heft_error *err)
 {
     const size_t numbers[2] = {a, b};
     heft__tensor_reader *readers[2] = {NULL, NULL};
@@ -258,10 +270,11 @@ heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b,
     if (!scratch) {
         return heft__fail_nomem(err, 2 * SCRATCH_BYTES);
     }
-    *equal = ckpt->infos[a].dtype == ckpt->infos[b].dtype && ckpt->infos[a].size_bytes == ckpt->infos[b].size_bytes;
+    *equal = ckpt->infos[a].dtype == ckpt->infos[b].dtype &&
+             ckpt->infos[a].size_bytes == ckpt->infos[b].size_bytes;
     for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
-        status = heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, numbers[k]), ckpt->entries[numbers[k]],
-                                         &readers[k], err);
+        status = heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, numbers[k]),
+                                         ckpt->entries[numbers[k]], &readers[k], err);
     }
     for (uint64_t done = 0; done < ckpt->infos[a].size_bytes && *equal && status == HEFT_OK;) {
         uint64_t left = ckpt->infos[a].size_bytes - done;

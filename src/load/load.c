@@ -1,8 +1,7 @@
 /* load.c - heft_model_load: from a checkpoint's path to a model with its weights.
  *
- * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is anything read. What
- * the checkpoint lacks is initialised last.
- * Source: docs/loading.md. */
+ * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is
+ * anything read. What the checkpoint lacks is initialised last. Source: docs/loading.md. */
 #include "load/load.h"
 
 #include <time.h>
@@ -14,14 +13,17 @@ static double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* ---- dtype "auto" --------------------------------------------------------------------------------------- */
+/* ---- dtype "auto"
+ * --------------------------------------------------------------------------------------- */
 static bool counts_for_dtype(heft_dtype dtype)
 {
     return heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) >= 16;
 }
 
-/* The config's, else that of the first floating-point tensor (8 bits and fewer do not count), else float32. */
-static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *config, heft_dtype asked)
+/* The config's, else that of the first floating-point tensor (8 bits and fewer do not count), else
+ * float32. */
+static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *config,
+                               heft_dtype asked)
 {
     if (asked != HEFT_DTYPE_NONE) {
         return asked;
@@ -39,7 +41,8 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
     return first ? first->dtype : HEFT_DTYPE_F32;
 }
 
-/* ---- one load -------------------------------------------------------------------------------------------- */
+/* ---- one load
+ * -------------------------------------------------------------------------------------------- */
 struct loading {
     heft_ctx *ctx;
     const heft_load_options *options;
@@ -60,7 +63,8 @@ static heft_status prepare(struct loading *l, const char *path, heft_error *err)
     }
     if (status == HEFT_OK) {
         heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
-        status = heft_model_create(l->ctx, l->config, l->options->class_name, dtype, &l->model, err);
+        status =
+            heft_model_create(l->ctx, l->config, l->options->class_name, dtype, &l->model, err);
     }
     if (status == HEFT_OK) {
         status = heft__report_new(l->ctx, &l->memory, err);
@@ -82,13 +86,14 @@ static heft_status judge(const struct loading *l, heft_error *err)
         const heft_mismatch *first = &match->mismatched[0];
         heft__shape_text(first->checkpoint_shape, first->checkpoint_rank, theirs);
         heft__shape_text(first->model_shape, first->model_rank, ours);
-        heft__fail(err, HEFT_MISMATCH, "shape %s in file, %s in model (%zu tensors differ in shape)", theirs, ours,
+        heft__fail(err, HEFT_MISMATCH,
+                   "shape %s in file, %s in model (%zu tensors differ in shape)", theirs, ours,
                    match->mismatched_count);
         return heft__add_item(HEFT_MISMATCH, err, first->name);
     }
     if (l->options->strict && match->missing_count + match->unexpected_count > 0) {
-        heft__fail(err, HEFT_MISMATCH, "strict: %zu keys are missing, %zu are unexpected", match->missing_count,
-                   match->unexpected_count);
+        heft__fail(err, HEFT_MISMATCH, "strict: %zu keys are missing, %zu are unexpected",
+                   match->missing_count, match->unexpected_count);
         return heft__add_item(HEFT_MISMATCH, err,
                               match->missing_count ? match->missing[0] : match->unexpected[0]);
     }
@@ -133,8 +138,8 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
     return heft__add_path(verdict, err, path);
 }
 
-heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options, heft_model **out,
-                            heft_load_report **report, heft_error *err)
+heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
+                            heft_model **out, heft_load_report **report, heft_error *err)
 {
     const heft_load_options standard = {0};
     if (!ctx || !path || !out) {
@@ -150,7 +155,8 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
         *out = l.model;
         l.model = NULL;
     }
-    if (report && l.memory && l.memory->report.class_name && (status == HEFT_OK || status == HEFT_MISMATCH)) {
+    if (report && l.memory && l.memory->report.class_name &&
+        (status == HEFT_OK || status == HEFT_MISMATCH)) {
         l.memory->report.seconds = seconds_now() - started;
         *report = &l.memory->report;
         l.memory = NULL;
@@ -162,9 +168,10 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
     return status;
 }
 
-/* ---- into a model that exists ---------------------------------------------------------------------------- */
-heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict, heft_load_report **report,
-                                    heft_error *err)
+/* ---- into a model that exists
+ * ---------------------------------------------------------------------------- */
+heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict,
+                                    heft_load_report **report, heft_error *err)
 {
     if (!model || !folder) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or folder is NULL");
@@ -185,11 +192,13 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
         verdict = heft__fill(model, l.ckpt, &l.match, false, true, &l.counts, err);
     }
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
-        status = heft__report_fill(l.memory, model, &l.match, &l.counts, false, verdict == HEFT_OK ? err : NULL);
+        status = heft__report_fill(l.memory, model, &l.match, &l.counts, false,
+                                   verdict == HEFT_OK ? err : NULL);
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     heft__match_fini(model, &l.match);
-    if (report && l.memory && l.memory->report.class_name && (verdict == HEFT_OK || verdict == HEFT_MISMATCH)) {
+    if (report && l.memory && l.memory->report.class_name &&
+        (verdict == HEFT_OK || verdict == HEFT_MISMATCH)) {
         l.memory->report.seconds = seconds_now() - started;
         *report = &l.memory->report;
         l.memory = NULL;

@@ -1,11 +1,11 @@
 /* load - the door of the room.
  *
- * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's parameters, fills them
- * (mapped, copied, cast), ties, has initialised what is missing, reports; and saves a model.
- * May open the door of: base, io, json, tensor, format, checkpoint, model.
- * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per thread. Bytes of a
- * mapping are copied by a system call that reports faults. On failure the caller's model is as it was, but for an IO error
- * in the middle of heft_model_load_sharded(). */
+ * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
+ * parameters, fills them (mapped, copied, cast), ties, has initialised what is missing, reports;
+ * and saves a model. May open the door of: base, io, json, tensor, format, checkpoint, model.
+ * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
+ * thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
+ * caller's model is as it was, but for an IO error in the middle of heft_model_load_sharded(). */
 #ifndef HEFT__LOAD_LOAD_H
 #define HEFT__LOAD_LOAD_H
 
@@ -16,11 +16,12 @@
 
 #define HEFT__NO_TENSOR SIZE_MAX
 
-/* ---- match: which tensor of the checkpoint fills which parameter -------------------------------------------------------- */
+/* ---- match: which tensor of the checkpoint fills which parameter
+ * -------------------------------------------------------- */
 typedef struct heft__match {
     heft_ctx *ctx;
-    heft__arena *arena;       /* of the report: names and lists live there */
-    size_t *source;           /* [model->count] number in the checkpoint, or HEFT__NO_TENSOR */
+    heft__arena *arena; /* of the report: names and lists live there */
+    size_t *source;     /* [model->count] number in the checkpoint, or HEFT__NO_TENSOR */
     const char **missing;
     size_t missing_count;
     const char **unexpected;
@@ -30,29 +31,36 @@ typedef struct heft__match {
     heft__warnings *warnings; /* of the report */
 } heft__match;
 
-/* The reference's rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored keys. The model loses a
- * tie whose two names have different values. */
-heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match, heft_error *err);
+/* The reference's rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
+ * keys. The model loses a tie whose two names have different values. */
+heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
+                             heft_error *err);
 /* Names as they are, as load_sharded_checkpoint does. */
-heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt, heft__match *match, heft_error *err);
+heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt,
+                                heft__match *match, heft_error *err);
 /* Free what is not in the arena. */
 void heft__match_fini(const heft_model *model, heft__match *match);
 
-/* ---- fill: bytes into parameters ----------------------------------------------------------------------------------------- */
+/* ---- fill: bytes into parameters
+ * ----------------------------------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes;
 } heft__fill_counts;
 
-/* Bind every parameter that has a source: mapped where `map` is set and the bytes can be used as they lie, else copied
- * and cast. reuse: write over storages that are owned already. */
-heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match, bool map, bool reuse,
-                       heft__fill_counts *counts, heft_error *err);
+/* Bind every parameter that has a source: mapped where `map` is set and the bytes can be used as
+ * they lie, else copied and cast. reuse: write over storages that are owned already. */
+heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
+                       bool map, bool reuse, heft__fill_counts *counts, heft_error *err);
 /* Bring in every mapped byte. */
-heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt, const heft__match *match, heft_error *err);
+heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
+                             const heft__match *match, heft_error *err);
 /* Whether two tensors of a checkpoint hold equal bytes; reads both. */
-heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal, heft_error *err);
+heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
+                                heft_error *err);
 
-/* ---- report ------------------------------------------------------------------------------------------------------------------ */
+/* ---- report
+ * ------------------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__report_memory {
     heft_load_report report; /* first: the public pointer is this one */
     heft__arena arena;
@@ -62,10 +70,11 @@ typedef struct heft__report_memory {
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err);
 /* Everything but seconds: from the model and the lists. */
-heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model, const heft__match *match,
-                              const heft__fill_counts *counts, bool map, heft_error *err);
+heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
+                              const heft__match *match, const heft__fill_counts *counts, bool map,
+                              heft_error *err);
 /* After what the checkpoint lacks was initialised. */
-heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model, const heft__match *match,
-                                     heft_error *err);
+heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
+                                     const heft__match *match, heft_error *err);
 
 #endif

@@ -1,22 +1,23 @@
 /* match.c - from a checkpoint's keys to a model's parameters.
  *
- * Per key, as the reference does it: old names are made new (LayerNorm.gamma, LayerNorm.beta, weight_g, weight_v); the
- * base model's prefix is stripped where what is left is a parameter, or added where that makes one. A key that is a
- * parameter as it stands is used as it stands.
- * Source: docs/loading.md [2]. */
+ * Per key, as the reference does it: old names are made new (LayerNorm.gamma, LayerNorm.beta,
+ * weight_g, weight_v); the base model's prefix is stripped where what is left is a parameter, or
+ * added where that makes one. A key that is a parameter as it stands is used as it stands. Source:
+ * docs/loading.md [2]. */
 #include "load/load.h"
 
 #include <stdlib.h>
 
-/* ---- renames ----------------------------------------------------------------------------------------- */
+/* ---- renames
+ * ----------------------------------------------------------------------------------------- */
 static const struct {
     const char *old_name, *new_name;
     bool at_end; /* only as the key's end */
 } renames[] = {
-    {"LayerNorm.gamma", "LayerNorm.weight",                       false},
-    {"LayerNorm.beta",  "LayerNorm.bias",                         false},
-    {".weight_g",       ".parametrizations.weight.original0",     true },
-    {".weight_v",       ".parametrizations.weight.original1",     true },
+    {"LayerNorm.gamma", "LayerNorm.weight",                   false},
+    {"LayerNorm.beta",  "LayerNorm.bias",                     false},
+    {".weight_g",       ".parametrizations.weight.original0", true },
+    {".weight_v",       ".parametrizations.weight.original1", true },
 };
 
 /* The key under its new name; the key itself if no rename applies; NULL if there is no memory. */
@@ -26,14 +27,15 @@ static const char *rename_key(heft__arena *arena, const char *key)
         const char *found = strstr(key, renames[i].old_name);
         size_t old_length = strlen(renames[i].old_name);
         if (found && (!renames[i].at_end || !found[old_length])) {
-            return heft__arena_format(arena, "%.*s%s%s", (int)(found - key), key, renames[i].new_name,
-                                      found + old_length);
+            return heft__arena_format(arena, "%.*s%s%s", (int)(found - key), key,
+                                      renames[i].new_name, found + old_length);
         }
     }
     return key;
 }
 
-/* ---- one key ------------------------------------------------------------------------------------------ */
+/* ---- one key
+ * ------------------------------------------------------------------------------------------ */
 static bool in_state_dict(const heft_model *model, size_t i)
 {
     return i != SIZE_MAX && model->parameters[i].kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
@@ -46,8 +48,8 @@ static size_t find(const heft_model *model, const char *name)
 }
 
 /* The parameter that a key (already renamed) fills, or SIZE_MAX. */
-static heft_status find_parameter(const heft_model *model, heft__arena *arena, const char *key, size_t *found,
-                                  heft_error *err)
+static heft_status find_parameter(const heft_model *model, heft__arena *arena, const char *key,
+                                  size_t *found, heft_error *err)
 {
     const char *prefix = model->base_prefix;
     size_t length = strlen(prefix);
@@ -81,9 +83,10 @@ static bool ends_with_any(const char *name, const char *const *ends)
     return false;
 }
 
-/* ---- lists --------------------------------------------------------------------------------------------- */
-static heft_status make_lists(const heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
-                              heft_error *err)
+/* ---- lists
+ * --------------------------------------------------------------------------------------------- */
+static heft_status make_lists(const heft_model *model, const heft_checkpoint *ckpt,
+                              heft__match *match, heft_error *err)
 {
     match->ctx = model->ctx;
     match->source = heft__alloc(model->ctx, model->count * sizeof *match->source);
@@ -117,8 +120,8 @@ static heft_status add_unexpected(heft__match *match, const char *key, heft_erro
     return HEFT_OK;
 }
 
-static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info, const heft_parameter *parameter,
-                                heft_error *err)
+static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info,
+                                const heft_parameter *parameter, heft_error *err)
 {
     heft_mismatch mismatch = {.checkpoint_rank = info->rank, .model_rank = parameter->rank};
     uint64_t *theirs = heft__arena_array(match->arena, info->rank, sizeof *theirs);
@@ -136,8 +139,8 @@ static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info
 }
 
 /* Give a parameter its source, unless the shapes differ. */
-static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt, size_t parameter, size_t tensor,
-                          heft__match *match, heft_error *err)
+static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt, size_t parameter,
+                          size_t tensor, heft__match *match, heft_error *err)
 {
     const heft_parameter *wanted = &model->parameters[parameter];
     const heft_tensor_info *info = &ckpt->infos[tensor];
@@ -148,10 +151,13 @@ static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt, 
     return HEFT_OK;
 }
 
-/* ---- ties ------------------------------------------------------------------------------------------------ */
-/* A tie with both names in the checkpoint holds if their bytes are equal; else both are kept, as the reference does. */
-static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, const size_t *aliases, size_t target,
-                              heft__match *match, heft_error *err)
+/* ---- ties
+ * ------------------------------------------------------------------------------------------------
+ */
+/* A tie with both names in the checkpoint holds if their bytes are equal; else both are kept, as
+ * the reference does. */
+static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, const size_t *aliases,
+                              size_t target, heft__match *match, heft_error *err)
 {
     size_t source = model->parameters[target].tied_to;
     size_t a = match->source[source], b = match->source[target];
@@ -175,13 +181,15 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
     }
     model->parameters[target].tied_to = target;
     return heft__warn(match->warnings,
-                      "'%s' and '%s' should be tied, but the checkpoint has different values: both are kept",
+                      "'%s' and '%s' should be tied, but the checkpoint has different values: both "
+                      "are kept",
                       model->parameters[source].name, model->parameters[target].name)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
 }
 
-static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, heft__match *match, heft_error *err)
+static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
+                               heft_error *err)
 {
     size_t *aliases = NULL;
     heft_status status = heft__checkpoint_aliases(ckpt, &aliases, err);
@@ -194,7 +202,9 @@ static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, h
     return status;
 }
 
-/* ---- missing ------------------------------------------------------------------------------------------------ */
+/* ---- missing
+ * ------------------------------------------------------------------------------------------------
+ */
 static bool is_mismatched(const heft__match *match, const char *name)
 {
     for (size_t i = 0; i < match->mismatched_count; i++) {
@@ -205,17 +215,19 @@ static bool is_mismatched(const heft__match *match, const char *name)
     return false;
 }
 
-static heft_status list_missing(const heft_model *model, heft__match *match, bool ignore, heft_error *err)
+static heft_status list_missing(const heft_model *model, heft__match *match, bool ignore,
+                                heft_error *err)
 {
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         if (!in_state_dict(model, i) || match->source[i] != HEFT__NO_TENSOR ||
-            match->source[parameter->tied_to] != HEFT__NO_TENSOR || is_mismatched(match, parameter->name) ||
+            match->source[parameter->tied_to] != HEFT__NO_TENSOR ||
+            is_mismatched(match, parameter->name) ||
             (ignore && ends_with_any(parameter->name, model->ignore_missing))) {
             continue;
         }
-        match->missing[match->missing_count] = heft__arena_text(match->arena, parameter->name,
-                                                                strlen(parameter->name));
+        match->missing[match->missing_count] =
+            heft__arena_text(match->arena, parameter->name, strlen(parameter->name));
         if (!match->missing[match->missing_count++]) {
             return heft__fail_nomem(err, 0);
         }
@@ -223,9 +235,11 @@ static heft_status list_missing(const heft_model *model, heft__match *match, boo
     return HEFT_OK;
 }
 
-/* ---- the two ways ---------------------------------------------------------------------------------------------- */
-static heft_status match_key(const heft_model *model, const heft_checkpoint *ckpt, size_t tensor, heft__arena *scratch,
-                             size_t *taken, heft__match *match, heft_error *err)
+/* ---- the two ways
+ * ---------------------------------------------------------------------------------------------- */
+static heft_status match_key(const heft_model *model, const heft_checkpoint *ckpt, size_t tensor,
+                             heft__arena *scratch, size_t *taken, heft__match *match,
+                             heft_error *err)
 {
     size_t parameter;
     const char *key = rename_key(scratch, ckpt->infos[tensor].name);
@@ -245,14 +259,16 @@ static heft_status match_key(const heft_model *model, const heft_checkpoint *ckp
     }
     if (taken[parameter] != HEFT__NO_TENSOR) {
         return heft__fail_at(err, HEFT_FORMAT, ckpt->entries[tensor]->item_offset,
-                             "'%.100s' and '%.100s' both are '%.100s'", ckpt->infos[taken[parameter]].name,
-                             ckpt->infos[tensor].name, model->parameters[parameter].name);
+                             "'%.100s' and '%.100s' both are '%.100s'",
+                             ckpt->infos[taken[parameter]].name, ckpt->infos[tensor].name,
+                             model->parameters[parameter].name);
     }
     taken[parameter] = tensor;
     return assign(model, ckpt, parameter, tensor, match, err);
 }
 
-heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match, heft_error *err)
+heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
+                             heft_error *err)
 {
     heft__arena scratch;
     heft__arena_init(&scratch, model->ctx);
@@ -275,8 +291,8 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
     return status;
 }
 
-heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
-                                heft_error *err)
+heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt,
+                                heft__match *match, heft_error *err)
 {
     heft_status status = make_lists(model, ckpt, match, err);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {

@@ -1,4 +1,5 @@
-/* report.c - how loading went: lists, sums and one line on the strategy. All of it lives in the report's own arena. */
+/* report.c - how loading went: lists, sums and one line on the strategy. All of it lives in the
+ * report's own arena. */
 #include "load/load.h"
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err)
@@ -73,7 +74,8 @@ static heft_status list_ties(heft__report_memory *memory, const heft_model *mode
     return list || status != HEFT_OK ? status : heft__fail_nomem(err, 0);
 }
 
-static heft_status list_initialized(heft__report_memory *memory, const heft__match *match, heft_error *err)
+static heft_status list_initialized(heft__report_memory *memory, const heft__match *match,
+                                    heft_error *err)
 {
     size_t count = match->missing_count + match->mismatched_count;
     const char **names = heft__arena_array(&memory->arena, count, sizeof *names);
@@ -93,7 +95,8 @@ static heft_status list_initialized(heft__report_memory *memory, const heft__mat
 
 static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts, bool map)
 {
-    unsigned long long mapped = counts->mapped_bytes, copied = counts->copied_bytes, cast = counts->cast_bytes;
+    unsigned long long mapped = counts->mapped_bytes, copied = counts->copied_bytes,
+                       cast = counts->cast_bytes;
     if (!map) {
         return heft__arena_format(&memory->arena,
                                   "copied by pread into memory of its own%s: asked for",
@@ -102,14 +105,16 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     if (copied == 0) {
         return "mapped: every tensor lies in its file as it is used, so no byte is copied";
     }
-    return heft__arena_format(&memory->arena,
-                              "mapped %llu bytes as they lie, copied %llu (%llu of them cast): those cannot be "
-                              "used from the file",
-                              mapped, copied, cast);
+    return heft__arena_format(
+        &memory->arena,
+        "mapped %llu bytes as they lie, copied %llu (%llu of them cast): those cannot be "
+        "used from the file",
+        mapped, copied, cast);
 }
 
-heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model, const heft__match *match,
-                              const heft__fill_counts *counts, bool map, heft_error *err)
+heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
+                              const heft__match *match, const heft__fill_counts *counts, bool map,
+                              heft_error *err)
 {
     heft_load_report *report = &memory->report;
     heft__arena *arena = &memory->arena;
@@ -136,8 +141,8 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     return list_ties(memory, model, err);
 }
 
-heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model, const heft__match *match,
-                                     heft_error *err)
+heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
+                                     const heft__match *match, heft_error *err)
 {
     heft_status status = list_initialized(memory, match, err);
     for (size_t i = 0; i < memory->report.initialized_count && status == HEFT_OK; i++) {

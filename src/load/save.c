@@ -1,8 +1,8 @@
 /* save.c - saving a model: its config, its weights in shards, an index.
  *
- * Bytes come from the model's storages, or are made as they are written (heft_model_save_random), so that a model with
- * random weights can be larger than the memory. Tied names are one storage in a .bin; in safetensors the saved one is kept.
- * Source: docs/sharding.md. */
+ * Bytes come from the model's storages, or are made as they are written (heft_model_save_random),
+ * so that a model with random weights can be larger than the memory. Tied names are one storage in
+ * a .bin; in safetensors the saved one is kept. Source: docs/sharding.md. */
 #include "load/load.h"
 
 #define INIT_ELEMS ((size_t)256 << 10) /* per piece of parallel work: 1 MiB of floats */
@@ -22,14 +22,16 @@ static size_t number_of(const heft__out_tensor *tensor)
     return (size_t)(uintptr_t)tensor->source;
 }
 
-/* ---- where the bytes come from ------------------------------------------------------------------------------ */
-static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
-                               size_t length, heft_error *err)
+/* ---- where the bytes come from
+ * ------------------------------------------------------------------------------ */
+static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint64_t first,
+                               void *dst, size_t length, heft_error *err)
 {
     struct saving *s = user;
     size_t i = number_of(tensor);
     const heft__binding *binding = &s->model->bindings[i];
-    const uint8_t *src = (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset + first;
+    const uint8_t *src =
+        (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset + first;
     heft_status status = HEFT_OK;
     if (s->model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
         status = heft__copy_mapped(dst, src, length, err);
@@ -57,24 +59,30 @@ static heft_status make_part(void *user, size_t part, heft_error *err)
     if (!scratch) {
         return heft__fail_nomem(err, INIT_ELEMS * sizeof *scratch);
     }
-    heft_status status = heft__init_fill(parameter, &model->rules[m->parameter], m->saving->seed, m->first + at,
-                                         count, scratch, m->dst + at * (heft_dtype_bits(parameter->dtype) / 8), err);
+    heft_status status =
+        heft__init_fill(parameter, &model->rules[m->parameter], m->saving->seed, m->first + at,
+                        count, scratch, m->dst + at * (heft_dtype_bits(parameter->dtype) / 8), err);
     heft__free(model->ctx, scratch, INIT_ELEMS * sizeof *scratch);
     return status;
 }
 
-static heft_status read_random(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
-                               size_t length, heft_error *err)
+static heft_status read_random(void *user, const heft__out_tensor *tensor, uint64_t first,
+                               void *dst, size_t length, heft_error *err)
 {
     struct saving *s = user;
     size_t i = number_of(tensor), element = heft_dtype_bits(s->model->parameters[i].dtype) / 8;
-    struct making m = {
-        .saving = s, .parameter = i, .first = first / element, .count = length / element, .dst = dst};
+    struct making m = {.saving = s,
+                       .parameter = i,
+                       .first = first / element,
+                       .count = length / element,
+                       .dst = dst};
     size_t parts = (size_t)((m.count + INIT_ELEMS - 1) / INIT_ELEMS);
-    return heft__add_item(heft__parallel(s->model->ctx, parts, make_part, &m, err), err, tensor->name);
+    return heft__add_item(heft__parallel(s->model->ctx, parts, make_part, &m, err), err,
+                          tensor->name);
 }
 
-/* ---- what is written ------------------------------------------------------------------------------------------ */
+/* ---- what is written
+ * ------------------------------------------------------------------------------------------ */
 static heft_status list_tensors(struct saving *s, heft_format format, bool stored, heft_error *err)
 {
     const heft_model *model = s->model;
@@ -85,12 +93,14 @@ static heft_status list_tensors(struct saving *s, heft_format format, bool store
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         bool tied = parameter->tied_to != i;
-        if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT || (tied && format == HEFT_FORMAT_SAFETENSORS)) {
+        if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
+            (tied && format == HEFT_FORMAT_SAFETENSORS)) {
             continue;
         }
         if (stored && parameter->state == HEFT_PARAMETER_ABSENT) {
-            return heft__add_item(heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here"), err,
-                                  parameter->name);
+            return heft__add_item(
+                heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here"), err,
+                parameter->name);
         }
         s->tensors[s->count++] = (heft__out_tensor){
             .name = parameter->name,
@@ -119,19 +129,23 @@ static heft_status list_modules(struct saving *s, heft_error *err)
 }
 
 static heft_status save(const heft_model *model, const char *dst, const heft_init_options *init,
-                        const heft_save_options *options, bool random, heft_write_report **report, heft_error *err)
+                        const heft_save_options *options, bool random, heft_write_report **report,
+                        heft_error *err)
 {
     const heft_save_options standard = {0};
     options = options ? options : &standard;
     if (!model || !dst) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or destination is NULL");
     }
-    heft_format format = options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
+    heft_format format =
+        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
     if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
-        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only", heft_format_name(format));
+        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
+                          heft_format_name(format));
     }
     if (random && !model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialised is not known", model->model_type);
+        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialised is not known",
+                          model->model_type);
     }
     struct saving s = {.model = model, .seed = init ? init->seed : 0};
     heft__arena_init(&s.arena, model->ctx);
@@ -144,7 +158,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
         status = heft__config_write(model->config, model->class_name, model->dtype, &s.config, err);
     }
     if (status == HEFT_OK) {
-        heft__side_file config = {.name = "config.json", .bytes = s.config.data, .length = s.config.size};
+        heft__side_file config = {
+            .name = "config.json", .bytes = s.config.data, .length = s.config.size};
         heft__write_job job = {
             .dst = dst,
             .format = format,
@@ -168,14 +183,16 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     return heft__add_path(status, err, dst);
 }
 
-heft_status heft_model_save(const heft_model *model, const char *dst, const heft_save_options *options,
-                            heft_write_report **report, heft_error *err)
+heft_status heft_model_save(const heft_model *model, const char *dst,
+                            const heft_save_options *options, heft_write_report **report,
+                            heft_error *err)
 {
     return save(model, dst, NULL, options, false, report, err);
 }
 
-heft_status heft_model_save_random(const heft_model *model, const char *dst, const heft_init_options *init,
-                                   const heft_save_options *options, heft_write_report **report, heft_error *err)
+heft_status heft_model_save_random(const heft_model *model, const char *dst,
+                                   const heft_init_options *init, const heft_save_options *options,
+                                   heft_write_report **report, heft_error *err)
 {
     return save(model, dst, init, options, true, report, err);
 }

@@ -1,20 +1,23 @@
 /* model - the door of the room.
  *
- * What it does: says what a model needs before any weight is read. config.json with typed look-ups; a builder with which
- * an architecture file lists its parameters; the registry of families and classes; initial values by rule. It knows
- * names and shapes, and no file that holds weights.
- * May open the door of: base, io (to read config.json), json, tensor, kernel.
- * Rules: creating a model costs metadata only; values of a config are checked before anything is allocated by them; errors
- * stick to the builder and are asked for once. A family is one file in arch/ and one line in registry.c. */
+ * What it does: says what a model needs before any weight is read. config.json with typed look-ups;
+ * a builder with which an architecture file lists its parameters; the registry of families and
+ * classes; initial values by rule. It knows names and shapes, and no file that holds weights. May
+ * open the door of: base, io (to read config.json), json, tensor, kernel. Rules: creating a model
+ * costs metadata only; values of a config are checked before anything is allocated by them; errors
+ * stick to the builder and are asked for once. A family is one file in arch/ and one line in
+ * registry.c. */
 #ifndef HEFT__MODEL_MODEL_H
 #define HEFT__MODEL_MODEL_H
 
 #include <heft/model.h>
 
-#include "json/json.h"
 #include "tensor/tensor.h"
+#include "json/json.h"
 
-/* ---- config ------------------------------------------------------------------------------------------------------ */
+/* ---- config
+ * ------------------------------------------------------------------------------------------------------
+ */
 struct heft_config {
     heft_ctx *ctx;
     heft__arena arena;
@@ -23,16 +26,19 @@ struct heft_config {
 };
 
 /* From text in memory; `path` is for messages. Text is borrowed. */
-heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text, size_t length, heft_config **out,
-                               heft_error *err);
+heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text, size_t length,
+                               heft_config **out, heft_error *err);
 /* Its values keep the byte at which they stood in the file: errors found later still name it. */
 heft_status heft__config_copy(const heft_config *config, heft_config **out, heft_error *err);
-/* The text that the reference would write: sorted keys, two spaces, final newline; with `architectures`, `dtype` (and no
- * `torch_dtype`) set to those of the model. Keys of one run of the reference (`_name_or_path`) are left out. */
-heft_status heft__config_write(const heft_config *config, const char *class_name, heft_dtype dtype, heft__buffer *out,
-                               heft_error *err);
+/* The text that the reference would write: sorted keys, two spaces, final newline; with
+ * `architectures`, `dtype` (and no `torch_dtype`) set to those of the model. Keys of one run of the
+ * reference (`_name_or_path`) are left out. */
+heft_status heft__config_write(const heft_config *config, const char *class_name, heft_dtype dtype,
+                               heft__buffer *out, heft_error *err);
 
-/* ---- initial values ------------------------------------------------------------------------------------------------ */
+/* ---- initial values
+ * ------------------------------------------------------------------------------------------------
+ */
 typedef enum heft__init_kind {
     HEFT__INIT_CONSTANT,     /* a */
     HEFT__INIT_NORMAL,       /* mean a, std b */
@@ -48,12 +54,16 @@ typedef struct heft__init_rule {
     int64_t zero_row; /* row (first dimension) set to zero afterwards; -1 for none */
 } heft__init_rule;
 
-/* Write elements first .. first + count - 1 of a parameter's initial values in its dtype: made in float32, then cast;
- * integers directly. `scratch` has room for count floats. A function of its arguments only. */
-heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_rule *rule, uint64_t seed, uint64_t first,
-                            size_t count, float *scratch, void *dst, heft_error *err);
+/* Write elements first .. first + count - 1 of a parameter's initial values in its dtype: made in
+ * float32, then cast; integers directly. `scratch` has room for count floats. A function of its
+ * arguments only. */
+heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_rule *rule,
+                            uint64_t seed, uint64_t first, size_t count, float *scratch, void *dst,
+                            heft_error *err);
 
-/* ---- model --------------------------------------------------------------------------------------------------------- */
+/* ---- model
+ * ---------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__binding {
     heft_storage *storage; /* owned reference, NULL while absent */
     uint64_t byte_offset;  /* elements lie row by row from here */
@@ -61,92 +71,115 @@ typedef struct heft__binding {
 
 struct heft_model {
     heft_ctx *ctx;
-    heft__arena arena;      /* all names and arrays */
-    heft_config *config;    /* owned copy */
+    heft__arena arena;   /* all names and arrays */
+    heft_config *config; /* owned copy */
     const char *class_name, *model_type;
     const char *base_prefix; /* "bert"; "" if none */
     heft_dtype dtype;
-    bool known_family;       /* false: the skeleton comes from a checkpoint */
-    heft_parameter *parameters;   /* [count], in the state dict's order; transient buffers behind all that is in it */
-    heft__init_rule *rules;       /* [count] */
-    heft__binding *bindings;      /* [count] */
-    /* Modules in registration order, "" first: those that hold parameters or buffers, and their ancestors. For
+    bool known_family;          /* false: the skeleton comes from a checkpoint */
+    heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
+                                   that is in it */
+    heft__init_rule *rules;     /* [count] */
+    heft__binding *bindings;    /* [count] */
+    /* Modules in registration order, "" first: those that hold parameters or buffers, and their
+     * ancestors. For
      * `_metadata`, where the reference lists modules without any (dropout, activations) as well. */
     const char **module_paths;
     size_t count, module_count;
-    uint32_t *name_slots;         /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
+    uint32_t
+        *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
     size_t name_slot_count;
-    const char *const *no_split;  /* [no_split_count] class names */
+    const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
-    const char *const *ignore_unexpected; /* suffixes of keys that are ignored when unexpected, NULL-terminated */
-    const char *const *ignore_missing;    /* suffixes, NULL-terminated */
+    const char *const
+        *ignore_unexpected; /* suffixes of keys that are ignored when unexpected, NULL-terminated */
+    const char *const *ignore_missing; /* suffixes, NULL-terminated */
 };
 
 /* Drop a parameter's binding and take a new one: takes the caller's reference on storage. */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
 
-/* ---- skeleton builder: used by arch/ ---------------------------------------------------------------------------------
- * A class's build function runs twice: once to count, when nothing is allocated by what the config says, and once to fill
- * arrays of the right size. It must do the same both times. */
+/* ---- skeleton builder: used by arch/
+ * --------------------------------------------------------------------------------- A class's build
+ * function runs twice: once to count, when nothing is allocated by what the config says, and once
+ * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
 /* Errors stick; nothing is added after the first. Names are relative to the current module. */
-void heft__sk_enter(heft__skeleton *s, const char *format, ...) __attribute__((format(printf, 2, 3))); /* child module(s): "encoder.layer.0" */
+void heft__sk_enter(heft__skeleton *s, const char *format, ...)
+    __attribute__((format(printf, 2, 3))); /* child module(s): "encoder.layer.0" */
 void heft__sk_leave(heft__skeleton *s);
-void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank, heft__init_rule rule);
-void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape, uint32_t rank, bool persistent,
-                     heft__init_rule rule);
+void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
+                        heft__init_rule rule);
+void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
+                     uint32_t rank, bool persistent, heft__init_rule rule);
 /* The two names (full, from the root) share one storage; the source is the one saved. */
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 /* The usual modules. `name` is entered for the time of the call. */
 void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias);
-void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width, int64_t padding_row);
+void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
+                        int64_t padding_row);
 void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bool bias);
 heft__init_rule heft__init_constant(float value);
-/* Typed look-ups of the config; failures stick to the builder, with the key as item and the byte of the value. */
+/* Typed look-ups of the config; failures stick to the builder, with the key as item and the byte of
+ * the value. */
 #define HEFT__LAYERS_MOST 10000
-uint64_t heft__sk_count(heft__skeleton *s, const char *key, uint64_t standard);  /* 1 .. 2^31-1; standard for a missing key */
-uint64_t heft__sk_layers(heft__skeleton *s, const char *key, uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */
-int64_t heft__sk_integer(heft__skeleton *s, const char *key, int64_t standard); /* null gives standard */
+uint64_t heft__sk_count(heft__skeleton *s, const char *key,
+                        uint64_t standard); /* 1 .. 2^31-1; standard for a missing key */
+uint64_t heft__sk_layers(heft__skeleton *s, const char *key,
+                         uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */
+int64_t heft__sk_integer(heft__skeleton *s, const char *key,
+                         int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
 double heft__sk_real(heft__skeleton *s, const char *key, double standard);
 const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard);
-uint64_t heft__sk_members(heft__skeleton *s, const char *key, uint64_t standard); /* of an object, such as id2label */
+uint64_t heft__sk_members(heft__skeleton *s, const char *key,
+                          uint64_t standard);                /* of an object, such as id2label */
 bool heft__sk_has(const heft__skeleton *s, const char *key); /* is there and not null */
-/* What several families have: the row of an embedding that stays zero (-1 for none: null, or a missing key with standard
- * -1; negative numbers count from the end); the width of a classifier, by id2label, else num_labels, else two. */
+/* What several families have: the row of an embedding that stays zero (-1 for none: null, or a
+ * missing key with standard -1; negative numbers count from the end); the width of a classifier, by
+ * id2label, else num_labels, else two. */
 int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows);
 uint64_t heft__sk_labels(heft__skeleton *s);
-bool heft__sk_going(const heft__skeleton *s); /* false after the first error: for loops over a config's counts */
-void heft__sk_std(heft__skeleton *s, double std); /* of linear and embedding from here on; 0.02 before */
-void heft__sk_initializer_range(heft__skeleton *s); /* the std by the config's key; 0 counts as 0.02 */
+bool heft__sk_going(
+    const heft__skeleton *s); /* false after the first error: for loops over a config's counts */
+void heft__sk_std(heft__skeleton *s,
+                  double std); /* of linear and embedding from here on; 0.02 before */
+void heft__sk_initializer_range(
+    heft__skeleton *s); /* the std by the config's key; 0 counts as 0.02 */
 
-/* ---- registry ---------------------------------------------------------------------------------------------------------- */
+/* ---- registry
+ * ----------------------------------------------------------------------------------------------------------
+ */
 typedef struct heft__class {
-    const char *name;       /* "BertForMaskedLM" */
-    const char *auto_name;  /* "AutoModelForMaskedLM", NULL if no auto class leads to it */
+    const char *name;      /* "BertForMaskedLM" */
+    const char *auto_name; /* "AutoModelForMaskedLM", NULL if no auto class leads to it */
     void (*build)(heft__skeleton *s);
 } heft__class;
 
 typedef struct heft__family {
     const char *model_type;
     const char *base_prefix;
-    const heft__class *classes; /* base model first; ends with a NULL name */
+    const heft__class *classes;  /* base model first; ends with a NULL name */
     const char *const *no_split; /* NULL-terminated */
     const char *const *ignore_unexpected;
     const char *const *ignore_missing;
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */
-const heft__family *heft__family_of_class(const char *class_name); /* by a concrete class; NULL if unknown */
-/* The family of a config, and the class by its name, its Auto name, or (NULL) the config's architecture. */
-heft_status heft__class_find(const heft_config *config, const char *class_name, const heft__family **family,
-                             const heft__class **class, heft_error *err);
+const heft__family *
+heft__family_of_class(const char *class_name); /* by a concrete class; NULL if unknown */
+/* The family of a config, and the class by its name, its Auto name, or (NULL) the config's
+ * architecture. */
+heft_status heft__class_find(const heft_config *config, const char *class_name,
+                             const heft__family **family, const heft__class **class,
+                             heft_error *err);
 
 /* The empty model of a class that need not be registered. As heft_model_create. */
-heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family, const heft__class *class,
-                              heft_dtype dtype, heft_model **out, heft_error *err);
+heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
+                              const heft__class *class, heft_dtype dtype, heft_model **out,
+                              heft_error *err);
 
 #endif

@@ -1,10 +1,9 @@
 /* tensor - the door of the room.
  *
- * What it does: the dtype table, shapes, refcounted storage, casts between dtypes, random numbers by counter. It knows
- * bytes and shapes, but no file and no parameter's role.
- * May open the door of: base.
- * Rules: element counts and byte counts go through the checked helpers; a cast rounds to nearest even and the result
- * does not depend on the processor or the number of threads. */
+ * What it does: the dtype table, shapes, refcounted storage, casts between dtypes, random numbers
+ * by counter. It knows bytes and shapes, but no file and no parameter's role. May open the door of:
+ * base. Rules: element counts and byte counts go through the checked helpers; a cast rounds to
+ * nearest even and the result does not depend on the processor or the number of threads. */
 #ifndef HEFT__TENSOR_TENSOR_H
 #define HEFT__TENSOR_TENSOR_H
 
@@ -12,7 +11,9 @@
 
 #include "base/base.h"
 
-/* ---- shapes ----------------------------------------------------------------------------------------------------- */
+/* ---- shapes
+ * -----------------------------------------------------------------------------------------------------
+ */
 /* Product of the dimensions, left to right; false on overflow of 64 bits. */
 bool heft__shape_elems(const uint64_t *shape, uint32_t rank, uint64_t *elems);
 /* Bytes of `elems` elements; false on overflow or where they end inside a byte. */
@@ -33,33 +34,42 @@ heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 /* Place in safetensors' order of writing (U64 highest), -1 for dtypes it cannot hold. */
 int heft__dtype_safetensors_rank(heft_dtype dtype);
 
-/* ---- storage and tensors ------------------------------------------------------------------------------------------ */
+/* ---- storage and tensors
+ * ------------------------------------------------------------------------------------------ */
 /* Heap bytes from the context. Not zeroed. */
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
 /* A tensor on a storage: takes a new reference of its own. Strides are row by row if NULL. */
-heft_status heft__tensor_new(heft_ctx *ctx, heft_dtype dtype, const uint64_t *shape, uint32_t rank, const int64_t *strides,
-                             heft_storage *storage, uint64_t byte_offset, bool mapped, heft_tensor **out, heft_error *err);
+heft_status heft__tensor_new(heft_ctx *ctx, heft_dtype dtype, const uint64_t *shape, uint32_t rank,
+                             const int64_t *strides, heft_storage *storage, uint64_t byte_offset,
+                             bool mapped, heft_tensor **out, heft_error *err);
 
-/* ---- casts ---------------------------------------------------------------------------------------------------------- */
-/* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64 f32 f16 bf16 as
- * destination, and any dtype to itself. */
+/* ---- casts
+ * ----------------------------------------------------------------------------------------------------------
+ */
+/* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64
+ * f32 f16 bf16 as destination, and any dtype to itself. */
 bool heft__cast_known(heft_dtype from, heft_dtype to);
-/* Convert elems elements: round to nearest even, overflow to infinity, NaN stays NaN. src and dst must not overlap
- * unless they are equal and the dtypes have one size; any alignment. The pair must be known. */
+/* Convert elems elements: round to nearest even, overflow to infinity, NaN stays NaN. src and dst
+ * must not overlap unless they are equal and the dtypes have one size; any alignment. The pair must
+ * be known. */
 void heft__cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size_t elems);
 
-/* ---- random numbers: element i of a stream is a function of (seed, stream name, i) and nothing else -------------------- */
+/* ---- random numbers: element i of a stream is a function of (seed, stream name, i) and nothing
+ * else -------------------- */
 typedef struct heft__random {
     uint64_t seed;
     uint64_t stream; /* heft__stable_hash of the parameter's name */
 } heft__random;
 
-/* Fill float32 elements first .. first + count - 1 of the stream. Normal by Box-Muller on Philox4x32-10. */
-void heft__random_normal(const heft__random *random, float mean, float std, uint64_t first, float *dst, size_t count);
+/* Fill float32 elements first .. first + count - 1 of the stream. Normal by Box-Muller on
+ * Philox4x32-10. */
+void heft__random_normal(const heft__random *random, float mean, float std, uint64_t first,
+                         float *dst, size_t count);
 /* Uniform in [low, high). */
-void heft__random_uniform(const heft__random *random, float low, float high, uint64_t first, float *dst, size_t count);
+void heft__random_uniform(const heft__random *random, float low, float high, uint64_t first,
+                          float *dst, size_t count);
 /* Normal, values outside [low, high] drawn again (absolute bounds, as PyTorch's trunc_normal_). */
-void heft__random_trunc_normal(const heft__random *random, float mean, float std, float low, float high, uint64_t first,
-                               float *dst, size_t count);
+void heft__random_trunc_normal(const heft__random *random, float mean, float std, float low,
+                               float high, uint64_t first, float *dst, size_t count);
 
 #endif

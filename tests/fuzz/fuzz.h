@@ -18,7 +18,8 @@ static inline heft_ctx *fuzz_ctx(void)
     return ctx;
 }
 
-/* Open bytes as a file of any format, and read every tensor through a small buffer, so that lengths are odd. */
+/* Open bytes as a file of any format, and read every tensor through a small buffer, so that lengths
+ * are odd. */
 static inline void fuzz_file(const uint8_t *data, size_t size)
 {
     heft_ctx *ctx = fuzz_ctx();
@@ -34,7 +35,8 @@ static inline void fuzz_file(const uint8_t *data, size_t size)
             heft__tensor_reader *reader = NULL;
             uint8_t piece[208];
             size_t length = 1;
-            heft_status status = heft__tensor_reader_new(ctx, file, &file->tensors[i], &reader, &err);
+            heft_status status =
+                heft__tensor_reader_new(ctx, file, &file->tensors[i], &reader, &err);
             while (status == HEFT_OK && length > 0 && budget > sizeof piece) {
                 status = heft__tensor_reader_next(reader, piece, sizeof piece, &length, &err);
                 budget -= sizeof piece;

@@ -22,8 +22,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     heft__buffer_init(&second, fuzz_ctx());
     if (reprint(data, size, &first) == HEFT_OK) {
         heft_status again = reprint(first.data, first.size, &second);
-        bool special = memmem(first.data, first.size, "Infinity", 8) != NULL; /* 1e999: Python's text is no JSON */
-        if (!special && (again != HEFT_OK || first.size != second.size || memcmp(first.data, second.data, first.size))) {
+        bool special = memmem(first.data, first.size, "Infinity", 8) !=
+                       NULL; /* 1e999: Python's text is no JSON */
+        if (!special && (again != HEFT_OK || first.size != second.size ||
+                         memcmp(first.data, second.data, first.size))) {
             abort();
         }
     }

@@ -1,4 +1,5 @@
-/* fuzz_safetensors.c - the header of a .safetensors file, with a length that fits so that inputs get deep. */
+/* fuzz_safetensors.c - the header of a .safetensors file, with a length that fits so that inputs
+ * get deep. */
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -11,43 +11,44 @@ static void sizes_are_parsed(void **state)
         const char *text;
         uint64_t bytes; /* UINT64_MAX: refused */
     } rows[] = {
-        {"200MB",                    200000000                 },
-        {"1GB",                      1000000000                },
-        {"5gb",                      5000000000                },
-        {"5Gb",                      5000000000                },
-        {" 5 GB ",                   5000000000                },
-        {"1.5GB",                    1500000000                },
-        {"0.1MB",                    100000                    },
-        {"0.29GB",                   290000000                 },
-        {"2.5 kb",                   2500                      },
-        {"1TB",                      1000000000000             },
-        {"1KiB",                     1024                      },
-        {"200MiB",                   209715200                 },
-        {"1.5 GiB",                  1610612736                },
-        {"1TiB",                     1099511627776             },
-        {"0.0009KB",                 0                         },
-        {"5000000",                  5000000                   },
-        {"0",                        0                         },
-        {".5MB",                     500000                    },
-        {"9223372036854775807",      INT64_MAX                 },
-        {"9223372036854775808",      UINT64_MAX                },
-        {"99999999999999999999999",  UINT64_MAX                },
-        {"9999999999TB",             UINT64_MAX                },
-        {"",                         UINT64_MAX                },
-        {"GB",                       UINT64_MAX                },
-        {".MB",                      UINT64_MAX                },
-        {"-1GB",                     UINT64_MAX                },
-        {"+1GB",                     UINT64_MAX                },
-        {"5G",                       UINT64_MAX                },
-        {"100B",                     UINT64_MAX                },
-        {"1,5GB",                    UINT64_MAX                },
-        {"5 G B",                    UINT64_MAX                },
-        {"1e3MB",                    UINT64_MAX                },
-        {"1.5",                      UINT64_MAX                },
-        {"5PB",                      UINT64_MAX                },
-        {"5MBx",                     UINT64_MAX                },
-        {"0x10MB",                   UINT64_MAX                },
-        {"\xc2\xa0" "5GB",              UINT64_MAX                },
+        {"200MB",                   200000000    },
+        {"1GB",                     1000000000   },
+        {"5gb",                     5000000000   },
+        {"5Gb",                     5000000000   },
+        {" 5 GB ",                  5000000000   },
+        {"1.5GB",                   1500000000   },
+        {"0.1MB",                   100000       },
+        {"0.29GB",                  290000000    },
+        {"2.5 kb",                  2500         },
+        {"1TB",                     1000000000000},
+        {"1KiB",                    1024         },
+        {"200MiB",                  209715200    },
+        {"1.5 GiB",                 1610612736   },
+        {"1TiB",                    1099511627776},
+        {"0.0009KB",                0            },
+        {"5000000",                 5000000      },
+        {"0",                       0            },
+        {".5MB",                    500000       },
+        {"9223372036854775807",     INT64_MAX    },
+        {"9223372036854775808",     UINT64_MAX   },
+        {"99999999999999999999999", UINT64_MAX   },
+        {"9999999999TB",            UINT64_MAX   },
+        {"",                        UINT64_MAX   },
+        {"GB",                      UINT64_MAX   },
+        {".MB",                     UINT64_MAX   },
+        {"-1GB",                    UINT64_MAX   },
+        {"+1GB",                    UINT64_MAX   },
+        {"5G",                      UINT64_MAX   },
+        {"100B",                    UINT64_MAX   },
+        {"1,5GB",                   UINT64_MAX   },
+        {"5 G B",                   UINT64_MAX   },
+        {"1e3MB",                   UINT64_MAX   },
+        {"1.5",                     UINT64_MAX   },
+        {"5PB",                     UINT64_MAX   },
+        {"5MBx",                    UINT64_MAX   },
+        {"0x10MB",                  UINT64_MAX   },
+        {"\xc2\xa0"
+         "5GB",            UINT64_MAX   },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_error err;
@@ -55,7 +56,8 @@ static void sizes_are_parsed(void **state)
         heft_status status = heft_size_parse(rows[i].text, &bytes, &err);
         bool refused = rows[i].bytes == UINT64_MAX;
         test_expect_status(status, refused ? HEFT_INVALID_ARG : HEFT_OK, &err, rows[i].text);
-        assert_int_equal(bytes, refused ? 77 : rows[i].bytes); /* outputs are untouched on failure */
+        assert_int_equal(bytes,
+                         refused ? 77 : rows[i].bytes); /* outputs are untouched on failure */
     }
 }
 
@@ -64,7 +66,8 @@ static void errors_are_one_escaped_line(void **state)
     (void)state;
     heft_error err;
     char line[1400];
-    assert_int_equal(heft__fail_at(&err, HEFT_FORMAT, 4711, "name '%s' is odd", "a\n\x1b[31m\xff"), HEFT_FORMAT);
+    assert_int_equal(heft__fail_at(&err, HEFT_FORMAT, 4711, "name '%s' is odd", "a\n\x1b[31m\xff"),
+                     HEFT_FORMAT);
     heft__add_item(HEFT_FORMAT, &err, "w");
     heft__add_item(HEFT_FORMAT, &err, "second");
     heft__add_path(HEFT_FORMAT, &err, "x.bin");
@@ -100,17 +103,18 @@ static void utf8_is_strict(void **state)
         const char *name, *bytes;
         size_t length, invalid_at;
     } rows[] = {
-        {"ascii",              "abcdefghij",          10, 10},
-        {"two_three_four",     "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9, 9},
-        {"overlong_two",       "\xc0\x80",            2,  0 },
-        {"overlong_three",     "a\xe0\x80\x80",       4,  1 },
-        {"surrogate",          "ab\xed\xa0\x80",      5,  2 },
-        {"above_10ffff",       "\xf4\x90\x80\x80",    4,  0 },
-        {"cut",                "abc\xe2\x82",         5,  3 },
-        {"stray_continuation", "abcdefgh\x80",        9,  8 },
+        {"ascii",              "abcdefghij",                           10, 10},
+        {"two_three_four",     "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9,  9 },
+        {"overlong_two",       "\xc0\x80",                             2,  0 },
+        {"overlong_three",     "a\xe0\x80\x80",                        4,  1 },
+        {"surrogate",          "ab\xed\xa0\x80",                       5,  2 },
+        {"above_10ffff",       "\xf4\x90\x80\x80",                     4,  0 },
+        {"cut",                "abc\xe2\x82",                          5,  3 },
+        {"stray_continuation", "abcdefgh\x80",                         9,  8 },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (heft__utf8_invalid_at((const uint8_t *)rows[i].bytes, rows[i].length) != rows[i].invalid_at) {
+        if (heft__utf8_invalid_at((const uint8_t *)rows[i].bytes, rows[i].length) !=
+            rows[i].invalid_at) {
             fail_msg("%s", rows[i].name);
         }
     }
@@ -130,7 +134,8 @@ static heft_status use_everything(heft_ctx *ctx, void *user, heft_error *err)
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < 500 && status == HEFT_OK; i++) {
         size_t length = (size_t)snprintf(keys[i], sizeof keys[i], "%zu", i * 7919);
-        if (!heft__map_put(&map, keys[i], length, i, &found) || !heft__arena_text(&arena, keys[i], length)) {
+        if (!heft__map_put(&map, keys[i], length, i, &found) ||
+            !heft__arena_text(&arena, keys[i], length)) {
             status = heft__fail_nomem(err, 0);
         }
         heft__buffer_format(&buffer, "%s ", keys[i]);

@@ -1,7 +1,8 @@
-/* Golden files: what the reference wrote must read with equal names, dtypes, shapes and bytes; what lies must be refused,
- * with the status and the byte that the table says. Files and sidecars are those of tests/data; see its README. */
-#include "json/json.h"
+/* Golden files: what the reference wrote must read with equal names, dtypes, shapes and bytes; what
+ * lies must be refused, with the status and the byte that the table says. Files and sidecars are
+ * those of tests/data; see its README. */
 #include "support.h"
+#include "json/json.h"
 
 #include <heft/checkpoint.h>
 
@@ -10,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- what is refused, and where ------------------------------------------------------------------ */
+/* ---- what is refused, and where
+ * ------------------------------------------------------------------ */
 static const struct refusal {
     const char *name;
     heft_status status;
@@ -30,7 +32,8 @@ static const struct refusal *find_refusal(const char *name)
     return NULL;
 }
 
-/* ---- reading all of a checkpoint -------------------------------------------------------------------- */
+/* ---- reading all of a checkpoint
+ * -------------------------------------------------------------------- */
 static heft_status read_all(const heft_checkpoint *ckpt, heft_error *err)
 {
     heft_status status = HEFT_OK;
@@ -54,12 +57,14 @@ static void compare_tensor(const char *file, const heft_checkpoint *ckpt, const 
         fail_msg("%s: '%s' is not there", file, name);
     }
     const heft_tensor_info *info = heft_checkpoint_info(ckpt, i);
-    const heft__json_value *header = heft__json_member(expected, "header_dtype"); /* safetensors' name */
+    const heft__json_value *header =
+        heft__json_member(expected, "header_dtype"); /* safetensors' name */
     const heft__json_value *dtype = header ? header : heft__json_member(expected, "dtype");
     heft_dtype wanted;
     assert_int_equal(heft_dtype_parse(dtype->text, &wanted, &err), HEFT_OK);
     if (info->dtype != wanted) {
-        fail_msg("%s: '%s' is %s, expected %s", file, name, heft_dtype_name(info->dtype), dtype->text);
+        fail_msg("%s: '%s' is %s, expected %s", file, name, heft_dtype_name(info->dtype),
+                 dtype->text);
     }
     /* torch counts bytes of float4, safetensors counts values: the bytes decide */
     const heft__json_value *shape = heft__json_member(expected, "shape"), *dim = shape->first;
@@ -72,7 +77,8 @@ static void compare_tensor(const char *file, const heft_checkpoint *ckpt, const 
         }
     }
     uint8_t *bytes = malloc((size_t)info->size_bytes + 1);
-    test_expect_status(heft_checkpoint_read(ckpt, i, bytes, info->size_bytes, &err), HEFT_OK, &err, file);
+    test_expect_status(heft_checkpoint_read(ckpt, i, bytes, info->size_bytes, &err), HEFT_OK, &err,
+                       file);
     test_sha256(bytes, (size_t)info->size_bytes, hex);
     if (strcmp(hex, heft__json_member(expected, "sha256")->text) != 0) {
         fail_msg("%s: '%s' has other bytes", file, name);
@@ -86,10 +92,12 @@ static void compare_tensor(const char *file, const heft_checkpoint *ckpt, const 
     free(bytes);
 }
 
-/* ---- one case ------------------------------------------------------------------------------------------ */
+/* ---- one case
+ * ------------------------------------------------------------------------------------------ */
 static heft_ctx *ctx;
 
-static void check_accepted(const char *file, const char *path, const heft__json_value *tensors, bool keyed)
+static void check_accepted(const char *file, const char *path, const heft__json_value *tensors,
+                           bool keyed)
 {
     heft_error err;
     heft_checkpoint *ckpt = NULL;
@@ -118,24 +126,29 @@ static void check_refused(const char *file, const char *path, const struct refus
         fail_msg("%s: accepted, expected %s", file, heft_status_name(expected->status));
     }
     heft_error_format(&err, line, sizeof line);
-    if (status != expected->status || err.offset != expected->offset || !strstr(line, expected->words)) {
-        fail_msg("%s: %s at %lld, expected %s at %lld with '%s': %s", file, heft_status_name(status),
-                 (long long)err.offset, heft_status_name(expected->status), (long long)expected->offset,
-                 expected->words, line);
+    if (status != expected->status || err.offset != expected->offset ||
+        !strstr(line, expected->words)) {
+        fail_msg("%s: %s at %lld, expected %s at %lld with '%s': %s", file,
+                 heft_status_name(status), (long long)err.offset,
+                 heft_status_name(expected->status), (long long)expected->offset, expected->words,
+                 line);
     }
     if (!err.path[0]) {
         fail_msg("%s: the error has no path", file);
     }
 }
 
-static const char *prepare(const char *folder, const char *name, const heft__json_value *sidecar, char path[1024])
+static const char *prepare(const char *folder, const char *name, const heft__json_value *sidecar,
+                           char path[1024])
 {
-    const heft__json_value *entry = heft__json_member(sidecar, "entry"), *recipe = heft__json_member(sidecar, "recipe");
+    const heft__json_value *entry = heft__json_member(sidecar, "entry"),
+                           *recipe = heft__json_member(sidecar, "recipe");
     snprintf(path, 1024, "%s/%s", folder, name);
     for (const heft__json_value *step = recipe ? recipe->first : NULL; step; step = step->next) {
         char target[2048], command[4400];
         const char *op = heft__json_member(step, "op")->text;
-        const char *at = heft__json_member(step, "path") ? heft__json_member(step, "path")->text : "";
+        const char *at =
+            heft__json_member(step, "path") ? heft__json_member(step, "path")->text : "";
         snprintf(target, sizeof target, "%s/%s", path, at);
         if (strcmp(op, "mkfifo") == 0) {
             assert_int_equal(mkfifo(target, 0600), 0);
@@ -143,8 +156,8 @@ static const char *prepare(const char *folder, const char *name, const heft__jso
             snprintf(command, sizeof command, "gzip -dc '%s.gz' > '%s'", target, target);
             assert_int_equal(system(command), 0);
         } else if (strcmp(op, "replace_text") == 0) {
-            snprintf(command, sizeof command, "sed -i 's|%s|%s|' '%s'", heft__json_member(step, "from")->text, path,
-                     target);
+            snprintf(command, sizeof command, "sed -i 's|%s|%s|' '%s'",
+                     heft__json_member(step, "from")->text, path, target);
             assert_int_equal(system(command), 0);
         } else {
             fail_msg("%s: unknown step %s", name, op);
@@ -181,7 +194,8 @@ static size_t run_folder(const char *data, const char *ending)
         size_t text_length;
         char *text = test_read_file(path, &text_length);
         heft__arena_init(&arena, ctx);
-        test_expect_status(heft__json_parse(&arena, text, text_length, 64, &sidecar, &err), HEFT_OK, &err, path);
+        test_expect_status(heft__json_parse(&arena, text, text_length, 64, &sidecar, &err), HEFT_OK,
+                           &err, path);
         const struct refusal *refusal = find_refusal(name);
         const heft__json_value *class = heft__json_member(sidecar, "class");
         const heft__json_value *also = heft__json_member(sidecar, "also_ok");

@@ -1,4 +1,5 @@
-/* From a config to files and back: every way of loading gives the same values, and the lists are exact. */
+/* From a config to files and back: every way of loading gives the same values, and the lists are
+ * exact. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
 #include "support.h"
@@ -9,8 +10,10 @@ static heft_ctx *ctx;
 static char folder[256];
 
 static const char tiny[] =
-    "{\"architectures\":[\"%s\"],\"model_type\":\"bert\",\"hidden_size\":32,\"num_hidden_layers\":2,"
-    "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":120,\"max_position_embeddings\":40,"
+    "{\"architectures\":[\"%s\"],\"model_type\":\"bert\",\"hidden_size\":32,\"num_hidden_layers\":"
+    "2,"
+    "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":120,\"max_position_"
+    "embeddings\":40,"
     "\"type_vocab_size\":2,\"pad_token_id\":0,\"initializer_range\":0.02,\"dtype\":\"float32\"}";
 
 static int set_up(void **state)
@@ -45,22 +48,24 @@ static heft_model *make_model(heft_ctx *with, const char *class_name)
     heft_model *model = NULL;
     heft_config *config = NULL;
     int length = snprintf(text, sizeof text, tiny, class_name);
-    test_expect_status(heft__config_parse(with, "config.json", text, (size_t)length, &config, &err), HEFT_OK, &err,
-                       class_name);
-    test_expect_status(heft_model_create(with, config, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err, class_name);
+    test_expect_status(heft__config_parse(with, "config.json", text, (size_t)length, &config, &err),
+                       HEFT_OK, &err, class_name);
+    test_expect_status(heft_model_create(with, config, NULL, HEFT_DTYPE_NONE, &model, &err),
+                       HEFT_OK, &err, class_name);
     heft_config_free(config);
     return model;
 }
 
 /* A folder with a random model of a class. */
-static void make_checkpoint(const char *name, const char *class_name, heft_format format, uint64_t limit,
-                            uint64_t seed)
+static void make_checkpoint(const char *name, const char *class_name, heft_format format,
+                            uint64_t limit, uint64_t seed)
 {
     heft_error err;
     heft_model *model = make_model(ctx, class_name);
     heft_init_options init = {.seed = seed};
     heft_save_options options = {.format = format, .max_shard_bytes = limit};
-    test_expect_status(heft_model_save_random(model, at(name), &init, &options, NULL, &err), HEFT_OK, &err, name);
+    test_expect_status(heft_model_save_random(model, at(name), &init, &options, NULL, &err),
+                       HEFT_OK, &err, name);
     heft_model_free(model);
 }
 
@@ -72,7 +77,8 @@ static void expect_equal(const heft_model *a, const heft_model *b, const char *w
         heft_tensor *left = NULL, *right = NULL;
         test_expect_status(heft_model_tensor(a, i, &left, &err), HEFT_OK, &err, what);
         test_expect_status(heft_model_tensor(b, i, &right, &err), HEFT_OK, &err, what);
-        if (left->size_bytes != right->size_bytes || memcmp(left->data, right->data, left->size_bytes) != 0) {
+        if (left->size_bytes != right->size_bytes ||
+            memcmp(left->data, right->data, left->size_bytes) != 0) {
             fail_msg("%s: '%s' differs", what, heft_model_parameter(a, i)->name);
         }
         heft_tensor_free(left);
@@ -80,11 +86,13 @@ static void expect_equal(const heft_model *a, const heft_model *b, const char *w
     }
 }
 
-static heft_model *load(const char *name, const heft_load_options *options, heft_load_report **report)
+static heft_model *load(const char *name, const heft_load_options *options,
+                        heft_load_report **report)
 {
     heft_error err;
     heft_model *model = NULL;
-    test_expect_status(heft_model_load(ctx, at(name), options, &model, report, &err), HEFT_OK, &err, name);
+    test_expect_status(heft_model_load(ctx, at(name), options, &model, report, &err), HEFT_OK, &err,
+                       name);
     return model;
 }
 
@@ -107,24 +115,30 @@ static void every_way_gives_the_same_values(void **state)
     };
     for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
         heft_save_options save = {.format = rows[r].format, .max_shard_bytes = rows[r].limit};
-        test_expect_status(heft_model_save(made, at(rows[r].name), &save, NULL, &err), HEFT_OK, &err, rows[r].name);
+        test_expect_status(heft_model_save(made, at(rows[r].name), &save, NULL, &err), HEFT_OK,
+                           &err, rows[r].name);
         for (int copy = 0; copy < 2; copy++) {
-            heft_load_options options = {.mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP, .strict = true, .touch = true};
+            heft_load_options options = {
+                .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP, .strict = true, .touch = true};
             heft_load_report *report = NULL;
             heft_model *model = load(rows[r].name, &options, &report);
             expect_equal(made, model, rows[r].name);
-            assert_int_equal(report->missing_count + report->unexpected_count + report->initialized_count, 0);
+            assert_int_equal(
+                report->missing_count + report->unexpected_count + report->initialized_count, 0);
             assert_int_equal(report->tied_count, 2);
             assert_int_equal(copy ? report->mapped_bytes : report->copied_bytes, 0);
             heft_load_report_free(report);
             heft_model_free(model);
         }
-        heft_model *again = make_model(ctx, "BertForMaskedLM"), *other = make_model(ctx, "BertForMaskedLM");
-        test_expect_status(heft_model_load_sharded(again, at(rows[r].name), true, NULL, &err), HEFT_OK, &err, "into");
+        heft_model *again = make_model(ctx, "BertForMaskedLM"),
+                   *other = make_model(ctx, "BertForMaskedLM");
+        test_expect_status(heft_model_load_sharded(again, at(rows[r].name), true, NULL, &err),
+                           HEFT_OK, &err, "into");
         heft_init_options other_seed = {.seed = 8};
         test_expect_status(heft_model_init(again, &init, &err), HEFT_OK, &err, "transient buffers");
         test_expect_status(heft_model_init(other, &other_seed, &err), HEFT_OK, &err, "other");
-        test_expect_status(heft_model_load_sharded(other, at(rows[r].name), true, NULL, &err), HEFT_OK, &err, "over");
+        test_expect_status(heft_model_load_sharded(other, at(rows[r].name), true, NULL, &err),
+                           HEFT_OK, &err, "over");
         expect_equal(made, again, "into an empty model");
         expect_equal(made, other, "over a model with values");
         heft_model_free(again);
@@ -158,11 +172,13 @@ static void base_into_head_and_head_into_base(void **state)
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
     make_checkpoint("head", "BertForMaskedLM", HEFT_FORMAT_SAFETENSORS, 0, 1);
-    heft_load_options as_head = {.class_name = "BertForMaskedLM"}, as_base = {.class_name = "BertModel"};
+    heft_load_options as_head = {.class_name = "BertForMaskedLM"},
+                      as_base = {.class_name = "BertModel"};
     heft_model *model = load("base", &as_head, &report);
     assert_int_equal(report->unexpected_count, 2); /* the pooler */
     assert_string_equal(report->unexpected[0], "pooler.dense.bias");
-    assert_int_equal(report->missing_count, 6); /* cls.*, both names of the bias; decoder.weight comes with its tie */
+    assert_int_equal(report->missing_count,
+                     6); /* cls.*, both names of the bias; decoder.weight comes with its tie */
     heft_load_report_free(report);
     heft_model_free(model);
     model = load("head", &as_base, &report);
@@ -182,7 +198,8 @@ static void strict_and_shapes_are_refused_with_a_report(void **state)
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
     heft_load_options strict = {.class_name = "BertForSequenceClassification", .strict = true};
-    assert_int_equal(heft_model_load(ctx, at("base"), &strict, &model, &report, &err), HEFT_MISMATCH);
+    assert_int_equal(heft_model_load(ctx, at("base"), &strict, &model, &report, &err),
+                     HEFT_MISMATCH);
     assert_null(model);
     assert_int_equal(report->missing_count, 2);
     heft_load_report_free(report);
@@ -243,7 +260,8 @@ static heft_status load_and_save(heft_ctx *with, void *user, heft_error *err)
     heft_load_report *report = NULL;
     heft_load_options copy = {.mode = HEFT_LOAD_COPY};
     heft_save_options options = {.force = true, .max_shard_bytes = 30000};
-    heft_status status = heft_model_load(with, at("base"), user ? user : &copy, &model, &report, err);
+    heft_status status =
+        heft_model_load(with, at("base"), user ? user : &copy, &model, &report, err);
     if (status == HEFT_OK) {
         status = heft_model_save(model, at("again"), &options, NULL, err);
     }
@@ -271,10 +289,12 @@ static void loading_takes_the_model_and_little_more(void **state)
         test_heap heap = {.fail_at = -1};
         heft_ctx *counted = test_ctx_new(&heap);
         heft_load_options options = {.mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP};
-        test_expect_status(heft_model_load(counted, at("base"), &options, &model, NULL, &err), HEFT_OK, &err, "load");
+        test_expect_status(heft_model_load(counted, at("base"), &options, &model, NULL, &err),
+                           HEFT_OK, &err, "load");
         uint64_t bytes = heft_model_bytes(model), metadata = 256 << 10;
         if (heap.peak > (copy ? bytes : 0) + metadata) {
-            fail_msg("peak %llu bytes, the model has %llu", (unsigned long long)heap.peak, (unsigned long long)bytes);
+            fail_msg("peak %llu bytes, the model has %llu", (unsigned long long)heap.peak,
+                     (unsigned long long)bytes);
         }
         heft_model_free(model);
         heft_ctx_free(counted);

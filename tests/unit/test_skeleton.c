@@ -1,4 +1,5 @@
-/* Every golden skeleton: names, order, shapes, dtypes, ties, buffers, no-split blocks, counts; and the initial values. */
+/* Every golden skeleton: names, order, shapes, dtypes, ties, buffers, no-split blocks, counts; and
+ * the initial values. */
 #include "model/model.h"
 #include "support.h"
 
@@ -14,12 +15,14 @@ static heft__json_value *read_json(heft__arena *arena, const char *path)
     heft_error err;
     heft__json_value *root = NULL;
     char *text = test_read_file(path, &length);
-    test_expect_status(heft__json_parse(arena, text, length, 128, &root, &err), HEFT_OK, &err, path);
+    test_expect_status(heft__json_parse(arena, text, length, 128, &root, &err), HEFT_OK, &err,
+                       path);
     free(text);
     return root;
 }
 
-static heft_model *make_model(const heft__json_value *config, const char *class_name, const char *what)
+static heft_model *make_model(const heft__json_value *config, const char *class_name,
+                              const char *what)
 {
     heft__buffer text;
     heft_config *parsed = NULL;
@@ -27,20 +30,25 @@ static heft_model *make_model(const heft__json_value *config, const char *class_
     heft_error err;
     heft__buffer_init(&text, ctx);
     heft__json_write_compact(&text, config);
-    test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK, &err, what);
-    test_expect_status(heft_model_create(ctx, parsed, class_name, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err, what);
+    test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK,
+                       &err, what);
+    test_expect_status(heft_model_create(ctx, parsed, class_name, HEFT_DTYPE_NONE, &model, &err),
+                       HEFT_OK, &err, what);
     heft_config_free(parsed);
     heft__buffer_fini(&text);
     return model;
 }
 
 /* [name, shape, dtype] against parameter i. */
-static void compare_row(const char *what, const heft_model *model, size_t i, const heft__json_value *row)
+static void compare_row(const char *what, const heft_model *model, size_t i,
+                        const heft__json_value *row)
 {
     const heft_parameter *parameter = heft_model_parameter(model, i);
-    const heft__json_value *name = row->first, *shape = name->next, *dtype = shape->next, *dim = shape->first;
+    const heft__json_value *name = row->first, *shape = name->next, *dtype = shape->next,
+                           *dim = shape->first;
     if (!parameter || strcmp(parameter->name, name->text) != 0) {
-        fail_msg("%s: place %zu has '%s', expected '%s'", what, i, parameter ? parameter->name : "nothing", name->text);
+        fail_msg("%s: place %zu has '%s', expected '%s'", what, i,
+                 parameter ? parameter->name : "nothing", name->text);
         return;
     }
     bool same = parameter->rank == shape->count &&
@@ -56,8 +64,9 @@ static void compare_row(const char *what, const heft_model *model, size_t i, con
 
 static size_t next_saved(const heft_model *model, size_t i)
 {
-    while (i < heft_model_count(model) && (heft_model_parameter(model, i)->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
-                                           heft_model_parameter(model, i)->tied_to != i)) {
+    while (i < heft_model_count(model) &&
+           (heft_model_parameter(model, i)->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
+            heft_model_parameter(model, i)->tied_to != i)) {
         i++;
     }
     return i;
@@ -65,9 +74,11 @@ static size_t next_saved(const heft_model *model, size_t i)
 
 static void compare_lists(const char *what, const heft_model *model, const heft__json_value *golden)
 {
-    const heft__json_value *saved = heft__json_member(golden, "saved"), *params = heft__json_member(golden, "params");
+    const heft__json_value *saved = heft__json_member(golden, "saved"),
+                           *params = heft__json_member(golden, "params");
     size_t at = next_saved(model, 0);
-    for (const heft__json_value *row = saved ? saved->first : NULL; row; row = row->next, at = next_saved(model, at + 1)) {
+    for (const heft__json_value *row = saved ? saved->first : NULL; row;
+         row = row->next, at = next_saved(model, at + 1)) {
         compare_row(what, model, at, row);
     }
     assert_true(!saved || at == heft_model_count(model));
@@ -87,16 +98,20 @@ static void compare_lists(const char *what, const heft_model *model, const heft_
     }
 }
 
-static void compare_digest(const char *what, const heft_model *model, const heft__json_value *golden)
+static void compare_digest(const char *what, const heft_model *model,
+                           const heft__json_value *golden)
 {
     heft__buffer text;
     char hex[65];
     heft__buffer_init(&text, ctx);
-    for (size_t i = next_saved(model, 0); i < heft_model_count(model); i = next_saved(model, i + 1)) {
+    for (size_t i = next_saved(model, 0); i < heft_model_count(model);
+         i = next_saved(model, i + 1)) {
         const heft_parameter *parameter = heft_model_parameter(model, i);
-        heft__buffer_format(&text, "%s\t%s\t", parameter->name, heft_dtype_safetensors_name(parameter->dtype));
+        heft__buffer_format(&text, "%s\t%s\t", parameter->name,
+                            heft_dtype_safetensors_name(parameter->dtype));
         for (uint32_t d = 0; d < parameter->rank; d++) {
-            heft__buffer_format(&text, "%s%llu", d ? "x" : "", (unsigned long long)parameter->shape[d]);
+            heft__buffer_format(&text, "%s%llu", d ? "x" : "",
+                                (unsigned long long)parameter->shape[d]);
         }
         heft__buffer_byte(&text, '\n');
     }
@@ -107,21 +122,26 @@ static void compare_digest(const char *what, const heft_model *model, const heft
     }
 }
 
-static void compare_numbers(const char *what, const heft_model *model, const heft__json_value *golden)
+static void compare_numbers(const char *what, const heft_model *model,
+                            const heft__json_value *golden)
 {
     uint64_t elements = 0, bytes = 0;
     assert_true(heft__json_as_u64(heft__json_member(golden, "num_parameters"), &elements));
     assert_true(heft__json_as_u64(heft__json_member(golden, "saved_bytes"), &bytes));
     if (heft_model_elements(model) != elements || heft_model_bytes(model) != bytes) {
-        fail_msg("%s: %llu elements, %llu bytes", what, (unsigned long long)heft_model_elements(model),
+        fail_msg("%s: %llu elements, %llu bytes", what,
+                 (unsigned long long)heft_model_elements(model),
                  (unsigned long long)heft_model_bytes(model));
     }
     const heft__json_value *groups = heft__json_member(golden, "tied_groups");
     size_t tied = 0, expected = 0;
-    for (const heft__json_value *group = groups ? groups->first : NULL; group; group = group->next) {
+    for (const heft__json_value *group = groups ? groups->first : NULL; group;
+         group = group->next) {
         size_t source = heft_model_find(model, group->first->text);
-        for (const heft__json_value *name = group->first->next; name; name = name->next, expected++) {
-            assert_int_equal(heft_model_parameter(model, heft_model_find(model, name->text))->tied_to, source);
+        for (const heft__json_value *name = group->first->next; name;
+             name = name->next, expected++) {
+            assert_int_equal(
+                heft_model_parameter(model, heft_model_find(model, name->text))->tied_to, source);
         }
     }
     for (size_t i = 0; i < heft_model_count(model); i++) {
@@ -150,11 +170,14 @@ static void skeletons_are_golden(void **state)
         heft__arena arena;
         heft__arena_init(&arena, ctx);
         snprintf(path, sizeof path, "%s/skeletons/%s", HEFT_TEST_DATA, e->d_name);
-        const heft__json_value *root = read_json(&arena, path), *classes = heft__json_member(root, "classes");
-        for (const heft__json_value *golden = classes->first; golden; golden = golden->next, classes_seen++) {
+        const heft__json_value *root = read_json(&arena, path),
+                               *classes = heft__json_member(root, "classes");
+        for (const heft__json_value *golden = classes->first; golden;
+             golden = golden->next, classes_seen++) {
             const heft__json_value *own = heft__json_member(golden, "config");
             snprintf(what, sizeof what, "%s %s", e->d_name, golden->key);
-            heft_model *model = make_model(own ? own : heft__json_member(root, "config"), golden->key, what);
+            heft_model *model =
+                make_model(own ? own : heft__json_member(root, "config"), golden->key, what);
             compare_lists(what, model, golden);
             compare_digest(what, model, golden);
             compare_numbers(what, model, golden);
@@ -166,8 +189,10 @@ static void skeletons_are_golden(void **state)
     assert_true(classes_seen >= 8);
 }
 
-/* ---- initial values --------------------------------------------------------------------------------------- */
-static void compare_values(const char *what, const heft_tensor *tensor, const heft__json_value *rule)
+/* ---- initial values
+ * --------------------------------------------------------------------------------------- */
+static void compare_values(const char *what, const heft_tensor *tensor,
+                           const heft__json_value *rule)
 {
     const float *values = tensor->data; /* [count] */
     size_t count = tensor->size_bytes / sizeof *values, used = 0;
@@ -201,8 +226,10 @@ static void compare_values(const char *what, const heft_tensor *tensor, const he
             used++;
         }
     }
-    double n = (double)used, found_mean = sum / n, found_std = sqrt(squares / n - found_mean * found_mean);
-    if (fabs(found_mean - mean) > 5 * std / sqrt(n) || fabs(found_std - std) > 5 * std / sqrt(2 * n)) {
+    double n = (double)used, found_mean = sum / n,
+           found_std = sqrt(squares / n - found_mean * found_mean);
+    if (fabs(found_mean - mean) > 5 * std / sqrt(n) ||
+        fabs(found_std - std) > 5 * std / sqrt(2 * n)) {
         fail_msg("%s: mean %g, std %g, expected %g and %g", what, found_mean, found_std, mean, std);
     }
 }
@@ -213,12 +240,14 @@ static void initial_values_follow_the_golden_rules(void **state)
     heft__arena arena;
     heft_error err;
     heft__arena_init(&arena, ctx);
-    const heft__json_value *cases = heft__json_member(read_json(&arena, HEFT_TEST_DATA "/init/bert.json"), "cases");
+    const heft__json_value *cases =
+        heft__json_member(read_json(&arena, HEFT_TEST_DATA "/init/bert.json"), "cases");
     size_t rules = 0;
     for (const heft__json_value *one = cases->first; one; one = one->next) {
         const heft__json_value *classes = heft__json_member(one, "params");
         for (const heft__json_value *class = classes->first; class; class = class->next) {
-            heft_model *model = make_model(heft__json_member(one, "config"), class->key, class->key);
+            heft_model *model =
+                make_model(heft__json_member(one, "config"), class->key, class->key);
             heft_init_options options = {.seed = 3};
             test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
             for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
@@ -241,8 +270,9 @@ static void initial_values_follow_the_golden_rules(void **state)
 static void values_do_not_hang_on_the_threads(void **state)
 {
     (void)state;
-    static const char config[] = "{\"model_type\":\"bert\",\"hidden_size\":64,\"num_hidden_layers\":1,"
-                                 "\"num_attention_heads\":4,\"vocab_size\":40000,\"intermediate_size\":64}";
+    static const char config[] =
+        "{\"model_type\":\"bert\",\"hidden_size\":64,\"num_hidden_layers\":1,"
+        "\"num_attention_heads\":4,\"vocab_size\":40000,\"intermediate_size\":64}";
     uint8_t *first = NULL;
     for (unsigned threads = 1; threads < 8; threads += 3) {
         const heft_ctx_options options = {.threads = threads};
@@ -251,8 +281,10 @@ static void values_do_not_hang_on_the_threads(void **state)
         heft_model *model = NULL;
         heft_tensor *tensor = NULL;
         heft_error err;
-        assert_int_equal(heft__config_parse(own, "c", config, strlen(config), &parsed, &err), HEFT_OK);
-        assert_int_equal(heft_model_create(own, parsed, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_OK);
+        assert_int_equal(heft__config_parse(own, "c", config, strlen(config), &parsed, &err),
+                         HEFT_OK);
+        assert_int_equal(heft_model_create(own, parsed, NULL, HEFT_DTYPE_NONE, &model, &err),
+                         HEFT_OK);
         assert_int_equal(heft_model_init(model, NULL, &err), HEFT_OK);
         assert_int_equal(heft_model_tensor(model, 0, &tensor, &err), HEFT_OK);
         if (!first) {
@@ -270,8 +302,9 @@ static void values_do_not_hang_on_the_threads(void **state)
 
 static heft_status parse_and_create(heft_ctx *with, void *user, heft_error *err)
 {
-    static const char text[] = "{\"model_type\":\"bert\",\"hidden_size\":32,\"num_hidden_layers\":2,\"vocab_size\":99,"
-                               "\"num_attention_heads\":4,\"architectures\":[\"BertForPreTraining\"]}";
+    static const char text[] =
+        "{\"model_type\":\"bert\",\"hidden_size\":32,\"num_hidden_layers\":2,\"vocab_size\":99,"
+        "\"num_attention_heads\":4,\"architectures\":[\"BertForPreTraining\"]}";
     heft_config *config = NULL;
     heft_model *model = NULL;
     heft__buffer out;
@@ -306,8 +339,8 @@ static void an_empty_bert_base_costs_little(void **state)
     heft_model *model = NULL;
     uint64_t peak;
     heft_ctx *own = heft_ctx_new(NULL);
-    test_expect_status(heft_model_new(own, HEFT_TEST_DATA "/../../examples/bert-base-cased", "BertForPreTraining", &model,
-                                      &err),
+    test_expect_status(heft_model_new(own, HEFT_TEST_DATA "/../../examples/bert-base-cased",
+                                      "BertForPreTraining", &model, &err),
                        HEFT_OK, &err, "bert-base-cased");
     heft_ctx_memory(own, NULL, &peak);
     assert_true(peak < 1000000);

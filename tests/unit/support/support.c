@@ -37,7 +37,8 @@ static void heap_free(void *user, void *block, size_t bytes)
 heft_ctx *test_ctx_new(test_heap *heap)
 {
     const heft_allocator allocator = {heap_alloc, NULL, heap_free, heap};
-    const heft_ctx_options options = {.allocator = &allocator, .threads = 1, .staging_bytes = 1 << 20};
+    const heft_ctx_options options = {
+        .allocator = &allocator, .threads = 1, .staging_bytes = 1 << 20};
     long fail_at = heap->fail_at;
     *heap = (test_heap){.fail_at = -1};
     heft_ctx *ctx = heft_ctx_new(&options);
@@ -63,7 +64,8 @@ void test_oom_sweep(test_attempt_fn attempt, void *user)
             return;
         }
         if (status != HEFT_NOMEM) {
-            fail_msg("allocation %ld fails: status %s, %s", n, heft_status_name(status), err.message);
+            fail_msg("allocation %ld fails: status %s, %s", n, heft_status_name(status),
+                     err.message);
         }
     }
 }
@@ -138,13 +140,15 @@ size_t test_count_entries(const char *path)
     return count;
 }
 
-void test_expect_status(heft_status status, heft_status expected, const heft_error *err, const char *row)
+void test_expect_status(heft_status status, heft_status expected, const heft_error *err,
+                        const char *row)
 {
     if (status != expected) {
         char line[1400] = "";
         if (status != HEFT_OK) {
             heft_error_format(err, line, sizeof line);
         }
-        fail_msg("%s: status %s, expected %s; %s", row, heft_status_name(status), heft_status_name(expected), line);
+        fail_msg("%s: status %s, expected %s; %s", row, heft_status_name(status),
+                 heft_status_name(expected), line);
     }
 }

@@ -1,4 +1,5 @@
-/* support.h - what the unit tests share: a context that fails at the nth allocation, temporary folders, small files. */
+/* support.h - what the unit tests share: a context that fails at the nth allocation, temporary
+ * folders, small files. */
 #ifndef HEFT_TEST_SUPPORT_H
 #define HEFT_TEST_SUPPORT_H
 
@@ -11,7 +12,8 @@
 
 #include "base/base.h"
 
-/* ---- allocation failures ------------------------------------------------------------------------- */
+/* ---- allocation failures
+ * ------------------------------------------------------------------------- */
 typedef struct test_heap {
     long fail_at; /* the allocation with this number gives NULL; -1: none */
     long count;   /* allocations so far */
@@ -20,16 +22,19 @@ typedef struct test_heap {
     uint64_t peak;
 } test_heap;
 
-/* A context on the heap; the heap must outlive it. One thread, so that allocations are numbered the same each time. */
+/* A context on the heap; the heap must outlive it. One thread, so that allocations are numbered the
+ * same each time. */
 heft_ctx *test_ctx_new(test_heap *heap);
 
-/* Run `attempt` with allocation 0, 1, 2, ... failing until it succeeds; each failure must be NOMEM and leave no block
- * behind. `attempt` makes what it tests from ctx, and frees all of it. */
+/* Run `attempt` with allocation 0, 1, 2, ... failing until it succeeds; each failure must be NOMEM
+ * and leave no block behind. `attempt` makes what it tests from ctx, and frees all of it. */
 typedef heft_status (*test_attempt_fn)(heft_ctx *ctx, void *user, heft_error *err);
 void test_oom_sweep(test_attempt_fn attempt, void *user);
 
-/* ---- files ------------------------------------------------------------------------------------------ */
-/* A new folder; removed with everything in it by test_folder_remove. The path lies in a static buffer of the caller. */
+/* ---- files
+ * ------------------------------------------------------------------------------------------ */
+/* A new folder; removed with everything in it by test_folder_remove. The path lies in a static
+ * buffer of the caller. */
 void test_folder_make(char path[256]);
 void test_folder_remove(const char *path);
 void test_write_file(const char *folder, const char *name, const void *bytes, size_t length);
@@ -41,6 +46,7 @@ void test_sha256(const void *bytes, size_t length, char hex[65]);
 size_t test_count_entries(const char *path);
 
 /* Fails the test and prints the error unless status is what was expected. */
-void test_expect_status(heft_status status, heft_status expected, const heft_error *err, const char *row);
+void test_expect_status(heft_status status, heft_status expected, const heft_error *err,
+                        const char *row);
 
 #endif
