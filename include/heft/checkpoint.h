@@ -116,7 +116,8 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  * Shape    row-major in the order of heft_tensor_info.shape; rank 0 is one element.
  * Memory   no heap for plain tensors; up to the storage's size for deflated ones.
  * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte
- * in the file. What is at dst is undefined after a failure. Source   docs/formats/.
+ * in the file. What is at dst is undefined after a failure.
+ * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
                                                           void *dst, uint64_t cap, heft_error *err);
@@ -130,8 +131,10 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
  * @param err   filled on failure; may be NULL
  *
  * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody
- * truncates the file, touching them raises SIGBUS: heft_tensor_touch() first, or
- * heft_checkpoint_read(). Errors   as heft_checkpoint_read. Source   docs/formats/.
+ * truncates the file, touching them raises SIGBUS: use
+ * heft_checkpoint_read() where that can happen.
+ * Errors   as heft_checkpoint_read.
+ * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
                                                          heft_tensor **out, heft_error *err);
@@ -147,6 +150,7 @@ typedef struct heft_convert_options {
     const char *variant;      /* of the names written; NULL for none */
     bool force;               /* write into a folder that holds a checkpoint already */
     bool dry_run;             /* plan only */
+    bool resume; /* keep finished shards if the work does not end, and take over those kept */
     const char *const *order; /* names in the order of the state dict, where it is known; NULL: as
                                  the source has them */
     size_t order_count;
@@ -191,7 +195,8 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
  * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
  * INVALID_ARG if dst is the source or a dtype cannot be written; IO for a full disk; CANCELLED. src
- * and dst stay as they were. Source   docs/sharding.md.
+ * and dst stay as they were.
+ * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
                                                              const char *dst,

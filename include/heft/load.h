@@ -83,7 +83,8 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * @param err      filled on failure; may be NULL
  *
  * Memory   mapped: metadata only, and what must be cast or initialised. copied: the model and one
- * staging buffer. Errors   those of heft_checkpoint_open(), heft_config_read() and
+ * staging buffer.
+ * Errors   those of heft_checkpoint_open(), heft_config_read() and
  * heft_model_create(); MISMATCH for shapes that differ (unless ignored) and for strict; CANCELLED.
  * Source   docs/loading.md.
  */
@@ -134,7 +135,8 @@ typedef struct heft_save_options {
  *
  * Memory   metadata and one staging buffer.
  * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND naming an absent
- * parameter; IO; CANCELLED. dst stays as it was then. Source   docs/sharding.md.
+ * parameter; IO; CANCELLED. dst stays as it was then.
+ * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, const char *dst,
                                                      const heft_save_options *options,
@@ -152,8 +154,10 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, co
  * @param err      filled on failure; may be NULL
  *
  * Memory   one staging buffer, whatever the model's size. The files are the same as after
- * heft_model_init() and heft_model_save(). Errors   as heft_model_save; UNSUPPORTED as
- * heft_model_init. Source   docs/models.md.
+ * heft_model_init() and heft_model_save().
+ * Errors   as heft_model_save; UNSUPPORTED as
+ * heft_model_init.
+ * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_save_random(
     const heft_model *model, const char *dst, const heft_init_options *init,

@@ -21,7 +21,8 @@ typedef struct heft_config heft_config;
  *
  * Memory   some times the file's size.
  * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice;
- * LIMIT; IO; NOMEM. Source   docs/config.md.
+ * LIMIT; IO; NOMEM.
+ * Source   docs/config.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path,
                                                       heft_config **out, heft_error *err);
@@ -76,7 +77,8 @@ typedef struct heft_parameter {
  * Memory   metadata only: under 1 MB for BERT-base.
  * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the
  * classes); FORMAT for a config whose values cannot be (item is the key); LIMIT for absurd ones,
- * before anything is allocated by them. Source   docs/models.md.
+ * before anything is allocated by them.
+ * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config,
                                                        const char *class_name, heft_dtype dtype,
@@ -137,7 +139,8 @@ typedef struct heft_init_options {
  *
  * Memory   the bytes of the absent parameters.
  * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters
- * stay absent then. Threads  works on all the context's threads. Source   docs/models.md.
+ * stay absent then. Threads  works on all the context's threads.
+ * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model,
                                                      const heft_init_options *options,

@@ -3,7 +3,8 @@
  * What it does: takes a file, an index or a folder as one set of named tensors (resolve, open,
  * read), cuts tensors into shards by the reference's rule, writes a folder of shards with its
  * index, and on top of these converts and verifies. It knows names and bytes, but not which
- * parameters a model has. May open the door of: base, io, json, tensor, format. Rules: opening
+ * parameters a model has.
+ * May open the door of: base, io, json, tensor, format. Rules: opening
  * reads metadata only. Writing streams through one staging buffer. A name in an index never leaves
  * its folder. What would win at the next load and is not of this save is removed at commit, and
  * nothing else is. */
@@ -101,6 +102,7 @@ typedef struct heft__write_job {
     const char *variant;
     uint64_t max_shard_bytes; /* 0: 50 GB */
     bool force, dry_run;
+    const char *resume; /* key of heft__folder_begin(), or NULL */
     const heft__out_tensor
         *tensors; /* as they are to be written, in order; aliases already dropped for safetensors */
     size_t count;

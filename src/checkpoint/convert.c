@@ -3,7 +3,8 @@
  * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
  * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
  * that, so there the first name is kept and the others are named in a warning, as the reference
- * does with tied weights. Source: docs/sharding.md [5]. */
+ * does with tied weights.
+ * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>
@@ -384,6 +385,31 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
     return HEFT_OK;
 }
 
+/* What decides the bytes of every shard, as a key: another source, order or option is another key.
+ */
+static const char *resume_key(struct conversion *c, heft_error *err)
+{
+    heft__buffer text;
+    const char *key = NULL;
+    heft__buffer_init(&text, c->ctx);
+    heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format,
+                        (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
+                        c->options->variant ? c->options->variant : "");
+    for (size_t i = 0; i < c->ckpt->file_count; i++) {
+        heft__buffer_format(&text, "%s %llx\n", c->ckpt->files[i].info.name,
+                            (unsigned long long)heft__path_stamp(c->ckpt->files[i].info.path));
+    }
+    for (size_t i = 0; i < c->count; i++) {
+        heft__buffer_format(&text, "%s %zu\n", c->tensors[i].name, c->tensors[i].storage);
+    }
+    if (heft__buffer_check(&text, err) == HEFT_OK) {
+        uint64_t hash = heft__stable_hash((const char *)text.data, text.size);
+        key = heft__arena_format(&c->arena, "%016llx", (unsigned long long)hash);
+    }
+    heft__buffer_fini(&text);
+    return key;
+}
+
 static heft_status convert_open(struct conversion *c, const char *src, const char *dst,
                                 heft_write_report **report, heft_error *err)
 {
@@ -426,6 +452,12 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         .warnings = c->warnings.lines,
         .warning_count = c->warnings.count,
     };
+    if (c->options->resume) {
+        job.resume = resume_key(c, err);
+        if (!job.resume) {
+            return heft__fail_nomem(err, 0);
+        }
+    }
     return heft__write_checkpoint(c->ctx, &job, report, err);
 }
 

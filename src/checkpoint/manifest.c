@@ -1,7 +1,8 @@
 /* manifest.c - {"files": {NAME: {"bytes": N, "sha256": HEX}}, "version": 1}
  *
  * SHA-256 is what the hub names large files by, so that a manifest can be compared with it by eye.
- * The hash is OpenSSL's. Source: docs/commands/verify.md. */
+ * The hash is OpenSSL's.
+ * Source: docs/commands/verify.md. */
 #include "checkpoint/manifest.h"
 
 #include <errno.h>

@@ -4,7 +4,8 @@
  *   pytorch_model[.V].bin   pytorch_model.bin.index[.V].json   pytorch_model[.V]-00001-of-00003.bin
  *
  * In a folder the first of the four entry points wins, safetensors before .bin, single before
- * index, as in the reference. Source: docs/sharding.md [1]. */
+ * index, as in the reference.
+ * Source: docs/sharding.md [1]. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>

@@ -3,7 +3,8 @@
  * In order, for each tensor: a storage seen before waits; one larger than the limit is a finished
  * shard at once, while the current shard stays open (so it gets a lower number than tensors before
  * it); one that would pass the limit begins a new shard; what fits exactly stays. At the end each
- * waiting alias joins the shard of its storage. Source: docs/sharding.md [2]. */
+ * waiting alias joins the shard of its storage.
+ * Source: docs/sharding.md [2]. */
 #include "checkpoint/checkpoint.h"
 
 struct cutter {

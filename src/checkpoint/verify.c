@@ -2,7 +2,8 @@
  *
  * Where opening stops at the first fault, verifying goes on and lists them: every file for itself,
  * the index against the files both ways, sizes, what lies beside them, and with `deep` every byte
- * (CRC, NaN, infinities) and the manifest. Source: docs/commands/verify.md. */
+ * (CRC, NaN, infinities) and the manifest.
+ * Source: docs/commands/verify.md. */
 #include "checkpoint/checkpoint.h"
 
 #include "checkpoint/manifest.h"
@@ -393,7 +394,7 @@ static heft_status read_tensor(struct inspection *v, size_t f, const heft__file_
     }
     if (nans || infinities) {
         status =
-            add_text(v, nans ? "nan" : "infinity", v->names[f], tensor->name, true,
+            add_text(v, nans ? "nan" : "infinity", v->names[f], tensor->name, nans > 0,
                      heft__arena_format(v->arena, "holds %llu NaN and %llu infinities",
                                         (unsigned long long)nans, (unsigned long long)infinities),
                      err);

@@ -2,7 +2,8 @@
  * would win over them.
  *
  * All of it goes through one folder writer, so the destination changes at commit or not at all. The
- * staging buffer is the only memory that grows with nothing. Source: docs/sharding.md [3], [4]. */
+ * staging buffer is the only memory that grows with nothing.
+ * Source: docs/sharding.md [3], [4]. */
 #include "checkpoint/checkpoint.h"
 
 struct session {
@@ -237,7 +238,19 @@ static heft_status write_weights(struct session *s, size_t shard, heft_error *er
     const heft__write_job *job = s->job;
     size_t count = gather(s, shard);
     const char *name = s->names[shard];
-    heft_status status = heft__folder_file_begin(s->folder, name, !s->index_name, err);
+    bool kept = false;
+    heft_status status = heft__folder_file_keep(s->folder, name, !s->index_name,
+                                                s->report->files[shard].size_bytes, &kept, err);
+    if (status == HEFT_OK && kept) {
+        heft__log(s->ctx, "%s was finished by an earlier run", name);
+        for (size_t i = 0; i < count; i++) {
+            s->done_bytes += s->shard[i].size_bytes;
+        }
+        return HEFT_OK;
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_file_begin(s->folder, name, !s->index_name, err);
+    }
     if (status != HEFT_OK) {
         return status;
     }
@@ -299,7 +312,7 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     if (!s->scratch) {
         return heft__fail_nomem(err, s->scratch_bytes);
     }
-    heft_status status = heft__folder_begin(s->ctx, s->job->dst, &s->folder, err);
+    heft_status status = heft__folder_begin(s->ctx, s->job->dst, s->job->resume, &s->folder, err);
     if (status == HEFT_OK) {
         status = look_at_destination(s, err);
     }

@@ -45,6 +45,7 @@ typedef struct cli_command {
     const char *about;   /* some lines more for --help, each ended */
     const cli_option *options;
     size_t option_count;
+    bool dies_at_once; /* a signal ends it: it leaves nothing behind and tells no progress */
     int (*run)(struct cli_run *run); /* returns the exit code */
 } cli_command;
 
@@ -204,6 +205,11 @@ uint64_t cli_elements(const uint64_t *shape, uint32_t rank);
  * memory. */
 bool cli_tree_print(const cli_listing *list, FILE *out);
 bool cli_tree_json(const cli_listing *list, cli_json *json, const char *key);
+
+/* ---- treemap.c */
+/* Write a page that shows the tensors as boxes, under a temporary name first. Returns 0 or an
+ * errno. */
+int cli_treemap_write(const cli_listing *list, const char *title, const char *path);
 
 /* ---- write_output.c: what `init` and `convert` say */
 /* `total_parameters` 0: not known. Returns the exit code. */

@@ -14,7 +14,8 @@
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in SRC/DIR")                             \
     X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")                         \
-    X(DRY_RUN, "dry-run", NULL, "say what would be written, write nothing")
+    X(DRY_RUN, "dry-run", NULL, "say what would be written, write nothing")                        \
+    X(RESUME, "resume", NULL, "keep finished shards if interrupted, and go on from them")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -119,6 +120,7 @@ static bool read_options(const cli_run *run, heft_convert_options *request, heft
     request->source.subfolder = run->values[OPTION_SUBFOLDER];
     request->force = run->values[OPTION_FORCE] != NULL;
     request->dry_run = run->values[OPTION_DRY_RUN] != NULL;
+    request->resume = run->values[OPTION_RESUME] != NULL;
     return cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->max_shard_bytes, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->format, err) &&
            cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err);

@@ -2,6 +2,7 @@
  * model, as it would be saved. */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #define OPTIONS(X)                                                                                 \
     X(CLASS, "class", "NAME", "of the empty model (the config's own)")                             \
     X(TREE, "tree", NULL, "modules with their sums instead of the tensors")                        \
+    X(HTML, "html", "FILE", "write a page that shows the tensors as boxes")                        \
     X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
     X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")
@@ -210,8 +212,24 @@ static bool print_text(cli_run *run, const cli_listing *list)
     return run->values[OPTION_TREE] ? cli_tree_print(list, stdout) : print_tensors(list);
 }
 
+static int fail_page(cli_run *run, const char *page, int problem)
+{
+    heft_error err = {.status = problem == ENOMEM ? HEFT_NOMEM : HEFT_IO,
+                      .sys_errno = problem,
+                      .offset = HEFT_NO_OFFSET};
+    snprintf(err.path, sizeof err.path, "%s", page);
+    snprintf(err.message, sizeof err.message, "cannot write the page: %s", strerror(problem));
+    return cli_fail(run, &err);
+}
+
 static int print_listing(cli_run *run, cli_listing *list, bool good)
 {
+    const char *page = run->values[OPTION_HTML];
+    int problem = good && page ? cli_treemap_write(list, run->arguments[0], page) : 0;
+    if (problem) {
+        cli_listing_fini(list);
+        return fail_page(run, page, problem);
+    }
     good = good && (run->json ? print_json(run, list) : print_text(run, list));
     cli_listing_fini(list);
     return good ? 0 : cli_fail_nomem(run);
@@ -319,5 +337,6 @@ const cli_command cli_cmd_inspect = {
              "one and no weights, the empty model is shown as it would be saved.\n",
     .options = options,
     .option_count = OPTION_COUNT,
+    .dies_at_once = true,
     .run = run_inspect,
 };

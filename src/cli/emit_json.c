@@ -2,7 +2,8 @@
  *
  * Numbers are exact: 64-bit integers are written with all their digits. Strings are UTF-8; control
  * characters are escaped and what is no UTF-8 (a file name may hold any byte) becomes U+FFFD, so
- * that the document is always valid. Source: RFC 8259. */
+ * that the document is always valid.
+ * Source: RFC 8259. */
 #include "cli/cli.h"
 
 #include <inttypes.h>

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -81,7 +82,10 @@ static int run_command(cli_run *run, int argc, char **argv)
     if (!run->ctx) {
         return cli_fail_nomem(run);
     }
-    cli_signals_catch();
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of writing: see cli_finish_stdout */
+    if (!run->command->dies_at_once) {
+        cli_signals_catch();
+    }
     int code = run->command->run(run);
     cli_progress_clear(run);
     heft_ctx_free(run->ctx);

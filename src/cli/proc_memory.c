@@ -3,7 +3,8 @@
  * Anonymous memory (heap, stacks) is what a model costs; its peak is not kept by the kernel, so it
  * is sampled while the library works. The peak of RSS counts pages of mapped files too. PSS shares
  * out what several processes map; it is read once, at the end, because the kernel walks every page
- * for it. Source: proc(5), /proc/self/status and /proc/self/smaps_rollup. */
+ * for it.
+ * Source: proc(5), /proc/self/status and /proc/self/smaps_rollup. */
 #include "cli/cli.h"
 
 #include <fcntl.h>

@@ -45,8 +45,6 @@ void cli_signals_catch(void)
             sigaction(numbers[i], &action, NULL);
         }
     }
-    /* A pipe that is closed is an error of writing, not an end without tidying up. */
-    signal(SIGPIPE, SIG_IGN);
 }
 
 bool cli_signals_caught(void)

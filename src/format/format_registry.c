@@ -1,5 +1,6 @@
 /* format_registry.c - which parser reads a file: by its first bytes, never by its name. A format is
- * one line here. Source: docs/formats/README.md. */
+ * one line here.
+ * Source: docs/formats/README.md. */
 #include "format/format.h"
 
 struct head {

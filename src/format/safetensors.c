@@ -8,7 +8,8 @@
  * or overlaps, from its first byte to the file's last. Nothing is trusted: the length against the
  * file's size, every number against 64 bits, every range against its neighbours. Not done here:
  * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
- * NUL in a name. Source: docs/formats/safetensors.md [1]-[3]. */
+ * NUL in a name.
+ * Source: docs/formats/safetensors.md [1]-[3]. */
 #include "format/format.h"
 
 #include <stdlib.h>

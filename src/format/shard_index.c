@@ -5,7 +5,8 @@
  *
  * Trusted: nothing. A file name may not leave the folder; sizes in the metadata are compared and
  * never used. It does not look whether the files exist or hold what is said of them: that is the
- * checkpoint's work. Source: docs/formats/shard_index.md [1], [2], [4]. */
+ * checkpoint's work.
+ * Source: docs/formats/shard_index.md [1], [2], [4]. */
 #include "format/format.h"
 
 #include <stdlib.h>

@@ -4,7 +4,8 @@
  * whole rows: within a box each run along the dimension of the smallest stride is one read, and its
  * elements are spread out in memory; so a transposed matrix costs a read per column piece and not
  * one per element. A deflated storage is inflated whole. Trusted: the views, which were checked
- * against their storages when the file was opened. Source: docs/formats/torch_zip.md [5]. */
+ * against their storages when the file was opened.
+ * Source: docs/formats/torch_zip.md [5]. */
 #include "format/torch.h"
 
 #define RUN_BYTES ((size_t)1 << 20) /* of one read with gaps */

@@ -5,7 +5,8 @@
  *
  * Storages lie behind the pickles in the order of the list. They are found first, so that an id can
  * be checked against what is there. Nothing is trusted: every count against the file's size. Always
- * little-endian. Source: docs/formats/torch_legacy.md. */
+ * little-endian.
+ * Source: docs/formats/torch_legacy.md. */
 #include "format/torch.h"
 
 struct stream {

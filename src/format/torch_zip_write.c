@@ -6,7 +6,8 @@
  * Every record's data begin at a multiple of 64 bytes (padding field "FB" in the local header);
  * sizes and CRC stand behind the data, so that nothing is read twice. The pickle is protocol 2
  * without a memo: an OrderedDict with `_metadata`, or a dict. Measuring is the same walk without a
- * file. Source: docs/formats/torch_zip.md [4]. */
+ * file.
+ * Source: docs/formats/torch_zip.md [4]. */
 #include "format/format.h"
 
 #define ALIGNMENT 64

@@ -6,7 +6,8 @@
  * Sizes come from the directory alone: PyTorch leaves them 0 in local headers. Nothing is trusted:
  * every range against the file, every local header against its entry, all runs against each other.
  * A record is inflated only after its claimed size was found possible. Not done here: encryption,
- * other methods, several disks. Source: docs/formats/torch_zip.md [2]; APPNOTE.TXT 6.3. */
+ * other methods, several disks.
+ * Source: docs/formats/torch_zip.md [2]; APPNOTE.TXT 6.3. */
 #include "format/torch.h"
 
 #include <ctype.h>

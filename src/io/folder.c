@@ -37,6 +37,7 @@ struct heft__folder_writer {
     const char *temporary;
     const char *made_parent; /* highest parent folder that begin() made, NULL if none */
     int temporary_fd;        /* open and locked */
+    const char *resume; /* keeps finished files under this key if the work does not end; NULL: no */
     bool in_place, committed;
     struct out_file *files;
     size_t file_count, file_cap;
@@ -101,6 +102,16 @@ static void remove_abandoned(heft__arena *arena, const char *folder, const char 
 /* ---- begin
  * -----------------------------------------------------------------------------------------------
  */
+/* A place that cannot be written to is IO, also where the kernel says that something is not there. */
+static heft_status cannot_write(heft_error *err, int sys_errno, const char *what, const char *path)
+{
+    (void)heft__fail_errno(err, sys_errno, "%s", what);
+    if (err) {
+        err->status = HEFT_IO;
+    }
+    return heft__add_path(HEFT_IO, err, path);
+}
+
 /* Make `path` and what is missing above it; *made is the highest folder that was made. */
 static heft_status make_parents(heft__arena *arena, const char *path, const char **made,
                                 heft_error *err)
@@ -118,8 +129,7 @@ static heft_status make_parents(heft__arena *arena, const char *path, const char
                     *made = heft__arena_text(arena, copy, strlen(copy));
                 }
             } else if (errno != EEXIST) {
-                return heft__add_path(heft__fail_errno(err, errno, "cannot create the folder"), err,
-                                      copy);
+                return cannot_write(err, errno, "cannot create the folder", copy);
             }
             if (!last) {
                 *p = '/';
@@ -147,20 +157,33 @@ static heft_status split_path(heft__folder_writer *writer, const char *path, hef
     return writer->path && writer->parent ? HEFT_OK : heft__fail_nomem(err, length);
 }
 
+/* The temporary folder: with a name of its own, or with that of the key, where an earlier run may
+ * have left files. */
+static bool make_folder(heft__folder_writer *writer, char *path)
+{
+    if (!writer->resume) {
+        return mkdtemp(path) != NULL;
+    }
+    return mkdir(path, 0700) == 0 || (errno == EEXIST && heft__path_is_folder(path));
+}
+
 static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
 {
     const char *home = writer->in_place ? writer->path : writer->parent;
     const char *base = writer->in_place ? "" : heft__path_base(writer->path);
     char *prefix = heft__arena_format(&writer->arena, "%s%s%s", *base ? "." : "", base, TEMPORARY);
-    char *name = prefix ? heft__arena_format(&writer->arena, "%sXXXXXX", prefix) : NULL;
+    char *name = prefix ? heft__arena_format(&writer->arena, "%s%s", prefix,
+                                             writer->resume ? writer->resume : "XXXXXX")
+                        : NULL;
     char *path = name ? heft__path_join(&writer->arena, home, name) : NULL;
     if (!path) {
         return heft__fail_nomem(err, 0);
     }
-    remove_abandoned(&writer->arena, home, prefix);
-    if (!mkdtemp(path)) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot write into the folder"), err,
-                              home);
+    if (!writer->resume) {
+        remove_abandoned(&writer->arena, home, prefix);
+    }
+    if (!make_folder(writer, path)) {
+        return cannot_write(err, errno, "cannot write into the folder", home);
     }
     writer->temporary = path;
     writer->temporary_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -170,8 +193,8 @@ static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
     return HEFT_OK;
 }
 
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out,
-                               heft_error *err)
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resume,
+                               heft__folder_writer **out, heft_error *err)
 {
     heft__folder_writer *writer = heft__alloc_zero(ctx, 1, sizeof *writer);
     if (!writer) {
@@ -181,6 +204,10 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_wri
     writer->fd = writer->temporary_fd = -1;
     heft__arena_init(&writer->arena, ctx);
     heft_status status = split_path(writer, path, err);
+    writer->resume = resume ? heft__arena_text(&writer->arena, resume, strlen(resume)) : NULL;
+    if (status == HEFT_OK && resume && !writer->resume) {
+        status = heft__fail_nomem(err, strlen(resume));
+    }
     if (status == HEFT_OK && !*path) {
         status = heft__fail(err, HEFT_INVALID_ARG, "destination has no name");
     }
@@ -225,26 +252,52 @@ heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_
 /* ---- files
  * ------------------------------------------------------------------------------------------------
  */
+static heft_status add_file(heft__folder_writer *writer, const char *name, bool entry_point,
+                            heft_error *err)
+{
+    char *copy = heft__arena_text(&writer->arena, name, strlen(name));
+    if (!copy || !heft__array_reserve(writer->ctx, (void **)&writer->files, writer->file_count,
+                                      &writer->file_cap, sizeof *writer->files)) {
+        return heft__fail_nomem(err, strlen(name));
+    }
+    writer->files[writer->file_count++] =
+        (struct out_file){.name = copy, .entry_point = entry_point};
+    return HEFT_OK;
+}
+
+/* What a file is called until its end: a finished one can be told from a part. */
+static const char *part_name(heft__folder_writer *writer, const char *name)
+{
+    return heft__arena_format(&writer->arena, "%s.part", name);
+}
+
 heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
                                     heft_error *err)
 {
-    if (!heft__array_reserve(writer->ctx, (void **)&writer->files, writer->file_count,
-                             &writer->file_cap, sizeof *writer->files)) {
-        return heft__fail_nomem(err, 0);
-    }
-    char *copy = heft__arena_text(&writer->arena, name, strlen(name));
-    if (!copy) {
+    const char *part = part_name(writer, name);
+    if (!part) {
         return heft__fail_nomem(err, strlen(name));
     }
-    writer->fd = openat(writer->temporary_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (writer->resume) { /* of the earlier run */
+        (void)unlinkat(writer->temporary_fd, part, 0);
+        (void)unlinkat(writer->temporary_fd, name, 0);
+    }
+    writer->fd = openat(writer->temporary_fd, part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (writer->fd < 0) {
         return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", name), err,
                               writer->path);
     }
-    writer->files[writer->file_count++] =
-        (struct out_file){.name = copy, .entry_point = entry_point};
     writer->position = 0;
-    return HEFT_OK;
+    return add_file(writer, name, entry_point, err);
+}
+
+heft_status heft__folder_file_keep(heft__folder_writer *writer, const char *name, bool entry_point,
+                                   uint64_t bytes, bool *kept, heft_error *err)
+{
+    struct stat facts;
+    *kept = writer->resume && fstatat(writer->temporary_fd, name, &facts, 0) == 0 &&
+            S_ISREG(facts.st_mode) && (uint64_t)facts.st_size == bytes;
+    return *kept ? add_file(writer, name, entry_point, err) : HEFT_OK;
 }
 
 heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, const void *bytes,
@@ -281,8 +334,11 @@ heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, s
 heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
 {
     heft_status status = HEFT_OK;
-    if (fsync(writer->fd) != 0) {
-        const char *name = writer->files[writer->file_count - 1].name;
+    const char *name = writer->files[writer->file_count - 1].name, *part = part_name(writer, name);
+    if (!part) {
+        status = heft__fail_nomem(err, strlen(name));
+    } else if (fsync(writer->fd) != 0 ||
+               renameat(writer->temporary_fd, part, writer->temporary_fd, name) != 0) {
         status = heft__fail_errno(err, errno, "cannot write '%s' to the disk", name);
     }
     close(writer->fd);
@@ -502,7 +558,8 @@ void heft__folder_free(heft__folder_writer *writer)
     if (writer->fd >= 0) {
         close(writer->fd);
     }
-    if (writer->temporary && (writer->in_place || !writer->committed)) {
+    bool kept = writer->resume && !writer->committed;
+    if (writer->temporary && !kept && (writer->in_place || !writer->committed)) {
         remove_flat(writer->temporary);
     }
     if (writer->temporary_fd >= 0) {

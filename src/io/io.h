@@ -2,7 +2,8 @@
  *
  * What it does: reads files (a source), writes folders that become visible complete or not at all,
  * and tells how much memory the process uses. It knows bytes and names of files, but not what they
- * mean. May open the door of: base. Rules: only regular files are opened, and opening never blocks.
+ * mean.
+ * May open the door of: base. Rules: only regular files are opened, and opening never blocks.
  * The library itself reads with pread, never through a mapping: a file that shrinks or a failing
  * disk is a status with an offset and not a signal. A mapping is handed to the caller alone, and
  * heft__source_touch brings its pages in by a system call that reports faults. */
@@ -58,6 +59,8 @@ bool heft__path_is_file(const char *path); /* a regular file, or a link to one *
 bool heft__path_exists(const char *path);
 /* Whether two paths name one file or folder (device and inode). */
 bool heft__path_same(const char *a, const char *b);
+/* A number that changes when the file does: size, time of change, inode. 0 if there is none. */
+uint64_t heft__path_stamp(const char *path);
 
 /* ---- folder writer
  * ------------------------------------------------------------------------------------------------------
@@ -68,14 +71,19 @@ bool heft__path_same(const char *a, const char *b);
  * that was there is touched. */
 typedef struct heft__folder_writer heft__folder_writer;
 
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, heft__folder_writer **out,
-                               heft_error *err);
+/* resume: NULL, or a key of letters and digits under which finished files are kept if the work does
+ * not end. */
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resume,
+                               heft__folder_writer **out, heft_error *err);
 /* Refuses a folder that has too little room for what is to come: IO with both numbers. */
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err);
 /* One file is open at a time. `entry_point`: renamed after all others, and its predecessor is
  * removed before them. */
 heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
                                     heft_error *err);
+/* Take over a finished file of an earlier run with the same resume key, if it has this size. */
+heft_status heft__folder_file_keep(heft__folder_writer *writer, const char *name, bool entry_point,
+                                   uint64_t bytes, bool *kept, heft_error *err);
 heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length,
                                heft_error *err);
 heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, const void *bytes,

@@ -1,7 +1,8 @@
 /* memory.c - how much memory this process uses, as the kernel counts it.
  *
  * Peak RSS counts file pages too; anonymous memory is what a model costs on the heap; PSS shares
- * out what several processes map. Source: proc(5), /proc/self/status and /proc/self/smaps_rollup.
+ * out what several processes map.
+ * Source: proc(5), /proc/self/status and /proc/self/smaps_rollup.
  */
 #include "io/io.h"
 

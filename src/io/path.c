@@ -40,3 +40,14 @@ bool heft__path_same(const char *a, const char *b)
     return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
            first.st_ino == second.st_ino;
 }
+
+uint64_t heft__path_stamp(const char *path)
+{
+    struct stat facts;
+    if (stat(path, &facts) != 0) {
+        return 0;
+    }
+    const uint64_t parts[] = {(uint64_t)facts.st_size, (uint64_t)facts.st_mtim.tv_sec,
+                              (uint64_t)facts.st_mtim.tv_nsec, (uint64_t)facts.st_ino};
+    return heft__stable_hash((const char *)parts, sizeof parts);
+}

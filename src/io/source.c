@@ -4,7 +4,8 @@
  * where the file never had it, IO where it had when it was opened. Touching a mapping goes through
  * MADV_POPULATE_READ, which fails with an errno where touching the memory would raise SIGBUS;
  * kernels before 5.14 lack it, and there the range is read with pread into a small buffer, which
- * brings the same pages into the cache. Source: madvise(2), docs/mapping.md. */
+ * brings the same pages into the cache.
+ * Source: madvise(2), docs/mapping.md. */
 #include "io/io.h"
 
 #include <errno.h>

@@ -2,16 +2,18 @@
  *
  * Strict RFC 8259 over UTF-8. Every byte may be hostile: depth is a counter with one bit per level,
  * numbers stay text until they are asked for, and each error has the byte at which the text stopped
- * being JSON. Source: RFC 8259; docs/formats/safetensors.md [2]. */
+ * being JSON.
+ * Source: RFC 8259; docs/formats/safetensors.md [2]. */
 #include "json/json.h"
 
-enum state { /* what may come next */
-             WANT_VALUE,
-             WANT_FIRST_ITEM, /* a value or ']' */
-             WANT_FIRST_KEY,  /* a key or '}' */
-             WANT_KEY,
-             WANT_COMMA, /* or the end of the array or object */
-             WANT_END
+/* What may come next. */
+enum state {
+    WANT_VALUE,
+    WANT_FIRST_ITEM, /* a value or ']' */
+    WANT_FIRST_KEY,  /* a key or '}' */
+    WANT_KEY,
+    WANT_COMMA, /* or the end of the array or object */
+    WANT_END
 };
 
 void heft__json_init(heft__json_reader *reader, const void *bytes, size_t length, uint64_t origin,

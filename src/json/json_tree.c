@@ -4,7 +4,8 @@
  * For config.json and the like. Reading is a loop with an explicit stack; its depth is the reader's
  * limit. Trusted: nothing; a hostile object of a million keys costs a hash table, not a million
  * comparisons each. It does not: look members up by hash, or judge numbers before they are asked
- * for. Source: RFC 8259. */
+ * for.
+ * Source: RFC 8259. */
 #include "json/json.h"
 
 #include <assert.h>

@@ -8,7 +8,8 @@
  *
  * A loop with an explicit stack: a tree made by hand may be deeper than any limit of the reader.
  * Texts should be UTF-8; a byte that is none comes out as U+FFFD where only ASCII is written, and
- * is never read past. Source: CPython's Lib/json/encoder.py; float_repr_style 'short' in the
+ * is never read past.
+ * Source: CPython's Lib/json/encoder.py; float_repr_style 'short' in the
  * library reference, sys.float_repr_style. */
 #include "json/json.h"
 

@@ -1,7 +1,8 @@
 /* load.c - heft_model_load: from a checkpoint's path to a model with its weights.
  *
  * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is
- * anything read. What the checkpoint lacks is initialised last. Source: docs/loading.md. */
+ * anything read. What the checkpoint lacks is initialised last.
+ * Source: docs/loading.md. */
 #include "load/load.h"
 
 #include <time.h>

@@ -2,7 +2,8 @@
  *
  * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
  * parameters, fills them (mapped, copied, cast), ties, has initialised what is missing, reports;
- * and saves a model. May open the door of: base, io, json, tensor, format, checkpoint, model.
+ * and saves a model.
+ * May open the door of: base, io, json, tensor, format, checkpoint, model.
  * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
  * thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
  * caller's model is as it was, but for an IO error in the middle of heft_model_load_sharded(). */

@@ -2,7 +2,8 @@
  *
  * Bytes come from the model's storages, or are made as they are written (heft_model_save_random),
  * so that a model with random weights can be larger than the memory. Tied names are one storage in
- * a .bin; in safetensors the saved one is kept. Source: docs/sharding.md. */
+ * a .bin; in safetensors the saved one is kept.
+ * Source: docs/sharding.md. */
 #include "load/load.h"
 
 #define INIT_ELEMS ((size_t)256 << 10) /* per piece of parallel work: 1 MiB of floats */

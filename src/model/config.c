@@ -1,8 +1,9 @@
 /* config.c - config.json: read, copied, and written back as the reference does.
  *
  * Keys that heft does not know are kept. `dtype` (since 4.56) wins over `torch_dtype`. Nothing of
- * it is trusted: who asks for a number says what range it may have (skeleton.c). Source:
- * docs/config.md. */
+ * it is trusted: who asks for a number says what range it may have (skeleton.c).
+ *
+ * Source: docs/config.md. */
 #include "model/model.h"
 
 #include "io/io.h"
@@ -71,8 +72,7 @@ void heft_config_free(heft_config *config)
     }
 }
 
-/* ---- copy
- * --------------------------------------------------------------------------------------------- */
+/* ---- copy ------------------------------------------------------------------------------------ */
 /* As deep as the file is nested, which the reader has bounded. NULL if there is no memory. */
 static heft__json_value *copy_value(heft__arena *arena, const heft__json_value *from)
 {
@@ -115,8 +115,7 @@ heft_status heft__config_copy(const heft_config *config, heft_config **out, heft
     return status;
 }
 
-/* ---- look-ups
- * ------------------------------------------------------------------------------------------ */
+/* ---- look-ups -------------------------------------------------------------------------------- */
 /* A string without a NUL in it, else NULL. */
 static const char *text_of(const heft__json_value *value)
 {
@@ -151,8 +150,7 @@ heft_dtype heft_config_dtype(const heft_config *config)
     return HEFT_DTYPE_NONE;
 }
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------ */
+/* ---- writing --------------------------------------------------------------------------------- */
 /* What heft sets itself, or what belongs to one run of the reference and is never saved by it. */
 static bool is_left_out(const char *key)
 {

@@ -2,7 +2,9 @@
  *
  * A value is a function of (seed, parameter name, element): whatever the threads, the pieces or the
  * order. Values are made in float32 and then cast to the parameter's dtype, so that models of
- * several dtypes differ by rounding only. Source: docs/models.md. */
+ * several dtypes differ by rounding only.
+ *
+ * Source: docs/models.md. */
 #include "model/model.h"
 
 #include <math.h>
@@ -12,8 +14,7 @@
 #define PIECE_ELEMS ((uint64_t)1 << 20)  /* of one item of parallel work */
 #define SCRATCH_ELEMS ((size_t)64 << 10) /* floats before their cast: stays in the cache */
 
-/* ---- one piece of one parameter
- * ----------------------------------------------------------------------- */
+/* ---- one piece of one parameter -------------------------------------------------------------- */
 static uint64_t last_dimension(const heft_parameter *parameter)
 {
     return parameter->rank ? parameter->shape[parameter->rank - 1] : 1;
@@ -154,8 +155,7 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
     return HEFT_OK;
 }
 
-/* ---- every absent parameter
- * --------------------------------------------------------------------------- */
+/* ---- every absent parameter ------------------------------------------------------------------ */
 struct piece {
     size_t parameter;
     uint64_t first, count; /* elements */

@@ -1,18 +1,20 @@
 /* model.c - the empty model: made by a family's builder, looked at by everybody, bound by load/.
  *
- *   parameters [ state dict, in its order | transient buffers ]     rules, bindings: the same
- * places
+ *   parameters [ state dict, in its order | transient buffers ]
+ *   rules      [ the same places                              ]
+ *   bindings   [ the same places                              ]
  *
  * All of it lies in one arena; the bytes of tensors never do: they are storages. Not done here:
- * reading weights (load/). Source: docs/models.md. */
+ * reading weights (load/).
+ *
+ * Source: docs/models.md. */
 #include "model/model.h"
 
 #include "model/skeleton.h"
 
 #include <assert.h>
 
-/* ---- from the builder to the model
- * -------------------------------------------------------------------- */
+/* ---- from the builder to the model ----------------------------------------------------------- */
 static void begin_run(heft__skeleton *s)
 {
     s->std = 0.02F;
@@ -45,8 +47,7 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     return HEFT_OK;
 }
 
-/* ---- names -> numbers
- * --------------------------------------------------------------------------------- */
+/* ---- names -> numbers ------------------------------------------------------------------------ */
 /* Open addressing over the numbers alone: a tenth of a heft__map's memory, which counts with 50,000
  * names. The slot where a name is, or the free one where it belongs. The multiplier differs from
  * run to run, so that names cannot be chosen to collide. */
@@ -91,8 +92,7 @@ static heft_status index_names(heft_model *model, heft_error *err)
     return HEFT_OK;
 }
 
-/* ---- building
- * ----------------------------------------------------------------------------------------- */
+/* ---- building -------------------------------------------------------------------------------- */
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
 {
     heft_parameter *parameters = s->model->parameters;
@@ -224,9 +224,7 @@ void heft_model_free(heft_model *model)
     heft_ctx_free(ctx);
 }
 
-/* ---- looking
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- looking --------------------------------------------------------------------------------- */
 const char *heft_model_class(const heft_model *model)
 {
     return model->class_name;
@@ -283,9 +281,7 @@ uint64_t heft_model_bytes(const heft_model *model)
     return sum;
 }
 
-/* ---- bindings
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- bindings -------------------------------------------------------------------------------- */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state)
 {

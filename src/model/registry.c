@@ -25,10 +25,10 @@ const heft__family *heft__family_find(const char *model_type)
 static const heft__class *find_class(const heft__family *family, const char *name,
                                      bool by_auto_name)
 {
-    for (const heft__class *class = family->classes; class->name; class ++) {
-        if (strcmp(class->name, name) == 0 ||
-            (by_auto_name && class->auto_name && strcmp(class->auto_name, name) == 0)) {
-            return class;
+    for (const heft__class *one = family->classes; one->name; one++) {
+        bool is_auto = by_auto_name && one->auto_name && strcmp(one->auto_name, name) == 0;
+        if (is_auto || strcmp(one->name, name) == 0) {
+            return one;
         }
     }
     return NULL;
@@ -44,22 +44,24 @@ const heft__family *heft__family_of_class(const char *class_name)
     return NULL;
 }
 
+/* `value` is where the config asks for the class; NULL if the caller does. */
 static heft_status unknown_class(const heft_config *config, const heft__family *family,
-                                 const char *name, heft_error *err)
+                                 const char *name, const heft__json_value *value, heft_error *err)
 {
     const heft__family *other = heft__family_of_class(name);
+    uint64_t offset = value ? value->offset : HEFT_NO_OFFSET;
     char known[400] = "";
     size_t at = 0;
     if (other) {
-        return heft__fail(err, HEFT_UNSUPPORTED,
-                          "class '%.60s' is of model_type '%s', but '%.200s' is a '%s'", name,
-                          other->model_type, config->path, family->model_type);
+        return heft__fail_at(err, HEFT_UNSUPPORTED, offset,
+                             "class '%.60s' is of model type '%s', but '%.200s' is of '%s'", name,
+                             other->model_type, config->path, family->model_type);
     }
-    for (const heft__class *class = family->classes; class->name && at < sizeof known; class ++) {
-        at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", class->name);
+    for (const heft__class *one = family->classes; one->name && at < sizeof known; one++) {
+        at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", one->name);
     }
-    return heft__fail(err, HEFT_UNSUPPORTED, "class '%.60s' is not one of %s: %s", name,
-                      family->model_type, known);
+    return heft__fail_at(err, HEFT_UNSUPPORTED, offset, "class '%.60s' is not one of %s: %s", name,
+                         family->model_type, known);
 }
 
 /* By model_type; in a config without one, by the class. */
@@ -101,8 +103,10 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
         chosen = asked ? find_class(found, asked, true) : found->classes;
     }
     if (status == HEFT_OK && !chosen) {
-        status = unknown_class(config, found, asked, err);
-        heft__add_item(status, err, class_name ? NULL : "architectures");
+        const heft__json_value *value =
+            class_name ? NULL : heft__json_member(config->root, "architectures");
+        status = unknown_class(config, found, asked, value, err);
+        heft__add_item(status, err, value ? "architectures" : NULL);
     }
     if (status == HEFT_OK) {
         *family = found;

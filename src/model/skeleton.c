@@ -3,8 +3,9 @@
  * A family's function runs twice. The first run counts and checks, and allocates nothing, so a
  * hostile config is refused before any memory is taken by it; the second fills arrays of the right
  * size. Names are put together in one buffer from a stack of module paths. The first error sticks,
- * nothing is added after it, and it is asked for once, at the end. Source:
- * docs/howto/architecture.md. */
+ * nothing is added after it, and it is asked for once, at the end.
+ *
+ * Source: docs/howto/architecture.md. */
 #include "model/skeleton.h"
 
 #include <math.h>
@@ -12,8 +13,7 @@
 #define DIMENSION_MOST (((uint64_t)1 << 31) - 1)
 #define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
 
-/* ---- errors
- * ------------------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 static bool failed(const heft__skeleton *s)
 {
     return s->status != HEFT_OK;
@@ -48,8 +48,7 @@ void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const
     heft__add_path(s->status, &s->error, s->config->path);
 }
 
-/* ---- modules
- * ------------------------------------------------------------------------------------------ */
+/* ---- modules --------------------------------------------------------------------------------- */
 /* Append ".text" to the path; false if the name gets too long. */
 static bool append(heft__skeleton *s, size_t at, const char *text, size_t length, size_t *end)
 {
@@ -130,8 +129,7 @@ void heft__sk_leave(heft__skeleton *s)
     }
 }
 
-/* ---- parameters
- * --------------------------------------------------------------------------------------- */
+/* ---- parameters ------------------------------------------------------------------------------ */
 /* A copy in the arena, or one that is there already: layers repeat the same few shapes. */
 static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint32_t rank)
 {
@@ -235,8 +233,7 @@ void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
     s->tie_count++;
 }
 
-/* ---- the usual modules
- * -------------------------------------------------------------------------------- */
+/* ---- the usual modules ----------------------------------------------------------------------- */
 heft__init_rule heft__init_constant(float value)
 {
     return (heft__init_rule){.kind = HEFT__INIT_CONSTANT, .a = value, .zero_row = -1};
@@ -280,8 +277,7 @@ void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bo
     heft__sk_leave(s);
 }
 
-/* ---- look-ups of the config
- * --------------------------------------------------------------------------- */
+/* ---- look-ups of the config ------------------------------------------------------------------ */
 /* A key's value; NULL if it is absent or the builder has failed. */
 static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
 {

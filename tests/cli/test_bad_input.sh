@@ -58,7 +58,7 @@ everywhere() { # everywhere CODE PATTERN DST: for both commands that write
     bad "$1" "$2" convert "$work/src/st" "$3" --force
 }
 everywhere 11 'file' "$work/dst/old/config.json"
-everywhere 4 'old/config.json' "$work/dst/old/config.json/below"
+everywhere 3 'old/config.json' "$work/dst/old/config.json/below"
 bad 11 "$work/dst/old" convert "$work/src/st" "$work/dst/old"
 bad 11 "$work/dst/old" init "$config" "$work/dst/old"
 

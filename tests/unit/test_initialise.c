@@ -39,8 +39,7 @@ static heft_model *make_model(const heft__json_value *config, const char *class_
     return model;
 }
 
-/* ---- golden rules
- * -------------------------------------------------------------------------------------- */
+/* ---- golden rules ---------------------------------------------------------------------------- */
 static void compare_values(const char *what, const heft_tensor *tensor,
                            const heft__json_value *rule)
 {
@@ -117,8 +116,7 @@ static void initial_values_follow_the_golden_rules(void **state)
     heft__arena_fini(&arena);
 }
 
-/* ---- one rule
- * ------------------------------------------------------------------------------------------- */
+/* ---- one rule -------------------------------------------------------------------------------- */
 static const uint64_t shape_9_8[2] = {9, 8}, shape_1500_64[2] = {1500, 64},
                       shape_64_256[2] = {64, 256};
 
@@ -329,8 +327,7 @@ static void sinusoids_are_those_of_the_reference(void **state)
     free(pairs);
 }
 
-/* ---- whole models
- * ---------------------------------------------------------------------------------------- */
+/* ---- whole models ---------------------------------------------------------------------------- */
 static heft_model *from_text(heft_ctx *with, const char *text, const char *class_name)
 {
     heft_config *config = NULL;
@@ -490,8 +487,7 @@ static void transient_buffers_are_filled(void **state)
     heft_model_free(model);
 }
 
-/* ---- progress, memory
- * ------------------------------------------------------------------------------------ */
+/* ---- progress, memory ------------------------------------------------------------------------ */
 struct watcher {
     pthread_t caller;
     uint64_t last, total;

@@ -124,7 +124,7 @@ static void a_new_folder_appears_whole(void **state)
     heft_error err;
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("a/b/out/"));
-    assert_int_equal(heft__folder_begin(ctx, path, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, path, NULL, &writer, &err), HEFT_OK);
     put(writer, "x", false, "1");
     assert_false(heft__path_exists(in_folder("a/b/out")));
     assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
@@ -140,7 +140,7 @@ static void an_abandoned_folder_leaves_nothing(void **state)
     heft_error err;
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("a/b/out"));
-    assert_int_equal(heft__folder_begin(ctx, path, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, path, NULL, &writer, &err), HEFT_OK);
     put(writer, "x", false, "1");
     heft__folder_free(writer);
     assert_int_equal(test_count_entries(folder), 0);
@@ -155,7 +155,7 @@ static void files_in_place_are_swapped_at_commit(void **state)
     test_write_file(folder, "index", "old index", 9);
     test_write_file(folder, "stale", "s", 1);
     test_write_file(folder, "mine", "m", 1);
-    assert_int_equal(heft__folder_begin(ctx, folder, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, folder, NULL, &writer, &err), HEFT_OK);
     put(writer, "index", true, "new index");
     put(writer, "shard", false, "new");
     put(writer, "shard2", false, "new2");
@@ -178,7 +178,7 @@ static void a_failing_commit_is_taken_back(void **state)
     test_write_file(folder, "shard", "old", 3);
     test_write_file(folder, "index", "old index", 9);
     test_write_file(folder, "stale", "s", 1);
-    assert_int_equal(heft__folder_begin(ctx, folder, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, folder, NULL, &writer, &err), HEFT_OK);
     put(writer, "shard", false, "new");
     put(writer, "index", true, "new index");
     assert_int_equal(heft__folder_remove(writer, "stale", &err), HEFT_OK);
@@ -196,11 +196,41 @@ static void too_little_room_is_said_before_writing(void **state)
     (void)state;
     heft__folder_writer *writer = NULL;
     heft_error err;
-    assert_int_equal(heft__folder_begin(ctx, in_folder("out"), &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, in_folder("out"), NULL, &writer, &err), HEFT_OK);
     assert_int_equal(heft__folder_need(writer, 1, &err), HEFT_OK);
     assert_int_equal(heft__folder_need(writer, UINT64_MAX / 2, &err), HEFT_IO);
     assert_non_null(strstr(err.message, "no space left"));
     heft__folder_free(writer);
+}
+
+static void a_resumed_folder_takes_over_what_was_finished(void **state)
+{
+    (void)state;
+    heft__folder_writer *writer = NULL;
+    heft_error err;
+    bool kept = true;
+    char path[512];
+    snprintf(path, sizeof path, "%s", in_folder("out"));
+    assert_int_equal(heft__folder_begin(ctx, path, "k1", &writer, &err), HEFT_OK);
+    put(writer, "a", false, "finished");
+    assert_int_equal(heft__folder_file_begin(writer, "b", false, &err), HEFT_OK);
+    assert_int_equal(heft__folder_write(writer, "ha", 2, &err), HEFT_OK);
+    heft__folder_free(writer); /* interrupted inside of b */
+    assert_false(heft__path_exists(path));
+    assert_int_equal(heft__folder_begin(ctx, path, "k1", &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_file_keep(writer, "a", false, 7, &kept, &err), HEFT_OK);
+    assert_false(kept); /* another size */
+    assert_int_equal(heft__folder_file_keep(writer, "a", false, 8, &kept, &err), HEFT_OK);
+    assert_true(kept);
+    assert_int_equal(heft__folder_file_keep(writer, "b", false, 2, &kept, &err), HEFT_OK);
+    assert_false(kept); /* a part is no file */
+    put(writer, "b", false, "half no more");
+    assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
+    heft__folder_free(writer);
+    expect_text("out/a", "finished");
+    expect_text("out/b", "half no more");
+    assert_int_equal(test_count_entries(path), 2);
+    assert_int_equal(test_count_entries(folder), 1);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -217,6 +247,7 @@ int main(void)
         TEST(files_in_place_are_swapped_at_commit),
         TEST(a_failing_commit_is_taken_back),
         TEST(too_little_room_is_said_before_writing),
+        TEST(a_resumed_folder_takes_over_what_was_finished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,8 +3,9 @@
  *   embeddings -> encoder.layer.0 .. N-1 -> pooler (some classes) -> head
  *
  * A decoder (is_decoder, add_cross_attention) has a second attention in each layer. Values of the
- * config are not trusted: the builder's look-ups refuse what cannot be. Source: config keys, names
- * and order as Transformers saves them; docs/models.md. */
+ * config are not trusted: the builder's look-ups refuse what cannot be.
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/model.h"
 
 struct bert {
@@ -40,8 +41,7 @@ static struct bert read_config(heft__skeleton *s)
     return c;
 }
 
-/* ---- modules
- * ------------------------------------------------------------------------------------------- */
+/* ---- modules --------------------------------------------------------------------------------- */
 static void embeddings(heft__skeleton *s, const struct bert *c)
 {
     const uint64_t row[2] = {1, c->positions};
@@ -122,71 +122,68 @@ static void predictions(heft__skeleton *s, const struct bert *c)
     }
 }
 
-/* ---- classes
- * ------------------------------------------------------------------------------------------- */
-static void bert_model(heft__skeleton *s)
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
 {
     struct bert c = read_config(s);
     body(s, &c, true);
 }
 
-static void bert_for_pre_training(heft__skeleton *s)
+static void pre_training(heft__skeleton *s)
 {
     struct bert c = bert(s, true);
     predictions(s, &c);
     heft__sk_linear(s, "cls.seq_relationship", c.hidden, 2, true);
 }
 
-static void bert_for_masked_lm(heft__skeleton *s)
+static void masked_lm(heft__skeleton *s)
 {
     struct bert c = bert(s, false);
     predictions(s, &c);
 }
 
-static void bert_for_next_sentence_prediction(heft__skeleton *s)
+static void next_sentence(heft__skeleton *s)
 {
     struct bert c = bert(s, true);
     heft__sk_linear(s, "cls.seq_relationship", c.hidden, 2, true);
 }
 
-static void bert_for_sequence_classification(heft__skeleton *s)
+static void sequence_classes(heft__skeleton *s)
 {
     struct bert c = bert(s, true);
     heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
 }
 
-static void bert_for_multiple_choice(heft__skeleton *s)
+static void multiple_choice(heft__skeleton *s)
 {
     struct bert c = bert(s, true);
     heft__sk_linear(s, "classifier", c.hidden, 1, true);
 }
 
-static void bert_for_token_classification(heft__skeleton *s)
+static void token_classes(heft__skeleton *s)
 {
     struct bert c = bert(s, false);
     heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
 }
 
-static void bert_for_question_answering(heft__skeleton *s)
+static void question_answering(heft__skeleton *s)
 {
     struct bert c = bert(s, false);
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* BertLMHeadModel has the parameters of BertForMaskedLM. */
 static const heft__class classes[] = {
-    {"BertModel",                       "AutoModel", bert_model},
-    {"BertForPreTraining",                       "AutoModelForPreTraining", bert_for_pre_training},
-    {"BertForMaskedLM",              "AutoModelForMaskedLM", bert_for_masked_lm},
-    {"BertLMHeadModel",            "AutoModelForCausalLM", bert_for_masked_lm}, /* the same parameters */
-    {"BertForNextSentencePrediction",                 "AutoModelForNextSentencePrediction",
-     bert_for_next_sentence_prediction},
-    {"BertForSequenceClassification",               "AutoModelForSequenceClassification",
-     bert_for_sequence_classification},
-    {"BertForTokenClassification",                 "AutoModelForTokenClassification",
-     bert_for_token_classification},
-    {"BertForQuestionAnswering",               "AutoModelForQuestionAnswering", bert_for_question_answering},
-    {"BertForMultipleChoice",   "AutoModelForMultipleChoice", bert_for_multiple_choice},
-    {0},
+    {"BertModel",                     "AutoModel",                          base_model        },
+    {"BertForPreTraining",            "AutoModelForPreTraining",            pre_training      },
+    {"BertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm         },
+    {"BertLMHeadModel",               "AutoModelForCausalLM",               masked_lm         },
+    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", next_sentence     },
+    {"BertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"BertForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
+    {"BertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {"BertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
+    {NULL,                            NULL,                                 NULL              },
 };
 
 static const char *const no_split[] = {"BertEmbeddings", "BertLayer", NULL};
