@@ -76,6 +76,7 @@ typedef heft_status (*heft__file_parse_fn)(heft_ctx *ctx, heft__file *file, heft
 heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
+heft_status heft__torch_tar_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 
 /* ---- reading a tensor's bytes: row by row, little-endian, conj and neg applied, in pieces
  * ------------------------- */

@@ -1,830 +1,900 @@
-/* pickle.c - a pickle machine that makes inert values and nothing else.
+/* pickle.c - a machine for pickles of protocols 2 to 5 that builds inert values and calls nothing.
  *
- * A pickle is a program for a stack machine. This one knows the opcodes of protocols 2 to 5 that
- * write plain data; what would import, call or build becomes a value that says so (GLOBAL, CALL),
- * and a name outside the fixed list is refused where it stands, used or not. Every byte may be
- * hostile: operands are checked against the span before anything is taken by them, the memo against
- * the number of puts, the number of values against a limit. Nothing recurses. Source:
- * docs/formats/pickle.md [1], [2]; Python's pickletools. */
-#include "format/torch.h"
+ *   stream  opcode operand*  opcode operand*  ...  STOP
+ *   stack   cells of 16 bytes; MARK is a number in a list beside it, and no opcode reaches below
+ * the last MARK memo    index -> cell
+ *
+ * One table says what each opcode is called, what follows it and how many items it takes. REDUCE
+ * leaves a CALL with its two items; pickle_tensors.c recognises what it knows. Trusted: nothing. A
+ * name outside the fixed list, an opcode that names or calls something by another way (INST, OBJ,
+ * NEWOBJ, EXT, PERSID) and the text opcodes of protocols 0 and 1 are refused where they stand.
+ * Integers of over 255 bytes are refused unread; up to 64 bits they have their value, between these
+ * only their place. No recursion. Memory: at most 16 MiB + 24 times the stream for values, 48 bytes
+ * a byte of stream for stack and memo at worst. Source: docs/formats/pickle.md. */
+#include "format/pickle.h"
 
-#define VALUES_MOST ((uint32_t)8 << 20)
+#define MEMORY_BASE ((uint64_t)16 << 20)
+#define MEMORY_PER_BYTE 24
+#define BIG_INTEGER_MOST 255
+#define PROTOCOL_MOST 5
+#define NAME_MOST 512 /* bytes of a module or of a name */
 
-typedef heft__pickle_value value;
+enum operand {
+    OPERAND_NONE,
+    OPERAND_U8,
+    OPERAND_U16,
+    OPERAND_U32,
+    OPERAND_I32,
+    OPERAND_U64,
+    OPERAND_DATA8, /* a length of 1 byte, then as many bytes */
+    OPERAND_DATA32,
+    OPERAND_DATA_I32,
+    OPERAND_DATA64,
+    OPERAND_LINES /* two lines */
+};
 
-struct machine {
-    heft_ctx *ctx;
+struct vm {
     heft__pickle *pickle;
+    heft_ctx *ctx;
     const uint8_t *bytes;
-    size_t length, p;
-    size_t op; /* byte of the opcode at work */
-    uint64_t origin;
-    uint32_t id_items;
-    value **stack;
-    size_t depth, stack_cap;
-    size_t *marks;
+    size_t length, at, frame_end; /* at: behind what was read */
+    uint32_t op_at;               /* the opcode being done */
+    heft__pk_cell *stack;
+    size_t count, cap;
+    uint32_t *marks; /* stack heights */
     size_t mark_count, mark_cap;
-    value **memo;
-    size_t memo_cap, puts;
-    uint32_t values;
-    heft_error *err;
+    heft__pk_cell *memo;
+    bool *memo_set;
+    size_t memo_cap, memo_set_cap, memo_puts;
+    heft__pk_object *nothing;  /* the empty tuple */
+    uint64_t number;           /* the operand, if it is one */
+    uint32_t data, data_bytes; /* the operand, if it is bytes */
+    bool stopped;
 };
 
-/* ---- the fixed list of names
- * ------------------------------------------------------------------------------ */
-static const struct {
-    const char *module, *name;
-    heft__pickle_role role;
-    heft_dtype dtype;
-} globals[] = {
-    {"collections",         "OrderedDict",                      HEFT__ROLE_ORDERED_DICT, 0                  },
-    {"torch._utils",        "_rebuild_tensor_v2",               HEFT__ROLE_TENSOR_V2,    0                  },
-    {"torch._utils",        "_rebuild_tensor",                  HEFT__ROLE_TENSOR_V2,    0                  },
-    {"torch._utils",        "_rebuild_tensor_v3",               HEFT__ROLE_TENSOR_V3,    0                  },
-    {"torch._utils",        "_rebuild_parameter",               HEFT__ROLE_PARAMETER,    0                  },
-    {"torch._utils",        "_rebuild_parameter_with_state",    HEFT__ROLE_PARAMETER,    0                  },
-    {"torch._tensor",       "_rebuild_from_type_v2",            HEFT__ROLE_FROM_TYPE,    0                  },
-    {"torch._utils",        "_rebuild_qtensor",                 HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch._utils",        "_rebuild_sparse_tensor",           HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch._utils",        "_rebuild_sparse_csr_tensor",       HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch._utils",        "_rebuild_meta_tensor_no_storage",  HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch._utils",        "_rebuild_nested_tensor",           HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch._utils",        "_rebuild_wrapper_subclass",        HEFT__ROLE_OTHER_TENSOR, 0                  },
-    {"torch.storage",       "UntypedStorage",                   HEFT__ROLE_STORAGE,      HEFT_DTYPE_NONE    },
-    {"torch",               "DoubleStorage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_F64     },
-    {"torch",               "FloatStorage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_F32     },
-    {"torch",               "HalfStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_F16     },
-    {"torch",               "BFloat16Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_BF16    },
-    {"torch",               "LongStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_I64     },
-    {"torch",               "IntStorage",                       HEFT__ROLE_STORAGE,      HEFT_DTYPE_I32     },
-    {"torch",               "ShortStorage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_I16     },
-    {"torch",               "CharStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_I8      },
-    {"torch",               "ByteStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_U8      },
-    {"torch",               "BoolStorage",                      HEFT__ROLE_STORAGE,      HEFT_DTYPE_BOOL    },
-    {"torch",               "ComplexFloatStorage",              HEFT__ROLE_STORAGE,      HEFT_DTYPE_C64     },
-    {"torch",               "ComplexDoubleStorage",             HEFT__ROLE_STORAGE,      HEFT_DTYPE_C128    },
-    {"torch",               "QInt8Storage",                     HEFT__ROLE_STORAGE,      HEFT_DTYPE_QINT8   },
-    {"torch",               "QUInt8Storage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT8  },
-    {"torch",               "QInt32Storage",                    HEFT__ROLE_STORAGE,      HEFT_DTYPE_QINT32  },
-    {"torch",               "QUInt4x2Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT4X2},
-    {"torch",               "QUInt2x4Storage",                  HEFT__ROLE_STORAGE,      HEFT_DTYPE_QUINT2X4},
-    {"collections",         "Counter",                          HEFT__ROLE_INERT,        0                  },
-    {"torch",               "Size",                             HEFT__ROLE_INERT,        0                  },
-    {"torch",               "device",                           HEFT__ROLE_INERT,        0                  },
-    {"torch",               "Tensor",                           HEFT__ROLE_INERT,        0                  },
-    {"torch",               "per_tensor_affine",                HEFT__ROLE_INERT,        0                  },
-    {"torch",               "per_channel_affine",               HEFT__ROLE_INERT,        0                  },
-    {"torch",               "per_tensor_symmetric",             HEFT__ROLE_INERT,        0                  },
-    {"torch",               "per_channel_symmetric",            HEFT__ROLE_INERT,        0                  },
-    {"torch",               "per_channel_affine_float_qparams", HEFT__ROLE_INERT,        0                  },
-    {"torch.nn.parameter",  "Parameter",                        HEFT__ROLE_INERT,        0                  },
-    {"torch.serialization", "_get_layout",                      HEFT__ROLE_INERT,        0                  },
-    {"_codecs",             "encode",                           HEFT__ROLE_INERT,        0                  },
-    {"__builtin__",         "set",                              HEFT__ROLE_INERT,        0                  },
-    {"__builtin__",         "bytearray",                        HEFT__ROLE_INERT,        0                  },
-    {"__builtin__",         "complex",                          HEFT__ROLE_INERT,        0                  },
-    {"builtins",            "set",                              HEFT__ROLE_INERT,        0                  },
-    {"builtins",            "bytearray",                        HEFT__ROLE_INERT,        0                  },
-    {"builtins",            "complex",                          HEFT__ROLE_INERT,        0                  },
+struct opcode {
+    const char *name;
+    uint8_t operand, needs; /* items it takes or looks at */
+    uint8_t kind;           /* heft__pk_kind that it makes or fills, where that is all it does */
+    bool takes_mark;
+    heft_status (*run)(struct vm *vm, const struct opcode *op, heft_error *err);
 };
 
-static bool same(const char *text, const char *bytes, size_t length)
-{
-    return strlen(text) == length && memcmp(text, bytes, length) == 0;
-}
-
-/* torch.float32 and the other dtypes, by the dtype table. */
-static heft_dtype dtype_name(const char *name, size_t length)
-{
-    for (int dtype = HEFT_DTYPE_NONE + 1; dtype < HEFT_DTYPE_COUNT; dtype++) {
-        if (same(heft_dtype_name((heft_dtype)dtype), name, length)) {
-            return (heft_dtype)dtype;
-        }
-    }
-    return HEFT_DTYPE_NONE;
-}
-
-static bool find_global(const char *module, size_t module_length, const char *name,
-                        size_t name_length, value *out)
-{
-    /* storages of the GPU are those of the CPU */
-    bool cuda = same("torch.cuda", module, module_length);
-    for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
-        bool module_fits =
-            same(globals[i].module, module, module_length) ||
-            (cuda && globals[i].role == HEFT__ROLE_STORAGE && same("torch", globals[i].module, 5));
-        if (module_fits && same(globals[i].name, name, name_length)) {
-            out->role = (uint8_t)globals[i].role;
-            out->dtype = (uint8_t)globals[i].dtype;
-            return true;
-        }
-    }
-    heft_dtype dtype =
-        same("torch", module, module_length) ? dtype_name(name, name_length) : HEFT_DTYPE_NONE;
-    out->role = HEFT__ROLE_DTYPE;
-    out->dtype = (uint8_t)dtype;
-    return dtype != HEFT_DTYPE_NONE;
-}
-
-/* ---- errors and operands
- * ------------------------------------------------------------------------------------ */
-#define FAIL(m, status, ...) heft__fail_at((m)->err, status, (m)->origin + (m)->op, __VA_ARGS__)
-
-static heft_status no_memory(struct machine *m)
-{
-    return heft__fail_nomem(m->err, 0);
-}
-
-static heft_status operand(struct machine *m, const char *what, uint64_t length,
-                           const uint8_t **bytes)
-{
-    if (length > m->length - m->p) {
-        return FAIL(m, HEFT_FORMAT, "%s of %llu bytes, %zu left", what, (unsigned long long)length,
-                    m->length - m->p);
-    }
-    *bytes = m->bytes + m->p;
-    m->p += (size_t)length;
-    return HEFT_OK;
-}
-
-/* A little-endian number of 1, 2, 4 or 8 bytes. */
-static heft_status operand_number(struct machine *m, size_t width, uint64_t *number)
-{
-    const uint8_t *p = NULL;
-    heft_status status = operand(m, "operand", width, &p);
-    *number = 0;
-    for (size_t i = 0; status == HEFT_OK && i < width; i++) {
-        *number |= (uint64_t)p[i] << (8 * i);
-    }
-    return status;
-}
-
-/* Bytes with their length before them. */
-static heft_status operand_counted(struct machine *m, const char *what, size_t width,
-                                   const uint8_t **bytes, uint64_t *length)
-{
-    heft_status status = operand_number(m, width, length);
-    return status == HEFT_OK ? operand(m, what, *length, bytes) : status;
-}
-
-/* ---- values
+/* ---- memory
  * ------------------------------------------------------------------------------------------------------
  */
-static value *new_value(struct machine *m, heft__pickle_kind kind)
+static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *err)
 {
-    value *v = m->values < VALUES_MOST ? heft__arena_alloc(&m->pickle->arena, sizeof *v) : NULL;
-    if (v) {
-        *v = (value){.kind = (uint8_t)kind, .at = (uint32_t)m->op};
-        m->values++;
+    heft__pickle *pickle = vm->pickle;
+    if (pickle->used_bytes + bytes > MEMORY_BASE + MEMORY_PER_BYTE * (uint64_t)vm->length) {
+        *status = heft__fail_at(err, HEFT_LIMIT, pickle->origin + vm->op_at,
+                                "values take over %llu bytes, the pickle has %zu",
+                                (unsigned long long)pickle->used_bytes, vm->length);
+        return NULL;
     }
-    return v;
+    pickle->used_bytes += bytes;
+    void *block = heft__arena_alloc(&pickle->arena, bytes);
+    *status = block ? HEFT_OK : heft__fail_nomem(err, bytes);
+    return block;
 }
 
-static heft_status push(struct machine *m, value *v)
-{
-    if (!v) {
-        return m->values >= VALUES_MOST ? FAIL(m, HEFT_LIMIT, "over %u values", VALUES_MOST)
-                                        : no_memory(m);
-    }
-    if (!heft__array_reserve(m->ctx, (void **)&m->stack, m->depth, &m->stack_cap,
-                             sizeof *m->stack)) {
-        return no_memory(m);
-    }
-    m->stack[m->depth++] = v;
-    return HEFT_OK;
-}
-
-static heft_status push_int(struct machine *m, heft__pickle_kind kind, int64_t number)
-{
-    value *v = new_value(m, kind);
-    if (v) {
-        v->integer = number;
-    }
-    return push(m, v);
-}
-
-static heft_status push_text(struct machine *m, heft__pickle_kind kind, size_t width, bool latin)
-{
-    const uint8_t *bytes = NULL;
-    uint64_t length;
-    heft_status status =
-        operand_counted(m, kind == HEFT__PICKLE_TEXT ? "string" : "bytes", width, &bytes, &length);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    if (kind == HEFT__PICKLE_TEXT && !latin) {
-        size_t invalid = heft__utf8_invalid_at(bytes, (size_t)length);
-        if (invalid < length &&
-            bytes[invalid] != 0xED) { /* lone surrogates are Python's, and no names of tensors */
-            return FAIL(m, HEFT_FORMAT, "string holds invalid UTF-8");
-        }
-    }
-    value *v = new_value(m, kind);
-    if (v) {
-        v->as.text = (const char *)bytes;
-        v->integer = (int64_t)length;
-    }
-    return push(m, v);
-}
-
-static heft_status add_items(struct machine *m, value *container, value **items, size_t count)
-{
-    if (count == 0) {
-        return HEFT_OK;
-    }
-    if (container->cap - container->count < count) {
-        uint64_t cap = container->cap ? (uint64_t)container->cap * 2 : 4;
-        cap = cap < container->count + count ? container->count + count : cap;
-        value **grown =
-            cap <= UINT32_MAX ? heft__arena_array(&m->pickle->arena, cap, sizeof *grown) : NULL;
-        if (!grown) {
-            return no_memory(m);
-        }
-        if (container->count) {
-            memcpy(grown, container->as.items, container->count * sizeof *grown);
-        }
-        container->as.items = grown;
-        container->cap = (uint32_t)cap;
-    }
-    memcpy(container->as.items + container->count, items, count * sizeof *items);
-    container->count += (uint32_t)count;
-    return HEFT_OK;
-}
-
-/* Where the stack may be popped to: values under the newest mark belong to somebody else. */
-static size_t stack_floor(const struct machine *m)
-{
-    return m->mark_count ? m->marks[m->mark_count - 1] : 0;
-}
-
-static heft_status need(struct machine *m, const char *opcode, size_t count)
-{
-    size_t have = m->depth - stack_floor(m);
-    return have < count
-               ? FAIL(m, HEFT_FORMAT, "%s needs %zu items, stack has %zu", opcode, count, have)
-               : HEFT_OK;
-}
-
-static heft_status pop_mark(struct machine *m, const char *opcode, size_t *from)
-{
-    if (!m->mark_count) {
-        return FAIL(m, HEFT_FORMAT, "%s without MARK", opcode);
-    }
-    *from = m->marks[--m->mark_count];
-    return HEFT_OK;
-}
-
-/* A container of the stack's values from `from` on. */
-static heft_status make(struct machine *m, heft__pickle_kind kind, size_t from)
-{
-    value *v = new_value(m, kind);
-    heft_status status = v ? add_items(m, v, m->stack + from, m->depth - from) : HEFT_OK;
-    m->depth = from;
-    return status == HEFT_OK ? push(m, v) : status;
-}
-
-/* Values above `from` go into the container just below. */
-static heft_status extend(struct machine *m, const char *opcode, size_t from, bool dict)
-{
-    if (from < 1 || from - 1 < stack_floor(m)) {
-        return FAIL(m, HEFT_FORMAT, "%s needs a container below the mark", opcode);
-    }
-    value *container = m->stack[from - 1];
-    size_t count = m->depth - from;
-    bool ordered =
-        container->kind == HEFT__PICKLE_CALL && container->role == HEFT__ROLE_ORDERED_DICT;
-    bool fits = dict ? container->kind == HEFT__PICKLE_DICT || ordered
-                     : container->kind == HEFT__PICKLE_LIST || container->kind == HEFT__PICKLE_SET;
-    if (!fits || (dict && count % 2)) {
-        return FAIL(m, HEFT_FORMAT,
-                    dict
-                        ? (fits ? "%s has a key without a value" : "%s needs a dict below the mark")
-                        : "%s needs a list below the mark",
-                    opcode);
-    }
-    heft_status status = add_items(m, container, m->stack + from, count);
-    m->depth = from;
-    return status;
-}
-
-/* ---- names and calls
- * -----------------------------------------------------------------------------------------------
- */
-static heft_status push_global(struct machine *m, const char *module, size_t module_length,
-                               const char *name, size_t name_length)
-{
-    value *v = new_value(m, HEFT__PICKLE_GLOBAL);
-    if (v) {
-        if (!find_global(module, module_length, name, name_length, v)) {
-            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused",
-                        module_length > 100 ? 100 : (int)module_length, module,
-                        name_length > 100 ? 100 : (int)name_length, name);
-        }
-        v->as.text = heft__arena_format(&m->pickle->arena, "%.*s.%.*s", (int)module_length, module,
-                                        (int)name_length, name);
-        v->integer = v->as.text ? (int64_t)strlen(v->as.text) : 0;
-        v = v->as.text ? v : NULL;
-    }
-    return push(m, v);
-}
-
-static heft_status read_line(struct machine *m, const char **text, size_t *length)
-{
-    const uint8_t *start = m->bytes + m->p, *end = memchr(start, '\n', m->length - m->p);
-    if (!end) {
-        return FAIL(m, HEFT_FORMAT, "a line without its end, %zu left", m->length - m->p);
-    }
-    *text = (const char *)start;
-    *length = (size_t)(end - start);
-    m->p += *length + 1;
-    return HEFT_OK;
-}
-
-static heft_status global(struct machine *m)
-{
-    const char *module = "", *name = "";
-    size_t module_length = 0, name_length = 0;
-    heft_status status = read_line(m, &module, &module_length);
-    if (status == HEFT_OK) {
-        status = read_line(m, &name, &name_length);
-    }
-    return status == HEFT_OK ? push_global(m, module, module_length, name, name_length) : status;
-}
-
-static heft_status stack_global(struct machine *m)
-{
-    heft_status status = need(m, "STACK_GLOBAL", 2);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    const value *module = m->stack[m->depth - 2], *name = m->stack[m->depth - 1];
-    if (module->kind != HEFT__PICKLE_TEXT || name->kind != HEFT__PICKLE_TEXT) {
-        return FAIL(m, HEFT_FORMAT, "STACK_GLOBAL needs two strings");
-    }
-    m->depth -= 2;
-    return push_global(m, module->as.text, (size_t)module->integer, name->as.text,
-                       (size_t)name->integer);
-}
-
-/* REDUCE, NEWOBJ, NEWOBJ_EX: a name and its arguments become a value that says so. An OrderedDict
- * is a dict to come. */
-static heft_status call(struct machine *m, const char *opcode, size_t items)
-{
-    heft_status status = need(m, opcode, items);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    value **at = m->stack + m->depth - items;
-    if (at[0]->kind != HEFT__PICKLE_GLOBAL) {
-        return FAIL(m, HEFT_FORMAT, "%s on something that is no global", opcode);
-    }
-    if (at[1]->kind != HEFT__PICKLE_TUPLE) {
-        return FAIL(m, HEFT_FORMAT, "%s needs a tuple of arguments", opcode);
-    }
-    bool ordered = at[0]->role == HEFT__ROLE_ORDERED_DICT;
-    if (opcode[0] == 'N' && !ordered) { /* NEWOBJ: as the reference, which makes nothing else so */
-        return FAIL(m, HEFT_REFUSED, "pickle global '%s' is refused (%s)", at[0]->as.text, opcode);
-    }
-    if (ordered && at[1]->count) {
-        return FAIL(m, HEFT_UNSUPPORTED, "OrderedDict made from arguments, as Python 2 wrote it");
-    }
-    value *v = new_value(m, HEFT__PICKLE_CALL);
-    if (v) {
-        v->role = at[0]->role;
-        if (!ordered) { /* an OrderedDict's items are keys and values to come */
-            status = add_items(m, v, at, 2);
-        }
-    }
-    m->depth -= items;
-    return status == HEFT_OK ? push(m, v) : status;
-}
-
-/* BUILD sets attributes of what lies below: dropped, since no tensor of a state dict hides there.
- */
-static heft_status build(struct machine *m)
-{
-    heft_status status = need(m, "BUILD", 2);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    const value *below = m->stack[m->depth - 2];
-    if (below->kind != HEFT__PICKLE_CALL) {
-        return FAIL(m, HEFT_FORMAT, "BUILD on something that was not made by a call");
-    }
-    m->depth--;
-    return HEFT_OK;
-}
-
-static heft_status persistent_id(struct machine *m)
-{
-    heft_status status = need(m, "BINPERSID", 1);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    const value *id = m->stack[m->depth - 1];
-    if (id->kind != HEFT__PICKLE_TUPLE) {
-        return FAIL(m, HEFT_FORMAT, "persistent id must be a tuple of %u", m->id_items);
-    }
-    if (id->count >= 1 && id->as.items[0]->kind == HEFT__PICKLE_TEXT &&
-        !heft__pickle_is_text(id->as.items[0], "storage")) {
-        return FAIL(m, HEFT_FORMAT, "persistent id tag '%.*s', expected 'storage'",
-                    id->as.items[0]->integer > 60 ? 60 : (int)id->as.items[0]->integer,
-                    id->as.items[0]->as.text);
-    }
-    if (id->count != m->id_items) {
-        return FAIL(m, HEFT_FORMAT, "persistent id has %u items, expected %u", id->count,
-                    m->id_items);
-    }
-    return make(m, HEFT__PICKLE_STORAGE, m->depth - 1);
-}
-
-/* ---- memo
- * ---------------------------------------------------------------------------------------------------------------
- */
-/* Writers number their puts from 0 on; an index far beyond them would only size a table. */
-static heft_status put(struct machine *m, uint64_t index)
-{
-    heft_status status = need(m, "PUT", 1);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    if (index > (uint64_t)m->puts * 4 + 1024) {
-        return FAIL(m, HEFT_FORMAT, "memo index %llu after %zu puts", (unsigned long long)index,
-                    m->puts);
-    }
-    if (index >= m->memo_cap) {
-        size_t cap = m->memo_cap ? m->memo_cap : 256;
-        while (cap <= index) {
-            cap *= 2;
-        }
-        value **grown =
-            heft__resize(m->ctx, m->memo, m->memo_cap * sizeof *grown, cap * sizeof *grown);
-        if (!grown) {
-            return no_memory(m);
-        }
-        memset(grown + m->memo_cap, 0, (cap - m->memo_cap) * sizeof *grown);
-        m->memo = grown;
-        m->memo_cap = cap;
-    }
-    m->memo[index] = m->stack[m->depth - 1];
-    m->puts++;
-    return HEFT_OK;
-}
-
-static heft_status get(struct machine *m, uint64_t index)
-{
-    if (index >= m->memo_cap || !m->memo[index]) {
-        return FAIL(m, HEFT_FORMAT, "memo %llu is not set", (unsigned long long)index);
-    }
-    return push(m, m->memo[index]);
-}
-
-/* ---- integers
- * -------------------------------------------------------------------------------------------------------------
- */
-static heft_status push_long(struct machine *m, size_t width)
-{
-    const uint8_t *bytes = NULL;
-    uint64_t length;
-    heft_status status = operand_counted(m, "integer", width, &bytes, &length);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    if (length > 1024) {
-        return FAIL(m, HEFT_FORMAT, "integer too large (%llu bytes)", (unsigned long long)length);
-    }
-    if (length > 8) {
-        return push_int(m, HEFT__PICKLE_LARGE_INT, 0);
-    }
-    uint64_t number = length && bytes[length - 1] & 0x80 ? UINT64_MAX : 0;
-    for (uint64_t i = 0; i < length; i++) {
-        number = (number & ~((uint64_t)0xFF << (8 * i))) | (uint64_t)bytes[i] << (8 * i);
-    }
-    return push_int(m, HEFT__PICKLE_INT, (int64_t)number);
-}
-
-static heft_status push_number(struct machine *m, size_t width)
-{
-    uint64_t number;
-    heft_status status = operand_number(m, width, &number);
-    int64_t signed_number = width == 4 ? (int32_t)(uint32_t)number : (int64_t)number;
-    return status == HEFT_OK ? push_int(m, HEFT__PICKLE_INT, signed_number) : status;
-}
-
-static heft_status frame(struct machine *m)
-{
-    uint64_t length;
-    heft_status status = operand_number(m, 8, &length);
-    if (status == HEFT_OK && length > m->length - m->p) {
-        status = FAIL(m, HEFT_FORMAT, "frame of %llu bytes, %zu left", (unsigned long long)length,
-                      m->length - m->p);
-    }
-    return status;
-}
-
-/* ---- the loop
- * -----------------------------------------------------------------------------------------------------------
- */
-static const char *refused_name(uint8_t op)
-{
-    static const struct {
-        uint8_t op;
-        const char *name;
-    } names[] = {
-        {'i',  "INST"           },
-        {'o',  "OBJ"            },
-        {'P',  "PERSID"         },
-        {0x82, "EXT1"           },
-        {0x83, "EXT2"           },
-        {0x84, "EXT4"           },
-        {'I',  "INT"            },
-        {'L',  "LONG"           },
-        {'F',  "FLOAT"          },
-        {'S',  "STRING"         },
-        {'V',  "UNICODE"        },
-        {'p',  "PUT"            },
-        {'g',  "GET"            },
-        {'d',  "DICT"           },
-        {'l',  "LIST"           },
-        {0x97, "NEXT_BUFFER"    },
-        {0x98, "READONLY_BUFFER"}
-    };
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        if (names[i].op == op) {
-            return names[i].name;
-        }
-    }
-    return NULL;
-}
-
-static heft_status refuse(struct machine *m, uint8_t op)
-{
-    const char *name = refused_name(op);
-    if (op == 'i') { /* INST names a class: say which */
-        const char *module = "", *class = "";
-        size_t module_length = 0, class_length = 0;
-        if (read_line(m, &module, &module_length) == HEFT_OK &&
-            read_line(m, &class, &class_length) == HEFT_OK) {
-            return FAIL(m, HEFT_REFUSED, "pickle global '%.*s.%.*s' is refused (INST)",
-                        (int)(module_length & 0x7f), module, (int)(class_length & 0x7f), class);
-        }
-    }
-    if (op == 'I') {
-        const char *text = "";
-        size_t length = 0;
-        if (read_line(m, &text, &length) == HEFT_OK) {
-            return FAIL(m, HEFT_REFUSED, "opcode INT (operand '%.*s') is not allowed",
-                        (int)(length & 0x3f), text);
-        }
-    }
-    return name ? FAIL(m, HEFT_REFUSED, "opcode %s is not allowed", name)
-                : FAIL(m, HEFT_FORMAT, "unknown opcode 0x%02x", op);
-}
-
-static heft_status mark(struct machine *m)
-{
-    if (!heft__array_reserve(m->ctx, (void **)&m->marks, m->mark_count, &m->mark_cap,
-                             sizeof *m->marks)) {
-        return no_memory(m);
-    }
-    m->marks[m->mark_count++] = m->depth;
-    return HEFT_OK;
-}
-
-/* Opcodes on what lies above the newest mark. */
-static heft_status step_marked(struct machine *m, uint8_t op)
-{
-    size_t from = 0;
-    const char *name = op == 't'    ? "TUPLE"
-                       : op == 'u'  ? "SETITEMS"
-                       : op == 'e'  ? "APPENDS"
-                       : op == 0x90 ? "ADDITEMS"
-                       : op == 0x91 ? "FROZENSET"
-                                    : "POP_MARK";
-    heft_status status = pop_mark(m, name, &from);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    switch (op) {
-    case 't':
-        return make(m, HEFT__PICKLE_TUPLE, from);
-    case 0x91:
-        return make(m, HEFT__PICKLE_SET, from);
-    case 'u':
-        return extend(m, name, from, true);
-    case 'e':
-    case 0x90:
-        return extend(m, name, from, false);
-    default:
-        m->depth = from;
-        return HEFT_OK;
-    }
-}
-
-/* Opcodes on the top of the stack. */
-static heft_status step_stack(struct machine *m, uint8_t op)
+static heft_status new_object(struct vm *vm, uint32_t count, heft__pk_object **out, heft_error *err)
 {
     heft_status status;
-    switch (op) {
-    case 0x85:
-    case 0x86:
-    case 0x87: {
-        static const char *const names[] = {"TUPLE1", "TUPLE2", "TUPLE3"};
-        size_t count = (size_t)(op - 0x84);
-        status = need(m, names[count - 1], count);
-        return status == HEFT_OK ? make(m, HEFT__PICKLE_TUPLE, m->depth - count) : status;
+    size_t bytes = sizeof(heft__pk_object) + count * sizeof(heft__pk_cell);
+    heft__pk_object *object = take(vm, bytes, &status, err);
+    if (object) {
+        *object = (heft__pk_object){.items = (heft__pk_cell *)(void *)(object + 1),
+                                    .count = count,
+                                    .cap = count,
+                                    .at = vm->op_at};
+        *out = object;
     }
-    case 's':
-        status = need(m, "SETITEM", 3);
-        return status == HEFT_OK ? extend(m, "SETITEM", m->depth - 2, true) : status;
-    case 'a':
-        status = need(m, "APPEND", 2);
-        return status == HEFT_OK ? extend(m, "APPEND", m->depth - 1, false) : status;
-    case 'R':
-        return call(m, "REDUCE", 2);
-    case 0x81:
-        return call(m, "NEWOBJ", 2);
-    case 0x92:
-        return call(m, "NEWOBJ_EX", 3);
-    case 'b':
-        return build(m);
-    case 'Q':
-        return persistent_id(m);
-    case 0x93:
-        return stack_global(m);
-    case 0x94:
-        return put(m, m->puts);
-    case '0':
-        status = need(m, "POP", 1);
-        m->depth -= status == HEFT_OK;
-        return status;
-    case '2':
-        status = need(m, "DUP", 1);
-        return status == HEFT_OK ? push(m, m->stack[m->depth - 1]) : status;
-    default:
-        return refuse(m, op);
-    }
+    return status;
 }
 
-static heft_status step_memo(struct machine *m, uint8_t op)
+static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk_cell *cells,
+                          size_t count, heft_error *err)
 {
-    uint64_t index;
-    heft_status status = operand_number(m, op == 'q' || op == 'h' ? 1 : 4, &index);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    return op == 'q' || op == 'r' ? put(m, index) : get(m, index);
-}
-
-/* Texts and bytes with their length before them. */
-static heft_status step_text(struct machine *m, uint8_t op)
-{
-    switch (op) {
-    case 'X':
-        return push_text(m, HEFT__PICKLE_TEXT, 4, false);
-    case 0x8C:
-        return push_text(m, HEFT__PICKLE_TEXT, 1, false);
-    case 0x8D:
-        return push_text(m, HEFT__PICKLE_TEXT, 8, false);
-    case 'U': /* texts of Python 2 */
-        return push_text(m, HEFT__PICKLE_TEXT, 1, true);
-    case 'T':
-        return push_text(m, HEFT__PICKLE_TEXT, 4, true);
-    case 'C':
-        return push_text(m, HEFT__PICKLE_BYTES, 1, false);
-    case 'B':
-        return push_text(m, HEFT__PICKLE_BYTES, 4, false);
-    default: /* BINBYTES8, BYTEARRAY8 */
-        return push_text(m, HEFT__PICKLE_BYTES, 8, false);
-    }
-}
-
-static heft_status step_number(struct machine *m, uint8_t op)
-{
-    const uint8_t *bytes;
-    switch (op) {
-    case 'K':
-        return push_number(m, 1);
-    case 'M':
-        return push_number(m, 2);
-    case 'J':
-        return push_number(m, 4);
-    case 0x8A:
-        return push_long(m, 1);
-    case 0x8B:
-        return push_long(m, 4);
-    default: { /* BINFLOAT */
-        heft_status status = operand(m, "operand", 8, &bytes);
-        return status == HEFT_OK ? push(m, new_value(m, HEFT__PICKLE_FLOAT)) : status;
-    }
-    }
-}
-
-/* Each opcode by what it works on. */
-static heft_status step(struct machine *m, uint8_t op)
-{
-    const uint8_t *bytes;
-    switch (op) {
-    case 0x80:
-        return operand(m, "operand", 1, &bytes);
-    case 0x95:
-        return frame(m);
-    case '}':
-        return push(m, new_value(m, HEFT__PICKLE_DICT));
-    case ']':
-        return push(m, new_value(m, HEFT__PICKLE_LIST));
-    case ')':
-        return push(m, new_value(m, HEFT__PICKLE_TUPLE));
-    case 0x8F:
-        return push(m, new_value(m, HEFT__PICKLE_SET));
-    case 'N':
-        return push(m, new_value(m, HEFT__PICKLE_NONE));
-    case 0x88:
-    case 0x89:
-        return push_int(m, HEFT__PICKLE_BOOL, op == 0x88);
-    case '(':
-        return mark(m);
-    case 'c':
-        return global(m);
-    default:
-        break;
-    }
-    if (memchr("KMJ\x8A\x8B"
-               "G",
-               op, 6)) {
-        return step_number(m, op);
-    }
-    if (memchr("X\x8C\x8D"
-               "UTCB\x8E\x96",
-               op, 9)) {
-        return step_text(m, op);
-    }
-    if (memchr("qrhj", op, 4)) {
-        return step_memo(m, op);
-    }
-    return memchr("tue1\x90\x91", op, 6) ? step_marked(m, op) : step_stack(m, op);
-}
-
-static heft_status run(struct machine *m)
-{
-    for (;;) {
-        m->op = m->p;
-        if (m->p >= m->length) {
-            return FAIL(m, HEFT_FORMAT, "the pickle ends, STOP expected");
+    if (count > object->cap - object->count) {
+        heft_status status;
+        size_t cap = (object->count + count) * 2; /* both are below the length of the stream */
+        heft__pk_cell *grown = take(vm, cap * sizeof *grown, &status, err);
+        if (!grown) {
+            return status;
         }
-        uint8_t op = m->bytes[m->p++];
-        if (op == '.') {
-            if (m->mark_count) {
-                return FAIL(m, HEFT_FORMAT, "STOP with %zu open marks", m->mark_count);
-            }
-            if (m->depth != 1) {
-                return FAIL(m, HEFT_FORMAT, "STOP with %zu values on the stack, expected 1",
-                            m->depth);
-            }
-            m->pickle->top = m->stack[0];
-            m->pickle->end = m->p;
-            return HEFT_OK;
-        }
-        heft_status status = step(m, op);
+        memcpy(grown, object->items, object->count * sizeof *grown);
+        object->items = grown;
+        object->cap = (uint32_t)(cap < UINT32_MAX ? cap : UINT32_MAX);
+    }
+    if (count) {
+        memcpy(object->items + object->count, cells, count * sizeof *cells);
+        object->count += (uint32_t)count;
+    }
+    return HEFT_OK;
+}
+
+/* ---- errors and the stack
+ * ------------------------------------------------------------------------------------------ */
+static heft_status malformed(struct vm *vm, const struct opcode *op, const char *what,
+                             heft_error *err)
+{
+    return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s %s", op->name, what);
+}
+
+/* Whether more bytes behind the span could have helped. */
+static void note_cut(struct vm *vm)
+{
+    vm->pickle->truncated = vm->at >= vm->frame_end;
+}
+
+/* Items above the last mark. */
+static size_t reachable(const struct vm *vm)
+{
+    return vm->count - (vm->mark_count ? vm->marks[vm->mark_count - 1] : 0);
+}
+
+static heft_status push(struct vm *vm, heft__pk_cell cell, heft_error *err)
+{
+    cell.at = vm->op_at;
+    if (!heft__array_reserve(vm->ctx, (void **)&vm->stack, vm->count, &vm->cap, sizeof cell)) {
+        return heft__fail_nomem(err, sizeof cell);
+    }
+    vm->stack[vm->count++] = cell;
+    return HEFT_OK;
+}
+
+static heft_status push_object(struct vm *vm, heft__pk_kind kind, heft__pk_object *object,
+                               heft_error *err)
+{
+    return push(vm, (heft__pk_cell){.kind = (uint8_t)kind, .as.object = object}, err);
+}
+
+static heft__pk_cell *top(struct vm *vm)
+{
+    return &vm->stack[vm->count - 1];
+}
+
+/* Drop the last mark; what lay above it is still there: `*count` items from the returned one on. */
+static heft__pk_cell *open_mark(struct vm *vm, size_t *count)
+{
+    size_t height = vm->marks[--vm->mark_count];
+    *count = vm->count - height;
+    return vm->stack + height;
+}
+
+/* ---- constants, numbers, texts
+ * --------------------------------------------------------------------------------------- */
+static heft_status run_none(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    return push(vm, (heft__pk_cell){.kind = HEFT__PK_NONE}, err);
+}
+
+static heft_status run_bool(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    const int64_t value = vm->bytes[vm->op_at] == 0x88;
+    return push(vm, (heft__pk_cell){.kind = HEFT__PK_BOOL, .as.integer = value}, err);
+}
+
+static heft_status run_integer(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    int64_t value =
+        op->operand == OPERAND_I32 ? (int32_t)(uint32_t)vm->number : (int64_t)vm->number;
+    return push(vm, (heft__pk_cell){.kind = HEFT__PK_INT, .as.integer = value}, err);
+}
+
+/* Two's complement, little-endian, any length; no bytes are 0. */
+static heft_status run_long(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    heft__pk_cell cell = {.kind = HEFT__PK_INT};
+    if (vm->data_bytes > BIG_INTEGER_MOST) {
+        return heft__fail_at(err, HEFT_LIMIT, vm->pickle->origin + vm->op_at,
+                             "%s: integer of %u bytes, at most %d are read", op->name,
+                             vm->data_bytes, BIG_INTEGER_MOST);
+    }
+    if (vm->data_bytes > 8) {
+        cell.kind = HEFT__PK_BIGINT;
+        cell.as.text.start = vm->data;
+        cell.as.text.length = vm->data_bytes;
+        return push(vm, cell, err);
+    }
+    uint64_t value = 0;
+    for (uint32_t i = 0; i < vm->data_bytes; i++) {
+        value |= (uint64_t)vm->bytes[vm->data + i] << (8 * i);
+    }
+    if (vm->data_bytes > 0 && vm->data_bytes < 8 &&
+        vm->bytes[vm->data + vm->data_bytes - 1] & 0x80) {
+        value |= UINT64_MAX << (8 * vm->data_bytes);
+    }
+    cell.as.integer = (int64_t)value;
+    return push(vm, cell, err);
+}
+
+/* The one big-endian number of a pickle. */
+static heft_status run_float(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    heft__pk_cell cell = {.kind = HEFT__PK_FLOAT};
+    uint64_t bits = __builtin_bswap64(vm->number);
+    memcpy(&cell.as.real, &bits, sizeof bits);
+    return push(vm, cell, err);
+}
+
+/* A string or bytes. */
+static heft_status run_data(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    heft__pk_cell cell = {.kind = op->kind};
+    cell.as.text.start = vm->data;
+    cell.as.text.length = vm->data_bytes;
+    return push(vm, cell, err);
+}
+
+/* ---- containers
+ * ----------------------------------------------------------------------------------------------------------
+ */
+static heft_status run_empty(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    heft__pk_object *object = NULL;
+    heft_status status = new_object(vm, 0, &object, err);
+    return status == HEFT_OK ? push_object(vm, (heft__pk_kind)op->kind, object, err) : status;
+}
+
+static heft_status run_empty_tuple(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    if (!vm->nothing) {
+        heft_status status = new_object(vm, 0, &vm->nothing, err);
         if (status != HEFT_OK) {
             return status;
         }
     }
+    return push_object(vm, HEFT__PK_TUPLE, vm->nothing, err);
 }
 
-heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
-                             uint32_t id_items, heft__pickle *pickle, heft_error *err)
+/* Replace the topmost `count` items by one object that holds them. */
+static heft_status gather(struct vm *vm, heft__pk_kind kind, size_t count, heft_error *err)
 {
-    *pickle = (heft__pickle){0};
-    heft__arena_init(&pickle->arena, ctx);
-    struct machine m = {
-        .ctx = ctx,
-        .pickle = pickle,
-        .bytes = bytes,
-        .length = length,
-        .origin = origin,
-        .id_items = id_items,
-        .err = err,
-    };
-    heft_status status =
-        length > UINT32_MAX || length > heft__limits(ctx)->pickle_bytes
-            ? heft__fail(err, HEFT_LIMIT, "pickle of %zu bytes, the limit is %llu", length,
-                         (unsigned long long)heft__limits(ctx)->pickle_bytes)
-            : run(&m);
-    heft__free(ctx, m.stack, m.stack_cap * sizeof *m.stack);
-    heft__free(ctx, m.marks, m.mark_cap * sizeof *m.marks);
-    heft__free(ctx, m.memo, m.memo_cap * sizeof *m.memo);
+    heft__pk_object *object = NULL;
+    heft_status status = new_object(vm, (uint32_t)count, &object, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    vm->count -= count;
+    if (count) {
+        memcpy(object->items, vm->stack + vm->count, count * sizeof *object->items);
+    }
+    return push_object(vm, kind, object, err);
+}
+
+static heft_status run_tuple_fixed(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    return gather(vm, HEFT__PK_TUPLE, op->needs, err);
+}
+
+static heft_status run_tuple(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    size_t count;
+    open_mark(vm, &count);
+    return count ? gather(vm, HEFT__PK_TUPLE, count, err) : run_empty_tuple(vm, op, err);
+}
+
+static heft_status run_frozenset(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    size_t count;
+    (void)op;
+    open_mark(vm, &count);
+    return gather(vm, HEFT__PK_SET, count, err);
+}
+
+/* Move the items above the mark, or one item (a dict: two), into the container below them. */
+static heft_status run_fill(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    size_t count = op->needs - 1u;
+    if (op->takes_mark) {
+        open_mark(vm, &count);
+    }
+    if (reachable(vm) < count + 1) {
+        return malformed(vm, op, "needs a container below the mark", err);
+    }
+    heft__pk_cell *items = vm->stack + vm->count - count, *target = items - 1;
+    if (target->kind != op->kind) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
+                             heft__pk_kind_name(target));
+    }
+    if (target->kind == HEFT__PK_DICT && count % 2) {
+        return malformed(vm, op, "has a key without a value", err);
+    }
+    heft_status status = append(vm, target->as.object, items, count, err);
+    vm->count -= count;
     return status;
 }
 
-void heft__pickle_fini(heft__pickle *pickle)
+/* ---- stack and memo
+ * ----------------------------------------------------------------------------------------------------------
+ */
+static heft_status run_mark(struct vm *vm, const struct opcode *op, heft_error *err)
 {
-    if (pickle->arena.ctx) {
-        heft__arena_fini(&pickle->arena);
+    (void)op;
+    if (!heft__array_reserve(vm->ctx, (void **)&vm->marks, vm->mark_count, &vm->mark_cap,
+                             sizeof *vm->marks)) {
+        return heft__fail_nomem(err, sizeof *vm->marks);
+    }
+    vm->marks[vm->mark_count++] = (uint32_t)vm->count;
+    return HEFT_OK;
+}
+
+static heft_status run_pop(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    if (reachable(vm)) {
+        vm->count--;
+    } else if (vm->mark_count) {
+        vm->mark_count--; /* popping a MARK is how picklers undo one */
+    } else {
+        return malformed(vm, op, "needs 1 item, stack has 0", err);
+    }
+    return HEFT_OK;
+}
+
+static heft_status run_pop_mark(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    size_t count;
+    (void)op, (void)err;
+    open_mark(vm, &count);
+    vm->count -= count;
+    return HEFT_OK;
+}
+
+static heft_status run_dup(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    return push(vm, *top(vm), err);
+}
+
+/* Picklers number their puts from 0 (or 1) on. Gaps are borne, but the table stays in step with the
+ * puts: an index by itself allocates nothing. */
+static heft_status memo_put(struct vm *vm, const struct opcode *op, uint64_t index, heft_error *err)
+{
+    if (index >= vm->length || index > vm->memo_puts * 8 + 4096) {
+        return heft__fail_at(err, HEFT_LIMIT, vm->pickle->origin + vm->op_at,
+                             "%s: memo index %llu after %zu puts in a pickle of %zu bytes",
+                             op->name, (unsigned long long)index, vm->memo_puts, vm->length);
+    }
+    while (vm->memo_cap <= index) {
+        if (!heft__array_reserve(vm->ctx, (void **)&vm->memo, vm->memo_cap, &vm->memo_cap,
+                                 sizeof *vm->memo)) {
+            return heft__fail_nomem(err, sizeof *vm->memo);
+        }
+    }
+    while (vm->memo_set_cap <= index) {
+        size_t before = vm->memo_set_cap;
+        if (!heft__array_reserve(vm->ctx, (void **)&vm->memo_set, before, &vm->memo_set_cap,
+                                 sizeof *vm->memo_set)) {
+            return heft__fail_nomem(err, sizeof *vm->memo_set);
+        }
+        memset(vm->memo_set + before, 0, (vm->memo_set_cap - before) * sizeof *vm->memo_set);
+    }
+    vm->memo[index] = *top(vm);
+    vm->memo_set[index] = true;
+    vm->memo_puts++;
+    return HEFT_OK;
+}
+
+static heft_status run_put(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    return memo_put(vm, op, vm->number, err);
+}
+
+static heft_status run_memoize(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    return memo_put(vm, op, vm->memo_puts, err);
+}
+
+static heft_status run_get(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    if (vm->number >= vm->memo_set_cap || !vm->memo_set[vm->number]) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s: memo %llu is not set", op->name, (unsigned long long)vm->number);
+    }
+    heft__pk_cell cell = vm->memo[vm->number];
+    return push(vm, cell, err);
+}
+
+/* ---- names and calls
+ * --------------------------------------------------------------------------------------------------------------
+ */
+static heft_status push_global(struct vm *vm, const char *module, size_t module_length,
+                               const char *name, size_t name_length, heft_error *err)
+{
+    heft__pk_cell cell = {0};
+    if (!heft__pk_find_global(module, module_length, name, name_length, &cell)) {
+        return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
+                             "pickle global '%.*s.%.*s' is refused",
+                             (int)(module_length < 200 ? module_length : 200), module,
+                             (int)(name_length < 200 ? name_length : 200), name);
+    }
+    cell.as.text.start = (uint32_t)((const uint8_t *)name - vm->bytes);
+    cell.as.text.length = (uint32_t)name_length;
+    return push(vm, cell, err);
+}
+
+/* The two lines of GLOBAL and INST: the operand is `data`, of `data_bytes` bytes with both line
+ * ends. */
+static void split_lines(const struct vm *vm, const char **module, size_t *module_length,
+                        const char **name, size_t *name_length)
+{
+    const char *text = (const char *)vm->bytes + vm->data;
+    const char *end = memchr(text, '\n', vm->data_bytes);
+    *module = text;
+    *module_length = (size_t)(end - text);
+    *name = end + 1;
+    *name_length = vm->data_bytes - *module_length - 2;
+}
+
+static heft_status run_global(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const char *module, *name;
+    size_t module_length, name_length;
+    (void)op;
+    split_lines(vm, &module, &module_length, &name, &name_length);
+    return push_global(vm, module, module_length, name, name_length, err);
+}
+
+static heft_status run_stack_global(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    heft__pk_cell name = vm->stack[vm->count - 1], module = vm->stack[vm->count - 2];
+    if (name.kind != HEFT__PK_TEXT || module.kind != HEFT__PK_TEXT) {
+        return malformed(vm, op, "needs two strings", err);
+    }
+    vm->count -= 2;
+    return push_global(vm, heft__pk_text(vm->pickle, &module), module.as.text.length,
+                       heft__pk_text(vm->pickle, &name), name.as.text.length, err);
+}
+
+/* OrderedDict(pairs) of python 2 and Counter(dict): what they are given becomes their items. */
+static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_object *dict,
+                             const heft__pk_object *args, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    if (args->count == 0) {
+        return HEFT_OK;
+    }
+    if (args->count == 1 && args->items[0].kind == HEFT__PK_DICT) {
+        const heft__pk_object *from = args->items[0].as.object;
+        return append(vm, dict, from->items, from->count, err);
+    }
+    if (args->count != 1 || args->items[0].kind != HEFT__PK_LIST) {
+        return malformed(vm, op, "of a dict class needs no argument, a dict or a list of pairs",
+                         err);
+    }
+    const heft__pk_object *pairs = args->items[0].as.object;
+    for (uint32_t i = 0; i < pairs->count && status == HEFT_OK; i++) {
+        const heft__pk_cell *pair = &pairs->items[i];
+        if ((pair->kind != HEFT__PK_TUPLE && pair->kind != HEFT__PK_LIST) ||
+            pair->as.object->count != 2) {
+            return malformed(vm, op, "of a dict class needs pairs", err);
+        }
+        status = append(vm, dict, pair->as.object->items, 2, err);
+    }
+    return status;
+}
+
+static heft_status reduce_dict(struct vm *vm, const struct opcode *op, bool ordered,
+                               heft_error *err)
+{
+    heft__pk_object *dict = NULL;
+    const heft__pk_object *args = top(vm)->as.object;
+    heft_status status = new_object(vm, 0, &dict, err);
+    if (status == HEFT_OK) {
+        dict->ordered = ordered;
+        status = fill_dict(vm, op, dict, args, err);
+    }
+    if (status == HEFT_OK) {
+        vm->count -= 2;
+        status = push_object(vm, HEFT__PK_DICT, dict, err);
+    }
+    return status;
+}
+
+static heft_status run_reduce(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const heft__pk_cell *callee = top(vm) - 1, *args = top(vm);
+    if (callee->kind != HEFT__PK_GLOBAL || callee->global == HEFT__PKG_CONSTANT ||
+        callee->global == HEFT__PKG_DTYPE) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
+                             heft__pk_kind_name(callee));
+    }
+    if (args->kind != HEFT__PK_TUPLE) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s needs a tuple of arguments, found %s", op->name,
+                             heft__pk_kind_name(args));
+    }
+    if (callee->global == HEFT__PKG_ORDERED_DICT || callee->global == HEFT__PKG_COUNTER) {
+        return reduce_dict(vm, op, callee->global == HEFT__PKG_ORDERED_DICT, err);
+    }
+    return gather(vm, HEFT__PK_CALL, 2, err);
+}
+
+/* Attributes of an OrderedDict, `_metadata` for one, are dropped; nothing else in the list has a
+ * state. */
+static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const heft__pk_cell *target = top(vm) - 1, *state = top(vm);
+    if (target->kind != HEFT__PK_DICT || !target->as.object->ordered) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
+                             heft__pk_kind_name(target));
+    }
+    if (state->kind != HEFT__PK_DICT) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s of an OrderedDict with %s", op->name, heft__pk_kind_name(state));
+    }
+    vm->count--;
+    return HEFT_OK;
+}
+
+static heft_status check_id(struct vm *vm, const heft__pk_cell *id, heft_error *err)
+{
+    const uint64_t at = vm->pickle->origin + vm->op_at;
+    const uint32_t wanted = vm->pickle->ids == HEFT__PK_IDS_LEGACY ? 6 : 5;
+    if (vm->pickle->ids == HEFT__PK_IDS_NONE) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "a persistent id, where the format has none");
+    }
+    if (vm->pickle->ids == HEFT__PK_IDS_TAR) {
+        return id->kind == HEFT__PK_INT
+                   ? HEFT_OK
+                   : heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                                   "persistent id must be an integer, found %s",
+                                   heft__pk_kind_name(id));
+    }
+    if (id->kind != HEFT__PK_TUPLE) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id must be a tuple of %u, found %s",
+                             wanted, heft__pk_kind_name(id));
+    }
+    const heft__pk_object *tuple = id->as.object;
+    const heft__pk_cell *tag = tuple->items;
+    if (tuple->count > 0 && tag->kind == HEFT__PK_TEXT &&
+        !heft__pk_is_text(vm->pickle, tag, "storage")) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag '%.*s', expected 'storage'",
+                             (int)(tag->as.text.length < 100 ? tag->as.text.length : 100),
+                             heft__pk_text(vm->pickle, tag));
+    }
+    if (tuple->count != wanted) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id has %u items, expected %u",
+                             tuple->count, wanted);
+    }
+    if (tag->kind != HEFT__PK_TEXT) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag must be a string, found %s",
+                             heft__pk_kind_name(tag));
+    }
+    return HEFT_OK;
+}
+
+static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    (void)op;
+    heft_status status = check_id(vm, top(vm), err);
+    if (status == HEFT_OK) {
+        status = gather(vm, HEFT__PK_PERSID, 1, err);
+    }
+    if (status == HEFT_OK) {
+        heft__pk_object *object = top(vm)->as.object;
+        if (vm->pickle->last_persid) {
+            vm->pickle->last_persid->next_persid = object;
+        } else {
+            vm->pickle->first_persid = object;
+        }
+        vm->pickle->last_persid = object;
+    }
+    return status;
+}
+
+/* ---- refused opcodes
+ * ------------------------------------------------------------------------------------------------------------------
+ */
+static heft_status run_refused(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
+                         "pickle opcode %s is refused", op->name);
+}
+
+static heft_status run_inst(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const char *module, *name;
+    size_t module_length, name_length;
+    split_lines(vm, &module, &module_length, &name, &name_length);
+    return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
+                         "pickle opcode %s of global '%.*s.%.*s' is refused", op->name,
+                         (int)(module_length < 200 ? module_length : 200), module,
+                         (int)(name_length < 200 ? name_length : 200), name);
+}
+
+static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const heft__pk_cell *type = top(vm) - (op->needs - 1);
+    if (type->kind != HEFT__PK_GLOBAL) {
+        return run_refused(vm, op, err);
+    }
+    return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
+                         "pickle opcode %s of global '%s%.*s' is refused", op->name,
+                         type->global == HEFT__PKG_COUNTER ? "collections." : "",
+                         (int)type->as.text.length, heft__pk_text(vm->pickle, type));
+}
+
+/* ---- framing and the end
+ * ---------------------------------------------------------------------------------------------------------------
+ */
+static heft_status run_proto(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    if (vm->op_at != 0) {
+        return malformed(vm, op, "stands inside the stream", err);
+    }
+    if (vm->number > PROTOCOL_MOST) {
+        return heft__fail_at(err, HEFT_UNSUPPORTED, vm->pickle->origin + vm->op_at,
+                             "pickle protocol %llu, at most %d is read",
+                             (unsigned long long)vm->number, PROTOCOL_MOST);
+    }
+    return HEFT_OK;
+}
+
+static heft_status run_frame(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    if (vm->op_at < vm->frame_end) {
+        return malformed(vm, op, "stands inside a frame", err);
+    }
+    if (vm->number > vm->length - vm->at) {
+        note_cut(vm);
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s: frame of %llu bytes, %zu left", op->name,
+                             (unsigned long long)vm->number, vm->length - vm->at);
+    }
+    vm->frame_end = vm->at + (size_t)vm->number;
+    return HEFT_OK;
+}
+
+static heft_status run_stop(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    const uint64_t at = vm->pickle->origin + vm->op_at;
+    if (vm->mark_count) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "%s with %zu open marks", op->name,
+                             vm->mark_count);
+    }
+    if (vm->count != 1) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "%s with %zu items on the stack, expected 1",
+                             op->name, vm->count);
+    }
+    vm->pickle->top = vm->stack[0];
+    vm->pickle->end = vm->at;
+    vm->stopped = true;
+    return HEFT_OK;
+}
+
+/* ---- the table
+ * ------------------------------------------------------------------------------------------------------------------------------
+ */
+/* clang-format off */
+static const struct opcode opcodes[256] = {
+    [0x80] = {"PROTO",            OPERAND_U8,       0, 0,              false, run_proto},
+    [0x95] = {"FRAME",            OPERAND_U64,      0, 0,              false, run_frame},
+    ['.']  = {"STOP",             OPERAND_NONE,     0, 0,              false, run_stop},
+    ['(']  = {"MARK",             OPERAND_NONE,     0, 0,              false, run_mark},
+    ['0']  = {"POP",              OPERAND_NONE,     0, 0,              false, run_pop},
+    ['1']  = {"POP_MARK",         OPERAND_NONE,     0, 0,              true,  run_pop_mark},
+    ['2']  = {"DUP",              OPERAND_NONE,     1, 0,              false, run_dup},
+    ['N']  = {"NONE",             OPERAND_NONE,     0, 0,              false, run_none},
+    [0x88] = {"NEWTRUE",          OPERAND_NONE,     0, 0,              false, run_bool},
+    [0x89] = {"NEWFALSE",         OPERAND_NONE,     0, 0,              false, run_bool},
+    ['K']  = {"BININT1",          OPERAND_U8,       0, 0,              false, run_integer},
+    ['M']  = {"BININT2",          OPERAND_U16,      0, 0,              false, run_integer},
+    ['J']  = {"BININT",           OPERAND_I32,      0, 0,              false, run_integer},
+    [0x8A] = {"LONG1",            OPERAND_DATA8,    0, 0,              false, run_long},
+    [0x8B] = {"LONG4",            OPERAND_DATA_I32, 0, 0,              false, run_long},
+    ['G']  = {"BINFLOAT",         OPERAND_U64,      0, 0,              false, run_float},
+    [0x8C] = {"SHORT_BINUNICODE", OPERAND_DATA8,    0, HEFT__PK_TEXT,  false, run_data},
+    ['X']  = {"BINUNICODE",       OPERAND_DATA32,   0, HEFT__PK_TEXT,  false, run_data},
+    [0x8D] = {"BINUNICODE8",      OPERAND_DATA64,   0, HEFT__PK_TEXT,  false, run_data},
+    ['U']  = {"SHORT_BINSTRING",  OPERAND_DATA8,    0, HEFT__PK_TEXT,  false, run_data},
+    ['T']  = {"BINSTRING",        OPERAND_DATA_I32, 0, HEFT__PK_TEXT,  false, run_data},
+    ['C']  = {"SHORT_BINBYTES",   OPERAND_DATA8,    0, HEFT__PK_BYTES, false, run_data},
+    ['B']  = {"BINBYTES",         OPERAND_DATA32,   0, HEFT__PK_BYTES, false, run_data},
+    [0x8E] = {"BINBYTES8",        OPERAND_DATA64,   0, HEFT__PK_BYTES, false, run_data},
+    [0x96] = {"BYTEARRAY8",       OPERAND_DATA64,   0, HEFT__PK_BYTES, false, run_data},
+    ['}']  = {"EMPTY_DICT",       OPERAND_NONE,     0, HEFT__PK_DICT,  false, run_empty},
+    [']']  = {"EMPTY_LIST",       OPERAND_NONE,     0, HEFT__PK_LIST,  false, run_empty},
+    [')']  = {"EMPTY_TUPLE",      OPERAND_NONE,     0, 0,              false, run_empty_tuple},
+    [0x8F] = {"EMPTY_SET",        OPERAND_NONE,     0, HEFT__PK_SET,   false, run_empty},
+    ['t']  = {"TUPLE",            OPERAND_NONE,     0, 0,              true,  run_tuple},
+    [0x85] = {"TUPLE1",           OPERAND_NONE,     1, 0,              false, run_tuple_fixed},
+    [0x86] = {"TUPLE2",           OPERAND_NONE,     2, 0,              false, run_tuple_fixed},
+    [0x87] = {"TUPLE3",           OPERAND_NONE,     3, 0,              false, run_tuple_fixed},
+    [0x91] = {"FROZENSET",        OPERAND_NONE,     0, 0,              true,  run_frozenset},
+    ['a']  = {"APPEND",           OPERAND_NONE,     2, HEFT__PK_LIST,  false, run_fill},
+    ['e']  = {"APPENDS",          OPERAND_NONE,     0, HEFT__PK_LIST,  true,  run_fill},
+    ['s']  = {"SETITEM",          OPERAND_NONE,     3, HEFT__PK_DICT,  false, run_fill},
+    ['u']  = {"SETITEMS",         OPERAND_NONE,     0, HEFT__PK_DICT,  true,  run_fill},
+    [0x90] = {"ADDITEMS",         OPERAND_NONE,     0, HEFT__PK_SET,   true,  run_fill},
+    ['q']  = {"BINPUT",           OPERAND_U8,       1, 0,              false, run_put},
+    ['r']  = {"LONG_BINPUT",      OPERAND_U32,      1, 0,              false, run_put},
+    [0x94] = {"MEMOIZE",          OPERAND_NONE,     1, 0,              false, run_memoize},
+    ['h']  = {"BINGET",           OPERAND_U8,       0, 0,              false, run_get},
+    ['j']  = {"LONG_BINGET",      OPERAND_U32,      0, 0,              false, run_get},
+    ['c']  = {"GLOBAL",           OPERAND_LINES,    0, 0,              false, run_global},
+    [0x93] = {"STACK_GLOBAL",     OPERAND_NONE,     2, 0,              false, run_stack_global},
+    ['R']  = {"REDUCE",           OPERAND_NONE,     2, 0,              false, run_reduce},
+    ['b']  = {"BUILD",            OPERAND_NONE,     2, 0,              false, run_build},
+    ['Q']  = {"BINPERSID",        OPERAND_NONE,     1, 0,              false, run_persid},
+    [0x81] = {"NEWOBJ",           OPERAND_NONE,     2, 0,              false, run_newobj},
+    [0x92] = {"NEWOBJ_EX",        OPERAND_NONE,     3, 0,              false, run_newobj},
+    ['i']  = {"INST",             OPERAND_LINES,    0, 0,              false, run_inst},
+    ['o']  = {"OBJ",              OPERAND_NONE,     0, 0,              false, run_refused},
+    ['P']  = {"PERSID",           OPERAND_NONE,     0, 0,              false, run_refused},
+    [0x82] = {"EXT1",             OPERAND_NONE,     0, 0,              false, run_refused},
+    [0x83] = {"EXT2",             OPERAND_NONE,     0, 0,              false, run_refused},
+    [0x84] = {"EXT4",             OPERAND_NONE,     0, 0,              false, run_refused},
+    [0x97] = {"NEXT_BUFFER",      OPERAND_NONE,     0, 0,              false, run_refused},
+    [0x98] = {"READONLY_BUFFER",  OPERAND_NONE,     0, 0,              false, run_refused},
+    ['I']  = {"INT",              OPERAND_NONE,     0, 0,              false, run_refused},
+    ['L']  = {"LONG",             OPERAND_NONE,     0, 0,              false, run_refused},
+    ['F']  = {"FLOAT",            OPERAND_NONE,     0, 0,              false, run_refused},
+    ['S']  = {"STRING",           OPERAND_NONE,     0, 0,              false, run_refused},
+    ['V']  = {"UNICODE",          OPERAND_NONE,     0, 0,              false, run_refused},
+    ['p']  = {"PUT",              OPERAND_NONE,     0, 0,              false, run_refused},
+    ['g']  = {"GET",              OPERAND_NONE,     0, 0,              false, run_refused},
+    ['d']  = {"DICT",             OPERAND_NONE,     0, 0,              false, run_refused},
+    ['l']  = {"LIST",             OPERAND_NONE,     0, 0,              false, run_refused},
+};
+/* clang-format on */
+
+/* ---- operands
+ * -------------------------------------------------------------------------------------------------------------------------------
+ */
+/* Bytes that an operand may take: up to the end of the frame, if there is one. */
+static size_t left(const struct vm *vm)
+{
+    return (vm->at < vm->frame_end ? vm->frame_end : vm->length) - vm->at;
+}
+
+static heft_status read_number(struct vm *vm, const struct opcode *op, size_t width,
+                               heft_error *err)
+{
+    if (left(vm) < width) {
+        note_cut(vm);
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "operand of %s needs %zu bytes, %zu left", op->name, width, left(vm));
+    }
+    vm->number = 0;
+    for (size_t i = 0; i < width; i++) {
+        vm->number |= (uint64_t)vm->bytes[vm->at + i] << (8 * i);
+    }
+    vm->at += width;
+    return HEFT_OK;
+}
+
+static heft_status read_data(struct vm *vm, const struct opcode *op, size_t width, heft_error *err)
+{
+    const bool is_number = op->run == run_long;
+    heft_status status = read_number(vm, op, width, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (op->operand == OPERAND_DATA_I32 && vm->number > INT32_MAX) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s: length %d is negative", op->name, (int32_t)(uint32_t)vm->number);
+    }
+    if (vm->number > left(vm)) {
+        note_cut(vm);
+        return heft__fail_at(
+            err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s: %s of %llu bytes, %zu left",
+            op->name, is_number ? "integer" : "string", (unsigned long long)vm->number, left(vm));
+    }
+    vm->data = (uint32_t)vm->at;
+    vm->data_bytes = (uint32_t)vm->number;
+    vm->at += vm->data_bytes;
+    return HEFT_OK;
+}
+
+static heft_status read_lines(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    size_t start = vm->at;
+    for (int line = 0; line < 2; line++) {
+        size_t most = left(vm) < NAME_MOST + 1 ? left(vm) : NAME_MOST + 1;
+        const uint8_t *end = memchr(vm->bytes + vm->at, '\n', most);
+        if (!end) {
+            if (most <= NAME_MOST) {
+                note_cut(vm);
+            }
+            return malformed(
+                vm, op, most > NAME_MOST ? "has a name of over 512 bytes" : "has no line end", err);
+        }
+        vm->at = (size_t)(end - vm->bytes) + 1;
+    }
+    vm->data = (uint32_t)start;
+    vm->data_bytes = (uint32_t)(vm->at - start);
+    return HEFT_OK;
+}
+
+static heft_status read_operand(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    switch (op->operand) {
+    case OPERAND_U8:
+        return read_number(vm, op, 1, err);
+    case OPERAND_U16:
+        return read_number(vm, op, 2, err);
+    case OPERAND_U32:
+    case OPERAND_I32:
+        return read_number(vm, op, 4, err);
+    case OPERAND_U64:
+        return read_number(vm, op, 8, err);
+    case OPERAND_DATA8:
+        return read_data(vm, op, 1, err);
+    case OPERAND_DATA32:
+    case OPERAND_DATA_I32:
+        return read_data(vm, op, 4, err);
+    case OPERAND_DATA64:
+        return read_data(vm, op, 8, err);
+    case OPERAND_LINES:
+        return read_lines(vm, op, err);
+    default:
+        return HEFT_OK;
     }
 }
 
-bool heft__pickle_is_text(const heft__pickle_value *v, const char *text)
+/* ---- running
+ * --------------------------------------------------------------------------------------------------------------------------------
+ */
+static heft_status check_items(struct vm *vm, const struct opcode *op, heft_error *err)
 {
-    return v->kind == HEFT__PICKLE_TEXT && same(text, v->as.text, (size_t)v->integer);
+    if (op->takes_mark && vm->mark_count == 0) {
+        return malformed(vm, op, "without MARK", err);
+    }
+    if (reachable(vm) < op->needs) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
+                             "%s needs %u items, stack has %zu", op->name, op->needs,
+                             reachable(vm));
+    }
+    return HEFT_OK;
+}
+
+static heft_status step(struct vm *vm, heft_error *err)
+{
+    if (vm->at >= vm->length) {
+        note_cut(vm);
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->length,
+                             "the pickle ends, expected STOP");
+    }
+    const uint8_t code = vm->bytes[vm->at];
+    const struct opcode *op = &opcodes[code];
+    vm->op_at = (uint32_t)vm->at;
+    if (!op->run) {
+        return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->at,
+                             "unknown pickle opcode 0x%02x", code);
+    }
+    vm->at++;
+    heft_status status = read_operand(vm, op, err);
+    if (status == HEFT_OK) {
+        status = check_items(vm, op, err);
+    }
+    return status == HEFT_OK ? op->run(vm, op, err) : status;
+}
+
+heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
+                             heft__pk_ids ids, heft__pickle *pickle, heft_error *err)
+{
+    *pickle =
+        (heft__pickle){.ctx = ctx, .bytes = bytes, .length = length, .origin = origin, .ids = ids};
+    heft__arena_init(&pickle->arena, ctx);
+    if (length > UINT32_MAX) {
+        return heft__fail_at(err, HEFT_LIMIT, origin, "pickle of %zu bytes, at most %u are read",
+                             length, UINT32_MAX);
+    }
+    struct vm vm = {.pickle = pickle, .ctx = ctx, .bytes = bytes, .length = length};
+    heft_status status = HEFT_OK;
+    while (status == HEFT_OK && !vm.stopped) {
+        status = step(&vm, err);
+    }
+    heft__free(ctx, vm.stack, vm.cap * sizeof *vm.stack);
+    heft__free(ctx, vm.marks, vm.mark_cap * sizeof *vm.marks);
+    heft__free(ctx, vm.memo, vm.memo_cap * sizeof *vm.memo);
+    heft__free(ctx, vm.memo_set, vm.memo_set_cap * sizeof *vm.memo_set);
+    return status;
 }

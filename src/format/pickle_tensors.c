@@ -1,550 +1,615 @@
-/* pickle_tensors.c - from a pickle's values to named tensors.
+/* pickle_tensors.c - from a pickle's calls and persistent ids to tensors on storages.
  *
- * The value is walked with an explicit stack: containers that contain themselves are refused,
- * shared ones are not walked again where they hold no tensor, and all steps together are bounded,
- * so that a pickle of a few bytes cannot unfold. A name is the path to the tensor, joined with
- * dots. Every view is checked against its storage, every storage against the record that holds it.
- * Source: docs/formats/pickle.md [3]. */
-#include "format/torch.h"
+ * A tensor is a CALL of one of the rebuild functions: (storage, offset, size, stride, ...). A
+ * storage is a persistent id:
+ * ('storage', class, key, location, numel). A view's extent is checked against its storage, a
+ * storage's size against its record, both in 64 bits without wrapping. What is not done: locations
+ * are ignored, gradients and hooks are dropped, and sparse, quantised, nested and meta tensors are
+ * refused by name. Source: docs/formats/pickle.md [4]. */
+#include "format/pickle.h"
 
-typedef heft__pickle_value value;
-
-struct level { /* one container on the way */
-    value *container;
-    uint32_t next;      /* item */
-    size_t name_length; /* of the path up to the container */
-    size_t tensors;     /* found before it */
-};
-
-struct walk {
-    heft_ctx *ctx;
-    heft__file *file;
-    uint64_t origin;
-    heft__place_fn place;
-    void *user;
-    heft__buffer path;
-    struct level *levels;
-    size_t depth, level_cap;
-    heft__map keys, names;
-    heft__file_storage *storages;
-    heft_dtype *storage_dtypes; /* as the first reference says */
-    size_t storage_count, storage_cap, dtype_cap;
-    heft__file_tensor *tensors;
-    size_t tensor_count, tensor_cap;
-    const char **skipped;
-    size_t skipped_count, skipped_cap;
-    uint64_t steps;
-    heft_error *err;
-};
-
-#define STEPS_MOST ((uint64_t)32 << 20)
-#define SKIPPED_MOST 10000
-#define FAIL(w, status, v, ...) heft__fail_at((w)->err, status, (w)->origin + (v)->at, __VA_ARGS__)
-
-/* ---- storages
- * -------------------------------------------------------------------------------------------- */
-static uint64_t elem_bytes(heft_dtype dtype)
-{
-    return dtype == HEFT_DTYPE_NONE || heft_dtype_bits(dtype) < 8 ? 1 : heft_dtype_bits(dtype) / 8;
-}
-
-static heft_status check_id(struct walk *w, const value *id)
-{
-    value **items = id->as.items;
-    if (!heft__pickle_is_text(items[0], "storage")) {
-        return FAIL(w, HEFT_FORMAT, id, "persistent id must begin with 'storage'");
-    }
-    if (items[1]->kind != HEFT__PICKLE_GLOBAL || items[1]->role != HEFT__ROLE_STORAGE) {
-        return FAIL(w, HEFT_FORMAT, id, "persistent id item 1 must be a storage class");
-    }
-    if (items[2]->kind != HEFT__PICKLE_TEXT) {
-        return FAIL(w, HEFT_FORMAT, id, "persistent id item 2 must be a string");
-    }
-    if (items[4]->kind != HEFT__PICKLE_INT) {
-        return FAIL(w, HEFT_FORMAT, id, "persistent id item 4 must be an integer");
-    }
-    return HEFT_OK;
-}
-
-/* A new storage of a key, placed in the file. */
-static heft_status add_storage(struct walk *w, const value *id, const char *key, heft_dtype dtype,
-                               uint64_t bytes)
-{
-    if (!heft__array_reserve(w->ctx, (void **)&w->storages, w->storage_count, &w->storage_cap,
-                             sizeof *w->storages) ||
-        !heft__array_reserve(w->ctx, (void **)&w->storage_dtypes, w->storage_count, &w->dtype_cap,
-                             sizeof *w->storage_dtypes)) {
-        return heft__fail_nomem(w->err, 0);
-    }
-    heft__file_storage storage = {.bytes = bytes};
-    heft_status status = w->place(w->user, key, &storage, w->err);
-    if (status != HEFT_OK) {
-        if (w->err && w->err->offset == HEFT_NO_OFFSET) {
-            w->err->offset = w->origin + id->at;
-        }
-        return status;
-    }
-    w->storages[w->storage_count] = storage;
-    w->storage_dtypes[w->storage_count++] = dtype;
-    return HEFT_OK;
-}
-
-struct window { /* what a persistent id stands for */
-    size_t storage;
-    heft_dtype dtype;
-    uint64_t first_bytes, bytes;
-};
-
-/* Old streams: the id means a part of the storage, given in elements. */
-static heft_status take_view(struct walk *w, const value *id, struct window *window)
-{
-    const value *view = id->count == 6 ? id->as.items[5] : NULL;
-    if (!view || view->kind == HEFT__PICKLE_NONE) {
-        return HEFT_OK;
-    }
-    if (view->kind != HEFT__PICKLE_TUPLE || view->count != 3 ||
-        view->as.items[1]->kind != HEFT__PICKLE_INT ||
-        view->as.items[2]->kind != HEFT__PICKLE_INT) {
-        return FAIL(w, HEFT_FORMAT, id, "view of a storage must be a key and two integers");
-    }
-    int64_t offset = view->as.items[1]->integer, numel = view->as.items[2]->integer;
-    uint64_t size = elem_bytes(window->dtype), all = window->bytes / size;
-    if (offset < 0 || numel < 0 || (uint64_t)offset > all ||
-        (uint64_t)numel > all - (uint64_t)offset) {
-        return FAIL(w, HEFT_FORMAT, id, "view of %lld elements at %lld, storage has %llu",
-                    (long long)numel, (long long)offset, (unsigned long long)all);
-    }
-    window->first_bytes = (uint64_t)offset * size;
-    window->bytes = (uint64_t)numel * size;
-    return HEFT_OK;
-}
-
-static heft_status find_storage(struct walk *w, const value *persistent, struct window *window)
-{
-    const value *id = persistent->as.items[0];
-    heft_status status = check_id(w, id);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    int64_t numel = id->as.items[4]->integer;
-    size_t length = (size_t)id->as.items[2]->integer, found;
-    heft_dtype dtype = (heft_dtype)id->as.items[1]->dtype;
-    char *key = heft__arena_text(&w->file->arena, id->as.items[2]->as.text, length);
-    uint64_t bytes;
-    if (!key) {
-        return heft__fail_nomem(w->err, length);
-    }
-    if (memchr(key, 0, length) || strpbrk(key, "/\\") || strcmp(key, "..") == 0 || length > 400) {
-        return FAIL(w, HEFT_REFUSED, id, "storage key '%.100s' holds path characters", key);
-    }
-    if (numel < 0) {
-        return FAIL(w, HEFT_FORMAT, id, "storage '%.100s' has numel %lld", key, (long long)numel);
-    }
-    if (!heft__mul_u64((uint64_t)numel, elem_bytes(dtype), &bytes)) {
-        return FAIL(w, HEFT_FORMAT, id, "storage '%.100s': byte count overflows", key);
-    }
-    if (!heft__map_put(&w->keys, key, length, w->storage_count, &found)) {
-        return heft__fail_nomem(w->err, length);
-    }
-    if (found == HEFT__MAP_NONE) {
-        found = w->storage_count;
-        status = add_storage(w, id, key, dtype, bytes);
-    } else if (w->storages[found].bytes != bytes || w->storage_dtypes[found] != dtype) {
-        status = FAIL(w, HEFT_FORMAT, id,
-                      "storage '%.100s' has %llu bytes, %lld %s need %llu; types disagree", key,
-                      (unsigned long long)w->storages[found].bytes, (long long)numel,
-                      heft_dtype_name(dtype), (unsigned long long)bytes);
-    }
-    *window = (struct window){found, dtype, 0, bytes};
-    return status == HEFT_OK ? take_view(w, id, window) : status;
-}
+#define RANK_MOST 64
+#define KEY_MOST 512
+#define UNWRAP_MOST 8
+#define EXPANDED_FREE ((uint64_t)1 << 30) /* an expanded view below this is fine */
+#define EXPANDED_MOST 1024                /* above, it may be this many times its storage */
 
 /* ---- views
- * --------------------------------------------------------------------------------------------------
+ * ------------------------------------------------------------------------------------------------------------
  */
-/* A tuple, a list or a torch.Size of integers, none of them negative. */
-static heft_status read_numbers(struct walk *w, const value *from, const char *what,
-                                uint64_t **numbers, uint32_t *count)
+uint64_t heft__pickle_elem_bytes(heft_dtype dtype)
 {
-    const value *list = from;
-    if (from->kind == HEFT__PICKLE_CALL && from->role == HEFT__ROLE_INERT && from->count == 2 &&
-        from->as.items[1]->count == 1) {
-        list = from->as.items[1]->as.items[0]; /* torch.Size(tuple) */
-    }
-    if (list->kind != HEFT__PICKLE_TUPLE && list->kind != HEFT__PICKLE_LIST) {
-        return FAIL(w, HEFT_FORMAT, from, "%s must be a tuple", what);
-    }
-    if (list->count > heft__limits(w->ctx)->rank) {
-        return FAIL(w, HEFT_LIMIT, from, "%s has %u dimensions, the limit is %u", what, list->count,
-                    heft__limits(w->ctx)->rank);
-    }
-    *numbers = heft__arena_array(&w->file->arena, list->count, sizeof **numbers);
-    *count = list->count;
-    if (!*numbers) {
-        return heft__fail_nomem(w->err, 0);
-    }
-    for (uint32_t i = 0; i < list->count; i++) {
-        const value *item = list->as.items[i];
-        if (item->kind != HEFT__PICKLE_INT) {
-            return FAIL(w, HEFT_FORMAT, from, "%s[%u] must be an integer", what, i);
+    return (heft_dtype_bits(dtype) + 7) / 8;
+}
+
+static heft_status check_sign(const int64_t *values, size_t rank, const char *what, uint64_t at,
+                              heft_error *err)
+{
+    for (size_t i = 0; i < rank; i++) {
+        if (values[i] < 0) {
+            return heft__fail_at(err, HEFT_FORMAT, at, "%s[%zu] is %lld", what, i,
+                                 (long long)values[i]);
         }
-        if (item->integer < 0) {
-            return FAIL(w, HEFT_FORMAT, from, "%s[%u] is %lld", what, i, (long long)item->integer);
-        }
-        (*numbers)[i] = (uint64_t)item->integer;
     }
     return HEFT_OK;
 }
 
-static bool row_by_row(const uint64_t *shape, const uint64_t *strides, uint32_t rank)
+/* Elements from the storage's first to the last one that the view shows; false on overflow. */
+static bool view_extent(const int64_t *sizes, const int64_t *strides, size_t rank, int64_t offset,
+                        uint64_t *extent)
 {
-    uint64_t expected = 1;
-    for (uint32_t i = rank; i-- > 0;) {
-        if (shape[i] != 1 && strides[i] != expected) {
+    uint64_t last = (uint64_t)offset;
+    for (size_t i = 0; i < rank; i++) {
+        uint64_t reach;
+        if (!heft__mul_u64((uint64_t)sizes[i] - 1, (uint64_t)strides[i], &reach) ||
+            !heft__add_u64(last, reach, &last)) {
             return false;
         }
-        expected *= shape[i]; /* the product is known to fit */
+    }
+    return heft__add_u64(last, 1, extent);
+}
+
+static bool is_row_by_row(const int64_t *sizes, const int64_t *strides, size_t rank)
+{
+    uint64_t expected = 1;
+    for (size_t i = rank; i-- > 0;) {
+        if (sizes[i] != 1 && (uint64_t)strides[i] != expected) {
+            return false;
+        }
+        expected *= (uint64_t)sizes[i]; /* the product is known to fit */
     }
     return true;
 }
 
-/* The last element that the view reaches, plus one; false if that overflows. */
-static bool view_extent(const uint64_t *shape, const uint64_t *strides, uint32_t rank,
-                        uint64_t offset, uint64_t *extent)
+static heft_status check_extent(const int64_t *sizes, const int64_t *strides, size_t rank,
+                                int64_t offset, uint64_t window_bytes, uint64_t elems,
+                                const heft__file_tensor *tensor, heft_error *err)
 {
-    *extent = offset;
-    for (uint32_t i = 0; i < rank; i++) {
-        uint64_t reach;
-        if (!heft__mul_u64(shape[i] - 1, strides[i], &reach) ||
-            !heft__add_u64(*extent, reach, extent)) {
-            return false;
-        }
+    const uint64_t at = tensor->item_offset, elem = heft__pickle_elem_bytes(tensor->dtype);
+    uint64_t extent;
+    if (elems == 0) {
+        return HEFT_OK;
     }
-    return heft__add_u64(*extent, 1, extent);
-}
-
-static heft_status check_view(struct walk *w, const value *call, const struct window *window,
-                              int64_t offset, uint64_t *shape, const uint64_t *strides,
-                              heft__file_tensor *tensor)
-{
-    uint64_t elems, extent = 0, size = elem_bytes(tensor->dtype), all = window->bytes / size;
-    if (offset < 0) {
-        return FAIL(w, HEFT_FORMAT, call, "storage offset %lld", (long long)offset);
+    if (!view_extent(sizes, strides, rank, offset, &extent) || extent > INT64_MAX) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "extent of the view overflows 64 bits");
     }
-    if (!heft__shape_elems(shape, tensor->rank, &elems) || elems > INT64_MAX / 16) {
-        return FAIL(w, HEFT_FORMAT, call, "element count overflows");
+    if (extent > window_bytes / elem) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "needs %llu elements of %s, the storage has %llu",
+                             (unsigned long long)extent, heft_dtype_name(tensor->dtype),
+                             (unsigned long long)(window_bytes / elem));
     }
-    if (elems > 0 && !view_extent(shape, strides, tensor->rank, (uint64_t)offset, &extent)) {
-        return FAIL(w, HEFT_FORMAT, call, "extent overflows");
-    }
-    if (extent > all) {
-        return FAIL(w, HEFT_FORMAT, call, "needs elements up to %llu, its storage has %llu",
-                    (unsigned long long)extent, (unsigned long long)all);
-    }
-    tensor->start = elems ? window->first_bytes + (uint64_t)offset * size : 0;
-    tensor->size_bytes = elems * size;
-    tensor->shape = shape;
-    if (elems > 0 && !row_by_row(shape, strides, tensor->rank)) {
-        tensor->strides = (const int64_t *)strides; /* below 2^63: they came from signed integers */
-    }
-    if (heft_dtype_bits(tensor->dtype) ==
-        4) { /* torch counts bytes of two values each, heft counts values */
-        if (tensor->rank == 0 || tensor->strides) {
-            return FAIL(w, HEFT_UNSUPPORTED, call, "a view of %s that is not row by row",
-                        heft_dtype_name(tensor->dtype));
-        }
-        shape[tensor->rank - 1] *= 2;
+    if (tensor->size_bytes > EXPANDED_FREE && tensor->size_bytes / EXPANDED_MOST > window_bytes) {
+        return heft__fail_at(
+            err, HEFT_LIMIT, at, "an expanded view of %llu bytes on a storage of %llu",
+            (unsigned long long)tensor->size_bytes, (unsigned long long)window_bytes);
     }
     return HEFT_OK;
 }
 
-/* {'conj': True}, {'neg': True}: the seventh argument of a view. */
-static void read_flags(const value *flags, heft__file_tensor *tensor)
+/* torch counts a float4 tensor in bytes, heft in values: the last dimension doubles. */
+static heft_status store_shape(heft__arena *arena, const int64_t *sizes, size_t rank,
+                               heft__file_tensor *tensor, heft_error *err)
 {
-    for (uint32_t i = 0; flags->kind == HEFT__PICKLE_DICT && i + 1 < flags->count; i += 2) {
-        bool set =
-            flags->as.items[i + 1]->kind == HEFT__PICKLE_BOOL && flags->as.items[i + 1]->integer;
-        tensor->conj |= set && heft__pickle_is_text(flags->as.items[i], "conj");
-        tensor->neg |= set && heft__pickle_is_text(flags->as.items[i], "neg");
+    const bool halves = tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2;
+    const size_t stored_rank = halves && rank == 0 ? 1 : rank;
+    uint64_t *shape = heft__arena_array(arena, stored_rank, sizeof *shape);
+    if (!shape) {
+        return heft__fail_nomem(err, stored_rank * sizeof *shape);
     }
+    for (size_t i = 0; i < rank; i++) {
+        shape[i] = (uint64_t)sizes[i];
+    }
+    if (halves) {
+        shape[stored_rank - 1] = rank ? shape[rank - 1] * 2 : 2; /* sizes are below 2^63 */
+    }
+    tensor->shape = shape;
+    tensor->rank = (uint32_t)stored_rank;
+    return HEFT_OK;
 }
 
-static heft_status read_view(struct walk *w, const value *call, const value *args, bool v3,
-                             heft__file_tensor *tensor)
+static heft_status store_strides(heft__arena *arena, const int64_t *strides, size_t rank,
+                                 heft__file_tensor *tensor, heft_error *err)
 {
-    struct window window = {0};
-    uint64_t *shape = NULL, *strides = NULL;
-    uint32_t stride_count = 0, flags_at = v3 ? 7 : 6;
-    if (args->count < (v3 ? 7u : 4u) || args->count > flags_at + 1) {
-        return FAIL(w, HEFT_FORMAT, call, "a tensor of %u arguments", args->count);
+    if (tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2) {
+        return heft__fail_at(err, HEFT_UNSUPPORTED, tensor->item_offset, "a strided view of %s",
+                             heft_dtype_name(tensor->dtype));
     }
-    value **items = args->as.items;
-    if (items[0]->kind != HEFT__PICKLE_STORAGE) {
-        return FAIL(w, HEFT_FORMAT, call, "a tensor needs a storage as its first argument");
+    int64_t *copy = heft__arena_array(arena, rank, sizeof *copy);
+    if (!copy) {
+        return heft__fail_nomem(err, rank * sizeof *copy);
     }
-    if (items[1]->kind != HEFT__PICKLE_INT) {
-        return FAIL(w, HEFT_FORMAT, call, "storage offset must be an integer");
-    }
-    heft_status status = find_storage(w, items[0], &window);
+    memcpy(copy, strides, rank * sizeof *copy);
+    tensor->strides = copy;
+    return HEFT_OK;
+}
+
+heft_status heft__pickle_view(heft__arena *arena, const int64_t *sizes, const int64_t *strides,
+                              size_t rank, int64_t offset, uint64_t first_bytes,
+                              uint64_t window_bytes, heft__file_tensor *tensor, heft_error *err)
+{
+    const uint64_t at = tensor->item_offset, elem = heft__pickle_elem_bytes(tensor->dtype);
+    uint64_t elems = 1;
+
+    heft_status status = check_sign(sizes, rank, "size", at, err);
     if (status == HEFT_OK) {
-        status = read_numbers(w, items[2], "size", &shape, &tensor->rank);
+        status = check_sign(strides, rank, "stride", at, err);
+    }
+    if (status == HEFT_OK && offset < 0) {
+        status = heft__fail_at(err, HEFT_FORMAT, at, "storage offset is %lld", (long long)offset);
+    }
+    for (size_t i = 0; i < rank && status == HEFT_OK; i++) {
+        if (!heft__mul_u64(elems, (uint64_t)sizes[i], &elems)) {
+            status = heft__fail_at(err, HEFT_FORMAT, at, "element count overflows 64 bits");
+        }
+    }
+    if (status == HEFT_OK && !heft__mul_u64(elems, elem, &tensor->size_bytes)) {
+        status =
+            heft__fail_at(err, HEFT_FORMAT, at, "byte count of %llu elements overflows 64 bits",
+                          (unsigned long long)elems);
     }
     if (status == HEFT_OK) {
-        status = read_numbers(w, items[3], "stride", &strides, &stride_count);
+        status = check_extent(sizes, strides, rank, offset, window_bytes, elems, tensor, err);
     }
+    if (status == HEFT_OK) {
+        status = store_shape(arena, sizes, rank, tensor, err);
+    }
+    if (status == HEFT_OK && elems && !is_row_by_row(sizes, strides, rank)) {
+        status = store_strides(arena, strides, rank, tensor, err);
+    }
+    tensor->start = first_bytes +
+                    (elems ? (uint64_t)offset * elem : 0); /* within the window: the extent fits */
+    return status;
+}
+
+/* ---- storages
+ * ------------------------------------------------------------------------------------------------------------
+ */
+static int text_width(const heft__pk_cell *cell)
+{
+    return (int)(cell->as.text.length < 100 ? cell->as.text.length : 100);
+}
+
+static heft_status check_key(const heft__pickle *pickle, const heft__pk_cell *key, uint64_t at,
+                             heft_error *err)
+{
+    if (key->kind != HEFT__PK_TEXT) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "persistent id item 2 must be a string, found %s",
+                             heft__pk_kind_name(key));
+    }
+    const char *text = heft__pk_text(pickle, key);
+    const size_t length = key->as.text.length;
+    if (length == 0 || length > KEY_MOST ||
+        heft__utf8_invalid_at((const uint8_t *)text, length) != length) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "storage key of %zu bytes is empty, too long or no UTF-8", length);
+    }
+    if (memchr(text, '/', length) || memchr(text, '\\', length) || memchr(text, 0, length) ||
+        heft__pk_is_text(pickle, key, ".") || heft__pk_is_text(pickle, key, "..")) {
+        return heft__fail_at(err, HEFT_REFUSED, at, "storage key '%.*s' holds path characters",
+                             text_width(key), text);
+    }
+    return HEFT_OK;
+}
+
+struct id_parts {
+    const heft__pk_cell *key;
+    heft_dtype dtype;
+    uint64_t elem_bytes, numel, bytes;
+};
+
+static heft_status read_id(const heft__pickle *pickle, const heft__pk_object *persid,
+                           struct id_parts *parts, heft_error *err)
+{
+    const uint64_t at = pickle->origin + persid->at;
+    const heft__pk_cell *items = persid->items[0].as.object->items, *numel = &items[4];
+    if (items[1].kind != HEFT__PK_GLOBAL ||
+        (items[1].global != HEFT__PKG_STORAGE && items[1].global != HEFT__PKG_UNTYPED_STORAGE)) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "persistent id item 1 must be a storage class, found %s",
+                             heft__pk_kind_name(&items[1]));
+    }
+    heft_status status = check_key(pickle, &items[2], at, err);
     if (status != HEFT_OK) {
         return status;
     }
-    if (tensor->rank != stride_count) {
-        return FAIL(w, HEFT_FORMAT, call, "%u sizes, %u strides", tensor->rank, stride_count);
+    if (items[3].kind != HEFT__PK_TEXT) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "persistent id item 3 must be a string, found %s",
+                             heft__pk_kind_name(&items[3]));
     }
-    tensor->dtype = window.dtype;
-    if (v3) {
-        if (items[6]->kind != HEFT__PICKLE_GLOBAL || items[6]->role != HEFT__ROLE_DTYPE) {
-            return FAIL(w, HEFT_FORMAT, call, "argument 6 must be a dtype");
-        }
-        tensor->dtype = (heft_dtype)items[6]->dtype;
+    if (numel->kind != HEFT__PK_INT) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "persistent id item 4 must be an integer, found %s",
+                             heft__pk_kind_name(numel));
     }
-    if (tensor->dtype == HEFT_DTYPE_NONE) {
-        return FAIL(w, HEFT_FORMAT, call, "a tensor on an untyped storage without a dtype");
+    *parts =
+        (struct id_parts){.key = &items[2], .dtype = (heft_dtype)items[1].dtype, .elem_bytes = 1};
+    if (numel->as.integer < 0) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "storage '%.*s' has numel %lld",
+                             text_width(parts->key), heft__pk_text(pickle, parts->key),
+                             (long long)numel->as.integer);
     }
-    tensor->storage = window.storage;
-    if (args->count > flags_at) {
-        read_flags(items[flags_at], tensor);
+    if (parts->dtype != HEFT_DTYPE_NONE) {
+        parts->elem_bytes = heft__pickle_elem_bytes(parts->dtype);
     }
-    return check_view(w, call, &window, items[1]->integer, shape, strides, tensor);
+    parts->numel = (uint64_t)numel->as.integer;
+    if (!heft__mul_u64(parts->numel, parts->elem_bytes, &parts->bytes)) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "storage '%.*s': byte count of %llu elements overflows 64 bits",
+                             text_width(parts->key), heft__pk_text(pickle, parts->key),
+                             (unsigned long long)parts->numel);
+    }
+    return HEFT_OK;
 }
 
-/* Parameters and subclasses wrap the call that makes the view. */
-static heft_status read_tensor(struct walk *w, const value *call, heft__file_tensor *tensor)
+/* Files of torch before 0.4: the storage meant is a window (key, first element, elements) of the
+ * one named. */
+static heft_status read_window(const heft__pickle *pickle, const heft__pk_object *persid,
+                               const struct id_parts *parts, heft__pk_window *window,
+                               heft_error *err)
 {
-    for (int wraps = 0; wraps < 8; wraps++) {
-        const value *args = call->count == 2 ? call->as.items[1] : NULL;
-        if (!args || args->kind != HEFT__PICKLE_TUPLE) {
-            break;
-        }
-        if (call->role == HEFT__ROLE_TENSOR_V2 || call->role == HEFT__ROLE_TENSOR_V3) {
-            return read_view(w, call, args, call->role == HEFT__ROLE_TENSOR_V3, tensor);
-        }
-        if (call->role == HEFT__ROLE_PARAMETER && args->count >= 1 &&
-            args->as.items[0]->kind == HEFT__PICKLE_CALL) {
-            call = args->as.items[0];
-            continue;
-        }
-        const value *fn =
-            call->role == HEFT__ROLE_FROM_TYPE && args->count == 4 ? args->as.items[0] : NULL;
-        if (fn && fn->kind == HEFT__PICKLE_GLOBAL &&
-            args->as.items[2]->kind == HEFT__PICKLE_TUPLE &&
-            (fn->role == HEFT__ROLE_TENSOR_V2 || fn->role == HEFT__ROLE_TENSOR_V3)) {
-            return read_view(w, call, args->as.items[2], fn->role == HEFT__ROLE_TENSOR_V3, tensor);
-        }
-        break;
-    }
-    const char *name = call->count && call->as.items[0]->kind == HEFT__PICKLE_GLOBAL
-                           ? call->as.items[0]->as.text
-                           : "?";
-    return FAIL(w, HEFT_UNSUPPORTED, call, "a tensor made by %s is not read", name);
-}
-
-/* ---- the walk
- * ---------------------------------------------------------------------------------------------------
- */
-static bool is_tensor(const value *v)
-{
-    return v->kind == HEFT__PICKLE_CALL && v->role != HEFT__ROLE_INERT &&
-           v->role != HEFT__ROLE_ORDERED_DICT;
-}
-
-static bool is_dict(const value *v)
-{
-    return v->kind == HEFT__PICKLE_DICT ||
-           (v->kind == HEFT__PICKLE_CALL && v->role == HEFT__ROLE_ORDERED_DICT);
-}
-
-static bool is_container(const value *v)
-{
-    return is_dict(v) || v->kind == HEFT__PICKLE_LIST || v->kind == HEFT__PICKLE_TUPLE;
-}
-
-static const char *path_text(struct walk *w)
-{
-    return heft__arena_text(&w->file->arena, (const char *)w->path.data, w->path.size);
-}
-
-static heft_status add_tensor(struct walk *w, const value *v)
-{
-    const heft_limits *limits = heft__limits(w->ctx);
-    heft__file_tensor tensor = {.name = path_text(w), .item_offset = w->origin + v->at};
-    size_t found, length = w->path.size;
-    if (!tensor.name || !heft__array_reserve(w->ctx, (void **)&w->tensors, w->tensor_count,
-                                             &w->tensor_cap, sizeof tensor)) {
-        return heft__fail_nomem(w->err, 0);
-    }
-    heft_status status = HEFT_OK;
-    if (length > limits->name_bytes || w->tensor_count >= limits->tensors) {
-        status = FAIL(w, HEFT_LIMIT, v,
-                      "name of %zu bytes, the limit is %llu; or over %llu tensors", length,
-                      (unsigned long long)limits->name_bytes, (unsigned long long)limits->tensors);
-    } else if (memchr(tensor.name, 0, length) ||
-               heft__utf8_invalid_at((const uint8_t *)tensor.name, length) < length) {
-        status = FAIL(w, HEFT_FORMAT, v, "the tensor's name is not a text");
-    } else if (!heft__map_put(&w->names, tensor.name, length, w->tensor_count, &found)) {
-        status = heft__fail_nomem(w->err, length);
-    } else {
-        status = read_tensor(w, v, &tensor);
-    }
-    if (status == HEFT_OK && found != HEFT__MAP_NONE) { /* as Python: the last of two keys wins */
-        w->tensors[found] = tensor;
-    } else if (status == HEFT_OK) {
-        w->tensors[w->tensor_count++] = tensor;
-    }
-    return heft__add_item(status, w->err, tensor.name);
-}
-
-static heft_status add_skipped(struct walk *w)
-{
-    if (w->skipped_count >= SKIPPED_MOST) {
+    const uint64_t at = pickle->origin + persid->at;
+    const heft__pk_object *id = persid->items[0].as.object;
+    window->bytes = parts->bytes;
+    if (id->count < 6 || id->items[5].kind == HEFT__PK_NONE) {
         return HEFT_OK;
     }
-    const char *text = path_text(w);
-    if (!text || !heft__array_reserve(w->ctx, (void **)&w->skipped, w->skipped_count,
-                                      &w->skipped_cap, sizeof text)) {
-        return heft__fail_nomem(w->err, 0);
+    const heft__pk_object *view = id->items[5].as.object;
+    if (id->items[5].kind != HEFT__PK_TUPLE || view->count != 3 ||
+        view->items[1].kind != HEFT__PK_INT || view->items[2].kind != HEFT__PK_INT) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "persistent id item 5 must be None or (key, offset, numel)");
     }
-    w->skipped[w->skipped_count++] = text;
+    const int64_t first = view->items[1].as.integer, count = view->items[2].as.integer;
+    if (first < 0 || count < 0 || (uint64_t)first > parts->numel ||
+        (uint64_t)count > parts->numel - (uint64_t)first) {
+        return heft__fail_at(err, HEFT_FORMAT, at,
+                             "window of %lld elements from %lld on, storage '%.*s' has %llu",
+                             (long long)count, (long long)first, text_width(parts->key),
+                             heft__pk_text(pickle, parts->key), (unsigned long long)parts->numel);
+    }
+    window->first_bytes = (uint64_t)first * parts->elem_bytes;
+    window->bytes = (uint64_t)count * parts->elem_bytes;
     return HEFT_OK;
 }
 
-/* Put the name of item i of a container behind the path. */
-static heft_status enter_name(struct walk *w, const struct level *level, uint32_t i)
+static heft_status same_root(const heft__pickle *pickle, const struct heft__pk_root *root,
+                             const struct id_parts *parts, uint64_t at, heft_error *err)
 {
-    w->path.size = level->name_length;
-    if (w->depth > 1) {
-        heft__buffer_byte(&w->path, '.');
+    if (root->dtype == parts->dtype && root->numel == parts->numel) {
+        return HEFT_OK;
     }
-    if (!is_dict(level->container)) {
-        heft__buffer_format(&w->path, "%u", i);
-        return heft__buffer_check(&w->path, w->err);
-    }
-    const value *key = level->container->as.items[i];
-    if (key->kind == HEFT__PICKLE_TEXT) {
-        heft__buffer_append(&w->path, key->as.text, (size_t)key->integer);
-    } else if (key->kind == HEFT__PICKLE_INT) {
-        heft__buffer_format(&w->path, "%lld", (long long)key->integer);
-    } else {
-        return FAIL(w, HEFT_FORMAT, key, "dict key must be a string");
-    }
-    return heft__buffer_check(&w->path, w->err);
+    return heft__fail_at(
+        err, HEFT_FORMAT, at, "storage '%.*s' is %llu of %s here and was %llu of %s before",
+        text_width(parts->key), heft__pk_text(pickle, parts->key), (unsigned long long)parts->numel,
+        parts->dtype ? heft_dtype_name(parts->dtype) : "bytes", (unsigned long long)root->numel,
+        root->dtype ? heft_dtype_name(root->dtype) : "bytes");
 }
 
-static heft_status push_level(struct walk *w, value *container)
+/* Find or make the storage that a key names. */
+static heft_status root_of(heft__pickle_tensors *build, const struct id_parts *parts, uint64_t at,
+                           size_t *index, heft_error *err)
 {
-    if (container->visit == 1) {
-        return FAIL(w, HEFT_FORMAT, container, "a container that contains itself");
+    const heft__pickle *pickle = build->pickle;
+    const char *key = heft__pk_text(pickle, parts->key);
+    const size_t length = parts->key->as.text.length;
+    size_t found = heft__map_get(&build->keys, key, length);
+    if (found != HEFT__MAP_NONE) {
+        *index = found;
+        return same_root(pickle, &build->roots[found], parts, at, err);
     }
-    if (w->depth >= heft__limits(w->ctx)->pickle_depth) {
-        return FAIL(w, HEFT_LIMIT, container, "containers nested over %u deep",
-                    heft__limits(w->ctx)->pickle_depth);
-    }
-    if (!heft__array_reserve(w->ctx, (void **)&w->levels, w->depth, &w->level_cap,
-                             sizeof *w->levels)) {
-        return heft__fail_nomem(w->err, 0);
-    }
-    container->visit = 1;
-    w->levels[w->depth++] = (struct level){container, 0, w->path.size, w->tensor_count};
-    return HEFT_OK;
-}
-
-static heft_status visit(struct walk *w, value *v)
-{
-    if (++w->steps > STEPS_MOST) {
-        return FAIL(w, HEFT_LIMIT, v, "over %llu values to look at",
-                    (unsigned long long)STEPS_MOST);
-    }
-    if (is_tensor(v)) {
-        return add_tensor(w, v);
-    }
-    if (is_container(v)) {
-        return v->visit == 2 ? HEFT_OK : push_level(w, v); /* 2: walked, no tensor in it */
-    }
-    return add_skipped(w);
-}
-
-static heft_status walk_all(struct walk *w, value *top)
-{
-    heft_status status = visit(w, top);
-    if (status == HEFT_OK && !is_tensor(top) && !is_container(top)) {
-        return FAIL(w, HEFT_FORMAT, top,
-                    "the pickle holds neither a tensor nor a container of tensors");
-    }
-    while (status == HEFT_OK && w->depth > 0) {
-        struct level *level = &w->levels[w->depth - 1];
-        value *container = level->container;
-        uint32_t step = is_dict(container) ? 2 : 1;
-        if (level->next + step > container->count) {
-            container->visit = w->tensor_count == level->tensors ? 2 : 0;
-            w->depth--;
-            continue;
+    heft__file_storage storage = {.bytes = parts->bytes, .stored_bytes = parts->bytes};
+    heft_status status = build->place(build->place_user, key, length, &storage, err);
+    if (status != HEFT_OK) {
+        if (err && err->offset == HEFT_NO_OFFSET && status != HEFT_NOMEM) {
+            err->offset = at;
         }
-        uint32_t i = level->next;
-        level->next += step;
-        status = enter_name(w, level, i);
+        return status;
+    }
+    if (!heft__array_reserve(build->ctx, (void **)&build->roots, build->storage_count,
+                             &build->root_cap, sizeof *build->roots) ||
+        !heft__array_reserve(build->ctx, (void **)&build->storages, build->storage_count,
+                             &build->storage_cap, sizeof *build->storages) ||
+        !heft__map_put(&build->keys, key, length, build->storage_count, &found)) {
+        return heft__fail_nomem(err, sizeof storage);
+    }
+    build->roots[build->storage_count] = (struct heft__pk_root){
+        .key = key, .key_length = length, .dtype = parts->dtype, .numel = parts->numel};
+    build->storages[build->storage_count] = storage;
+    *index = build->storage_count++;
+    return HEFT_OK;
+}
+
+static heft_status window_of(heft__pickle_tensors *build, heft__pk_object *persid,
+                             const heft__pk_window **out, heft_error *err)
+{
+    struct id_parts parts = {0};
+    if (!persid->window) {
+        heft__pk_window window = {0};
+        heft_status status = read_id(build->pickle, persid, &parts, err);
         if (status == HEFT_OK) {
-            status = visit(w, container->as.items[i + step - 1]);
+            status = read_window(build->pickle, persid, &parts, &window, err);
+        }
+        if (status == HEFT_OK) {
+            window.dtype = parts.dtype;
+            status =
+                root_of(build, &parts, build->pickle->origin + persid->at, &window.storage, err);
+        }
+        if (status != HEFT_OK) {
+            return status;
+        }
+        persid->window = heft__arena_alloc(&build->pickle->arena, sizeof window);
+        if (!persid->window) {
+            return heft__fail_nomem(err, sizeof window);
+        }
+        *persid->window = window;
+    }
+    *out = persid->window;
+    return HEFT_OK;
+}
+
+const heft__file_tensor *heft__pk_find_known(const heft__pickle_tensors *build, int64_t key)
+{
+    size_t low = 0, high = build->known_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (build->known[middle].key < key) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < build->known_count && build->known[low].key == key ? &build->known[low].tensor
+                                                                    : NULL;
+}
+
+heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    const heft__pk_window *window;
+    for (heft__pk_object *id = build->pickle->first_persid; id && status == HEFT_OK;
+         id = id->next_persid) {
+        if (build->pickle->ids != HEFT__PK_IDS_TAR) {
+            status = window_of(build, id, &window, err);
+        } else if (!heft__pk_find_known(build, id->items[0].as.integer)) {
+            status = heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + id->at,
+                                   "persistent id %lld is not known",
+                                   (long long)id->items[0].as.integer);
         }
     }
     return status;
 }
 
-static heft_status publish(struct walk *w)
+/* ---- tensors
+ * ----------------------------------------------------------------------------------------------------------------
+ */
+struct tensor_call {
+    uint8_t function; /* heft__pk_global */
+    const heft__pk_object *args;
+    uint64_t at;
+};
+
+static bool is_rebuild(const heft__pk_cell *cell)
 {
-    heft__file *file = w->file;
-    file->storages = heft__arena_array(&file->arena, w->storage_count, sizeof *file->storages);
-    file->tensors = heft__arena_array(&file->arena, w->tensor_count, sizeof *file->tensors);
-    file->skipped = heft__arena_array(&file->arena, w->skipped_count, sizeof *file->skipped);
-    if (!file->storages || !file->tensors || !file->skipped) {
-        return heft__fail_nomem(w->err, w->tensor_count * sizeof *file->tensors);
+    return cell->kind == HEFT__PK_GLOBAL && cell->global >= HEFT__PKG_REBUILD_TENSOR;
+}
+
+bool heft__pk_is_tensor(const heft__pk_cell *cell)
+{
+    return cell->kind == HEFT__PK_CALL && is_rebuild(&cell->as.object->items[0]);
+}
+
+static heft_status wrong_args(const struct tensor_call *call, const char *what, heft_error *err)
+{
+    return heft__fail_at(err, HEFT_FORMAT, call->at, "%u arguments for %s", call->args->count,
+                         what);
+}
+
+/* A parameter wraps a tensor, a subclass its function and arguments: go down to the function that
+ * makes the tensor. */
+static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
+                          struct tensor_call *call, heft_error *err)
+{
+    const heft__pk_object *object = cell->as.object;
+    *call = (struct tensor_call){.function = object->items[0].global,
+                                 .args = object->items[1].as.object,
+                                 .at = pickle->origin + object->at};
+    for (int depth = 0; depth < UNWRAP_MOST; depth++) {
+        const heft__pk_object *args = call->args;
+        if (call->function == HEFT__PKG_REBUILD_PARAMETER ||
+            call->function == HEFT__PKG_REBUILD_PARAMETER_WITH_STATE) {
+            const uint32_t wanted = call->function == HEFT__PKG_REBUILD_PARAMETER ? 3 : 4;
+            if (args->count != wanted) {
+                return wrong_args(call, "a parameter", err);
+            }
+            if (!heft__pk_is_tensor(&args->items[0])) {
+                return heft__fail_at(err, HEFT_FORMAT, call->at,
+                                     "a parameter of %s, expected a tensor",
+                                     heft__pk_kind_name(&args->items[0]));
+            }
+            call->function = args->items[0].as.object->items[0].global;
+            call->args = args->items[0].as.object->items[1].as.object;
+        } else if (call->function == HEFT__PKG_REBUILD_FROM_TYPE_V2) {
+            if (args->count != 4 || !is_rebuild(&args->items[0]) ||
+                args->items[2].kind != HEFT__PK_TUPLE) {
+                return wrong_args(call, "a tensor subclass, or of wrong types", err);
+            }
+            call->function = args->items[0].global;
+            call->args = args->items[2].as.object;
+        } else {
+            return HEFT_OK;
+        }
     }
-    if (w->storage_count) {
-        memcpy(file->storages, w->storages, w->storage_count * sizeof *file->storages);
+    return heft__fail_at(err, HEFT_LIMIT, call->at, "a tensor wrapped over %d times", UNWRAP_MOST);
+}
+
+/* A tuple or list of integers, or torch.Size of one. */
+static heft_status read_integers(const heft__pickle *pickle, const heft__pk_cell *cell,
+                                 const char *what, uint64_t at, int64_t values[RANK_MOST],
+                                 size_t *count, heft_error *err)
+{
+    if (cell->kind == HEFT__PK_CALL && cell->as.object->items[0].global == HEFT__PKG_INERT) {
+        const heft__pk_object *call = cell->as.object, *args = call->items[1].as.object;
+        const heft__pk_cell *name = &call->items[0];
+        if (name->as.text.length == 4 && memcmp(heft__pk_text(pickle, name), "Size", 4) == 0 &&
+            args->count == 1) {
+            cell = &args->items[0];
+        }
     }
-    if (w->tensor_count) {
-        memcpy(file->tensors, w->tensors, w->tensor_count * sizeof *file->tensors);
+    if (cell->kind != HEFT__PK_TUPLE && cell->kind != HEFT__PK_LIST) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "%s must be a tuple, found %s", what,
+                             heft__pk_kind_name(cell));
     }
-    if (w->skipped_count) {
-        memcpy(file->skipped, w->skipped, w->skipped_count * sizeof *file->skipped);
+    const heft__pk_object *items = cell->as.object;
+    if (items->count > RANK_MOST) {
+        return heft__fail_at(err, HEFT_LIMIT, at, "%s has %u dimensions, at most %d are read", what,
+                             items->count, RANK_MOST);
     }
-    file->storage_count = w->storage_count;
-    file->tensor_count = w->tensor_count;
-    file->skipped_count = w->skipped_count;
+    for (uint32_t i = 0; i < items->count; i++) {
+        if (items->items[i].kind != HEFT__PK_INT) {
+            return heft__fail_at(err, HEFT_FORMAT, at, "%s[%u] must be an integer, found %s", what,
+                                 i, heft__pk_kind_name(&items->items[i]));
+        }
+        values[i] = items->items[i].as.integer;
+    }
+    *count = items->count;
     return HEFT_OK;
 }
 
-heft_status heft__pickle_tensors(heft_ctx *ctx, const heft__pickle *pickle, uint64_t origin,
-                                 heft__file *file, heft__place_fn place, void *user,
-                                 heft_error *err)
+/* {'conj': True}, {'neg': True}: the bytes are those from before. */
+static heft_status read_view_bits(const heft__pickle *pickle, const heft__pk_cell *cell,
+                                  uint64_t at, heft__file_tensor *tensor, heft_error *err)
 {
-    heft_error local; /* place() fills it even where the caller wants no error */
-    struct walk w = {.ctx = ctx,
-                     .file = file,
-                     .origin = origin,
-                     .place = place,
-                     .user = user,
-                     .err = err ? err : &local};
-    heft__buffer_init(&w.path, ctx);
-    heft__map_init(&w.keys, ctx);
-    heft__map_init(&w.names, ctx);
-    heft_status status = walk_all(&w, pickle->top);
-    if (status == HEFT_OK) {
-        status = publish(&w);
+    if (cell->kind == HEFT__PK_NONE) {
+        return HEFT_OK;
     }
-    heft__map_fini(&w.keys);
-    heft__map_fini(&w.names);
-    heft__buffer_fini(&w.path);
-    heft__free(ctx, w.levels, w.level_cap * sizeof *w.levels);
-    heft__free(ctx, w.storages, w.storage_cap * sizeof *w.storages);
-    heft__free(ctx, w.storage_dtypes, w.dtype_cap * sizeof *w.storage_dtypes);
-    heft__free(ctx, w.tensors, w.tensor_cap * sizeof *w.tensors);
-    heft__free(ctx, w.skipped, w.skipped_cap * sizeof *w.skipped);
+    if (cell->kind != HEFT__PK_DICT) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "tensor metadata must be a dict, found %s",
+                             heft__pk_kind_name(cell));
+    }
+    const heft__pk_object *dict = cell->as.object;
+    for (uint32_t i = 0; i + 1 < dict->count; i += 2) {
+        bool conj = heft__pk_is_text(pickle, &dict->items[i], "conj");
+        if ((!conj && !heft__pk_is_text(pickle, &dict->items[i], "neg")) ||
+            dict->items[i + 1].kind != HEFT__PK_BOOL) {
+            return heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                                 "tensor metadata other than 'conj' and 'neg'");
+        }
+        *(conj ? &tensor->conj : &tensor->neg) = dict->items[i + 1].as.integer != 0;
+    }
+    const bool complex = heft__dtype_is_complex(tensor->dtype);
+    const bool wide_float =
+        heft_dtype_is_floating(tensor->dtype) && heft_dtype_bits(tensor->dtype) >= 16;
+    if ((tensor->conj && !complex) || (tensor->neg && !complex && !wide_float)) {
+        return heft__fail_at(err, HEFT_UNSUPPORTED, at, "a %s view of %s",
+                             tensor->conj ? "conj" : "neg", heft_dtype_name(tensor->dtype));
+    }
+    return HEFT_OK;
+}
+
+/* Arguments behind (storage, offset, size, stride): requires_grad, hooks, [dtype,] [metadata]. */
+static heft_status read_extras(const heft__pickle *pickle, const struct tensor_call *call,
+                               heft__file_tensor *tensor, heft_error *err)
+{
+    const heft__pk_object *args = call->args;
+    const bool v3 = call->function == HEFT__PKG_REBUILD_TENSOR_V3;
+    const uint32_t least = v3 ? 7 : 6;
+    if (call->function == HEFT__PKG_REBUILD_TENSOR) {
+        return args->count == 4 ? HEFT_OK : wrong_args(call, "a tensor", err);
+    }
+    if (args->count != least && args->count != least + 1) {
+        return wrong_args(call, "a tensor", err);
+    }
+    if (args->items[4].kind != HEFT__PK_BOOL) {
+        return heft__fail_at(err, HEFT_FORMAT, call->at, "requires_grad must be a bool, found %s",
+                             heft__pk_kind_name(&args->items[4]));
+    }
+    if (args->items[5].kind != HEFT__PK_DICT && args->items[5].kind != HEFT__PK_NONE) {
+        return heft__fail_at(err, HEFT_FORMAT, call->at, "hooks must be a dict, found %s",
+                             heft__pk_kind_name(&args->items[5]));
+    }
+    if (v3) {
+        if (args->items[6].kind != HEFT__PK_GLOBAL || args->items[6].global != HEFT__PKG_DTYPE) {
+            return heft__fail_at(err, HEFT_FORMAT, call->at,
+                                 "dtype must be a torch dtype, found %s",
+                                 heft__pk_kind_name(&args->items[6]));
+        }
+        tensor->dtype = (heft_dtype)args->items[6].dtype;
+    }
+    return args->count > least ? read_view_bits(pickle, &args->items[least], call->at, tensor, err)
+                               : HEFT_OK;
+}
+
+static heft_status check_storage_class(const struct tensor_call *call,
+                                       const heft__pk_window *window, heft__file_tensor *tensor,
+                                       heft_error *err)
+{
+    const bool untyped = window->dtype == HEFT_DTYPE_NONE;
+    if (untyped != (call->function == HEFT__PKG_REBUILD_TENSOR_V3)) {
+        return heft__fail_at(err, HEFT_FORMAT, call->at,
+                             untyped ? "an untyped storage and no dtype"
+                                     : "a typed storage and a dtype of its own");
+    }
+    tensor->dtype = window->dtype;
+    return HEFT_OK;
+}
+
+heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
+                                  heft__file_tensor *tensor, heft_error *err)
+{
+    const heft__pickle *pickle = build->pickle;
+    int64_t sizes[RANK_MOST], strides[RANK_MOST];
+    size_t rank = 0, stride_count = 0;
+    const heft__pk_window *window = NULL;
+    struct tensor_call call;
+    heft_status status = unwrap(pickle, cell, &call, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    tensor->item_offset = call.at;
+    const heft__pk_cell *args = call.args->items;
+    if (call.function == HEFT__PKG_REBUILD_OTHER) {
+        const heft__pk_cell *name = &cell->as.object->items[0];
+        return heft__fail_at(err, HEFT_UNSUPPORTED, call.at, "a tensor made by '%.*s' is not read",
+                             text_width(name), heft__pk_text(pickle, name));
+    }
+    if (call.args->count < 4) {
+        return wrong_args(&call, "a tensor", err);
+    }
+    if (args[0].kind != HEFT__PK_PERSID || args[1].kind != HEFT__PK_INT) {
+        const bool storage = args[0].kind == HEFT__PK_PERSID;
+        return heft__fail_at(err, HEFT_FORMAT, call.at, "%s, found %s",
+                             storage ? "storage offset must be an integer"
+                                     : "argument 0 of a tensor must be a storage",
+                             heft__pk_kind_name(&args[storage ? 1 : 0]));
+    }
+    status = window_of(build, args[0].as.object, &window, err);
+    if (status == HEFT_OK) {
+        status = check_storage_class(&call, window, tensor, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_extras(pickle, &call, tensor, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_integers(pickle, &args[2], "size", call.at, sizes, &rank, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_integers(pickle, &args[3], "stride", call.at, strides, &stride_count, err);
+    }
+    if (status == HEFT_OK && rank != stride_count) {
+        status =
+            heft__fail_at(err, HEFT_FORMAT, call.at, "%zu sizes, %zu strides", rank, stride_count);
+    }
+    if (status == HEFT_OK && rank > heft__limits(build->ctx)->rank) {
+        status = heft__fail_at(err, HEFT_LIMIT, call.at, "%zu dimensions, the limit is %u", rank,
+                               heft__limits(build->ctx)->rank);
+    }
+    if (status == HEFT_OK) {
+        tensor->storage = window->storage;
+        status = heft__pickle_view(&build->file->arena, sizes, strides, rank, args[1].as.integer,
+                                   window->first_bytes, window->bytes, tensor, err);
+    }
     return status;
 }

@@ -1,221 +1,153 @@
-/* tensor_reader.c - a tensor's bytes in pieces: row by row, little-endian, conj and neg applied.
+/* tensor_reader.c - the bytes of one tensor, row by row and little-endian, however they are stored,
+ * in pieces.
  *
- * A plain tensor is read straight into the caller's buffer. A view with strides is read as boxes of
- * whole rows: within a box each run along the dimension of the smallest stride is one read, and its
- * elements are spread out in memory; so a transposed matrix costs a read per column piece and not
- * one per element. A deflated storage is inflated whole. Trusted: the views, which were checked
- * against their storages when the file was opened.
- * Source: docs/formats/torch_zip.md [5]. */
-#include "format/torch.h"
-
-#define RUN_BYTES ((size_t)1 << 20) /* of one read with gaps */
+ *   plain      storage bytes as they are: read straight into the caller's memory
+ *   deflated   inflated from the storage's start on; what lies before the tensor is passed over
+ *   strided    strided.c gathers boxes of the output
+ *
+ * Behind all of them: bytes are swapped where the file is big-endian, and a conj or neg view is
+ * resolved by turning signs. Memory: none for plain tensors, 64 KiB and zlib's window for deflated
+ * ones, a window of 256 KiB for strided ones; a strided view of a deflated storage holds that
+ * storage whole. Source: docs/formats/torch_zip.md [5]. */
+#include "format/strided.h"
+#include "format/zip.h"
 
 struct heft__tensor_reader {
     heft_ctx *ctx;
-    const heft__file *file;
+    const heft__file *file; /* borrowed, as the next two */
     const heft__file_tensor *tensor;
-    uint8_t *inflated;    /* the whole storage, where it is deflated */
-    uint8_t *run;         /* RUN_BYTES, where a run has gaps */
-    uint64_t elems, done; /* elements */
+    const heft__file_storage *storage;
     size_t elem_bytes;
+    uint64_t done;            /* bytes handed out */
+    heft__inflater *inflater; /* deflated */
+    heft__strided *strided;
+    uint8_t *whole; /* deflated and strided: the storage */
+    size_t whole_bytes;
 };
 
-static const heft__file_storage *storage_of(const heft__file *file, const heft__file_tensor *tensor)
-{
-    return &file->storages[tensor->storage];
-}
-
-static bool swapped(const heft__file *file, const heft__file_tensor *tensor)
-{
-    return file->big_endian && heft__dtype_swap_bytes(tensor->dtype) > 1;
-}
-
+/* ---- what stands as it is used
+ * ----------------------------------------------------------------------------------------- */
 bool heft__tensor_is_mappable(const heft__file *file, const heft__file_tensor *tensor)
 {
-    return !storage_of(file, tensor)->deflated && !swapped(file, tensor) && !tensor->conj &&
-           !tensor->neg;
+    const bool swapped = file->big_endian && heft__dtype_swap_bytes(tensor->dtype) > 1;
+    return !file->storages[tensor->storage].deflated && !swapped && !tensor->conj && !tensor->neg;
 }
 
 bool heft__tensor_is_plain(const heft__file *file, const heft__file_tensor *tensor,
                            uint64_t *offset)
 {
-    *offset = storage_of(file, tensor)->offset + tensor->start;
-    return heft__tensor_is_mappable(file, tensor) && !tensor->strides;
+    if (tensor->strides || !heft__tensor_is_mappable(file, tensor)) {
+        return false;
+    }
+    *offset = file->storages[tensor->storage].offset + tensor->start;
+    return true;
+}
+
+/* ---- opening
+ * --------------------------------------------------------------------------------------------------------------
+ */
+static heft_status inflate_whole(heft__tensor_reader *reader, heft_error *err)
+{
+    const heft__file_storage *storage = reader->storage;
+    heft__inflater *inflater = NULL;
+    if (!heft__to_size(storage->bytes, &reader->whole_bytes)) {
+        return heft__fail_nomem(err, storage->bytes);
+    }
+    reader->whole = heft__alloc(
+        reader->ctx, reader->whole_bytes); /* its ratio was checked when the file was opened */
+    if (!reader->whole) {
+        return heft__fail_nomem(err, storage->bytes);
+    }
+    heft_status status = heft__inflater_new(reader->ctx, reader->file->source, storage->offset,
+                                            storage->stored_bytes, storage->bytes, &inflater, err);
+    if (status == HEFT_OK) {
+        status = heft__inflater_read(inflater, reader->whole, reader->whole_bytes, err);
+    }
+    heft__inflater_free(inflater);
+    return status;
+}
+
+static heft_status skip(heft__tensor_reader *reader, heft_error *err)
+{
+    uint8_t scratch[4096];
+    heft_status status = HEFT_OK;
+    for (uint64_t left = reader->tensor->start; left && status == HEFT_OK;) {
+        const size_t piece = left < sizeof scratch ? (size_t)left : sizeof scratch;
+        status = heft__inflater_read(reader->inflater, scratch, piece, err);
+        left -= piece;
+    }
+    return status;
+}
+
+static heft_status open_parts(heft__tensor_reader *reader, heft_error *err)
+{
+    const heft__file_storage *storage = reader->storage;
+    heft_status status = HEFT_OK;
+    if (reader->tensor->size_bytes == 0) {
+        return HEFT_OK;
+    }
+    if (storage->deflated && !reader->tensor->strides) {
+        status = heft__inflater_new(reader->ctx, reader->file->source, storage->offset,
+                                    storage->stored_bytes, storage->bytes, &reader->inflater, err);
+        return status == HEFT_OK ? skip(reader, err) : status;
+    }
+    if (storage->deflated) {
+        status = inflate_whole(reader, err);
+    }
+    if (status == HEFT_OK && reader->tensor->strides) {
+        status =
+            heft__strided_new(reader->ctx, reader->file->source, storage->offset, reader->whole,
+                              reader->tensor, reader->elem_bytes, &reader->strided, err);
+    }
+    return status;
 }
 
 heft_status heft__tensor_reader_new(heft_ctx *ctx, const heft__file *file,
                                     const heft__file_tensor *tensor, heft__tensor_reader **out,
                                     heft_error *err)
 {
-    const heft__file_storage *storage = storage_of(file, tensor);
     heft__tensor_reader *reader = heft__alloc_zero(ctx, 1, sizeof *reader);
-    heft_status status = HEFT_OK;
     if (!reader) {
         return heft__fail_nomem(err, sizeof *reader);
     }
-    unsigned bits = heft_dtype_bits(tensor->dtype);
-    *reader = (heft__tensor_reader){.ctx = ctx, .file = file, .tensor = tensor};
-    reader->elem_bytes = bits < 8 ? 1 : bits / 8;
-    reader->elems =
-        tensor->size_bytes / reader->elem_bytes; /* below 8 bits: bytes, and no strides */
-    if (storage->deflated) {
-        status = heft__inflate(ctx, file->source, storage->offset, storage->stored_bytes,
-                               storage->bytes, &reader->inflated, err);
-    }
-    if (status == HEFT_OK && tensor->strides) {
-        reader->run = heft__alloc(ctx, RUN_BYTES);
-        status = reader->run ? HEFT_OK : heft__fail_nomem(err, RUN_BYTES);
-    }
-    if (status == HEFT_OK) {
-        *out = reader;
-    } else {
+    const unsigned bits = heft_dtype_bits(tensor->dtype);
+    *reader = (heft__tensor_reader){
+        .ctx = ctx, .file = file, .tensor = tensor, .storage = &file->storages[tensor->storage]};
+    reader->elem_bytes = bits % 8 ? 1 : bits / 8; /* types below a byte are read by bytes */
+    heft_status status = heft__add_item(open_parts(reader, err), err, tensor->name);
+    if (status != HEFT_OK) {
         heft__tensor_reader_free(reader);
+        return heft__add_path(status, err, heft__source_path(file->source));
     }
-    return status;
+    *out = reader;
+    return HEFT_OK;
 }
 
 void heft__tensor_reader_free(heft__tensor_reader *reader)
 {
     if (reader) {
-        heft_ctx *ctx = reader->ctx;
-        heft__free(ctx, reader->inflated, (size_t)storage_of(reader->file, reader->tensor)->bytes);
-        heft__free(ctx, reader->run, RUN_BYTES);
-        heft__free(ctx, reader, sizeof *reader);
+        heft__inflater_free(reader->inflater);
+        heft__strided_free(reader->strided);
+        heft__free(reader->ctx, reader->whole, reader->whole_bytes);
+        heft__free(reader->ctx, reader, sizeof *reader);
     }
-}
-
-/* Bytes of the storage as used, from the tensor's first element on. */
-static heft_status read_storage(heft__tensor_reader *reader, uint64_t at, void *dst, size_t length,
-                                heft_error *err)
-{
-    uint64_t from = reader->tensor->start + at;
-    if (reader->inflated) {
-        memcpy(dst, reader->inflated + from, length);
-        return HEFT_OK;
-    }
-    return heft__source_read(reader->file->source,
-                             storage_of(reader->file, reader->tensor)->offset + from, dst, length,
-                             err);
-}
-
-/* ---- strides
- * --------------------------------------------------------------------------------------------------
- */
-struct box { /* a part of the tensor: first index and extent of each dimension */
-    uint64_t first[64], extent[64];
-    uint64_t elems;
-};
-
-/* The largest box that begins at element `done`, is contiguous row by row, and has at most `room`
- * elements. */
-static void next_box(const heft__tensor_reader *reader, uint64_t room, struct box *box)
-{
-    const heft__file_tensor *t = reader->tensor;
-    uint64_t rest = reader->done;
-    for (uint32_t d = t->rank; d-- > 0;) {
-        box->first[d] = rest % t->shape[d];
-        rest /= t->shape[d];
-        box->extent[d] = 1;
-    }
-    box->elems = 1;
-    for (uint32_t d = t->rank; d-- > 0;) {
-        uint64_t fits = room / box->elems, left = t->shape[d] - box->first[d];
-        box->extent[d] = left < fits ? left : fits;
-        box->elems *= box->extent[d];
-        if (box->extent[d] < t->shape[d]) { /* a part of this dimension: nothing further out */
-            return;
-        }
-    }
-}
-
-/* The dimension of the box along which the storage is walked in the smallest steps. */
-static uint32_t inner_dim(const heft__file_tensor *t, const struct box *box)
-{
-    uint32_t best = t->rank - 1;
-    uint64_t smallest = UINT64_MAX;
-    for (uint32_t d = 0; d < t->rank; d++) {
-        uint64_t stride = (uint64_t)t->strides[d];
-        if (box->extent[d] > 1 && stride > 0 && stride < smallest) {
-            best = d;
-            smallest = stride;
-        }
-    }
-    return best;
-}
-
-/* `count` elements, `stride` apart in the storage from element `from` on, to every `step`-th
- * element of dst. */
-static heft_status read_run(heft__tensor_reader *reader, uint64_t from, uint64_t stride,
-                            uint64_t count, uint8_t *dst, uint64_t step, heft_error *err)
-{
-    const size_t size = reader->elem_bytes;
-    if (stride == 1 && step == 1) {
-        return read_storage(reader, from * size, dst, (size_t)(count * size), err);
-    }
-    uint64_t per_read = stride == 0 ? count : RUN_BYTES / size / stride;
-    per_read = per_read == 0 ? 1 : per_read;
-    for (uint64_t done = 0; done < count; done += per_read) {
-        uint64_t some = count - done < per_read ? count - done : per_read;
-        uint64_t span = stride == 0 ? 1 : (some - 1) * stride + 1;
-        heft_status status = read_storage(reader, (from + done * stride) * size, reader->run,
-                                          (size_t)(span * size), err);
-        if (status != HEFT_OK) {
-            return status;
-        }
-        for (uint64_t i = 0; i < some; i++) {
-            memcpy(dst + (done + i) * step * size, reader->run + i * stride * size, size);
-        }
-    }
-    return HEFT_OK;
-}
-
-static heft_status read_box(heft__tensor_reader *reader, const struct box *box, uint8_t *dst,
-                            heft_error *err)
-{
-    const heft__file_tensor *t = reader->tensor;
-    uint32_t inner = inner_dim(t, box);
-    uint64_t step[64], index[64] = {0};
-    uint64_t runs = box->elems / box->extent[inner];
-    for (uint32_t d = t->rank, width = 0; d-- > 0; width = 1) {
-        step[d] = width ? step[d + 1] * box->extent[d + 1] : 1;
-    }
-    for (uint64_t k = 0; k < runs; k++) {
-        uint64_t from = 0, to = 0;
-        for (uint32_t d = 0; d < t->rank; d++) {
-            from += (box->first[d] + index[d]) * (uint64_t)t->strides[d];
-            to += index[d] * step[d];
-        }
-        heft_status status = read_run(reader, from, (uint64_t)t->strides[inner], box->extent[inner],
-                                      dst + to * reader->elem_bytes, step[inner], err);
-        if (status != HEFT_OK) {
-            return status;
-        }
-        for (uint32_t d = t->rank;
-             d-- > 0;) { /* the next run: count up all dimensions but the inner one */
-            if (d != inner && ++index[d] < box->extent[d]) {
-                break;
-            }
-            index[d] = 0;
-        }
-    }
-    return HEFT_OK;
 }
 
 /* ---- what is done to the bytes
- * ------------------------------------------------------------------------------------ */
+ * ---------------------------------------------------------------------------------------------- */
 static void swap_bytes(uint8_t *bytes, size_t length, size_t width)
 {
     for (size_t i = 0; i + width <= length; i += width) {
-        for (size_t k = 0; k < width / 2; k++) {
-            uint8_t kept = bytes[i + k];
-            bytes[i + k] = bytes[i + width - 1 - k];
-            bytes[i + width - 1 - k] = kept;
+        for (size_t a = 0, b = width - 1; a < b; a++, b--) {
+            const uint8_t byte = bytes[i + a];
+            bytes[i + a] = bytes[i + b];
+            bytes[i + b] = byte;
         }
     }
 }
 
-/* Flip the sign bit of every `step`-th number of `width` bytes from `first` on: floats only have
- * one. */
+/* Turn the sign bit of every number whose place in its element is wanted; floats are negated just
+ * so. */
 static void flip_signs(uint8_t *bytes, size_t length, size_t width, size_t first, size_t step)
 {
     for (size_t i = first * width; i + width <= length; i += step * width) {
@@ -223,95 +155,97 @@ static void flip_signs(uint8_t *bytes, size_t length, size_t width, size_t first
     }
 }
 
-static heft_status finish_piece(const heft__tensor_reader *reader, uint8_t *bytes, size_t length,
-                                heft_error *err)
+static void resolve(const heft__tensor_reader *reader, uint8_t *bytes, size_t length)
 {
-    const heft__file_tensor *t = reader->tensor;
-    size_t width = heft__dtype_swap_bytes(t->dtype);
-    bool complex_numbers = heft__dtype_is_complex(t->dtype);
-    if (swapped(reader->file, t)) {
+    const heft__file_tensor *tensor = reader->tensor;
+    const size_t width = heft__dtype_swap_bytes(tensor->dtype);
+    if (reader->file->big_endian && width > 1) {
         swap_bytes(bytes, length, width);
     }
-    if ((t->neg && !complex_numbers && !heft_dtype_is_floating(t->dtype)) ||
-        (t->conj && !complex_numbers)) {
-        return heft__fail_at(err, HEFT_UNSUPPORTED, t->item_offset,
-                             "a negated or conjugated view of %s", heft_dtype_name(t->dtype));
+    if (tensor->conj) {
+        flip_signs(bytes, length, width, 1, 2);
     }
-    if (t->neg) {
+    if (tensor->neg) {
         flip_signs(bytes, length, width, 0, 1);
     }
-    if (t->conj) {
-        flip_signs(bytes, length, width, 1, 2); /* the imaginary part */
-    }
-    return HEFT_OK;
 }
 
+/* ---- reading
+ * ------------------------------------------------------------------------------------------------------------------
+ */
 heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, size_t cap,
                                      size_t *length, heft_error *err)
 {
-    uint64_t left = reader->elems - reader->done, room = cap / reader->elem_bytes,
-             elems = left < room ? left : room;
+    const heft__file_tensor *tensor = reader->tensor;
+    const uint64_t left = tensor->size_bytes - reader->done;
+    size_t piece = cap - cap % reader->elem_bytes;
     heft_status status = HEFT_OK;
-    if (elems == 0) {
-        *length = 0;
-        return left ? heft__fail(err, HEFT_INVALID_ARG, "a buffer of %zu bytes holds no element",
-                                 cap)
-                    : HEFT_OK;
+    if (piece > left) {
+        piece = (size_t)left;
     }
-    if (reader->tensor->strides) {
-        struct box box;
-        next_box(reader, elems, &box);
-        elems = box.elems;
-        status = read_box(reader, &box, dst, err);
-    } else {
-        status = read_storage(reader, reader->done * reader->elem_bytes, dst,
-                              (size_t)(elems * reader->elem_bytes), err);
+    if (piece && reader->strided) {
+        status = heft__strided_next(reader->strided, dst, piece, &piece, err);
+    } else if (piece && reader->inflater) {
+        status = heft__inflater_read(reader->inflater, dst, piece, err);
+    } else if (piece) {
+        status = heft__source_read(reader->file->source,
+                                   reader->storage->offset + tensor->start + reader->done, dst,
+                                   piece, err);
     }
-    size_t bytes = (size_t)(elems * reader->elem_bytes);
-    if (status == HEFT_OK) {
-        status = finish_piece(reader, dst, bytes, err);
+    if (status != HEFT_OK) {
+        heft__add_item(status, err, tensor->name);
+        return heft__add_path(status, err, heft__source_path(reader->file->source));
     }
-    if (status == HEFT_OK) {
-        reader->done += elems;
-        *length = bytes;
-    }
-    return status;
+    resolve(reader, dst, piece);
+    reader->done += piece;
+    *length = piece;
+    return HEFT_OK;
 }
 
 /* ---- CRC
- * -----------------------------------------------------------------------------------------------------------
+ * ------------------------------------------------------------------------------------------------------------------------
  */
+static heft_status crc_of(heft_ctx *ctx, const heft__file *file, const heft__file_storage *storage,
+                          void *scratch, size_t scratch_bytes, uint32_t *crc, heft_error *err)
+{
+    heft__inflater *inflater = NULL;
+    heft_status status = HEFT_OK;
+    uint32_t sum = 0;
+    if (storage->deflated) {
+        status = heft__inflater_new(ctx, file->source, storage->offset, storage->stored_bytes,
+                                    storage->bytes, &inflater, err);
+    }
+    for (uint64_t done = 0; done < storage->bytes && status == HEFT_OK;) {
+        const uint64_t left = storage->bytes - done;
+        const size_t piece = left < scratch_bytes ? (size_t)left : scratch_bytes;
+        status = inflater
+                     ? heft__inflater_read(inflater, scratch, piece, err)
+                     : heft__source_read(file->source, storage->offset + done, scratch, piece, err);
+        if (status == HEFT_OK) {
+            sum = heft__crc32(sum, scratch, piece);
+        }
+        done += piece;
+    }
+    heft__inflater_free(inflater);
+    *crc = sum;
+    return status;
+}
+
 heft_status heft__storage_check_crc(heft_ctx *ctx, const heft__file *file, size_t storage,
                                     void *scratch, size_t scratch_bytes, bool *checked, bool *equal,
                                     uint32_t *found, heft_error *err)
 {
     const heft__file_storage *run = &file->storages[storage];
     uint32_t crc = 0;
-    heft_status status = HEFT_OK;
+    if (run->has_crc) {
+        heft_status status = crc_of(ctx, file, run, scratch, scratch_bytes, &crc, err);
+        if (status != HEFT_OK) {
+            heft__add_item(status, err, run->record);
+            return heft__add_path(status, err, heft__source_path(file->source));
+        }
+    }
     *checked = run->has_crc;
-    *equal = true;
-    if (!run->has_crc) {
-        return HEFT_OK;
-    }
-    if (run->deflated) {
-        uint8_t *bytes = NULL;
-        status = heft__inflate(ctx, file->source, run->offset, run->stored_bytes, run->bytes,
-                               &bytes, err);
-        if (status == HEFT_OK) {
-            crc = heft__crc32(0, bytes, (size_t)run->bytes);
-            heft__free(ctx, bytes, (size_t)run->bytes);
-        }
-    }
-    for (uint64_t done = 0; !run->deflated && done < run->bytes && status == HEFT_OK;) {
-        size_t piece =
-            run->bytes - done < scratch_bytes ? (size_t)(run->bytes - done) : scratch_bytes;
-        status = heft__source_read(file->source, run->offset + done, scratch, piece, err);
-        if (status == HEFT_OK) {
-            crc = heft__crc32(crc, scratch, piece);
-        }
-        done += piece;
-    }
+    *equal = !run->has_crc || crc == run->crc;
     *found = crc;
-    *equal = crc == run->crc;
-    return status;
+    return HEFT_OK;
 }

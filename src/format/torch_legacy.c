@@ -1,185 +1,199 @@
-/* torch_legacy.c - PyTorch's stream before 1.6.
+/* torch_legacy.c - reading what torch.save wrote before 1.6.
  *
- *   pickle: magic | pickle: 1001 | pickle: system info | pickle: the object | pickle: list of keys
- * | (i64 numel, bytes) per key
+ *   pickle  0x1950A86A20F9469CFC6C
+ *   pickle  1001
+ *   pickle  {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {...}}
+ *   pickle  the object; persistent ids have a sixth item
+ *   pickle  [key, ...]
+ *   then for each key in that order: int64 elements, elements * size bytes; no padding
  *
- * Storages lie behind the pickles in the order of the list. They are found first, so that an id can
- * be checked against what is there. Nothing is trusted: every count against the file's size. Always
- * little-endian.
- * Source: docs/formats/torch_legacy.md. */
-#include "format/torch.h"
+ * The storages' sizes are known twice, from the ids and from the numbers in front of the data; they
+ * must agree, and every storage of the object must be in the list. Elements are little-endian
+ * whatever the third pickle says, as torch reads them. Trusted: nothing. What is not done: the text
+ * pickles of Python 2's protocols 0 and 1; pickled modules; bytes behind the last storage are
+ * ignored. Source: docs/formats/torch_legacy.md. */
+#include "format/pickle.h"
 
-struct stream {
+#define PROTOCOL 1001
+
+struct parse {
     heft_ctx *ctx;
     heft__file *file;
-    uint8_t *bytes; /* the head of the file, as far as the pickles may reach */
-    size_t length;
-    const heft__pickle *keys;
-    uint64_t storages_at;
-    heft__map offsets; /* key -> number in the list */
+    uint64_t at, size;
+    heft__pickle object, keys;
+    heft__pickle_tensors build;
+    bool *placed; /* by storage */
 };
 
-static heft_status run_next(struct stream *s, size_t *at, heft__pickle *pickle, heft_error *err)
+/* One of the small pickles in front; `pickle` must be freed. */
+static heft_status read_next(struct parse *p, heft__pk_ids ids, heft__pickle *pickle,
+                             heft_error *err)
 {
     heft_status status =
-        heft__pickle_run(s->ctx, s->bytes + *at, s->length - *at, *at, 6, pickle, err);
+        heft__pickle_read(p->ctx, p->file->source, p->at, p->size, ids, pickle, err);
     if (status == HEFT_OK) {
-        *at += pickle->end;
+        p->at += pickle->end;
     }
     return status;
 }
 
-static heft_status place_storage(void *user, const char *key, heft__file_storage *storage,
-                                 heft_error *err)
+static heft_status read_magic(struct parse *p, heft_error *err)
 {
-    struct stream *s = user;
-    size_t i = heft__map_get(&s->offsets, key, strlen(key));
-    if (i == HEFT__MAP_NONE) {
-        return heft__fail(err, HEFT_FORMAT, "storage '%.100s' is not in the list of keys", key);
+    static const uint8_t magic[] = {0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
+    heft__pickle pickle = {0};
+    heft_status status = read_next(p, HEFT__PK_IDS_NONE, &pickle, err);
+    if (status == HEFT_OK &&
+        (pickle.top.kind != HEFT__PK_BIGINT || pickle.top.as.text.length != sizeof magic ||
+         memcmp(heft__pk_text(&pickle, &pickle.top), magic, sizeof magic) != 0)) {
+        status = heft__fail_at(err, HEFT_FORMAT, 0, "bad magic number");
     }
-    storage->record = NULL;
-    storage->stored_bytes = storage->bytes;
-    storage->offset = i; /* its number for now; its byte once all sizes are known */
-    return HEFT_OK;
-}
-
-static heft_status list_keys(struct stream *s, heft_error *err)
-{
-    const heft__pickle_value *list = s->keys->top;
-    if (list->kind != HEFT__PICKLE_LIST) {
-        return heft__fail_at(err, HEFT_FORMAT, s->storages_at,
-                             "the list of storage keys is no list");
-    }
-    for (uint32_t i = 0; i < list->count; i++) {
-        size_t found;
-        const heft__pickle_value *key = list->as.items[i];
-        if (key->kind != HEFT__PICKLE_TEXT) {
-            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u is no string",
-                                 i);
-        }
-        if (!heft__map_put(&s->offsets, key->as.text, (size_t)key->integer, i, &found)) {
-            return heft__fail_nomem(err, 0);
-        }
-        if (found != HEFT__MAP_NONE) {
-            return heft__fail_at(err, HEFT_FORMAT, s->storages_at, "storage key %u occurs twice",
-                                 i);
-        }
-    }
-    return HEFT_OK;
-}
-
-static uint64_t elem_bytes_of(const heft__file *file, size_t storage)
-{
-    for (size_t i = 0; i < file->tensor_count; i++) {
-        if (file->tensors[i].storage == storage) {
-            return heft_dtype_bits(file->tensors[i].dtype) / 8;
-        }
-    }
-    return 0;
-}
-
-/* Walk over the storages in the file's order; each says its numel, which must be what the pickle
- * says. */
-static heft_status place_all(struct stream *s, heft_error *err)
-{
-    heft__file *file = s->file;
-    uint32_t count = s->keys->top->count;
-    size_t *by_number = heft__alloc(s->ctx, count * sizeof *by_number);
-    uint64_t at = s->storages_at, size = heft__source_size(file->source);
-    heft_status status = by_number ? HEFT_OK : heft__fail_nomem(err, count * sizeof *by_number);
-    for (uint32_t i = 0; by_number && i < count; i++) {
-        by_number[i] = SIZE_MAX;
-    }
-    for (size_t k = 0; by_number && k < file->storage_count; k++) {
-        by_number[file->storages[k].offset] = k;
-    }
-    for (uint32_t i = 0; i < count && status == HEFT_OK; i++) {
-        uint8_t raw[8];
-        if (by_number[i] == SIZE_MAX) {
-            status = heft__fail_at(err, HEFT_UNSUPPORTED, at,
-                                   "storage %u belongs to no tensor: its size is not known", i);
-            break;
-        }
-        heft__file_storage *storage = &file->storages[by_number[i]];
-        uint64_t elem = elem_bytes_of(file, by_number[i]);
-        status = heft__source_read(file->source, at, raw, sizeof raw, err);
-        if (status == HEFT_OK && (elem == 0 || heft__le64(raw) != storage->bytes / elem)) {
-            status =
-                heft__fail_at(err, HEFT_FORMAT, at, "storage has numel %llu, the pickle says %llu",
-                              (unsigned long long)heft__le64(raw),
-                              (unsigned long long)(elem ? storage->bytes / elem : 0));
-        }
-        at += sizeof raw;
-        if (status == HEFT_OK && (at > size || storage->bytes > size - at)) {
-            status = heft__fail_at(err, HEFT_FORMAT, size,
-                                   "storage of %llu bytes at %llu, file has %llu bytes",
-                                   (unsigned long long)storage->bytes, (unsigned long long)at,
-                                   (unsigned long long)size);
-        }
-        storage->offset = at;
-        at += storage->bytes;
-    }
-    heft__free(s->ctx, by_number, count * sizeof *by_number);
+    heft__pickle_fini(&pickle);
     return status;
 }
 
-static heft_status read_stream(struct stream *s, heft_error *err)
+static heft_status read_protocol(struct parse *p, heft_error *err)
 {
-    heft__pickle pickles[5] = {{.top = NULL}};
-    size_t at = 0;
-    uint64_t object_at = 0;
-    heft_status status = HEFT_OK;
-    for (size_t i = 0; i < 5 && status == HEFT_OK; i++) {
-        object_at = i == 3 ? at : object_at;
-        status = run_next(s, &at, &pickles[i], err);
-        if (status == HEFT_OK && i == 1 &&
-            (pickles[1].top->kind != HEFT__PICKLE_INT || pickles[1].top->integer != 1001)) {
-            status = heft__fail_at(err, HEFT_UNSUPPORTED, 2, "protocol version is not 1001");
-        }
-    }
-    if (status == HEFT_OK) {
-        s->keys = &pickles[4];
-        s->storages_at = at;
-        status = list_keys(s, err);
-    }
-    if (status == HEFT_OK) {
+    heft__pickle pickle = {0};
+    const uint64_t at = p->at;
+    heft_status status = read_next(p, HEFT__PK_IDS_NONE, &pickle, err);
+    if (status == HEFT_OK &&
+        (pickle.top.kind != HEFT__PK_INT || pickle.top.as.integer != PROTOCOL)) {
         status =
-            heft__pickle_tensors(s->ctx, &pickles[3], object_at, s->file, place_storage, s, err);
+            pickle.top.kind == HEFT__PK_INT
+                ? heft__fail_at(err, HEFT_UNSUPPORTED, at, "protocol version %lld, expected %d",
+                                (long long)pickle.top.as.integer, PROTOCOL)
+                : heft__fail_at(err, HEFT_FORMAT, at, "protocol version is %s",
+                                heft__pk_kind_name(&pickle.top));
     }
-    if (status == HEFT_OK) {
-        status = place_all(s, err);
+    heft__pickle_fini(&pickle);
+    return status;
+}
+
+static heft_status read_system(struct parse *p, heft_error *err)
+{
+    heft__pickle pickle = {0};
+    const uint64_t at = p->at;
+    heft_status status = read_next(p, HEFT__PK_IDS_NONE, &pickle, err);
+    if (status == HEFT_OK && pickle.top.kind != HEFT__PK_DICT) {
+        status = heft__fail_at(err, HEFT_FORMAT, at, "system information must be a dict, found %s",
+                               heft__pk_kind_name(&pickle.top));
     }
-    for (size_t i = 0; i < 5; i++) {
-        heft__pickle_fini(&pickles[i]);
+    heft__pickle_fini(&pickle);
+    return status;
+}
+
+/* Where a storage lies is known only behind the pickles. */
+static heft_status place(void *user, const char *key, size_t key_length,
+                         heft__file_storage *storage, heft_error *err)
+{
+    struct parse *p = user;
+    char *record = heft__arena_text(&p->file->arena, key, key_length);
+    storage->record = record;
+    return record ? HEFT_OK : heft__fail_nomem(err, key_length);
+}
+
+/* The number and the bytes of one storage. */
+static heft_status place_next(struct parse *p, size_t index, heft_error *err)
+{
+    uint8_t number[8];
+    heft__file_storage *storage = &p->build.storages[index];
+    const struct heft__pk_root *root = &p->build.roots[index];
+    heft_status status = heft__source_read(p->file->source, p->at, number, sizeof number, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (heft__le64(number) != root->numel) {
+        return heft__fail_at(err, HEFT_FORMAT, p->at,
+                             "storage has %lld elements here, %llu in the pickle",
+                             (long long)heft__le64(number), (unsigned long long)root->numel);
+    }
+    p->at += sizeof number;
+    if (storage->bytes > p->size - p->at) {
+        return heft__fail_at(err, HEFT_FORMAT, p->size,
+                             "storage of %llu bytes at %llu, the file has %llu",
+                             (unsigned long long)storage->bytes, (unsigned long long)p->at,
+                             (unsigned long long)p->size);
+    }
+    storage->offset = p->at;
+    p->at += storage->bytes;
+    p->placed[index] = true;
+    return HEFT_OK;
+}
+
+static heft_status place_all(struct parse *p, heft_error *err)
+{
+    const heft__pk_cell *top = &p->keys.top;
+    const uint64_t keys_at = p->keys.origin;
+    heft_status status = HEFT_OK;
+    if (top->kind != HEFT__PK_LIST) {
+        return heft__fail_at(err, HEFT_FORMAT, keys_at, "storage keys must be a list, found %s",
+                             heft__pk_kind_name(top));
+    }
+    p->placed = heft__alloc_zero(p->ctx, p->build.storage_count, sizeof *p->placed);
+    if (!p->placed) {
+        return heft__fail_nomem(err, p->build.storage_count);
+    }
+    for (uint32_t i = 0; i < top->as.object->count && status == HEFT_OK; i++) {
+        const heft__pk_cell *key = &top->as.object->items[i];
+        if (key->kind != HEFT__PK_TEXT) {
+            return heft__fail_at(err, HEFT_FORMAT, keys_at + key->at,
+                                 "storage key must be a string, found %s", heft__pk_kind_name(key));
+        }
+        const char *text = heft__pk_text(&p->keys, key);
+        const size_t index = heft__map_get(&p->build.keys, text, key->as.text.length);
+        if (index == HEFT__MAP_NONE || p->placed[index]) {
+            return heft__fail_at(err, HEFT_FORMAT, keys_at + key->at, "storage key '%.*s' %s",
+                                 (int)(key->as.text.length < 100 ? key->as.text.length : 100), text,
+                                 index == HEFT__MAP_NONE ? "is not in the pickle"
+                                                         : "is listed twice");
+        }
+        status = heft__add_item(place_next(p, index, err), err, p->build.storages[index].record);
+    }
+    for (size_t i = 0; i < p->build.storage_count && status == HEFT_OK; i++) {
+        if (!p->placed[i]) {
+            status = heft__fail_at(err, HEFT_FORMAT, keys_at, "storage is not in the list of keys");
+            heft__add_item(status, err, p->build.storages[i].record);
+        }
     }
     return status;
+}
+
+static heft_status read_object(struct parse *p, heft_error *err)
+{
+    heft_status status = read_next(p, HEFT__PK_IDS_LEGACY, &p->object, err);
+    if (status == HEFT_OK) {
+        status = read_next(p, HEFT__PK_IDS_NONE, &p->keys, err);
+    }
+    if (status == HEFT_OK) {
+        heft__pickle_tensors_init(&p->build, p->ctx, p->file, &p->object, place, p);
+        status = heft__pickle_tensors_storages(&p->build, err);
+    }
+    if (status == HEFT_OK) {
+        status = place_all(p, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__pickle_tensors_walk(&p->build, err);
+    }
+    return status == HEFT_OK ? heft__pickle_tensors_publish(&p->build, err) : status;
 }
 
 heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
-    struct stream s = {.ctx = ctx, .file = file};
-    uint64_t size = heft__source_size(file->source), most = heft__limits(ctx)->pickle_bytes;
+    struct parse p = {.ctx = ctx, .file = file, .size = heft__source_size(file->source)};
     file->format = HEFT_FORMAT_TORCH_LEGACY;
-    heft__map_init(&s.offsets, ctx);
-    /* Where the pickles end is known only by running them: read more and more of the file until
-     * they fit. */
-    heft_status status = HEFT_FORMAT;
-    for (uint64_t wanted = 1 << 20; status == HEFT_FORMAT; wanted *= 8) {
-        s.length = (size_t)(size < wanted ? size : wanted);
-        s.length = s.length > most ? (size_t)most : s.length;
-        heft__map_fini(&s.offsets);
-        heft__map_init(&s.offsets, ctx);
-        s.bytes = heft__alloc(ctx, s.length);
-        status = s.bytes ? heft__source_read(file->source, 0, s.bytes, s.length, err)
-                         : heft__fail_nomem(err, s.length);
-        if (status == HEFT_OK) {
-            status = read_stream(&s, err);
-        }
-        heft__free(ctx, s.bytes, s.length);
-        if (s.length == size || s.length == most) {
-            break;
-        }
+    heft_status status = read_magic(&p, err);
+    if (status == HEFT_OK) {
+        status = read_protocol(&p, err);
     }
-    heft__map_fini(&s.offsets);
+    if (status == HEFT_OK) {
+        status = read_system(&p, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_object(&p, err);
+    }
+    heft__free(ctx, p.placed, p.build.storage_count * sizeof *p.placed);
+    heft__pickle_tensors_fini(&p.build);
+    heft__pickle_fini(&p.object);
+    heft__pickle_fini(&p.keys);
     return status;
 }

@@ -1,169 +1,250 @@
-/* torch_zip.c - PyTorch's zip: PREFIX/data.pkl says what there is, PREFIX/data/KEY holds a storage
- * each.
+/* torch_zip.c - reading the zip that torch.save writes since 1.6.
  *
- * The prefix is that of the archive's first entry, whatever the file is called. `version` must be
- * there and known, `byteorder` may say big. TorchScript archives are refused. Source:
- * docs/formats/torch_zip.md [1], [3]. */
-#include "format/torch.h"
+ *   <prefix>/data.pkl     the pickle; tensors name their storages by key
+ *   <prefix>/data/KEY     the bytes of one storage
+ *   <prefix>/version      a decimal number, 1 to 10
+ *   <prefix>/byteorder    "little" or "big"; little if it is not there
+ *
+ * The prefix is what stands before the first slash of the directory's first entry, and all entries
+ * must have it. Trusted: nothing; zip.c checks the container, pickle.c and pickle_tensors.c the
+ * pickle, and here each storage's size must be just that of its record. What is not done:
+ * `.format_version` and `.storage_alignment`, which promise where records lie, are ignored, the
+ * directory says so itself; a data record's CRC is not looked at before heft__storage_check_crc;
+ * TorchScript (constants.pkl) is refused. Source: docs/formats/torch_zip.md [1]. */
+#include "format/pickle.h"
+#include "format/zip.h"
 
-#include <stdlib.h>
+#define SMALL_RECORD 64
+#define VERSION_MOST 10
 
-struct archive {
+struct parse {
     heft_ctx *ctx;
     heft__file *file;
     heft__zip zip;
-    const char *prefix; /* without a slash */
+    const char *prefix; /* not terminated */
+    size_t prefix_length;
 };
 
-static const heft__zip_entry *find_record(struct archive *a, const char *record)
+/* ---- records
+ * --------------------------------------------------------------------------------------------------------------
+ */
+static heft_status find_prefix(struct parse *p, heft_error *err)
 {
-    char name[600];
-    int length = snprintf(name, sizeof name, "%s/%s", a->prefix, record);
-    return length > 0 && (size_t)length < sizeof name ? heft__zip_find(&a->zip, name) : NULL;
-}
-
-static heft_status find_prefix(struct archive *a, heft_error *err)
-{
-    const char *first = a->zip.count ? a->zip.entries[0].name : "", *slash = strchr(first, '/');
+    const heft__zip_entry *first = &p->zip.entries[0];
+    const char *slash = strchr(first->name, '/');
     if (!slash) {
         heft_status status =
-            heft__fail(err, HEFT_FORMAT,
-                       a->zip.count ? "first record is in no folder" : "the archive is empty");
-        return heft__add_item(status, err, first);
+            heft__fail_at(err, HEFT_FORMAT, first->central, "record name has no folder");
+        return heft__add_item(status, err, first->name);
     }
-    a->prefix = heft__arena_text(&a->file->arena, first, (size_t)(slash - first));
-    return a->prefix ? HEFT_OK : heft__fail_nomem(err, 0);
+    p->prefix = first->name;
+    p->prefix_length = (size_t)(slash - first->name) + 1;
+    for (size_t i = 0; i < p->zip.count; i++) {
+        const heft__zip_entry *entry = &p->zip.entries[i];
+        if (strncmp(entry->name, p->prefix, p->prefix_length) != 0) {
+            heft_status status =
+                heft__fail_at(err, HEFT_FORMAT, entry->central, "record is not below '%.*s'",
+                              (int)(p->prefix_length < 200 ? p->prefix_length : 200), p->prefix);
+            return heft__add_item(status, err, entry->name);
+        }
+    }
+    return HEFT_OK;
 }
 
-/* A small text record into text[cap], NUL-terminated. Absent: *found is false. */
-static heft_status read_text(struct archive *a, const char *record, char *text, size_t cap,
-                             bool *found, heft_error *err)
+/* The entry of prefix + folder + name; NULL if there is none. */
+static heft_status find_record(struct parse *p, const char *folder, const char *name, size_t length,
+                               const heft__zip_entry **entry, heft_error *err)
 {
-    const heft__zip_entry *entry = find_record(a, record);
-    uint8_t *bytes = NULL;
-    *found = entry != NULL;
-    if (!entry) {
-        return HEFT_OK;
-    }
-    heft_status status = heft__zip_read(&a->zip, entry, cap - 1, &bytes, err);
+    heft__buffer full;
+    heft__buffer_init(&full, p->ctx);
+    heft__buffer_append(&full, p->prefix, p->prefix_length);
+    heft__buffer_text(&full, folder);
+    heft__buffer_append(&full, name, length);
+    heft_status status = heft__buffer_check(&full, err);
     if (status == HEFT_OK) {
-        memcpy(text, bytes, (size_t)entry->bytes);
-        text[entry->bytes] = '\0';
-        heft__free(a->ctx, bytes, (size_t)entry->bytes);
+        status = heft__zip_find(&p->zip, (const char *)full.data, full.size, entry, err);
+    }
+    heft__buffer_fini(&full);
+    return status;
+}
+
+/* A small record as text; *length is SIZE_MAX if it is not there. */
+static heft_status read_small(struct parse *p, const char *name, char text[SMALL_RECORD + 1],
+                              size_t *length, const heft__zip_entry **entry, heft_error *err)
+{
+    uint8_t *bytes = NULL;
+    heft_status status = find_record(p, "", name, strlen(name), entry, err);
+    *length = SIZE_MAX;
+    if (status != HEFT_OK || !*entry) {
+        return status;
+    }
+    status = heft__zip_read(&p->zip, *entry, SMALL_RECORD, &bytes, err);
+    if (status == HEFT_OK) {
+        *length = (size_t)(*entry)->bytes;
+        memcpy(text, bytes, *length);
+        text[*length] = '\0';
+        heft__free(p->ctx, bytes, *length);
     }
     return status;
 }
 
-static heft_status check_version(struct archive *a, heft_error *err)
+static heft_status check_version(struct parse *p, heft_error *err)
 {
-    char text[64];
-    bool found = false;
-    heft_status status = read_text(a, "version", text, sizeof text, &found, err);
-    if (status == HEFT_OK && !found) {
-        status = read_text(a, ".data/version", text, sizeof text, &found, err);
+    char text[SMALL_RECORD + 1];
+    size_t length, digits = 0;
+    unsigned value = 0;
+    const heft__zip_entry *entry = NULL;
+    heft_status status = read_small(p, ".data/version", text, &length, &entry, err);
+    if (status == HEFT_OK && !entry) {
+        status = read_small(p, "version", text, &length, &entry, err);
     }
     if (status != HEFT_OK) {
         return status;
     }
-    if (!found) {
-        return heft__add_item(heft__fail(err, HEFT_FORMAT, "record not found"), err, "version");
+    if (!entry) {
+        return heft__add_item(heft__fail(err, HEFT_FORMAT, "record 'version' not found"), err,
+                              "version");
     }
-    char *end = text;
-    unsigned long version = strtoul(text, &end, 10);
-    bool number = end != text && text[0] >= '0' && text[0] <= '9' &&
-                  (*end == '\0' || *end == '\n' || *end == '\r');
-    if (!number || version < 1) {
-        status = heft__fail(err, HEFT_FORMAT, "'%.20s' is not a version number", text);
-    } else if (version > 10) {
-        status =
-            heft__fail(err, HEFT_UNSUPPORTED, "version %lu is newer than supported (10)", version);
+    while (digits < length && digits < 9 && text[digits] >= '0' && text[digits] <= '9') {
+        value = value * 10 + (unsigned)(text[digits++] - '0');
+    }
+    const char *rest = text + digits;
+    const bool ends = strcmp(rest, "") == 0 || strcmp(rest, "\n") == 0 || strcmp(rest, "\r\n") == 0;
+    if (digits == 0 || !ends || strlen(text) != length || value == 0) {
+        status = heft__fail_at(err, HEFT_FORMAT, entry->data,
+                               "expected a version from 1 to %d, found '%s'", VERSION_MOST, text);
+    } else if (value > VERSION_MOST) {
+        status = heft__fail_at(err, HEFT_UNSUPPORTED, entry->data, "version %u is newer than %d",
+                               value, VERSION_MOST);
     }
     return heft__add_item(status, err, "version");
 }
 
-static heft_status check_byteorder(struct archive *a, heft_error *err)
+static heft_status check_byteorder(struct parse *p, heft_error *err)
 {
-    char text[64];
-    bool found = false;
-    heft_status status = read_text(a, "byteorder", text, sizeof text, &found, err);
-    if (status != HEFT_OK || !found) {
+    char text[SMALL_RECORD + 1];
+    size_t length;
+    const heft__zip_entry *entry = NULL;
+    heft_status status = read_small(p, "byteorder", text, &length, &entry, err);
+    if (status != HEFT_OK || !entry) {
         return status;
     }
-    a->file->big_endian = strcmp(text, "big") == 0;
-    if (!a->file->big_endian && strcmp(text, "little") != 0) {
-        status = heft__fail(err, HEFT_FORMAT, "expected 'little' or 'big', found '%.40s'", text);
-        heft__add_item(status, err, "byteorder");
+    if (length == 3 && memcmp(text, "big", 3) == 0) {
+        p->file->big_endian = true;
+    } else if (length != 6 || memcmp(text, "little", 6) != 0) {
+        status = heft__fail_at(err, HEFT_FORMAT, entry->data,
+                               "expected 'little' or 'big', found '%s'", text);
+    }
+    return heft__add_item(status, err, "byteorder");
+}
+
+static heft_status refuse_script(struct parse *p, heft_error *err)
+{
+    const heft__zip_entry *entry = NULL;
+    heft_status status = find_record(p, "", "constants.pkl", strlen("constants.pkl"), &entry, err);
+    if (status == HEFT_OK && entry) {
+        status = heft__fail_at(err, HEFT_UNSUPPORTED, entry->central,
+                               "a TorchScript archive, not a checkpoint");
+        heft__add_item(status, err, entry->name);
     }
     return status;
 }
 
-static heft_status place_storage(void *user, const char *key, heft__file_storage *storage,
-                                 heft_error *err)
+/* ---- storages
+ * ------------------------------------------------------------------------------------------------------------------
+ */
+static heft_status place(void *user, const char *key, size_t key_length,
+                         heft__file_storage *storage, heft_error *err)
 {
-    struct archive *a = user;
-    char name[512];
-    snprintf(name, sizeof name, "data/%s", key);
-    const heft__zip_entry *entry = find_record(a, name);
-    if (!entry) {
-        return heft__fail(err, HEFT_FORMAT, "record %s not found", name);
-    }
-    if (entry->bytes != storage->bytes) {
-        return heft__fail_at(err, HEFT_FORMAT, entry->central,
-                             "record %s: %llu bytes, its storage needs %llu", name,
-                             (unsigned long long)entry->bytes, (unsigned long long)storage->bytes);
-    }
-    storage->offset = entry->data;
-    storage->stored_bytes = entry->stored_bytes;
-    storage->deflated = entry->method != 0;
-    storage->crc = entry->crc;
-    storage->has_crc = entry->crc != 0;
-    storage->record = strchr(entry->name, '/') + 1;
-    return HEFT_OK;
-}
-
-static heft_status read_pickle(struct archive *a, heft_error *err)
-{
-    const heft__zip_entry *entry = find_record(a, "data.pkl");
-    uint8_t *bytes = NULL;
-    heft__pickle pickle = {0};
-    if (!entry) {
-        return heft__add_item(heft__fail(err, HEFT_FORMAT, "record not found"), err, "data.pkl");
-    }
-    heft_status status =
-        heft__zip_read(&a->zip, entry, heft__limits(a->ctx)->pickle_bytes, &bytes, err);
+    struct parse *p = user;
+    const heft__zip_entry *entry = NULL;
+    const int shown = (int)(key_length < 100 ? key_length : 100);
+    heft_status status = find_record(p, "data/", key, key_length, &entry, err);
     if (status != HEFT_OK) {
         return status;
     }
-    status = heft__pickle_run(a->ctx, bytes, (size_t)entry->bytes, 0, 5, &pickle, err);
-    if (status == HEFT_OK) {
-        status = heft__pickle_tensors(a->ctx, &pickle, 0, a->file, place_storage, a, err);
+    if (!entry) {
+        return heft__fail(err, HEFT_FORMAT, "record 'data/%.*s' not found", shown, key);
     }
+    if (entry->bytes != storage->bytes) {
+        return heft__fail_at(err, HEFT_FORMAT, entry->central,
+                             "record 'data/%.*s' has %llu bytes, its storage needs %llu", shown,
+                             key, (unsigned long long)entry->bytes,
+                             (unsigned long long)storage->bytes);
+    }
+    const char *record = entry->name + p->prefix_length;
+    storage->record = heft__arena_text(&p->file->arena, record, strlen(record));
+    if (!storage->record) {
+        return heft__fail_nomem(err, strlen(record));
+    }
+    storage->offset = entry->data;
+    storage->stored_bytes = entry->stored_bytes;
+    storage->deflated = entry->method == 8;
+    storage->has_crc = entry->crc != 0;
+    storage->crc = entry->crc;
+    return HEFT_OK;
+}
+
+/* ---- the file
+ * --------------------------------------------------------------------------------------------------------------------
+ */
+static heft_status read_pickle(struct parse *p, heft_error *err)
+{
+    uint8_t *bytes = NULL;
+    const heft__zip_entry *entry = NULL;
+    heft__pickle pickle = {0};
+    heft__pickle_tensors build = {0};
+    heft_status status = find_record(p, "", "data.pkl", strlen("data.pkl"), &entry, err);
+    if (status == HEFT_OK && !entry) {
+        status = heft__fail(err, HEFT_FORMAT, "record 'data.pkl' not found");
+        heft__add_item(status, err, "data.pkl");
+    }
+    if (status == HEFT_OK) {
+        status = heft__zip_read(&p->zip, entry, heft__limits(p->ctx)->pickle_bytes, &bytes, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    status =
+        heft__pickle_run(p->ctx, bytes, (size_t)entry->bytes, 0, HEFT__PK_IDS_ZIP, &pickle, err);
+    if (status == HEFT_OK) {
+        heft__pickle_tensors_init(&build, p->ctx, p->file, &pickle, place, p);
+        status = heft__pickle_tensors_walk(&build, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__pickle_tensors_publish(&build, err);
+    }
+    heft__pickle_tensors_fini(&build);
     heft__pickle_fini(&pickle);
-    heft__free(a->ctx, bytes, (size_t)entry->bytes);
+    heft__free(p->ctx, bytes, (size_t)entry->bytes);
     return heft__add_item(status, err, "data.pkl");
 }
 
 heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
-    struct archive a = {.ctx = ctx, .file = file};
+    struct parse p = {.ctx = ctx, .file = file};
     file->format = HEFT_FORMAT_TORCH;
-    heft_status status = heft__zip_open(ctx, file->source, &file->arena, &a.zip, err);
+    heft_status status = heft__zip_open(ctx, file->source, &p.zip, err);
     if (status == HEFT_OK) {
-        status = find_prefix(&a, err);
-    }
-    if (status == HEFT_OK && find_record(&a, "constants.pkl")) {
-        status =
-            heft__fail(err, HEFT_UNSUPPORTED, "a TorchScript archive: a program, not a checkpoint");
+        status = find_prefix(&p, err);
     }
     if (status == HEFT_OK) {
-        status = check_version(&a, err);
+        status = refuse_script(&p, err);
     }
     if (status == HEFT_OK) {
-        status = check_byteorder(&a, err);
+        status = check_version(&p, err);
     }
     if (status == HEFT_OK) {
-        status = read_pickle(&a, err);
+        status = check_byteorder(&p, err);
     }
-    heft__zip_fini(&a.zip);
+    if (status == HEFT_OK) {
+        status = read_pickle(&p, err);
+    }
+    if (status == HEFT_OK && p.zip.trailing_bytes &&
+        !heft__warn(&file->warnings, "%llu bytes behind the end of the zip are ignored",
+                    (unsigned long long)p.zip.trailing_bytes)) {
+        status = heft__fail_nomem(err, 0);
+    }
+    heft__zip_fini(&p.zip);
     return status;
 }

@@ -1,492 +1,648 @@
-/* torch_zip_write.c - writing PyTorch's zip.
+/* torch_zip_write.c - writing the zip that torch.save writes since 2.7, record by record.
  *
- *   data.pkl  .format_version  .storage_alignment  byteorder  data/0 .. data/N-1  version  |
- * directory | zip64 end | end
+ *   STEM/data.pkl  STEM/.format_version  STEM/.storage_alignment  STEM/byteorder  STEM/data/0 ...
+ * STEM/version each: local header | name | [zip64 field] | FB field of Z up to a multiple of 64 |
+ * data | [data descriptor] central directory | zip64 end record | zip64 locator | end record
  *
- * Every record's data begin at a multiple of 64 bytes (padding field "FB" in the local header);
- * sizes and CRC stand behind the data, so that nothing is read twice. The pickle is protocol 2
- * without a memo: an OrderedDict with `_metadata`, or a dict. Measuring is the same walk without a
- * file.
- * Source: docs/formats/torch_zip.md [4]. */
-#include "format/format.h"
+ * Sizes are known before anything is written, CRCs are not: they go into the descriptor behind the
+ * data and into the directory, so the file is written front to back in one pass. The layout keeps
+ * what `.format_version` promises. The pickle is of protocol 2 and has no memo: names and globals
+ * are written out each time, every reader since torch 1.6 takes that. What is not done:
+ * `.data/serialization_id`, which nothing checks, is left out; nothing is deflated. Source:
+ * docs/formats/torch_zip.md [3], [4]. */
+#include "format/pickle.h"
 
 #define ALIGNMENT 64
-#define WIDE UINT64_C(0xFFFFFFFF) /* what needs zip64 */
+#define LOCAL_BYTES 30
+#define CENTRAL_BYTES 46
+#define BATCH 1000 /* items of a dict between MARK and SETITEMS, as picklers do */
+#define MAX32 UINT64_C(0xFFFFFFFF)
+#define FLAG_UTF8 0x0800u
+#define FLAG_DESCRIPTOR 0x0008u
+#define NAME_MOST 4096 /* of a record: the stem and a little more */
+
+enum { RECORD_PICKLE, RECORD_FORMAT, RECORD_ALIGNMENT, RECORD_BYTEORDER, RECORD_DATA };
+static const char *const small_records[] = {
+    [RECORD_FORMAT] = "1", [RECORD_ALIGNMENT] = "64", [RECORD_BYTEORDER] = "little"};
+static const char version_text[] = "3\n";
 
 struct record {
-    const char *name;
-    uint64_t header, bytes;
+    uint64_t header, size;
     uint32_t crc;
 };
 
-struct archive {
+struct writer {
     heft_ctx *ctx;
-    heft__folder_writer *folder; /* NULL: measuring */
     const char *stem;
-    uint64_t position;
-    heft__arena arena;
-    struct record *records;
-    size_t count, cap;
-    heft__out_read_fn read;
-    void *user;
-    uint8_t *scratch;
-    size_t scratch_bytes;
+    const heft__out_tensor *tensors;
+    size_t count;
+    heft__map storages;              /* the tensors' storage number -> key */
+    const heft__out_tensor **firsts; /* by key: the tensor that gives the bytes */
+    size_t storage_count;
+    heft__buffer pickle;
+    struct record *records; /* storage_count + 5 */
+    size_t record_count;
+    uint64_t directory, directory_bytes, total;
 };
 
 /* ---- the pickle
- * --------------------------------------------------------------------------------------------- */
-static const struct {
-    heft_dtype dtype;
-    const char *storage; /* class in module torch */
-} typed[] = {
-    {HEFT_DTYPE_F64,  "DoubleStorage"       },
-    {HEFT_DTYPE_F32,  "FloatStorage"        },
-    {HEFT_DTYPE_F16,  "HalfStorage"         },
-    {HEFT_DTYPE_BF16, "BFloat16Storage"     },
-    {HEFT_DTYPE_I64,  "LongStorage"         },
-    {HEFT_DTYPE_I32,  "IntStorage"          },
-    {HEFT_DTYPE_I16,  "ShortStorage"        },
-    {HEFT_DTYPE_I8,   "CharStorage"         },
-    {HEFT_DTYPE_U8,   "ByteStorage"         },
-    {HEFT_DTYPE_BOOL, "BoolStorage"         },
-    {HEFT_DTYPE_C64,  "ComplexFloatStorage" },
-    {HEFT_DTYPE_C128, "ComplexDoubleStorage"},
-};
-
-static const char *storage_class(heft_dtype dtype)
-{
-    for (size_t i = 0; i < sizeof typed / sizeof typed[0]; i++) {
-        if (typed[i].dtype == dtype) {
-            return typed[i].storage;
-        }
-    }
-    return NULL;
-}
-
-/* Not the 6-bit floats, which torch does not have, and not the quantised types, which need a scale.
+ * ----------------------------------------------------------------------------------------------------------
  */
-static bool can_be_written(heft_dtype dtype)
-{
-    static const heft_dtype never[] = {HEFT_DTYPE_NONE,     HEFT_DTYPE_F6_E2M3, HEFT_DTYPE_F6_E3M2,
-                                       HEFT_DTYPE_QINT8,    HEFT_DTYPE_QUINT8,  HEFT_DTYPE_QINT32,
-                                       HEFT_DTYPE_QUINT4X2, HEFT_DTYPE_QUINT2X4};
-    for (size_t i = 0; i < sizeof never / sizeof never[0]; i++) {
-        if (never[i] == dtype) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static void put_global(heft__buffer *out, const char *module, const char *name)
-{
-    heft__buffer_format(out, "c%s\n%s\n", module, name);
-}
-
 static void put_text(heft__buffer *out, const char *text)
 {
-    uint8_t head[5] = {'X'};
-    heft__put_le32(head + 1, (uint32_t)strlen(text));
-    heft__buffer_append(out, head, sizeof head);
+    uint8_t length[4];
+    heft__put_le32(length, (uint32_t)strlen(text));
+    heft__buffer_byte(out, 'X');
+    heft__buffer_append(out, length, sizeof length);
     heft__buffer_text(out, text);
 }
 
-/* BININT1, BININT2, BININT, or LONG1 with a sign byte. */
-static void put_int(heft__buffer *out, uint64_t value)
+static void put_integer(heft__buffer *out, uint64_t value)
 {
-    uint8_t bytes[11];
-    heft__put_le64(bytes + 2, value);
-    bytes[10] = 0;
-    if (value < 0x100) {
-        heft__buffer_append(out, (const uint8_t[]){'K', (uint8_t)value}, 2);
-    } else if (value < 0x10000) {
-        bytes[1] = 'M';
-        heft__buffer_append(out, bytes + 1, 3);
-    } else if (value < 0x80000000) {
-        bytes[1] = 'J';
-        heft__buffer_append(out, bytes + 1, 5);
+    uint8_t bytes[10] = {0};
+    if (value <= UINT8_MAX) {
+        bytes[0] = 'K';
+        bytes[1] = (uint8_t)value;
+        heft__buffer_append(out, bytes, 2);
+    } else if (value <= UINT16_MAX) {
+        bytes[0] = 'M';
+        heft__put_le16(bytes + 1, (uint16_t)value);
+        heft__buffer_append(out, bytes, 3);
+    } else if (value <= INT32_MAX) {
+        bytes[0] = 'J';
+        heft__put_le32(bytes + 1, (uint32_t)value);
+        heft__buffer_append(out, bytes, 5);
     } else {
-        bytes[0] = 0x8A;
-        bytes[1] = 9;
-        heft__buffer_append(out, bytes, 11);
-    }
-}
-
-/* The shape as torch counts it: float4 in bytes of two values. */
-static uint64_t torch_dim(const heft__out_tensor *tensor, uint32_t d)
-{
-    bool halved = tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2 && d + 1 == tensor->rank;
-    return halved ? tensor->shape[d] / 2 : tensor->shape[d];
-}
-
-static void put_shape(heft__buffer *out, const heft__out_tensor *tensor)
-{
-    heft__buffer_byte(out, '(');
-    for (uint32_t d = 0; d < tensor->rank; d++) {
-        put_int(out, torch_dim(tensor, d));
-    }
-    heft__buffer_byte(out, 't');
-}
-
-/* Strides as torch gives a contiguous tensor: a dimension of 0 counts as 1. */
-static void put_strides(heft__buffer *out, const heft__out_tensor *tensor)
-{
-    heft__buffer_byte(out, '(');
-    for (uint32_t d = 0; d < tensor->rank; d++) {
-        uint64_t stride = 1;
-        for (uint32_t k = d + 1; k < tensor->rank; k++) {
-            uint64_t dim = torch_dim(tensor, k);
-            stride = dim && stride > INT64_MAX / dim ? INT64_MAX : stride * (dim ? dim : 1);
+        uint8_t length = 8;
+        heft__put_le64(bytes, value); /* bytes[8] is 0: the sign */
+        while (length > 1 && bytes[length - 1] == 0 && !(bytes[length - 2] & 0x80)) {
+            length--;
         }
-        put_int(out, stride);
+        length = (uint8_t)(length + (bytes[length - 1] >= 0x80));
+        heft__buffer_byte(out, 0x8A);
+        heft__buffer_byte(out, length);
+        heft__buffer_append(out, bytes, length);
     }
-    heft__buffer_byte(out, 't');
 }
 
-static void put_tensor(heft__buffer *out, const heft__out_tensor *tensor, size_t key)
+static void put_integers(heft__buffer *out, const uint64_t *values, uint32_t count)
 {
-    const char *class = storage_class(tensor->dtype);
-    uint64_t elem_bytes =
-        heft_dtype_bits(tensor->dtype) < 8 ? 1 : heft_dtype_bits(tensor->dtype) / 8;
-    char text[24];
-    snprintf(text, sizeof text, "%zu", key);
-    put_global(out, "torch._utils", class ? "_rebuild_tensor_v2" : "_rebuild_tensor_v3");
-    heft__buffer_text(out, "((");
+    static const uint8_t tuples[] = {')', 0x85, 0x86, 0x87};
+    if (count > 3) {
+        heft__buffer_byte(out, '(');
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        put_integer(out, values[i]);
+    }
+    heft__buffer_byte(out, count > 3 ? 't' : tuples[count]);
+}
+
+static void put_ordered_dict(heft__buffer *out)
+{
+    heft__buffer_text(out, "ccollections\nOrderedDict\n)R");
+}
+
+/* torch's shape and strides: float4 counts bytes, and a dimension of 0 steps like one of 1. */
+static void torch_shape(const heft__out_tensor *tensor, uint64_t *shape, uint64_t *strides)
+{
+    uint64_t step = 1;
+    for (uint32_t i = tensor->rank; i-- > 0;) {
+        const bool halved = tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2 && i == tensor->rank - 1;
+        shape[i] = halved ? tensor->shape[i] / 2 : tensor->shape[i];
+        strides[i] = step;
+        step *= shape[i] ? shape[i] : 1;
+    }
+}
+
+static void put_tensor(struct writer *w, const heft__out_tensor *tensor, uint64_t *scratch)
+{
+    heft__buffer *out = &w->pickle;
+    uint64_t *shape = scratch, *strides = scratch + tensor->rank;
+    char class[32], key[32];
+    const bool typed = heft__pk_storage_class(tensor->dtype, class);
+    const size_t index =
+        heft__map_get(&w->storages, (const char *)&tensor->storage, sizeof tensor->storage);
+    snprintf(key, sizeof key, "%zu", index);
+    torch_shape(tensor, shape, strides);
+    heft__buffer_text(out, typed ? "ctorch._utils\n_rebuild_tensor_v2\n(("
+                                 : "ctorch._utils\n_rebuild_tensor_v3\n((");
     put_text(out, "storage");
-    put_global(out, class ? "torch" : "torch.storage", class ? class : "UntypedStorage");
-    put_text(out, text);
+    if (typed) {
+        heft__buffer_format(out, "ctorch\n%s\n", class);
+    } else {
+        heft__buffer_text(out, "ctorch.storage\nUntypedStorage\n");
+    }
+    put_text(out, key);
     put_text(out, "cpu");
-    put_int(out, class ? tensor->size_bytes / elem_bytes : tensor->size_bytes);
+    put_integer(out, typed ? tensor->size_bytes / heft__pickle_elem_bytes(tensor->dtype)
+                           : tensor->size_bytes);
     heft__buffer_text(out, "tQ");
-    put_int(out, 0);
-    put_shape(out, tensor);
-    put_strides(out, tensor);
+    put_integer(out, 0);
+    put_integers(out, shape, tensor->rank);
+    put_integers(out, strides, tensor->rank);
     heft__buffer_byte(out, 0x89);
-    put_global(out, "collections", "OrderedDict");
-    heft__buffer_text(out, ")R");
-    if (!class) {
-        put_global(out, "torch", heft_dtype_name(tensor->dtype));
+    put_ordered_dict(out);
+    if (!typed) {
+        heft__buffer_format(out, "ctorch\n%s\n", heft_dtype_name(tensor->dtype));
     }
     heft__buffer_text(out, "tR");
 }
 
-/* `_metadata`: module path -> {'version': 1}, put into the OrderedDict's attributes. */
+/* Begin a batch before item i, or end the one before. */
+static void batch(heft__buffer *out, size_t i, size_t count)
+{
+    if (i > 0 && (i % BATCH == 0 || i == count)) {
+        heft__buffer_byte(out, 'u');
+    }
+    if (i % BATCH == 0 && i < count) {
+        heft__buffer_byte(out, '(');
+    }
+}
+
 static void put_metadata(heft__buffer *out, const heft__torch_module *modules, size_t count)
 {
     heft__buffer_byte(out, '}');
     put_text(out, "_metadata");
-    put_global(out, "collections", "OrderedDict");
-    heft__buffer_text(out, ")R(");
-    for (size_t i = 0; i < count; i++) {
-        put_text(out, modules[i].path);
-        heft__buffer_byte(out, '}');
-        put_text(out, "version");
-        put_int(out, 1);
-        heft__buffer_byte(out, 's');
-    }
-    heft__buffer_text(out, "usb");
-}
-
-/* ---- records
- * --------------------------------------------------------------------------------------------------
- */
-static heft_status emit(struct archive *a, const void *bytes, size_t length, heft_error *err)
-{
-    a->position += length;
-    return a->folder ? heft__folder_write(a->folder, bytes, length, err) : HEFT_OK;
-}
-
-/* Local header, zip64 block where it needs one, and padding up to the next multiple of 64. */
-static heft_status begin_record(struct archive *a, const char *record, uint64_t bytes,
-                                heft_error *err)
-{
-    uint8_t head[30 + 28 + 4] = {'P', 'K', 3, 4}, padding[ALIGNMENT];
-    if (!heft__array_reserve(a->ctx, (void **)&a->records, a->count, &a->cap, sizeof *a->records)) {
-        return heft__fail_nomem(err, 0);
-    }
-    const char *name = heft__arena_format(&a->arena, "%s/%s", a->stem, record);
-    if (!name) {
-        return heft__fail_nomem(err, 0);
-    }
-    size_t length = strlen(name), wide = 0;
-    uint8_t *extra = head + 30;
-    if (bytes >= WIDE) {
-        heft__put_le64(extra + 4, bytes);
-        heft__put_le64(extra + 12, 0);
-        wide += 16;
-    }
-    if (a->position >= WIDE) {
-        heft__put_le64(extra + 4 + wide, a->position);
-        wide += 8;
-    }
-    if (wide) {
-        heft__put_le16(extra, 1);
-        heft__put_le16(extra + 2, (uint16_t)wide);
-        wide += 4;
-    }
-    uint64_t unpadded = a->position + 30 + length + wide + 4;
-    size_t pad = (size_t)((ALIGNMENT - unpadded % ALIGNMENT) % ALIGNMENT);
-    heft__put_le16(head + 6, bytes ? 0x0808 : 0x0800);
-    heft__put_le16(head + 26, (uint16_t)length);
-    heft__put_le16(head + 28, (uint16_t)(wide + 4 + pad));
-    memcpy(extra + wide, "FB", 2);
-    heft__put_le16(extra + wide + 2, (uint16_t)pad);
-    memset(padding, 'Z', sizeof padding);
-    a->records[a->count++] = (struct record){.name = name, .header = a->position, .bytes = bytes};
-    heft_status status = emit(a, head, 30, err);
-    if (status == HEFT_OK) {
-        status = emit(a, name, length, err);
-    }
-    if (status == HEFT_OK) {
-        status = emit(a, extra, wide + 4, err);
-    }
-    return status == HEFT_OK ? emit(a, padding, pad, err) : status;
-}
-
-/* The descriptor, which empty records do not have. */
-static heft_status end_record(struct archive *a, uint32_t crc, heft_error *err)
-{
-    struct record *record = &a->records[a->count - 1];
-    uint8_t tail[24] = {'P', 'K', 7, 8};
-    bool wide = record->bytes >= WIDE || record->header >= WIDE;
-    record->crc = crc;
-    if (record->bytes == 0) {
-        return HEFT_OK;
-    }
-    heft__put_le32(tail + 4, crc);
-    if (wide) {
-        heft__put_le64(tail + 8, record->bytes);
-        heft__put_le64(tail + 16, record->bytes);
-    } else {
-        heft__put_le32(tail + 8, (uint32_t)record->bytes);
-        heft__put_le32(tail + 12, (uint32_t)record->bytes);
-    }
-    return emit(a, tail, wide ? 24 : 16, err);
-}
-
-static heft_status put_record(struct archive *a, const char *record, const void *bytes,
-                              size_t length, heft_error *err)
-{
-    heft_status status = begin_record(a, record, length, err);
-    if (status == HEFT_OK) {
-        status = emit(a, bytes, length, err);
-    }
-    return status == HEFT_OK ? end_record(a, heft__crc32(0, bytes, length), err) : status;
-}
-
-static heft_status put_storage(struct archive *a, const heft__out_tensor *tensor, size_t key,
-                               heft_error *err)
-{
-    char record[40];
-    uint32_t crc = 0;
-    snprintf(record, sizeof record, "data/%zu", key);
-    heft_status status = begin_record(a, record, tensor->size_bytes, err);
-    if (!a->folder) {
-        a->position += tensor->size_bytes;
-    }
-    for (uint64_t done = 0; a->folder && done < tensor->size_bytes && status == HEFT_OK;) {
-        uint64_t left = tensor->size_bytes - done;
-        size_t piece = left < a->scratch_bytes ? (size_t)left : a->scratch_bytes;
-        status = a->read(a->user, tensor, done, a->scratch, piece, err);
-        if (status == HEFT_OK) {
-            crc = heft__crc32(crc, a->scratch, piece);
-            status = emit(a, a->scratch, piece, err);
+    put_ordered_dict(out);
+    for (size_t i = 0; i <= count; i++) {
+        batch(out, i, count);
+        if (i < count) {
+            put_text(out, modules[i].path);
+            heft__buffer_byte(out, '}');
+            put_text(out, "version");
+            put_integer(out, 1);
+            heft__buffer_byte(out, 's');
         }
-        done += piece;
     }
-    return status == HEFT_OK ? end_record(a, crc, err) : status;
+    heft__buffer_text(out, "sb");
 }
 
-/* ---- the directory
- * -----------------------------------------------------------------------------------------------
- */
-static void put_entry(heft__buffer *out, const struct record *record)
+static heft_status build_pickle(struct writer *w, const heft__torch_module *modules,
+                                size_t module_count, heft_error *err)
 {
-    uint8_t entry[46 + 28] = {'P', 'K', 1, 2};
-    size_t length = strlen(record->name), wide = 0;
-    uint8_t *extra = entry + 46;
-    bool wide_size = record->bytes >= WIDE, wide_header = record->header >= WIDE;
-    heft__put_le16(entry + 8, record->bytes ? 0x0808 : 0x0800);
-    heft__put_le32(entry + 16, record->crc);
-    heft__put_le32(entry + 20, wide_size ? (uint32_t)WIDE : (uint32_t)record->bytes);
-    heft__put_le32(entry + 24, wide_size ? (uint32_t)WIDE : (uint32_t)record->bytes);
-    heft__put_le16(entry + 28, (uint16_t)length);
-    heft__put_le32(entry + 42, wide_header ? (uint32_t)WIDE : (uint32_t)record->header);
-    if (wide_size) {
-        heft__put_le64(extra + 4, record->bytes);
-        heft__put_le64(extra + 12, record->bytes);
-        wide += 16;
+    heft__buffer *out = &w->pickle;
+    uint32_t rank = 0;
+    for (size_t i = 0; i < w->count; i++) {
+        rank = w->tensors[i].rank > rank ? w->tensors[i].rank : rank;
     }
-    if (wide_header) {
-        heft__put_le64(extra + 4 + wide, record->header);
-        wide += 8;
+    uint64_t *scratch = heft__alloc_zero(w->ctx, (size_t)rank * 2, sizeof *scratch);
+    if (!scratch) {
+        return heft__fail_nomem(err, (uint64_t)rank * 2 * sizeof *scratch);
     }
-    if (wide) {
-        heft__put_le16(extra, 1);
-        heft__put_le16(extra + 2, (uint16_t)wide);
-        wide += 4;
-    }
-    heft__put_le16(entry + 30, (uint16_t)wide);
-    heft__buffer_append(out, entry, 46);
-    heft__buffer_append(out, record->name, length);
-    heft__buffer_append(out, extra, wide);
-}
-
-/* A zip64 end record always, as torch has it, and the plain one with the true values where they
- * fit. */
-static void put_end(heft__buffer *out, uint64_t offset, uint64_t bytes, uint64_t count)
-{
-    uint8_t end64[56] = {'P', 'K', 6, 6, 44}, locator[20] = {'P', 'K', 6, 7},
-            end[22] = {'P', 'K', 5, 6};
-    heft__put_le16(end64 + 12, 0x031E);
-    heft__put_le16(end64 + 14, 0x002D);
-    heft__put_le64(end64 + 24, count);
-    heft__put_le64(end64 + 32, count);
-    heft__put_le64(end64 + 40, bytes);
-    heft__put_le64(end64 + 48, offset);
-    heft__put_le64(locator + 8, offset + bytes);
-    heft__put_le32(locator + 16, 1);
-    uint16_t few = count > 0xFFFF ? 0xFFFF : (uint16_t)count;
-    heft__put_le16(end + 8, few);
-    heft__put_le16(end + 10, few);
-    heft__put_le32(end + 12, bytes > WIDE ? (uint32_t)WIDE : (uint32_t)bytes);
-    heft__put_le32(end + 16, offset > WIDE ? (uint32_t)WIDE : (uint32_t)offset);
-    heft__buffer_append(out, end64, sizeof end64);
-    heft__buffer_append(out, locator, sizeof locator);
-    heft__buffer_append(out, end, sizeof end);
-}
-
-static heft_status put_directory(struct archive *a, heft_error *err)
-{
-    heft__buffer out;
-    heft__buffer_init(&out, a->ctx);
-    for (size_t i = 0; i < a->count; i++) {
-        put_entry(&out, &a->records[i]);
-    }
-    put_end(&out, a->position, out.size, a->count);
-    heft_status status = heft__buffer_check(&out, err);
-    if (status == HEFT_OK) {
-        status = emit(a, out.data, out.size, err);
-    }
-    heft__buffer_fini(&out);
-    return status;
-}
-
-/* ---- all of it
- * ------------------------------------------------------------------------------------------------------
- */
-/* Number storages by first use: keys[i] is tensor i's, firsts[k] the first tensor of storage k. */
-static heft_status number_storages(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
-                                   size_t *keys, size_t *firsts, size_t *storages, heft_error *err)
-{
-    heft__map seen;
-    heft_status status = HEFT_OK;
-    heft__map_init(&seen, ctx);
-    *storages = 0;
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        size_t found;
-        uint64_t bytes;
-        if (!can_be_written(tensors[i].dtype) ||
-            !heft__shape_bytes(tensors[i].dtype, tensors[i].shape, tensors[i].rank, &bytes) ||
-            bytes != tensors[i].size_bytes) {
-            status = heft__fail(err, HEFT_INVALID_ARG, "a .bin file cannot hold %s of this shape",
-                                heft_dtype_name(tensors[i].dtype));
-        } else if (!heft__map_put(&seen, (const char *)&tensors[i].storage,
-                                  sizeof tensors[i].storage, *storages, &found)) {
-            status = heft__fail_nomem(err, 0);
-        } else if (found == HEFT__MAP_NONE) {
-            keys[i] = *storages;
-            firsts[(*storages)++] = i;
-        } else {
-            keys[i] = found;
-            if (tensors[firsts[found]].dtype != tensors[i].dtype ||
-                tensors[firsts[found]].size_bytes != bytes) {
-                status = heft__fail(err, HEFT_INVALID_ARG,
-                                    "shares bytes with '%.100s', but not size and dtype",
-                                    tensors[firsts[found]].name);
-            }
-        }
-        heft__add_item(status, err, tensors[i].name);
-    }
-    heft__map_fini(&seen);
-    return status;
-}
-
-static void put_pickle(heft__buffer *out, const heft__out_tensor *tensors, size_t count,
-                       const size_t *keys, const heft__torch_module *modules, size_t module_count)
-{
-    heft__buffer_append(out, "\x80\x02", 2);
+    heft__buffer_text(out, "\x80\x02");
     if (module_count) {
-        put_global(out, "collections", "OrderedDict");
-        heft__buffer_text(out, ")R(");
+        put_ordered_dict(out);
     } else {
-        heft__buffer_text(out, "}(");
+        heft__buffer_byte(out, '}');
     }
-    for (size_t i = 0; i < count; i++) {
-        put_text(out, tensors[i].name);
-        put_tensor(out, &tensors[i], keys[i]);
+    for (size_t i = 0; i <= w->count; i++) {
+        batch(out, i, w->count);
+        if (i < w->count) {
+            put_text(out, w->tensors[i].name);
+            put_tensor(w, &w->tensors[i], scratch);
+        }
     }
-    heft__buffer_byte(out, 'u');
     if (module_count) {
         put_metadata(out, modules, module_count);
     }
     heft__buffer_byte(out, '.');
+    heft__free(w->ctx, scratch, (size_t)rank * 2 * sizeof *scratch);
+    return heft__buffer_check(out, err);
 }
 
-static bool is_ascii(const char *text)
+/* ---- what may be written
+ * ------------------------------------------------------------------------------------------------------
+ */
+static bool torch_saves(heft_dtype dtype)
 {
-    for (; *text; text++) {
-        if ((unsigned char)*text >= 0x80) {
-            return false;
+    switch ((int)dtype) {
+    case HEFT_DTYPE_NONE:
+    case HEFT_DTYPE_F6_E2M3: /* torch has none */
+    case HEFT_DTYPE_F6_E3M2:
+    case HEFT_DTYPE_QINT8: /* these are nothing without a scale */
+    case HEFT_DTYPE_QUINT8:
+    case HEFT_DTYPE_QINT32:
+    case HEFT_DTYPE_QUINT4X2:
+    case HEFT_DTYPE_QUINT2X4:
+        return false;
+    default:
+        return true;
+    }
+}
+
+static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
+{
+    uint64_t bytes;
+    const size_t length = strlen(tensor->name);
+    if (!torch_saves(tensor->dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a torch file cannot hold %s",
+                          heft_dtype_name(tensor->dtype));
+    }
+    if (length > INT32_MAX ||
+        heft__utf8_invalid_at((const uint8_t *)tensor->name, length) != length) {
+        return heft__fail(err, HEFT_INVALID_ARG, "the name is no UTF-8, or too long");
+    }
+    if (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
+        bytes != tensor->size_bytes || bytes > INT64_MAX) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%llu bytes do not fit the shape",
+                          (unsigned long long)tensor->size_bytes);
+    }
+    if (tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2 &&
+        (tensor->rank == 0 || tensor->shape[tensor->rank - 1] % 2)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "torch packs two values of %s along the last dimension, which is odd",
+                          heft_dtype_name(tensor->dtype));
+    }
+    return HEFT_OK;
+}
+
+static heft_status add_storage(struct writer *w, const heft__out_tensor *tensor, heft_error *err)
+{
+    size_t found;
+    if (!heft__map_put(&w->storages, (const char *)&tensor->storage, sizeof tensor->storage,
+                       w->storage_count, &found)) {
+        return heft__fail_nomem(err, sizeof tensor->storage);
+    }
+    if (found == HEFT__MAP_NONE) {
+        w->firsts[w->storage_count++] = tensor;
+        return HEFT_OK;
+    }
+    const heft__out_tensor *first = w->firsts[found];
+    if (first->dtype != tensor->dtype || first->size_bytes != tensor->size_bytes) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "shares its storage with '%.100s' and has another dtype or size",
+                          first->name);
+    }
+    return HEFT_OK;
+}
+
+static heft_status collect(struct writer *w, heft_error *err)
+{
+    heft__map names;
+    heft_status status = HEFT_OK;
+    heft__map_init(&names, w->ctx);
+    for (size_t i = 0; i < w->count && status == HEFT_OK; i++) {
+        const heft__out_tensor *tensor = &w->tensors[i];
+        size_t found = HEFT__MAP_NONE;
+        status = check_tensor(tensor, err);
+        if (status == HEFT_OK &&
+            !heft__map_put(&names, tensor->name, strlen(tensor->name), i, &found)) {
+            status = heft__fail_nomem(err, strlen(tensor->name));
+        } else if (status == HEFT_OK && found != HEFT__MAP_NONE) {
+            status = heft__fail(err, HEFT_INVALID_ARG, "the name is there twice");
+        }
+        if (status == HEFT_OK) {
+            status = add_storage(w, tensor, err);
+        }
+        heft__add_item(status, err, tensor->name);
+    }
+    heft__map_fini(&names);
+    return status;
+}
+
+/* ---- layout
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
+/* The name of record i without the stem. */
+static void record_name(const struct writer *w, size_t i, char name[48])
+{
+    static const char *const names[] = {
+        [RECORD_PICKLE] = "data.pkl",
+        [RECORD_FORMAT] = ".format_version",
+        [RECORD_ALIGNMENT] = ".storage_alignment",
+        [RECORD_BYTEORDER] = "byteorder",
+    };
+    if (i < RECORD_DATA) {
+        snprintf(name, 48, "%s", names[i]);
+    } else if (i == w->record_count - 1) {
+        snprintf(name, 48, "version");
+    } else {
+        snprintf(name, 48, "data/%zu", i - RECORD_DATA);
+    }
+}
+
+static size_t full_name_bytes(const struct writer *w, size_t i)
+{
+    char name[48];
+    record_name(w, i, name);
+    return strlen(w->stem) + 1 + strlen(name);
+}
+
+static size_t local_zip64_bytes(const struct record *record)
+{
+    const size_t fields = (record->size >= MAX32 ? 16u : 0u) + (record->header >= MAX32 ? 8u : 0u);
+    return fields ? 4 + fields : 0;
+}
+
+static size_t padding_bytes(const struct writer *w, size_t i)
+{
+    const struct record *record = &w->records[i];
+    const uint64_t end =
+        record->header + LOCAL_BYTES + full_name_bytes(w, i) + local_zip64_bytes(record) + 4;
+    return (size_t)((ALIGNMENT - end % ALIGNMENT) % ALIGNMENT);
+}
+
+static size_t descriptor_bytes(const struct record *record)
+{
+    if (record->size == 0) {
+        return 0;
+    }
+    return record->size >= MAX32 || record->header >= MAX32 ? 24 : 16;
+}
+
+static size_t central_zip64_bytes(const struct record *record)
+{
+    return local_zip64_bytes(record); /* the same fields under the same conditions */
+}
+
+static uint64_t size_of(const struct writer *w, size_t i)
+{
+    if (i == RECORD_PICKLE) {
+        return w->pickle.size;
+    }
+    if (i < RECORD_DATA) {
+        return strlen(small_records[i]);
+    }
+    return i == w->record_count - 1 ? sizeof version_text - 1
+                                    : w->firsts[i - RECORD_DATA]->size_bytes;
+}
+
+static heft_status lay_out(struct writer *w, heft_error *err)
+{
+    uint64_t at = 0;
+    w->record_count = w->storage_count + RECORD_DATA + 1;
+    w->records = heft__alloc_zero(w->ctx, w->record_count, sizeof *w->records);
+    if (!w->records) {
+        return heft__fail_nomem(err, w->record_count * sizeof *w->records);
+    }
+    for (size_t i = 0; i < w->record_count; i++) {
+        struct record *record = &w->records[i];
+        record->header = at;
+        record->size = size_of(w, i);
+        at += LOCAL_BYTES + full_name_bytes(w, i) + local_zip64_bytes(record) + 4 +
+              padding_bytes(w, i);
+        if (record->size > INT64_MAX - at) {
+            return heft__fail(err, HEFT_INVALID_ARG, "the file would have over 2^63 bytes");
+        }
+        at += record->size + descriptor_bytes(record);
+        w->directory_bytes += CENTRAL_BYTES + full_name_bytes(w, i) + central_zip64_bytes(record);
+    }
+    w->directory = at;
+    w->total = at + w->directory_bytes + 56 + 20 + 22;
+    return HEFT_OK;
+}
+
+static void writer_fini(struct writer *w)
+{
+    heft__map_fini(&w->storages);
+    heft__buffer_fini(&w->pickle);
+    heft__free(w->ctx, w->records, w->record_count * sizeof *w->records);
+    heft__free(w->ctx, w->firsts, w->count * sizeof *w->firsts);
+}
+
+static const char *usable_stem(const char *stem)
+{
+    for (const char *c = stem; *c; c++) {
+        if (*c < ' ' || *c > '~' || *c == '/' || *c == '\\') {
+            return "archive";
         }
     }
-    return true;
+    return *stem && strlen(stem) < NAME_MOST && strcmp(stem, "..") != 0 ? stem : "archive";
 }
 
-static heft_status write_archive(struct archive *a, const char *stem,
-                                 const heft__out_tensor *tensors, size_t count,
-                                 const heft__torch_module *modules, size_t module_count,
-                                 heft_error *err)
+static heft_status writer_init(struct writer *w, heft_ctx *ctx, const char *stem,
+                               const heft__out_tensor *tensors, size_t count,
+                               const heft__torch_module *modules, size_t module_count,
+                               heft_error *err)
 {
-    heft__buffer pickle;
-    size_t *keys = heft__alloc_zero(a->ctx, count, sizeof *keys),
-           *firsts = heft__alloc_zero(a->ctx, count, sizeof *firsts);
-    size_t storages = 0;
-    a->stem = *stem && is_ascii(stem) && strlen(stem) < 200 ? stem : "archive";
-    heft__arena_init(&a->arena, a->ctx);
-    heft__buffer_init(&pickle, a->ctx);
-    heft_status status = keys && firsts
-                             ? number_storages(a->ctx, tensors, count, keys, firsts, &storages, err)
-                             : heft__fail_nomem(err, count * sizeof *keys);
+    *w = (struct writer){.ctx = ctx, .stem = usable_stem(stem), .tensors = tensors, .count = count};
+    heft__map_init(&w->storages, ctx);
+    heft__buffer_init(&w->pickle, ctx);
+    w->firsts = heft__alloc_zero(ctx, count, sizeof *w->firsts);
+    heft_status status =
+        w->firsts ? collect(w, err) : heft__fail_nomem(err, count * sizeof *w->firsts);
     if (status == HEFT_OK) {
-        put_pickle(&pickle, tensors, count, keys, modules, module_count);
-        status = heft__buffer_check(&pickle, err);
+        status = build_pickle(w, modules, module_count, err);
+    }
+    return status == HEFT_OK ? lay_out(w, err) : status;
+}
+
+/* ---- records
+ * --------------------------------------------------------------------------------------------------------------------
+ */
+static void put16(heft__buffer *out, uint16_t value)
+{
+    uint8_t bytes[2];
+    heft__put_le16(bytes, value);
+    heft__buffer_append(out, bytes, sizeof bytes);
+}
+
+static void put32(heft__buffer *out, uint32_t value)
+{
+    uint8_t bytes[4];
+    heft__put_le32(bytes, value);
+    heft__buffer_append(out, bytes, sizeof bytes);
+}
+
+static void put64(heft__buffer *out, uint64_t value)
+{
+    uint8_t bytes[8];
+    heft__put_le64(bytes, value);
+    heft__buffer_append(out, bytes, sizeof bytes);
+}
+
+static void put_name(const struct writer *w, size_t i, heft__buffer *out)
+{
+    char name[48];
+    record_name(w, i, name);
+    heft__buffer_text(out, w->stem);
+    heft__buffer_byte(out, '/');
+    heft__buffer_text(out, name);
+}
+
+static uint16_t flags_of(const struct record *record)
+{
+    return (uint16_t)(FLAG_UTF8 | (record->size ? FLAG_DESCRIPTOR : 0u));
+}
+
+/* The zip64 field: sizes, then offset, each only where 32 bits do not hold it. The local one does
+ * not know the stored size yet, as far as its makers were concerned: it is 0 there. */
+static void put_zip64(const struct record *record, bool local, heft__buffer *out)
+{
+    const size_t bytes = local_zip64_bytes(record);
+    if (bytes == 0) {
+        return;
+    }
+    put16(out, 1);
+    put16(out, (uint16_t)(bytes - 4));
+    if (record->size >= MAX32) {
+        put64(out, record->size);
+        put64(out, local ? 0 : record->size);
+    }
+    if (record->header >= MAX32) {
+        put64(out, record->header);
+    }
+}
+
+static void put_local(const struct writer *w, size_t i, heft__buffer *out)
+{
+    const struct record *record = &w->records[i];
+    const size_t padding = padding_bytes(w, i);
+    heft__buffer_append(out, "PK\3\4", 4);
+    put16(out, 0);
+    put16(out, flags_of(record));
+    for (int zeros = 0; zeros < 18; zeros++) {
+        heft__buffer_byte(out, 0); /* method, time, date, crc, sizes */
+    }
+    put16(out, (uint16_t)full_name_bytes(w, i));
+    put16(out, (uint16_t)(local_zip64_bytes(record) + 4 + padding));
+    put_name(w, i, out);
+    put_zip64(record, true, out);
+    heft__buffer_append(out, "FB", 2);
+    put16(out, (uint16_t)padding);
+    for (size_t z = 0; z < padding; z++) {
+        heft__buffer_byte(out, 'Z');
+    }
+}
+
+static void put_descriptor(const struct record *record, heft__buffer *out)
+{
+    if (record->size == 0) {
+        return;
+    }
+    heft__buffer_append(out, "PK\7\10", 4);
+    put32(out, record->crc);
+    if (descriptor_bytes(record) == 24) {
+        put64(out, record->size);
+        put64(out, record->size);
+    } else {
+        put32(out, (uint32_t)record->size);
+        put32(out, (uint32_t)record->size);
+    }
+}
+
+static uint32_t capped(uint64_t value)
+{
+    return (uint32_t)(value < MAX32 ? value : MAX32);
+}
+
+static void put_central(const struct writer *w, size_t i, heft__buffer *out)
+{
+    const struct record *record = &w->records[i];
+    heft__buffer_append(out, "PK\1\2", 4);
+    put32(out, 0); /* versions */
+    put16(out, flags_of(record));
+    put16(out, 0); /* method */
+    put32(out, 0); /* time, date */
+    put32(out, record->crc);
+    put32(out, capped(record->size));
+    put32(out, capped(record->size));
+    put16(out, (uint16_t)full_name_bytes(w, i));
+    put16(out, (uint16_t)central_zip64_bytes(record));
+    for (int zeros = 0; zeros < 10; zeros++) {
+        heft__buffer_byte(out, 0); /* comment, disk, attributes */
+    }
+    put32(out, capped(record->header));
+    put_name(w, i, out);
+    put_zip64(record, false, out);
+}
+
+static void put_end(const struct writer *w, heft__buffer *out)
+{
+    const uint16_t entries = (uint16_t)(w->record_count < 0xFFFF ? w->record_count : 0xFFFF);
+    heft__buffer_append(out, "PK\6\6", 4);
+    put64(out, 44);
+    put16(out, 0x031E);
+    put16(out, 0x002D);
+    put64(out, 0); /* disks */
+    put64(out, w->record_count);
+    put64(out, w->record_count);
+    put64(out, w->directory_bytes);
+    put64(out, w->directory);
+    heft__buffer_append(out, "PK\6\7", 4);
+    put32(out, 0);
+    put64(out, w->directory + w->directory_bytes);
+    put32(out, 1);
+    heft__buffer_append(out, "PK\5\6", 4);
+    put32(out, 0); /* disks */
+    put16(out, entries);
+    put16(out, entries);
+    put32(out, capped(w->directory_bytes));
+    put32(out, capped(w->directory));
+    put16(out, 0);
+}
+
+/* ---- writing
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
+struct output {
+    heft__folder_writer *folder;
+    heft__out_read_fn read;
+    void *user;
+    void *scratch;
+    size_t scratch_bytes; /* whole elements of any dtype */
+    heft__buffer head;
+};
+
+static heft_status flush(struct output *output, heft_error *err)
+{
+    heft_status status = heft__buffer_check(&output->head, err);
+    if (status == HEFT_OK) {
+        status = heft__folder_write(output->folder, output->head.data, output->head.size, err);
+        output->head.size = 0;
+    }
+    return status;
+}
+
+static heft_status write_storage(struct output *output, const heft__out_tensor *tensor,
+                                 struct record *record, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (uint64_t done = 0; done < tensor->size_bytes && status == HEFT_OK;) {
+        const uint64_t left = tensor->size_bytes - done;
+        const size_t piece = left < output->scratch_bytes ? (size_t)left : output->scratch_bytes;
+        status = output->read(output->user, tensor, done, output->scratch, piece, err);
+        if (status == HEFT_OK) {
+            record->crc = heft__crc32(record->crc, output->scratch, piece);
+            status = heft__folder_write(output->folder, output->scratch, piece, err);
+        }
+        done += piece;
+    }
+    return heft__add_item(status, err, tensor->name);
+}
+
+static heft_status write_record(struct writer *w, struct output *output, size_t i, heft_error *err)
+{
+    struct record *record = &w->records[i];
+    put_local(w, i, &output->head);
+    heft_status status = flush(output, err);
+    if (status == HEFT_OK && i >= RECORD_DATA && i < w->record_count - 1) {
+        status = write_storage(output, w->firsts[i - RECORD_DATA], record, err);
+    } else if (status == HEFT_OK) {
+        const void *bytes = i == RECORD_PICKLE ? (const void *)w->pickle.data
+                            : i < RECORD_DATA  ? (const void *)small_records[i]
+                                               : (const void *)version_text;
+        record->crc = heft__crc32(0, bytes, (size_t)record->size);
+        status = heft__folder_write(output->folder, bytes, (size_t)record->size, err);
+    }
+    put_descriptor(record, &output->head);
+    return status == HEFT_OK ? flush(output, err) : status;
+}
+
+static heft_status write_all(struct writer *w, struct output *output, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < w->record_count && status == HEFT_OK; i++) {
+        status = write_record(w, output, i, err);
+    }
+    for (size_t i = 0; i < w->record_count && status == HEFT_OK; i++) {
+        put_central(w, i, &output->head);
+        status = output->head.size >= 65536 ? flush(output, err) : HEFT_OK;
     }
     if (status == HEFT_OK) {
-        status = put_record(a, "data.pkl", pickle.data, pickle.size, err);
+        put_end(w, &output->head);
+        status = flush(output, err);
     }
-    static const char *const texts[][2] = {
-        {".format_version",    "1"     },
-        {".storage_alignment", "64"    },
-        {"byteorder",          "little"}
-    };
-    for (size_t i = 0; i < 3 && status == HEFT_OK; i++) {
-        status = put_record(a, texts[i][0], texts[i][1], strlen(texts[i][1]), err);
-    }
-    for (size_t k = 0; k < storages && status == HEFT_OK; k++) {
-        status = put_storage(a, &tensors[firsts[k]], k, err);
-    }
-    if (status == HEFT_OK) {
-        status = put_record(a, "version", "3\n", 2, err);
-    }
-    if (status == HEFT_OK) {
-        status = put_directory(a, err);
-    }
-    heft__buffer_fini(&pickle);
-    heft__arena_fini(&a->arena);
-    heft__free(a->ctx, a->records, a->cap * sizeof *a->records);
-    heft__free(a->ctx, keys, count * sizeof *keys);
-    heft__free(a->ctx, firsts, count * sizeof *firsts);
     return status;
 }
 
@@ -495,11 +651,12 @@ heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem,
                                     const heft__torch_module *modules, size_t module_count,
                                     uint64_t *bytes, heft_error *err)
 {
-    struct archive a = {.ctx = ctx};
-    heft_status status = write_archive(&a, stem, tensors, count, modules, module_count, err);
+    struct writer w;
+    heft_status status = writer_init(&w, ctx, stem, tensors, count, modules, module_count, err);
     if (status == HEFT_OK) {
-        *bytes = a.position;
+        *bytes = w.total;
     }
+    writer_fini(&w);
     return status;
 }
 
@@ -509,11 +666,22 @@ heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, co
                                   heft__out_read_fn read, void *user, void *scratch,
                                   size_t scratch_bytes, heft_error *err)
 {
-    struct archive a = {.ctx = ctx,
-                        .folder = folder,
-                        .read = read,
-                        .user = user,
-                        .scratch = scratch,
-                        .scratch_bytes = scratch_bytes};
-    return write_archive(&a, stem, tensors, count, modules, module_count, err);
+    struct writer w;
+    struct output output = {.folder = folder,
+                            .read = read,
+                            .user = user,
+                            .scratch = scratch,
+                            .scratch_bytes = scratch_bytes - scratch_bytes % 16};
+    if (output.scratch_bytes == 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "the staging buffer has %zu bytes, 16 are needed",
+                          scratch_bytes);
+    }
+    heft__buffer_init(&output.head, ctx);
+    heft_status status = writer_init(&w, ctx, stem, tensors, count, modules, module_count, err);
+    if (status == HEFT_OK) {
+        status = write_all(&w, &output, err);
+    }
+    heft__buffer_fini(&output.head);
+    writer_fini(&w);
+    return status;
 }

@@ -1,0 +1,214 @@
+/* pickle.h - private to the room: the pickle machine and the step from its values to tensors.
+ *
+ * The machine turns a span of bytes into inert values: numbers, texts, containers, names out of a
+ * fixed list, and "calls", which say what a pickle wants to call and with what, and are never made.
+ * Values live in an arena; nothing here recurses, neither while building nor while walking nor
+ * while freeing. Source: docs/formats/pickle.md. */
+#ifndef HEFT__FORMAT_PICKLE_H
+#define HEFT__FORMAT_PICKLE_H
+
+#include "format/format.h"
+
+/* ---- values
+ * ----------------------------------------------------------------------------------------------------
+ */
+typedef enum heft__pk_kind {
+    HEFT__PK_NONE,
+    HEFT__PK_BOOL,
+    HEFT__PK_INT,
+    HEFT__PK_BIGINT, /* over 64 bits; only its place in the span is kept */
+    HEFT__PK_FLOAT,
+    HEFT__PK_TEXT,
+    HEFT__PK_BYTES,
+    HEFT__PK_GLOBAL, /* a name of the fixed list */
+    HEFT__PK_TUPLE,
+    HEFT__PK_LIST,
+    HEFT__PK_SET,
+    HEFT__PK_DICT,  /* items: key, value, key, value; OrderedDict and Counter too */
+    HEFT__PK_CALL,  /* items: the global, the tuple of arguments */
+    HEFT__PK_PERSID /* items: the id */
+} heft__pk_kind;
+
+/* What a name of the fixed list stands for. */
+typedef enum heft__pk_global {
+    HEFT__PKG_NONE, /* not in the list */
+    HEFT__PKG_ORDERED_DICT,
+    HEFT__PKG_COUNTER,
+    HEFT__PKG_INERT,    /* a value without tensors: torch.Size, torch.device, bytes, set ... */
+    HEFT__PKG_CONSTANT, /* a value by itself: a quantisation scheme */
+    HEFT__PKG_DTYPE,
+    HEFT__PKG_TYPE, /* torch.Tensor, torch.nn.parameter.Parameter */
+    HEFT__PKG_STORAGE,
+    HEFT__PKG_UNTYPED_STORAGE,
+    HEFT__PKG_TENSOR_CLASS, /* torch.FloatTensor, in tar files */
+    HEFT__PKG_REBUILD_TENSOR,
+    HEFT__PKG_REBUILD_TENSOR_V2,
+    HEFT__PKG_REBUILD_TENSOR_V3,
+    HEFT__PKG_REBUILD_PARAMETER,
+    HEFT__PKG_REBUILD_PARAMETER_WITH_STATE,
+    HEFT__PKG_REBUILD_FROM_TYPE_V2,
+    HEFT__PKG_REBUILD_OTHER /* a tensor that heft does not read: sparse, quantised, nested, meta ...
+                             */
+} heft__pk_global;
+
+typedef struct heft__pk_object heft__pk_object;
+
+typedef struct heft__pk_cell {
+    uint8_t kind;   /* heft__pk_kind */
+    uint8_t global; /* heft__pk_global of a GLOBAL */
+    uint16_t dtype; /* heft_dtype of a GLOBAL that names one */
+    uint32_t at;    /* byte of the opcode in the span */
+    union {
+        int64_t integer; /* INT, BOOL */
+        double real;
+        struct {
+            uint32_t start,
+                length; /* TEXT, BYTES, BIGINT, the name of a GLOBAL: bytes of the span */
+        } text;
+        heft__pk_object *object;
+    } as;
+} heft__pk_cell;
+
+struct heft__pk_object {
+    heft__pk_cell *items;
+    uint32_t count, cap;
+    uint32_t at;
+    bool ordered;    /* an OrderedDict: BUILD may set its attributes */
+    bool distinct;   /* keys that occur twice have been dealt with */
+    bool on_path;    /* is being walked: met again, it contains itself */
+    bool walked;     /* has been walked to its end ... */
+    bool has_tensor; /* ... and held a tensor */
+    heft__pk_object *next_persid;
+    struct heft__pk_window *window; /* a PERSID whose storage is known */
+};
+
+/* ---- the machine
+ * -------------------------------------------------------------------------------------------------
+ */
+typedef enum heft__pk_ids {
+    HEFT__PK_IDS_NONE,   /* no persistent ids at all */
+    HEFT__PK_IDS_ZIP,    /* a tuple of 5 */
+    HEFT__PK_IDS_LEGACY, /* a tuple of 6 */
+    HEFT__PK_IDS_TAR     /* an integer */
+} heft__pk_ids;
+
+typedef struct heft__pickle {
+    heft_ctx *ctx;
+    heft__arena arena;    /* all objects */
+    const uint8_t *bytes; /* borrowed as long as the values are used */
+    size_t length;
+    uint64_t origin; /* of bytes[0], for the offsets in errors */
+    heft__pk_ids ids;
+    heft__pk_cell top;                           /* the value */
+    size_t end;                                  /* behind STOP */
+    heft__pk_object *first_persid, *last_persid; /* in the order of the stream */
+    uint64_t used_bytes;                         /* of the arena */
+    bool truncated; /* it failed because the span ended: more bytes may help */
+    uint8_t *owned; /* the span, if heft__pickle_read made it */
+    size_t owned_bytes;
+} heft__pickle;
+
+/* Run one pickle from the start of the span. Always call fini. FORMAT for anything malformed,
+ * REFUSED for names that are not in the list and for opcodes that name or call something, LIMIT. */
+heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
+                             heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
+/* Run the pickle that begins at `offset` of a file and must end before `end`; only as much is read
+ * as it takes. At most heft_limits.pickle_bytes. Always call fini. */
+heft_status heft__pickle_read(heft_ctx *ctx, heft__source *source, uint64_t offset, uint64_t end,
+                              heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
+void heft__pickle_fini(heft__pickle *pickle);
+
+/* Look a name up in the fixed list: fills kind, global and dtype of the cell; false if it is not
+ * there. */
+bool heft__pk_find_global(const char *module, size_t module_length, const char *name,
+                          size_t name_length, heft__pk_cell *cell);
+/* Name of the storage class with elements of a dtype, "FloatStorage"; false for dtypes that have
+ * none. */
+bool heft__pk_storage_class(heft_dtype dtype, char name[32]);
+/* "a string", "a tuple" ... */
+const char *heft__pk_kind_name(const heft__pk_cell *cell);
+/* Bytes of a TEXT, BYTES or BIGINT. */
+static inline const char *heft__pk_text(const heft__pickle *pickle, const heft__pk_cell *cell)
+{
+    return (const char *)pickle->bytes + cell->as.text.start;
+}
+bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, const char *text);
+
+/* ---- from values to tensors
+ * ----------------------------------------------------------------------------------------- */
+/* A storage as a persistent id names it. */
+typedef struct heft__pk_window {
+    size_t storage;       /* index into the file's storages */
+    heft_dtype dtype;     /* NONE: untyped, counted in bytes */
+    uint64_t first_bytes; /* where the window begins in the storage; 0 but for legacy views */
+    uint64_t bytes;
+} heft__pk_window;
+
+/* Find where a storage lies: fills `storage` (offset, stored_bytes, deflated, crc, record); `bytes`
+ * is set already. */
+typedef heft_status (*heft__pk_place_fn)(void *user, const char *key, size_t key_length,
+                                         heft__file_storage *storage, heft_error *err);
+
+struct heft__pk_root {
+    const char *key; /* lent by the span */
+    size_t key_length;
+    heft_dtype dtype;
+    uint64_t numel;
+};
+
+/* A tensor that an integer persistent id stands for (tar). The arrays live in the file's arena. */
+typedef struct heft__pk_known {
+    int64_t key;
+    heft__file_tensor tensor;
+} heft__pk_known;
+
+typedef struct heft__pickle_tensors {
+    heft_ctx *ctx;
+    heft__file *file;
+    heft__pickle *pickle;
+    heft__pk_place_fn place;
+    void *place_user;
+    const heft__pk_known *known; /* sorted by key; tar only */
+    size_t known_count;
+    heft__map keys; /* storage key -> index */
+    struct heft__pk_root *roots;
+    size_t root_cap;
+    heft__file_storage *storages;
+    size_t storage_count, storage_cap;
+    heft__file_tensor *tensors;
+    size_t tensor_count, tensor_cap;
+    heft__map names;
+    const char **skipped;
+    size_t skipped_count, skipped_cap;
+    bool skipped_more;          /* there were more than are kept */
+    uint64_t used_bytes, steps; /* what sharing may blow up, and is bounded */
+} heft__pickle_tensors;
+
+void heft__pickle_tensors_init(heft__pickle_tensors *build, heft_ctx *ctx, heft__file *file,
+                               heft__pickle *pickle, heft__pk_place_fn place, void *place_user);
+void heft__pickle_tensors_fini(heft__pickle_tensors *build);
+/* Resolve every persistent id of the stream, whether a tensor needs it or not. */
+heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_error *err);
+/* Walk the value and build the tensors; then resolve what is left. */
+heft_status heft__pickle_tensors_walk(heft__pickle_tensors *build, heft_error *err);
+/* Hand over to the file: storages, tensors, skipped. */
+heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error *err);
+
+/* Between the two files of this step: whether a value is a tensor, how one is built, which one an
+ * integer id stands for. */
+bool heft__pk_is_tensor(const heft__pk_cell *cell);
+heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
+                                  heft__file_tensor *tensor, heft_error *err);
+const heft__file_tensor *heft__pk_find_known(const heft__pickle_tensors *build,
+                                             int64_t key); /* NULL if none */
+
+/* Check one view and fill shape, strides, start and size_bytes of a tensor whose dtype is set. The
+ * storage's window has `window_bytes` bytes from `first_bytes` on; sizes, strides and offset count
+ * elements as torch counts them. */
+heft_status heft__pickle_view(heft__arena *arena, const int64_t *sizes, const int64_t *strides,
+                              size_t rank, int64_t offset, uint64_t first_bytes,
+                              uint64_t window_bytes, heft__file_tensor *tensor, heft_error *err);
+/* Bytes of one element as torch counts them: float4_e2m1fn_x2 is one byte with two values. */
+uint64_t heft__pickle_elem_bytes(heft_dtype dtype);
+
+#endif

@@ -1,0 +1,73 @@
+/* pickle_read.c - a pickle out of a file that does not say how long it is, and what messages call
+ * its values. */
+#include "format/pickle.h"
+
+#define READ_FIRST ((size_t)32 << 10)
+
+/* A pickle does not say how long it is: it is run on the first bytes, and again on eight times as
+ * many if they were too few. */
+heft_status heft__pickle_read(heft_ctx *ctx, heft__source *source, uint64_t offset, uint64_t end,
+                              heft__pk_ids ids, heft__pickle *pickle, heft_error *err)
+{
+    const uint64_t limit = heft__limits(ctx)->pickle_bytes, there = end - offset;
+    const size_t most = (size_t)(there < limit ? there : limit);
+    heft_error failure = {0};
+    for (size_t length = READ_FIRST;; length *= 8) {
+        length = length < most ? length : most;
+        uint8_t *bytes = heft__alloc(ctx, length);
+        if (!bytes) {
+            return heft__fail_nomem(err, length);
+        }
+        heft_status status = heft__source_read(source, offset, bytes, length, err);
+        if (status != HEFT_OK) {
+            heft__free(ctx, bytes, length);
+            return status;
+        }
+        status = heft__pickle_run(ctx, bytes, length, offset, ids, pickle, &failure);
+        pickle->owned = bytes;
+        pickle->owned_bytes = length;
+        if (status == HEFT_OK) {
+            return status;
+        }
+        if (!pickle->truncated || length == most) {
+            if (pickle->truncated && most < there) {
+                return heft__fail_at(err, HEFT_LIMIT, offset, "pickle of over %zu bytes, the limit",
+                                     most);
+            }
+            if (err) {
+                *err = failure;
+            }
+            return status;
+        }
+        heft__pickle_fini(pickle);
+    }
+}
+
+void heft__pickle_fini(heft__pickle *pickle)
+{
+    if (pickle->ctx) {
+        heft__arena_fini(&pickle->arena);
+        heft__free(pickle->ctx, pickle->owned, pickle->owned_bytes);
+    }
+    *pickle = (heft__pickle){0};
+}
+
+const char *heft__pk_kind_name(const heft__pk_cell *cell)
+{
+    static const char *const kinds[] = {
+        [HEFT__PK_NONE] = "None",      [HEFT__PK_BOOL] = "a bool",
+        [HEFT__PK_INT] = "an integer", [HEFT__PK_BIGINT] = "an integer of over 64 bits",
+        [HEFT__PK_FLOAT] = "a float",  [HEFT__PK_TEXT] = "a string",
+        [HEFT__PK_BYTES] = "bytes",    [HEFT__PK_GLOBAL] = "a global",
+        [HEFT__PK_TUPLE] = "a tuple",  [HEFT__PK_LIST] = "a list",
+        [HEFT__PK_SET] = "a set",      [HEFT__PK_DICT] = "a dict",
+        [HEFT__PK_CALL] = "an object", [HEFT__PK_PERSID] = "a storage",
+    };
+    return kinds[cell->kind];
+}
+
+bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, const char *text)
+{
+    return cell->kind == HEFT__PK_TEXT && cell->as.text.length == strlen(text) &&
+           memcmp(heft__pk_text(pickle, cell), text, cell->as.text.length) == 0;
+}
