@@ -28,8 +28,8 @@ check: all
 fuzz:
 	@tools/bootstrap --fuzz
 	@$(call build,fuzz,-DCMAKE_C_COMPILER="$$(command -v clang-14 || command -v clang)")
+	@tests/fuzz/seed build/corpus
 	@for target in $$(find build/fuzz -type f -name 'fuzz_*' -perm -u+x); do \
-	    mkdir -p "build/corpus/$${target##*/}" && \
 	    "$$target" -max_total_time=$(FUZZ_SECONDS) "build/corpus/$${target##*/}" || exit 1; done
 clean:
 	@rm -rf build

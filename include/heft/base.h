@@ -84,9 +84,7 @@ HEFT_API void heft_error_print(const heft_error *err, FILE *stream);
 /** Return the version of the library that runs, "0.1.0". */
 HEFT_API const char *heft_version(void);
 
-/* ---- context
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- context --------------------------------------------------------------------------------- */
 
 /** Memory functions. Sizes are handed back, so an implementation needs no headers. `alloc` returns
  * NULL when it has nothing left; alignment as malloc's. `resize` may be NULL: then alloc, copy,

@@ -139,9 +139,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
                                                          heft_tensor **out, heft_error *err);
 
-/* ---- convert
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- convert --------------------------------------------------------------------------------- */
 typedef struct heft_convert_options {
     uint64_t reserved;        /* 0 */
     heft_format format;       /* AUTO: as the source */
@@ -204,9 +202,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, cons
                                                              heft_write_report **report,
                                                              heft_error *err);
 
-/* ---- verify
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- verify ---------------------------------------------------------------------------------- */
 typedef struct heft_problem {
     const char *kind;   /* "missing_shard", "crc", "stale_file", ... */
     const char *file;   /* "" if none */

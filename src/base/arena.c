@@ -113,8 +113,7 @@ char *heft__arena_format(heft__arena *arena, const char *format, ...)
     return text;
 }
 
-/* ---- buffer
- * --------------------------------------------------------------------------------------- */
+/* ---- buffer ---------------------------------------------------------------------------------- */
 void heft__buffer_init(heft__buffer *buffer, heft_ctx *ctx)
 {
     *buffer = (heft__buffer){.ctx = ctx};
@@ -208,8 +207,7 @@ bool heft__array_reserve(heft_ctx *ctx, void **array, size_t count, size_t *cap,
     return true;
 }
 
-/* ---- warnings
- * -------------------------------------------------------------------------------------- */
+/* ---- warnings -------------------------------------------------------------------------------- */
 void heft__warnings_init(heft__warnings *warnings, heft__arena *arena)
 {
     *warnings = (heft__warnings){.arena = arena};

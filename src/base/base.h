@@ -14,8 +14,7 @@
 #include <stdarg.h>
 #include <string.h>
 
-/* ---- errors: who finds the fault fills it, callers add path and item where they are empty
- * -------------------- */
+/* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */
 heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 heft_status heft__fail_at(heft_error *err, heft_status status, uint64_t offset, const char *format,
@@ -29,8 +28,7 @@ heft_status heft__fail_nomem(heft_error *err, uint64_t bytes);
 heft_status heft__add_path(heft_status status, heft_error *err, const char *path);
 heft_status heft__add_item(heft_status status, heft_error *err, const char *item);
 
-/* ---- checked sizes
- * -------------------------------------------------------------------------------------------- */
+/* ---- checked sizes --------------------------------------------------------------------------- */
 static inline bool heft__mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 {
     return !__builtin_mul_overflow(a, b, out);
@@ -49,8 +47,7 @@ static inline bool heft__to_size(uint64_t bytes, size_t *out)
     return true;
 }
 
-/* ---- numbers from file bytes
- * ---------------------------------------------------------------------------------- */
+/* ---- numbers from file bytes ----------------------------------------------------------------- */
 static inline uint16_t heft__le16(const uint8_t *p)
 {
     return (uint16_t)(p[0] | (unsigned)p[1] << 8);
@@ -79,8 +76,7 @@ static inline void heft__put_le64(uint8_t *p, uint64_t v)
     heft__put_le32(p + 4, (uint32_t)(v >> 32));
 }
 
-/* ---- the context
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the context ----------------------------------------------------------------------------- */
 heft_ctx *heft__ctx_ref(heft_ctx *ctx);
 const heft_limits *heft__limits(const heft_ctx *ctx); /* with every default filled in */
 unsigned heft__threads(const heft_ctx *ctx);          /* at least 1 */
@@ -95,8 +91,7 @@ void *heft__alloc_zero(heft_ctx *ctx, size_t count, size_t size); /* count * siz
 void *heft__resize(heft_ctx *ctx, void *block, size_t old_bytes, size_t new_bytes);
 void heft__free(heft_ctx *ctx, void *block, size_t bytes); /* NULL allowed */
 
-/* ---- arena: the metadata of one file or model, freed in one call
- * ----------------------------------------------- */
+/* ---- arena: the metadata of one file or model, freed in one call ----------------------------- */
 typedef struct heft__arena {
     heft_ctx *ctx;
     struct heft__arena_chunk *chunks;
@@ -114,8 +109,7 @@ char *heft__arena_text(heft__arena *arena, const char *bytes,
 char *heft__arena_format(heft__arena *arena, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* ---- growing bytes
- * --------------------------------------------------------------------------------------------- */
+/* ---- growing bytes --------------------------------------------------------------------------- */
 typedef struct heft__buffer {
     heft_ctx *ctx;
     uint8_t *data;
@@ -149,6 +143,8 @@ typedef struct heft__map {
 #define HEFT__MAP_NONE SIZE_MAX
 void heft__map_init(heft__map *map, heft_ctx *ctx);
 void heft__map_fini(heft__map *map);
+/* Room for `count` keys, where their number is known and not only claimed. false if no memory. */
+bool heft__map_reserve(heft__map *map, size_t count);
 /* Put key -> value unless the key is there; `*found` then is its value, else HEFT__MAP_NONE. false
  * if no memory. */
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found);
@@ -160,17 +156,14 @@ size_t heft__map_get(const heft__map *map, const char *key,
  * it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
 
-/* ---- UTF-8
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- UTF-8 ----------------------------------------------------------------------------------- */
 /* Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or
  * `length`. */
 size_t heft__utf8_invalid_at(const uint8_t *bytes, size_t length);
 /* Write a code point (at most 0x10FFFF) as 1 to 4 bytes; returns how many. */
 size_t heft__utf8_put(uint32_t code, uint8_t dst[4]);
 
-/* ---- warnings: a list on a result, not log lines
- * ------------------------------------------------------------------ */
+/* ---- warnings: a list on a result, not log lines --------------------------------------------- */
 typedef struct heft__warnings {
     heft__arena *arena; /* lent by the owner of the result */
     const char **lines;
@@ -182,8 +175,7 @@ void heft__warnings_init(heft__warnings *warnings, heft__arena *arena);
 bool heft__warn(heft__warnings *warnings, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* ---- work on several threads
- * ------------------------------------------------------------------------------------- */
+/* ---- work on several threads ----------------------------------------------------------------- */
 /* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order.
  * After the first failure no new items start; that failure is returned. With one thread or one item
  * it runs in the caller. */

@@ -27,8 +27,7 @@ struct heft_ctx {
 #define STAGING_DEFAULT ((size_t)64 << 20)
 #define STAGING_LEAST ((size_t)64 << 10)
 
-/* ---- the default allocator ----------------------------------------------------------------------
- */
+/* ---- the default allocator ------------------------------------------------------------------- */
 static void *default_alloc(void *user, size_t bytes)
 {
     (void)user;
@@ -70,8 +69,7 @@ static void *default_resize(void *user, void *block, size_t old_bytes, size_t ne
     return fresh;
 }
 
-/* ---- the context --------------------------------------------------------------------------------
- */
+/* ---- the context ----------------------------------------------------------------------------- */
 static void fill_limits(heft_limits *limits)
 {
     const heft_limits defaults = {
@@ -195,8 +193,7 @@ heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t 
     return HEFT_OK;
 }
 
-/* ---- counted memory
- * ------------------------------------------------------------------------------ */
+/* ---- counted memory -------------------------------------------------------------------------- */
 static void count_more(heft_ctx *ctx, size_t bytes)
 {
     unsigned long long live = atomic_fetch_add(&ctx->live_bytes, bytes) + bytes;

@@ -64,10 +64,10 @@ static struct heft__map_slot *find(const heft__map *map, const char *key, size_t
     return &map->slots[at];
 }
 
-static bool grow(heft__map *map)
+static bool resize(heft__map *map, size_t cap)
 {
     heft__map bigger = *map;
-    bigger.cap = map->cap ? map->cap * 2 : 64;
+    bigger.cap = cap;
     bigger.slots = heft__alloc_zero(map->ctx, bigger.cap, sizeof *bigger.slots);
     if (!bigger.slots) {
         return false;
@@ -83,9 +83,21 @@ static bool grow(heft__map *map)
     return true;
 }
 
+bool heft__map_reserve(heft__map *map, size_t count)
+{
+    size_t cap = 64;
+    while (cap / 10 * 7 <= count) {
+        if (cap > SIZE_MAX / 2) {
+            return false;
+        }
+        cap *= 2;
+    }
+    return cap <= map->cap || resize(map, cap);
+}
+
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found)
 {
-    if (map->count >= map->cap / 10 * 7 && !grow(map)) {
+    if (map->count >= map->cap / 10 * 7 && !resize(map, map->cap ? map->cap * 2 : 64)) {
         return false;
     }
     uint64_t hash = XXH3_64bits_withSeed(key, length, map->seed);

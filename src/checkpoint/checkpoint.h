@@ -15,8 +15,7 @@
 
 #include "format/format.h"
 
-/* ---- resolve: which files
- * -------------------------------------------------------------------------------------------- */
+/* ---- resolve: which files -------------------------------------------------------------------- */
 typedef struct heft__resolved {
     const char *folder;
     const char *file;     /* one weight file, base name; NULL if there is an index */
@@ -40,9 +39,7 @@ const char *heft__weights_shard(heft__arena *arena, heft_format format, const ch
 /* Whether a name is that of a shard of this format and variant, whatever its numbers. */
 bool heft__is_shard_name(const char *name, heft_format format, const char *variant);
 
-/* ---- the object
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- the object ------------------------------------------------------------------------------ */
 typedef struct heft__checkpoint_file {
     heft_file_info info;
     heft__file *file;
@@ -72,9 +69,7 @@ static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first,
                                      heft_error *err); /* heft__free: count * sizeof */
 
-/* ---- shard: the greedy rule
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- shard: the greedy rule ------------------------------------------------------------------ */
 typedef struct heft__shard_plan {
     size_t *shard; /* [count] number of each tensor's shard, 0-based */
     size_t shard_count;
@@ -87,8 +82,7 @@ heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors
                                   uint64_t max_bytes, heft__shard_plan *out, heft_error *err);
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count);
 
-/* ---- write: a folder of shards with its index
- * -------------------------------------------------------------------------------- */
+/* ---- write: a folder of shards with its index ------------------------------------------------ */
 typedef struct heft__side_file { /* config.json and its like, written beside the weights */
     const char *name;
     const char *path; /* copied from here, or NULL: */

@@ -35,8 +35,7 @@ static size_t number_of(const heft__out_tensor *tensor)
     return (size_t)(uintptr_t)tensor->source;
 }
 
-/* ---- reading, with the cast
- * ------------------------------------------------------------------------------ */
+/* ---- reading, with the cast ------------------------------------------------------------------ */
 static heft_status start_reading(struct conversion *c, const heft__out_tensor *tensor,
                                  heft_error *err)
 {
@@ -86,9 +85,7 @@ static heft_status read_piece(void *user, const heft__out_tensor *tensor, uint64
     return heft__add_path(status, err, c->ckpt->files[info->file_index].info.path);
 }
 
-/* ---- order
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- order ----------------------------------------------------------------------------------- */
 struct ranked {
     size_t rank; /* in the order that was asked for; SIZE_MAX: not named there */
     size_t number;
@@ -181,8 +178,7 @@ static void order_tensors(struct conversion *c, struct ranked *order)
     qsort(order, ckpt->count, sizeof *order, by_rank);
 }
 
-/* ---- what is written
- * ------------------------------------------------------------------------------------------ */
+/* ---- what is written ------------------------------------------------------------------------- */
 static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, heft_error *err)
 {
     const heft_tensor_info *info = &c->ckpt->infos[i];
@@ -244,9 +240,7 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
     return status;
 }
 
-/* ---- side files
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- side files ------------------------------------------------------------------------------ */
 static bool ends_with(const char *text, const char *end)
 {
     size_t length = strlen(text), tail = strlen(end);
@@ -358,9 +352,7 @@ static heft_status collect_sides(struct conversion *c, const char *src, heft_err
     return status;
 }
 
-/* ---- all of it
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
     heft_format format = c->options->format;

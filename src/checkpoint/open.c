@@ -7,8 +7,7 @@
 
 #define FILES_HELD_OPEN 64
 
-/* ---- files
- * -------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 static heft_status open_file(heft_checkpoint *ckpt, size_t i, const char *name, heft_error *err)
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
@@ -58,8 +57,7 @@ static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, s
     return status;
 }
 
-/* ---- the table of names
- * -------------------------------------------------------------------------------- */
+/* ---- the table of names ---------------------------------------------------------------------- */
 static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
                               size_t at, heft_error *err)
 {
@@ -97,7 +95,7 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
 {
     ckpt->infos = heft__arena_array(&ckpt->arena, ckpt->count, sizeof *ckpt->infos);
     ckpt->entries = heft__arena_array(&ckpt->arena, ckpt->count, sizeof *ckpt->entries);
-    if (!ckpt->infos || !ckpt->entries) {
+    if (!ckpt->infos || !ckpt->entries || !heft__map_reserve(&ckpt->names, ckpt->count)) {
         return heft__fail_nomem(err, ckpt->count * sizeof *ckpt->infos);
     }
     heft_status status = HEFT_OK;
@@ -133,9 +131,7 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
     return status;
 }
 
-/* ---- aliases
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- aliases --------------------------------------------------------------------------------- */
 /* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ.
  */
 static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
@@ -157,17 +153,36 @@ struct view_key {
     uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
 };
 
+/* How many tensors lie on each storage; owned, NULL without memory. */
+static uint32_t *count_users(const heft_checkpoint *ckpt, size_t *storages)
+{
+    const heft__checkpoint_file *last =
+        ckpt->file_count ? &ckpt->files[ckpt->file_count - 1] : NULL;
+    *storages = last ? last->first_storage + last->file->storage_count : 0;
+    uint32_t *users = heft__alloc_zero(ckpt->ctx, *storages, sizeof *users);
+    for (size_t i = 0; users && i < ckpt->count; i++) {
+        users[ckpt->infos[i].storage]++;
+    }
+    return users;
+}
+
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err)
 {
     heft__map seen;
+    size_t storages = 0;
+    uint32_t *users = count_users(ckpt, &storages);
     size_t *result = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *result);
     struct view_key *keys = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *keys);
     heft_status status =
-        result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *keys);
+        users && result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *keys);
     heft__map_init(&seen, ckpt->ctx);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
         const heft__file_tensor *entry = ckpt->entries[i];
         size_t bytes = entry->rank * sizeof *entry->shape, found;
+        result[i] = i;
+        if (users[ckpt->infos[i].storage] == 1) {
+            continue; /* as every tensor of a safetensors file */
+        }
         keys[i] = (struct view_key){
             .storage = ckpt->infos[i].storage,
             .start = entry->start,
@@ -177,11 +192,12 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
         };
         if (!heft__map_put(&seen, (const char *)&keys[i], sizeof keys[i], i, &found)) {
             status = heft__fail_nomem(err, sizeof keys[i]);
-        } else {
-            result[i] = found != HEFT__MAP_NONE && same_view(ckpt, found, i) ? found : i;
+        } else if (found != HEFT__MAP_NONE && same_view(ckpt, found, i)) {
+            result[i] = found;
         }
     }
     heft__map_fini(&seen);
+    heft__free(ckpt->ctx, users, storages * sizeof *users);
     heft__free(ckpt->ctx, keys, ckpt->count * sizeof *keys);
     if (status == HEFT_OK) {
         *first = result;
@@ -191,8 +207,7 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
     return status;
 }
 
-/* ---- index against shards
- * --------------------------------------------------------------------------------------- */
+/* ---- index against shards -------------------------------------------------------------------- */
 static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *index, bool *listed,
                                 heft_error *err)
 {

@@ -111,8 +111,7 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
     return blame(ckpt, i, status, err);
 }
 
-/* ---- mapping
- * ----------------------------------------------------------------------------------------- */
+/* ---- mapping --------------------------------------------------------------------------------- */
 static void release_source(void *user)
 {
     heft__source_unref(user);

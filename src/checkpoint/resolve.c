@@ -83,8 +83,7 @@ bool heft__is_shard_name(const char *name, heft_format format, const char *varia
     return p && *p == '.' && strcmp(p + 1, extension_of(format)) == 0;
 }
 
-/* ---- a folder
- * ---------------------------------------------------------------------------------------- */
+/* ---- a folder -------------------------------------------------------------------------------- */
 static bool is_there(heft__arena *arena, const char *folder, const char *name)
 {
     const char *path = name ? heft__path_join(arena, folder, name) : NULL;

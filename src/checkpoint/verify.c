@@ -46,8 +46,7 @@ void heft_verify_report_free(heft_verify_report *report)
     }
 }
 
-/* ---- problems
- * ---------------------------------------------------------------------------------------- */
+/* ---- problems -------------------------------------------------------------------------------- */
 static heft_status add_problem(struct inspection *v, const heft_problem *problem, heft_error *err)
 {
     heft_problem copy = *problem;
@@ -100,8 +99,7 @@ static heft_status add_text(struct inspection *v, const char *kind, const char *
     return message ? add_problem(v, &problem, err) : heft__fail_nomem(err, 0);
 }
 
-/* ---- files
- * ---------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 static heft_status open_one(struct inspection *v, size_t i, heft_error *err)
 {
     heft__source *source = NULL;
@@ -136,8 +134,7 @@ static heft_status open_all(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- names
- * ---------------------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------- */
 struct place {
     size_t file;
     bool listed;
@@ -263,8 +260,7 @@ static heft_status check_names(struct inspection *v, const char *path, heft_erro
     return status;
 }
 
-/* ---- what lies beside
- * --------------------------------------------------------------------------------------- */
+/* ---- what lies beside ------------------------------------------------------------------------ */
 static bool is_used(const struct inspection *v, const char *name)
 {
     for (size_t i = 0; i < v->count; i++) {
@@ -333,9 +329,7 @@ static heft_status check_config(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- deep
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- deep ------------------------------------------------------------------------------------ */
 /* How infinities and NaN look: all bits of the exponent set. E4M3FN has no infinity, and one
  * pattern of NaN. */
 static const struct {
@@ -448,9 +442,7 @@ static heft_status check_bytes(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- manifest
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- manifest -------------------------------------------------------------------------------- */
 static heft_status report_difference(void *user, const char *file, const char *message,
                                      heft_error *err)
 {
@@ -475,9 +467,7 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
     return status;
 }
 
-/* ---- all of it
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 static heft_status list_files(struct inspection *v, heft_error *err)
 {
     heft_error failure = {0};

@@ -41,8 +41,7 @@ void heft_write_report_free(heft_write_report *report)
 static const heft__text_pair pt_format = {"format",
                                           "pt"}; /* what the reference puts into every file */
 
-/* ---- names and plan
- * ------------------------------------------------------------------------------------ */
+/* ---- names and plan -------------------------------------------------------------------------- */
 static heft_status name_files(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
@@ -134,8 +133,7 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     return s->index_name && !s->report->index ? heft__fail_nomem(err, 0) : HEFT_OK;
 }
 
-/* ---- what is there already
- * --------------------------------------------------------------------------------- */
+/* ---- what is there already ------------------------------------------------------------------- */
 static bool is_written(const struct session *s, const char *name)
 {
     for (size_t i = 0; i < s->job->side_count; i++) {
@@ -183,9 +181,7 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
     return status;
 }
 
-/* ---- files
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- files ----------------------------------------------------------------------------------- */
 static heft_status copy_side(struct session *s, const heft__side_file *side, heft_error *err)
 {
     heft__source *source = NULL;

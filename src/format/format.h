@@ -17,8 +17,7 @@
 #include "tensor/tensor.h"
 #include "json/json.h"
 
-/* ---- what a file holds
- * -------------------------------------------------------------------------------------------- */
+/* ---- what a file holds ----------------------------------------------------------------------- */
 /* A run of bytes in the file on which tensors lie. Safetensors: one per tensor. */
 typedef struct heft__file_storage {
     uint64_t offset;       /* first stored byte in the file */
@@ -78,8 +77,7 @@ heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *e
 heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 heft_status heft__torch_tar_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 
-/* ---- reading a tensor's bytes: row by row, little-endian, conj and neg applied, in pieces
- * ------------------------- */
+/* ---- reading a tensor's bytes: row by row, little-endian, conj and neg applied, in pieces ---- */
 typedef struct heft__tensor_reader heft__tensor_reader;
 /* Borrows file and tensor. Deflated and oddly strided storages may take heap up to the storage's
  * size. */
@@ -107,9 +105,7 @@ heft_status heft__storage_check_crc(heft_ctx *ctx, const heft__file *file, size_
                                     void *scratch, size_t scratch_bytes, bool *checked, bool *equal,
                                     uint32_t *found, heft_error *err);
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 /* What a file is to hold, in state-dict order. Tensors with the same `storage` share one run of
  * bytes (torch only; safetensors takes one name per storage). */
 typedef struct heft__out_tensor {
@@ -159,8 +155,7 @@ heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, co
 /* CRC-32 as zip uses it, continued from `crc` (0 at first); as fast as the machine can. */
 uint32_t heft__crc32(uint32_t crc, const void *bytes, size_t length);
 
-/* ---- shard index: *.index.json
- * --------------------------------------------------------------------------------------- */
+/* ---- shard index: *.index.json --------------------------------------------------------------- */
 typedef struct heft__shard_entry {
     const char *name; /* tensor */
     size_t file;      /* index into files */

@@ -60,9 +60,7 @@ struct opcode {
     heft_status (*run)(struct vm *vm, const struct opcode *op, heft_error *err);
 };
 
-/* ---- memory
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *err)
 {
     heft__pickle *pickle = vm->pickle;
@@ -114,8 +112,7 @@ static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk
     return HEFT_OK;
 }
 
-/* ---- errors and the stack
- * ------------------------------------------------------------------------------------------ */
+/* ---- errors and the stack -------------------------------------------------------------------- */
 static heft_status malformed(struct vm *vm, const struct opcode *op, const char *what,
                              heft_error *err)
 {
@@ -160,11 +157,10 @@ static heft__pk_cell *open_mark(struct vm *vm, size_t *count)
 {
     size_t height = vm->marks[--vm->mark_count];
     *count = vm->count - height;
-    return vm->stack + height;
+    return vm->stack ? vm->stack + height : NULL; /* nothing was pushed yet */
 }
 
-/* ---- constants, numbers, texts
- * --------------------------------------------------------------------------------------- */
+/* ---- constants, numbers, texts --------------------------------------------------------------- */
 static heft_status run_none(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     (void)op;
@@ -231,9 +227,7 @@ static heft_status run_data(struct vm *vm, const struct opcode *op, heft_error *
     return push(vm, cell, err);
 }
 
-/* ---- containers
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- containers ------------------------------------------------------------------------------ */
 static heft_status run_empty(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     heft__pk_object *object = NULL;
@@ -311,9 +305,7 @@ static heft_status run_fill(struct vm *vm, const struct opcode *op, heft_error *
     return status;
 }
 
-/* ---- stack and memo
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- stack and memo -------------------------------------------------------------------------- */
 static heft_status run_mark(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     (void)op;
@@ -401,9 +393,7 @@ static heft_status run_get(struct vm *vm, const struct opcode *op, heft_error *e
     return push(vm, cell, err);
 }
 
-/* ---- names and calls
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- names and calls ------------------------------------------------------------------------- */
 static heft_status push_global(struct vm *vm, const char *module, size_t module_length,
                                const char *name, size_t name_length, heft_error *err)
 {
@@ -589,9 +579,7 @@ static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error
     return status;
 }
 
-/* ---- refused opcodes
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- refused opcodes ------------------------------------------------------------------------- */
 static heft_status run_refused(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
@@ -621,9 +609,7 @@ static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error
                          (int)type->as.text.length, heft__pk_text(vm->pickle, type));
 }
 
-/* ---- framing and the end
- * ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- framing and the end --------------------------------------------------------------------- */
 static heft_status run_proto(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     if (vm->op_at != 0) {
@@ -669,9 +655,7 @@ static heft_status run_stop(struct vm *vm, const struct opcode *op, heft_error *
     return HEFT_OK;
 }
 
-/* ---- the table
- * ------------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the table ------------------------------------------------------------------------------- */
 /* clang-format off */
 static const struct opcode opcodes[256] = {
     [0x80] = {"PROTO",            OPERAND_U8,       0, 0,              false, run_proto},
@@ -745,9 +729,7 @@ static const struct opcode opcodes[256] = {
 };
 /* clang-format on */
 
-/* ---- operands
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- operands -------------------------------------------------------------------------------- */
 /* Bytes that an operand may take: up to the end of the frame, if there is one. */
 static size_t left(const struct vm *vm)
 {
@@ -839,9 +821,7 @@ static heft_status read_operand(struct vm *vm, const struct opcode *op, heft_err
     }
 }
 
-/* ---- running
- * --------------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 static heft_status check_items(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     if (op->takes_mark && vm->mark_count == 0) {

@@ -9,9 +9,7 @@
 
 #include "format/format.h"
 
-/* ---- values
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- values ---------------------------------------------------------------------------------- */
 typedef enum heft__pk_kind {
     HEFT__PK_NONE,
     HEFT__PK_BOOL,
@@ -82,9 +80,7 @@ struct heft__pk_object {
     struct heft__pk_window *window; /* a PERSID whose storage is known */
 };
 
-/* ---- the machine
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- the machine ----------------------------------------------------------------------------- */
 typedef enum heft__pk_ids {
     HEFT__PK_IDS_NONE,   /* no persistent ids at all */
     HEFT__PK_IDS_ZIP,    /* a tuple of 5 */
@@ -134,8 +130,7 @@ static inline const char *heft__pk_text(const heft__pickle *pickle, const heft__
 }
 bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, const char *text);
 
-/* ---- from values to tensors
- * ----------------------------------------------------------------------------------------- */
+/* ---- from values to tensors ------------------------------------------------------------------ */
 /* A storage as a persistent id names it. */
 typedef struct heft__pk_window {
     size_t storage;       /* index into the file's storages */

@@ -14,9 +14,7 @@
 #define EXPANDED_FREE ((uint64_t)1 << 30) /* an expanded view below this is fine */
 #define EXPANDED_MOST 1024                /* above, it may be this many times its storage */
 
-/* ---- views
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- views ----------------------------------------------------------------------------------- */
 uint64_t heft__pickle_elem_bytes(heft_dtype dtype)
 {
     return (heft_dtype_bits(dtype) + 7) / 8;
@@ -162,9 +160,7 @@ heft_status heft__pickle_view(heft__arena *arena, const int64_t *sizes, const in
     return status;
 }
 
-/* ---- storages
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- storages -------------------------------------------------------------------------------- */
 static int text_width(const heft__pk_cell *cell)
 {
     return (int)(cell->as.text.length < 100 ? cell->as.text.length : 100);
@@ -382,9 +378,7 @@ heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_erro
     return status;
 }
 
-/* ---- tensors
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 struct tensor_call {
     uint8_t function; /* heft__pk_global */
     const heft__pk_object *args;

@@ -14,15 +14,13 @@
 
 #define SKIPPED_MOST 10000
 #define RESULT_BASE                                                                                \
-    ((uint64_t)16 << 20)   /* bytes of names and shapes that any file may have ...   \
-                                          */
+    ((uint64_t)16 << 20)   /* bytes of names and shapes that any file may have ...                 \
+                            */
 #define RESULT_PER_BYTE 64 /* ... and more for each byte of its pickle */
 #define STEPS_BASE ((uint64_t)1 << 20)
 #define STEPS_PER_BYTE 8
 
-/* ---- names
- * -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- names ----------------------------------------------------------------------------------- */
 static heft_status account(heft__pickle_tensors *build, uint64_t bytes, uint64_t at,
                            heft_error *err)
 {
@@ -118,9 +116,7 @@ static heft_status add_skipped(heft__pickle_tensors *build, const heft__buffer *
     return HEFT_OK;
 }
 
-/* ---- dicts
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- dicts ----------------------------------------------------------------------------------- */
 /* A key that occurs twice stays at its first place and has its last value, as in Python. */
 static heft_status make_distinct(heft__pickle_tensors *build, heft__pk_object *dict,
                                  heft_error *err)
@@ -163,9 +159,7 @@ static heft_status make_distinct(heft__pickle_tensors *build, heft__pk_object *d
     return status;
 }
 
-/* ---- the walk
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the walk -------------------------------------------------------------------------------- */
 struct frame {
     heft__pk_object *object;
     bool is_dict;
@@ -398,9 +392,7 @@ heft_status heft__pickle_tensors_walk(heft__pickle_tensors *build, heft_error *e
     return status;
 }
 
-/* ---- begin and end
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- begin and end --------------------------------------------------------------------------- */
 void heft__pickle_tensors_init(heft__pickle_tensors *build, heft_ctx *ctx, heft__file *file,
                                heft__pickle *pickle, heft__pk_place_fn place, void *place_user)
 {

@@ -30,8 +30,7 @@ struct parse {
     uint64_t ends_at; /* of the tensor being read: data_offsets[1] */
 };
 
-/* ---- one entry
- * ------------------------------------------------------------------------------------- */
+/* ---- one entry ------------------------------------------------------------------------------- */
 static heft_status read_dtype(struct parse *p, heft__file_tensor *tensor, heft_error *err)
 {
     heft__json_token token;
@@ -157,7 +156,7 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
 {
     const uint64_t at = tensor->item_offset;
     uint64_t elems, needed, bits;
-    char shape[HEFT__SHAPE_TEXT];
+    char shape[HEFT__SHAPE_TEXT]; /* written for errors only */
     if (tensor->start > p->ends_at) {
         return heft__fail_at(err, HEFT_FORMAT, at, "data_offsets begin %llu is behind end %llu",
                              (unsigned long long)tensor->start, (unsigned long long)p->ends_at);
@@ -167,20 +166,21 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
                              "data_offsets end %llu, data section has %llu bytes",
                              (unsigned long long)p->ends_at, (unsigned long long)p->data_bytes);
     }
-    heft__shape_text(tensor->shape, tensor->rank, shape);
     if (!heft__shape_elems(tensor->shape, tensor->rank, &elems) ||
         !heft__mul_u64(elems, heft_dtype_bits(tensor->dtype), &bits)) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "element count of shape %s overflows", shape);
+        return heft__fail_at(err, HEFT_FORMAT, at, "element count of shape %s overflows",
+                             heft__shape_text(tensor->shape, tensor->rank, shape));
     }
     if (!heft__dtype_bytes(tensor->dtype, elems, &needed)) {
         return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s does not end on a whole byte",
-                             shape, heft_dtype_name(tensor->dtype));
+                             heft__shape_text(tensor->shape, tensor->rank, shape),
+                             heft_dtype_name(tensor->dtype));
     }
     if (needed != p->ends_at - tensor->start) {
-        return heft__fail_at(err, HEFT_FORMAT, at,
-                             "shape %s of %s needs %llu bytes, data_offsets span %llu", shape,
-                             heft_dtype_name(tensor->dtype), (unsigned long long)needed,
-                             (unsigned long long)(p->ends_at - tensor->start));
+        return heft__fail_at(
+            err, HEFT_FORMAT, at, "shape %s of %s needs %llu bytes, data_offsets span %llu",
+            heft__shape_text(tensor->shape, tensor->rank, shape), heft_dtype_name(tensor->dtype),
+            (unsigned long long)needed, (unsigned long long)(p->ends_at - tensor->start));
     }
     tensor->size_bytes = needed;
     return HEFT_OK;
@@ -209,8 +209,7 @@ static heft_status read_entry(struct parse *p, heft__file_tensor *tensor, heft_e
     return status == HEFT_OK ? check_range(p, tensor, err) : status;
 }
 
-/* ---- the header
- * -------------------------------------------------------------------------------------- */
+/* ---- the header ------------------------------------------------------------------------------ */
 static heft_status read_metadata(struct parse *p, const heft__json_token *key, heft_error *err)
 {
     heft__json_token token;
@@ -329,8 +328,7 @@ static heft_status read_header(struct parse *p, heft_error *err)
                : status;
 }
 
-/* ---- all ranges together
- * -------------------------------------------------------------------------------- */
+/* ---- all ranges together --------------------------------------------------------------------- */
 static int by_offset(const void *left, const void *right)
 {
     const heft__file_tensor *a = left, *b = right;

@@ -33,9 +33,7 @@ struct heft__strided {
     uint8_t *window;
 };
 
-/* ---- opening
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 /* Dimensions of one element go; those that are one run with the next are joined with it. */
 static void simplify(heft__strided *strided, const heft__file_tensor *tensor)
 {
@@ -101,9 +99,7 @@ void heft__strided_free(heft__strided *strided)
     }
 }
 
-/* ---- scattering
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- scattering ------------------------------------------------------------------------------ */
 #define COPY_RUN(bytes)                                                                            \
     for (uint64_t i = 0; i < count; i++) {                                                         \
         memcpy(dst + i * out, src + i * in, bytes);                                                \
@@ -178,9 +174,7 @@ static void scatter(struct dim *dims, uint32_t count, const uint8_t *src, uint8_
     } while (advance(dims, 1, count, index, &in, &out));
 }
 
-/* ---- windows
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- windows --------------------------------------------------------------------------------- */
 static heft_status read_window(heft__strided *strided, uint64_t in, uint64_t span,
                                const uint8_t **src, heft_error *err)
 {
@@ -246,9 +240,7 @@ static heft_status read_box(heft__strided *strided, struct dim *dims, uint32_t c
     return status;
 }
 
-/* ---- boxes
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- boxes ----------------------------------------------------------------------------------- */
 heft_status heft__strided_next(heft__strided *strided, void *dst, size_t cap, size_t *length,
                                heft_error *err)
 {

@@ -25,8 +25,7 @@ struct heft__tensor_reader {
     size_t whole_bytes;
 };
 
-/* ---- what stands as it is used
- * ----------------------------------------------------------------------------------------- */
+/* ---- what stands as it is used --------------------------------------------------------------- */
 bool heft__tensor_is_mappable(const heft__file *file, const heft__file_tensor *tensor)
 {
     const bool swapped = file->big_endian && heft__dtype_swap_bytes(tensor->dtype) > 1;
@@ -43,9 +42,7 @@ bool heft__tensor_is_plain(const heft__file *file, const heft__file_tensor *tens
     return true;
 }
 
-/* ---- opening
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 static heft_status inflate_whole(heft__tensor_reader *reader, heft_error *err)
 {
     const heft__file_storage *storage = reader->storage;
@@ -133,8 +130,7 @@ void heft__tensor_reader_free(heft__tensor_reader *reader)
     }
 }
 
-/* ---- what is done to the bytes
- * ---------------------------------------------------------------------------------------------- */
+/* ---- what is done to the bytes --------------------------------------------------------------- */
 static void swap_bytes(uint8_t *bytes, size_t length, size_t width)
 {
     for (size_t i = 0; i + width <= length; i += width) {
@@ -170,9 +166,7 @@ static void resolve(const heft__tensor_reader *reader, uint8_t *bytes, size_t le
     }
 }
 
-/* ---- reading
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, size_t cap,
                                      size_t *length, heft_error *err)
 {
@@ -202,9 +196,7 @@ heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, siz
     return HEFT_OK;
 }
 
-/* ---- CRC
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- CRC ------------------------------------------------------------------------------------- */
 static heft_status crc_of(heft_ctx *ctx, const heft__file *file, const heft__file_storage *storage,
                           void *scratch, size_t scratch_bytes, uint32_t *crc, heft_error *err)
 {

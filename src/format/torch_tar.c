@@ -42,9 +42,7 @@ struct parse {
     heft__pickle_tensors build;
 };
 
-/* ---- the container
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- the container --------------------------------------------------------------------------- */
 static bool read_octal(const uint8_t *text, size_t length, uint64_t *value)
 {
     size_t i = 0;
@@ -140,9 +138,7 @@ static heft_status find_members(struct parse *p, heft_error *err)
     return status;
 }
 
-/* ---- pieces of members
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- pieces of members ----------------------------------------------------------------------- */
 /* Run the pickle at member->at and step behind it. The caller frees it. */
 static heft_status next_pickle(struct parse *p, struct member *member, heft__pickle *pickle,
                                heft_error *err)
@@ -189,9 +185,7 @@ static heft_status next_count(struct parse *p, struct member *member, size_t *co
     return status;
 }
 
-/* ---- storages
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- storages -------------------------------------------------------------------------------- */
 static heft_status add_part(struct parse *p, const struct part *part, uint64_t at, heft_error *err)
 {
     size_t found;
@@ -331,9 +325,7 @@ static heft_status read_storages(struct parse *p, heft_error *err)
     return status;
 }
 
-/* ---- tensors
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 struct description {
     int64_t key, sizes[RANK_MOST], strides[RANK_MOST], offset;
     uint32_t rank;
@@ -448,9 +440,7 @@ static heft_status read_tensors(struct parse *p, heft_error *err)
     return HEFT_OK;
 }
 
-/* ---- the file
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the file -------------------------------------------------------------------------------- */
 static heft_status no_place(void *user, const char *key, size_t key_length,
                             heft__file_storage *storage, heft_error *err)
 {

@@ -25,9 +25,7 @@ struct parse {
     size_t prefix_length;
 };
 
-/* ---- records
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- records --------------------------------------------------------------------------------- */
 static heft_status find_prefix(struct parse *p, heft_error *err)
 {
     const heft__zip_entry *first = &p->zip.entries[0];
@@ -150,9 +148,7 @@ static heft_status refuse_script(struct parse *p, heft_error *err)
     return status;
 }
 
-/* ---- storages
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- storages -------------------------------------------------------------------------------- */
 static heft_status place(void *user, const char *key, size_t key_length,
                          heft__file_storage *storage, heft_error *err)
 {
@@ -185,9 +181,7 @@ static heft_status place(void *user, const char *key, size_t key_length,
     return HEFT_OK;
 }
 
-/* ---- the file
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the file -------------------------------------------------------------------------------- */
 static heft_status read_pickle(struct parse *p, heft_error *err)
 {
     uint8_t *bytes = NULL;

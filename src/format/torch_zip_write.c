@@ -45,9 +45,7 @@ struct writer {
     uint64_t directory, directory_bytes, total;
 };
 
-/* ---- the pickle
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- the pickle ------------------------------------------------------------------------------ */
 static void put_text(heft__buffer *out, const char *text)
 {
     uint8_t length[4];
@@ -210,9 +208,7 @@ static heft_status build_pickle(struct writer *w, const heft__torch_module *modu
     return heft__buffer_check(out, err);
 }
 
-/* ---- what may be written
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- what may be written --------------------------------------------------------------------- */
 static bool torch_saves(heft_dtype dtype)
 {
     switch ((int)dtype) {
@@ -300,9 +296,7 @@ static heft_status collect(struct writer *w, heft_error *err)
     return status;
 }
 
-/* ---- layout
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- layout ---------------------------------------------------------------------------------- */
 /* The name of record i without the stem. */
 static void record_name(const struct writer *w, size_t i, char name[48])
 {
@@ -427,9 +421,7 @@ static heft_status writer_init(struct writer *w, heft_ctx *ctx, const char *stem
     return status == HEFT_OK ? lay_out(w, err) : status;
 }
 
-/* ---- records
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- records --------------------------------------------------------------------------------- */
 static void put16(heft__buffer *out, uint16_t value)
 {
     uint8_t bytes[2];
@@ -572,9 +564,7 @@ static void put_end(const struct writer *w, heft__buffer *out)
     put16(out, 0);
 }
 
-/* ---- writing
- * ----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 struct output {
     heft__folder_writer *folder;
     heft__out_read_fn read;

@@ -28,9 +28,7 @@
 #define RATIO_MOST 1032 /* deflate gives at most 258 bytes for 2 bits */
 #define NAME_SHOWN 200
 
-/* ---- end records
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- end records ----------------------------------------------------------------------------- */
 struct directory {
     uint64_t offset, bytes, count;
     uint64_t end; /* byte of the end record, or of the zip64 one */
@@ -148,9 +146,7 @@ static heft_status find_directory(heft__zip *zip, struct directory *dir, heft_er
     return status;
 }
 
-/* ---- the central directory
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- the central directory ------------------------------------------------------------------- */
 static heft_status blame(heft_status status, heft_error *err, const heft__zip_entry *entry)
 {
     return heft__add_item(status, err, entry->name);
@@ -368,9 +364,7 @@ static heft_status read_directory(heft__zip *zip, const struct directory *dir, h
     return status;
 }
 
-/* ---- local headers
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- local headers --------------------------------------------------------------------------- */
 /* 0 beside a data descriptor and 0xFFFFFFFF beside a zip64 field say nothing. */
 static bool local_size_fits(uint32_t local, uint64_t central, bool descriptor)
 {
@@ -473,9 +467,7 @@ static heft_status read_locals(heft__zip *zip, const struct directory *dir, heft
     return status;
 }
 
-/* ---- open, find, read
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- open, find, read ------------------------------------------------------------------------ */
 heft_status heft__zip_open(heft_ctx *ctx, heft__source *source, heft__zip *zip, heft_error *err)
 {
     struct directory dir = {0};
@@ -551,9 +543,7 @@ heft_status heft__zip_read(const heft__zip *zip, const heft__zip_entry *entry, u
     return HEFT_OK;
 }
 
-/* ---- deflate
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- deflate --------------------------------------------------------------------------------- */
 #define INPUT_BYTES 65536
 
 struct heft__inflater {

@@ -50,8 +50,7 @@ struct heft__folder_writer {
     uint64_t position;
 };
 
-/* ---- temporary folders
- * --------------------------------------------------------------------------------- */
+/* ---- temporary folders ----------------------------------------------------------------------- */
 /* Remove a folder of plain files. */
 static void remove_flat(const char *path)
 {
@@ -99,9 +98,7 @@ static void remove_abandoned(heft__arena *arena, const char *folder, const char 
     }
 }
 
-/* ---- begin
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- begin ----------------------------------------------------------------------------------- */
 /* A place that cannot be written to is IO, also where the kernel says that something is not there. */
 static heft_status cannot_write(heft_error *err, int sys_errno, const char *what, const char *path)
 {
@@ -249,9 +246,7 @@ heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_
     return HEFT_OK;
 }
 
-/* ---- files
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- files ----------------------------------------------------------------------------------- */
 static heft_status add_file(heft__folder_writer *writer, const char *name, bool entry_point,
                             heft_error *err)
 {
@@ -401,9 +396,7 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
     return status;
 }
 
-/* ---- commit
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- commit ---------------------------------------------------------------------------------- */
 static bool sync_folder(const char *path)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -12,8 +12,7 @@
 
 #include "base/base.h"
 
-/* ---- source: a file or bytes in memory to read from; refcounted
- * ---------------------------------------------------- */
+/* ---- source: a file or bytes in memory to read from; refcounted ------------------------------ */
 typedef struct heft__source heft__source;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
@@ -48,9 +47,7 @@ void heft__source_park(heft__source *source);
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
 
-/* ---- names of files
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- names of files -------------------------------------------------------------------------- */
 char *heft__path_join(heft__arena *arena, const char *folder,
                       const char *name);       /* NULL if no memory */
 const char *heft__path_base(const char *path); /* behind the last slash */
@@ -62,8 +59,8 @@ bool heft__path_same(const char *a, const char *b);
 /* A number that changes when the file does: size, time of change, inode. 0 if there is none. */
 uint64_t heft__path_stamp(const char *path);
 
-/* ---- folder writer
- * ------------------------------------------------------------------------------------------------------
+/* ---- folder writer: makes a folder appear complete or not at all
+ *
  * begin -> (file_begin, write*, file_end)* -> commit | abort.
  * A folder that does not exist is written beside its place and renamed as a whole. In a folder that
  * exists, files are written below a hidden temporary folder and renamed at commit in the order in
@@ -98,9 +95,7 @@ heft_status heft__folder_commit(heft__folder_writer *writer,
                                 heft_error *err);    /* the writer must still be freed */
 void heft__folder_free(heft__folder_writer *writer); /* abort unless committed; NULL allowed */
 
-/* ---- memory facts
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- memory facts ---------------------------------------------------------------------------- */
 typedef struct heft__memory_facts {
     uint64_t peak_rss_bytes; /* since the process began */
     uint64_t anon_bytes;     /* now */

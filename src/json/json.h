@@ -11,9 +11,7 @@
 
 #include "base/base.h"
 
-/* ---- reader
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- reader ---------------------------------------------------------------------------------- */
 typedef enum heft__json_kind {
     HEFT__JSON_OBJECT_BEGIN,
     HEFT__JSON_OBJECT_END,
@@ -72,9 +70,7 @@ heft_status heft__json_u64(const heft__json_token *token, const char *what, uint
                            heft_error *err);
 const char *heft__json_kind_name(heft__json_kind kind); /* "an object", "a string" ... */
 
-/* ---- tree
- * -----------------------------------------------------------------------------------------------------------
- */
+/* ---- tree ------------------------------------------------------------------------------------ */
 typedef enum heft__json_type {
     HEFT__JSON_TYPE_NULL,
     HEFT__JSON_TYPE_BOOL,
@@ -123,9 +119,7 @@ bool heft__json_set(heft__arena *arena, heft__json_value *object, const char *ke
                     heft__json_value *value);
 void heft__json_remove(heft__json_value *object, const char *key); /* nothing if it is absent */
 
-/* ---- writer
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 /* As Python's json.dumps(indent=2, sort_keys=True) writes it, without the final newline: keys by
  * code point, ASCII only with \uXXXX, floats as Python's repr. */
 void heft__json_write_python(heft__buffer *out, const heft__json_value *value);

@@ -31,9 +31,7 @@ struct fill {
     uint64_t done_bytes, total_bytes;
 };
 
-/* ---- work
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- work ------------------------------------------------------------------------------------ */
 static heft_status fill_plain(struct fill *f, const struct item *item, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
@@ -106,8 +104,7 @@ static heft_status fill_item(void *user, size_t i, heft_error *err)
     return heft__add_path(status, err, f->ckpt->files[info->file_index].info.path);
 }
 
-/* ---- planning
- * --------------------------------------------------------------------------------------------- */
+/* ---- planning -------------------------------------------------------------------------------- */
 static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[tensor];

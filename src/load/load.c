@@ -14,8 +14,7 @@ static double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* ---- dtype "auto"
- * --------------------------------------------------------------------------------------- */
+/* ---- dtype "auto" ---------------------------------------------------------------------------- */
 static bool counts_for_dtype(heft_dtype dtype)
 {
     return heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) >= 16;
@@ -42,8 +41,7 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
     return first ? first->dtype : HEFT_DTYPE_F32;
 }
 
-/* ---- one load
- * -------------------------------------------------------------------------------------------- */
+/* ---- one load -------------------------------------------------------------------------------- */
 struct loading {
     heft_ctx *ctx;
     const heft_load_options *options;
@@ -169,8 +167,7 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
     return status;
 }
 
-/* ---- into a model that exists
- * ---------------------------------------------------------------------------- */
+/* ---- into a model that exists ---------------------------------------------------------------- */
 heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict,
                                     heft_load_report **report, heft_error *err)
 {

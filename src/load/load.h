@@ -17,8 +17,7 @@
 
 #define HEFT__NO_TENSOR SIZE_MAX
 
-/* ---- match: which tensor of the checkpoint fills which parameter
- * -------------------------------------------------------- */
+/* ---- match: which tensor of the checkpoint fills which parameter ----------------------------- */
 typedef struct heft__match {
     heft_ctx *ctx;
     heft__arena *arena; /* of the report: names and lists live there */
@@ -42,8 +41,7 @@ heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *
 /* Free what is not in the arena. */
 void heft__match_fini(const heft_model *model, heft__match *match);
 
-/* ---- fill: bytes into parameters
- * ----------------------------------------------------------------------------------------- */
+/* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes;
 } heft__fill_counts;
@@ -59,9 +57,7 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
                                 heft_error *err);
 
-/* ---- report
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- report ---------------------------------------------------------------------------------- */
 typedef struct heft__report_memory {
     heft_load_report report; /* first: the public pointer is this one */
     heft__arena arena;

@@ -8,8 +8,7 @@
 
 #include <stdlib.h>
 
-/* ---- renames
- * ----------------------------------------------------------------------------------------- */
+/* ---- renames --------------------------------------------------------------------------------- */
 static const struct {
     const char *old_name, *new_name;
     bool at_end; /* only as the key's end */
@@ -34,8 +33,7 @@ static const char *rename_key(heft__arena *arena, const char *key)
     return key;
 }
 
-/* ---- one key
- * ------------------------------------------------------------------------------------------ */
+/* ---- one key --------------------------------------------------------------------------------- */
 static bool in_state_dict(const heft_model *model, size_t i)
 {
     return i != SIZE_MAX && model->parameters[i].kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
@@ -83,8 +81,7 @@ static bool ends_with_any(const char *name, const char *const *ends)
     return false;
 }
 
-/* ---- lists
- * --------------------------------------------------------------------------------------------- */
+/* ---- lists ----------------------------------------------------------------------------------- */
 static heft_status make_lists(const heft_model *model, const heft_checkpoint *ckpt,
                               heft__match *match, heft_error *err)
 {
@@ -151,9 +148,7 @@ static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt, 
     return HEFT_OK;
 }
 
-/* ---- ties
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- ties ------------------------------------------------------------------------------------ */
 /* A tie with both names in the checkpoint holds if their bytes are equal; else both are kept, as
  * the reference does. */
 static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, const size_t *aliases,
@@ -202,9 +197,7 @@ static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, h
     return status;
 }
 
-/* ---- missing
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- missing --------------------------------------------------------------------------------- */
 static bool is_mismatched(const heft__match *match, const char *name)
 {
     for (size_t i = 0; i < match->mismatched_count; i++) {
@@ -235,8 +228,7 @@ static heft_status list_missing(const heft_model *model, heft__match *match, boo
     return HEFT_OK;
 }
 
-/* ---- the two ways
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the two ways ---------------------------------------------------------------------------- */
 static heft_status match_key(const heft_model *model, const heft_checkpoint *ckpt, size_t tensor,
                              heft__arena *scratch, size_t *taken, heft__match *match,
                              heft_error *err)

@@ -23,8 +23,7 @@ static size_t number_of(const heft__out_tensor *tensor)
     return (size_t)(uintptr_t)tensor->source;
 }
 
-/* ---- where the bytes come from
- * ------------------------------------------------------------------------------ */
+/* ---- where the bytes come from --------------------------------------------------------------- */
 static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint64_t first,
                                void *dst, size_t length, heft_error *err)
 {
@@ -82,8 +81,7 @@ static heft_status read_random(void *user, const heft__out_tensor *tensor, uint6
                           tensor->name);
 }
 
-/* ---- what is written
- * ------------------------------------------------------------------------------------------ */
+/* ---- what is written ------------------------------------------------------------------------- */
 static heft_status list_tensors(struct saving *s, heft_format format, bool stored, heft_error *err)
 {
     const heft_model *model = s->model;

@@ -16,9 +16,7 @@
 #include "tensor/tensor.h"
 #include "json/json.h"
 
-/* ---- config
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- config ---------------------------------------------------------------------------------- */
 struct heft_config {
     heft_ctx *ctx;
     heft__arena arena;
@@ -37,9 +35,7 @@ heft_status heft__config_copy(const heft_config *config, heft_config **out, heft
 heft_status heft__config_write(const heft_config *config, const char *class_name, heft_dtype dtype,
                                heft__buffer *out, heft_error *err);
 
-/* ---- initial values
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- initial values -------------------------------------------------------------------------- */
 typedef enum heft__init_kind {
     HEFT__INIT_CONSTANT,     /* a */
     HEFT__INIT_NORMAL,       /* mean a, std b */
@@ -62,9 +58,7 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
                             uint64_t seed, uint64_t first, size_t count, float *scratch, void *dst,
                             heft_error *err);
 
-/* ---- model
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- model ----------------------------------------------------------------------------------- */
 typedef struct heft__binding {
     heft_storage *storage; /* owned reference, NULL while absent */
     uint64_t byte_offset;  /* elements lie row by row from here */
@@ -102,7 +96,8 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
                       heft_parameter_state state);
 
 /* ---- skeleton builder: used by arch/
- * --------------------------------------------------------------------------------- A class's build
+ *
+ * A class's build
  * function runs twice: once to count, when nothing is allocated by what the config says, and once
  * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
@@ -151,9 +146,7 @@ void heft__sk_std(heft__skeleton *s,
 void heft__sk_initializer_range(
     heft__skeleton *s); /* the std by the config's key; 0 counts as 0.02 */
 
-/* ---- registry
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- registry -------------------------------------------------------------------------------- */
 typedef struct heft__class {
     const char *name;      /* "BertForMaskedLM" */
     const char *auto_name; /* "AutoModelForMaskedLM", NULL if no auto class leads to it */

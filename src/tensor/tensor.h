@@ -12,9 +12,7 @@
 
 #include "base/base.h"
 
-/* ---- shapes
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 /* Product of the dimensions, left to right; false on overflow of 64 bits. */
 bool heft__shape_elems(const uint64_t *shape, uint32_t rank, uint64_t *elems);
 /* Bytes of `elems` elements; false on overflow or where they end inside a byte. */
@@ -35,8 +33,7 @@ heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 /* Place in safetensors' order of writing (U64 highest), -1 for dtypes it cannot hold. */
 int heft__dtype_safetensors_rank(heft_dtype dtype);
 
-/* ---- storage and tensors
- * ------------------------------------------------------------------------------------------ */
+/* ---- storage and tensors --------------------------------------------------------------------- */
 /* Heap bytes from the context. Not zeroed. */
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
 /* A tensor on a storage: takes a new reference of its own. Strides are row by row if NULL. */
@@ -44,9 +41,7 @@ heft_status heft__tensor_new(heft_ctx *ctx, heft_dtype dtype, const uint64_t *sh
                              const int64_t *strides, heft_storage *storage, uint64_t byte_offset,
                              bool mapped, heft_tensor **out, heft_error *err);
 
-/* ---- casts
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- casts ----------------------------------------------------------------------------------- */
 /* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64
  * f32 f16 bf16 as destination, and any dtype to itself. */
 bool heft__cast_known(heft_dtype from, heft_dtype to);

@@ -80,8 +80,7 @@ static void shard_names_are_told_apart(void **state)
     }
 }
 
-/* ---- saves into folders
- * ------------------------------------------------------------------------------ */
+/* ---- saves into folders ---------------------------------------------------------------------- */
 static heft_status read_zeros(void *user, const heft__out_tensor *tensor, uint64_t first, void *dst,
                               size_t length, heft_error *err)
 {

@@ -12,8 +12,7 @@
 
 #include "base/base.h"
 
-/* ---- allocation failures
- * ------------------------------------------------------------------------- */
+/* ---- allocation failures --------------------------------------------------------------------- */
 typedef struct test_heap {
     long fail_at; /* the allocation with this number gives NULL; -1: none */
     long count;   /* allocations so far */
@@ -31,8 +30,7 @@ heft_ctx *test_ctx_new(test_heap *heap);
 typedef heft_status (*test_attempt_fn)(heft_ctx *ctx, void *user, heft_error *err);
 void test_oom_sweep(test_attempt_fn attempt, void *user);
 
-/* ---- files
- * ------------------------------------------------------------------------------------------ */
+/* ---- files ----------------------------------------------------------------------------------- */
 /* A new folder; removed with everything in it by test_folder_remove. The path lies in a static
  * buffer of the caller. */
 void test_folder_make(char path[256]);
