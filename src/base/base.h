@@ -3,9 +3,9 @@
  * What it does: errors, the context's memory and limits, checked sizes, arenas, growing buffers, a
  * string map, a list of warnings, work on several threads. It knows nothing of files, numbers or
  * models.
- * May open the door of: nobody. Rules: memory comes only from heft__alloc and its kin (or
- * an arena or buffer on top), which count it and can fail; nothing here prints, exits or keeps
- * global state. */
+ * May open the door of: nobody.
+ * Rules: memory comes only from heft__alloc and its kin (or an arena or buffer on top), which
+ * count it and can fail; nothing here prints, exits or keeps global state. */
 #ifndef HEFT__BASE_BASE_H
 #define HEFT__BASE_BASE_H
 

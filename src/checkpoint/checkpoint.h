@@ -4,10 +4,10 @@
  * read), cuts tensors into shards by the reference's rule, writes a folder of shards with its
  * index, and on top of these converts and verifies. It knows names and bytes, but not which
  * parameters a model has.
- * May open the door of: base, io, json, tensor, format. Rules: opening
- * reads metadata only. Writing streams through one staging buffer. A name in an index never leaves
- * its folder. What would win at the next load and is not of this save is removed at commit, and
- * nothing else is. */
+ * May open the door of: base, io, json, tensor, format.
+ * Rules: opening reads metadata only. Writing streams through one staging buffer. A name in an
+ * index never leaves its folder. What would win at the next load and is not of this save is
+ * removed at commit, and nothing else is. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 

@@ -3,15 +3,12 @@
  * What it does: the command `heft`. It reads options, calls the library, and prints: data on
  * stdout, everything else on stderr. It knows nothing about formats, names or models that
  * <heft/heft.h> does not tell.
- *
  * May open the door of: nobody. It sees <heft/heft.h> only, as any other program does.
- *
  * Rules: a command is one file cmd_NAME.c with one list of options, from which parsing and --help
  * come, and one line in the table of commands in main.c. What comes from a file or a command line
  * is escaped before it reaches a terminal. Every option has been read before anything is touched.
- * Memory of this room is malloc's: it is small, and not the library's to count.
- *
- * Source: docs/commands/README.md, the names, JSON keys and exit codes that others rely on. */
+ * Memory of this room is malloc's: it is small, and not the library's to count. Source:
+ * docs/commands/README.md, the names, JSON keys and exit codes that others rely on. */
 #ifndef HEFT__CLI_CLI_H
 #define HEFT__CLI_CLI_H
 

@@ -4,10 +4,11 @@
  * that lie on storages that lie in the file. Writing lays given tensors out and asks for their
  * bytes piece by piece. It knows one file at a time and nothing of folders, models or what a
  * parameter is for.
- * May open the door of: base, io, json, tensor. Rules: every byte is hostile.
- * Opening reads metadata only; nothing is allocated by a claim that the file's own size does not
- * bear out. A pickle is interpreted over a fixed list of names and never calls anything. Errors
- * carry path, item and offset. A format is one file here and one line in format_registry.c. */
+ * May open the door of: base, io, json, tensor.
+ * Rules: every byte is hostile. Opening reads metadata only; nothing is allocated by a claim that
+ * the file's own size does not bear out. A pickle is interpreted over a fixed list of names and
+ * never calls anything. Errors carry path, item and offset. A format is one file here and one line
+ * in format_registry.c. */
 #ifndef HEFT__FORMAT_FORMAT_H
 #define HEFT__FORMAT_FORMAT_H
 

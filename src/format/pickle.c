@@ -152,12 +152,10 @@ static heft__pk_cell *top(struct vm *vm)
     return &vm->stack[vm->count - 1];
 }
 
-/* Drop the last mark; what lay above it is still there: `*count` items from the returned one on. */
-static heft__pk_cell *open_mark(struct vm *vm, size_t *count)
+/* Drop the last mark; *count items lay above it and still do. */
+static void open_mark(struct vm *vm, size_t *count)
 {
-    size_t height = vm->marks[--vm->mark_count];
-    *count = vm->count - height;
-    return vm->stack ? vm->stack + height : NULL; /* nothing was pushed yet */
+    *count = vm->count - vm->marks[--vm->mark_count];
 }
 
 /* ---- constants, numbers, texts --------------------------------------------------------------- */

@@ -1,12 +1,12 @@
 /* io - the door of the room.
  *
- * What it does: reads files (a source), writes folders that become visible complete or not at all,
- * and tells how much memory the process uses. It knows bytes and names of files, but not what they
- * mean.
- * May open the door of: base. Rules: only regular files are opened, and opening never blocks.
- * The library itself reads with pread, never through a mapping: a file that shrinks or a failing
- * disk is a status with an offset and not a signal. A mapping is handed to the caller alone, and
- * heft__source_touch brings its pages in by a system call that reports faults. */
+ * What it does: reads files (a source), writes folders that become visible complete or not at all.
+ * It knows bytes and names of files, but not what they mean.
+ * May open the door of: base.
+ * Rules: only regular files are opened, and opening never blocks. The library itself reads with
+ * pread, never through a mapping: a file that shrinks or a failing disk is a status with an offset
+ * and not a signal. A mapping is handed to the caller alone, and heft__source_touch brings its
+ * pages in by a system call that reports faults. */
 #ifndef HEFT__IO_IO_H
 #define HEFT__IO_IO_H
 
@@ -94,13 +94,5 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
 heft_status heft__folder_commit(heft__folder_writer *writer,
                                 heft_error *err);    /* the writer must still be freed */
 void heft__folder_free(heft__folder_writer *writer); /* abort unless committed; NULL allowed */
-
-/* ---- memory facts ---------------------------------------------------------------------------- */
-typedef struct heft__memory_facts {
-    uint64_t peak_rss_bytes; /* since the process began */
-    uint64_t anon_bytes;     /* now */
-    uint64_t pss_bytes;      /* now; 0 if not known */
-} heft__memory_facts;
-heft__memory_facts heft__memory_now(void);
 
 #endif

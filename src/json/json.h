@@ -3,9 +3,10 @@
  * What it does: a strict pull reader (for headers and indexes with 100,000 keys), a small tree on
  * top of it (for config.json, where order and unknown keys matter) and a writer in the reference's
  * style.
- * May open the door of: base. Rules: RFC 8259 to the letter; duplicate keys are refused by
- * the tree and left to the caller by the reader; integers up to 2^64-1 are exact; every error has
- * its byte offset; neither reading nor writing recurses. */
+ * May open the door of: base.
+ * Rules: RFC 8259 to the letter; duplicate keys are refused by the tree and left to the caller by
+ * the reader; integers up to 2^64-1 are exact; every error has its byte offset; neither reading
+ * nor writing recurses. */
 #ifndef HEFT__JSON_JSON_H
 #define HEFT__JSON_JSON_H
 

@@ -1,10 +1,10 @@
 /* tensor - the door of the room.
  *
  * What it does: the dtype table, shapes, refcounted storage, casts between dtypes, random numbers
- * by counter. It knows bytes and shapes, but no file and no parameter's role. May open the door of:
- * base.
- * Rules: element counts and byte counts go through the checked helpers; a cast rounds to
- * nearest even and the result does not depend on the processor or the number of threads. */
+ * by counter. It knows bytes and shapes, but no file and no parameter's role.
+ * May open the door of: base.
+ * Rules: element counts and byte counts go through the checked helpers; a cast rounds to nearest
+ * even and the result does not depend on the processor or the number of threads. */
 #ifndef HEFT__TENSOR_TENSOR_H
 #define HEFT__TENSOR_TENSOR_H
 

@@ -33,6 +33,7 @@ static const struct machine_row {
     {"pop_empty",                    PK("0N."),                               HEFT_FORMAT,      0,  "POP needs 1 item"},
     {"pop_takes_mark",               PK("(0N."),                              HEFT_OK,          0,  ""},
     {"pop_mark",                     PK("(NN1N."),                            HEFT_OK,          0,  ""},
+    {"mark_first",                   PK("(t."),                               HEFT_OK,          0,  ""},
     {"pop_mark_without_mark",        PK("1N."),                               HEFT_FORMAT,      0,  "POP_MARK without MARK"},
     {"dup",                          PK("N2\x86."),                           HEFT_OK,          0,  ""},
     {"below_the_mark",               PK("N(\x85."),                           HEFT_FORMAT,      2,  "TUPLE1 needs 1 items, stack has 0"},
