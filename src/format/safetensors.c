@@ -26,6 +26,7 @@ struct parse {
     heft__text_pair *metadata;
     size_t metadata_count, metadata_cap;
     bool has_metadata;
+    bool mapped; /* names holds every name so far; else they rise */
     uint64_t data_start, data_bytes;
     uint64_t ends_at; /* of the tensor being read: data_offsets[1] */
 };
@@ -257,6 +258,24 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
     }
 }
 
+/* Note a name; *found is the tensor that has it already. While names rise, as the reference writes
+ * them, none can be there twice and no map is needed; at the first that does not, all go into one. */
+static bool put_name(struct parse *p, const char *name, size_t length, size_t *found)
+{
+    *found = HEFT__MAP_NONE;
+    if (!p->mapped && (p->count == 0 || strcmp(p->tensors[p->count - 1].name, name) < 0)) {
+        return true;
+    }
+    for (size_t i = 0; !p->mapped && i < p->count; i++) {
+        const char *earlier = p->tensors[i].name;
+        if (!heft__map_put(&p->names, earlier, strlen(earlier), i, found)) {
+            return false;
+        }
+    }
+    p->mapped = true;
+    return heft__map_put(&p->names, name, length, p->count, found);
+}
+
 static heft_status check_name(struct parse *p, const char *name, size_t length, uint64_t offset,
                               heft_error *err)
 {
@@ -275,7 +294,7 @@ static heft_status check_name(struct parse *p, const char *name, size_t length, 
         return heft__fail_at(err, HEFT_LIMIT, offset, "over %llu tensors",
                              (unsigned long long)limits->tensors);
     }
-    if (!heft__map_put(&p->names, name, length, p->count, &found)) {
+    if (!put_name(p, name, length, &found)) {
         return heft__fail_nomem(err, length);
     }
     if (found != HEFT__MAP_NONE) {
