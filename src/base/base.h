@@ -148,8 +148,6 @@ bool heft__map_reserve(heft__map *map, size_t count);
 /* Put key -> value unless the key is there; `*found` then is its value, else HEFT__MAP_NONE. false
  * if no memory. */
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found);
-void heft__map_set(heft__map *map, const char *key, size_t length,
-                   size_t value); /* of a key that is there */
 size_t heft__map_get(const heft__map *map, const char *key,
                      size_t length); /* HEFT__MAP_NONE if absent */
 /* The same number for the same bytes on every machine and in every version: random numbers hang on

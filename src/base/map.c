@@ -110,15 +110,6 @@ bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value,
     return true;
 }
 
-void heft__map_set(heft__map *map, const char *key, size_t length, size_t value)
-{
-    struct heft__map_slot *slot =
-        find(map, key, length, XXH3_64bits_withSeed(key, length, map->seed));
-    if (slot->key) {
-        slot->value = value;
-    }
-}
-
 size_t heft__map_get(const heft__map *map, const char *key, size_t length)
 {
     if (map->cap == 0) {
