@@ -144,7 +144,8 @@ typedef struct heft_ctx heft_ctx;
  * @return         owned, or NULL if there is no memory
  *
  * Memory   some hundred bytes. What is made from a context keeps it alive.
- * Threads  may be shared by all threads.
+ * Threads  may be shared
+ *          by all threads.
  */
 HEFT_API heft_ctx *heft_ctx_new(const heft_ctx_options *options);
 /** Let go of a context. NULL is allowed. Its memory returns when the last thing made from it is

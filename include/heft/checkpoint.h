@@ -68,9 +68,9 @@ typedef struct heft_file_info {
  *
  * Memory   the names and shapes of all tensors, and one file descriptor a file.
  * Errors   NOT_FOUND for a missing path, a folder without weights and a missing shard; FORMAT for
- * anything malformed (offset and item say where); REFUSED for an index that names a file outside
- * its folder; UNSUPPORTED for contents that heft does not know; LIMIT; IO; NOMEM. Source
- * docs/formats/.
+ *          anything malformed (offset and item say where); REFUSED for an index that names a file
+ *          outside its folder; UNSUPPORTED for contents that heft does not know; LIMIT; IO; NOMEM.
+ * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                                                           const heft_checkpoint_options *options,
@@ -116,7 +116,7 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  * Shape    row-major in the order of heft_tensor_info.shape; rank 0 is one element.
  * Memory   no heap for plain tensors; up to the storage's size for deflated ones.
  * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte
- * in the file. What is at dst is undefined after a failure.
+ *          in the file. What is at dst is undefined after a failure.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
@@ -131,8 +131,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
  * @param err   filled on failure; may be NULL
  *
  * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody
- * truncates the file, touching them raises SIGBUS: use
- * heft_checkpoint_read() where that can happen.
+ *          truncates the file, touching them raises SIGBUS: use heft_checkpoint_read() where that
+ *          can happen.
  * Errors   as heft_checkpoint_read.
  * Source   docs/formats/.
  */
@@ -192,8 +192,8 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  *
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
  * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
- * INVALID_ARG if dst is the source or a dtype cannot be written; IO for a full disk; CANCELLED. src
- * and dst stay as they were.
+ *          INVALID_ARG if dst is the source or a dtype cannot be written; IO for a full disk;
+ *          CANCELLED. src and dst stay as they were.
  * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,

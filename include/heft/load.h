@@ -83,9 +83,9 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * @param err      filled on failure; may be NULL
  *
  * Memory   mapped: metadata only, and what must be cast or initialised. copied: the model and one
- * staging buffer.
- * Errors   those of heft_checkpoint_open(), heft_config_read() and
- * heft_model_create(); MISMATCH for shapes that differ (unless ignored) and for strict; CANCELLED.
+ *          staging buffer.
+ * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create(); MISMATCH
+ *          for shapes that differ (unless ignored) and for strict; CANCELLED.
  * Source   docs/loading.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *path,
@@ -101,7 +101,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *
  * weight file works too.
  *
  * @param model   borrowed; parameters that are absent or mapped get memory, owned ones are written
- * over
+ *                over
  * @param folder  borrowed
  * @param strict  any missing or unexpected key is MISMATCH before anything is written
  * @param report  filled with an owned report; may be NULL. With MISMATCH it is filled too.
@@ -109,7 +109,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *
  *
  * Memory   the absent parameters' bytes and one staging buffer.
  * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and shapes, before anything
- * is written. After an IO error in the middle some parameters hold the new values and some the old.
+ *          is written. After an IO error in the middle some parameters hold the new values and
+ *          some the old.
  * Source   docs/loading.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder,
@@ -135,7 +136,7 @@ typedef struct heft_save_options {
  *
  * Memory   metadata and one staging buffer.
  * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND naming an absent
- * parameter; IO; CANCELLED. dst stays as it was then.
+ *          parameter; IO; CANCELLED. dst stays as it was then.
  * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, const char *dst,
@@ -154,9 +155,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, co
  * @param err      filled on failure; may be NULL
  *
  * Memory   one staging buffer, whatever the model's size. The files are the same as after
- * heft_model_init() and heft_model_save().
- * Errors   as heft_model_save; UNSUPPORTED as
- * heft_model_init.
+ *          heft_model_init() and heft_model_save().
+ * Errors   as heft_model_save; UNSUPPORTED as heft_model_init.
  * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_save_random(

@@ -21,7 +21,7 @@ typedef struct heft_config heft_config;
  *
  * Memory   some times the file's size.
  * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice;
- * LIMIT; IO; NOMEM.
+ *          LIMIT; IO; NOMEM.
  * Source   docs/config.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path,
@@ -69,15 +69,15 @@ typedef struct heft_parameter {
  * @param ctx         borrowed; kept alive by the model
  * @param config      borrowed; copied
  * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first of
- * `architectures`, else the base model
+ *                    `architectures`, else the base model
  * @param dtype       of the floating-point parameters; NONE: float32
  * @param out         filled with an owned model
  * @param err         filled on failure; may be NULL
  *
  * Memory   metadata only: under 1 MB for BERT-base.
  * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the
- * classes); FORMAT for a config whose values cannot be (item is the key); LIMIT for absurd ones,
- * before anything is allocated by them.
+ *          classes); FORMAT for a config whose values cannot be (item is the key); LIMIT for
+ *          absurd ones, before anything is allocated by them.
  * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config,
@@ -139,7 +139,8 @@ typedef struct heft_init_options {
  *
  * Memory   the bytes of the absent parameters.
  * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters
- * stay absent then. Threads  works on all the context's threads.
+ *          stay absent then.
+ * Threads  works on all the context's threads.
  * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model,

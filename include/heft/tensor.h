@@ -85,13 +85,14 @@ typedef struct heft_storage heft_storage;
  * @param ctx      borrowed; kept alive by the storage
  * @param data     taken: stays valid until release is called
  * @param bytes    size of data
- * @param release  called once with `user` when the last reference goes, from whichever thread drops
- * it; may be NULL
+ * @param release  called once with `user` when the last reference goes, from whichever thread
+ *                 drops it; may be NULL
  * @param out      filled with an owned reference
  * @param err      filled on failure; may be NULL. release is not called on failure.
  *
  * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
- * Threads  references may be taken and dropped by any thread.
+ * Threads  references may be taken and
+ *          dropped by any thread.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
                                                        void (*release)(void *user), void *user,
