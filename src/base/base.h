@@ -98,14 +98,14 @@ typedef struct heft__arena {
     size_t used, cap; /* of the newest chunk */
 } heft__arena;
 
-void heft__arena_init(heft__arena *arena,
-                      heft_ctx *ctx); /* allocates nothing; holds no reference on ctx */
+/* Allocates nothing; holds no reference on ctx. */
+void heft__arena_init(heft__arena *arena, heft_ctx *ctx);
 void heft__arena_fini(heft__arena *arena);
 void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
-void *heft__arena_array(heft__arena *arena, uint64_t count,
-                        size_t size); /* zeroed, overflow checked */
-char *heft__arena_text(heft__arena *arena, const char *bytes,
-                       size_t length); /* copy with a NUL behind it */
+/* Zeroed, overflow checked. */
+void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size);
+/* Copy with a NUL behind it. */
+char *heft__arena_text(heft__arena *arena, const char *bytes, size_t length);
 char *heft__arena_format(heft__arena *arena, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
@@ -124,8 +124,8 @@ void heft__buffer_text(heft__buffer *buffer, const char *text);
 void heft__buffer_byte(heft__buffer *buffer, uint8_t byte);
 void heft__buffer_format(heft__buffer *buffer, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-heft_status heft__buffer_check(const heft__buffer *buffer,
-                               heft_error *err); /* NOMEM if it failed */
+/* NOMEM if it failed. */
+heft_status heft__buffer_check(const heft__buffer *buffer, heft_error *err);
 
 /* Grow an array kept as (pointer, count, capacity) so that one more element fits; false if no
  * memory. The caller frees it with heft__free(ctx, *array, *cap * size). */
@@ -148,8 +148,8 @@ bool heft__map_reserve(heft__map *map, size_t count);
 /* Put key -> value unless the key is there; `*found` then is its value, else HEFT__MAP_NONE. false
  * if no memory. */
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found);
-size_t heft__map_get(const heft__map *map, const char *key,
-                     size_t length); /* HEFT__MAP_NONE if absent */
+/* HEFT__MAP_NONE if absent. */
+size_t heft__map_get(const heft__map *map, const char *key, size_t length);
 /* The same number for the same bytes on every machine and in every version: random numbers hang on
  * it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);

@@ -66,8 +66,8 @@ static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_
 }
 /* Number of the first tensor that shows the same bytes in the same way (a tied name), its own
  * number if it is that. */
-heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first,
-                                     heft_error *err); /* heft__free: count * sizeof */
+/* The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
+heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err);
 
 /* ---- shard: the greedy rule ------------------------------------------------------------------ */
 typedef struct heft__shard_plan {

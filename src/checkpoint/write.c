@@ -141,7 +141,6 @@ static bool is_written(const struct session *s, const char *name)
             return true;
         }
     }
-    /* shard names are many: their numbers say whether they are ours, so compare with one of them */
     for (size_t i = 0; i < s->plan.shard_count; i++) {
         if (strcmp(s->names[i], name) == 0) {
             return true;

@@ -194,8 +194,8 @@ heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error
 bool heft__pk_is_tensor(const heft__pk_cell *cell);
 heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
                                   heft__file_tensor *tensor, heft_error *err);
-const heft__file_tensor *heft__pk_find_known(const heft__pickle_tensors *build,
-                                             int64_t key); /* NULL if none */
+/* NULL if none. */
+const heft__file_tensor *heft__pk_find_known(const heft__pickle_tensors *build, int64_t key);
 
 /* Check one view and fill shape, strides, start and size_bytes of a tensor whose dtype is set. The
  * storage's window has `window_bytes` bytes from `first_bytes` on; sizes, strides and offset count

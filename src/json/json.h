@@ -100,10 +100,10 @@ heft_status heft__json_parse(heft__arena *arena, const void *bytes, size_t lengt
  * the file. */
 heft_status heft__json_read_tree(heft__json_reader *reader, const heft__json_token *first,
                                  heft__arena *arena, heft__json_value **out, heft_error *err);
-const heft__json_value *heft__json_member(const heft__json_value *object,
-                                          const char *key); /* NULL if absent or no object */
-bool heft__json_as_u64(const heft__json_value *value,
-                       uint64_t *out); /* false if not such a number */
+/* NULL if absent or no object. */
+const heft__json_value *heft__json_member(const heft__json_value *object, const char *key);
+/* False if not such a number. */
+bool heft__json_as_u64(const heft__json_value *value, uint64_t *out);
 bool heft__json_as_i64(const heft__json_value *value, int64_t *out);
 bool heft__json_as_double(const heft__json_value *value, double *out); /* any number */
 /* Made in the arena; NULL if there is no memory. */
@@ -129,7 +129,7 @@ void heft__json_write_python(heft__buffer *out, const heft__json_value *value);
 void heft__json_write_string(heft__buffer *out, const char *text, size_t length, bool ascii);
 /* A double as Python's repr: shortest text that reads back, "1e-05", "10000.0". */
 void heft__json_write_double(heft__buffer *out, double value);
-void heft__json_write_compact(heft__buffer *out,
-                              const heft__json_value *value); /* one line, keys in order */
+/* One line, keys in order. */
+void heft__json_write_compact(heft__buffer *out, const heft__json_value *value);
 
 #endif

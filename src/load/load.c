@@ -137,6 +137,21 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
     return heft__add_path(verdict, err, path);
 }
 
+/* Hand a filled report to who asked for it, also where its lists are the reason to refuse; else
+ * free it. memory and report may be NULL. */
+static void finish_report(heft__report_memory *memory, heft_status status, double started,
+                          heft_load_report **report)
+{
+    bool told =
+        memory && memory->report.class_name && (status == HEFT_OK || status == HEFT_MISMATCH);
+    if (report && told) {
+        memory->report.seconds = seconds_now() - started;
+        *report = &memory->report;
+    } else {
+        heft_load_report_free(memory ? &memory->report : NULL);
+    }
+}
+
 heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
                             heft_model **out, heft_load_report **report, heft_error *err)
 {
@@ -154,13 +169,7 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
         *out = l.model;
         l.model = NULL;
     }
-    if (report && l.memory && l.memory->report.class_name &&
-        (status == HEFT_OK || status == HEFT_MISMATCH)) {
-        l.memory->report.seconds = seconds_now() - started;
-        *report = &l.memory->report;
-        l.memory = NULL;
-    }
-    heft_load_report_free(l.memory ? &l.memory->report : NULL);
+    finish_report(l.memory, status, started, report);
     heft_model_free(l.model);
     heft_config_free(l.config);
     heft_checkpoint_close(l.ckpt);
@@ -195,13 +204,7 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     heft__match_fini(model, &l.match);
-    if (report && l.memory && l.memory->report.class_name &&
-        (verdict == HEFT_OK || verdict == HEFT_MISMATCH)) {
-        l.memory->report.seconds = seconds_now() - started;
-        *report = &l.memory->report;
-        l.memory = NULL;
-    }
-    heft_load_report_free(l.memory ? &l.memory->report : NULL);
+    finish_report(l.memory, verdict, started, report);
     heft_checkpoint_close(l.ckpt);
     return heft__add_path(verdict, err, folder);
 }

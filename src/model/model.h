@@ -140,8 +140,8 @@ int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standar
 uint64_t heft__sk_labels(heft__skeleton *s);
 bool heft__sk_going(
     const heft__skeleton *s); /* false after the first error: for loops over a config's counts */
-void heft__sk_std(heft__skeleton *s,
-                  double std); /* of linear and embedding from here on; 0.02 before */
+/* Of linear and embedding from here on; 0.02 before. */
+void heft__sk_std(heft__skeleton *s, double std);
 void heft__sk_initializer_range(
     heft__skeleton *s); /* the std by the config's key; 0 counts as 0.02 */
 

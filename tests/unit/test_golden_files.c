@@ -12,23 +12,13 @@
 #include <unistd.h>
 
 /* ---- what is refused, and where -------------------------------------------------------------- */
-static const struct refusal {
-    const char *name;
-    heft_status status;
-    uint64_t offset;
-    const char *words; /* must stand in the error's line */
-} refusals[] = {
+static const test_refusal refusals[] = {
 #include "golden_refusals.inc"
 };
 
-static const struct refusal *find_refusal(const char *name)
+static const test_refusal *find_refusal(const char *name)
 {
-    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
-        if (strcmp(refusals[i].name, name) == 0) {
-            return &refusals[i];
-        }
-    }
-    return NULL;
+    return test_find_refusal(refusals, sizeof refusals / sizeof refusals[0], name);
 }
 
 /* ---- reading all of a checkpoint ------------------------------------------------------------- */
@@ -109,7 +99,7 @@ static void check_accepted(const char *file, const char *path, const heft__json_
     heft_checkpoint_close(ckpt);
 }
 
-static void check_refused(const char *file, const char *path, const struct refusal *expected)
+static void check_refused(const char *file, const char *path, const test_refusal *expected)
 {
     heft_error err = {0};
     heft_checkpoint *ckpt = NULL;
@@ -193,12 +183,12 @@ static size_t run_folder(const char *data, const char *ending)
         heft__arena_init(&arena, ctx);
         test_expect_status(heft__json_parse(&arena, text, text_length, 64, &sidecar, &err), HEFT_OK,
                            &err, path);
-        const struct refusal *refusal = find_refusal(name);
+        const test_refusal *refusal = find_refusal(name);
         const heft__json_value *class = heft__json_member(sidecar, "class");
         const heft__json_value *also = heft__json_member(sidecar, "also_ok");
         prepare(copy, name, sidecar, path);
         if (class && strcmp(class->text, "refuse") == 0 && !refusal && !also) {
-            refusal = &(struct refusal){name, HEFT_FORMAT, 0, "(no row in golden_refusals.inc)"};
+            refusal = &(test_refusal){name, HEFT_FORMAT, 0, "(no row in golden_refusals.inc)"};
         }
         if (refusal) {
             assert_true(!class || strcmp(class->text, "refuse") == 0 || also);

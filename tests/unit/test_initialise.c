@@ -2,42 +2,13 @@
  * element counts. */
 #include "model/model.h"
 #include "support.h"
+#include "support_model.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 
 static heft_ctx *ctx;
-
-static heft__json_value *read_json(heft__arena *arena, const char *path)
-{
-    size_t length;
-    heft_error err;
-    heft__json_value *root = NULL;
-    char *text = test_read_file(path, &length);
-    test_expect_status(heft__json_parse(arena, text, length, 128, &root, &err), HEFT_OK, &err,
-                       path);
-    free(text);
-    return root;
-}
-
-static heft_model *make_model(const heft__json_value *config, const char *class_name,
-                              const char *what)
-{
-    heft__buffer text;
-    heft_config *parsed = NULL;
-    heft_model *model = NULL;
-    heft_error err;
-    heft__buffer_init(&text, ctx);
-    heft__json_write_compact(&text, config);
-    test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK,
-                       &err, what);
-    test_expect_status(heft_model_create(ctx, parsed, class_name, HEFT_DTYPE_NONE, &model, &err),
-                       HEFT_OK, &err, what);
-    heft_config_free(parsed);
-    heft__buffer_fini(&text);
-    return model;
-}
 
 /* ---- golden rules ---------------------------------------------------------------------------- */
 static void compare_values(const char *what, const heft_tensor *tensor,
@@ -90,13 +61,13 @@ static void initial_values_follow_the_golden_rules(void **state)
     heft_error err;
     heft__arena_init(&arena, ctx);
     const heft__json_value *cases =
-        heft__json_member(read_json(&arena, HEFT_TEST_DATA "/init/bert.json"), "cases");
+        heft__json_member(test_read_json(&arena, HEFT_TEST_DATA "/init/bert.json"), "cases");
     size_t rules = 0;
     for (const heft__json_value *one = cases->first; one; one = one->next) {
         const heft__json_value *classes = heft__json_member(one, "params");
         for (const heft__json_value *class = classes->first; class; class = class->next) {
             heft_model *model =
-                make_model(heft__json_member(one, "config"), class->key, class->key);
+                test_make_model(ctx, heft__json_member(one, "config"), class->key, class->key);
             heft_init_options options = {.seed = 3};
             test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
             for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
@@ -328,19 +299,6 @@ static void sinusoids_are_those_of_the_reference(void **state)
 }
 
 /* ---- whole models ---------------------------------------------------------------------------- */
-static heft_model *from_text(heft_ctx *with, const char *text, const char *class_name)
-{
-    heft_config *config = NULL;
-    heft_model *model = NULL;
-    heft_error err;
-    heft_status status = heft__config_parse(with, "config.json", text, strlen(text), &config, &err);
-    test_expect_status(status, HEFT_OK, &err, text);
-    status = heft_model_create(with, config, class_name, HEFT_DTYPE_NONE, &model, &err);
-    test_expect_status(status, HEFT_OK, &err, text);
-    heft_config_free(config);
-    return model;
-}
-
 static const char wide[] =
     "{\"model_type\":\"bert\",\"hidden_size\":64,\"num_hidden_layers\":1,"
     "\"num_attention_heads\":4,\"vocab_size\":40000,\"intermediate_size\":64}";
@@ -373,7 +331,7 @@ static void values_do_not_hang_on_the_threads(void **state)
     for (size_t t = 0; t < 3; t++) {
         const heft_ctx_options options = {.threads = threads[t]};
         heft_ctx *own = heft_ctx_new(&options);
-        heft_model *model = from_text(own, wide, "BertForMaskedLM");
+        heft_model *model = test_model_from_text(own, wide, "BertForMaskedLM");
         heft_error err;
         test_expect_status(heft_model_init(model, NULL, &err), HEFT_OK, &err, "threads");
         digest_of(model, t ? other : first);
@@ -390,7 +348,7 @@ static void tied_parameters_share_one_storage(void **state)
     heft_tensor *a = NULL, *b = NULL;
     uint64_t before, after;
     heft_ctx *own = heft_ctx_new(NULL);
-    heft_model *model = from_text(own, wide, "BertForPreTraining");
+    heft_model *model = test_model_from_text(own, wide, "BertForPreTraining");
     heft_ctx_memory(own, &before, NULL);
     test_expect_status(heft_model_init(model, NULL, &err), HEFT_OK, &err, "init");
     heft_ctx_memory(own, &after, NULL);
@@ -415,7 +373,7 @@ static void only_absent_parameters_get_values(void **state)
     heft_error err;
     heft_storage *storage = NULL;
     heft_tensor *tensor = NULL;
-    heft_model *model = from_text(ctx, tiny, "BertForMaskedLM");
+    heft_model *model = test_model_from_text(ctx, tiny, "BertForMaskedLM");
     size_t words = heft_model_find(model, "bert.embeddings.word_embeddings.weight");
     size_t decoder = heft_model_find(model, "cls.predictions.decoder.weight");
     size_t bytes = (size_t)heft_model_parameter(model, words)->size_bytes;
@@ -455,7 +413,7 @@ static void padding_and_deviation_come_from_the_config(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         char text[400];
         snprintf(text, sizeof text, "{%s,%s", rows[i].keys, tiny + 1);
-        heft_model *model = from_text(ctx, text, "BertModel");
+        heft_model *model = test_model_from_text(ctx, text, "BertModel");
         const heft__init_rule *rule =
             &model->rules[heft_model_find(model, "embeddings.word_embeddings.weight")];
         assert_int_equal(rule->kind, HEFT__INIT_NORMAL);
@@ -472,7 +430,7 @@ static void transient_buffers_are_filled(void **state)
     (void)state;
     heft_error err;
     heft_tensor *ids = NULL, *types = NULL;
-    heft_model *model = from_text(ctx, tiny, "BertModel");
+    heft_model *model = test_model_from_text(ctx, tiny, "BertModel");
     test_expect_status(heft_model_init(model, NULL, &err), HEFT_OK, &err, "init");
     size_t i = heft_model_find(model, "embeddings.position_ids");
     test_expect_status(heft_model_tensor(model, i, &ids, &err), HEFT_OK, &err, "position_ids");
@@ -514,7 +472,7 @@ static void progress_is_told_by_the_caller_and_can_cancel(void **state)
         const heft_ctx_options options = {
             .threads = stop_at == 2 ? 1 : 3, .progress = watch, .progress_user = &watcher};
         heft_ctx *own = heft_ctx_new(&options);
-        heft_model *model = from_text(own, wide, "BertForMaskedLM");
+        heft_model *model = test_model_from_text(own, wide, "BertForMaskedLM");
         heft_error err = {0};
         uint64_t before, after;
         heft_ctx_memory(own, &before, NULL);

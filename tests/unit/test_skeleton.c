@@ -2,42 +2,13 @@
  * no-split blocks, counts), what they cost, and how their parameters are handed out. */
 #include "model/model.h"
 #include "support.h"
+#include "support_model.h"
 
 #include <dirent.h>
 #include <stdlib.h>
 #include <time.h>
 
 static heft_ctx *ctx;
-
-static heft__json_value *read_json(heft__arena *arena, const char *path)
-{
-    size_t length;
-    heft_error err;
-    heft__json_value *root = NULL;
-    char *text = test_read_file(path, &length);
-    test_expect_status(heft__json_parse(arena, text, length, 128, &root, &err), HEFT_OK, &err,
-                       path);
-    free(text);
-    return root;
-}
-
-static heft_model *make_model(const heft__json_value *config, const char *class_name,
-                              const char *what)
-{
-    heft__buffer text;
-    heft_config *parsed = NULL;
-    heft_model *model = NULL;
-    heft_error err;
-    heft__buffer_init(&text, ctx);
-    heft__json_write_compact(&text, config);
-    test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK,
-                       &err, what);
-    test_expect_status(heft_model_create(ctx, parsed, class_name, HEFT_DTYPE_NONE, &model, &err),
-                       HEFT_OK, &err, what);
-    heft_config_free(parsed);
-    heft__buffer_fini(&text);
-    return model;
-}
 
 /* [name, shape, dtype] against parameter i. */
 static void compare_row(const char *what, const heft_model *model, size_t i,
@@ -188,14 +159,14 @@ static size_t compare_file(const char *name)
     heft__arena arena;
     heft__arena_init(&arena, ctx);
     snprintf(path, sizeof path, "%s/skeletons/%s", HEFT_TEST_DATA, name);
-    const heft__json_value *root = read_json(&arena, path),
+    const heft__json_value *root = test_read_json(&arena, path),
                            *classes = heft__json_member(root, "classes");
     for (const heft__json_value *golden = classes->first; golden;
          golden = golden->next, classes_seen++) {
         const heft__json_value *own = heft__json_member(golden, "config");
         snprintf(what, sizeof what, "%s %s", name, golden->key);
         heft_model *model =
-            make_model(own ? own : heft__json_member(root, "config"), golden->key, what);
+            test_make_model(ctx, own ? own : heft__json_member(root, "config"), golden->key, what);
         assert_string_equal(heft_model_class(model), golden->key);
         compare_lists(what, model, golden);
         compare_digest(what, model, golden, true);
@@ -226,19 +197,6 @@ static void skeletons_are_golden(void **state)
 }
 
 /* ---- looking --------------------------------------------------------------------------------- */
-static heft_model *from_text(heft_ctx *with, const char *text, const char *class_name)
-{
-    heft_config *config = NULL;
-    heft_model *model = NULL;
-    heft_error err;
-    heft_status status = heft__config_parse(with, "config.json", text, strlen(text), &config, &err);
-    test_expect_status(status, HEFT_OK, &err, text);
-    status = heft_model_create(with, config, class_name, HEFT_DTYPE_NONE, &model, &err);
-    test_expect_status(status, HEFT_OK, &err, text);
-    heft_config_free(config);
-    return model;
-}
-
 static const char tiny[] =
     "{\"model_type\":\"bert\",\"hidden_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":2,"
     "\"intermediate_size\":16,\"vocab_size\":12,\"max_position_embeddings\":6}";
@@ -246,7 +204,7 @@ static const char tiny[] =
 static void parameters_are_found_by_name_and_number(void **state)
 {
     (void)state;
-    heft_model *model = from_text(ctx, tiny, "BertForMaskedLM");
+    heft_model *model = test_model_from_text(ctx, tiny, "BertForMaskedLM");
     const size_t count = heft_model_count(model);
     for (size_t i = 0; i < count; i++) {
         const heft_parameter *parameter = heft_model_parameter(model, i);
@@ -270,7 +228,7 @@ static void bound_parameters_are_handed_out_and_outlive_the_model(void **state)
     heft_error err = {0};
     heft_tensor *tensor = NULL;
     heft_storage *storage = NULL;
-    heft_model *model = from_text(ctx, tiny, "BertModel");
+    heft_model *model = test_model_from_text(ctx, tiny, "BertModel");
     size_t i = heft_model_find(model, "embeddings.LayerNorm.weight");
     assert_int_equal(heft_model_tensor(model, i, &tensor, &err), HEFT_NOT_FOUND);
     assert_string_equal(err.item, "embeddings.LayerNorm.weight");

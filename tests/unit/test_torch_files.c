@@ -197,23 +197,13 @@ static void compare_file(const char *name, const heft__file *file, const heft__j
     compare_groups(name, file, heft__json_member(sidecar, "groups"));
 }
 
-static const struct refusal {
-    const char *name;
-    heft_status status;
-    uint64_t offset;
-    const char *words; /* in the error's line */
-} refusals[] = {
+static const test_refusal refusals[] = {
 #include "torch_refusals.inc"
 };
 
-static const struct refusal *find_refusal(const char *name)
+static const test_refusal *find_refusal(const char *name)
 {
-    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
-        if (strcmp(refusals[i].name, name) == 0) {
-            return &refusals[i];
-        }
-    }
-    return NULL;
+    return test_find_refusal(refusals, sizeof refusals / sizeof refusals[0], name);
 }
 
 /* Open and read all of it: the first failure. */
@@ -231,7 +221,7 @@ static heft_status open_and_read(heft_ctx *on, const uint8_t *bytes, size_t leng
 }
 
 /* Refused at the byte, within a second and 64 MiB, with nothing left behind. */
-static void check_refused(const struct refusal *row, const uint8_t *bytes, size_t length)
+static void check_refused(const test_refusal *row, const uint8_t *bytes, size_t length)
 {
     heft_error err = {0};
     char line[1500];
@@ -273,7 +263,7 @@ static size_t run_folder(const char *folder, const char *ending)
         heft__arena_init(&arena, ctx);
         const heft__json_value *sidecar = load_sidecar(&arena, folder, e->d_name);
         const heft__json_value *expect = heft__json_member(sidecar, "expect");
-        const struct refusal *refusal = find_refusal(name);
+        const test_refusal *refusal = find_refusal(name);
         uint8_t *bytes = load(folder, name, &size);
         if (refusal) {
             check_refused(refusal, bytes, size);

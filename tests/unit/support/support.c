@@ -140,6 +140,16 @@ size_t test_count_entries(const char *path)
     return count;
 }
 
+const test_refusal *test_find_refusal(const test_refusal *rows, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(rows[i].name, name) == 0) {
+            return &rows[i];
+        }
+    }
+    return NULL;
+}
+
 void test_expect_status(heft_status status, heft_status expected, const heft_error *err,
                         const char *row)
 {

@@ -43,6 +43,17 @@ void test_sha256(const void *bytes, size_t length, char hex[65]);
 /* How many entries a folder has, hidden ones included. */
 size_t test_count_entries(const char *path);
 
+/* A file that must be refused: with this status, at this byte, and with these words in the error's
+ * line. */
+typedef struct test_refusal {
+    const char *name;
+    heft_status status;
+    uint64_t offset;
+    const char *words;
+} test_refusal;
+/* The row of a name, NULL if there is none. */
+const test_refusal *test_find_refusal(const test_refusal *rows, size_t count, const char *name);
+
 /* Fails the test and prints the error unless status is what was expected. */
 void test_expect_status(heft_status status, heft_status expected, const heft_error *err,
                         const char *row);
