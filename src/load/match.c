@@ -216,7 +216,7 @@ static heft_status list_missing(const heft_model *model, heft__match *match, boo
         if (!in_state_dict(model, i) || match->source[i] != HEFT__NO_TENSOR ||
             match->source[parameter->tied_to] != HEFT__NO_TENSOR ||
             is_mismatched(match, parameter->name) ||
-            (ignore && ends_with_any(parameter->name, model->ignore_missing))) {
+            (ignore && ends_with_any(parameter->name, model->family->ignore_missing))) {
             continue;
         }
         match->missing[match->missing_count] =
@@ -246,7 +246,7 @@ static heft_status match_key(const heft_model *model, const heft_checkpoint *ckp
         return status;
     }
     if (parameter == SIZE_MAX) {
-        bool ignored = ends_with_any(key, model->ignore_unexpected);
+        bool ignored = ends_with_any(key, model->family->ignore_unexpected);
         return ignored ? HEFT_OK : add_unexpected(match, key, err);
     }
     if (taken[parameter] != HEFT__NO_TENSOR) {

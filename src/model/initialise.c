@@ -73,6 +73,9 @@ static void fill_floats(const heft_parameter *parameter, const heft__init_rule *
     case HEFT__INIT_SINUSOID:
         fill_sinusoid(parameter, rule->a > 0, first, dst, count);
         break;
+    case HEFT__INIT_ROTARY:
+        heft__rotary_fill(rule->rotary, first, dst, count);
+        break;
     }
 }
 

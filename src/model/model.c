@@ -18,6 +18,7 @@
 static void begin_run(heft__skeleton *s)
 {
     s->std = 0.02F;
+    s->object = s->config->root;
     s->path_length = s->last_length = s->depth = 0;
     s->path[0] = s->last[0] = '\0';
     s->saved_count = s->transient_count = s->tie_count = 0;
@@ -162,12 +163,11 @@ heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const he
     model->class_name = class->name;
     model->model_type = family->model_type;
     model->base_prefix = family->base_prefix;
+    model->family = family;
     model->dtype = dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : dtype;
     model->known_family = true;
     model->no_split = family->no_split;
     model->no_split_count = list_length(family->no_split);
-    model->ignore_unexpected = family->ignore_unexpected;
-    model->ignore_missing = family->ignore_missing;
     heft_status status = heft__config_copy(config, &model->config, err);
     if (status == HEFT_OK) {
         status = fill_model(model, class, err);

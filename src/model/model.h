@@ -41,13 +41,17 @@ typedef enum heft__init_kind {
     HEFT__INIT_TRUNC_NORMAL, /* mean a, std b, bounds low, high */
     HEFT__INIT_UNIFORM,      /* from a to b */
     HEFT__INIT_ARANGE,       /* 0, 1, 2, ... along the last dimension */
-    HEFT__INIT_SINUSOID      /* rows of sines and cosines; `a` picks the layout, see initialise.c */
+    HEFT__INIT_SINUSOID,     /* rows of sines and cosines; `a` picks the layout, see initialise.c */
+    HEFT__INIT_ROTARY        /* frequencies of a rotary embedding, see rotary.c */
 } heft__init_kind;
+
+typedef struct heft__rotary heft__rotary; /* rotary.c */
 
 typedef struct heft__init_rule {
     heft__init_kind kind;
     float a, b, low, high;
-    int64_t zero_row; /* row (first dimension) set to zero afterwards; -1 for none */
+    int64_t zero_row;           /* row (first dimension) set to zero afterwards; -1 for none */
+    const heft__rotary *rotary; /* of INIT_ROTARY; lent by the model */
 } heft__init_rule;
 
 /* Write elements first .. first + count - 1 of a parameter's initial values in its dtype: made in
@@ -56,6 +60,9 @@ typedef struct heft__init_rule {
 heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_rule *rule,
                             uint64_t seed, uint64_t first, size_t count, float *scratch, void *dst,
                             heft_error *err);
+
+/* Frequencies first .. first + count - 1. */
+void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, size_t count);
 
 /* ---- model ----------------------------------------------------------------------------------- */
 typedef struct heft__binding {
@@ -69,6 +76,7 @@ struct heft_model {
     heft_config *config; /* owned copy */
     const char *class_name, *model_type;
     const char *base_prefix; /* "bert"; "" if none */
+    const struct heft__family *family;
     heft_dtype dtype;
     bool known_family;          /* false: the skeleton comes from a checkpoint */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
@@ -85,9 +93,6 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
-    const char *const
-        *ignore_unexpected; /* suffixes of keys that are ignored when unexpected, NULL-terminated */
-    const char *const *ignore_missing; /* suffixes, NULL-terminated */
 };
 
 /* Drop a parameter's binding and take a new one: takes the caller's reference on storage. */
@@ -117,9 +122,21 @@ void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t 
 void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
                         int64_t padding_row);
 void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bool bias);
+void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, float start);
+/* The module "rotary_emb" with its two transient buffers of width / 2 frequencies, by
+ * rope_parameters of 5.x (in it, those under `layer_type`, whose name the buffers bear then) or by
+ * rope_theta and rope_scaling of 4.x. */
+void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
 heft__init_rule heft__init_constant(float value);
+heft_dtype heft__sk_dtype(const heft__skeleton *s); /* of the floating-point parameters */
+/* The class has another prefix than its family. */
+void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
+/* From here on look-ups read the object under a key of the config ("text_config"); where it is
+ * missing, all keys are. Not nested; leave goes back to the whole config. */
+void heft__sk_config_enter(heft__skeleton *s, const char *key);
+void heft__sk_config_leave(heft__skeleton *s);
 /* Typed look-ups of the config; failures stick to the builder, with the key as item and the byte of
- * the value. */
+ * the value. A key that is absent is looked up by its other name, if the family has one for it. */
 #define HEFT__LAYERS_MOST 10000
 uint64_t heft__sk_count(heft__skeleton *s, const char *key,
                         uint64_t standard); /* 1 .. 2^31-1; standard for a missing key */
@@ -155,10 +172,15 @@ typedef struct heft__class {
 typedef struct heft__family {
     const char *model_type;
     const char *base_prefix;
-    const heft__class *classes;  /* base model first; ends with a NULL name */
-    const char *const *no_split; /* NULL-terminated */
-    const char *const *ignore_unexpected;
-    const char *const *ignore_missing;
+    const heft__class *classes;           /* base model first; ends with a NULL name */
+    const char *const *no_split;          /* NULL-terminated, like all lists here */
+    const char *const *ignore_unexpected; /* ends of names that are ignored when unexpected */
+    const char *const *ignore_missing;    /* when missing */
+    /* Modules or parameters that stay float32 in a model of float16, and of bfloat16 as well: parts
+     * of names between dots. */
+    const char *const *keep_f32;
+    const char *const *keep_f32_strict;
+    const char *const (*other_keys)[2]; /* key of the config and its other name; ends with NULL */
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */

@@ -13,6 +13,19 @@
 #define DIMENSION_MOST (((uint64_t)1 << 31) - 1)
 #define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
 
+/* A key's value, by its own or its other name; NULL if neither is there. */
+static const heft__json_value *member(const heft__skeleton *s, const char *key)
+{
+    const char *const(*other)[2] = s->model->family->other_keys;
+    const heft__json_value *value = s->object ? heft__json_member(s->object, key) : NULL;
+    for (; s->object && !value && other && (*other)[0]; other++) {
+        if (strcmp((*other)[0], key) == 0) {
+            value = heft__json_member(s->object, (*other)[1]);
+        }
+    }
+    return value;
+}
+
 /* ---- errors ---------------------------------------------------------------------------------- */
 static bool failed(const heft__skeleton *s)
 {
@@ -41,7 +54,7 @@ void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    const heft__json_value *value = key ? heft__json_member(s->config->root, key) : NULL;
+    const heft__json_value *value = key ? member(s, key) : NULL;
     s->status =
         heft__fail_at(&s->error, status, value ? value->offset : HEFT_NO_OFFSET, "%s", message);
     heft__add_item(s->status, &s->error, key);
@@ -195,11 +208,46 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
     s->path[s->path_length] = '\0';
 }
 
+heft_dtype heft__sk_dtype(const heft__skeleton *s)
+{
+    return s->model->dtype;
+}
+
+/* Whether one of the parts between dots of "path.name" is in a list. */
+static bool has_part(const heft__skeleton *s, const char *name, const char *const *list)
+{
+    for (; list && *list; list++) {
+        const size_t length = strlen(*list);
+        for (const char *part = s->path; part; part = strchr(part, '.')) {
+            part += *part == '.';
+            if (strcspn(part, ".") == length && memcmp(part, *list, length) == 0) {
+                return true;
+            }
+        }
+        if (strcmp(name, *list) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The model's dtype, but where the family keeps float32. */
+static heft_dtype dtype_of(const heft__skeleton *s, const char *name)
+{
+    const heft_dtype dtype = s->model->dtype;
+    const heft__family *family = s->model->family;
+    const bool half = dtype == HEFT_DTYPE_F16, brain = dtype == HEFT_DTYPE_BF16;
+    return (half && has_part(s, name, family->keep_f32)) ||
+                   ((half || brain) && has_part(s, name, family->keep_f32_strict))
+               ? HEFT_DTYPE_F32
+               : dtype;
+}
+
 void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                         heft__init_rule rule)
 {
     heft_parameter parameter = {
-        .dtype = s->model->dtype, .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
+        .dtype = dtype_of(s, name), .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
     add(s, name, parameter, rule);
 }
 
@@ -277,11 +325,38 @@ void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bo
     heft__sk_leave(s);
 }
 
+void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, float start)
+{
+    enter(s, name);
+    heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(start));
+    heft__sk_leave(s);
+}
+
+void heft__sk_base_prefix(heft__skeleton *s, const char *prefix)
+{
+    s->model->base_prefix = prefix;
+}
+
 /* ---- look-ups of the config ------------------------------------------------------------------ */
+void heft__sk_config_enter(heft__skeleton *s, const char *key)
+{
+    const heft__json_value *value = heft__json_member(s->config->root, key);
+    s->object = value && value->type == HEFT__JSON_TYPE_OBJECT ? value : NULL;
+    if (value && !s->object && value->type != HEFT__JSON_TYPE_NULL) {
+        s->object = s->config->root;
+        heft__sk_fail(s, HEFT_FORMAT, key, "expected an object");
+    }
+}
+
+void heft__sk_config_leave(heft__skeleton *s)
+{
+    s->object = s->config->root;
+}
+
 /* A key's value; NULL if it is absent or the builder has failed. */
 static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
 {
-    return failed(s) ? NULL : heft__json_member(s->config->root, key);
+    return failed(s) ? NULL : member(s, key);
 }
 
 /* The same; null counts as absent. */

@@ -13,8 +13,9 @@ typedef struct heft__skeleton_tie {
 } heft__skeleton_tie;
 
 struct heft__skeleton {
-    heft_model *model;         /* being built: its arena takes names and shapes */
-    const heft_config *config; /* the model's own copy */
+    heft_model *model;              /* being built: its arena takes names and shapes */
+    const heft_config *config;      /* the model's own copy */
+    const heft__json_value *object; /* of the config, that look-ups read; NULL: has no keys */
     heft_status status;
     heft_error error;
     bool filling; /* false: the first run, which only counts */
