@@ -1,12 +1,12 @@
 # The front door. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
-#   make test | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | check | interop | clean
+#   make test | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 FUZZ_SECONDS ?= 60
 CMAKE_FLAGS ?=
 build = cmake --preset $(1) --log-level=WARNING $(CMAKE_FLAGS) $(2) && cmake --build --preset $(1)
 run_tests = ctest --preset $(1) -j "$$(nproc)"
 
-.PHONY: all demo test bench fuzz check interop clean
+.PHONY: all demo test bench fuzz m32 check interop clean
 all:
 	@tools/bootstrap
 	@$(call build,release)
@@ -28,8 +28,10 @@ check: all
 fuzz:
 	@tools/bootstrap --fuzz
 	@$(call build,fuzz,-DCMAKE_C_COMPILER="$$(command -v clang-14 || command -v clang)")
-	@tests/fuzz/seed build/corpus
-	@for target in $$(find build/fuzz -type f -name 'fuzz_*' -perm -u+x); do \
-	    "$$target" -max_total_time=$(FUZZ_SECONDS) "build/corpus/$${target##*/}" || exit 1; done
+	@tests/fuzz/run build/fuzz/tests/fuzz $(FUZZ_SECONDS)
+m32:
+	@tools/bootstrap --m32
+	@tools/get_i386
+	@$(call build,m32) && $(call run_tests,m32)
 clean:
 	@rm -rf build

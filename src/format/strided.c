@@ -110,7 +110,7 @@ static void copy_run(uint8_t *dst, uint64_t out, const uint8_t *src, uint64_t in
                      size_t elem)
 {
     if (in == elem && out == elem) {
-        memcpy(dst, src, count * elem);
+        memcpy(dst, src, (size_t)count * elem); /* of a window */
         return;
     }
     switch (elem) {

@@ -4,9 +4,17 @@
 
 #include "format/format.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static inline void fuzz_expect(bool holds)
+{
+    if (!holds) {
+        abort();
+    }
+}
 
 static inline heft_ctx *fuzz_ctx(void)
 {
@@ -18,39 +26,60 @@ static inline heft_ctx *fuzz_ctx(void)
     return ctx;
 }
 
-/* Open bytes as a file of any format, and read every tensor through a small buffer, so that lengths
- * are odd. */
-static inline void fuzz_file(const uint8_t *data, size_t size)
+static inline heft__source *fuzz_source(const uint8_t *data, size_t size)
+{
+    heft__source *source = NULL;
+    heft_error err;
+    return heft__source_from_bytes(fuzz_ctx(), "fuzz", data, size, &source, &err) == HEFT_OK
+               ? source
+               : NULL;
+}
+
+/* Everything was given back. */
+static inline void fuzz_expect_nothing_live(void)
+{
+    uint64_t live;
+    heft_ctx_memory(fuzz_ctx(), &live, NULL);
+    fuzz_expect(live == 0);
+}
+
+/* Read every tensor through a small buffer, so that lengths are odd. */
+static inline void fuzz_read_tensors(const heft__file *file)
+{
+    uint64_t budget = (uint64_t)8 << 20; /* an expanded view may claim very much */
+    heft_error err;
+    for (size_t i = 0; i < file->tensor_count; i++) {
+        heft__tensor_reader *reader = NULL;
+        uint8_t piece[208];
+        size_t length = 1;
+        heft_status status =
+            heft__tensor_reader_new(fuzz_ctx(), file, &file->tensors[i], &reader, &err);
+        while (status == HEFT_OK && length > 0 && budget > sizeof piece) {
+            status = heft__tensor_reader_next(reader, piece, sizeof piece, &length, &err);
+            budget -= sizeof piece;
+        }
+        heft__tensor_reader_free(reader);
+    }
+}
+
+/* Bytes through the parser of one format, whatever they begin with. */
+static inline void fuzz_file(const uint8_t *data, size_t size, heft__file_parse_fn parse)
 {
     heft_ctx *ctx = fuzz_ctx();
-    heft__source *source = NULL;
-    heft__file *file = NULL;
+    heft__source *source = fuzz_source(data, size);
+    heft__file *file = source ? heft__alloc_zero(ctx, 1, sizeof *file) : NULL;
     heft_error err;
-    if (heft__source_from_bytes(ctx, "fuzz", data, size, &source, &err) != HEFT_OK) {
-        return;
-    }
-    if (heft__file_open(ctx, source, &file, &err) == HEFT_OK) {
-        uint64_t budget = (uint64_t)8 << 20; /* an expanded view may claim very much */
-        for (size_t i = 0; i < file->tensor_count; i++) {
-            heft__tensor_reader *reader = NULL;
-            uint8_t piece[208];
-            size_t length = 1;
-            heft_status status =
-                heft__tensor_reader_new(ctx, file, &file->tensors[i], &reader, &err);
-            while (status == HEFT_OK && length > 0 && budget > sizeof piece) {
-                status = heft__tensor_reader_next(reader, piece, sizeof piece, &length, &err);
-                budget -= sizeof piece;
-            }
-            heft__tensor_reader_free(reader);
+    if (file) {
+        file->source = heft__source_ref(source);
+        heft__arena_init(&file->arena, ctx);
+        heft__warnings_init(&file->warnings, &file->arena);
+        if (parse(ctx, file, &err) == HEFT_OK) {
+            fuzz_read_tensors(file);
         }
+        heft__file_close(ctx, file);
     }
-    heft__file_close(ctx, file);
     heft__source_unref(source);
-    uint64_t live;
-    heft_ctx_memory(ctx, &live, NULL);
-    if (live != 0) {
-        abort(); /* something was not given back */
-    }
+    fuzz_expect_nothing_live();
 }
 
 #endif

@@ -1,0 +1,8 @@
+/* fuzz_legacy.c - the stream of pickles before PyTorch 1.6. */
+#include "fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    fuzz_file(data, size, heft__torch_legacy_parse);
+    return 0;
+}
