@@ -23,8 +23,8 @@
 
 struct heft__map_slot {
     const char *key; /* NULL: free */
-    size_t length, value;
-    uint64_t hash;
+    size_t value;
+    uint32_t length, hash; /* the hash's upper half; its lower one is the place */
 };
 
 uint64_t heft__stable_hash(const char *bytes, size_t length)
@@ -35,6 +35,11 @@ uint64_t heft__stable_hash(const char *bytes, size_t length)
 void heft__map_init(heft__map *map, heft_ctx *ctx)
 {
     *map = (heft__map){.ctx = ctx};
+}
+
+/* Drawn with the first slots: many maps stay empty. */
+static void draw_seed(heft__map *map)
+{
     if (getrandom(&map->seed, sizeof map->seed, GRND_NONBLOCK) != (ssize_t)sizeof map->seed) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -56,7 +61,8 @@ static struct heft__map_slot *find(const heft__map *map, const char *key, size_t
     size_t at = (size_t)hash & (map->cap - 1);
     while (map->slots[at].key) {
         struct heft__map_slot *slot = &map->slots[at];
-        if (slot->hash == hash && slot->length == length && memcmp(slot->key, key, length) == 0) {
+        if (slot->hash == (uint32_t)(hash >> 32) && slot->length == length &&
+            memcmp(slot->key, key, length) == 0) {
             return slot;
         }
         at = (at + 1) & (map->cap - 1);
@@ -66,6 +72,9 @@ static struct heft__map_slot *find(const heft__map *map, const char *key, size_t
 
 static bool resize(heft__map *map, size_t cap)
 {
+    if (map->cap == 0) {
+        draw_seed(map);
+    }
     heft__map bigger = *map;
     bigger.cap = cap;
     bigger.slots = heft__alloc_zero(map->ctx, bigger.cap, sizeof *bigger.slots);
@@ -75,7 +84,8 @@ static bool resize(heft__map *map, size_t cap)
     for (size_t i = 0; i < map->cap; i++) {
         const struct heft__map_slot *slot = &map->slots[i];
         if (slot->key) {
-            *find(&bigger, slot->key, slot->length, slot->hash) = *slot;
+            uint64_t hash = XXH3_64bits_withSeed(slot->key, slot->length, map->seed);
+            *find(&bigger, slot->key, slot->length, hash) = *slot;
         }
     }
     heft__free(map->ctx, map->slots, map->cap * sizeof *map->slots);
@@ -97,6 +107,9 @@ bool heft__map_reserve(heft__map *map, size_t count)
 
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found)
 {
+    if (length > UINT32_MAX) { /* no limit lets one this long come here */
+        return false;
+    }
     if (map->count >= map->cap / 10 * 7 && !resize(map, map->cap ? map->cap * 2 : 64)) {
         return false;
     }
@@ -104,7 +117,7 @@ bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value,
     struct heft__map_slot *slot = find(map, key, length, hash);
     *found = slot->key ? slot->value : HEFT__MAP_NONE;
     if (!slot->key) {
-        *slot = (struct heft__map_slot){key, length, value, hash};
+        *slot = (struct heft__map_slot){key, value, (uint32_t)length, (uint32_t)(hash >> 32)};
         map->count++;
     }
     return true;

@@ -5,18 +5,25 @@
  * between reads. */
 #include "checkpoint/checkpoint.h"
 
+#include <pthread.h>
+
 #define FILES_HELD_OPEN 64
+#define FILES_IN_PARALLEL 8 /* fewer are not worth the threads */
 
 /* ---- files ----------------------------------------------------------------------------------- */
-static heft_status open_file(heft_checkpoint *ckpt, size_t i, const char *name, heft_error *err)
+struct opening {
+    heft_checkpoint *ckpt;
+    pthread_mutex_t lock;
+    size_t failed; /* the first file, by number, that cannot be opened; file_count if none */
+    heft_error error;
+    heft_status status;
+};
+
+static heft_status open_file(const heft_checkpoint *ckpt, heft__checkpoint_file *slot,
+                             heft_error *err)
 {
-    heft__checkpoint_file *slot = &ckpt->files[i];
-    const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, name);
-    if (!path) {
-        return heft__fail_nomem(err, strlen(name));
-    }
     heft__source *source = NULL;
-    heft_status status = heft__source_open(ckpt->ctx, path, &source, err);
+    heft_status status = heft__source_open(ckpt->ctx, slot->info.path, &source, err);
     if (status == HEFT_OK) {
         status = heft__file_open(ckpt->ctx, source, &slot->file, err);
         if (ckpt->file_count > FILES_HELD_OPEN) {
@@ -24,16 +31,50 @@ static heft_status open_file(heft_checkpoint *ckpt, size_t i, const char *name, 
         }
     }
     if (status == HEFT_OK) {
-        slot->info = (heft_file_info){
-            .name = name,
-            .path = path,
-            .format = slot->file->format,
-            .size_bytes = heft__source_size(source),
-            .tensors = slot->file->tensor_count,
-        };
+        slot->info.format = slot->file->format;
+        slot->info.size_bytes = heft__source_size(source);
+        slot->info.tensors = slot->file->tensor_count;
     }
     heft__source_unref(source);
-    return heft__add_path(status, err, path);
+    return heft__add_path(status, err, slot->info.path);
+}
+
+/* One item of parallel work. It never fails as such: which error is told must not hang on the
+ * threads, so the one of the file that comes first is kept. Items are handed out in order. */
+static heft_status open_item(void *user, size_t i, heft_error *err)
+{
+    struct opening *opening = user;
+    heft_status status = open_file(opening->ckpt, &opening->ckpt->files[i], err);
+    if (status != HEFT_OK) {
+        pthread_mutex_lock(&opening->lock);
+        if (i < opening->failed) {
+            opening->failed = i;
+            opening->error = *err;
+            opening->status = status;
+        }
+        pthread_mutex_unlock(&opening->lock);
+    }
+    return status;
+}
+
+/* Open all files, several at once if there are many. */
+static heft_status open_slots(heft_checkpoint *ckpt, heft_error *err)
+{
+    struct opening opening = {.ckpt = ckpt, .failed = ckpt->file_count};
+    heft_status status = HEFT_OK;
+    if (ckpt->file_count < FILES_IN_PARALLEL) {
+        for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
+            status = open_file(ckpt, &ckpt->files[i], err);
+        }
+        return status;
+    }
+    pthread_mutex_init(&opening.lock, NULL);
+    (void)heft__parallel(ckpt->ctx, ckpt->file_count, open_item, &opening, NULL);
+    pthread_mutex_destroy(&opening.lock);
+    if (opening.status != HEFT_OK && err) {
+        *err = opening.error;
+    }
+    return opening.status;
 }
 
 static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count,
@@ -44,15 +85,20 @@ static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, s
         return heft__fail_nomem(err, count * sizeof *ckpt->files);
     }
     ckpt->file_count = count;
-    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < count; i++) {
+        const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, names[i]);
+        if (!path) {
+            return heft__fail_nomem(err, strlen(names[i]));
+        }
+        ckpt->files[i].info.name = names[i];
+        ckpt->files[i].info.path = path;
+    }
+    heft_status status = open_slots(ckpt, err);
     size_t storages = 0;
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        status = open_file(ckpt, i, names[i], err);
-        if (status == HEFT_OK) {
-            ckpt->files[i].first_storage = storages;
-            storages += ckpt->files[i].file->storage_count;
-            ckpt->count += ckpt->files[i].file->tensor_count;
-        }
+        ckpt->files[i].first_storage = storages;
+        storages += ckpt->files[i].file->storage_count;
+        ckpt->count += ckpt->files[i].file->tensor_count;
     }
     return status;
 }
@@ -153,52 +199,69 @@ struct view_key {
     uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
 };
 
-/* How many tensors lie on each storage; owned, NULL without memory. */
-static uint32_t *count_users(const heft_checkpoint *ckpt, size_t *storages)
+/* How many tensors lie on each storage, and how many of them do not have one to themselves; owned,
+ * NULL without memory. */
+static uint32_t *count_users(const heft_checkpoint *ckpt, size_t *storages, size_t *sharing)
 {
     const heft__checkpoint_file *last =
         ckpt->file_count ? &ckpt->files[ckpt->file_count - 1] : NULL;
     *storages = last ? last->first_storage + last->file->storage_count : 0;
+    *sharing = 0;
     uint32_t *users = heft__alloc_zero(ckpt->ctx, *storages, sizeof *users);
     for (size_t i = 0; users && i < ckpt->count; i++) {
-        users[ckpt->infos[i].storage]++;
+        uint32_t before = users[ckpt->infos[i].storage]++;
+        *sharing += before == 0 ? 0 : before == 1 ? 2 : 1;
     }
     return users;
 }
 
-heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err)
+/* Fill `result` for the tensors that share a storage; `keys` has room for them. */
+static heft_status find_aliases(const heft_checkpoint *ckpt, const uint32_t *users,
+                                struct view_key *keys, size_t *result, heft_error *err)
 {
     heft__map seen;
-    size_t storages = 0;
-    uint32_t *users = count_users(ckpt, &storages);
-    size_t *result = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *result);
-    struct view_key *keys = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *keys);
-    heft_status status =
-        users && result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *keys);
+    heft_status status = HEFT_OK;
     heft__map_init(&seen, ckpt->ctx);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
         const heft__file_tensor *entry = ckpt->entries[i];
         size_t bytes = entry->rank * sizeof *entry->shape, found;
-        result[i] = i;
         if (users[ckpt->infos[i].storage] == 1) {
-            continue; /* as every tensor of a safetensors file */
+            continue;
         }
-        keys[i] = (struct view_key){
+        *keys = (struct view_key){
             .storage = ckpt->infos[i].storage,
             .start = entry->start,
             .bytes = entry->size_bytes,
             .shape = entry->strides ? heft__stable_hash((const char *)entry->shape, bytes) : 0,
             .strides = entry->strides ? heft__stable_hash((const char *)entry->strides, bytes) : 0,
         };
-        if (!heft__map_put(&seen, (const char *)&keys[i], sizeof keys[i], i, &found)) {
-            status = heft__fail_nomem(err, sizeof keys[i]);
+        if (!heft__map_put(&seen, (const char *)keys, sizeof *keys, i, &found)) {
+            status = heft__fail_nomem(err, sizeof *keys);
         } else if (found != HEFT__MAP_NONE && same_view(ckpt, found, i)) {
             result[i] = found;
         }
+        keys++;
     }
     heft__map_fini(&seen);
+    return status;
+}
+
+heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err)
+{
+    size_t storages = 0, sharing = 0; /* none shares in safetensors files */
+    uint32_t *users = count_users(ckpt, &storages, &sharing);
+    size_t *result = heft__alloc(ckpt->ctx, ckpt->count * sizeof *result);
+    struct view_key *keys = heft__alloc_zero(ckpt->ctx, sharing, sizeof *keys);
+    heft_status status =
+        users && result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *result);
+    for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
+        result[i] = i;
+    }
+    if (status == HEFT_OK && sharing > 0) {
+        status = find_aliases(ckpt, users, keys, result, err);
+    }
     heft__free(ckpt->ctx, users, storages * sizeof *users);
-    heft__free(ckpt->ctx, keys, ckpt->count * sizeof *keys);
+    heft__free(ckpt->ctx, keys, sharing * sizeof *keys);
     if (status == HEFT_OK) {
         *first = result;
     } else {
@@ -208,12 +271,29 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
 }
 
 /* ---- index against shards -------------------------------------------------------------------- */
+/* The number of an entry's tensor: most often the one behind the last that was found in its file,
+ * since both lists are sorted by name more often than not; else by hash. */
+static size_t find_entry(const heft_checkpoint *ckpt, const heft__shard_entry *entry, size_t *next)
+{
+    const size_t guess = next[entry->file];
+    size_t at = HEFT__MAP_NONE;
+    if (guess < ckpt->count && ckpt->infos[guess].file_index == entry->file &&
+        strcmp(ckpt->infos[guess].name, entry->name) == 0) {
+        at = guess;
+    } else {
+        at = heft__map_get(&ckpt->names, entry->name, strlen(entry->name));
+    }
+    next[entry->file] = at != HEFT__MAP_NONE ? at + 1 : guess;
+    return at;
+}
+
+/* `next`: by file, its first tensor. */
 static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *index, bool *listed,
-                                heft_error *err)
+                                size_t *next, heft_error *err)
 {
     for (size_t i = 0; i < index->entry_count; i++) {
         const heft__shard_entry *entry = &index->entries[i];
-        size_t at = heft__map_get(&ckpt->names, entry->name, strlen(entry->name));
+        size_t at = find_entry(ckpt, entry, next);
         if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
             heft_status status =
                 at == HEFT__MAP_NONE
@@ -259,8 +339,13 @@ static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *i
                                heft_error *err)
 {
     bool *listed = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *listed);
-    heft_status status =
-        listed ? check_listed(ckpt, index, listed, err) : heft__fail_nomem(err, ckpt->count);
+    size_t *next = heft__alloc_zero(ckpt->ctx, index->file_count, sizeof *next), at = 0;
+    for (size_t f = 0; next && f < index->file_count; f++) {
+        next[f] = at;
+        at += ckpt->files[f].file->tensor_count;
+    }
+    heft_status status = listed && next ? check_listed(ckpt, index, listed, next, err)
+                                        : heft__fail_nomem(err, ckpt->count);
     if (status == HEFT_OK) {
         status = check_unlisted(ckpt, listed, err);
     }
@@ -268,30 +353,31 @@ static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *i
         status = check_total(ckpt, index, err);
     }
     heft__free(ckpt->ctx, listed, ckpt->count * sizeof *listed);
+    heft__free(ckpt->ctx, next, index->file_count * sizeof *next);
     return status;
 }
 
 /* A shard that is missing is blamed on the index, with one tensor that needs it. */
-static heft_status check_present(heft_checkpoint *ckpt, const heft__shard_index *index,
-                                 heft_error *err)
+static heft_status blame_index(const heft_checkpoint *ckpt, const heft__shard_index *index,
+                               const char *path, heft_status status, heft_error *err)
 {
-    for (size_t f = 0; f < index->file_count; f++) {
-        const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, index->files[f]);
-        if (!path) {
-            return heft__fail_nomem(err, 0);
-        }
-        if (heft__path_exists(path)) {
-            continue;
-        }
-        size_t needs = 0;
-        while (index->entries[needs].file != f) {
-            needs++;
-        }
-        heft_status status = heft__fail_at(err, HEFT_NOT_FOUND, index->entries[needs].offset,
-                                           "shard '%.200s' is missing", index->files[f]);
-        return heft__add_item(status, err, index->entries[needs].name);
+    size_t needs = 0, missing = 0;
+    if (status != HEFT_NOT_FOUND) {
+        return status;
     }
-    return HEFT_OK;
+    while (missing < ckpt->file_count && heft__path_exists(ckpt->files[missing].info.path)) {
+        missing++;
+    }
+    if (missing == ckpt->file_count) { /* it has come back */
+        return status;
+    }
+    while (index->entries[needs].file != missing) {
+        needs++;
+    }
+    status = heft__fail_at(err, HEFT_NOT_FOUND, index->entries[needs].offset,
+                           "shard '%.200s' is missing", index->files[missing]);
+    heft__add_item(status, err, index->entries[needs].name);
+    return heft__add_path(status, err, path);
 }
 
 static heft_status open_index(heft_checkpoint *ckpt, heft_error *err)
@@ -310,10 +396,8 @@ static heft_status open_index(heft_checkpoint *ckpt, heft_error *err)
         status = names[i] ? HEFT_OK : heft__fail_nomem(err, 0);
     }
     if (status == HEFT_OK) {
-        status = heft__add_path(check_present(ckpt, &index, err), err, path);
-    }
-    if (status == HEFT_OK) {
         status = open_files(ckpt, names, index.file_count, err);
+        status = blame_index(ckpt, &index, path, status, err);
     }
     if (status == HEFT_OK) {
         status = build_table(ckpt, err);
