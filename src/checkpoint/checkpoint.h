@@ -28,6 +28,10 @@ typedef struct heft__resolved {
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err);
+/* hub.c: whether a path reads as org/name[@revision], and its folder in the hub's cache. */
+bool heft__hub_is_name(const char *path);
+heft_status heft__hub_find(heft__arena *arena, const char *path, const char **folder,
+                           heft_error *err);
 /* "model", "model.fp16", "pytorch_model": what the names of weight files begin with. */
 const char *heft__weights_stem(heft__arena *arena, heft_format format, const char *variant);
 /* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors".

@@ -3,7 +3,7 @@
  *   model[.V].safetensors   model.safetensors.index[.V].json   model[.V]-00001-of-00003.safetensors
  *   pytorch_model[.V].bin   pytorch_model.bin.index[.V].json   pytorch_model[.V]-00001-of-00003.bin
  *
- * In a folder the first of the four entry points wins, safetensors before .bin, single before
+ * A path that is not there may be a name in the hub's cache: hub.c. In a folder the first of the four entry points wins, safetensors before .bin, single before
  * index, as in the reference.
  * Source: docs/sharding.md [1]. */
 #include "checkpoint/checkpoint.h"
@@ -142,6 +142,13 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
 {
     heft__resolved found = {0};
     const char *at = path;
+    if (!heft__path_exists(path) && heft__hub_is_name(path)) { /* what is there wins over a name */
+        heft_status status = heft__hub_find(arena, path, &path, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+        at = path;
+    }
     if (is_given(options->subfolder)) {
         at = heft__path_join(arena, path, options->subfolder);
     }
