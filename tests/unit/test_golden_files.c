@@ -226,12 +226,37 @@ static void indexes_that_lie(void **state)
     assert_int_equal(run_folder(HEFT_TEST_DATA "/index_folders", ".sidecar.json"), 24);
 }
 
+/* ---- failing allocations --------------------------------------------------------------------- */
+static heft_status open_and_read(heft_ctx *on, void *user, heft_error *err)
+{
+    heft_checkpoint *ckpt = NULL;
+    heft_status status = heft_checkpoint_open(on, user, NULL, &ckpt, err);
+    if (status == HEFT_OK) {
+        status = read_all(ckpt, err);
+    }
+    heft_checkpoint_close(ckpt);
+    return status;
+}
+
+static void failing_allocations_leave_nothing(void **state)
+{
+    static const char *const names[] = {"st_all_dtypes.safetensors", "st_metadata.safetensors",
+                                        "st_order.safetensors", "st_names.safetensors"};
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[1024];
+        snprintf(path, sizeof path, "%s/safetensors/valid/%s", HEFT_TEST_DATA, names[i]);
+        test_oom_sweep(open_and_read, path);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(safetensors_files_that_are_valid),
         cmocka_unit_test(safetensors_files_that_lie),
         cmocka_unit_test(indexes_that_lie),
+        cmocka_unit_test(failing_allocations_leave_nothing),
     };
     ctx = heft_ctx_new(NULL);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
