@@ -127,6 +127,9 @@ void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, floa
  * rope_parameters of 5.x (in it, those under `layer_type`, whose name the buffers bear then) or by
  * rope_theta and rope_scaling of 4.x. */
 void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
+/* How many of a head's `width` numbers are turned: by partial_rotary_factor, wherever the config
+ * has it. */
+uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard);
 heft__init_rule heft__init_constant(float value);
 heft_dtype heft__sk_dtype(const heft__skeleton *s); /* of the floating-point parameters */
 /* The class has another prefix than its family. */
@@ -140,6 +143,8 @@ void heft__sk_config_leave(heft__skeleton *s);
 #define HEFT__LAYERS_MOST 10000
 uint64_t heft__sk_count(heft__skeleton *s, const char *key,
                         uint64_t standard); /* 1 .. 2^31-1; standard for a missing key */
+/* The same, where null is allowed and means something of its own. */
+uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null);
 uint64_t heft__sk_layers(heft__skeleton *s, const char *key,
                          uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */
 int64_t heft__sk_integer(heft__skeleton *s, const char *key,
@@ -150,6 +155,8 @@ const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standa
 uint64_t heft__sk_members(heft__skeleton *s, const char *key,
                           uint64_t standard);                /* of an object, such as id2label */
 bool heft__sk_has(const heft__skeleton *s, const char *key); /* is there and not null */
+/* Text i of a list, such as layer_types; NULL without the list. FORMAT if it is shorter. */
+const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i);
 /* What several families have: the row of an embedding that stays zero (-1 for none: null, or a
  * missing key with standard -1; negative numbers count from the end); the width of a classifier, by
  * id2label, else num_labels, else two. */
@@ -159,8 +166,8 @@ bool heft__sk_going(
     const heft__skeleton *s); /* false after the first error: for loops over a config's counts */
 /* Of linear and embedding from here on; 0.02 before. */
 void heft__sk_std(heft__skeleton *s, double std);
-void heft__sk_initializer_range(
-    heft__skeleton *s); /* the std by the config's key; 0 counts as 0.02 */
+/* The std by the config's key, `standard` without it; 0 counts as 0.02. */
+void heft__sk_initializer_range(heft__skeleton *s, double standard);
 
 /* ---- registry -------------------------------------------------------------------------------- */
 typedef struct heft__class {

@@ -22,6 +22,44 @@ void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, s
     }
 }
 
+/* The object that holds the parameters of a layer type, NULL in configs of 4.x. */
+static const heft__json_value *parameters_of(const heft__skeleton *s, const char *layer_type)
+{
+    const heft__json_value *all =
+        s->object ? heft__json_member(s->object, "rope_parameters") : NULL;
+    const heft__json_value *one = layer_type && all ? heft__json_member(all, layer_type) : NULL;
+    return one ? one : all;
+}
+
+/* A number that must be positive and finite, where it is there. */
+static double positive(heft__skeleton *s, const heft__json_value *object, const char *key,
+                       double standard)
+{
+    const heft__json_value *value = object ? heft__json_member(object, key) : NULL;
+    double number = standard;
+    if (!value || value->type == HEFT__JSON_TYPE_NULL) {
+        return standard;
+    }
+    if (!heft__json_as_double(value, &number) || !isfinite(number) || number <= 0) {
+        heft__sk_fail(s, HEFT_FORMAT, key, "expected a positive number");
+        return standard;
+    }
+    return number;
+}
+
+uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard)
+{
+    const heft__json_value *object = parameters_of(s, NULL);
+    double part = positive(s, s->object, "partial_rotary_factor", standard);
+    part = positive(s, object, "partial_rotary_factor", part);
+    if (part > 1) {
+        heft__sk_fail(s, HEFT_FORMAT, "partial_rotary_factor", "expected at most 1, found %g",
+                      part);
+        part = 1;
+    }
+    return (uint64_t)((double)width * part);
+}
+
 static heft__rotary *read_rotary(heft__skeleton *s, uint64_t width)
 {
     heft__rotary *rotary = heft__arena_array(&s->model->arena, 1, sizeof *rotary);

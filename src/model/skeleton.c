@@ -422,6 +422,11 @@ uint64_t heft__sk_count(heft__skeleton *s, const char *key, uint64_t standard)
     return count_to(s, key, standard, DIMENSION_MOST);
 }
 
+uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null)
+{
+    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_count(s, key, standard);
+}
+
 uint64_t heft__sk_layers(heft__skeleton *s, const char *key, uint64_t standard)
 {
     return count_to(s, key, standard, HEFT__LAYERS_MOST);
@@ -480,6 +485,27 @@ bool heft__sk_has(const heft__skeleton *s, const char *key)
     return look_up_set(s, key) != NULL;
 }
 
+const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i)
+{
+    const heft__json_value *list = look_up_set(s, key);
+    const heft__json_value *item = list ? list->first : NULL;
+    if (!list) {
+        return NULL;
+    }
+    if (list->type != HEFT__JSON_TYPE_ARRAY || i >= list->count) {
+        refuse(s, HEFT_FORMAT, key, "a list with an item for each layer", list);
+        return NULL;
+    }
+    while (item && i-- > 0) {
+        item = item->next;
+    }
+    if (!item || item->type != HEFT__JSON_TYPE_STRING || strlen(item->text) != item->length) {
+        refuse(s, HEFT_FORMAT, key, "a list of strings", list);
+        return NULL;
+    }
+    return item->text;
+}
+
 int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows)
 {
     const heft__json_value *value = look_up(s, key);
@@ -502,9 +528,9 @@ uint64_t heft__sk_labels(heft__skeleton *s)
                                        : heft__sk_count(s, "num_labels", 2);
 }
 
-void heft__sk_initializer_range(heft__skeleton *s)
+void heft__sk_initializer_range(heft__skeleton *s, double standard)
 {
-    double std = heft__sk_real(s, "initializer_range", 0.02);
+    double std = heft__sk_real(s, "initializer_range", standard);
     if (std < 0 || std > 1e6) {
         heft__sk_fail(s, HEFT_FORMAT, "initializer_range", "expected 0 to 1e6, found %g", std);
     }

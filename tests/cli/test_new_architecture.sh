@@ -19,6 +19,6 @@ for one in aaa toy_lm zzz; do
 done
 "${CC:-cc}" -std=c17 -I"$work/tree/include" -I"$work/tree/src" -D_GNU_SOURCE -fsyntax-only "$work/tree/src/model/registry.c" ||
     fail "the registry does not compile"
-grep -o 'heft__family_[a-z0-9_]*;' "$work/tree/src/model/registry.c" >"$work/declared"
+grep -o 'extern const heft__family heft__family_[a-z0-9_]*' "$work/tree/src/model/registry.c" >"$work/declared"
 LC_ALL=C sort -c "$work/declared" || fail "the registry is not sorted"
 [ "$(grep -c '&heft__family_' "$work/tree/src/model/registry.c")" = "$(grep -c . "$work/declared")" ] || fail "the two lists differ"

@@ -4,6 +4,7 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -54,37 +55,52 @@ static void compare_values(const char *what, const heft_tensor *tensor,
     }
 }
 
+static size_t compare_rules(const heft__json_value *config, const heft__json_value *class)
+{
+    size_t rules = 0;
+    heft_error err;
+    heft_model *model = test_make_model(ctx, config, class->key, HEFT_DTYPE_NONE, class->key);
+    heft_init_options options = {.seed = 3};
+    test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
+    for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
+        heft_tensor *tensor = NULL;
+        const char *name = heft__json_member(rule, "name")->text;
+        size_t i = heft_model_find(model, name);
+        test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, name);
+        if (!heft__json_member(rule, "tied_to")) {
+            compare_values(name, tensor, rule);
+        }
+        heft_tensor_free(tensor);
+    }
+    heft_model_free(model);
+    return rules;
+}
+
 static void initial_values_follow_the_golden_rules(void **state)
 {
     (void)state;
-    heft__arena arena;
-    heft_error err;
-    heft__arena_init(&arena, ctx);
-    const heft__json_value *cases =
-        heft__json_member(test_read_json(&arena, HEFT_TEST_DATA "/init/bert.json"), "cases");
     size_t rules = 0;
-    for (const heft__json_value *one = cases->first; one; one = one->next) {
-        const heft__json_value *classes = heft__json_member(one, "params");
-        for (const heft__json_value *class = classes->first; class; class = class->next) {
-            heft_model *model =
-                test_make_model(ctx, heft__json_member(one, "config"), class->key, class->key);
-            heft_init_options options = {.seed = 3};
-            test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
-            for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
-                heft_tensor *tensor = NULL;
-                const char *name = heft__json_member(rule, "name")->text;
-                size_t i = heft_model_find(model, name);
-                test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, name);
-                if (!heft__json_member(rule, "tied_to")) {
-                    compare_values(name, tensor, rule);
-                }
-                heft_tensor_free(tensor);
-            }
-            heft_model_free(model);
+    DIR *folder = opendir(HEFT_TEST_DATA "/init");
+    assert_non_null(folder);
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        char path[600];
+        heft__arena arena;
+        if (entry->d_name[0] == '.') {
+            continue;
         }
+        heft__arena_init(&arena, ctx);
+        snprintf(path, sizeof path, "%s/init/%s", HEFT_TEST_DATA, entry->d_name);
+        const heft__json_value *cases = heft__json_member(test_read_json(&arena, path), "cases");
+        for (const heft__json_value *one = cases->first; one; one = one->next) {
+            const heft__json_value *classes = heft__json_member(one, "params");
+            for (const heft__json_value *class = classes->first; class; class = class->next) {
+                rules += compare_rules(heft__json_member(one, "config"), class);
+            }
+        }
+        heft__arena_fini(&arena);
     }
-    assert_true(rules > 70);
-    heft__arena_fini(&arena);
+    closedir(folder);
+    assert_true(rules > 400);
 }
 
 /* ---- one rule -------------------------------------------------------------------------------- */

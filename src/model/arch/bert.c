@@ -37,7 +37,7 @@ static struct bert read_config(heft__skeleton *s)
                       "expected is_decoder true beside it, found false");
     }
     c.padding_row = heft__sk_padding_row(s, "pad_token_id", 0, c.vocab);
-    heft__sk_initializer_range(s);
+    heft__sk_initializer_range(s, 0.02);
     return c;
 }
 

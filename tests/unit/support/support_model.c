@@ -16,7 +16,7 @@ heft__json_value *test_read_json(heft__arena *arena, const char *path)
 }
 
 heft_model *test_make_model(heft_ctx *ctx, const heft__json_value *config, const char *class_name,
-                            const char *what)
+                            heft_dtype dtype, const char *what)
 {
     heft__buffer text;
     heft_config *parsed = NULL;
@@ -26,8 +26,8 @@ heft_model *test_make_model(heft_ctx *ctx, const heft__json_value *config, const
     heft__json_write_compact(&text, config);
     test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK,
                        &err, what);
-    test_expect_status(heft_model_create(ctx, parsed, class_name, HEFT_DTYPE_NONE, &model, &err),
-                       HEFT_OK, &err, what);
+    test_expect_status(heft_model_create(ctx, parsed, class_name, dtype, &model, &err), HEFT_OK,
+                       &err, what);
     heft_config_free(parsed);
     heft__buffer_fini(&text);
     return model;

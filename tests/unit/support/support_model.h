@@ -8,7 +8,7 @@
 heft__json_value *test_read_json(heft__arena *arena, const char *path);
 /* The empty model of a config that is a tree already; `what` is for messages. */
 heft_model *test_make_model(heft_ctx *ctx, const heft__json_value *config, const char *class_name,
-                            const char *what);
+                            heft_dtype dtype, const char *what);
 /* The same of a config's text. */
 heft_model *test_model_from_text(heft_ctx *with, const char *text, const char *class_name);
 

@@ -1,0 +1,47 @@
+/* decoder.h - what the decoders of the Llama kind have in common, for the families in this folder.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * A family has a body: it reads its config, lists the base model's modules, and returns what the
+ * heads need to know. */
+#ifndef HEFT__MODEL_ARCH_DECODER_H
+#define HEFT__MODEL_ARCH_DECODER_H
+
+#include "model/model.h"
+
+struct decoder {
+    uint64_t vocab, hidden, layers, intermediate;
+    uint64_t heads, kv_heads; /* standard.kv_heads 0: as many as heads */
+    uint64_t head_dim;        /* standard.head_dim 0: hidden / heads */
+    int64_t padding_row;      /* of the embeddings, -1 for none */
+    bool tied;                /* the language head is the embeddings */
+    double std;
+};
+
+/* By the config; `standard` for keys that it does not have. Sets the builder's std. */
+struct decoder decoder_read(heft__skeleton *s, const struct decoder *standard);
+
+typedef struct decoder (*decoder_body)(heft__skeleton *s);
+/* List a layer at the module that is entered. */
+typedef void (*decoder_layer)(heft__skeleton *s, const struct decoder *c, const void *flags);
+
+/* ---- modules --------------------------------------------------------------------------------- */
+/* layers.0 .. N-1 */
+void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer layer,
+                    const void *flags);
+/* q_proj, k_proj, v_proj, o_proj at the module that is entered. */
+void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias);
+/* mlp.gate_proj, up_proj, down_proj */
+void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias);
+/* The model's own embeddings. */
+void decoder_embeddings(heft__skeleton *s, const struct decoder *c);
+/* Their transient factor, the root of the width: Gemma. */
+void decoder_embed_scale(heft__skeleton *s, const struct decoder *c);
+
+/* ---- heads: each lists a whole class --------------------------------------------------------- */
+void decoder_causal_lm(heft__skeleton *s, decoder_body body);
+void decoder_sequence_classes(heft__skeleton *s, decoder_body body);
+void decoder_token_classes(heft__skeleton *s, decoder_body body);
+void decoder_question_answering(heft__skeleton *s, decoder_body body, const char *prefix);
+
+#endif

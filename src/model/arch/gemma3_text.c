@@ -1,0 +1,104 @@
+/* gemma3_text.c - Gemma 3, the text model.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * Norms are stored as the difference from one, so they begin at zero.
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/decoder.h"
+
+static const struct decoder standard = {.vocab = 262208,
+                                        .hidden = 2304,
+                                        .layers = 26,
+                                        .intermediate = 9216,
+                                        .heads = 8,
+                                        .kv_heads = 4,
+                                        .head_dim = 256,
+                                        .padding_row = 0,
+                                        .tied = true,
+                                        .std = 0.02};
+
+struct biases {
+    bool attention;
+};
+
+static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
+{
+    const struct biases *bias = flags;
+    heft__sk_enter(s, "self_attn");
+    decoder_projections(s, c, bias->attention, bias->attention);
+    heft__sk_rms_norm(s, "q_norm", c->head_dim, 0);
+    heft__sk_rms_norm(s, "k_norm", c->head_dim, 0);
+    heft__sk_leave(s);
+    decoder_gated_mlp(s, c->hidden, c->intermediate, false);
+    heft__sk_rms_norm(s, "input_layernorm", c->hidden, 0);
+    heft__sk_rms_norm(s, "post_attention_layernorm", c->hidden, 0);
+    heft__sk_rms_norm(s, "pre_feedforward_layernorm", c->hidden, 0);
+    heft__sk_rms_norm(s, "post_feedforward_layernorm", c->hidden, 0);
+}
+
+/* One pair of buffers for each type of layer that is there: by layer_types, else every sixth layer
+ * is a full one. */
+static void rotary(heft__skeleton *s, const struct decoder *c)
+{
+    static const char *const types[2] = {"sliding_attention", "full_attention"};
+    const uint64_t pattern = heft__sk_count(s, "sliding_window_pattern", 6);
+    bool seen[2] = {false, false};
+    for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
+        const char *type = heft__sk_list_text(s, "layer_types", i);
+        seen[type ? strcmp(type, types[0]) != 0 : (i + 1) % pattern == 0] = true;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (seen[i]) {
+            heft__sk_rotary(s, types[i], c->head_dim);
+        }
+    }
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const struct biases flags = {heft__sk_flag(s, "attention_bias", false)};
+    decoder_embeddings(s, &c);
+    decoder_embed_scale(s, &c);
+    decoder_layers(s, &c, layer, &flags);
+    heft__sk_rms_norm(s, "norm", c.hidden, 0);
+    rotary(s, &c);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    decoder_causal_lm(s, body);
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    decoder_sequence_classes(s, body);
+}
+
+static const heft__class classes[] = {
+    {"Gemma3TextModel",                     "AutoModel",                          base_model      },
+    {"Gemma3ForCausalLM",                   "AutoModelForCausalLM",               causal_lm       },
+    {"Gemma3TextForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
+    {NULL,                                  NULL,                                 NULL            },
+};
+
+static const char *const no_split[] = {"Gemma3DecoderLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", NULL};
+
+extern const heft__family heft__family_gemma3_text; /* registry.c has a line for it */
+const heft__family heft__family_gemma3_text = {
+    .model_type = "gemma3_text",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+};

@@ -1,0 +1,86 @@
+/* starcoder2.c - StarCoder2: layer norms, an MLP without gate.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/decoder.h"
+
+static const struct decoder standard = {.vocab = 49152,
+                                        .hidden = 3072,
+                                        .layers = 30,
+                                        .intermediate = 12288,
+                                        .heads = 24,
+                                        .kv_heads = 2,
+                                        .head_dim = 0,
+                                        .padding_row = -1,
+                                        .tied = true,
+                                        .std = 0.018042};
+
+struct biases {
+    bool all;
+};
+
+static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
+{
+    const struct biases *bias = flags;
+    heft__sk_enter(s, "self_attn");
+    decoder_projections(s, c, bias->all, bias->all);
+    heft__sk_leave(s);
+    heft__sk_linear(s, "mlp.c_fc", c->hidden, c->intermediate, bias->all);
+    heft__sk_linear(s, "mlp.c_proj", c->intermediate, c->hidden, bias->all);
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
+    heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const struct biases flags = {heft__sk_flag(s, "use_bias", true)};
+    decoder_embeddings(s, &c);
+    decoder_layers(s, &c, layer, &flags);
+    heft__sk_layer_norm(s, "norm", c.hidden, true);
+    heft__sk_rotary(s, NULL, c.head_dim);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    decoder_causal_lm(s, body);
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    decoder_sequence_classes(s, body);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    decoder_token_classes(s, body);
+}
+
+static const heft__class classes[] = {
+    {"Starcoder2Model",                     "AutoModel",                          base_model      },
+    {"Starcoder2ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
+    {"Starcoder2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
+    {"Starcoder2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
+    {NULL,                                  NULL,                                 NULL            },
+};
+
+static const char *const no_split[] = {"Starcoder2DecoderLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", NULL};
+
+extern const heft__family heft__family_starcoder2; /* registry.c has a line for it */
+const heft__family heft__family_starcoder2 = {
+    .model_type = "starcoder2",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+};
