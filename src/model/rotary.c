@@ -1,34 +1,94 @@
 /* rotary.c - rotary position embeddings: their two buffers, and the frequencies in them.
  *
- *   inv_freq[i] = 1 / theta^(2i / width), changed by what rope_type asks for
+ *   inv_freq[i] = theta^(-2i / width), changed by what rope_type asks for
  *
  * A config of 5.x has rope_parameters, one object or one per type of layer; one of 4.x has
- * rope_theta and rope_scaling beside each other.
+ * rope_theta beside rope_scaling (and rope_local_base_freq for sliding layers). "dynamic" and
+ * "longrope" begin as they are for short texts. A type that is not known is refused: a frequency
+ * that is wrong would be noticed by nobody.
  *
- * Source: docs/config.md. */
+ * Source: docs/config.md [rotary]. */
 #include "model/skeleton.h"
 
 #include <math.h>
 
+enum kind { KIND_DEFAULT, KIND_LINEAR, KIND_LLAMA3, KIND_YARN, KIND_LONGROPE };
+
 struct heft__rotary {
-    double theta, width;
+    enum kind kind;
+    double theta, width, factor;
+    double low, high; /* llama3: wavelengths; yarn: the dimensions between which it blends */
+    double low_factor, high_factor, original; /* llama3 */
+    const double *by_dimension;               /* longrope: [count] */
+    uint64_t count;
 };
+
+/* ---- values ---------------------------------------------------------------------------------- */
+/* Long waves are stretched, short ones stay, those between are blended. */
+static double llama3(const heft__rotary *r, double frequency)
+{
+    const double length = 2 * 3.14159265358979323846 / frequency;
+    if (length < r->high) {
+        return frequency;
+    }
+    if (length > r->low) {
+        return frequency / r->factor;
+    }
+    double smooth = (r->original / length - r->low_factor) / (r->high_factor - r->low_factor);
+    return (1 - smooth) * frequency / r->factor + smooth * frequency;
+}
+
+static double yarn(const heft__rotary *r, double frequency, double dimension)
+{
+    double ramp = (dimension - r->low) / (r->high - r->low);
+    ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+    return frequency / r->factor * ramp + frequency * (1 - ramp);
+}
+
+static double frequency_at(const heft__rotary *r, uint64_t i)
+{
+    const double base = pow(r->theta, -2.0 * (double)i / r->width);
+    switch (r->kind) {
+    case KIND_LINEAR:
+        return base / r->factor;
+    case KIND_LLAMA3:
+        return llama3(r, base);
+    case KIND_YARN:
+        return yarn(r, base, (double)i);
+    case KIND_LONGROPE:
+        return i < r->count ? base / r->by_dimension[i] : base;
+    case KIND_DEFAULT:
+        break;
+    }
+    return base;
+}
 
 void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        double exponent = 2.0 * (double)(first + i) / rotary->width;
-        dst[i] = (float)(1.0 / pow(rotary->theta, exponent));
+        dst[i] = (float)frequency_at(rotary, first + i);
     }
 }
 
-/* The object that holds the parameters of a layer type, NULL in configs of 4.x. */
+/* ---- the config ------------------------------------------------------------------------------ */
+static const heft__json_value *object_at(const heft__json_value *object, const char *key)
+{
+    const heft__json_value *value = object && key ? heft__json_member(object, key) : NULL;
+    return value && value->type == HEFT__JSON_TYPE_OBJECT ? value : NULL;
+}
+
+/* The object that holds the parameters of a layer type: of 5.x, else of 4.x, whose scaling is not
+ * for sliding layers; NULL without any. */
 static const heft__json_value *parameters_of(const heft__skeleton *s, const char *layer_type)
 {
-    const heft__json_value *all =
-        s->object ? heft__json_member(s->object, "rope_parameters") : NULL;
-    const heft__json_value *one = layer_type && all ? heft__json_member(all, layer_type) : NULL;
-    return one ? one : all;
+    const heft__json_value *all = object_at(s->object, "rope_parameters");
+    const heft__json_value *one = object_at(all, layer_type);
+    if (all) {
+        return one ? one : all;
+    }
+    return layer_type && strcmp(layer_type, "sliding_attention") == 0
+               ? NULL
+               : object_at(s->object, "rope_scaling");
 }
 
 /* A number that must be positive and finite, where it is there. */
@@ -49,9 +109,8 @@ static double positive(heft__skeleton *s, const heft__json_value *object, const 
 
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard)
 {
-    const heft__json_value *object = parameters_of(s, NULL);
     double part = positive(s, s->object, "partial_rotary_factor", standard);
-    part = positive(s, object, "partial_rotary_factor", part);
+    part = positive(s, parameters_of(s, NULL), "partial_rotary_factor", part);
     if (part > 1) {
         heft__sk_fail(s, HEFT_FORMAT, "partial_rotary_factor", "expected at most 1, found %g",
                       part);
@@ -60,15 +119,106 @@ uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard
     return (uint64_t)((double)width * part);
 }
 
-static heft__rotary *read_rotary(heft__skeleton *s, uint64_t width)
+static void read_llama3(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
 {
-    heft__rotary *rotary = heft__arena_array(&s->model->arena, 1, sizeof *rotary);
-    if (!rotary) {
+    r->low_factor = positive(s, object, "low_freq_factor", 1);
+    r->high_factor = positive(s, object, "high_freq_factor", 4);
+    r->low = r->original / r->low_factor;
+    r->high = r->original / r->high_factor;
+    if (r->high_factor <= r->low_factor) {
+        heft__sk_fail(s, HEFT_FORMAT, "high_freq_factor", "expected more than low_freq_factor");
+    }
+}
+
+/* The dimension whose wave turns `turns` times in the original length. */
+static double dimension_of(const heft__rotary *r, double turns)
+{
+    return r->width * log(r->original / (turns * 2 * 3.14159265358979323846)) / (2 * log(r->theta));
+}
+
+static void read_yarn(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
+{
+    const heft__json_value *truncate = heft__json_member(object, "truncate");
+    const bool whole = !truncate || truncate->type != HEFT__JSON_TYPE_BOOL || truncate->boolean;
+    r->low = dimension_of(r, positive(s, object, "beta_fast", 32));
+    r->high = dimension_of(r, positive(s, object, "beta_slow", 1));
+    if (whole) {
+        r->low = floor(r->low);
+        r->high = ceil(r->high);
+    }
+    r->low = r->low > 0 ? r->low : 0;
+    r->high = r->high < r->width - 1 ? r->high : r->width - 1;
+    r->high += r->high == r->low ? 0.001 : 0;
+}
+
+static void read_longrope(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
+{
+    const heft__json_value *list = heft__json_member(object, "short_factor");
+    if (!list || list->type != HEFT__JSON_TYPE_ARRAY || list->count != (uint64_t)r->width / 2) {
+        heft__sk_fail(s, HEFT_FORMAT, "short_factor", "expected a list of %llu numbers",
+                      (unsigned long long)r->width / 2);
+        return;
+    }
+    double *factors = heft__arena_array(&s->model->arena, list->count, sizeof *factors);
+    if (!factors) {
+        heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
+        return;
+    }
+    size_t at = 0;
+    for (const heft__json_value *item = list->first; item; item = item->next, at++) {
+        if (!heft__json_as_double(item, &factors[at]) || !isfinite(factors[at]) ||
+            factors[at] <= 0) {
+            heft__sk_fail(s, HEFT_FORMAT, "short_factor", "expected positive numbers");
+            return;
+        }
+    }
+    r->by_dimension = factors;
+    r->count = list->count;
+}
+
+static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
+{
+    const heft__json_value *type = heft__json_member(object, "rope_type");
+    type = type ? type : heft__json_member(object, "type"); /* the older name */
+    const char *name = type && type->type == HEFT__JSON_TYPE_STRING ? type->text : "default";
+    r->factor = positive(s, object, "factor", 1);
+    r->original = positive(s, s->object, "max_position_embeddings", 2048);
+    r->original = positive(s, s->object, "original_max_position_embeddings", r->original);
+    r->original = positive(s, object, "original_max_position_embeddings", r->original);
+    if (strcmp(name, "linear") == 0) {
+        r->kind = KIND_LINEAR;
+    } else if (strcmp(name, "llama3") == 0) {
+        r->kind = KIND_LLAMA3;
+        read_llama3(s, object, r);
+    } else if (strcmp(name, "yarn") == 0) {
+        r->kind = KIND_YARN;
+        read_yarn(s, object, r);
+    } else if (strcmp(name, "longrope") == 0 || strcmp(name, "su") == 0) {
+        r->kind = KIND_LONGROPE;
+        read_longrope(s, object, r);
+    } else if (strcmp(name, "default") != 0 && strcmp(name, "dynamic") != 0) {
+        heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "'%.60s' is not known", name);
+    }
+}
+
+static heft__rotary *read_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    const bool sliding = layer_type && strcmp(layer_type, "sliding_attention") == 0;
+    heft__rotary *r = heft__arena_array(&s->model->arena, 1, sizeof *r);
+    if (!r) {
         heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
         return NULL;
     }
-    *rotary = (heft__rotary){.theta = 10000.0, .width = (double)width};
-    return rotary;
+    *r = (heft__rotary){.factor = 1, .width = (double)width};
+    r->theta = sliding ? positive(s, s->object, "rope_local_base_freq", 10000)
+                       : positive(s, s->object, "rope_theta",
+                                  layer_type ? 1000000 : 10000); /* Gemma 3's full layers */
+    r->theta = positive(s, object, "rope_theta", r->theta);
+    if (object && heft__sk_going(s)) {
+        read_kind(s, object, r);
+    }
+    return r;
 }
 
 void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
@@ -80,7 +230,7 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
         return;
     }
     if (s->filling) {
-        rule.rotary = read_rotary(s, width);
+        rule.rotary = read_rotary(s, layer_type, width);
     }
     heft__sk_enter(s, "rotary_emb");
     for (int original = 0; original < 2; original++) {

@@ -103,6 +103,59 @@ static void initial_values_follow_the_golden_rules(void **state)
     assert_true(rules > 400);
 }
 
+/* ---- rotary frequencies ---------------------------------------------------------------------- */
+static void compare_frequencies(const char *what, const heft_model *model,
+                                const heft__json_value *buffer)
+{
+    heft_tensor *tensor = NULL;
+    heft_error err;
+    size_t at = 0;
+    test_expect_status(heft_model_tensor(model, heft_model_find(model, buffer->key), &tensor, &err),
+                       HEFT_OK, &err, what);
+    const float *values = tensor->data; /* [buffer->count] */
+    assert_int_equal(tensor->size_bytes, buffer->count * sizeof *values);
+    for (const heft__json_value *one = buffer->first; one; one = one->next, at++) {
+        double expected = 0;
+        assert_true(heft__json_as_double(one, &expected));
+        if (fabs((double)values[at] - expected) > 1e-6 * expected) {
+            fail_msg("%s: frequency %zu is %.9g, expected %.9g", what, at, (double)values[at],
+                     expected);
+        }
+    }
+    heft_tensor_free(tensor);
+}
+
+static void rotary_frequencies_are_golden(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"gemma3_text",
+                                        "llama_mha",
+                                        "llama_rope_linear",
+                                        "llama_rope_llama3",
+                                        "llama_rope_yarn",
+                                        "llama_rope_yarn_attention_factor",
+                                        "phi3",
+                                        "phi3_partial"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[600];
+        heft__arena arena;
+        heft_error err;
+        heft__arena_init(&arena, ctx);
+        snprintf(path, sizeof path, "%s/rotary/%s.json", HEFT_TEST_DATA, names[i]);
+        const heft__json_value *root = test_read_json(&arena, path),
+                               *buffers = heft__json_member(root, "buffers");
+        heft_model *model = test_make_model(ctx, heft__json_member(root, "config"), NULL,
+                                            HEFT_DTYPE_NONE, names[i]);
+        test_expect_status(heft_model_init(model, NULL, &err), HEFT_OK, &err, names[i]);
+        assert_true(buffers->count > 0);
+        for (const heft__json_value *buffer = buffers->first; buffer; buffer = buffer->next) {
+            compare_frequencies(names[i], model, buffer);
+        }
+        heft_model_free(model);
+        heft__arena_fini(&arena);
+    }
+}
+
 /* ---- one rule -------------------------------------------------------------------------------- */
 static const uint64_t shape_9_8[2] = {9, 8}, shape_1500_64[2] = {1500, 64},
                       shape_64_256[2] = {64, 256};
@@ -541,6 +594,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(initial_values_follow_the_golden_rules),
+        cmocka_unit_test(rotary_frequencies_are_golden),
         cmocka_unit_test(values_do_not_hang_on_the_pieces),
         cmocka_unit_test(other_dtypes_are_the_float32_values_cast),
         cmocka_unit_test(values_differ_by_seed_and_name),
