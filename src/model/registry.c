@@ -4,6 +4,7 @@
 #include "model/model.h"
 
 extern const heft__family heft__family_bert;
+extern const heft__family heft__family_cohere;
 extern const heft__family heft__family_gemma;
 extern const heft__family heft__family_gemma2;
 extern const heft__family heft__family_gemma3_text;
@@ -11,15 +12,18 @@ extern const heft__family heft__family_granite;
 extern const heft__family heft__family_llama;
 extern const heft__family heft__family_mistral;
 extern const heft__family heft__family_olmo2;
+extern const heft__family heft__family_phi;
 extern const heft__family heft__family_phi3;
 extern const heft__family heft__family_qwen2;
 extern const heft__family heft__family_qwen3;
+extern const heft__family heft__family_stablelm;
 extern const heft__family heft__family_starcoder2;
 
 /* One a line: tools/new_architecture adds to it. */
 /* clang-format off */
 static const heft__family *const families[] = {
     &heft__family_bert,
+    &heft__family_cohere,
     &heft__family_gemma,
     &heft__family_gemma2,
     &heft__family_gemma3_text,
@@ -27,9 +31,11 @@ static const heft__family *const families[] = {
     &heft__family_llama,
     &heft__family_mistral,
     &heft__family_olmo2,
+    &heft__family_phi,
     &heft__family_phi3,
     &heft__family_qwen2,
     &heft__family_qwen3,
+    &heft__family_stablelm,
     &heft__family_starcoder2,
 };
 /* clang-format on */

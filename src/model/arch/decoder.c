@@ -79,10 +79,10 @@ static struct decoder below(heft__skeleton *s, const char *prefix, decoder_body 
     return c;
 }
 
-void decoder_causal_lm(heft__skeleton *s, decoder_body body)
+void decoder_causal_lm(heft__skeleton *s, decoder_body body, bool bias)
 {
     struct decoder c = below(s, "model", body);
-    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
+    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, bias);
     if (c.tied) {
         heft__sk_tie(s, "lm_head.weight", "model.embed_tokens.weight");
     }

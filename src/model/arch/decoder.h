@@ -39,7 +39,7 @@ void decoder_embeddings(heft__skeleton *s, const struct decoder *c);
 void decoder_embed_scale(heft__skeleton *s, const struct decoder *c);
 
 /* ---- heads: each lists a whole class --------------------------------------------------------- */
-void decoder_causal_lm(heft__skeleton *s, decoder_body body);
+void decoder_causal_lm(heft__skeleton *s, decoder_body body, bool bias);
 void decoder_sequence_classes(heft__skeleton *s, decoder_body body);
 void decoder_token_classes(heft__skeleton *s, decoder_body body);
 void decoder_question_answering(heft__skeleton *s, decoder_body body, const char *prefix);

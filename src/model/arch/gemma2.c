@@ -55,7 +55,7 @@ static void base_model(heft__skeleton *s)
 
 static void causal_lm(heft__skeleton *s)
 {
-    decoder_causal_lm(s, body);
+    decoder_causal_lm(s, body, false);
 }
 
 static void sequence_classes(heft__skeleton *s)

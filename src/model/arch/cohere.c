@@ -1,0 +1,85 @@
+/* cohere.c - Command-R: one norm before attention and MLP, which run beside each other.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/decoder.h"
+
+static const struct decoder standard = {.vocab = 256000,
+                                        .hidden = 8192,
+                                        .layers = 40,
+                                        .intermediate = 22528,
+                                        .heads = 64,
+                                        .kv_heads = 0,
+                                        .head_dim = 0,
+                                        .padding_row = 0,
+                                        .tied = true,
+                                        .std = 0.02};
+
+struct flags {
+    bool attention_bias, qk_norm;
+};
+
+/* A norm with weights of its own for each head. */
+static void head_norm(heft__skeleton *s, const char *name, uint64_t heads, uint64_t head_dim)
+{
+    heft__sk_enter(s, "%s", name);
+    heft__sk_parameter(s, "weight", (const uint64_t[]){heads, head_dim}, 2, heft__init_constant(1));
+    heft__sk_leave(s);
+}
+
+static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
+{
+    const struct flags *flags = user;
+    heft__sk_enter(s, "self_attn");
+    decoder_projections(s, c, flags->attention_bias, flags->attention_bias);
+    if (flags->qk_norm) {
+        head_norm(s, "q_norm", c->heads, c->head_dim);
+        head_norm(s, "k_norm", c->kv_heads, c->head_dim);
+    }
+    heft__sk_leave(s);
+    decoder_gated_mlp(s, c->hidden, c->intermediate, false);
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, false);
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const struct flags flags = {heft__sk_flag(s, "attention_bias", false),
+                                heft__sk_flag(s, "use_qk_norm", false)};
+    decoder_embeddings(s, &c);
+    decoder_layers(s, &c, layer, &flags);
+    heft__sk_layer_norm(s, "norm", c.hidden, false);
+    heft__sk_rotary(s, NULL, c.head_dim);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    decoder_causal_lm(s, body, false);
+}
+
+static const heft__class classes[] = {
+    {"CohereModel",       "AutoModel",            base_model},
+    {"CohereForCausalLM", "AutoModelForCausalLM", causal_lm },
+    {NULL,                NULL,                   NULL      },
+};
+
+static const char *const no_split[] = {"CohereDecoderLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", NULL};
+
+extern const heft__family heft__family_cohere; /* registry.c has a line for it */
+const heft__family heft__family_cohere = {
+    .model_type = "cohere",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+};

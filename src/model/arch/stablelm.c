@@ -1,0 +1,105 @@
+/* stablelm.c - StableLM: layer norms, a gated MLP, norms by head or none.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/decoder.h"
+
+static const struct decoder standard = {.vocab = 50304,
+                                        .hidden = 2560,
+                                        .layers = 32,
+                                        .intermediate = 6912,
+                                        .heads = 32,
+                                        .kv_heads = 32,
+                                        .head_dim = 0,
+                                        .padding_row = -1,
+                                        .tied = false,
+                                        .std = 0.02};
+
+struct flags {
+    bool qkv_bias, qk_norm, parallel;
+};
+
+/* A norm without bias for each head. */
+static void head_norms(heft__skeleton *s, const char *name, uint64_t heads, uint64_t width)
+{
+    heft__sk_enter(s, "%s", name);
+    for (uint64_t i = 0; i < heads && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "norms.%llu", (unsigned long long)i);
+        heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(1));
+        heft__sk_leave(s);
+    }
+    heft__sk_leave(s);
+}
+
+static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
+{
+    const struct flags *flags = user;
+    heft__sk_enter(s, "self_attn");
+    decoder_projections(s, c, flags->qkv_bias, false);
+    if (flags->qk_norm) {
+        head_norms(s, "q_layernorm", c->heads, c->head_dim);
+        head_norms(s, "k_layernorm", c->kv_heads, c->head_dim);
+    }
+    heft__sk_leave(s);
+    decoder_gated_mlp(s, c->hidden, c->intermediate, false);
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
+    if (!flags->parallel) {
+        heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
+    }
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const struct flags flags = {heft__sk_flag(s, "use_qkv_bias", false),
+                                heft__sk_flag(s, "qk_layernorm", false),
+                                heft__sk_flag(s, "use_parallel_residual", false)};
+    decoder_embeddings(s, &c);
+    decoder_layers(s, &c, layer, &flags);
+    heft__sk_layer_norm(s, "norm", c.hidden, true);
+    heft__sk_rotary(s, NULL, heft__sk_rotary_part(s, c.head_dim, 0.25));
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    decoder_causal_lm(s, body, false);
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    decoder_sequence_classes(s, body);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    decoder_token_classes(s, body);
+}
+
+static const heft__class classes[] = {
+    {"StableLmModel",                     "AutoModel",                          base_model      },
+    {"StableLmForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
+    {"StableLmForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
+    {"StableLmForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
+    {NULL,                                NULL,                                 NULL            },
+};
+
+static const char *const no_split[] = {"StableLmDecoderLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", NULL};
+
+extern const heft__family heft__family_stablelm; /* registry.c has a line for it */
+const heft__family heft__family_stablelm = {
+    .model_type = "stablelm",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+};
