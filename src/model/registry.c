@@ -4,14 +4,18 @@
 #include "model/model.h"
 
 extern const heft__family heft__family_bert;
+extern const heft__family heft__family_bloom;
 extern const heft__family heft__family_cohere;
+extern const heft__family heft__family_distilbert;
 extern const heft__family heft__family_gemma;
 extern const heft__family heft__family_gemma2;
 extern const heft__family heft__family_gemma3_text;
+extern const heft__family heft__family_gpt2;
 extern const heft__family heft__family_granite;
 extern const heft__family heft__family_llama;
 extern const heft__family heft__family_mistral;
 extern const heft__family heft__family_olmo2;
+extern const heft__family heft__family_opt;
 extern const heft__family heft__family_phi;
 extern const heft__family heft__family_phi3;
 extern const heft__family heft__family_qwen2;
@@ -23,14 +27,18 @@ extern const heft__family heft__family_starcoder2;
 /* clang-format off */
 static const heft__family *const families[] = {
     &heft__family_bert,
+    &heft__family_bloom,
     &heft__family_cohere,
+    &heft__family_distilbert,
     &heft__family_gemma,
     &heft__family_gemma2,
     &heft__family_gemma3_text,
+    &heft__family_gpt2,
     &heft__family_granite,
     &heft__family_llama,
     &heft__family_mistral,
     &heft__family_olmo2,
+    &heft__family_opt,
     &heft__family_phi,
     &heft__family_phi3,
     &heft__family_qwen2,

@@ -1,0 +1,124 @@
+/* bloom.c - BLOOM and its heads.
+ *
+ *   transformer.word_embeddings, word_embeddings_layernorm -> transformer.h.0 .. N-1
+ *       -> transformer.ln_f -> a head
+ *
+ * Positions are biases of the attention (ALiBi) and have no parameters.
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/model.h"
+
+struct bloom {
+    uint64_t vocab, hidden, layers;
+    bool tied;
+};
+
+static struct bloom read_config(heft__skeleton *s)
+{
+    struct bloom c = {
+        .vocab = heft__sk_count(s, "vocab_size", 250880),
+        .hidden = heft__sk_count(s, heft__sk_has(s, "n_embed") ? "n_embed" : "hidden_size", 64),
+        .layers = heft__sk_layers(s, "n_layer", 2),
+        .tied = heft__sk_flag(s, "tie_word_embeddings", true),
+    };
+    uint64_t heads = heft__sk_count(s, "n_head", 8);
+    if (c.hidden % heads) {
+        heft__sk_fail(s, HEFT_FORMAT, "n_head",
+                      "expected a divisor of hidden_size, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)heads);
+    }
+    heft__sk_initializer_range(s, 0.02);
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+static void block(heft__skeleton *s, const struct bloom *c)
+{
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
+    heft__sk_linear(s, "self_attention.query_key_value", c->hidden, 3 * c->hidden, true);
+    heft__sk_linear(s, "self_attention.dense", c->hidden, c->hidden, true);
+    heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
+    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, 4 * c->hidden, true);
+    heft__sk_linear(s, "mlp.dense_4h_to_h", 4 * c->hidden, c->hidden, true);
+}
+
+static void body(heft__skeleton *s, const struct bloom *c)
+{
+    heft__sk_embedding(s, "word_embeddings", c->vocab, c->hidden, -1);
+    heft__sk_layer_norm(s, "word_embeddings_layernorm", c->hidden, true);
+    for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        block(s, c);
+        heft__sk_leave(s);
+    }
+    heft__sk_layer_norm(s, "ln_f", c->hidden, true);
+}
+
+/* The body below a head. */
+static struct bloom transformer(heft__skeleton *s)
+{
+    struct bloom c = read_config(s);
+    heft__sk_enter(s, "transformer");
+    body(s, &c);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    struct bloom c = read_config(s);
+    body(s, &c);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    struct bloom c = transformer(s);
+    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
+    if (c.tied) {
+        heft__sk_tie(s, "lm_head.weight", "transformer.word_embeddings.weight");
+    }
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct bloom c = transformer(s);
+    heft__sk_linear(s, "score", c.hidden, heft__sk_labels(s), false);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    struct bloom c = transformer(s);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct bloom c = transformer(s);
+    heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
+}
+
+static const heft__class classes[] = {
+    {"BloomModel",                     "AutoModel",                          base_model        },
+    {"BloomForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
+    {"BloomForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"BloomForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
+    {"BloomForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {NULL,                             NULL,                                 NULL              },
+};
+
+static const char *const no_split[] = {"BloomBlock", NULL};
+static const char *const other_keys[][2] = {
+    {"n_layer", "num_hidden_layers"  },
+    {"n_head",  "num_attention_heads"},
+    {NULL,      NULL                 },
+};
+
+extern const heft__family heft__family_bloom; /* registry.c has a line for it */
+const heft__family heft__family_bloom = {
+    .model_type = "bloom",
+    .base_prefix = "transformer",
+    .classes = classes,
+    .no_split = no_split,
+    .other_keys = other_keys,
+};

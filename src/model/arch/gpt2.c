@@ -1,0 +1,157 @@
+/* gpt2.c - GPT-2 and its heads.
+ *
+ *   transformer.wte, wpe -> transformer.h.0 .. N-1 -> transformer.ln_f -> a head
+ *
+ * Its linear layers are "Conv1D": the weight is [in, out]. What goes into the residual stream begins
+ * smaller, by the root of twice the layers.
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/model.h"
+
+#include <math.h>
+
+struct gpt2 {
+    uint64_t vocab, hidden, layers, inner, positions;
+    double std;
+    bool cross_attention, tied;
+};
+
+static struct gpt2 read_config(heft__skeleton *s)
+{
+    struct gpt2 c = {
+        .vocab = heft__sk_count(s, "vocab_size", 50257),
+        .hidden = heft__sk_count(s, "n_embd", 768),
+        .layers = heft__sk_layers(s, "n_layer", 12),
+        .positions = heft__sk_count(s, "n_positions", 1024),
+        .cross_attention = heft__sk_flag(s, "add_cross_attention", false),
+        .tied = heft__sk_flag(s, "tie_word_embeddings", true),
+    };
+    uint64_t heads = heft__sk_count(s, "n_head", 12);
+    c.inner = heft__sk_count_or(s, "n_inner", 4 * c.hidden, 4 * c.hidden);
+    if (c.hidden % heads) {
+        heft__sk_fail(s, HEFT_FORMAT, "n_head", "expected a divisor of n_embd, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)heads);
+    }
+    heft__sk_initializer_range(s, 0.02);
+    c.std = heft__sk_real(s, "initializer_range", 0.02);
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+static void conv(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, double std)
+{
+    const heft__init_rule rule = {.kind = HEFT__INIT_NORMAL, .b = (float)std, .zero_row = -1};
+    heft__sk_enter(s, "%s", name);
+    heft__sk_parameter(s, "weight", (const uint64_t[]){in, out}, 2, rule);
+    heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
+    heft__sk_leave(s);
+}
+
+static void block(heft__skeleton *s, const struct gpt2 *c)
+{
+    const double residual = c->std / sqrt(2.0 * (double)c->layers);
+    heft__sk_layer_norm(s, "ln_1", c->hidden, true);
+    heft__sk_enter(s, "attn");
+    conv(s, "c_attn", c->hidden, 3 * c->hidden, c->std);
+    conv(s, "c_proj", c->hidden, c->hidden, residual);
+    heft__sk_leave(s);
+    heft__sk_layer_norm(s, "ln_2", c->hidden, true);
+    if (c->cross_attention) {
+        heft__sk_enter(s, "crossattention");
+        conv(s, "c_attn", c->hidden, 2 * c->hidden, c->std);
+        conv(s, "q_attn", c->hidden, c->hidden, c->std);
+        conv(s, "c_proj", c->hidden, c->hidden, residual);
+        heft__sk_leave(s);
+        heft__sk_layer_norm(s, "ln_cross_attn", c->hidden, true);
+    }
+    heft__sk_enter(s, "mlp");
+    conv(s, "c_fc", c->hidden, c->inner, c->std);
+    conv(s, "c_proj", c->inner, c->hidden, residual);
+    heft__sk_leave(s);
+}
+
+static void body(heft__skeleton *s, const struct gpt2 *c)
+{
+    heft__sk_embedding(s, "wte", c->vocab, c->hidden, -1);
+    heft__sk_embedding(s, "wpe", c->positions, c->hidden, -1);
+    for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        block(s, c);
+        heft__sk_leave(s);
+    }
+    heft__sk_layer_norm(s, "ln_f", c->hidden, true);
+}
+
+/* The body below a head. */
+static struct gpt2 transformer(heft__skeleton *s)
+{
+    struct gpt2 c = read_config(s);
+    heft__sk_enter(s, "transformer");
+    body(s, &c);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    struct gpt2 c = read_config(s);
+    body(s, &c);
+}
+
+static void lm_head(heft__skeleton *s)
+{
+    struct gpt2 c = transformer(s);
+    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
+    if (c.tied) {
+        heft__sk_tie(s, "lm_head.weight", "transformer.wte.weight");
+    }
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct gpt2 c = transformer(s);
+    heft__sk_linear(s, "score", c.hidden, heft__sk_labels(s), false);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    struct gpt2 c = transformer(s);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct gpt2 c = transformer(s);
+    heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
+}
+
+static const heft__class classes[] = {
+    {"GPT2Model",                     "AutoModel",                          base_model        },
+    {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head           },
+    {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
+    {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {NULL,                            NULL,                                 NULL              },
+};
+
+static const char *const no_split[] = {"GPT2Block", NULL};
+/* masks of older files */
+static const char *const ignore_unexpected[] = {".attn.bias", ".attn.masked_bias", NULL};
+static const char *const other_keys[][2] = {
+    {"n_embd",      "hidden_size"            },
+    {"n_layer",     "num_hidden_layers"      },
+    {"n_head",      "num_attention_heads"    },
+    {"n_positions", "max_position_embeddings"},
+    {NULL,          NULL                     },
+};
+
+extern const heft__family heft__family_gpt2; /* registry.c has a line for it */
+const heft__family heft__family_gpt2 = {
+    .model_type = "gpt2",
+    .base_prefix = "transformer",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+    .other_keys = other_keys,
+};

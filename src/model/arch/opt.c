@@ -1,0 +1,144 @@
+/* opt.c - OPT and its heads.
+ *
+ *   decoder.embed_tokens [, project_in], embed_positions -> decoder.layers.0 .. N-1
+ *       [-> decoder.final_layer_norm] [-> decoder.project_out] -> a head
+ *
+ * Two positions more than the config says; embeddings may be narrower than the layers.
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/model.h"
+
+struct opt {
+    uint64_t vocab, hidden, embedding, layers, intermediate, positions;
+    int64_t padding_row; /* of the word embeddings, -1 for none */
+    bool final_norm, bias, affine, tied;
+};
+
+static struct opt read_config(heft__skeleton *s)
+{
+    struct opt c = {
+        .vocab = heft__sk_count(s, "vocab_size", 50272),
+        .hidden = heft__sk_count(s, "hidden_size", 768),
+        .layers = heft__sk_layers(s, "num_hidden_layers", 12),
+        .intermediate = heft__sk_count(s, "ffn_dim", 3072),
+        .positions = heft__sk_count(s, "max_position_embeddings", 2048) + 2,
+        .final_norm = heft__sk_flag(s, "do_layer_norm_before", true) &&
+                      !heft__sk_flag(s, "_remove_final_layer_norm", false),
+        .bias = heft__sk_flag(s, "enable_bias", true),
+        .affine = heft__sk_flag(s, "layer_norm_elementwise_affine", true),
+        .tied = heft__sk_flag(s, "tie_word_embeddings", true),
+    };
+    uint64_t heads = heft__sk_count(s, "num_attention_heads", 12);
+    c.embedding = heft__sk_count_or(s, "word_embed_proj_dim", c.hidden, c.hidden);
+    if (c.hidden % heads) {
+        heft__sk_fail(s, HEFT_FORMAT, "num_attention_heads",
+                      "expected a divisor of hidden_size, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)heads);
+    }
+    c.padding_row = heft__sk_padding_row(s, "pad_token_id", 1, c.vocab);
+    double std = heft__sk_real(s, "init_std", 0.02);
+    if (std < 0 || std > 1e6) {
+        heft__sk_fail(s, HEFT_FORMAT, "init_std", "expected 0 to 1e6, found %g", std);
+    }
+    heft__sk_std(s, std);
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+/* Without affine values a norm has no parameters. */
+static void norm(heft__skeleton *s, const char *name, const struct opt *c)
+{
+    if (c->affine) {
+        heft__sk_layer_norm(s, name, c->hidden, true);
+    }
+}
+
+static void layer(heft__skeleton *s, const struct opt *c)
+{
+    heft__sk_enter(s, "self_attn");
+    heft__sk_linear(s, "k_proj", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "v_proj", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "q_proj", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "out_proj", c->hidden, c->hidden, c->bias);
+    heft__sk_leave(s);
+    norm(s, "self_attn_layer_norm", c);
+    heft__sk_linear(s, "fc1", c->hidden, c->intermediate, c->bias);
+    heft__sk_linear(s, "fc2", c->intermediate, c->hidden, c->bias);
+    norm(s, "final_layer_norm", c);
+}
+
+static void body(heft__skeleton *s, const struct opt *c)
+{
+    heft__sk_enter(s, "decoder");
+    heft__sk_embedding(s, "embed_tokens", c->vocab, c->embedding, c->padding_row);
+    heft__sk_embedding(s, "embed_positions", c->positions, c->hidden, -1);
+    if (c->embedding != c->hidden) {
+        heft__sk_linear(s, "project_out", c->hidden, c->embedding, false);
+        heft__sk_linear(s, "project_in", c->embedding, c->hidden, false);
+    }
+    if (c->final_norm) {
+        norm(s, "final_layer_norm", c);
+    }
+    for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        layer(s, c);
+        heft__sk_leave(s);
+    }
+    heft__sk_leave(s);
+}
+
+/* The body below a head. */
+static struct opt model(heft__skeleton *s)
+{
+    struct opt c = read_config(s);
+    heft__sk_enter(s, "model");
+    body(s, &c);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    struct opt c = read_config(s);
+    body(s, &c);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    struct opt c = model(s);
+    heft__sk_linear(s, "lm_head", c.embedding, c.vocab, false);
+    if (c.tied) {
+        heft__sk_tie(s, "lm_head.weight", "model.decoder.embed_tokens.weight");
+    }
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct opt c = model(s);
+    heft__sk_linear(s, "score", c.embedding, heft__sk_labels(s), false);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct opt c = model(s);
+    heft__sk_linear(s, "qa_outputs", c.embedding, 2, true);
+}
+
+static const heft__class classes[] = {
+    {"OPTModel",                     "AutoModel",                          base_model        },
+    {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
+    {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {NULL,                           NULL,                                 NULL              },
+};
+
+static const char *const no_split[] = {"OPTDecoderLayer", NULL};
+
+extern const heft__family heft__family_opt; /* registry.c has a line for it */
+const heft__family heft__family_opt = {
+    .model_type = "opt",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+};
