@@ -152,17 +152,7 @@ static void odd_values_are_refused_at_their_byte(void **state)
     }
 }
 
-/* In place; `to` is not longer than `from`, the rest is filled with blanks behind the closing
- * quote. */
-static void put_instead(char *text, const char *from, const char *to)
-{
-    char *at = strstr(text, from);
-    if (at) {
-        memset(at, ' ', strlen(from));
-        memcpy(at, to, strlen(to));
-    }
-}
-
+/* The configs of cf_* as they are, of a Llama. */
 static void golden_malformed_configs_are_refused(void **state)
 {
     (void)state;
@@ -183,8 +173,6 @@ static void golden_malformed_configs_are_refused(void **state)
         struct refusal row = rows[i];
         snprintf(path, sizeof path, HEFT_TEST_DATA "/config/cf_%s.json", row.text);
         char *text = test_read_file(path, NULL);
-        put_instead(text, "\"LlamaForCausalLM\"", "\"BertModel\"");
-        put_instead(text, "\"llama\"", "\"bert\"");
         row.text = text;
         expect_refusal(&row);
         free(text);
