@@ -153,7 +153,9 @@ static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint
     }
     uint64_t *copy = heft__arena_array(&s->model->arena, rank, sizeof *copy);
     if (copy) {
-        memcpy(copy, shape, rank * sizeof *copy);
+        if (rank > 0) { /* a scalar may come without a shape */
+            memcpy(copy, shape, rank * sizeof *copy);
+        }
         s->shapes[s->next_shape] = copy;
         s->ranks[s->next_shape] = rank;
         s->next_shape = (s->next_shape + 1) % HEFT__SKELETON_SHAPES;
