@@ -97,7 +97,7 @@ static const struct {
     {"id2label",            "[\"A\"]",              HEFT_FORMAT,      "an array of 1",        LABELS},
     {"num_labels",          "0",                    HEFT_FORMAT,      "found 0",              LABELS},
     {"num_labels",          "2147483648",           HEFT_LIMIT,       "2147483648",           LABELS},
-    {"architectures",       "[\"NoSuchModel\"]",      HEFT_UNSUPPORTED, "BertForMaskedLM",      ""    },
+    {"architectures",       "[\"NoSuchModel\"]",    HEFT_UNSUPPORTED, "BertForMaskedLM",      ""    },
 };
 
 static const char *last_place(const char *text, const char *part)
