@@ -153,6 +153,9 @@ size_t heft__map_get(const heft__map *map, const char *key, size_t length);
 /* The same number for the same bytes on every machine and in every version: random numbers hang on
  * it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
+/* As strcmp, by the parts between dots: whole numbers by value and before text, text by its letters
+ * and then by the number at its end. The reference's order of names. */
+int heft__compare_natural(const char *a, const char *b);
 
 /* ---- UTF-8 ----------------------------------------------------------------------------------- */
 /* Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or

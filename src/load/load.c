@@ -62,8 +62,8 @@ static heft_status prepare(struct loading *l, const char *path, heft_error *err)
     }
     if (status == HEFT_OK) {
         heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
-        status =
-            heft_model_create(l->ctx, l->config, l->options->class_name, dtype, &l->model, err);
+        status = heft__model_create(l->ctx, l->config, l->options->class_name, dtype, true,
+                                    &l->model, err);
     }
     if (status == HEFT_OK) {
         status = heft__report_new(l->ctx, &l->memory, err);

@@ -3,6 +3,7 @@
  *   parameters [ state dict, in its order | transient buffers ]
  *   rules      [ the same places                              ]
  *   bindings   [ the same places                              ]
+ *   places     [ the same places                              ]
  *
  * All of it lies in one arena; the bytes of tensors never do: they are storages. Not done here:
  * reading weights (load/).
@@ -36,9 +37,10 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     model->parameters = heft__arena_array(arena, count, sizeof *model->parameters);
     model->rules = heft__arena_array(arena, count, sizeof *model->rules);
     model->bindings = heft__arena_array(arena, count, sizeof *model->bindings);
+    model->places = heft__arena_array(arena, count, sizeof *model->places);
     s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
     if (!model->module_paths || !model->parameters || !model->rules || !model->bindings ||
-        !s->ties) {
+        !model->places || !s->ties) {
         return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
     }
     model->module_paths[0] = "";
@@ -136,6 +138,9 @@ static heft_status fill_model(heft_model *model, const heft__class *class, heft_
     }
     if (status == HEFT_OK) {
         assert(s.saved_count == s.saved_total && s.saved_count + s.transient_count == model->count);
+        status = s.natural_order ? heft__order_naturally(model, s.saved_count, err) : HEFT_OK;
+    }
+    if (status == HEFT_OK) {
         status = index_names(model, err);
     }
     return status == HEFT_OK ? tie_parameters(&s, err) : status;
@@ -151,8 +156,8 @@ static size_t list_length(const char *const *list)
 }
 
 heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
-                              const heft__class *class, heft_dtype dtype, heft_model **out,
-                              heft_error *err)
+                              const heft__class *class, heft_dtype dtype, bool keep_f32,
+                              heft_model **out, heft_error *err)
 {
     heft_model *model = heft__alloc_zero(ctx, 1, sizeof *model);
     if (!model) {
@@ -165,6 +170,7 @@ heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const he
     model->base_prefix = family->base_prefix;
     model->family = family;
     model->dtype = dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : dtype;
+    model->keep_f32 = keep_f32;
     model->known_family = true;
     model->no_split = family->no_split;
     model->no_split_count = list_length(family->no_split);
@@ -180,8 +186,8 @@ heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const he
     return heft__add_path(status, err, config->path);
 }
 
-heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                              heft_dtype dtype, heft_model **out, heft_error *err)
+heft_status heft__model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                               heft_dtype dtype, bool keep_f32, heft_model **out, heft_error *err)
 {
     const heft__family *family = NULL;
     const heft__class *class = NULL;
@@ -193,8 +199,15 @@ heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const ch
                           heft_dtype_name(dtype));
     }
     heft_status status = heft__class_find(config, class_name, &family, &class, err);
-    return status == HEFT_OK ? heft__model_build(ctx, config, family, class, dtype, out, err)
-                             : status;
+    return status == HEFT_OK
+               ? heft__model_build(ctx, config, family, class, dtype, keep_f32, out, err)
+               : status;
+}
+
+heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                              heft_dtype dtype, heft_model **out, heft_error *err)
+{
+    return heft__model_create(ctx, config, class_name, dtype, false, out, err);
 }
 
 heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,

@@ -70,6 +70,21 @@ typedef struct heft__binding {
     uint64_t byte_offset;  /* elements lie row by row from here */
 } heft__binding;
 
+/* A tensor of the reference's memory whose parts, or whose whole, its files hold under other names:
+ * all experts of a layer are one tensor there. */
+typedef struct heft__inner {
+    const char *name;
+    const uint64_t *shape; /* [rank] */
+    uint32_t rank;
+} heft__inner;
+
+/* A parameter's place there. */
+typedef struct heft__place {
+    const heft__inner *inner; /* NULL: a tensor of the same name and shape */
+    uint64_t first;           /* element of `inner` with which it begins; the rest follows */
+    uint32_t turn;            /* among the parts of `inner` as they are saved */
+} heft__place;
+
 struct heft_model {
     heft_ctx *ctx;
     heft__arena arena;   /* all names and arrays */
@@ -78,11 +93,13 @@ struct heft_model {
     const char *base_prefix; /* "bert"; "" if none */
     const struct heft__family *family;
     heft_dtype dtype;
+    bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
     bool known_family;          /* false: the skeleton comes from a checkpoint */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
                                    that is in it */
     heft__init_rule *rules;     /* [count] */
     heft__binding *bindings;    /* [count] */
+    heft__place *places;        /* [count] */
     /* Modules in registration order, "" first: those that hold parameters or buffers, and their
      * ancestors. For
      * `_metadata`, where the reference lists modules without any (dropout, activations) as well. */
@@ -115,6 +132,15 @@ void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, cons
                      uint32_t rank, bool persistent, heft__init_rule rule);
 /* The two names (full, from the root) share one storage; the source is the one saved. */
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
+/* A tensor that the reference makes of several of a file's, named from the module that is entered;
+ * NULL in the run that counts. Then its parts, each with its place. */
+const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
+                                  uint32_t rank);
+void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
+                   heft__init_rule rule, heft__place place);
+/* The class is saved in the natural order of its inner names, as the reference does wherever it
+ * renames or makes parts of tensors. */
+void heft__sk_natural_order(heft__skeleton *s);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 /* The usual modules. `name` is entered for the time of the call. */
@@ -131,7 +157,8 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
  * has it. */
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard);
 heft__init_rule heft__init_constant(float value);
-heft_dtype heft__sk_dtype(const heft__skeleton *s); /* of the floating-point parameters */
+heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
+heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
 /* The class has another prefix than its family. */
 void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
 /* From here on look-ups read the object under a key of the config ("text_config"); where it is
@@ -155,6 +182,10 @@ const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standa
 uint64_t heft__sk_members(heft__skeleton *s, const char *key,
                           uint64_t standard);                /* of an object, such as id2label */
 bool heft__sk_has(const heft__skeleton *s, const char *key); /* is there and not null */
+/* A count, or a list of two: height and width. */
+void heft__sk_pair(heft__skeleton *s, const char *key, uint64_t standard, uint64_t pair[2]);
+/* Whether a list of integers, such as mlp_only_layers, holds one. */
+bool heft__sk_list_has(heft__skeleton *s, const char *key, uint64_t wanted);
 /* Text i of a list, such as layer_types; NULL without the list. FORMAT if it is shorter. */
 const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i);
 /* What several families have: the row of an embedding that stays zero (-1 for none: null, or a
@@ -162,6 +193,7 @@ const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i);
  * id2label, else num_labels, else two. */
 int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows);
 uint64_t heft__sk_labels(heft__skeleton *s);
+uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard); /* instead of two */
 bool heft__sk_going(
     const heft__skeleton *s); /* false after the first error: for loops over a config's counts */
 /* Of linear and embedding from here on; 0.02 before. */
@@ -179,8 +211,9 @@ typedef struct heft__class {
 typedef struct heft__family {
     const char *model_type;
     const char *base_prefix;
-    const heft__class *classes;           /* base model first; ends with a NULL name */
-    const char *const *no_split;          /* NULL-terminated, like all lists here */
+    const char *file_prefix;     /* one that files may have and the model has not; NULL for none */
+    const heft__class *classes;  /* base model first; ends with a NULL name */
+    const char *const *no_split; /* NULL-terminated, like all lists here */
     const char *const *ignore_unexpected; /* ends of names that are ignored when unexpected */
     const char *const *ignore_missing;    /* when missing */
     /* Modules or parameters that stay float32 in a model of float16, and of bfloat16 as well: parts
@@ -188,6 +221,8 @@ typedef struct heft__family {
     const char *const *keep_f32;
     const char *const *keep_f32_strict;
     const char *const (*other_keys)[2]; /* key of the config and its other name; ends with NULL */
+    /* Modules between dots as files name them, and as the reference does in memory; ends with NULL. */
+    const char *const (*inner_names)[2];
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */
@@ -199,9 +234,13 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
                              const heft__family **family, const heft__class **class,
                              heft_error *err);
 
-/* The empty model of a class that need not be registered. As heft_model_create. */
+/* The empty model of a class that need not be registered. As heft_model_create. keep_f32: for
+ * weights to be loaded; the reference keeps nothing in float32 where it makes weights itself. */
 heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
-                              const heft__class *class, heft_dtype dtype, heft_model **out,
-                              heft_error *err);
+                              const heft__class *class, heft_dtype dtype, bool keep_f32,
+                              heft_model **out, heft_error *err);
+/* heft_model_create for weights to be loaded. */
+heft_status heft__model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                               heft_dtype dtype, bool keep_f32, heft_model **out, heft_error *err);
 
 #endif

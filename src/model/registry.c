@@ -3,48 +3,82 @@
  * Source: docs/models.md. */
 #include "model/model.h"
 
+extern const heft__family heft__family_albert;
+extern const heft__family heft__family_bart;
 extern const heft__family heft__family_bert;
 extern const heft__family heft__family_bloom;
+extern const heft__family heft__family_clip;
+extern const heft__family heft__family_clip_text_model;
+extern const heft__family heft__family_clip_vision_model;
 extern const heft__family heft__family_cohere;
+extern const heft__family heft__family_deepseek_v3;
 extern const heft__family heft__family_distilbert;
+extern const heft__family heft__family_electra;
+extern const heft__family heft__family_falcon;
 extern const heft__family heft__family_gemma;
 extern const heft__family heft__family_gemma2;
 extern const heft__family heft__family_gemma3_text;
 extern const heft__family heft__family_gpt2;
+extern const heft__family heft__family_gpt_neox;
+extern const heft__family heft__family_gpt_oss;
 extern const heft__family heft__family_granite;
 extern const heft__family heft__family_llama;
 extern const heft__family heft__family_mistral;
+extern const heft__family heft__family_mixtral;
 extern const heft__family heft__family_olmo2;
 extern const heft__family heft__family_opt;
 extern const heft__family heft__family_phi;
 extern const heft__family heft__family_phi3;
 extern const heft__family heft__family_qwen2;
+extern const heft__family heft__family_qwen2_moe;
 extern const heft__family heft__family_qwen3;
+extern const heft__family heft__family_qwen3_moe;
+extern const heft__family heft__family_roberta;
 extern const heft__family heft__family_stablelm;
 extern const heft__family heft__family_starcoder2;
+extern const heft__family heft__family_t5;
+extern const heft__family heft__family_vit;
+extern const heft__family heft__family_whisper;
 
 /* One a line: tools/new_architecture adds to it. */
 /* clang-format off */
 static const heft__family *const families[] = {
+    &heft__family_albert,
+    &heft__family_bart,
     &heft__family_bert,
     &heft__family_bloom,
+    &heft__family_clip,
+    &heft__family_clip_text_model,
+    &heft__family_clip_vision_model,
     &heft__family_cohere,
+    &heft__family_deepseek_v3,
     &heft__family_distilbert,
+    &heft__family_electra,
+    &heft__family_falcon,
     &heft__family_gemma,
     &heft__family_gemma2,
     &heft__family_gemma3_text,
     &heft__family_gpt2,
+    &heft__family_gpt_neox,
+    &heft__family_gpt_oss,
     &heft__family_granite,
     &heft__family_llama,
     &heft__family_mistral,
+    &heft__family_mixtral,
     &heft__family_olmo2,
     &heft__family_opt,
     &heft__family_phi,
     &heft__family_phi3,
     &heft__family_qwen2,
+    &heft__family_qwen2_moe,
     &heft__family_qwen3,
+    &heft__family_qwen3_moe,
+    &heft__family_roberta,
     &heft__family_stablelm,
     &heft__family_starcoder2,
+    &heft__family_t5,
+    &heft__family_vit,
+    &heft__family_whisper,
 };
 /* clang-format on */
 

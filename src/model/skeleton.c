@@ -163,9 +163,47 @@ static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint
     return copy;
 }
 
+/* The path with the family's inner names; NULL if they change nothing. Lies in the arena. */
+static const char *inner_name(heft__skeleton *s)
+{
+    const char *const(*pair)[2] = s->model->family->inner_names;
+    const char *name = NULL;
+    for (; pair && (*pair)[0] && !failed(s); pair++) {
+        const char *path = name ? name : s->path;
+        const size_t length = strlen((*pair)[0]);
+        for (const char *at = path; at; at = strchr(at, '.')) {
+            at += *at == '.';
+            if (strncmp(at, (*pair)[0], length) == 0 && (at[length] == '.' || !at[length])) {
+                name = heft__arena_format(&s->model->arena, "%.*s%s%s", (int)(at - path), path,
+                                          (*pair)[1], at + length);
+                if (!name) {
+                    out_of_memory(s);
+                }
+                break;
+            }
+        }
+    }
+    return name;
+}
+
+/* The place of a parameter that the reference holds whole. */
+static heft__place whole(heft__skeleton *s, const heft_parameter *parameter)
+{
+    heft__place place = {0};
+    const char *name = inner_name(s);
+    heft__inner *inner = name ? heft__arena_alloc(&s->model->arena, sizeof *inner) : NULL;
+    if (inner) {
+        *inner = (heft__inner){name, parameter->shape, parameter->rank};
+        place.inner = inner;
+    } else if (name) {
+        out_of_memory(s);
+    }
+    return place;
+}
+
 /* Write one parameter into the place that the first run has counted for it. */
-static void place(heft__skeleton *s, heft_parameter parameter, heft__init_rule rule,
-                  size_t name_length)
+static void fill(heft__skeleton *s, heft_parameter parameter, heft__init_rule rule,
+                 heft__place place, size_t name_length)
 {
     bool transient = parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
     size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
@@ -178,9 +216,11 @@ static void place(heft__skeleton *s, heft_parameter parameter, heft__init_rule r
     parameter.tied_to = at;
     s->model->parameters[at] = parameter;
     s->model->rules[at] = rule;
+    s->model->places[at] = place.inner ? place : whole(s, &parameter);
 }
 
-static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule)
+static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
+                heft__place place)
 {
     const uint64_t most = heft__limits(s->model->ctx)->tensors;
     uint64_t elems;
@@ -200,7 +240,7 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
                       heft__shape_text(parameter.shape, parameter.rank, text),
                       (unsigned long long)BYTES_MOST);
     } else if (s->filling) {
-        place(s, parameter, rule, length);
+        fill(s, parameter, rule, place, length);
     }
     if (parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT) {
         s->transient_count++;
@@ -238,31 +278,66 @@ static heft_dtype dtype_of(const heft__skeleton *s, const char *name)
 {
     const heft_dtype dtype = s->model->dtype;
     const heft__family *family = s->model->family;
-    const bool half = dtype == HEFT_DTYPE_F16, brain = dtype == HEFT_DTYPE_BF16;
+    const bool half = dtype == HEFT_DTYPE_F16 && s->model->keep_f32,
+               brain = dtype == HEFT_DTYPE_BF16 && s->model->keep_f32;
     return (half && has_part(s, name, family->keep_f32)) ||
                    ((half || brain) && has_part(s, name, family->keep_f32_strict))
                ? HEFT_DTYPE_F32
                : dtype;
 }
 
-void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
-                        heft__init_rule rule)
+void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
+                   heft__init_rule rule, heft__place place)
 {
     heft_parameter parameter = {
         .dtype = dtype_of(s, name), .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
-    add(s, name, parameter, rule);
+    add(s, name, parameter, rule, place);
+}
+
+void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
+                        heft__init_rule rule)
+{
+    heft__sk_part(s, name, shape, rank, rule, (heft__place){0});
+}
+
+const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
+                                  uint32_t rank)
+{
+    size_t length;
+    heft__inner *inner = NULL;
+    if (!s->filling || failed(s) || !append(s, s->path_length, name, strlen(name), &length)) {
+        return NULL;
+    }
+    inner = heft__arena_alloc(&s->model->arena, sizeof *inner);
+    const uint64_t *kept = keep_shape(s, shape, rank);
+    const char *renamed = inner_name(s);
+    if (!renamed) {
+        renamed = heft__arena_text(&s->model->arena, s->path, length);
+    }
+    s->path[s->path_length] = '\0';
+    if (!inner || !kept || !renamed) {
+        out_of_memory(s);
+        return NULL;
+    }
+    *inner = (heft__inner){renamed, kept, rank};
+    return inner;
+}
+
+void heft__sk_natural_order(heft__skeleton *s)
+{
+    s->natural_order = true;
 }
 
 void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                      uint32_t rank, bool persistent, heft__init_rule rule)
 {
     heft_parameter parameter = {
-        .dtype = dtype,
+        .dtype = dtype == s->model->dtype ? dtype_of(s, name) : dtype,
         .rank = rank,
         .shape = shape,
         .kind = persistent ? HEFT_PARAMETER_BUFFER : HEFT_PARAMETER_BUFFER_TRANSIENT,
     };
-    add(s, name, parameter, rule);
+    add(s, name, parameter, rule, (heft__place){0});
 }
 
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
@@ -292,6 +367,11 @@ heft__init_rule heft__init_constant(float value)
 static heft__init_rule normal(const heft__skeleton *s, int64_t zero_row)
 {
     return (heft__init_rule){.kind = HEFT__INIT_NORMAL, .b = s->std, .zero_row = zero_row};
+}
+
+heft__init_rule heft__sk_normal(const heft__skeleton *s)
+{
+    return normal(s, -1);
 }
 
 void heft__sk_std(heft__skeleton *s, double std)
@@ -403,6 +483,11 @@ static bool is_positive_integer(const heft__json_value *value)
            value->text[strspn(value->text, "0")] != '\0';
 }
 
+static bool read_count(const heft__json_value *value, uint64_t most, uint64_t *number)
+{
+    return is_positive_integer(value) && heft__json_as_u64(value, number) && *number <= most;
+}
+
 static uint64_t count_to(heft__skeleton *s, const char *key, uint64_t standard, uint64_t most)
 {
     const heft__json_value *value = look_up(s, key);
@@ -410,7 +495,7 @@ static uint64_t count_to(heft__skeleton *s, const char *key, uint64_t standard, 
     if (!value) {
         return standard;
     }
-    if (is_positive_integer(value) && heft__json_as_u64(value, &number) && number <= most) {
+    if (read_count(value, most, &number)) {
         return number;
     }
     char expected[80];
@@ -487,6 +572,44 @@ bool heft__sk_has(const heft__skeleton *s, const char *key)
     return look_up_set(s, key) != NULL;
 }
 
+void heft__sk_pair(heft__skeleton *s, const char *key, uint64_t standard, uint64_t pair[2])
+{
+    const heft__json_value *value = look_up_set(s, key);
+    pair[0] = pair[1] = standard;
+    if (value && value->type == HEFT__JSON_TYPE_ARRAY) {
+        if (value->count != 2 || !read_count(value->first, DIMENSION_MOST, &pair[0]) ||
+            !read_count(value->first->next, DIMENSION_MOST, &pair[1])) {
+            refuse(s, HEFT_FORMAT, key, "one count or two", value);
+            pair[0] = pair[1] = standard;
+        }
+    } else if (value) {
+        pair[0] = pair[1] = heft__sk_count(s, key, standard);
+    }
+}
+
+bool heft__sk_list_has(heft__skeleton *s, const char *key, uint64_t wanted)
+{
+    const heft__json_value *list = look_up_set(s, key);
+    if (!list) {
+        return false;
+    }
+    if (list->type != HEFT__JSON_TYPE_ARRAY || list->count > HEFT__LAYERS_MOST) {
+        refuse(s, HEFT_FORMAT, key, "a list of layers", list);
+        return false;
+    }
+    for (const heft__json_value *item = list->first; item; item = item->next) {
+        int64_t number;
+        if (!heft__json_as_i64(item, &number)) {
+            refuse(s, HEFT_FORMAT, key, "a list of integers", list);
+            return false;
+        }
+        if (number >= 0 && (uint64_t)number == wanted) {
+            return true;
+        }
+    }
+    return false;
+}
+
 const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i)
 {
     const heft__json_value *list = look_up_set(s, key);
@@ -524,10 +647,15 @@ int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standar
     return row < 0 ? row + end : row;
 }
 
+uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard)
+{
+    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", standard)
+                                       : heft__sk_count(s, "num_labels", standard);
+}
+
 uint64_t heft__sk_labels(heft__skeleton *s)
 {
-    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", 2)
-                                       : heft__sk_count(s, "num_labels", 2);
+    return heft__sk_labels_or(s, 2);
 }
 
 void heft__sk_initializer_range(heft__skeleton *s, double standard)

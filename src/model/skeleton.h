@@ -18,6 +18,7 @@ struct heft__skeleton {
     const heft__json_value *object; /* of the config, that look-ups read; NULL: has no keys */
     heft_status status;
     heft_error error;
+    bool natural_order;
     bool filling; /* false: the first run, which only counts */
     float std;
     char path[HEFT__SKELETON_NAME]; /* of the module that is entered */
@@ -35,5 +36,9 @@ struct heft__skeleton {
     uint32_t ranks[HEFT__SKELETON_SHAPES];
     size_t next_shape;
 };
+
+/* Put the first `count` parameters, with rules and places, into the natural order of their inner
+ * names. Before names are numbered or tied: tied_to is the parameter's own number. (order.c) */
+heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *err);
 
 #endif

@@ -5,7 +5,15 @@ import warnings
 
 import pytest
 from helpers import assert_same, heft
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoModelForZeroShotImageClassification,
+)
 
 ROUNDS = 3
 
@@ -69,26 +77,136 @@ def distilbert(draw):
     return {**own, "hidden_dim": 40, "max_position_embeddings": 32, "sinusoidal_pos_embds": draw.random() < 0.5}
 
 
+def encoder(draw):
+    return {**common(draw), "intermediate_size": 40, "max_position_embeddings": 32}
+
+
+def albert(draw):
+    groups = {"num_hidden_groups": draw.randint(1, 3), "inner_group_num": draw.randint(1, 2)}
+    return {**encoder(draw), "embedding_size": draw.choice([16, 20]), **groups}
+
+
+def electra(draw):
+    own = encoder(draw)
+    return {**own, "embedding_size": draw.choice([16, own["hidden_size"]])}
+
+
+def falcon(draw):
+    flags = {key: draw.random() < 0.5 for key in ("new_decoder_architecture", "multi_query", "parallel_attn", "bias", "alibi")}
+    return {**common(draw), **flags, "num_kv_heads": draw.choice([1, 2]), "ffn_hidden_size": draw.choice([None, 40])}
+
+
+def mixture(draw):
+    return {
+        **llama_like(draw),
+        "num_local_experts": draw.randint(2, 12),
+        "num_experts": draw.randint(2, 12),
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": draw.choice([12, 16]),
+        "shared_expert_intermediate_size": 20,
+        "decoder_sparse_step": draw.choice([1, 2]),
+        "mlp_only_layers": draw.choice([[], [0]]),
+        "qkv_bias": draw.random() < 0.5,
+    }
+
+
+def qwen3_moe(draw):
+    own = mixture(draw)
+    del own["num_experts"]  # another name of num_local_experts here
+    return own
+
+
+def deepseek(draw):
+    return {
+        **qwen3_moe(draw),
+        "num_hidden_layers": draw.randint(2, 3),
+        "n_routed_experts": 4,
+        "num_local_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": draw.randint(1, 2),
+        "first_k_dense_replace": draw.randint(0, 1),
+        "q_lora_rank": draw.choice([None, 12]),
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": draw.choice([6, 8]),
+    }
+
+
+def t5(draw):
+    own = common(draw, "d_model", "num_layers", "num_heads")
+    gated = draw.choice(["relu", "gated-gelu"])
+    return {**own, "d_kv": draw.choice([6, 8]), "d_ff": 40, "num_decoder_layers": draw.randint(1, 3), "feed_forward_proj": gated}
+
+
+def seq2seq(draw):
+    own = common(draw, "d_model", "encoder_layers", "encoder_attention_heads")
+    ffn = {"encoder_ffn_dim": 40, "decoder_ffn_dim": 32}
+    return {**own, **ffn, "decoder_layers": draw.randint(1, 3), "decoder_attention_heads": 2, "max_position_embeddings": 32}
+
+
+def whisper(draw):
+    sizes = {"num_mel_bins": draw.choice([4, 8]), "max_source_positions": 20, "max_target_positions": 16}
+    return {**seq2seq(draw), **sizes, "pad_token_id": 3, "decoder_start_token_id": 4}
+
+
+def vision(draw):
+    own = {key: value for key, value in encoder(draw).items() if key not in ("vocab_size", "tie_word_embeddings")}
+    return {**own, "image_size": draw.choice([8, 12]), "patch_size": 4, "num_channels": draw.choice([1, 3])}
+
+
+def clip(draw):
+    return {"text_config": encoder(draw), "vision_config": vision(draw), "projection_dim": draw.choice([8, 12])}
+
+
+def gpt_neox(draw):
+    return {**common(draw), "intermediate_size": 40, "attention_bias": draw.random() < 0.5}
+
+
 FAMILIES = {
-    "bert": lambda draw: {**common(draw), "intermediate_size": 40, "max_position_embeddings": 32},
+    "albert": albert,
+    "bart": seq2seq,
+    "bert": encoder,
     "bloom": lambda draw: common(draw, layers="n_layer", heads="n_head"),
+    "clip": clip,
     "cohere": llama_like,
+    "deepseek_v3": deepseek,
     "distilbert": distilbert,
+    "electra": electra,
+    "falcon": falcon,
     "gemma": with_head_dim,
     "gemma2": with_head_dim,
     "gemma3_text": with_head_dim,
     "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "gpt_oss": qwen3_moe,
     "granite": llama_like,
     "llama": with_head_dim,
     "mistral": with_head_dim,
+    "mixtral": qwen3_moe,
     "olmo2": llama_like,
     "opt": opt,
     "phi": llama_like,
     "phi3": llama_like,
     "qwen2": llama_like,
+    "qwen2_moe": mixture,
     "qwen3": with_head_dim,
+    "qwen3_moe": qwen3_moe,
+    "roberta": encoder,
     "stablelm": llama_like,
     "starcoder2": llama_like,
+    "t5": t5,
+    "vit": vision,
+    "whisper": whisper,
+}
+
+AUTO = {
+    **dict.fromkeys(("albert", "bert", "distilbert", "electra", "roberta"), AutoModelForMaskedLM),
+    **dict.fromkeys(("bart", "t5"), AutoModelForSeq2SeqLM),
+    "clip": AutoModelForZeroShotImageClassification,
+    "vit": AutoModelForImageClassification,
+    "whisper": AutoModelForSpeechSeq2Seq,
 }
 
 
@@ -96,7 +214,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_there_and_back(family, round_number, tmp_path):
     config = AutoConfig.for_model(family, **FAMILIES[family](random.Random(f"{family} {round_number}")))
-    auto = AutoModelForMaskedLM if family in ("bert", "distilbert") else AutoModelForCausalLM
+    auto = AUTO.get(family, AutoModelForCausalLM)
     model = auto.from_config(config)
     model.save_pretrained(tmp_path / "theirs")
 

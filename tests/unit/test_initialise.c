@@ -40,7 +40,8 @@ static void compare_values(const char *what, const heft_tensor *tensor,
         }
         return;
     }
-    if (strcmp(kind, "normal") != 0) {
+    /* the golden cases of a truncated normal cut it at 40 and more deviations */
+    if (strcmp(kind, "normal") != 0 && strcmp(kind, "trunc_normal") != 0) {
         fail_msg("%s: no check for rule %s", what, kind);
     }
     assert_true(heft__json_as_double(heft__json_member(rule, "mean"), &mean));
@@ -66,6 +67,30 @@ static void compare_values(const char *what, const heft_tensor *tensor,
     }
 }
 
+/* Every parameter that is the golden name in the reference's memory, or a part of it. */
+static void compare_rule(const heft_model *model, const heft__json_value *rule)
+{
+    const char *name = heft__json_member(rule, "name")->text;
+    size_t parts = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        const heft__inner *inner = model->places[i].inner;
+        heft_tensor *tensor = NULL;
+        heft_error err;
+        if (strcmp(inner ? inner->name : model->parameters[i].name, name) != 0) {
+            continue;
+        }
+        test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, name);
+        if (!heft__json_member(rule, "tied_to")) {
+            compare_values(name, tensor, rule);
+        }
+        heft_tensor_free(tensor);
+        parts++;
+    }
+    if (parts == 0) {
+        fail_msg("nothing is '%s' in the reference's memory", name);
+    }
+}
+
 static size_t compare_rules(const heft__json_value *config, const heft__json_value *class)
 {
     size_t rules = 0;
@@ -74,14 +99,7 @@ static size_t compare_rules(const heft__json_value *config, const heft__json_val
     heft_init_options options = {.seed = 3};
     test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
     for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
-        heft_tensor *tensor = NULL;
-        const char *name = heft__json_member(rule, "name")->text;
-        size_t i = heft_model_find(model, name);
-        test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, name);
-        if (!heft__json_member(rule, "tied_to")) {
-            compare_values(name, tensor, rule);
-        }
-        heft_tensor_free(tensor);
+        compare_rule(model, rule);
     }
     heft_model_free(model);
     return rules;
@@ -111,7 +129,7 @@ static void initial_values_follow_the_golden_rules(void **state)
         heft__arena_fini(&arena);
     }
     closedir(folder);
-    assert_true(rules > 400);
+    assert_true(rules > 2000);
 }
 
 /* ---- rotary frequencies ---------------------------------------------------------------------- */

@@ -61,12 +61,17 @@ void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bi
     heft__sk_linear(s, "o_proj", c->heads * c->head_dim, c->hidden, o_bias);
 }
 
-void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias)
+void decoder_gated_matrices(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias)
 {
-    heft__sk_enter(s, "mlp");
     heft__sk_linear(s, "gate_proj", hidden, intermediate, bias);
     heft__sk_linear(s, "up_proj", hidden, intermediate, bias);
     heft__sk_linear(s, "down_proj", intermediate, hidden, bias);
+}
+
+void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias)
+{
+    heft__sk_enter(s, "mlp");
+    decoder_gated_matrices(s, hidden, intermediate, bias);
     heft__sk_leave(s);
 }
 

@@ -31,7 +31,9 @@ void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer la
                     const void *flags);
 /* q_proj, k_proj, v_proj, o_proj at the module that is entered. */
 void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias);
-/* mlp.gate_proj, up_proj, down_proj */
+/* gate_proj, up_proj, down_proj at the module that is entered. */
+void decoder_gated_matrices(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias);
+/* The same in mlp. */
 void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias);
 /* The model's own embeddings. */
 void decoder_embeddings(heft__skeleton *s, const struct decoder *c);

@@ -1,0 +1,153 @@
+/* deepseek_v3.c - DeepSeek V3 and R1: latent attention, dense layers first, then experts.
+ *
+ *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/mixture.h"
+
+static const struct decoder standard = {.vocab = 129280,
+                                        .hidden = 7168,
+                                        .layers = 61,
+                                        .intermediate = 18432,
+                                        .heads = 128,
+                                        .kv_heads = 128,
+                                        .head_dim = 64,
+                                        .padding_row = -1,
+                                        .tied = false,
+                                        .std = 0.02};
+
+struct deepseek {
+    uint64_t q_rank; /* 0: queries are not compressed */
+    uint64_t kv_rank, nope_dim, rope_dim, value_dim;
+    uint64_t dense_layers, shared_width;
+    bool bias;
+    struct experts experts;
+};
+
+static struct deepseek read_config(heft__skeleton *s, const struct decoder *c)
+{
+    struct deepseek d = {
+        .q_rank = heft__sk_count_or(s, "q_lora_rank", 1536, 0),
+        .kv_rank = heft__sk_count(s, "kv_lora_rank", 512),
+        .nope_dim = heft__sk_count(s, "qk_nope_head_dim", 128),
+        .rope_dim = heft__sk_count(s, "qk_rope_head_dim", 64),
+        .value_dim = heft__sk_count(s, "v_head_dim", 128),
+        .bias = heft__sk_flag(s, "attention_bias", false),
+        .experts = {.count = heft__sk_layers(s, "n_routed_experts", 256),
+                    .hidden = c->hidden,
+                    .intermediate = heft__sk_count(s, "moe_intermediate_size", 2048),
+                    .gate = "gate_proj",
+                    .up = "up_proj",
+                    .down = "down_proj"},
+    };
+    int64_t dense = heft__sk_integer(s, "first_k_dense_replace", 3);
+    d.dense_layers = dense < 0 ? 0 : (uint64_t)dense;
+    d.shared_width = d.experts.intermediate * heft__sk_count(s, "n_shared_experts", 1);
+    return d;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+static void attention(heft__skeleton *s, const struct decoder *c, const struct deepseek *d)
+{
+    const uint64_t q_width = c->heads * (d->nope_dim + d->rope_dim);
+    heft__sk_enter(s, "self_attn");
+    if (d->q_rank) {
+        heft__sk_linear(s, "q_a_proj", c->hidden, d->q_rank, d->bias);
+        heft__sk_rms_norm(s, "q_a_layernorm", d->q_rank, 1);
+        heft__sk_linear(s, "q_b_proj", d->q_rank, q_width, false);
+    } else {
+        heft__sk_linear(s, "q_proj", c->hidden, q_width, false);
+    }
+    heft__sk_linear(s, "kv_a_proj_with_mqa", c->hidden, d->kv_rank + d->rope_dim, d->bias);
+    heft__sk_rms_norm(s, "kv_a_layernorm", d->kv_rank, 1);
+    heft__sk_linear(s, "kv_b_proj", d->kv_rank, c->heads * (d->nope_dim + d->value_dim), false);
+    heft__sk_linear(s, "o_proj", c->heads * d->value_dim, c->hidden, d->bias);
+    heft__sk_leave(s);
+}
+
+static void mixture(heft__skeleton *s, const struct decoder *c, const struct deepseek *d)
+{
+    heft__sk_enter(s, "mlp");
+    mixture_experts(s, &d->experts);
+    heft__sk_linear(s, "gate", c->hidden, d->experts.count, false);
+    heft__sk_enter(s, "gate");
+    heft__sk_buffer(s, "e_score_correction_bias", heft__sk_dtype(s), &d->experts.count, 1, true,
+                    heft__init_constant(0));
+    heft__sk_leave(s);
+    heft__sk_enter(s, "shared_experts");
+    decoder_gated_matrices(s, c->hidden, d->shared_width, false);
+    heft__sk_leave(s);
+    heft__sk_leave(s);
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const struct deepseek d = read_config(s, &c);
+    decoder_embeddings(s, &c);
+    for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        attention(s, &c, &d);
+        if (i < d.dense_layers) {
+            decoder_gated_mlp(s, c.hidden, c.intermediate, false);
+        } else {
+            mixture(s, &c, &d);
+        }
+        heft__sk_rms_norm(s, "input_layernorm", c.hidden, 1);
+        heft__sk_rms_norm(s, "post_attention_layernorm", c.hidden, 1);
+        heft__sk_leave(s);
+    }
+    heft__sk_rms_norm(s, "norm", c.hidden, 1);
+    heft__sk_rotary(s, NULL, d.rope_dim);
+    heft__sk_natural_order(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    decoder_causal_lm(s, body, false);
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    decoder_sequence_classes(s, body);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    decoder_token_classes(s, body);
+}
+
+static const heft__class classes[] = {
+    {"DeepseekV3Model",                     "AutoModel",                          base_model      },
+    {"DeepseekV3ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
+    {"DeepseekV3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
+    {"DeepseekV3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
+    {NULL,                                  NULL,                                 NULL            },
+};
+
+static const char *const no_split[] = {"DeepseekV3DecoderLayer", NULL};
+/* the layer that predicts the next but one token: published files hold it, the model does not */
+static const char *const ignore_unexpected[] = {"model.layers.61.", "rotary_emb.inv_freq", NULL};
+static const char *const keep_f32_strict[] = {"e_score_correction_bias", NULL};
+static const char *const other_keys[][2] = {
+    {"n_routed_experts", "num_local_experts"},
+    {NULL,               NULL               }
+};
+
+extern const heft__family heft__family_deepseek_v3; /* registry.c has a line for it */
+const heft__family heft__family_deepseek_v3 = {
+    .model_type = "deepseek_v3",
+    .base_prefix = "model",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+    .keep_f32_strict = keep_f32_strict,
+    .other_keys = other_keys,
+};

@@ -1,0 +1,35 @@
+/* encoder.h - what the encoders of the BERT kind have in common, for the families in this folder.
+ *
+ *   embeddings -> encoder.layer.0 .. N-1 -> pooler (some classes) -> a head
+ *
+ * A decoder (is_decoder, add_cross_attention) has a second attention in each layer. */
+#ifndef HEFT__MODEL_ARCH_ENCODER_H
+#define HEFT__MODEL_ARCH_ENCODER_H
+
+#include "model/model.h"
+
+struct encoder {
+    uint64_t vocab, hidden, layers, intermediate, positions, token_types;
+    uint64_t heads;
+    uint64_t embedding; /* width of the embeddings; standard.embedding 0: the config has no key for
+                           it, they are as wide as the model */
+    int64_t padding_row;
+    bool cross_attention, tied;
+};
+
+/* By the config; `standard` for keys that it does not have. Sets the builder's std. */
+struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard);
+
+/* ---- modules --------------------------------------------------------------------------------- */
+/* The transient position_ids and token_type_ids of the embeddings. */
+void encoder_numbers(heft__skeleton *s, const struct encoder *c);
+/* embeddings: words, positions, token types, norm. */
+void encoder_embeddings(heft__skeleton *s, const struct encoder *c);
+/* encoder.layer.0 .. N-1 */
+void encoder_layers(heft__skeleton *s, const struct encoder *c);
+
+/* ---- heads ----------------------------------------------------------------------------------- */
+/* classifier.dense, classifier.out_proj */
+void encoder_sentence_classifier(heft__skeleton *s, const struct encoder *c);
+
+#endif

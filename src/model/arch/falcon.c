@@ -1,0 +1,151 @@
+/* falcon.c - Falcon: query, key and value in one matrix, one or all heads of keys.
+ *
+ *   transformer.word_embeddings -> transformer.h.0 .. N-1 -> transformer.ln_f -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/model.h"
+
+struct falcon {
+    uint64_t vocab, hidden, layers, heads, intermediate, qkv;
+    int64_t norms; /* in front of attention and MLP, where those are parallel */
+    bool new_decoder, parallel, bias, tied;
+};
+
+/* How wide query, key and value are together. */
+static uint64_t qkv_width(heft__skeleton *s, const struct falcon *c)
+{
+    const uint64_t head_dim = c->hidden / c->heads,
+                   kv_heads = heft__sk_count_or(s, "num_kv_heads", c->heads, c->heads);
+    if (c->new_decoder) {
+        return (2 * kv_heads + c->heads) * head_dim;
+    }
+    return heft__sk_flag(s, "multi_query", true) ? c->hidden + 2 * head_dim : 3 * c->hidden;
+}
+
+static struct falcon read_config(heft__skeleton *s)
+{
+    struct falcon c = {
+        .vocab = heft__sk_count(s, "vocab_size", 65024),
+        .hidden = heft__sk_count(s, "hidden_size", 4544),
+        .layers = heft__sk_layers(s, "num_hidden_layers", 32),
+        .heads = heft__sk_count(s, "num_attention_heads", 71),
+        .new_decoder = heft__sk_flag(s, "new_decoder_architecture", false),
+        .parallel = heft__sk_flag(s, "parallel_attn", true),
+        .bias = heft__sk_flag(s, "bias", false),
+        .tied = heft__sk_flag(s, "tie_word_embeddings", true),
+    };
+    if (c.hidden % c.heads) {
+        heft__sk_fail(s, HEFT_FORMAT, "num_attention_heads",
+                      "expected a divisor of hidden_size, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)c.heads);
+    }
+    c.intermediate = heft__sk_count_or(s, "ffn_hidden_size", 4 * c.hidden, 4 * c.hidden);
+    c.norms = heft__sk_integer(s, "num_ln_in_parallel_attn", c.new_decoder ? 2 : 1);
+    c.qkv = qkv_width(s, &c);
+    heft__sk_initializer_range(s, 0.02);
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+static void layer(heft__skeleton *s, const struct falcon *c)
+{
+    heft__sk_linear(s, "self_attention.query_key_value", c->hidden, c->qkv, c->bias);
+    heft__sk_linear(s, "self_attention.dense", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, c->intermediate, c->bias);
+    heft__sk_linear(s, "mlp.dense_4h_to_h", c->intermediate, c->hidden, c->bias);
+    if (c->new_decoder && c->norms == 2) {
+        heft__sk_layer_norm(s, "ln_attn", c->hidden, true);
+        heft__sk_layer_norm(s, "ln_mlp", c->hidden, true);
+        return;
+    }
+    if (!c->parallel) {
+        heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
+    }
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
+}
+
+static struct falcon body(heft__skeleton *s)
+{
+    struct falcon c = read_config(s);
+    heft__sk_embedding(s, "word_embeddings", c.vocab, c.hidden, -1);
+    for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        layer(s, &c);
+        heft__sk_leave(s);
+    }
+    heft__sk_layer_norm(s, "ln_f", c.hidden, true);
+    heft__sk_rotary(s, NULL, c.hidden / c.heads);
+    return c;
+}
+
+/* The body below a head. */
+static struct falcon falcon(heft__skeleton *s)
+{
+    heft__sk_enter(s, "transformer");
+    struct falcon c = body(s);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    struct falcon c = falcon(s);
+    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
+    if (c.tied) {
+        heft__sk_tie(s, "lm_head.weight", "transformer.word_embeddings.weight");
+    }
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct falcon c = falcon(s);
+    heft__sk_linear(s, "score", c.hidden, heft__sk_labels(s), false);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    struct falcon c = falcon(s);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct falcon c = falcon(s);
+    heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
+}
+
+static const heft__class classes[] = {
+    {"FalconModel",                     "AutoModel",                          base_model        },
+    {"FalconForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
+    {"FalconForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"FalconForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
+    {"FalconForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {NULL,                              NULL,                                 NULL              },
+};
+
+static const char *const no_split[] = {"FalconDecoderLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", NULL};
+/* Falcon 40B's first configs */
+static const char *const other_keys[][2] = {
+    {"num_hidden_layers",   "n_layer"  },
+    {"num_attention_heads", "n_head"   },
+    {"num_kv_heads",        "n_head_kv"},
+    {NULL,                  NULL       },
+};
+
+extern const heft__family heft__family_falcon; /* registry.c has a line for it */
+const heft__family heft__family_falcon = {
+    .model_type = "falcon",
+    .base_prefix = "transformer",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+    .other_keys = other_keys,
+};

@@ -1,0 +1,108 @@
+/* gpt_neox.c - GPT-NeoX and Pythia: query, key and value in one matrix, parallel MLP.
+ *
+ *   gpt_neox.embed_in -> gpt_neox.layers.0 .. N-1 -> gpt_neox.final_layer_norm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/decoder.h"
+
+static const struct decoder standard = {.vocab = 50432,
+                                        .hidden = 6144,
+                                        .layers = 44,
+                                        .intermediate = 24576,
+                                        .heads = 64,
+                                        .padding_row = -1,
+                                        .tied = false,
+                                        .std = 0.02};
+
+static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
+{
+    const bool *bias = flags;
+    heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
+    heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
+    heft__sk_linear(s, "attention.query_key_value", c->hidden, 3 * c->hidden, *bias);
+    heft__sk_linear(s, "attention.dense", c->hidden, c->hidden, *bias);
+    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, c->intermediate, true);
+    heft__sk_linear(s, "mlp.dense_4h_to_h", c->intermediate, c->hidden, true);
+}
+
+static struct decoder body(heft__skeleton *s)
+{
+    struct decoder c = decoder_read(s, &standard);
+    const bool bias = heft__sk_flag(s, "attention_bias", true);
+    heft__sk_embedding(s, "embed_in", c.vocab, c.hidden, -1);
+    decoder_layers(s, &c, layer, &bias);
+    heft__sk_layer_norm(s, "final_layer_norm", c.hidden, true);
+    heft__sk_rotary(s, NULL, heft__sk_rotary_part(s, c.hidden / c.heads, 0.25));
+    return c;
+}
+
+/* The body below a head. */
+static struct decoder gpt_neox(heft__skeleton *s)
+{
+    heft__sk_enter(s, "gpt_neox");
+    struct decoder c = body(s);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s);
+}
+
+static void causal_lm(heft__skeleton *s)
+{
+    struct decoder c = gpt_neox(s);
+    heft__sk_linear(s, "embed_out", c.hidden, c.vocab, false);
+    heft__sk_natural_order(s);
+    if (c.tied) {
+        heft__sk_tie(s, "embed_out.weight", "gpt_neox.embed_in.weight");
+    }
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct decoder c = gpt_neox(s);
+    heft__sk_linear(s, "score", c.hidden, heft__sk_labels(s), false);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    struct decoder c = gpt_neox(s);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct decoder c = gpt_neox(s);
+    heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
+}
+
+static const heft__class classes[] = {
+    {"GPTNeoXModel",                     "AutoModel",                          base_model        },
+    {"GPTNeoXForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
+    {"GPTNeoXForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
+    {"GPTNeoXForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
+    {"GPTNeoXForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
+    {NULL,                               NULL,                                 NULL              },
+};
+
+static const char *const no_split[] = {"GPTNeoXLayer", NULL};
+/* computed from the config; older files hold it */
+static const char *const ignore_unexpected[] = {"rotary_emb.inv_freq", "attention.bias",
+                                                "attention.masked_bias", NULL};
+static const char *const inner_names[][2] = {
+    {"embed_out", "lm_head"},
+    {NULL,        NULL     }
+};
+
+extern const heft__family heft__family_gpt_neox; /* registry.c has a line for it */
+const heft__family heft__family_gpt_neox = {
+    .model_type = "gpt_neox",
+    .base_prefix = "gpt_neox",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+    .inner_names = inner_names,
+};

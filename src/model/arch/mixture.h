@@ -1,0 +1,22 @@
+/* mixture.h - a layer's experts, for the mixtures among the decoders (decoder.h).
+ *
+ * Files hold three matrices for each expert; the reference stacks them into two tensors:
+ *
+ *   gate_up_proj [experts, 2 * intermediate, hidden]  each expert's gate rows, then its up rows
+ *   down_proj    [experts, hidden, intermediate] */
+#ifndef HEFT__MODEL_ARCH_MIXTURE_H
+#define HEFT__MODEL_ARCH_MIXTURE_H
+
+#include "model/arch/decoder.h"
+
+struct experts {
+    uint64_t count, hidden, intermediate;
+    const char *gate, *up, *down; /* as files name them */
+};
+
+/* experts.0 .. N-1 at the module that is entered. */
+void mixture_experts(heft__skeleton *s, const struct experts *e);
+/* Whether layer i has experts: by decoder_sparse_step and mlp_only_layers. */
+bool mixture_is_sparse(heft__skeleton *s, uint64_t i, uint64_t experts);
+
+#endif

@@ -1,0 +1,21 @@
+/* seq2seq.h - what BART and Whisper have in common: an encoder's and a decoder's layers.
+ *
+ *   self_attn -> encoder_attn (decoder) -> fc1 -> fc2, each with its norm */
+#ifndef HEFT__MODEL_ARCH_SEQ2SEQ_H
+#define HEFT__MODEL_ARCH_SEQ2SEQ_H
+
+#include "model/model.h"
+
+struct seq2seq {
+    uint64_t vocab, hidden, encoder_layers, decoder_layers, encoder_width, decoder_width;
+    int64_t padding_row;
+    bool key_bias; /* of the attentions */
+    bool tied;
+};
+
+/* By the config; `standard` for keys that it does not have. Sets the builder's std. */
+struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard);
+/* layers.0 .. N-1 at the module that is entered. */
+void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder);
+
+#endif

@@ -1,0 +1,208 @@
+/* t5.c - T5, encoder and decoder of one kind of block; relative positions in the first block.
+ *
+ *   shared -> encoder.block.0 .. N-1 -> encoder.final_layer_norm
+ *   shared -> decoder.block.0 .. M-1 -> decoder.final_layer_norm -> lm_head
+ *
+ * The embeddings of both and the language head are always `shared`; a file that has other values
+ * for one of them (T5 v1.1) unties it. Source: config keys, names and order as Transformers saves
+ * them; docs/models.md. */
+#include "model/model.h"
+
+#include <math.h>
+
+struct t5 {
+    uint64_t vocab, hidden, intermediate, heads, head_dim, encoder_layers, decoder_layers, buckets;
+    bool gated;
+    double factor; /* of all initial values */
+};
+
+static struct t5 read_config(heft__skeleton *s)
+{
+    struct t5 c = {
+        .vocab = heft__sk_count(s, "vocab_size", 32128),
+        .hidden = heft__sk_count(s, "d_model", 512),
+        .intermediate = heft__sk_count(s, "d_ff", 2048),
+        .heads = heft__sk_count(s, "num_heads", 8),
+        .head_dim = heft__sk_count(s, "d_kv", 64),
+        .encoder_layers = heft__sk_layers(s, "num_layers", 6),
+        .buckets = heft__sk_count(s, "relative_attention_num_buckets", 32),
+        .gated = strncmp(heft__sk_text(s, "feed_forward_proj", "relu"), "gated-", 6) == 0,
+        .factor = heft__sk_real(s, "initializer_factor", 1),
+    };
+    c.decoder_layers = heft__sk_has(s, "num_decoder_layers")
+                           ? heft__sk_layers(s, "num_decoder_layers", 6)
+                           : c.encoder_layers;
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+/* A matrix whose initial values are as large as its input is wide. */
+static void matrix(heft__skeleton *s, const struct t5 *c, const char *name, uint64_t in,
+                   uint64_t out, double width)
+{
+    heft__sk_std(s, c->factor / sqrt(width));
+    heft__sk_linear(s, name, in, out, false);
+}
+
+static void attention(heft__skeleton *s, const struct t5 *c, const char *name, bool relative)
+{
+    const uint64_t inner = c->heads * c->head_dim;
+    heft__sk_enter(s, "%s", name);
+    matrix(s, c, "q", c->hidden, inner, (double)c->hidden * (double)c->head_dim);
+    matrix(s, c, "k", c->hidden, inner, (double)c->hidden);
+    matrix(s, c, "v", c->hidden, inner, (double)c->hidden);
+    matrix(s, c, "o", inner, c->hidden, (double)inner);
+    if (relative) {
+        heft__sk_std(s, c->factor / sqrt((double)c->hidden));
+        heft__sk_embedding(s, "relative_attention_bias", c->buckets, c->heads, -1);
+    }
+    heft__sk_leave(s);
+    heft__sk_rms_norm(s, "layer_norm", c->hidden, (float)c->factor);
+}
+
+static void feed_forward(heft__skeleton *s, const struct t5 *c)
+{
+    heft__sk_enter(s, "DenseReluDense");
+    if (c->gated) {
+        matrix(s, c, "wi_0", c->hidden, c->intermediate, (double)c->hidden);
+        matrix(s, c, "wi_1", c->hidden, c->intermediate, (double)c->hidden);
+    } else {
+        matrix(s, c, "wi", c->hidden, c->intermediate, (double)c->hidden);
+    }
+    matrix(s, c, "wo", c->intermediate, c->hidden, (double)c->intermediate);
+    heft__sk_leave(s);
+    heft__sk_rms_norm(s, "layer_norm", c->hidden, (float)c->factor);
+}
+
+static void block(heft__skeleton *s, const struct t5 *c, bool first, bool decoder)
+{
+    heft__sk_enter(s, "layer.0");
+    attention(s, c, "SelfAttention", first);
+    heft__sk_leave(s);
+    if (decoder) {
+        heft__sk_enter(s, "layer.1");
+        attention(s, c, "EncDecAttention", false);
+        heft__sk_leave(s);
+    }
+    heft__sk_enter(s, decoder ? "layer.2" : "layer.1");
+    feed_forward(s, c);
+    heft__sk_leave(s);
+}
+
+static void stack(heft__skeleton *s, const struct t5 *c, const char *name, bool decoder)
+{
+    const uint64_t layers = decoder ? c->decoder_layers : c->encoder_layers;
+    heft__sk_enter(s, "%s", name);
+    heft__sk_std(s, c->factor);
+    heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, -1);
+    for (uint64_t i = 0; i < layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "block.%llu", (unsigned long long)i);
+        block(s, c, i == 0, decoder);
+        heft__sk_leave(s);
+    }
+    heft__sk_rms_norm(s, "final_layer_norm", c->hidden, (float)c->factor);
+    heft__sk_leave(s);
+}
+
+/* `prefix`: "transformer." below some heads. */
+static struct t5 body(heft__skeleton *s, const char *prefix, bool decoder)
+{
+    struct t5 c = read_config(s);
+    char source[40], target[60];
+    heft__sk_std(s, c.factor);
+    heft__sk_embedding(s, "shared", c.vocab, c.hidden, -1);
+    stack(s, &c, "encoder", false);
+    snprintf(source, sizeof source, "%sshared.weight", prefix);
+    snprintf(target, sizeof target, "%sencoder.embed_tokens.weight", prefix);
+    heft__sk_tie(s, target, source);
+    if (decoder) {
+        stack(s, &c, "decoder", true);
+        snprintf(target, sizeof target, "%sdecoder.embed_tokens.weight", prefix);
+        heft__sk_tie(s, target, source);
+    }
+    return c;
+}
+
+/* The body below a head. */
+static struct t5 transformer(heft__skeleton *s, bool decoder)
+{
+    heft__sk_enter(s, "transformer");
+    struct t5 c = body(s, "transformer.", decoder);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s, "", true);
+}
+
+static void encoder_model(heft__skeleton *s)
+{
+    (void)body(s, "", false);
+}
+
+static void conditional_generation(heft__skeleton *s)
+{
+    struct t5 c = body(s, "", true);
+    heft__sk_std(s, c.factor);
+    heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
+    heft__sk_tie(s, "lm_head.weight", "shared.weight");
+}
+
+static void sequence_classes(heft__skeleton *s)
+{
+    struct t5 c = transformer(s, true);
+    heft__sk_std(s, c.factor / sqrt((double)c.hidden));
+    heft__sk_linear(s, "classification_head.dense", c.hidden, c.hidden, true);
+    heft__sk_linear(s, "classification_head.out_proj", c.hidden, heft__sk_labels(s), true);
+}
+
+static void token_classes(heft__skeleton *s)
+{
+    struct t5 c = transformer(s, false);
+    heft__sk_std(s, c.factor);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void question_answering(heft__skeleton *s)
+{
+    struct t5 c = body(s, "", true);
+    heft__sk_std(s, c.factor / sqrt((double)c.hidden));
+    heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
+}
+
+static const heft__class classes[] = {
+    {"T5Model",                     "AutoModel",                          base_model            },
+    {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation},
+    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model         },
+    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes      },
+    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes         },
+    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering    },
+    {NULL,                          NULL,                                 NULL                  },
+};
+
+static const char *const no_split[] = {"T5Block", NULL};
+/* Older files hold it, and nothing has ever used it. */
+static const char *const ignore_unexpected[] = {
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", NULL};
+static const char *const keep_f32[] = {"wo", NULL};
+static const char *const other_keys[][2] = {
+    {"d_model",    "hidden_size"        },
+    {"num_heads",  "num_attention_heads"},
+    {"num_layers", "num_hidden_layers"  },
+    {"d_kv",       "head_dim"           },
+    {NULL,         NULL                 },
+};
+
+extern const heft__family heft__family_t5; /* registry.c has a line for it */
+const heft__family heft__family_t5 = {
+    .model_type = "t5",
+    .base_prefix = "transformer",
+    .classes = classes,
+    .no_split = no_split,
+    .ignore_unexpected = ignore_unexpected,
+    .keep_f32 = keep_f32,
+    .other_keys = other_keys,
+};

@@ -1,0 +1,149 @@
+/* vit.c - the Vision Transformer and its heads.
+ *
+ *   embeddings -> encoder.layer.0 .. N-1 -> layernorm -> a head
+ *
+ * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/model.h"
+
+struct vit {
+    uint64_t hidden, layers, intermediate, channels, image[2], patch[2];
+    bool bias;
+};
+
+static struct vit read_config(heft__skeleton *s)
+{
+    struct vit c = {
+        .hidden = heft__sk_count(s, "hidden_size", 768),
+        .layers = heft__sk_layers(s, "num_hidden_layers", 12),
+        .intermediate = heft__sk_count(s, "intermediate_size", 3072),
+        .channels = heft__sk_count(s, "num_channels", 3),
+        .bias = heft__sk_flag(s, "qkv_bias", true),
+    };
+    const uint64_t heads = heft__sk_count(s, "num_attention_heads", 12);
+    heft__sk_pair(s, "image_size", 224, c.image);
+    heft__sk_pair(s, "patch_size", 16, c.patch);
+    if (c.hidden % heads) {
+        heft__sk_fail(s, HEFT_FORMAT, "num_attention_heads",
+                      "expected a divisor of hidden_size, %llu, found %llu",
+                      (unsigned long long)c.hidden, (unsigned long long)heads);
+    }
+    heft__sk_initializer_range(s, 0.02);
+    return c;
+}
+
+/* ---- modules --------------------------------------------------------------------------------- */
+static void embeddings(heft__skeleton *s, const struct vit *c, bool mask_token)
+{
+    const uint64_t patches = (c->image[0] / c->patch[0]) * (c->image[1] / c->patch[1]);
+    const heft__init_rule cut = {.kind = HEFT__INIT_TRUNC_NORMAL,
+                                 .b = heft__sk_normal(s).b,
+                                 .low = -2,
+                                 .high = 2,
+                                 .zero_row = -1};
+    heft__sk_enter(s, "embeddings");
+    heft__sk_parameter(s, "cls_token", (const uint64_t[]){1, 1, c->hidden}, 3, cut);
+    if (mask_token) {
+        heft__sk_parameter(s, "mask_token", (const uint64_t[]){1, 1, c->hidden}, 3,
+                           heft__init_constant(0));
+    }
+    heft__sk_parameter(s, "position_embeddings", (const uint64_t[]){1, patches + 1, c->hidden}, 3,
+                       cut);
+    heft__sk_enter(s, "patch_embeddings.projection");
+    heft__sk_parameter(s, "weight",
+                       (const uint64_t[]){c->hidden, c->channels, c->patch[0], c->patch[1]}, 4,
+                       heft__sk_normal(s));
+    heft__sk_parameter(s, "bias", &c->hidden, 1, heft__init_constant(0));
+    heft__sk_leave(s);
+    heft__sk_leave(s);
+}
+
+static void layer(heft__skeleton *s, const struct vit *c)
+{
+    heft__sk_linear(s, "attention.attention.query", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "attention.attention.key", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "attention.attention.value", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "attention.output.dense", c->hidden, c->hidden, true);
+    heft__sk_linear(s, "intermediate.dense", c->hidden, c->intermediate, true);
+    heft__sk_linear(s, "output.dense", c->intermediate, c->hidden, true);
+    heft__sk_layer_norm(s, "layernorm_before", c->hidden, true);
+    heft__sk_layer_norm(s, "layernorm_after", c->hidden, true);
+}
+
+static struct vit body(heft__skeleton *s, bool mask_token, bool pooler)
+{
+    struct vit c = read_config(s);
+    embeddings(s, &c, mask_token);
+    for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, "encoder.layer.%llu", (unsigned long long)i);
+        layer(s, &c);
+        heft__sk_leave(s);
+    }
+    heft__sk_layer_norm(s, "layernorm", c.hidden, true);
+    if (pooler) {
+        uint64_t width = heft__sk_count_or(s, "pooler_output_size", c.hidden, c.hidden);
+        heft__sk_linear(s, "pooler.dense", c.hidden, width, true);
+    }
+    heft__sk_natural_order(s);
+    return c;
+}
+
+/* The body below a head. */
+static struct vit vit(heft__skeleton *s, bool mask_token)
+{
+    heft__sk_enter(s, "vit");
+    struct vit c = body(s, mask_token, false);
+    heft__sk_leave(s);
+    return c;
+}
+
+/* ---- classes --------------------------------------------------------------------------------- */
+static void base_model(heft__skeleton *s)
+{
+    (void)body(s, false, true);
+}
+
+static void image_classes(heft__skeleton *s)
+{
+    struct vit c = vit(s, false);
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+}
+
+static void masked_image(heft__skeleton *s)
+{
+    struct vit c = vit(s, true);
+    const uint64_t stride = heft__sk_layers(s, "encoder_stride", 16),
+                   pixels = stride * stride * c.channels;
+    heft__sk_enter(s, "decoder.0");
+    heft__sk_parameter(s, "weight", (const uint64_t[]){pixels, c.hidden, 1, 1}, 4,
+                       heft__sk_normal(s));
+    heft__sk_parameter(s, "bias", &pixels, 1, heft__init_constant(0));
+    heft__sk_leave(s);
+}
+
+static const heft__class classes[] = {
+    {"ViTModel",                  "AutoModel",                       base_model   },
+    {"ViTForImageClassification", "AutoModelForImageClassification", image_classes},
+    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image },
+    {NULL,                        NULL,                              NULL         },
+};
+
+static const char *const no_split[] = {"ViTEmbeddings", "ViTLayer", NULL};
+static const char *const inner_names[][2] = {
+    {"encoder.layer",             "layers"          },
+    {"attention.attention.query", "attention.q_proj"},
+    {"attention.attention.key",   "attention.k_proj"},
+    {"attention.attention.value", "attention.v_proj"},
+    {"attention.output.dense",    "attention.o_proj"},
+    {"intermediate.dense",        "mlp.fc1"         },
+    {"output.dense",              "mlp.fc2"         },
+    {NULL,                        NULL              },
+};
+
+extern const heft__family heft__family_vit; /* registry.c has a line for it */
+const heft__family heft__family_vit = {
+    .model_type = "vit",
+    .base_prefix = "vit",
+    .classes = classes,
+    .no_split = no_split,
+    .inner_names = inner_names,
+};
