@@ -28,6 +28,10 @@ typedef struct heft_checkpoint_options {
     const char *variant;   /* "fp16": model.fp16.safetensors; NULL for none */
     const char *subfolder; /* below the path; NULL for none */
     heft_format prefer;    /* which to take where a folder holds both; AUTO: safetensors first */
+    bool trust_shards; /* an index that disagrees with its shards is a warning, not an error: what
+                          it promises and they lack is not there, what it has in another shard is
+                          taken from where it is, and of two tensors of one name the later file's
+                          counts */
 } heft_checkpoint_options;
 
 /** One tensor as the checkpoint describes it. All pointers are lent by the checkpoint. */

@@ -20,8 +20,8 @@ typedef struct heft__resolved {
     const char *folder;
     const char *file;     /* one weight file, base name; NULL if there is an index */
     const char *index;    /* base name; NULL if there is one weight file */
-    const char *shadowed; /* an entry point that lost against the chosen one and could be stale,
-                             base name or NULL */
+    const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
+                             stale; base name or NULL */
 } heft__resolved;
 
 /* Strings live in the arena. */
@@ -62,6 +62,7 @@ struct heft_checkpoint {
     heft__map names;
     uint64_t total_bytes;
     heft__warnings warnings;
+    bool trust_shards; /* see heft_checkpoint_options */
 };
 
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)

@@ -1,7 +1,7 @@
 /* open.c - opening a checkpoint: every file's metadata, one table of names.
  *
  * An index is a hint, the shards are the truth: both are compared, and what an index promises must
- * be there. Files are read in the order of their names; with many of them no descriptor is held
+ * be there, unless the caller trusts the shards. Files are read in the order of their names; with many of them no descriptor is held
  * between reads. */
 #include "checkpoint/checkpoint.h"
 
@@ -98,27 +98,45 @@ static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, s
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         ckpt->files[i].first_storage = storages;
         storages += ckpt->files[i].file->storage_count;
-        ckpt->count += ckpt->files[i].file->tensor_count;
     }
     return status;
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
+/* A name that an earlier file has too. */
+static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *slot,
+                           const heft__file_tensor *tensor, const char *earlier, heft_error *err)
+{
+    if (ckpt->trust_shards) {
+        return heft__warn(&ckpt->warnings, "tensor '%s' is in %s and in %s: the latter counts",
+                          tensor->name, earlier, slot->info.name)
+                   ? HEFT_OK
+                   : heft__fail_nomem(err, 0);
+    }
+    heft_status status =
+        heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "is in '%.100s' too", earlier);
+    heft__add_item(status, err, tensor->name);
+    return heft__add_path(status, err, slot->info.path);
+}
+
+/* At the end of the table, or in the place of one of the same name. */
 static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
-                              size_t at, heft_error *err)
+                              heft_error *err)
 {
     const heft__checkpoint_file *slot = &ckpt->files[file];
-    size_t found;
+    size_t found, at = ckpt->count;
     uint64_t offset;
     if (!heft__map_put(&ckpt->names, tensor->name, strlen(tensor->name), at, &found)) {
         return heft__fail_nomem(err, strlen(tensor->name));
     }
     if (found != HEFT__MAP_NONE) {
-        heft_status status = heft__fail_at(err, HEFT_FORMAT, tensor->item_offset,
-                                           "is in '%.100s' too", ckpt->infos[found].file);
-        heft__add_item(status, err, tensor->name);
-        return heft__add_path(status, err, slot->info.path);
+        heft_status status = doubled(ckpt, slot, tensor, ckpt->infos[found].file, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+        at = found;
     }
+    ckpt->count += at == ckpt->count;
     if (!heft__tensor_is_plain(slot->file, tensor, &offset)) {
         offset = HEFT_NO_OFFSET;
     }
@@ -139,17 +157,20 @@ static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__fi
 
 static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
 {
-    ckpt->infos = heft__arena_array(&ckpt->arena, ckpt->count, sizeof *ckpt->infos);
-    ckpt->entries = heft__arena_array(&ckpt->arena, ckpt->count, sizeof *ckpt->entries);
-    if (!ckpt->infos || !ckpt->entries || !heft__map_reserve(&ckpt->names, ckpt->count)) {
-        return heft__fail_nomem(err, ckpt->count * sizeof *ckpt->infos);
+    size_t most = 0;
+    for (size_t f = 0; f < ckpt->file_count; f++) {
+        most += ckpt->files[f].file->tensor_count;
+    }
+    ckpt->infos = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->infos);
+    ckpt->entries = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->entries);
+    if (!ckpt->infos || !ckpt->entries || !heft__map_reserve(&ckpt->names, most)) {
+        return heft__fail_nomem(err, most * sizeof *ckpt->infos);
     }
     heft_status status = HEFT_OK;
-    size_t at = 0;
     for (size_t f = 0; f < ckpt->file_count && status == HEFT_OK; f++) {
         const heft__file *file = ckpt->files[f].file;
         for (size_t i = 0; i < file->tensor_count && status == HEFT_OK; i++) {
-            status = add_tensor(ckpt, f, &file->tensors[i], at++, err);
+            status = add_tensor(ckpt, f, &file->tensors[i], err);
         }
         for (size_t i = 0; i < file->warnings.count && status == HEFT_OK; i++) {
             if (!heft__warn(&ckpt->warnings, "%s: %s", ckpt->files[f].info.name,
@@ -287,6 +308,26 @@ static size_t find_entry(const heft_checkpoint *ckpt, const heft__shard_entry *e
     return at;
 }
 
+/* A tensor that is not where the index has it, but at `at`, or nowhere. */
+static heft_status misplaced(heft_checkpoint *ckpt, const heft__shard_index *index,
+                             const heft__shard_entry *entry, size_t at, heft_error *err)
+{
+    const char *promised = index->files[entry->file];
+    const bool nowhere = at == HEFT__MAP_NONE;
+    const char *but = nowhere ? "" : ", but in ", *found = nowhere ? "" : ckpt->infos[at].file;
+    if (ckpt->trust_shards) {
+        return heft__warn(&ckpt->warnings, "tensor '%s' is not in %s, where the index has it%s%s",
+                          entry->name, promised, but, found)
+                   ? HEFT_OK
+                   : heft__fail_nomem(err, 0);
+    }
+    heft_status status =
+        heft__fail_at(err, HEFT_FORMAT, entry->offset,
+                      "not found in '%.100s', where the index has it%s%s%.100s%s", promised, but,
+                      nowhere ? "" : "'", found, nowhere ? "" : "'");
+    return heft__add_item(status, err, entry->name);
+}
+
 /* `next`: by file, its first tensor. */
 static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *index, bool *listed,
                                 size_t *next, heft_error *err)
@@ -295,18 +336,14 @@ static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *
         const heft__shard_entry *entry = &index->entries[i];
         size_t at = find_entry(ckpt, entry, next);
         if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
-            heft_status status =
-                at == HEFT__MAP_NONE
-                    ? heft__fail_at(err, HEFT_FORMAT, entry->offset,
-                                    "not found in '%.100s', where the index has it",
-                                    index->files[entry->file])
-                    : heft__fail_at(
-                          err, HEFT_FORMAT, entry->offset,
-                          "not found in '%.100s', where the index has it, but in '%.100s'",
-                          index->files[entry->file], ckpt->infos[at].file);
-            return heft__add_item(status, err, entry->name);
+            heft_status status = misplaced(ckpt, index, entry, at, err);
+            if (status != HEFT_OK) {
+                return status;
+            }
         }
-        listed[at] = true;
+        if (at != HEFT__MAP_NONE) {
+            listed[at] = true;
+        }
     }
     return HEFT_OK;
 }
@@ -408,6 +445,11 @@ static heft_status open_index(heft_checkpoint *ckpt, heft_error *err)
     if (status == HEFT_OK) {
         status = heft__add_path(check_index(ckpt, &index, err), err, path);
     }
+    if (status == HEFT_OK && ckpt->where.shadowed &&
+        !heft__warn(&ckpt->warnings, "%s is older than %s and taken for stale",
+                    ckpt->where.shadowed, ckpt->where.index)) {
+        status = heft__fail_nomem(err, 0);
+    }
     heft__shard_index_fini(&index);
     return status;
 }
@@ -442,6 +484,7 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
+    ckpt->trust_shards = options && options->trust_shards;
     heft_status status =
         heft__resolve(&ckpt->arena, path, options ? options : &standard, &ckpt->where, err);
     if (status == HEFT_OK) {

@@ -90,6 +90,17 @@ static bool is_there(heft__arena *arena, const char *folder, const char *name)
     return path && heft__path_exists(path);
 }
 
+#define STALE_SECONDS 2 /* files of one copy, or of one download, are not further apart than this */
+
+/* A folder that held one file and was saved again in shards still has that file. The reference
+ * takes it in silence; where the index is clearly newer, it is the index that is meant. */
+static bool is_stale(heft__arena *arena, const char *folder, const char *single, const char *index)
+{
+    const char *one = heft__path_join(arena, folder, single);
+    const char *other = heft__path_join(arena, folder, index);
+    return one && other && heft__path_is_newer(other, one, STALE_SECONDS);
+}
+
 static heft_status nothing_found(const heft__resolved *out, const char *variant, heft_error *err)
 {
     bool given = is_given(variant);
@@ -117,13 +128,14 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
         }
         bool has_single = is_there(arena, out->folder, single);
         bool has_index = is_there(arena, out->folder, index);
-        if (has_single) {
+        if (has_single && !(has_index && is_stale(arena, out->folder, single, index))) {
             out->file = single;
             out->shadowed = has_index ? index : NULL;
             return HEFT_OK;
         }
         if (has_index) {
             out->index = index;
+            out->shadowed = has_single ? single : NULL;
             return HEFT_OK;
         }
     }

@@ -293,10 +293,11 @@ static heft_status check_beside(struct inspection *v, heft_error *err)
         closedir(folder);
     }
     if (status == HEFT_OK && v->where.shadowed) {
+        const char *kind = v->where.index ? "stale_file" : "shadowed_index";
+        const char *winner = v->where.index ? v->where.index : v->where.file;
         status = add_text(
-            v, "shadowed_index", v->where.shadowed, "", true,
-            heft__arena_format(v->arena, "'%s' wins over it: one of them is stale", v->where.file),
-            err);
+            v, kind, v->where.shadowed, "", true,
+            heft__arena_format(v->arena, "'%s' wins over it: one of them is stale", winner), err);
     }
     return status;
 }

@@ -56,6 +56,8 @@ bool heft__path_is_file(const char *path); /* a regular file, or a link to one *
 bool heft__path_exists(const char *path);
 /* Whether two paths name one file or folder (device and inode). */
 bool heft__path_same(const char *a, const char *b);
+/* Whether a was changed over `seconds` after b. */
+bool heft__path_is_newer(const char *a, const char *b, unsigned seconds);
 /* A number that changes when the file does: size, time of change, inode. 0 if there is none. */
 uint64_t heft__path_stamp(const char *path);
 

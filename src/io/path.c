@@ -41,6 +41,13 @@ bool heft__path_same(const char *a, const char *b)
            first.st_ino == second.st_ino;
 }
 
+bool heft__path_is_newer(const char *a, const char *b, unsigned seconds)
+{
+    struct stat first, second;
+    return stat(a, &first) == 0 && stat(b, &second) == 0 &&
+           first.st_mtim.tv_sec > second.st_mtim.tv_sec + (time_t)seconds;
+}
+
 uint64_t heft__path_stamp(const char *path)
 {
     struct stat facts;

@@ -108,9 +108,11 @@ static heft_status fill_item(void *user, size_t i, heft_error *err)
 static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
+    const heft_parameter *wanted = &f->model->parameters[parameter];
     uint64_t elems, offset = info->offset, bits = heft_dtype_bits(info->dtype);
     bool whole = offset == HEFT_NO_OFFSET || bits < 8;
-    (void)heft__shape_elems(info->shape, info->rank, &elems); /* checked when the file was opened */
+    (void)heft__shape_elems(wanted->shape, wanted->rank, &elems); /* checked by the builder */
+    offset = whole ? offset : offset + f->match->first[parameter] * bits / 8;
     uint64_t step = whole ? elems : PIECE_BYTES * 8 / bits;
     for (uint64_t first = 0; first < elems; first += step) {
         if (!heft__array_reserve(f->model->ctx, (void **)&f->items, f->count, &f->cap,
@@ -126,7 +128,7 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
             .offset = whole ? 0 : offset + first * bits / 8,
         };
     }
-    f->total_bytes += info->size_bytes;
+    f->total_bytes += elems * bits / 8;
     return HEFT_OK;
 }
 
@@ -154,6 +156,16 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse
     return status == HEFT_OK ? add_items(f, i, tensor, err) : status;
 }
 
+/* Whether a parameter is a part of its tensor only. */
+static bool is_slice(const struct fill *f, size_t i)
+{
+    const heft_parameter *parameter = &f->model->parameters[i];
+    const heft_tensor_info *info = &f->ckpt->infos[f->match->source[i]];
+    uint64_t ours, theirs;
+    return heft__shape_elems(parameter->shape, parameter->rank, &ours) &&
+           heft__shape_elems(info->shape, info->rank, &theirs) && ours != theirs;
+}
+
 static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts *counts,
                         heft_error *err)
 {
@@ -162,6 +174,12 @@ static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts 
         size_t tensor = f->match->source[i];
         if (tensor == HEFT__NO_TENSOR) {
             continue;
+        }
+        if (is_slice(f, i) && f->ckpt->infos[tensor].offset == HEFT_NO_OFFSET) {
+            return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED,
+                                             "is a part of '%.100s', which is strided or packed",
+                                             f->ckpt->infos[tensor].name),
+                                  err, f->model->parameters[i].name);
         }
         bool as_it_lies = f->ckpt->infos[tensor].dtype == f->model->parameters[i].dtype &&
                           f->ckpt->infos[tensor].offset != HEFT_NO_OFFSET;
@@ -184,6 +202,7 @@ static void bind_all(struct fill *f)
             const heft_tensor *tensor = f->mapped[i];
             uint64_t start =
                 (uint64_t)((uint8_t *)tensor->data - (uint8_t *)heft_storage_data(tensor->storage));
+            start += f->match->first[i] * (heft_dtype_bits(tensor->dtype) / 8);
             heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start,
                              HEFT_PARAMETER_MAPPED);
         } else if (f->fresh[i]) {
@@ -246,10 +265,12 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
             continue;
         }
         const heft_tensor_info *info = &ckpt->infos[tensor];
-        status = heft__source_touch(heft__file_of(ckpt, tensor)->source, info->offset,
-                                    info->size_bytes, err);
+        const uint64_t bytes = model->parameters[i].size_bytes;
+        const uint64_t skipped = match->first[i] * (heft_dtype_bits(info->dtype) / 8);
+        status = heft__source_touch(heft__file_of(ckpt, tensor)->source, info->offset + skipped,
+                                    bytes, err);
         heft__add_item(status, err, info->name);
-        done += info->size_bytes;
+        done += bytes;
         if (status == HEFT_OK) {
             status = heft__tell_progress(model->ctx, "touching", done, total, err);
         }

@@ -54,19 +54,46 @@ struct loading {
     bool map;
 };
 
+/* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
+static heft_status make_model(struct loading *l, heft_error *err)
+{
+    const heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
+    const char *type = heft_config_model_type(l->config);
+    heft__recipe recipe = {.config = l->config, .dtype = dtype, .keep_f32 = true};
+    if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+                          heft_dtype_name(dtype));
+    }
+    if (*type && !heft__family_find(type) && !l->options->class_name) {
+        heft_status status =
+            heft__unknown_model(l->ckpt, l->config, l->options->dtype, &l->model, err);
+        if (status == HEFT_OK &&
+            !heft__warn(&l->memory->warnings,
+                        "model type '%s' is not known: its names, shapes and blocks are taken from "
+                        "the checkpoint, and nothing can be missing",
+                        type)) {
+            status = heft__fail_nomem(err, 0);
+        }
+        return status;
+    }
+    heft_status status =
+        heft__class_find(l->config, l->options->class_name, &recipe.family, &recipe.class, err);
+    return status == HEFT_OK ? heft__model_build(l->ctx, &recipe, &l->model, err) : status;
+}
+
 static heft_status prepare(struct loading *l, const char *path, heft_error *err)
 {
-    heft_status status = heft_checkpoint_open(l->ctx, path, &l->options->checkpoint, &l->ckpt, err);
+    heft_checkpoint_options options = l->options->checkpoint;
+    options.trust_shards |= !l->options->strict;
+    heft_status status = heft_checkpoint_open(l->ctx, path, &options, &l->ckpt, err);
     if (status == HEFT_OK) {
         status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, err);
     }
     if (status == HEFT_OK) {
-        heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
-        status = heft__model_create(l->ctx, l->config, l->options->class_name, dtype, true,
-                                    &l->model, err);
+        status = heft__report_new(l->ctx, &l->memory, err);
     }
     if (status == HEFT_OK) {
-        status = heft__report_new(l->ctx, &l->memory, err);
+        status = make_model(l, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
         if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {
@@ -103,7 +130,7 @@ static heft_status bring_in(struct loading *l, heft_error *err)
 {
     heft_init_options init = {.seed = l->options->seed};
     heft_status status = heft__fill(l->model, l->ckpt, &l->match, l->map, false, &l->counts, err);
-    if (status == HEFT_OK) {
+    if (status == HEFT_OK && l->model->known_family) { /* of an unknown one nothing is missing */
         status = heft_model_init(l->model, &init, err);
     }
     if (status == HEFT_OK && l->options->touch) {

@@ -18,10 +18,19 @@
 #define HEFT__NO_TENSOR SIZE_MAX
 
 /* ---- match: which tensor of the checkpoint fills which parameter ----------------------------- */
+typedef enum heft__lack {
+    HEFT__LACKS_NOTHING,
+    HEFT__LACKS_KEY,      /* missing */
+    HEFT__LACKS_SILENTLY, /* missing, and the family says that it does not matter */
+    HEFT__LACKS_SHAPE     /* mismatched */
+} heft__lack;
+
 typedef struct heft__match {
     heft_ctx *ctx;
     heft__arena *arena; /* of the report: names and lists live there */
     size_t *source;     /* [model->count] number in the checkpoint, or HEFT__NO_TENSOR */
+    uint64_t *first;    /* [model->count] element of the source with which the parameter begins */
+    heft__lack *lack;   /* [model->count] */
     const char **missing;
     size_t missing_count;
     const char **unexpected;
@@ -40,6 +49,12 @@ heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *
                                 heft__match *match, heft_error *err);
 /* Free what is not in the arena. */
 void heft__match_fini(const heft_model *model, heft__match *match);
+
+/* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
+/* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its
+ * no-split blocks. Nothing of it can be missing. */
+heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
+                                heft_dtype dtype, heft_model **out, heft_error *err);
 
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {

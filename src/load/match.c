@@ -2,8 +2,9 @@
  *
  * Per key, as the reference does it: old names are made new (LayerNorm.gamma, LayerNorm.beta,
  * weight_g, weight_v); the base model's prefix is stripped where what is left is a parameter, or
- * added where that makes one. A key that is a parameter as it stands is used as it stands. Source:
- * docs/loading.md [2]. */
+ * added where that makes one. A key that is a parameter as it stands is used as it stands. A name
+ * of the reference's memory is found too; where it stands for several parameters, each takes its
+ * slice. Source: docs/loading.md [2]. */
 #include "load/load.h"
 
 #include <stdlib.h>
@@ -34,6 +35,20 @@ static const char *rename_key(heft__arena *arena, const char *key)
 }
 
 /* ---- one key --------------------------------------------------------------------------------- */
+/* What a key stands for: `count` parameters from `first` on, the parts of `inner`; or one, whole,
+ * and inner is NULL. */
+struct target {
+    size_t first, count; /* count 0: nothing */
+    const heft__inner *inner;
+};
+
+struct lookup {
+    const heft_model *model;
+    heft__arena scratch;
+    heft__map inner; /* name in the reference's memory -> its first parameter */
+    size_t *taken;   /* [model->count] the tensor that fills it, or HEFT__NO_TENSOR */
+};
+
 static bool in_state_dict(const heft_model *model, size_t i)
 {
     return i != SIZE_MAX && model->parameters[i].kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
@@ -45,34 +60,89 @@ static size_t find(const heft_model *model, const char *name)
     return in_state_dict(model, i) ? i : SIZE_MAX;
 }
 
-/* The parameter that a key (already renamed) fills, or SIZE_MAX. */
-static heft_status find_parameter(const heft_model *model, heft__arena *arena, const char *key,
-                                  size_t *found, heft_error *err)
+static heft_status start_lookup(struct lookup *lookup, const heft_model *model, heft_error *err)
 {
-    const char *prefix = model->base_prefix;
-    size_t length = strlen(prefix);
-    *found = SIZE_MAX;
-    if (length && strncmp(key, prefix, length) == 0 && key[length] == '.') {
-        *found = find(model, key + length + 1);
+    lookup->model = model;
+    heft__arena_init(&lookup->scratch, model->ctx);
+    heft__map_init(&lookup->inner, model->ctx);
+    lookup->taken = heft__alloc(model->ctx, model->count * sizeof *lookup->taken);
+    heft_status status = lookup->taken ? HEFT_OK : heft__fail_nomem(err, model->count);
+    for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
+        const heft__inner *inner = model->places[i].inner;
+        size_t found;
+        lookup->taken[i] = HEFT__NO_TENSOR;
+        if (inner && (i == 0 || model->places[i - 1].inner != inner) &&
+            !heft__map_put(&lookup->inner, inner->name, strlen(inner->name), i, &found)) {
+            status = heft__fail_nomem(err, 0);
+        }
     }
-    if (*found == SIZE_MAX && length) {
-        const char *longer = heft__arena_format(arena, "%s.%s", prefix, key);
+    return status;
+}
+
+static void stop_lookup(struct lookup *lookup)
+{
+    heft_ctx *ctx = lookup->model->ctx;
+    heft__free(ctx, lookup->taken, lookup->model->count * sizeof *lookup->taken);
+    heft__map_fini(&lookup->inner);
+    heft__arena_fini(&lookup->scratch);
+}
+
+/* By a file's name, else by one of the reference's memory, whose parts stand side by side. */
+static struct target find_target(const struct lookup *lookup, const char *name)
+{
+    const heft_model *model = lookup->model;
+    size_t i = find(model, name), end;
+    if (i != SIZE_MAX) {
+        return (struct target){i, 1, NULL};
+    }
+    i = heft__map_get(&lookup->inner, name, strlen(name));
+    if (i == HEFT__MAP_NONE) {
+        return (struct target){0};
+    }
+    for (end = i + 1; end < model->count && model->places[end].inner == model->places[i].inner;) {
+        end++;
+    }
+    return (struct target){i, end - i, model->places[i].inner};
+}
+
+static const char *without_prefix(const char *key, const char *prefix)
+{
+    size_t length = prefix ? strlen(prefix) : 0;
+    return length && strncmp(key, prefix, length) == 0 && key[length] == '.' ? key + length + 1
+                                                                             : NULL;
+}
+
+/* What a key (already renamed) fills. */
+static heft_status find_key(struct lookup *lookup, const char *key, struct target *target,
+                            heft_error *err)
+{
+    const char *prefix = lookup->model->base_prefix, *shorter = without_prefix(key, prefix);
+    if (!shorter) {
+        shorter = without_prefix(key, lookup->model->family->file_prefix);
+    }
+    *target = shorter ? find_target(lookup, shorter) : (struct target){0};
+    if (target->count == 0 && *prefix) {
+        const char *longer = heft__arena_format(&lookup->scratch, "%s.%s", prefix, key);
         if (!longer) {
             return heft__fail_nomem(err, strlen(key));
         }
-        *found = find(model, longer);
+        *target = find_target(lookup, longer);
     }
-    if (*found == SIZE_MAX) {
-        *found = find(model, key);
+    if (target->count == 0) {
+        *target = find_target(lookup, key);
     }
     return HEFT_OK;
 }
 
+/* Whether a name ends as one of the list says; an end with a dot behind it stands anywhere. */
 static bool ends_with_any(const char *name, const char *const *ends)
 {
     size_t length = strlen(name);
     for (; ends && *ends; ends++) {
         size_t tail = strlen(*ends);
+        if ((*ends)[tail - 1] == '.' && strstr(name, *ends)) {
+            return true;
+        }
         if (length >= tail && strcmp(name + length - tail, *ends) == 0 &&
             (length == tail || name[length - tail - 1] == '.' || **ends == '.')) {
             return true;
@@ -87,10 +157,13 @@ static heft_status make_lists(const heft_model *model, const heft_checkpoint *ck
 {
     match->ctx = model->ctx;
     match->source = heft__alloc(model->ctx, model->count * sizeof *match->source);
+    match->first = heft__alloc_zero(model->ctx, model->count, sizeof *match->first);
+    match->lack = heft__alloc_zero(model->ctx, model->count, sizeof *match->lack);
     match->missing = heft__arena_array(match->arena, model->count, sizeof *match->missing);
     match->mismatched = heft__arena_array(match->arena, model->count, sizeof *match->mismatched);
     match->unexpected = heft__arena_array(match->arena, ckpt->count, sizeof *match->unexpected);
-    if (!match->source || !match->missing || !match->mismatched || !match->unexpected) {
+    if (!match->source || !match->first || !match->lack || !match->missing || !match->mismatched ||
+        !match->unexpected) {
         return heft__fail_nomem(err, model->count * sizeof *match->source);
     }
     for (size_t i = 0; i < model->count; i++) {
@@ -103,7 +176,11 @@ void heft__match_fini(const heft_model *model, heft__match *match)
 {
     if (match->ctx) {
         heft__free(match->ctx, match->source, model->count * sizeof *match->source);
+        heft__free(match->ctx, match->first, model->count * sizeof *match->first);
+        heft__free(match->ctx, match->lack, model->count * sizeof *match->lack);
         match->source = NULL;
+        match->first = NULL;
+        match->lack = NULL;
     }
 }
 
@@ -117,35 +194,51 @@ static heft_status add_unexpected(heft__match *match, const char *key, heft_erro
     return HEFT_OK;
 }
 
-static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info,
-                                const heft_parameter *parameter, heft_error *err)
+/* A parameter, or a tensor of the reference's memory, has another shape. */
+static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info, const char *name,
+                                const uint64_t *shape, uint32_t rank, heft_error *err)
 {
-    heft_mismatch mismatch = {.checkpoint_rank = info->rank, .model_rank = parameter->rank};
+    heft_mismatch mismatch = {.checkpoint_rank = info->rank, .model_rank = rank};
     uint64_t *theirs = heft__arena_array(match->arena, info->rank, sizeof *theirs);
-    uint64_t *ours = heft__arena_array(match->arena, parameter->rank, sizeof *ours);
-    mismatch.name = heft__arena_text(match->arena, parameter->name, strlen(parameter->name));
+    uint64_t *ours = heft__arena_array(match->arena, rank, sizeof *ours);
+    mismatch.name = heft__arena_text(match->arena, name, strlen(name));
     if (!theirs || !ours || !mismatch.name) {
         return heft__fail_nomem(err, 0);
     }
-    memcpy(theirs, info->shape, info->rank * sizeof *theirs);
-    memcpy(ours, parameter->shape, parameter->rank * sizeof *ours);
+    if (info->rank > 0) {
+        memcpy(theirs, info->shape, info->rank * sizeof *theirs);
+    }
+    if (rank > 0) {
+        memcpy(ours, shape, rank * sizeof *ours);
+    }
     mismatch.checkpoint_shape = theirs;
     mismatch.model_shape = ours;
     match->mismatched[match->mismatched_count++] = mismatch;
     return HEFT_OK;
 }
 
-/* Give a parameter its source, unless the shapes differ. */
-static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt, size_t parameter,
-                          size_t tensor, heft__match *match, heft_error *err)
+/* Give what a key stands for its source, unless the shapes differ. */
+static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt,
+                          const struct target *target, size_t tensor, heft__match *match,
+                          heft_error *err)
 {
-    const heft_parameter *wanted = &model->parameters[parameter];
     const heft_tensor_info *info = &ckpt->infos[tensor];
-    if (!heft__shape_equal(info->shape, info->rank, wanted->shape, wanted->rank)) {
-        return add_mismatch(match, info, wanted, err);
+    const heft_parameter *first = &model->parameters[target->first];
+    const heft__inner *inner = target->inner;
+    const uint64_t *shape = inner ? inner->shape : first->shape;
+    const uint32_t rank = inner ? inner->rank : first->rank;
+    const bool fits = heft__shape_equal(info->shape, info->rank, shape, rank);
+    for (size_t i = target->first; i < target->first + target->count; i++) {
+        if (fits) {
+            match->source[i] = tensor;
+            match->first[i] = inner ? model->places[i].first : 0;
+        } else {
+            match->lack[i] = HEFT__LACKS_SHAPE;
+        }
     }
-    match->source[parameter] = tensor;
-    return HEFT_OK;
+    return fits ? HEFT_OK
+                : add_mismatch(match, info, inner && target->count > 1 ? inner->name : first->name,
+                               shape, rank, err);
 }
 
 /* ---- ties ------------------------------------------------------------------------------------ */
@@ -198,16 +291,6 @@ static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, h
 }
 
 /* ---- missing --------------------------------------------------------------------------------- */
-static bool is_mismatched(const heft__match *match, const char *name)
-{
-    for (size_t i = 0; i < match->mismatched_count; i++) {
-        if (strcmp(match->mismatched[i].name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static heft_status list_missing(const heft_model *model, heft__match *match, bool ignore,
                                 heft_error *err)
 {
@@ -215,10 +298,14 @@ static heft_status list_missing(const heft_model *model, heft__match *match, boo
         const heft_parameter *parameter = &model->parameters[i];
         if (!in_state_dict(model, i) || match->source[i] != HEFT__NO_TENSOR ||
             match->source[parameter->tied_to] != HEFT__NO_TENSOR ||
-            is_mismatched(match, parameter->name) ||
-            (ignore && ends_with_any(parameter->name, model->family->ignore_missing))) {
+            match->lack[i] != HEFT__LACKS_NOTHING) {
             continue;
         }
+        if (ignore && ends_with_any(parameter->name, model->family->ignore_missing)) {
+            match->lack[i] = HEFT__LACKS_SILENTLY;
+            continue;
+        }
+        match->lack[i] = HEFT__LACKS_KEY;
         match->missing[match->missing_count] =
             heft__arena_text(match->arena, parameter->name, strlen(parameter->name));
         if (!match->missing[match->missing_count++]) {
@@ -229,48 +316,55 @@ static heft_status list_missing(const heft_model *model, heft__match *match, boo
 }
 
 /* ---- the two ways ---------------------------------------------------------------------------- */
-static heft_status match_key(const heft_model *model, const heft_checkpoint *ckpt, size_t tensor,
-                             heft__arena *scratch, size_t *taken, heft__match *match,
-                             heft_error *err)
+static heft_status take(struct lookup *lookup, const heft_checkpoint *ckpt,
+                        const struct target *target, size_t tensor, heft_error *err)
 {
-    size_t parameter;
-    const char *key = rename_key(scratch, ckpt->infos[tensor].name);
+    for (size_t i = target->first; i < target->first + target->count; i++) {
+        if (lookup->taken[i] != HEFT__NO_TENSOR) {
+            return heft__fail_at(err, HEFT_FORMAT, ckpt->entries[tensor]->item_offset,
+                                 "'%.100s' and '%.100s' both are '%.100s'",
+                                 ckpt->infos[lookup->taken[i]].name, ckpt->infos[tensor].name,
+                                 lookup->model->parameters[i].name);
+        }
+        lookup->taken[i] = tensor;
+    }
+    return HEFT_OK;
+}
+
+static heft_status match_key(struct lookup *lookup, const heft_checkpoint *ckpt, size_t tensor,
+                             heft__match *match, heft_error *err)
+{
+    const heft_model *model = lookup->model;
+    struct target target;
+    const char *key = rename_key(&lookup->scratch, ckpt->infos[tensor].name);
     if (!key) {
         return heft__fail_nomem(err, 0);
     }
-    heft_status status = find_parameter(model, scratch, key, &parameter, err);
-    if (status == HEFT_OK && parameter == SIZE_MAX && key != ckpt->infos[tensor].name) {
-        parameter = find(model, ckpt->infos[tensor].name);
+    heft_status status = find_key(lookup, key, &target, err);
+    if (status == HEFT_OK && target.count == 0 && key != ckpt->infos[tensor].name) {
+        target = find_target(lookup, ckpt->infos[tensor].name);
     }
     if (status != HEFT_OK) {
         return status;
     }
-    if (parameter == SIZE_MAX) {
+    if (target.count == 0) {
         bool ignored = ends_with_any(key, model->family->ignore_unexpected);
         return ignored ? HEFT_OK : add_unexpected(match, key, err);
     }
-    if (taken[parameter] != HEFT__NO_TENSOR) {
-        return heft__fail_at(err, HEFT_FORMAT, ckpt->entries[tensor]->item_offset,
-                             "'%.100s' and '%.100s' both are '%.100s'",
-                             ckpt->infos[taken[parameter]].name, ckpt->infos[tensor].name,
-                             model->parameters[parameter].name);
-    }
-    taken[parameter] = tensor;
-    return assign(model, ckpt, parameter, tensor, match, err);
+    status = take(lookup, ckpt, &target, tensor, err);
+    return status == HEFT_OK ? assign(model, ckpt, &target, tensor, match, err) : status;
 }
 
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err)
 {
-    heft__arena scratch;
-    heft__arena_init(&scratch, model->ctx);
-    size_t *taken = heft__alloc(model->ctx, model->count * sizeof *taken);
-    heft_status status = taken ? make_lists(model, ckpt, match, err) : heft__fail_nomem(err, 0);
-    for (size_t i = 0; status == HEFT_OK && i < model->count; i++) {
-        taken[i] = HEFT__NO_TENSOR;
+    struct lookup lookup;
+    heft_status status = start_lookup(&lookup, model, err);
+    if (status == HEFT_OK) {
+        status = make_lists(model, ckpt, match, err);
     }
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        status = match_key(model, ckpt, i, &scratch, taken, match, err);
+        status = match_key(&lookup, ckpt, i, match, err);
     }
     if (status == HEFT_OK) {
         status = settle_ties(model, ckpt, match, err);
@@ -278,8 +372,7 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
     if (status == HEFT_OK) {
         status = list_missing(model, match, true, err);
     }
-    heft__free(model->ctx, taken, model->count * sizeof *taken);
-    heft__arena_fini(&scratch);
+    stop_lookup(&lookup);
     return status;
 }
 
@@ -288,9 +381,9 @@ heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *
 {
     heft_status status = make_lists(model, ckpt, match, err);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        size_t parameter = find(model, ckpt->infos[i].name);
-        status = parameter == SIZE_MAX ? add_unexpected(match, ckpt->infos[i].name, err)
-                                       : assign(model, ckpt, parameter, i, match, err);
+        const struct target target = {find(model, ckpt->infos[i].name), 1, NULL};
+        status = target.first == SIZE_MAX ? add_unexpected(match, ckpt->infos[i].name, err)
+                                          : assign(model, ckpt, &target, i, match, err);
     }
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
         size_t source = model->parameters[i].tied_to;

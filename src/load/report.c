@@ -74,22 +74,35 @@ static heft_status list_ties(heft__report_memory *memory, const heft_model *mode
     return list || status != HEFT_OK ? status : heft__fail_nomem(err, 0);
 }
 
-static heft_status list_initialized(heft__report_memory *memory, const heft__match *match,
-                                    heft_error *err)
+/* What the checkpoint lacks: missing first, then mismatched. */
+heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
+                                     const heft__match *match, heft_error *err)
 {
-    size_t count = match->missing_count + match->mismatched_count;
+    heft_load_report *report = &memory->report;
+    size_t count = 0, at = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        count += match->lack[i] != HEFT__LACKS_NOTHING;
+    }
     const char **names = heft__arena_array(&memory->arena, count, sizeof *names);
     if (!names) {
         return heft__fail_nomem(err, count * sizeof *names);
     }
-    if (match->missing_count) {
-        memcpy(names, match->missing, match->missing_count * sizeof *names);
+    for (int mismatched = 0; mismatched < 2; mismatched++) {
+        for (size_t i = 0; i < model->count; i++) {
+            const heft_parameter *parameter = &model->parameters[i];
+            if (match->lack[i] == HEFT__LACKS_NOTHING ||
+                (match->lack[i] == HEFT__LACKS_SHAPE) != (mismatched == 1)) {
+                continue;
+            }
+            names[at] = heft__arena_text(&memory->arena, parameter->name, strlen(parameter->name));
+            if (!names[at++]) {
+                return heft__fail_nomem(err, 0);
+            }
+            report->initialized_bytes += parameter->size_bytes;
+        }
     }
-    for (size_t i = 0; i < match->mismatched_count; i++) {
-        names[match->missing_count + i] = match->mismatched[i].name;
-    }
-    memory->report.initialized = names;
-    memory->report.initialized_count = count;
+    report->initialized = names;
+    report->initialized_count = count;
     return HEFT_OK;
 }
 
@@ -139,15 +152,4 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     report->warnings = memory->warnings.lines;
     report->warning_count = memory->warnings.count;
     return list_ties(memory, model, err);
-}
-
-heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
-                                     const heft__match *match, heft_error *err)
-{
-    heft_status status = list_initialized(memory, match, err);
-    for (size_t i = 0; i < memory->report.initialized_count && status == HEFT_OK; i++) {
-        size_t at = heft_model_find(model, memory->report.initialized[i]);
-        memory->report.initialized_bytes += at == SIZE_MAX ? 0 : model->parameters[at].size_bytes;
-    }
-    return status;
 }

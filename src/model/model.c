@@ -125,9 +125,10 @@ static heft_status run(heft__skeleton *s, const heft__class *class, heft_error *
     return s->status;
 }
 
-static heft_status fill_model(heft_model *model, const heft__class *class, heft_error *err)
+static heft_status fill_model(heft_model *model, const heft__recipe *recipe, heft_error *err)
 {
-    heft__skeleton s = {.model = model, .config = model->config};
+    const heft__class *class = recipe->class;
+    heft__skeleton s = {.model = model, .config = model->config, .user = recipe->user};
     heft_status status = run(&s, class, err);
     if (status == HEFT_OK) {
         status = make_room(&s, err);
@@ -155,42 +156,52 @@ static size_t list_length(const char *const *list)
     return count;
 }
 
-heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
-                              const heft__class *class, heft_dtype dtype, bool keep_f32,
-                              heft_model **out, heft_error *err)
+/* Copies of the names: a class that is not registered may not live as long as the model. */
+static heft_status take_names(heft_model *model, const heft__recipe *recipe, heft_error *err)
 {
+    const char *type = heft_config_model_type(recipe->config), *name = recipe->class->name;
+    type = *type ? type : recipe->family->model_type;
+    model->class_name = heft__arena_text(&model->arena, name, strlen(name));
+    model->model_type = heft__arena_text(&model->arena, type, strlen(type));
+    return model->class_name && model->model_type ? HEFT_OK : heft__fail_nomem(err, 0);
+}
+
+heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_model **out,
+                              heft_error *err)
+{
+    const heft__family *family = recipe->family;
     heft_model *model = heft__alloc_zero(ctx, 1, sizeof *model);
     if (!model) {
         return heft__fail_nomem(err, sizeof *model);
     }
     model->ctx = heft__ctx_ref(ctx);
     heft__arena_init(&model->arena, ctx);
-    model->class_name = class->name;
-    model->model_type = family->model_type;
     model->base_prefix = family->base_prefix;
     model->family = family;
-    model->dtype = dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : dtype;
-    model->keep_f32 = keep_f32;
-    model->known_family = true;
+    model->dtype = recipe->dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : recipe->dtype;
+    model->keep_f32 = recipe->keep_f32;
+    model->known_family = recipe->user == NULL;
     model->no_split = family->no_split;
     model->no_split_count = list_length(family->no_split);
-    heft_status status = heft__config_copy(config, &model->config, err);
+    heft_status status = take_names(model, recipe, err);
     if (status == HEFT_OK) {
-        status = fill_model(model, class, err);
+        status = heft__config_copy(recipe->config, &model->config, err);
+    }
+    if (status == HEFT_OK) {
+        status = fill_model(model, recipe, err);
     }
     if (status == HEFT_OK) {
         *out = model;
     } else {
         heft_model_free(model);
     }
-    return heft__add_path(status, err, config->path);
+    return heft__add_path(status, err, recipe->config->path);
 }
 
-heft_status heft__model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                               heft_dtype dtype, bool keep_f32, heft_model **out, heft_error *err)
+heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                              heft_dtype dtype, heft_model **out, heft_error *err)
 {
-    const heft__family *family = NULL;
-    const heft__class *class = NULL;
+    heft__recipe recipe = {.config = config, .dtype = dtype};
     if (!ctx || !config || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
@@ -198,16 +209,8 @@ heft_status heft__model_create(heft_ctx *ctx, const heft_config *config, const c
         return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
                           heft_dtype_name(dtype));
     }
-    heft_status status = heft__class_find(config, class_name, &family, &class, err);
-    return status == HEFT_OK
-               ? heft__model_build(ctx, config, family, class, dtype, keep_f32, out, err)
-               : status;
-}
-
-heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                              heft_dtype dtype, heft_model **out, heft_error *err)
-{
-    return heft__model_create(ctx, config, class_name, dtype, false, out, err);
+    heft_status status = heft__class_find(config, class_name, &recipe.family, &recipe.class, err);
+    return status == HEFT_OK ? heft__model_build(ctx, &recipe, out, err) : status;
 }
 
 heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,

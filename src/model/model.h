@@ -159,6 +159,12 @@ uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard
 heft__init_rule heft__init_constant(float value);
 heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
+/* For a model that is listed by something else than its config (load/unknown.c): what that is; a
+ * parameter by its whole name, from which its modules are taken; the no-split blocks. */
+const void *heft__sk_user(const heft__skeleton *s);
+void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
+                    uint32_t rank);
+void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count);
 /* The class has another prefix than its family. */
 void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
 /* From here on look-ups read the object under a key of the config ("text_config"); where it is
@@ -234,13 +240,19 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
                              const heft__family **family, const heft__class **class,
                              heft_error *err);
 
-/* The empty model of a class that need not be registered. As heft_model_create. keep_f32: for
- * weights to be loaded; the reference keeps nothing in float32 where it makes weights itself. */
-heft_status heft__model_build(heft_ctx *ctx, const heft_config *config, const heft__family *family,
-                              const heft__class *class, heft_dtype dtype, bool keep_f32,
-                              heft_model **out, heft_error *err);
-/* heft_model_create for weights to be loaded. */
-heft_status heft__model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                               heft_dtype dtype, bool keep_f32, heft_model **out, heft_error *err);
+/* What heft__model_build makes a model of. The class need not be registered. */
+typedef struct heft__recipe {
+    const heft_config *config;
+    const heft__family *family; /* lent to the model */
+    const heft__class *class;
+    heft_dtype dtype; /* NONE: float32 */
+    bool keep_f32;    /* for weights to be loaded; the reference keeps nothing in float32 where it
+                         makes weights itself */
+    const void *user; /* heft__sk_user */
+} heft__recipe;
+
+/* The empty model. As heft_model_create. */
+heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_model **out,
+                              heft_error *err);
 
 #endif

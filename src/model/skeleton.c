@@ -340,6 +340,46 @@ void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, cons
     add(s, name, parameter, rule, (heft__place){0});
 }
 
+const void *heft__sk_user(const heft__skeleton *s)
+{
+    return s->user;
+}
+
+void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
+                    uint32_t rank)
+{
+    const heft_parameter parameter = {
+        .dtype = dtype, .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
+    for (const char *dot = strchr(name, '.'); dot && !failed(s); dot = strchr(dot + 1, '.')) {
+        s->path_length = 0;
+        if (append(s, 0, name, (size_t)(dot - name), &s->path_length) && s->path_length > 0) {
+            note_module(s);
+        }
+    }
+    s->path_length = 0;
+    add(s, name, parameter, heft__init_constant(0), (heft__place){0});
+}
+
+void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count)
+{
+    if (failed(s) || !s->filling) {
+        return;
+    }
+    const char **copies = heft__arena_array(&s->model->arena, count, sizeof *copies);
+    for (size_t i = 0; copies && i < count && !failed(s); i++) {
+        copies[i] = heft__arena_text(&s->model->arena, blocks[i], strlen(blocks[i]));
+        if (!copies[i]) {
+            out_of_memory(s);
+        }
+    }
+    if (!copies) {
+        out_of_memory(s);
+        return;
+    }
+    s->model->no_split = copies;
+    s->model->no_split_count = count;
+}
+
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
 {
     if (failed(s)) {

@@ -403,6 +403,14 @@ static const heft__class odd_classes[] = {
 static const heft__family odd_family = {
     .model_type = "odd", .base_prefix = "", .classes = odd_classes};
 
+static heft_status build_odd(heft_ctx *own, const heft_config *config, heft_dtype dtype,
+                             heft_model **model, heft_error *err)
+{
+    const heft__recipe recipe = {
+        .config = config, .family = &odd_family, .class = odd_classes, .dtype = dtype};
+    return heft__model_build(own, &recipe, model, err);
+}
+
 static void the_builder_has_limits(void **state)
 {
     (void)state;
@@ -431,8 +439,7 @@ static void the_builder_has_limits(void **state)
         assert_int_equal(heft__config_parse(own, "c", "{}", 2, &config, &err), HEFT_OK);
         heft_ctx_memory(own, &before, NULL);
         odd_build = rows[i].build;
-        heft_status status = heft__model_build(own, config, &odd_family, odd_classes,
-                                               HEFT_DTYPE_NONE, false, &model, &err);
+        heft_status status = build_odd(own, config, HEFT_DTYPE_NONE, &model, &err);
         test_expect_status(status, rows[i].status, &err, rows[i].name);
         assert_string_equal(err.item, rows[i].item);
         assert_non_null(strstr(err.message, rows[i].says));
@@ -532,8 +539,7 @@ static void an_empty_mixture_of_experts_costs_under_16_mb(void **state)
     assert_int_equal(heft__config_parse(own, "c", "{}", 2, &config, &err), HEFT_OK);
     odd_build = mixture;
     double start = seconds_now();
-    heft_status status = heft__model_build(own, config, &odd_family, odd_classes, HEFT_DTYPE_BF16,
-                                           false, &model, &err);
+    heft_status status = build_odd(own, config, HEFT_DTYPE_BF16, &model, &err);
     double seconds = seconds_now() - start;
     test_expect_status(status, HEFT_OK, &err, "mixture");
     heft_ctx_memory(own, &live, &peak);
