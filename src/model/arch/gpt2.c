@@ -137,7 +137,7 @@ static const heft__class classes[] = {
 
 static const char *const no_split[] = {"GPT2Block", NULL};
 /* masks of older files */
-static const char *const ignore_unexpected[] = {".attn.bias", ".attn.masked_bias", NULL};
+static const char *const ignore_unexpected[] = {"attn.bias", "crossattention.bias", NULL};
 static const char *const other_keys[][2] = {
     {"n_embd",      "hidden_size"            },
     {"n_layer",     "num_hidden_layers"      },
