@@ -156,6 +156,7 @@ typedef struct heft_convert_options {
     const char *const *order; /* names in the order of the state dict, where it is known; NULL: as
                                  the source has them */
     size_t order_count;
+    bool natural_order;        /* without an order of the caller's: the natural order of names */
     uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
     heft_checkpoint_options source;
 } heft_convert_options;

@@ -123,6 +123,9 @@ typedef struct heft_save_options {
     heft_format format;       /* AUTO: safetensors */
     const char *variant;      /* NULL for none */
     bool force;               /* write into a folder that holds a checkpoint already */
+    bool natural_order; /* as the reference saves a model that it has loaded; false: as the state
+                           dict has it */
+    bool dry_run;       /* plan only */
 } heft_save_options;
 
 /**

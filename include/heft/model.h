@@ -106,6 +106,20 @@ HEFT_API size_t heft_model_find(const heft_model *model, const char *name);
 HEFT_API uint64_t heft_model_elements(const heft_model *model);
 /** Return the bytes of what would be saved: weights and persistent buffers, tied ones once. */
 HEFT_API uint64_t heft_model_bytes(const heft_model *model);
+/**
+ * Put the numbers of a model's parameters into the natural order of their names: parts between
+ * dots, whole numbers by value. So the reference orders a model that it has loaded.
+ *
+ * @param model  borrowed
+ * @param order  filled with heft_model_count() numbers; transient buffers stay behind
+ * @param err    filled on failure; may be NULL
+ *
+ * Memory   scratch of 12 bytes for each parameter.
+ * Errors   INVALID_ARG, NOMEM.
+ * Source   docs/sharding.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_natural_order(const heft_model *model,
+                                                              size_t *order, heft_error *err);
 /** Return the names of modules' classes that must stay on one device, NULL past the end; lent. */
 HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
 

@@ -118,6 +118,10 @@ typedef struct heft__write_job {
 
 heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
                                    heft_write_report **report, heft_error *err);
+/* What the index says: append it. `files`: by shard. total_parameters 0: left out. */
+heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors, size_t count,
+                             const heft__shard_plan *plan, const char *const *files,
+                             uint64_t total_parameters, heft__buffer *text, heft_error *err);
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)
 #define HEFT__PIECE_BYTES ((size_t)8 << 20) /* of one read and one write while streaming */
 

@@ -106,7 +106,7 @@ static int by_rank(const void *left, const void *right)
 static void order_tensors(struct conversion *c, struct ranked *order)
 {
     const heft_checkpoint *ckpt = c->ckpt;
-    bool keep = c->options->order_count == 0;
+    bool keep = c->options->order_count == 0 && !c->options->natural_order;
     for (size_t f = 0; f < ckpt->file_count; f++) {
         keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
     }

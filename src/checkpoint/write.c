@@ -262,30 +262,36 @@ static heft_status write_weights(struct session *s, size_t shard, heft_error *er
     return status == HEFT_OK ? heft__folder_file_end(s->folder, err) : status;
 }
 
+heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors, size_t count,
+                             const heft__shard_plan *plan, const char *const *files,
+                             uint64_t total_parameters, heft__buffer *text, heft_error *err)
+{
+    const char **names = heft__arena_array(arena, count, sizeof *names);
+    const char **places = heft__arena_array(arena, count, sizeof *places);
+    heft__json_value *metadata = heft__json_new_object(arena);
+    char *total = heft__arena_format(arena, "%llu", (unsigned long long)plan->total_size);
+    char *elements = heft__arena_format(arena, "%llu", (unsigned long long)total_parameters);
+    if (!names || !places || !metadata || !total || !elements ||
+        !heft__json_set(arena, metadata, "total_size", heft__json_new_number(arena, total)) ||
+        (total_parameters && !heft__json_set(arena, metadata, "total_parameters",
+                                             heft__json_new_number(arena, elements)))) {
+        return heft__fail_nomem(err, count * sizeof *names);
+    }
+    for (size_t i = 0; i < count; i++) {
+        names[i] = tensors[i].name;
+        places[i] = files[plan->shard[i]];
+    }
+    heft__shard_index_write(text, metadata, names, places, count);
+    return heft__buffer_check(text, err);
+}
+
 static heft_status write_index(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
-    const char **names = heft__arena_array(&s->arena, job->count, sizeof *names);
-    const char **files = heft__arena_array(&s->arena, job->count, sizeof *files);
-    heft__json_value *metadata = heft__json_new_object(&s->arena);
-    char *total = heft__arena_format(&s->arena, "%llu", (unsigned long long)s->plan.total_size);
-    char *elements =
-        heft__arena_format(&s->arena, "%llu", (unsigned long long)job->total_parameters);
     heft__buffer text;
-    if (!names || !files || !metadata || !total || !elements ||
-        !heft__json_set(&s->arena, metadata, "total_size",
-                        heft__json_new_number(&s->arena, total)) ||
-        (job->total_parameters && !heft__json_set(&s->arena, metadata, "total_parameters",
-                                                  heft__json_new_number(&s->arena, elements)))) {
-        return heft__fail_nomem(err, job->count * sizeof *names);
-    }
-    for (size_t i = 0; i < job->count; i++) {
-        names[i] = job->tensors[i].name;
-        files[i] = s->names[s->plan.shard[i]];
-    }
     heft__buffer_init(&text, s->ctx);
-    heft__shard_index_write(&text, metadata, names, files, job->count);
-    heft_status status = heft__buffer_check(&text, err);
+    heft_status status = heft__index_text(&s->arena, job->tensors, job->count, &s->plan, s->names,
+                                          job->total_parameters, &text, err);
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(s->folder, s->index_name, true, err);
     }

@@ -84,6 +84,7 @@ bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_err
 bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_error *err);
 bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_dtype *dtype,
                      heft_error *err);
+bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_error *err);
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err);
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err);
 

@@ -13,6 +13,8 @@
     X(DTYPE, "dtype", "D", "cast floating-point tensors (as they are)")                            \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in SRC/DIR")                             \
+    X(ORDER, "order", "O",                                                                         \
+      "of the names: state_dict, or natural as of a loaded model (state_dict)")                    \
     X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")                         \
     X(DRY_RUN, "dry-run", NULL, "say what would be written, write nothing")                        \
     X(RESUME, "resume", NULL, "keep finished shards if interrupted, and go on from them")
@@ -100,7 +102,7 @@ static void find_model(cli_run *run, const heft_checkpoint *ckpt, struct knowled
 }
 
 /* Whatever fails here is no failure: the conversion works without. */
-static void learn(cli_run *run, const heft_checkpoint *ckpt, struct knowledge *known)
+static void learn(cli_run *run, const heft_checkpoint *ckpt, bool natural, struct knowledge *known)
 {
     find_model(run, ckpt, known);
     if (!known->model) {
@@ -108,10 +110,18 @@ static void learn(cli_run *run, const heft_checkpoint *ckpt, struct knowledge *k
     }
     known->elements = is_complete(known->model, ckpt) ? heft_model_elements(known->model) : 0;
     size_t count = heft_model_count(known->model);
-    known->names = has_own_order(ckpt) ? NULL : calloc(count ? count : 1, sizeof *known->names);
-    for (size_t i = 0; known->names && i < count; i++) {
-        known->names[known->name_count++] = heft_model_parameter(known->model, i)->name;
+    if (has_own_order(ckpt) && !natural) {
+        return;
     }
+    size_t *order = calloc(count ? count : 1, sizeof *order);
+    known->names = calloc(count ? count : 1, sizeof *known->names);
+    bool good = order && known->names &&
+                (!natural || heft_model_natural_order(known->model, order, NULL) == HEFT_OK);
+    for (size_t i = 0; good && i < count; i++) {
+        known->names[known->name_count++] =
+            heft_model_parameter(known->model, natural ? order[i] : i)->name;
+    }
+    free(order);
 }
 
 static bool read_options(const cli_run *run, heft_convert_options *request, heft_error *err)
@@ -123,6 +133,7 @@ static bool read_options(const cli_run *run, heft_convert_options *request, heft
     request->resume = run->values[OPTION_RESUME] != NULL;
     return cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->max_shard_bytes, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->format, err) &&
+           cli_value_order(run, OPTION_ORDER, &request->natural_order, err) &&
            cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err);
 }
 
@@ -139,7 +150,7 @@ static int run_convert(cli_run *run)
     }
     heft_status status = heft_checkpoint_open(run->ctx, src, &request.source, &ckpt, &err);
     if (status == HEFT_OK) {
-        learn(run, ckpt, &known);
+        learn(run, ckpt, request.natural_order, &known);
         heft_checkpoint_close(ckpt);
         request.order = known.names;
         request.order_count = known.name_count;

@@ -8,6 +8,9 @@
     X(MAX_SHARD_SIZE, "max-shard-size", "S", "200MB, 5GiB, ... (50GB)")                            \
     X(FORMAT, "format", "F", "safetensors or bin (safetensors)")                                   \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
+    X(ORDER, "order", "O",                                                                         \
+      "of the names: state_dict, or natural as of a loaded model (state_dict)")                    \
+    X(DRY_RUN, "dry-run", NULL, "say what would be written")                                       \
     X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -24,9 +27,11 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
 {
     request->save.variant = run->values[OPTION_VARIANT];
     request->save.force = run->values[OPTION_FORCE] != NULL;
+    request->save.dry_run = run->values[OPTION_DRY_RUN] != NULL;
     return cli_value_seed(run, OPTION_SEED, &request->init.seed, err) &&
            cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err) &&
            cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->save.max_shard_bytes, err) &&
+           cli_value_order(run, OPTION_ORDER, &request->save.natural_order, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->save.format, err);
 }
 
@@ -50,7 +55,8 @@ static int run_init(cli_run *run)
         status = heft_model_save_random(model, run->arguments[1], &request.init, &request.save,
                                         &report, &err);
     }
-    int code = status == HEFT_OK ? cli_print_written(run, report, heft_model_elements(model), false)
+    int code = status == HEFT_OK ? cli_print_written(run, report, heft_model_elements(model),
+                                                     request.save.dry_run)
                                  : cli_fail(run, &err);
     heft_write_report_free(report);
     heft_model_free(model);

@@ -91,6 +91,16 @@ bool cli_value_format(const cli_run *run, size_t option, heft_format *format, he
     return true;
 }
 
+bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_error *err)
+{
+    const char *text = run->values[option];
+    if (text && strcmp(text, "natural") != 0 && strcmp(text, "state_dict") != 0) {
+        return refuse(run, option, err, "is no order: state_dict or natural");
+    }
+    *natural = text && strcmp(text, "natural") == 0;
+    return true;
+}
+
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err)
 {
     static const struct {

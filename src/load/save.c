@@ -82,14 +82,13 @@ static heft_status read_random(void *user, const heft__out_tensor *tensor, uint6
 }
 
 /* ---- what is written ------------------------------------------------------------------------- */
-static heft_status list_tensors(struct saving *s, heft_format format, bool stored, heft_error *err)
+/* `order`: numbers of parameters, or NULL for their own order. */
+static heft_status add_tensors(struct saving *s, heft_format format, bool stored,
+                               const size_t *order, heft_error *err)
 {
     const heft_model *model = s->model;
-    s->tensors = heft__arena_array(&s->arena, model->count, sizeof *s->tensors);
-    if (!s->tensors) {
-        return heft__fail_nomem(err, model->count * sizeof *s->tensors);
-    }
-    for (size_t i = 0; i < model->count; i++) {
+    for (size_t k = 0; k < model->count; k++) {
+        const size_t i = order ? order[k] : k;
         const heft_parameter *parameter = &model->parameters[i];
         bool tied = parameter->tied_to != i;
         if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
@@ -112,6 +111,28 @@ static heft_status list_tensors(struct saving *s, heft_format format, bool store
         };
     }
     return HEFT_OK;
+}
+
+static heft_status list_tensors(struct saving *s, heft_format format, bool stored, bool natural,
+                                heft_error *err)
+{
+    const heft_model *model = s->model;
+    size_t *order = NULL;
+    heft_status status = HEFT_OK;
+    s->tensors = heft__arena_array(&s->arena, model->count, sizeof *s->tensors);
+    if (!s->tensors) {
+        return heft__fail_nomem(err, model->count * sizeof *s->tensors);
+    }
+    if (natural) {
+        order = heft__alloc(model->ctx, model->count * sizeof *order);
+        status = order ? heft_model_natural_order(model, order, err)
+                       : heft__fail_nomem(err, model->count * sizeof *order);
+    }
+    if (status == HEFT_OK) {
+        status = add_tensors(s, format, stored, order, err);
+    }
+    heft__free(model->ctx, order, model->count * sizeof *order);
+    return status;
 }
 
 static heft_status list_modules(struct saving *s, heft_error *err)
@@ -149,7 +170,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     struct saving s = {.model = model, .seed = init ? init->seed : 0};
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
-    heft_status status = list_tensors(&s, format, !random, err);
+    heft_status status = list_tensors(&s, format, !random, options->natural_order, err);
     if (status == HEFT_OK) {
         status = list_modules(&s, err);
     }
@@ -165,6 +186,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .variant = options->variant,
             .max_shard_bytes = options->max_shard_bytes,
             .force = options->force,
+            .dry_run = options->dry_run,
             .tensors = s.tensors,
             .count = s.count,
             .total_parameters = heft_model_elements(model),

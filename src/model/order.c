@@ -117,7 +117,8 @@ static void apply(heft_model *model, uint32_t *order, size_t count)
     }
 }
 
-heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *err)
+/* Numbers 0 .. count - 1 in order; owned, NULL without memory. */
+static uint32_t *sort(const heft_model *model, size_t count)
 {
     heft_ctx *ctx = model->ctx;
     struct sorting sorting = {
@@ -126,18 +127,51 @@ heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *e
         .spare = heft__alloc(ctx, count * sizeof *sorting.spare),
         .ends = heft__alloc(ctx, (count + 1) * sizeof *sorting.ends),
     };
-    heft_status status = HEFT_OK;
-    if (count >= UINT32_MAX) {
-        status = heft__fail(err, HEFT_LIMIT, "the model has %zu tensors", count);
-    } else if (!sorting.order || !sorting.spare || !sorting.ends) {
-        status = heft__fail_nomem(err, count * sizeof *sorting.ends);
-    } else {
+    bool room = sorting.order && sorting.spare && sorting.ends;
+    if (room) {
         find_runs(&sorting, count);
         merge_runs(&sorting);
-        apply(model, sorting.order, count);
     }
-    heft__free(ctx, sorting.order, count * sizeof *sorting.order);
     heft__free(ctx, sorting.spare, count * sizeof *sorting.spare);
     heft__free(ctx, sorting.ends, (count + 1) * sizeof *sorting.ends);
-    return status;
+    if (!room) {
+        heft__free(ctx, sorting.order, count * sizeof *sorting.order);
+        return NULL;
+    }
+    return sorting.order;
+}
+
+heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *err)
+{
+    if (count >= UINT32_MAX) {
+        return heft__fail(err, HEFT_LIMIT, "the model has %zu tensors", count);
+    }
+    uint32_t *order = sort(model, count);
+    if (!order) {
+        return heft__fail_nomem(err, count * sizeof *order);
+    }
+    apply(model, order, count);
+    heft__free(model->ctx, order, count * sizeof *order);
+    return HEFT_OK;
+}
+
+heft_status heft_model_natural_order(const heft_model *model, size_t *order, heft_error *err)
+{
+    size_t count = 0;
+    if (!model || !order) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
+    }
+    while (count < model->count &&
+           model->parameters[count].kind != HEFT_PARAMETER_BUFFER_TRANSIENT) {
+        count++;
+    }
+    uint32_t *sorted = sort(model, count); /* a model's parameters are numbered by 32 bits */
+    if (!sorted) {
+        return heft__fail_nomem(err, count * sizeof *sorted);
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        order[i] = i < count ? sorted[i] : i;
+    }
+    heft__free(model->ctx, sorted, count * sizeof *sorted);
+    return HEFT_OK;
 }
