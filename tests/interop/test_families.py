@@ -231,3 +231,24 @@ def test_there_and_back(family, round_number, tmp_path):
         again, info = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same(model.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_is_written_as_theirs(family, tmp_path):
+    config = AutoConfig.for_model(family, **FAMILIES[family](random.Random(family)))
+    AUTO.get(family, AutoModelForCausalLM).from_config(config).save_pretrained(tmp_path / "theirs")
+    heft("init", tmp_path / "theirs", tmp_path / "ours")
+    assert (tmp_path / "ours" / "config.json").read_bytes() == (tmp_path / "theirs" / "config.json").read_bytes()
+    again = AUTO.get(family, AutoModelForCausalLM).from_pretrained(tmp_path / "ours", output_loading_info=True)[1]
+    assert not any(again[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("family", ("deepseek_v3", "gpt_neox", "mixtral", "qwen2_moe", "qwen3_moe", "vit"))
+def test_names_of_memory_are_read(family, tmp_path):
+    config = AutoConfig.for_model(family, **FAMILIES[family](random.Random(family)))
+    model = AUTO.get(family, AutoModelForCausalLM).from_config(config)
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    report = heft("load", tmp_path / "stacked", "--strict")
+    assert report["missing"] == report["unexpected"] == report["mismatched"] == []
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    assert report["copied_bytes"] == 0

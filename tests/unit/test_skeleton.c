@@ -246,8 +246,14 @@ static size_t compare_file(const char *name)
          golden = golden->next, classes_seen++) {
         const heft__json_value *own = heft__json_member(golden, "config");
         snprintf(what, sizeof what, "%s %s", name, golden->key);
-        heft_model *model = test_make_model(ctx, own ? own : heft__json_member(root, "config"),
+        uint64_t peak;
+        heft_ctx *with = heft_ctx_new(NULL); /* of its own, so that it is known what it costs */
+        heft_model *model = test_make_model(with, own ? own : heft__json_member(root, "config"),
                                             golden->key, dtype, what);
+        heft_ctx_memory(with, NULL, &peak);
+        if (peak >= 16000000) {
+            fail_msg("%s: %llu bytes of heap", what, (unsigned long long)peak);
+        }
         assert_string_equal(heft_model_class(model), golden->key);
         compare_lists(what, model, golden);
         compare_digest(what, model, golden, true);
@@ -258,6 +264,7 @@ static size_t compare_file(const char *name)
         compare_counts(what, model, golden);
         compare_ties(model, golden);
         heft_model_free(model);
+        heft_ctx_free(with);
     }
     heft__arena_fini(&arena);
     return classes_seen;
