@@ -9,10 +9,13 @@ extern "C" {
 #endif
 
 typedef enum heft_load_mode {
-    HEFT_LOAD_AUTO, /* mapped where dtype and layout allow it */
-    HEFT_LOAD_MAP,  /* the same, asked for: what cannot be mapped (casts, strides) is copied and
+    HEFT_LOAD_AUTO,  /* mapped where dtype and layout allow it, but copied from a network's file
+                       system, where every page would be a round trip */
+    HEFT_LOAD_MAP,   /* the same, asked for: what cannot be mapped (casts, strides) is copied and
                        counted in the report */
-    HEFT_LOAD_COPY  /* everything on the heap */
+    HEFT_LOAD_COPY,  /* everything on the heap */
+    HEFT_LOAD_SHARED /* as MAP, but what cannot be mapped is made once for all processes of this
+                        user on this host, read only; docs/sharing.md */
 } heft_load_mode;
 
 typedef struct heft_load_options {
@@ -44,7 +47,7 @@ typedef struct heft_name_group {
 typedef struct heft_load_report {
     const char *class_name, *model_type;
     heft_dtype dtype;
-    const char *mode;     /* "map" or "copy" */
+    const char *mode;     /* "map", "copy" or "shared" */
     const char *strategy; /* one line: what was picked and why */
     uint64_t parameters;  /* elements of the weights */
     uint64_t bytes;
@@ -60,7 +63,7 @@ typedef struct heft_load_report {
     size_t tied_count;
     const char *const *warnings;
     size_t warning_count;
-    uint64_t mapped_bytes, copied_bytes, initialized_bytes;
+    uint64_t mapped_bytes, copied_bytes, shared_bytes, initialized_bytes;
     double seconds;
 } heft_load_report;
 

@@ -41,7 +41,8 @@ typedef struct heft_model heft_model;
 typedef enum heft_parameter_state {
     HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: the "meta" tensor */
     HEFT_PARAMETER_MAPPED, /* points into a file mapping, no heap */
-    HEFT_PARAMETER_OWNED   /* heap */
+    HEFT_PARAMETER_OWNED,  /* heap */
+    HEFT_PARAMETER_SHARED  /* read only, in the one copy that processes of this host share */
 } heft_parameter_state;
 
 typedef enum heft_parameter_kind {

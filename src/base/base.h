@@ -183,5 +183,8 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
 typedef heft_status (*heft__work_fn)(void *user, size_t item, heft_error *err);
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err);
+/* The same on this many threads: for work that waits for a disk rather than for a processor. */
+heft_status heft__parallel_on(size_t threads, size_t count, heft__work_fn fn, void *user,
+                              heft_error *err);
 
 #endif

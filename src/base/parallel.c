@@ -44,9 +44,15 @@ static void *work(void *argument)
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err)
 {
+    return heft__parallel_on(heft__threads(ctx), count, fn, user, err);
+}
+
+heft_status heft__parallel_on(size_t wanted, size_t count, heft__work_fn fn, void *user,
+                              heft_error *err)
+{
     struct job job = {.count = count, .fn = fn, .user = user, .status = HEFT_OK};
     pthread_t threads[THREADS_MOST];
-    size_t wanted = heft__threads(ctx), started = 0;
+    size_t started = 0;
     wanted = wanted > count ? count : wanted;
     wanted = wanted > THREADS_MOST ? THREADS_MOST : wanted;
     pthread_mutex_init(&job.lock, NULL);

@@ -6,7 +6,7 @@
 #define OPTIONS(X)                                                                                 \
     X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
     X(DTYPE, "dtype", "D", "of the weights; auto: as the config, else the files say (auto)")       \
-    X(MODE, "mode", "M", "map, copy, or auto: mapped where that is possible (auto)")               \
+    X(MODE, "mode", "M", "map, copy, shared (one copy a host), or auto (auto)")                    \
     X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
       "initialise what has another shape")                                                         \
@@ -64,6 +64,7 @@ static void print_json(const cli_run *run, const heft_load_report *report, const
     cli_json_close(&json, '}');
     cli_json_u64(&json, "mapped_bytes", report->mapped_bytes);
     cli_json_u64(&json, "copied_bytes", report->copied_bytes);
+    cli_json_u64(&json, "shared_bytes", report->shared_bytes);
     cli_json_u64(&json, "initialized_bytes", report->initialized_bytes);
     cli_json_strings(&json, "warnings", report->warnings, report->warning_count);
     cli_json_double(&json, "seconds", report->seconds);

@@ -107,9 +107,10 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
         const char *name;
         heft_load_mode mode;
     } modes[] = {
-        {"auto", HEFT_LOAD_AUTO},
-        {"map",  HEFT_LOAD_MAP },
-        {"copy", HEFT_LOAD_COPY}
+        {"auto",   HEFT_LOAD_AUTO  },
+        {"map",    HEFT_LOAD_MAP   },
+        {"copy",   HEFT_LOAD_COPY  },
+        {"shared", HEFT_LOAD_SHARED},
     };
     const char *text = run->values[option];
     for (size_t i = 0; text && i < sizeof modes / sizeof modes[0]; i++) {
@@ -118,5 +119,5 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
             return true;
         }
     }
-    return !text || refuse(run, option, err, "is no mode: auto, map or copy");
+    return !text || refuse(run, option, err, "is no mode: auto, map, copy or shared");
 }

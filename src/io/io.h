@@ -42,10 +42,35 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
 /* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may
  * open. The file is known again by device and inode; another in its place is IO. */
 void heft__source_park(heft__source *source);
+/* ---- far and cold files (cold.c) ------------------------------------------------------------- */
+/* How much of the file is in the page cache, 0 to 1; 1 where nobody can say. */
+double heft__source_residency(heft__source *source);
+/* "NFS", "FUSE", ... for a file system that is a network's, or may be; NULL for a disk's. */
+const char *heft__source_network(heft__source *source);
+/* As heft__source_read, past the page cache where dst has the file's phase: dst and offset leave the
+ * same rest by the block. */
+#define HEFT__DIRECT_BLOCK 4096
+heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
+                                     size_t length, heft_error *err);
 /* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
+
+/* ---- segment: one copy on a host, shared by processes of one user (segment.c) ----------------- */
+typedef struct heft__segment heft__segment;
+#define HEFT__SEGMENT_KEY 80 /* letters, digits, '-'; NUL included */
+
+/* Join the segment of a key, which somebody has built, or make an empty one to be filled and sealed;
+ * others who ask meanwhile wait. Waiting can be cancelled through the progress callback. */
+heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
+                               heft_error *err);
+bool heft__segment_is_new(const heft__segment *segment); /* to be filled */
+/* Its bytes: to be written while it is new, else read only. Changes when it is sealed. */
+uint8_t *heft__segment_base(const heft__segment *segment);
+heft_status heft__segment_seal(heft__segment *segment, heft_error *err);
+/* The kernel frees the bytes with the last one who closes or dies. NULL allowed. */
+void heft__segment_close(heft__segment *segment);
 
 /* ---- names of files -------------------------------------------------------------------------- */
 char *heft__path_join(heft__arena *arena, const char *folder,

@@ -6,12 +6,10 @@
  * kernels before 5.14 lack it, and there the range is read with pread into a small buffer, which
  * brings the same pages into the cache.
  * Source: madvise(2), docs/mapping.md. */
-#include "io/io.h"
+#include "io/source.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -20,21 +18,6 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
-
-struct heft__source {
-    atomic_size_t refs;
-    heft_ctx *ctx;
-    char *path;
-    size_t path_bytes;
-    int fd; /* -1: bytes in memory, or parked */
-    uint64_t size;
-    uint64_t device, inode; /* of the file, to know it again */
-    const uint8_t *bytes;   /* memory source, else NULL */
-    pthread_mutex_t lock;   /* guards fd, users, parked and the making of the mapping */
-    size_t users;           /* reads under way */
-    bool parked;            /* no descriptor is held between reads */
-    const uint8_t *mapped;  /* NULL until asked for */
-};
 
 static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
 {
@@ -46,8 +29,11 @@ static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **ou
         return heft__fail_nomem(err, path_bytes);
     }
     memcpy(copy, path, path_bytes);
-    *source =
-        (heft__source){.ctx = heft__ctx_ref(ctx), .path = copy, .path_bytes = path_bytes, .fd = -1};
+    *source = (heft__source){.ctx = heft__ctx_ref(ctx),
+                             .path = copy,
+                             .path_bytes = path_bytes,
+                             .fd = -1,
+                             .direct_fd = -1};
     atomic_init(&source->refs, 1);
     pthread_mutex_init(&source->lock, NULL);
     *out = source;
@@ -109,7 +95,7 @@ heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **ou
 
 /* The descriptor for a read, opened again if the source is parked. Every take is followed by a
  * drop. */
-static heft_status take_fd(heft__source *source, int *fd, heft_error *err)
+heft_status heft__source_take_fd(heft__source *source, int *fd, heft_error *err)
 {
     heft_status status = HEFT_OK;
     pthread_mutex_lock(&source->lock);
@@ -132,7 +118,7 @@ static heft_status take_fd(heft__source *source, int *fd, heft_error *err)
     return heft__add_path(status, err, source->path);
 }
 
-static void drop_fd(heft__source *source)
+void heft__source_drop_fd(heft__source *source)
 {
     pthread_mutex_lock(&source->lock);
     if (--source->users == 0 && source->parked) {
@@ -182,6 +168,9 @@ void heft__source_unref(heft__source *source)
     }
     if (source->fd >= 0) {
         close(source->fd);
+    }
+    if (source->direct_fd >= 0) {
+        close(source->direct_fd);
     }
     pthread_mutex_destroy(&source->lock);
     heft_ctx *ctx = source->ctx;
@@ -250,10 +239,10 @@ heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, 
         return HEFT_OK;
     }
     int fd = -1;
-    heft_status status = take_fd(source, &fd, err);
+    heft_status status = heft__source_take_fd(source, &fd, err);
     if (status == HEFT_OK) {
         status = read_fd(source, fd, offset, dst, length, err);
-        drop_fd(source);
+        heft__source_drop_fd(source);
     }
     return status;
 }
@@ -267,7 +256,7 @@ static heft_status map_file(heft__source *source, const uint8_t **base, heft_err
         return heft__fail(err, HEFT_NOMEM, "%llu bytes do not fit into the address space",
                           (unsigned long long)source->size);
     }
-    heft_status status = take_fd(source, &fd, err);
+    heft_status status = heft__source_take_fd(source, &fd, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -275,7 +264,7 @@ static heft_status map_file(heft__source *source, const uint8_t **base, heft_err
     if (mapped == MAP_FAILED) {
         status = heft__fail_errno(err, errno, "cannot map the file");
     }
-    drop_fd(source);
+    heft__source_drop_fd(source);
     if (status != HEFT_OK) {
         return status;
     }

@@ -3,13 +3,18 @@
  * Mapped parameters point into the file and cost nothing. Others get memory of their own, which is
  * filled in pieces by all threads: plain tensors piece by piece straight from the file, the rest
  * (strided, deflated, other byte order) one tensor at a time. A cast goes through one small buffer
- * per piece. Not done here: deciding which tensor fills which parameter. */
+ * per piece. A shared copy is filled the same way by whoever comes first, and bound by all. Not done
+ * here: deciding which tensor fills which parameter. */
 #include "load/load.h"
 
 #include <pthread.h>
 
-#define PIECE_BYTES ((uint64_t)16 << 20) /* of one read, in the file's dtype */
-#define SCRATCH_BYTES ((size_t)1 << 20)  /* of one cast */
+#define PIECE_BYTES ((uint64_t)16 << 20)  /* of one read, in the file's dtype */
+#define SCRATCH_BYTES ((size_t)256 << 10) /* of one cast: stays in the second-level cache */
+#define DIRECT_BYTES ((size_t)4 << 20) /* of one cast of a direct read: huge pages, long requests */
+#define DIRECT_LEAST ((uint64_t)16 << 20) /* smaller files are read through the page cache */
+#define DIRECT_RESIDENCY 0.2              /* of which less is in the page cache than this */
+#define DISK_THREADS ((size_t)4)          /* that wait for a disk, at least */
 
 struct item { /* one piece of work */
     size_t parameter, tensor;
@@ -18,13 +23,23 @@ struct item { /* one piece of work */
     uint64_t offset;       /* of `first` in the file, where not whole */
 };
 
+#define NO_PLACE UINT64_MAX
+#define PLACE_ALIGN 64 /* of a parameter in a shared copy */
+
+enum way { UNDECIDED, BUFFERED, DIRECT }; /* a file's bytes take: DIRECT is past the page cache */
+
 struct fill {
     heft_model *model;
     const heft_checkpoint *ckpt;
     const heft__match *match;
-    uint8_t **data;       /* [model->count] where to write, NULL: not copied */
-    heft_storage **fresh; /* [model->count] new storages, bound when all went well */
-    heft_tensor **mapped; /* [model->count] */
+    const heft__fill_options *options;
+    uint8_t **data;         /* [model->count] where to write, NULL: not copied */
+    heft_storage **fresh;   /* [model->count] new storages, bound when all went well */
+    heft_tensor **mapped;   /* [model->count] */
+    enum way *way;          /* [ckpt->file_count] */
+    heft__segment *segment; /* the shared copy, NULL without */
+    uint64_t *place;        /* [model->count] in it; NO_PLACE: not there */
+    uint64_t segment_bytes;
     struct item *items;
     size_t count, cap;
     pthread_mutex_t lock; /* guards done_bytes and the progress callback */
@@ -32,32 +47,50 @@ struct fill {
 };
 
 /* ---- work ------------------------------------------------------------------------------------ */
-static heft_status fill_plain(struct fill *f, const struct item *item, heft_error *err)
+static heft_status read_piece(const struct fill *f, const struct item *item, uint64_t offset,
+                              void *dst, size_t length, heft_error *err)
+{
+    heft__source *source = heft__file_of(f->ckpt, item->tensor)->source;
+    return f->way[f->ckpt->infos[item->tensor].file_index] == DIRECT
+               ? heft__source_read_direct(source, offset, dst, length, err)
+               : heft__source_read(source, offset, dst, length, err);
+}
+
+/* Through a buffer, which for direct reads has the file's phase. */
+static heft_status fill_cast(struct fill *f, const struct item *item, heft_error *err)
 {
     const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
     const heft_dtype to = f->model->parameters[item->parameter].dtype;
-    heft__source *source = heft__file_of(f->ckpt, item->tensor)->source;
-    uint64_t from_bits = heft_dtype_bits(info->dtype), to_bytes = heft_dtype_bits(to) / 8;
-    uint8_t *dst = f->data[item->parameter];
-    if (info->dtype == to) {
-        return heft__source_read(source, item->offset, dst + item->first * from_bits / 8,
-                                 (size_t)(item->count * from_bits / 8), err);
-    }
-    uint8_t *scratch = heft__alloc(f->model->ctx, SCRATCH_BYTES);
-    heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, SCRATCH_BYTES);
-    uint64_t from_bytes = from_bits / 8, most = SCRATCH_BYTES / from_bytes;
+    const bool direct = f->way[info->file_index] == DIRECT;
+    const size_t bytes = direct ? DIRECT_BYTES : SCRATCH_BYTES;
+    const size_t from_bytes = heft_dtype_bits(info->dtype) / 8;
+    const size_t to_bytes = heft_dtype_bits(to) / 8, most = bytes / from_bytes;
+    uint8_t *dst = f->data[item->parameter] + item->first * to_bytes;
+    uint8_t *scratch = heft__alloc(f->model->ctx, bytes + HEFT__DIRECT_BLOCK);
+    heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, bytes);
     for (uint64_t done = 0; done < item->count && status == HEFT_OK;) {
-        uint64_t elems = item->count - done < most ? item->count - done : most;
-        status = heft__source_read(source, item->offset + done * from_bytes, scratch,
-                                   (size_t)(elems * from_bytes), err);
+        const uint64_t left = item->count - done, offset = item->offset + done * from_bytes;
+        const size_t elems = left < most ? (size_t)left : most;
+        uint8_t *read_to = scratch + (offset - (uintptr_t)scratch) % HEFT__DIRECT_BLOCK;
+        status = read_piece(f, item, offset, read_to, elems * from_bytes, err);
         if (status == HEFT_OK) {
-            heft__cast(to, dst + (item->first + done) * to_bytes, info->dtype, scratch,
-                       (size_t)elems);
+            heft__cast(to, dst + done * to_bytes, info->dtype, read_to, elems);
         }
         done += elems;
     }
-    heft__free(f->model->ctx, scratch, SCRATCH_BYTES);
+    heft__free(f->model->ctx, scratch, bytes + HEFT__DIRECT_BLOCK);
     return status;
+}
+
+static heft_status fill_plain(struct fill *f, const struct item *item, heft_error *err)
+{
+    const heft_dtype from = f->ckpt->infos[item->tensor].dtype;
+    const size_t bytes = heft_dtype_bits(from) / 8;
+    if (from != f->model->parameters[item->parameter].dtype) {
+        return fill_cast(f, item, err);
+    }
+    return read_piece(f, item, item->offset, f->data[item->parameter] + item->first * bytes,
+                      (size_t)(item->count * bytes), err);
 }
 
 static heft_status fill_whole(struct fill *f, const struct item *item, heft_error *err)
@@ -132,8 +165,22 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
     return HEFT_OK;
 }
 
-static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse,
-                             heft__fill_counts *counts, heft_error *err)
+/* Files of which little is in the page cache are read past it: it would only be a second copy, and
+ * requests are longer. */
+static bool is_direct(struct fill *f, size_t file, heft__fill_counts *counts)
+{
+    heft__source *source = f->ckpt->files[file].file->source;
+    if (f->way[file] == UNDECIDED) {
+        bool direct = heft__source_size(source) >= DIRECT_LEAST && !heft__source_network(source) &&
+                      heft__source_residency(source) < DIRECT_RESIDENCY;
+        f->way[file] = direct ? DIRECT : BUFFERED;
+        counts->direct_files += direct;
+    }
+    return f->way[file] == DIRECT;
+}
+
+static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts,
+                             heft_error *err)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
@@ -143,12 +190,24 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, bool reuse
         return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
                           heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
     }
-    if (reuse && parameter->state == HEFT_PARAMETER_OWNED) {
+    const bool past_cache = is_direct(f, info->file_index, counts);
+    if (f->options->share) {
+        f->place[i] = f->segment_bytes;
+        f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
+        counts->shared_bytes += parameter->size_bytes;
+        counts->cast_bytes += info->dtype != parameter->dtype ? parameter->size_bytes : 0;
+        return add_items(f, i, tensor, err);
+    }
+    if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
         f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
     } else {
-        status = heft__storage_new(f->model->ctx, parameter->size_bytes, &f->fresh[i], err);
+        const bool direct = past_cache && info->offset != HEFT_NO_OFFSET;
+        const size_t more = direct ? HEFT__DIRECT_BLOCK : 0;
+        status = heft__storage_new(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
         if (status == HEFT_OK) {
-            f->data[i] = heft_storage_data(f->fresh[i]);
+            uint8_t *base = heft_storage_data(f->fresh[i]);
+            uint64_t offset = info->offset + f->match->first[i] * heft_dtype_bits(info->dtype) / 8;
+            f->data[i] = base + (direct ? (offset - (uintptr_t)base) % HEFT__DIRECT_BLOCK : 0);
         }
     }
     counts->copied_bytes += parameter->size_bytes;
@@ -166,8 +225,7 @@ static bool is_slice(const struct fill *f, size_t i)
            heft__shape_elems(info->shape, info->rank, &theirs) && ours != theirs;
 }
 
-static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts *counts,
-                        heft_error *err)
+static heft_status plan(struct fill *f, heft__fill_counts *counts, heft_error *err)
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < f->model->count && status == HEFT_OK; i++) {
@@ -183,11 +241,11 @@ static heft_status plan(struct fill *f, bool map, bool reuse, heft__fill_counts 
         }
         bool as_it_lies = f->ckpt->infos[tensor].dtype == f->model->parameters[i].dtype &&
                           f->ckpt->infos[tensor].offset != HEFT_NO_OFFSET;
-        if (map && as_it_lies) {
+        if (f->options->map && as_it_lies) {
             status = heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
             counts->mapped_bytes += f->model->parameters[i].size_bytes;
         } else {
-            status = plan_copy(f, i, tensor, reuse, counts, err);
+            status = plan_copy(f, i, tensor, counts, err);
         }
         heft__add_item(status, err, f->model->parameters[i].name);
     }
@@ -206,7 +264,8 @@ static void bind_all(struct fill *f)
             heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start,
                              HEFT_PARAMETER_MAPPED);
         } else if (f->fresh[i]) {
-            heft__model_bind(f->model, i, f->fresh[i], 0, HEFT_PARAMETER_OWNED);
+            uint64_t start = (uint64_t)(f->data[i] - (uint8_t *)heft_storage_data(f->fresh[i]));
+            heft__model_bind(f->model, i, f->fresh[i], start, HEFT_PARAMETER_OWNED);
             f->fresh[i] = NULL;
         }
     }
@@ -220,61 +279,237 @@ static void bind_all(struct fill *f)
     }
 }
 
-heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
-                       bool map, bool reuse, heft__fill_counts *counts, heft_error *err)
+/* ---- the shared copy ------------------------------------------------------------------------- */
+/* What the copy holds, as text: files by what tells one version from another, parameters by name,
+ * dtype and place. Two processes with the same text want the same bytes. */
+static heft_status name_copy(const struct fill *f, char key[HEFT__SEGMENT_KEY], heft_error *err)
 {
-    const size_t count = model->count;
-    struct fill f = {.model = model, .ckpt = ckpt, .match = match};
-    f.data = heft__alloc_zero(model->ctx, count, sizeof *f.data);
-    f.fresh = heft__alloc_zero(model->ctx, count, sizeof *f.fresh);
-    f.mapped = heft__alloc_zero(model->ctx, count, sizeof *f.mapped);
-    pthread_mutex_init(&f.lock, NULL);
-    heft_status status = f.data && f.fresh && f.mapped
-                             ? plan(&f, map, reuse, counts, err)
-                             : heft__fail_nomem(err, count * sizeof *f.data);
+    heft__buffer text;
+    heft__buffer_init(&text, f->model->ctx);
+    for (size_t i = 0; i < f->ckpt->file_count; i++) {
+        heft__buffer_format(&text, "%s %llu\n", f->ckpt->files[i].info.name,
+                            (unsigned long long)heft__path_stamp(f->ckpt->files[i].info.path));
+    }
+    for (size_t i = 0; i < f->model->count; i++) {
+        if (f->place[i] != NO_PLACE) {
+            heft__buffer_format(&text, "%s %d %llu %zu %llu\n", f->model->parameters[i].name,
+                                (int)f->model->parameters[i].dtype, (unsigned long long)f->place[i],
+                                f->match->source[i], (unsigned long long)f->match->first[i]);
+        }
+    }
+    heft_status status = heft__buffer_check(&text, err);
     if (status == HEFT_OK) {
-        status = heft__parallel(model->ctx, f.count, fill_item, &f, err);
+        const char *bytes = (const char *)text.data;
+        uint64_t first = heft__stable_hash(bytes, text.size);
+        heft__buffer_format(&text, "%llu", (unsigned long long)first); /* the second half */
+        status = heft__buffer_check(&text, err);
+        snprintf(key, HEFT__SEGMENT_KEY, "weights-%016llx%016llx", (unsigned long long)first,
+                 (unsigned long long)heft__stable_hash((const char *)text.data, text.size));
+    }
+    heft__buffer_fini(&text);
+    return status;
+}
+
+/* Join the copy, or begin it: then data[] points into it. */
+static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_error *err)
+{
+    char key[HEFT__SEGMENT_KEY] = {0};
+    heft_status status = name_copy(f, key, err);
+    if (status == HEFT_OK) {
+        status = heft__segment_open(f->model->ctx, key, f->segment_bytes, &f->segment, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    counts->joined = !heft__segment_is_new(f->segment);
+    for (size_t i = 0; i < f->model->count; i++) {
+        if (f->place[i] != NO_PLACE) {
+            f->data[i] = heft__segment_base(f->segment) + f->place[i];
+        }
+    }
+    if (counts->joined) {
+        f->count = 0; /* somebody else has done the work */
+    }
+    return HEFT_OK;
+}
+
+static void release_copy(void *user)
+{
+    heft__segment_close(user);
+}
+
+/* Seal what was filled, and hand it to a storage, which all parameters in it will share. */
+static heft_status finish_copy(struct fill *f, heft_storage **out, heft_error *err)
+{
+    heft_status status =
+        heft__segment_is_new(f->segment) ? heft__segment_seal(f->segment, err) : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = heft_storage_wrap(f->model->ctx, heft__segment_base(f->segment), f->segment_bytes,
+                                   release_copy, f->segment, out, err);
     }
     if (status == HEFT_OK) {
+        f->segment = NULL;
+    }
+    return status;
+}
+
+static void bind_copy(struct fill *f, heft_storage *copy)
+{
+    for (size_t i = 0; i < f->model->count; i++) {
+        if (f->place[i] != NO_PLACE) {
+            heft__model_bind(f->model, i, heft_storage_ref(copy), f->place[i],
+                             HEFT_PARAMETER_SHARED);
+        }
+    }
+}
+
+/* ---- filling --------------------------------------------------------------------------------- */
+static heft_status make_arrays(struct fill *f, heft_error *err)
+{
+    heft_ctx *ctx = f->model->ctx;
+    const size_t count = f->model->count;
+    f->data = heft__alloc_zero(ctx, count, sizeof *f->data);
+    f->fresh = heft__alloc_zero(ctx, count, sizeof *f->fresh);
+    f->mapped = heft__alloc_zero(ctx, count, sizeof *f->mapped);
+    f->place = heft__alloc(ctx, count * sizeof *f->place);
+    f->way = heft__alloc_zero(ctx, f->ckpt->file_count, sizeof *f->way);
+    for (size_t i = 0; f->place && i < count; i++) {
+        f->place[i] = NO_PLACE;
+    }
+    return f->data && f->fresh && f->mapped && f->place && f->way
+               ? HEFT_OK
+               : heft__fail_nomem(err, count * sizeof *f->data);
+}
+
+static void free_arrays(struct fill *f)
+{
+    heft_ctx *ctx = f->model->ctx;
+    const size_t count = f->model->count;
+    for (size_t i = 0; i < count; i++) {
+        if (f->fresh) {
+            heft_storage_unref(f->fresh[i]);
+        }
+        if (f->mapped) {
+            heft_tensor_free(f->mapped[i]);
+        }
+    }
+    heft__free(ctx, f->items, f->cap * sizeof *f->items);
+    heft__free(ctx, f->data, count * sizeof *f->data);
+    heft__free(ctx, f->fresh, count * sizeof *f->fresh);
+    heft__free(ctx, f->mapped, count * sizeof *f->mapped);
+    heft__free(ctx, f->place, count * sizeof *f->place);
+    heft__free(ctx, f->way, f->ckpt->file_count * sizeof *f->way);
+}
+
+static heft_status do_work(struct fill *f, const heft__fill_counts *counts, heft_error *err)
+{
+    size_t threads = heft__threads(f->model->ctx);
+    if (counts->direct_files && threads > 1 && threads < DISK_THREADS) {
+        threads = DISK_THREADS;
+    }
+    return heft__parallel_on(threads, f->count, fill_item, f, err);
+}
+
+heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
+                       const heft__fill_options *options, heft__fill_counts *counts,
+                       heft_error *err)
+{
+    struct fill f = {.model = model, .ckpt = ckpt, .match = match, .options = options};
+    heft_storage *copy = NULL;
+    pthread_mutex_init(&f.lock, NULL);
+    heft_status status = make_arrays(&f, err);
+    if (status == HEFT_OK) {
+        status = plan(&f, counts, err);
+    }
+    if (status == HEFT_OK && f.segment_bytes > 0) {
+        status = open_copy(&f, counts, err);
+    }
+    if (status == HEFT_OK) {
+        status = do_work(&f, counts, err);
+    }
+    if (status == HEFT_OK && f.segment) {
+        status = finish_copy(&f, &copy, err);
+    }
+    if (status == HEFT_OK) {
+        bind_copy(&f, copy);
         bind_all(&f);
     }
-    for (size_t i = 0; i < count; i++) {
-        if (f.fresh) {
-            heft_storage_unref(f.fresh[i]);
-        }
-        if (f.mapped) {
-            heft_tensor_free(f.mapped[i]);
-        }
-    }
+    heft_storage_unref(copy);
+    heft__segment_close(f.segment);
+    free_arrays(&f);
     pthread_mutex_destroy(&f.lock);
-    heft__free(model->ctx, f.items, f.cap * sizeof *f.items);
-    heft__free(model->ctx, f.data, count * sizeof *f.data);
-    heft__free(model->ctx, f.fresh, count * sizeof *f.fresh);
-    heft__free(model->ctx, f.mapped, count * sizeof *f.mapped);
     return status;
+}
+
+/* ---- touching -------------------------------------------------------------------------------- */
+struct range { /* of a file, to be brought in */
+    size_t tensor;
+    uint64_t offset, length;
+};
+
+struct touching {
+    const heft_checkpoint *ckpt;
+    heft_ctx *ctx;
+    struct range *ranges;
+    size_t count, cap;
+    pthread_mutex_t lock; /* guards done and the progress callback */
+    uint64_t done, total;
+};
+
+static heft_status touch_range(void *user, size_t i, heft_error *err)
+{
+    struct touching *t = user;
+    const struct range *range = &t->ranges[i];
+    heft_status status = heft__source_touch(heft__file_of(t->ckpt, range->tensor)->source,
+                                            range->offset, range->length, err);
+    heft__add_item(status, err, t->ckpt->infos[range->tensor].name);
+    if (status == HEFT_OK) {
+        pthread_mutex_lock(&t->lock);
+        t->done += range->length;
+        status = heft__tell_progress(t->ctx, "touching", t->done, t->total, err);
+        pthread_mutex_unlock(&t->lock);
+    }
+    return status;
+}
+
+static heft_status add_ranges(struct touching *t, size_t tensor, uint64_t offset, uint64_t length,
+                              heft_error *err)
+{
+    for (uint64_t at = 0; at < length; at += PIECE_BYTES) {
+        if (!heft__array_reserve(t->ctx, (void **)&t->ranges, t->count, &t->cap,
+                                 sizeof *t->ranges)) {
+            return heft__fail_nomem(err, sizeof *t->ranges);
+        }
+        uint64_t left = length - at;
+        t->ranges[t->count++] =
+            (struct range){tensor, offset + at, left < PIECE_BYTES ? left : PIECE_BYTES};
+    }
+    t->total += length;
+    return HEFT_OK;
 }
 
 heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
                              const heft__match *match, heft_error *err)
 {
+    struct touching t = {.ckpt = ckpt, .ctx = model->ctx};
     heft_status status = HEFT_OK;
-    uint64_t done = 0, total = heft_model_bytes(model);
+    pthread_mutex_init(&t.lock, NULL);
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
         size_t tensor = match->source[i];
-        if (tensor == HEFT__NO_TENSOR || model->parameters[i].state != HEFT_PARAMETER_MAPPED) {
-            continue;
-        }
-        const heft_tensor_info *info = &ckpt->infos[tensor];
-        const uint64_t bytes = model->parameters[i].size_bytes;
-        const uint64_t skipped = match->first[i] * (heft_dtype_bits(info->dtype) / 8);
-        status = heft__source_touch(heft__file_of(ckpt, tensor)->source, info->offset + skipped,
-                                    bytes, err);
-        heft__add_item(status, err, info->name);
-        done += bytes;
-        if (status == HEFT_OK) {
-            status = heft__tell_progress(model->ctx, "touching", done, total, err);
+        if (tensor != HEFT__NO_TENSOR && model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
+            const heft_tensor_info *info = &ckpt->infos[tensor];
+            const uint64_t skipped = match->first[i] * (heft_dtype_bits(info->dtype) / 8);
+            status = add_ranges(&t, tensor, info->offset + skipped, model->parameters[i].size_bytes,
+                                err);
         }
     }
+    if (status == HEFT_OK) {
+        size_t threads = heft__threads(model->ctx);
+        threads = threads > 1 && threads < DISK_THREADS ? DISK_THREADS : threads;
+        status = heft__parallel_on(threads, t.count, touch_range, &t, err);
+    }
+    pthread_mutex_destroy(&t.lock);
+    heft__free(model->ctx, t.ranges, t.cap * sizeof *t.ranges);
     return status;
 }
 

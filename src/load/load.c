@@ -51,7 +51,8 @@ struct loading {
     heft__report_memory *memory;
     heft__match match;
     heft__fill_counts counts;
-    bool map;
+    heft__fill_options fill;
+    const char *why; /* it is filled like that */
 };
 
 /* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
@@ -126,10 +127,25 @@ static heft_status judge(const struct loading *l, heft_error *err)
     return HEFT_OK;
 }
 
+/* No shared copy can be had here (no memfd, no /proc, no folder of one's own): a private one. */
+static heft_status fill_alone(struct loading *l, heft_error *err)
+{
+    heft_error reason = err ? *err : (heft_error){0};
+    l->fill.share = false;
+    l->counts = (heft__fill_counts){0};
+    if (!heft__warn(&l->memory->warnings, "no shared copy: %s", reason.message)) {
+        return heft__fail_nomem(err, 0);
+    }
+    return heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+}
+
 static heft_status bring_in(struct loading *l, heft_error *err)
 {
     heft_init_options init = {.seed = l->options->seed};
-    heft_status status = heft__fill(l->model, l->ckpt, &l->match, l->map, false, &l->counts, err);
+    heft_status status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+    if (status == HEFT_IO && l->fill.share && !l->counts.copied_bytes) {
+        status = fill_alone(l, err);
+    }
     if (status == HEFT_OK && l->model->known_family) { /* of an unknown one nothing is missing */
         status = heft_model_init(l->model, &init, err);
     }
@@ -139,13 +155,27 @@ static heft_status bring_in(struct loading *l, heft_error *err)
     return status;
 }
 
+/* auto: mapped, unless a file lies on a network's file system, where each page that is touched would
+ * be a round trip of its own, while a copy asks for megabytes at once, many times in parallel. */
+static void choose_strategy(struct loading *l)
+{
+    const heft_load_mode mode = l->options->mode;
+    const char *network = NULL;
+    for (size_t i = 0; i < l->ckpt->file_count && mode == HEFT_LOAD_AUTO && !network; i++) {
+        network = heft__source_network(l->ckpt->files[i].file->source);
+    }
+    l->fill.map = mode != HEFT_LOAD_COPY && !network;
+    l->fill.share = mode == HEFT_LOAD_SHARED;
+    l->why = network ? network : mode == HEFT_LOAD_AUTO ? "auto" : "asked for";
+}
+
 static heft_status load(struct loading *l, const char *path, heft_error *err)
 {
     heft_status status = prepare(l, path, err);
     if (status != HEFT_OK) {
         return status;
     }
-    l->map = l->options->mode != HEFT_LOAD_COPY;
+    choose_strategy(l);
     l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
@@ -155,7 +185,8 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
     /* the lists are told even when they are the reason to refuse */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;
-        status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, l->map, where);
+        status =
+            heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, l->why, where);
         if (status == HEFT_OK && verdict == HEFT_OK) {
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }
@@ -223,11 +254,12 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
     }
     heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
     if (verdict == HEFT_OK) {
-        verdict = heft__fill(model, l.ckpt, &l.match, false, true, &l.counts, err);
+        l.fill.reuse = true;
+        verdict = heft__fill(model, l.ckpt, &l.match, &l.fill, &l.counts, err);
     }
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
-        status = heft__report_fill(l.memory, model, &l.match, &l.counts, false,
-                                   verdict == HEFT_OK ? err : NULL);
+        status = heft__report_fill(l.memory, model, &l.match, &l.counts, &l.fill,
+                                   "into a model that exists", verdict == HEFT_OK ? err : NULL);
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     heft__match_fini(model, &l.match);

@@ -58,13 +58,21 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
 
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
-    uint64_t mapped_bytes, copied_bytes, cast_bytes;
+    uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes;
+    size_t direct_files; /* read past the page cache */
+    bool joined;         /* the shared copy was there already */
 } heft__fill_counts;
 
-/* Bind every parameter that has a source: mapped where `map` is set and the bytes can be used as
- * they lie, else copied and cast. reuse: write over storages that are owned already. */
+typedef struct heft__fill_options {
+    bool map;   /* what can be used as it lies in its file is mapped */
+    bool share; /* the rest goes into one copy for all processes of the host */
+    bool reuse; /* write over storages that are owned already */
+} heft__fill_options;
+
+/* Bind every parameter that has a source. */
 heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
-                       bool map, bool reuse, heft__fill_counts *counts, heft_error *err);
+                       const heft__fill_options *options, heft__fill_counts *counts,
+                       heft_error *err);
 /* Bring in every mapped byte. */
 heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
                              const heft__match *match, heft_error *err);
@@ -81,10 +89,10 @@ typedef struct heft__report_memory {
 } heft__report_memory;
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err);
-/* Everything but seconds: from the model and the lists. */
+/* Everything but seconds: from the model and the lists. why: what the strategy was chosen for. */
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
-                              const heft__match *match, const heft__fill_counts *counts, bool map,
-                              heft_error *err);
+                              const heft__match *match, const heft__fill_counts *counts,
+                              const heft__fill_options *options, const char *why, heft_error *err);
 /* After what the checkpoint lacks was initialised. */
 heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
                                      const heft__match *match, heft_error *err);

@@ -106,36 +106,52 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
     return HEFT_OK;
 }
 
-static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts, bool map)
+/* One line: what was done, and why. */
+static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts,
+                            const heft__fill_options *options, const char *why)
 {
-    unsigned long long mapped = counts->mapped_bytes, copied = counts->copied_bytes,
-                       cast = counts->cast_bytes;
-    if (!map) {
-        return heft__arena_format(&memory->arena,
-                                  "copied by pread into memory of its own%s: asked for",
-                                  cast ? ", cast on the way" : "");
+    unsigned long long mapped = counts->mapped_bytes, cast = counts->cast_bytes,
+                       rest = counts->copied_bytes + counts->shared_bytes;
+    heft__arena *arena = &memory->arena;
+    const char *casts = cast ? ", cast on the way" : "",
+               *direct =
+                   counts->direct_files ? ", past the page cache, which has little of it" : "";
+    if (!options->map) {
+        const bool asked = strcmp(why, "asked for") == 0 || strncmp(why, "into", 4) == 0;
+        return asked ? heft__arena_format(arena, "copied into memory of its own%s%s: %s", casts,
+                                          direct, why)
+                     : heft__arena_format(arena,
+                                          "copied by large reads in parallel%s: the files lie on "
+                                          "%s, where every page of a mapping is a round trip",
+                                          casts, why);
     }
-    if (copied == 0) {
-        return "mapped: every tensor lies in its file as it is used, so no byte is copied";
+    if (rest == 0) {
+        return heft__arena_format(
+            arena, "mapped: every tensor lies in its file as it is used, so no byte is copied");
     }
-    return heft__arena_format(
-        &memory->arena,
-        "mapped %llu bytes as they lie, copied %llu (%llu of them cast): those cannot be "
-        "used from the file",
-        mapped, copied, cast);
+    if (options->share) {
+        return heft__arena_format(
+            arena, "mapped %llu bytes as they lie; %llu%s are one copy for all processes, %s%s",
+            mapped, rest, cast ? " (cast)" : "",
+            counts->joined ? "which was there already" : "made by this one", direct);
+    }
+    return heft__arena_format(arena,
+                              "mapped %llu bytes as they lie, copied %llu (%llu of them cast)%s: "
+                              "those cannot be used from the file",
+                              mapped, rest, cast, direct);
 }
 
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
-                              const heft__match *match, const heft__fill_counts *counts, bool map,
-                              heft_error *err)
+                              const heft__match *match, const heft__fill_counts *counts,
+                              const heft__fill_options *options, const char *why, heft_error *err)
 {
     heft_load_report *report = &memory->report;
     heft__arena *arena = &memory->arena;
     report->class_name = heft__arena_text(arena, model->class_name, strlen(model->class_name));
     report->model_type = heft__arena_text(arena, model->model_type, strlen(model->model_type));
     report->dtype = model->dtype;
-    report->mode = map ? "map" : "copy";
-    report->strategy = describe(memory, counts, map);
+    report->mode = options->share ? "shared" : options->map ? "map" : "copy";
+    report->strategy = describe(memory, counts, options, why);
     if (!report->class_name || !report->model_type || !report->strategy) {
         return heft__fail_nomem(err, 0);
     }
@@ -149,6 +165,7 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     report->mismatched_count = match->mismatched_count;
     report->mapped_bytes = counts->mapped_bytes;
     report->copied_bytes = counts->copied_bytes;
+    report->shared_bytes = counts->shared_bytes;
     report->warnings = memory->warnings.lines;
     report->warning_count = memory->warnings.count;
     return list_ties(memory, model, err);

@@ -1,0 +1,194 @@
+/* cold.c - files that are not in the page cache, or far away: how much of one is there, whether its
+ * file system is a network's, and reading past the cache into aligned memory.
+ *
+ * A direct read takes whole blocks: place in the file and place in memory must both be aligned. So
+ * memory is given the same phase as the file, the middle is read directly, and the ends, which
+ * share their block with something else, as ever.
+ * Source: open(2) O_DIRECT, cachestat(2), mincore(2), statfs(2). */
+#include "io/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451 /* the same on all of the kernel's newer tables */
+#endif
+
+/* ---- residency ------------------------------------------------------------------------------- */
+struct cache_range {
+    uint64_t offset, length;
+};
+struct cache_facts {
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+};
+
+#define WINDOWS 32                       /* of the file that are looked at */
+#define WINDOW_BYTES ((uint64_t)1 << 20) /* walking all of a big file's pages takes too long */
+
+/* Pages of a window in the cache; false where the kernel (before 6.5) cannot say. */
+static bool ask_kernel(int fd, uint64_t offset, uint64_t length, uint64_t *pages)
+{
+    struct cache_range range = {offset, length};
+    struct cache_facts facts = {0};
+    if (syscall(SYS_cachestat, fd, &range, &facts, 0) != 0) {
+        return false;
+    }
+    *pages += facts.cached;
+    return true;
+}
+
+/* The same of a mapping. */
+static bool ask_mapping(const uint8_t *base, uint64_t offset, uint64_t length, uint64_t page,
+                        uint64_t *pages)
+{
+    unsigned char in_core[WINDOW_BYTES / 4096];
+    const uint64_t count = (length + page - 1) / page;
+    if (!base || count > sizeof in_core ||
+        mincore((void *)(uintptr_t)(base + offset), (size_t)length, in_core) != 0) {
+        return false;
+    }
+    for (uint64_t k = 0; k < count; k++) {
+        *pages += in_core[k] & 1;
+    }
+    return true;
+}
+
+double heft__source_residency(heft__source *source)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t step = source->size / WINDOWS / WINDOW_BYTES * WINDOW_BYTES;
+    const uint8_t *base = NULL;
+    uint64_t there = 0, seen = 0;
+    int fd = -1;
+    if (source->bytes || source->size == 0 || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
+        return 1;
+    }
+    for (uint64_t at = 0;
+         at < source->size && seen<WINDOWS *(WINDOW_BYTES / page); at += step> WINDOW_BYTES
+             ? step
+             : WINDOW_BYTES) {
+        const uint64_t left = source->size - at;
+        const uint64_t length = left < WINDOW_BYTES ? left : WINDOW_BYTES;
+        if (base || !ask_kernel(fd, at, length, &there)) {
+            bool mapped = base || heft__source_map(source, &base, NULL) == HEFT_OK;
+            if (!mapped || !ask_mapping(base, at, length, page, &there)) {
+                break;
+            }
+        }
+        seen += (length + page - 1) / page;
+    }
+    heft__source_drop_fd(source);
+    return seen ? (double)there / (double)seen : 1;
+}
+
+/* ---- file systems ---------------------------------------------------------------------------- */
+const char *heft__source_network(heft__source *source)
+{
+    static const struct {
+        uint32_t magic;
+        const char *name;
+    } kinds[] = {
+        {0x00006969, "NFS"       },
+        {0xff534d42, "CIFS"      },
+        {0xfe534d42, "SMB"       },
+        {0x0000517b, "SMB"       },
+        {0x65735546, "FUSE"      },
+        {0x01021997, "9p"        },
+        {0x00c36400, "Ceph"      },
+        {0x5346414f, "AFS"       },
+        {0x6b414653, "AFS"       },
+        {0x0bd00bd0, "Lustre"    },
+        {0x47504653, "GPFS"      },
+        {0x19830326, "BeeGFS"    },
+        {0x20030528, "OrangeFS"  },
+        {0x73757245, "Coda"      },
+        {0x61756673, "aufs"      },
+        {0x786f4256, "VirtualBox"},
+    };
+    struct statfs facts;
+    int fd = -1;
+    const char *name = NULL;
+    if (source->bytes || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
+        return NULL;
+    }
+    if (fstatfs(fd, &facts) == 0) {
+        for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+            name = (uint32_t)facts.f_type == kinds[i].magic ? kinds[i].name : name;
+        }
+    }
+    heft__source_drop_fd(source);
+    return name;
+}
+
+/* ---- direct reads ---------------------------------------------------------------------------- */
+/* The descriptor for direct reads, or -1. Kept until the source is gone. */
+static int direct_fd(heft__source *source)
+{
+    struct stat facts;
+    pthread_mutex_lock(&source->lock);
+    if (source->direct_fd < 0 && !source->no_direct && !source->parked) {
+        int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_DIRECT | O_NOCTTY | O_NONBLOCK);
+        bool same = fd >= 0 && fstat(fd, &facts) == 0 && (uint64_t)facts.st_dev == source->device &&
+                    (uint64_t)facts.st_ino == source->inode;
+        if (fd >= 0 && !same) {
+            close(fd);
+            fd = -1;
+        }
+        source->direct_fd = fd;
+        source->no_direct = fd < 0;
+    }
+    int fd = source->direct_fd;
+    pthread_mutex_unlock(&source->lock);
+    return fd;
+}
+
+/* As much as can be had directly; what is left, an error included, is for an ordinary read, which
+ * has the words for it. */
+static size_t read_blocks(heft__source *source, uint64_t offset, uint8_t *dst, size_t length)
+{
+    int fd = direct_fd(source);
+    size_t done = 0;
+    while (fd >= 0 && done < length) {
+        ssize_t got = pread(fd, dst + done, length - done, (off_t)(offset + done));
+        if (got > 0) {
+            done += (size_t)got / HEFT__DIRECT_BLOCK * HEFT__DIRECT_BLOCK;
+            if ((size_t)got % HEFT__DIRECT_BLOCK) {
+                break; /* the end of the file */
+            }
+        } else if (got == 0 || errno != EINTR) {
+            if (got < 0 && errno == EINVAL) {
+                pthread_mutex_lock(&source->lock);
+                source->no_direct = true;
+                pthread_mutex_unlock(&source->lock);
+            }
+            break;
+        }
+    }
+    return done;
+}
+
+heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
+                                     size_t length, heft_error *err)
+{
+    const uint64_t block = HEFT__DIRECT_BLOCK;
+    const uint64_t head = (block - offset % block) % block;
+    uint8_t *to = dst;
+    uint64_t end;
+    bool phased = (uintptr_t)to % block == offset % block;
+    if (source->bytes || !phased || length < head + block || !heft__add_u64(offset, length, &end) ||
+        end > source->size) {
+        return heft__source_read(source, offset, dst, length, err);
+    }
+    heft_status status = heft__source_read(source, offset, to, (size_t)head, err);
+    if (status == HEFT_OK) {
+        size_t middle = (size_t)((length - head) / block * block);
+        size_t done = (size_t)head + read_blocks(source, offset + head, to + head, middle);
+        status = heft__source_read(source, offset + done, to + done, length - done, err);
+    }
+    return status;
+}

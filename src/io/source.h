@@ -1,0 +1,33 @@
+/* source.h - a source's inside, for source.c and cold.c. */
+#ifndef HEFT__IO_SOURCE_H
+#define HEFT__IO_SOURCE_H
+
+#include "io/io.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct heft__source {
+    atomic_size_t refs;
+    heft_ctx *ctx;
+    char *path;
+    size_t path_bytes;
+    int fd; /* -1: bytes in memory, or parked */
+    uint64_t size;
+    uint64_t device, inode; /* of the file, to know it again */
+    const uint8_t *bytes;   /* memory source, else NULL */
+    pthread_mutex_t lock;   /* guards the descriptors, users, parked, no_direct and the
+                               making of the mapping */
+    size_t users;           /* reads under way */
+    bool parked;            /* no descriptor is held between reads */
+    const uint8_t *mapped;  /* NULL until asked for */
+    int direct_fd;          /* past the page cache; -1: not opened */
+    bool no_direct;         /* the file system does not do it */
+};
+
+/* The descriptor for a read, opened again if the source is parked. Every take is followed by a
+ * drop. */
+heft_status heft__source_take_fd(heft__source *source, int *fd, heft_error *err);
+void heft__source_drop_fd(heft__source *source);
+
+#endif
