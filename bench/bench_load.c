@@ -1,0 +1,269 @@
+/* bench_load.c - one case of loading, initialising or saving in a process of its own.
+ *
+ *   bench_load load MODE DTYPE PATH    instantiate, every byte brought in; MODE auto map copy shared
+ *   bench_load into PATH               into a float32 model that exists and has values
+ *   bench_load init CONFIG             random values in float32
+ *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
+ *   bench_load memcpy BYTES            two threads copy into fresh huge pages: a limit
+ *   bench_load read HOW PATH           raw read of a file: buffered, direct
+ *   bench_load warm BYTES              touch memory and give it back, so that the host has it backed
+ *
+ * Prints one line of JSON: seconds of the call, memory. With HEFT_BENCH_HOLD it then waits for the
+ * end of its input, and says so by a line, with the model in memory. */
+#include <heft/heft.h>
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* Of /proc/self/..., in bytes; 0 if it is not there. */
+static unsigned long long memory_of(const char *path, const char *key)
+{
+    char line[256];
+    unsigned long long kib = 0;
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, key, strlen(key)) == 0) {
+            kib = strtoull(line + strlen(key), NULL, 10);
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+    return kib * 1024;
+}
+
+static void report(double seconds, unsigned long long bytes, unsigned long long heap_peak)
+{
+    printf("{\"seconds\": %.6f, \"bytes\": %llu, \"heap_peak\": %llu, \"peak_rss\": %llu, "
+           "\"anon\": %llu, \"private\": %llu, \"pss\": %llu}\n",
+           seconds, bytes, heap_peak, memory_of("/proc/self/status", "VmHWM:"),
+           memory_of("/proc/self/smaps_rollup", "Anonymous:"),
+           memory_of("/proc/self/smaps_rollup", "Private_Dirty:"),
+           memory_of("/proc/self/smaps_rollup", "Pss:"));
+    fflush(stdout);
+}
+
+/* With others in memory PSS is another: it is asked for when the parent says so. */
+static void hold(void)
+{
+    char line[16];
+    while (getenv("HEFT_BENCH_HOLD") && fgets(line, sizeof line, stdin)) {
+        report(0, 0, 0);
+    }
+}
+
+static int fail(const heft_error *err)
+{
+    heft_error_print(err, stderr);
+    return heft_status_exit_code(err->status);
+}
+
+/* ---- heft ------------------------------------------------------------------------------------ */
+static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const char *path)
+{
+    static const char *const modes[] = {"auto", "map", "copy", "shared"};
+    heft_load_options options = {.touch = true};
+    heft_error err = {0};
+    heft_model *model = NULL;
+    for (size_t i = 0; i < 4; i++) {
+        options.mode = strcmp(mode, modes[i]) == 0 ? (heft_load_mode)i : options.mode;
+    }
+    if (strcmp(dtype, "auto") != 0 && heft_dtype_parse(dtype, &options.dtype, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    double started = seconds_now();
+    if (heft_model_load(ctx, path, &options, &model, NULL, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    double seconds = seconds_now() - started;
+    uint64_t peak;
+    heft_ctx_memory(ctx, NULL, &peak);
+    report(seconds, heft_model_bytes(model), peak);
+    hold();
+    heft_model_free(model);
+    return 0;
+}
+
+static int run_into(heft_ctx *ctx, const char *path)
+{
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_init_options init = {.seed = 1};
+    if (heft_model_new(ctx, path, NULL, &model, &err) != HEFT_OK ||
+        heft_model_init(model, &init, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    double started = seconds_now();
+    if (heft_model_load_sharded(model, path, true, NULL, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    report(seconds_now() - started, heft_model_bytes(model), 0);
+    heft_model_free(model);
+    return 0;
+}
+
+static int run_init(heft_ctx *ctx, const char *config)
+{
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_init_options init = {.seed = 1};
+    if (heft_model_new(ctx, config, NULL, &model, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    double started = seconds_now();
+    if (heft_model_init(model, &init, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    report(seconds_now() - started, heft_model_bytes(model), 0);
+    heft_model_free(model);
+    return 0;
+}
+
+static int run_save(heft_ctx *ctx, const char *path, const char *dst, const char *limit)
+{
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_save_options save = {.max_shard_bytes = strtoull(limit, NULL, 10)};
+    if (heft_model_load(ctx, path, NULL, &model, NULL, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    double started = seconds_now();
+    if (heft_model_save(model, dst, &save, NULL, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    report(seconds_now() - started, heft_model_bytes(model), 0);
+    heft_model_free(model);
+    return 0;
+}
+
+/* ---- limits ---------------------------------------------------------------------------------- */
+#define THREADS 2
+#define READERS 4
+#define PIECE ((size_t)16 << 20)
+
+struct share {
+    uint8_t *to;
+    const uint8_t *from;
+    size_t bytes;
+};
+
+static void *copy_share(void *user)
+{
+    const struct share *share = user;
+    memcpy(share->to, share->from, share->bytes);
+    return NULL;
+}
+
+static uint8_t *huge_pages(size_t bytes)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        exit(9);
+    }
+    (void)madvise(memory, bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
+static int run_memcpy(size_t bytes)
+{
+    uint8_t *from = huge_pages(bytes), *to = huge_pages(bytes);
+    pthread_t threads[THREADS];
+    struct share shares[THREADS];
+    memset(from, 1, bytes);
+    double started = seconds_now();
+    for (size_t i = 0; i < THREADS; i++) {
+        size_t part = bytes / THREADS;
+        shares[i] = (struct share){to + i * part, from + i * part, part};
+        pthread_create(&threads[i], NULL, copy_share, &shares[i]);
+    }
+    for (size_t i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    report(seconds_now() - started, bytes, 0);
+    return 0;
+}
+
+struct reading {
+    int fd;
+    uint8_t *to;
+    size_t bytes, first, step;
+};
+
+static void *read_share(void *user)
+{
+    const struct reading *r = user;
+    for (size_t at = r->first; at < r->bytes; at += r->step) {
+        size_t length = r->bytes - at < PIECE ? r->bytes - at : PIECE;
+        length = (length + 4095) / 4096 * 4096;
+        if (pread(r->fd, r->to + at, length, (off_t)at) <= 0) {
+            exit(3);
+        }
+    }
+    return NULL;
+}
+
+static int run_read(const char *how, const char *path)
+{
+    struct stat facts;
+    int flags = strcmp(how, "direct") == 0 ? O_DIRECT : 0, fd = open(path, O_RDONLY | flags);
+    if (fd < 0 || fstat(fd, &facts) != 0) {
+        perror(path);
+        return 3;
+    }
+    size_t bytes = (size_t)facts.st_size;
+    uint8_t *to = huge_pages(bytes + PIECE);
+    pthread_t threads[READERS];
+    struct reading readings[READERS];
+    double started = seconds_now();
+    for (size_t i = 0; i < READERS; i++) {
+        readings[i] = (struct reading){fd, to, bytes, i * PIECE, READERS * PIECE};
+        pthread_create(&threads[i], NULL, read_share, &readings[i]);
+    }
+    for (size_t i = 0; i < READERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    report(seconds_now() - started, bytes, 0);
+    return 0;
+}
+
+int main(int count, char **words)
+{
+    const char *what = count > 1 ? words[1] : "";
+    heft_ctx *ctx = heft_ctx_new(NULL);
+    int code = 2;
+    if (strcmp(what, "load") == 0 && count == 5) {
+        code = run_load(ctx, words[2], words[3], words[4]);
+    } else if (strcmp(what, "into") == 0 && count == 3) {
+        code = run_into(ctx, words[2]);
+    } else if (strcmp(what, "init") == 0 && count == 3) {
+        code = run_init(ctx, words[2]);
+    } else if (strcmp(what, "save") == 0 && count == 5) {
+        code = run_save(ctx, words[2], words[3], words[4]);
+    } else if (strcmp(what, "memcpy") == 0 && count == 3) {
+        code = run_memcpy(strtoull(words[2], NULL, 10));
+    } else if (strcmp(what, "read") == 0 && count == 4) {
+        code = run_read(words[2], words[3]);
+    } else if (strcmp(what, "warm") == 0 && count == 3) {
+        size_t bytes = strtoull(words[2], NULL, 10);
+        memset(huge_pages(bytes), 1, bytes);
+        code = 0;
+    } else {
+        fputs("bench_load: the comment on top of bench_load.c says how\n", stderr);
+    }
+    heft_ctx_free(ctx);
+    return code;
+}
