@@ -8,7 +8,7 @@
  *   bench_load read HOW PATH           raw read of a file: buffered, direct
  *   bench_load warm BYTES              touch memory and give it back, so that the host has it backed
  *
- * Prints one line of JSON: seconds of the call, memory. With HEFT_BENCH_HOLD it then waits for the
+ * Prints "ready" and one line of JSON: seconds of the call, memory. With HEFT_BENCH_HOLD it then waits for the
  * end of its input, and says so by a line, with the model in memory. */
 #include <heft/heft.h>
 
@@ -46,8 +46,11 @@ static unsigned long long memory_of(const char *path, const char *key)
     return kib * 1024;
 }
 
+/* A line as soon as it is ready, then what takes the kernel a walk through all page tables. */
 static void report(double seconds, unsigned long long bytes, unsigned long long heap_peak)
 {
+    puts("ready");
+    fflush(stdout);
     printf("{\"seconds\": %.6f, \"bytes\": %llu, \"heap_peak\": %llu, \"peak_rss\": %llu, "
            "\"anon\": %llu, \"private\": %llu, \"pss\": %llu}\n",
            seconds, bytes, heap_peak, memory_of("/proc/self/status", "VmHWM:"),

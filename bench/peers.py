@@ -1,9 +1,9 @@
-"""One case of a peer in a process of its own; prints a line of JSON as bench_load does.
+"""One case of a peer in a process of its own; prints "ready" and a line of JSON as bench_load does.
 
     peers.py CASE PATH [DST]
 
 Cases: transformers, transformers_f32, safetensors, torch_load, torch_mmap, classic, load_sharded, accelerate, from_config, save.
-Imports come before the clock of `seconds`; `wall` counts from the start of the process.
+Imports come before the clock of `seconds`.
 """
 
 import json, os, sys, time
@@ -107,13 +107,13 @@ before = status("RssAnon:")
 start = time.perf_counter()
 result = run()
 seconds = time.perf_counter() - start
-born = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
-wall = time.clock_gettime(time.CLOCK_BOOTTIME) - born
+print("ready", flush=True)
 print(json.dumps({
-    "seconds": seconds, "wall": wall, "peak_rss": status("VmHWM:"), "anon": status("RssAnon:"), "anon_before": before,
+    "seconds": seconds, "peak_rss": status("VmHWM:"), "anon": status("RssAnon:"), "anon_before": before,
     "pss": status("Pss:", "/proc/self/smaps_rollup"), "private": status("Private_Dirty:", "/proc/self/smaps_rollup"),
 }), flush=True)
 if os.environ.get("HEFT_BENCH_HOLD"):
     for _ in sys.stdin:
+        print("ready")
         print(json.dumps({"pss": status("Pss:", "/proc/self/smaps_rollup"),
                           "private": status("Private_Dirty:", "/proc/self/smaps_rollup")}), flush=True)

@@ -43,6 +43,7 @@ def start(command, hold=False):
 def finish(process, begun, command):
     line = process.stdout.readline()
     ready = time.perf_counter() - begun
+    line = process.stdout.readline() if line == "ready\n" else ""
     if not line:
         process.wait()
         raise SystemExit(f"{' '.join(command)}: {process.stderr.read()[-800:]}")
@@ -200,6 +201,7 @@ def together(command, count):
     for process, _ in processes:  # while all of them are there
         process.stdin.write("\n")
         process.stdin.flush()
+        process.stdout.readline()
         memory.append(json.loads(process.stdout.readline()))
     for process, _ in processes:
         process.communicate()

@@ -2,8 +2,9 @@
  * file system is a network's, and reading past the cache into aligned memory.
  *
  * A direct read takes whole blocks: place in the file and place in memory must both be aligned. So
- * memory is given the same phase as the file, the middle is read directly, and the ends, which
- * share their block with something else, as ever.
+ * memory is given the same phase as the file. Where there is room around it whole blocks are read
+ * over both ends; else the middle is read directly, and the ends, which share their block with
+ * something else, as ever.
  * Source: open(2) O_DIRECT, cachestat(2), mincore(2), statfs(2). */
 #include "io/source.h"
 
@@ -156,7 +157,7 @@ static size_t read_blocks(heft__source *source, uint64_t offset, uint8_t *dst, s
     while (fd >= 0 && done < length) {
         ssize_t got = pread(fd, dst + done, length - done, (off_t)(offset + done));
         if (got > 0) {
-            done += (size_t)got / HEFT__DIRECT_BLOCK * HEFT__DIRECT_BLOCK;
+            done += (size_t)got;
             if ((size_t)got % HEFT__DIRECT_BLOCK) {
                 break; /* the end of the file */
             }
@@ -173,16 +174,24 @@ static size_t read_blocks(heft__source *source, uint64_t offset, uint8_t *dst, s
 }
 
 heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
-                                     size_t length, heft_error *err)
+                                     size_t length, bool spill, heft_error *err)
 {
-    const uint64_t block = HEFT__DIRECT_BLOCK;
-    const uint64_t head = (block - offset % block) % block;
+    const uint64_t block = HEFT__DIRECT_BLOCK, before = offset % block;
+    const uint64_t head = spill ? 0 : (block - before) % block;
     uint8_t *to = dst;
     uint64_t end;
-    bool phased = (uintptr_t)to % block == offset % block;
+    bool phased = (uintptr_t)to % block == before;
     if (source->bytes || !phased || length < head + block || !heft__add_u64(offset, length, &end) ||
         end > source->size) {
         return heft__source_read(source, offset, dst, length, err);
+    }
+    if (spill) { /* whole blocks, over both ends; what is short at the end of the file is enough */
+        size_t wanted = (size_t)((before + length + block - 1) / block * block);
+        size_t got = read_blocks(source, offset - before, to - before, wanted);
+        size_t done = got > before ? got - (size_t)before : 0;
+        return done >= length
+                   ? HEFT_OK
+                   : heft__source_read(source, offset + done, to + done, length - done, err);
     }
     heft_status status = heft__source_read(source, offset, to, (size_t)head, err);
     if (status == HEFT_OK) {

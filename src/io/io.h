@@ -37,6 +37,8 @@ heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_er
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
                                heft_error *err);
+/* Enter memory that cannot fail to be read into this process's page tables. */
+void heft__touch_memory(const void *memory, size_t length);
 /* Copy out of a mapping whose file may shrink meanwhile: IO instead of SIGBUS. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err);
 /* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may
@@ -48,10 +50,10 @@ double heft__source_residency(heft__source *source);
 /* "NFS", "FUSE", ... for a file system that is a network's, or may be; NULL for a disk's. */
 const char *heft__source_network(heft__source *source);
 /* As heft__source_read, past the page cache where dst has the file's phase: dst and offset leave the
- * same rest by the block. */
+ * same rest by the block. spill: the rest of the first and of the last block may be written over. */
 #define HEFT__DIRECT_BLOCK 4096
 heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
-                                     size_t length, heft_error *err);
+                                     size_t length, bool spill, heft_error *err);
 /* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,

@@ -334,6 +334,14 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
     return HEFT_OK;
 }
 
+void heft__touch_memory(const void *memory, size_t length)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t start = (uintptr_t)memory / page * page, end = (uintptr_t)memory + length;
+    (void)madvise((void *)start, end - start,
+                  MADV_POPULATE_READ); /* else they come by themselves */
+}
+
 /* The kernel copies within the process and reports a fault as EFAULT. Where it may not (a strict
  * seccomp filter), a plain copy is all that is left. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err)

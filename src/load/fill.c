@@ -21,6 +21,7 @@ struct item { /* one piece of work */
     uint64_t first, count; /* elements */
     bool whole;            /* through a tensor reader */
     uint64_t offset;       /* of `first` in the file, where not whole */
+    bool spill;            /* the blocks at both ends belong to it alone */
 };
 
 #define NO_PLACE UINT64_MAX
@@ -48,12 +49,21 @@ struct fill {
 
 /* ---- work ------------------------------------------------------------------------------------ */
 static heft_status read_piece(const struct fill *f, const struct item *item, uint64_t offset,
-                              void *dst, size_t length, heft_error *err)
+                              void *dst, size_t length, bool spill, heft_error *err)
 {
     heft__source *source = heft__file_of(f->ckpt, item->tensor)->source;
     return f->way[f->ckpt->infos[item->tensor].file_index] == DIRECT
-               ? heft__source_read_direct(source, offset, dst, length, err)
+               ? heft__source_read_direct(source, offset, dst, length, spill, err)
                : heft__source_read(source, offset, dst, length, err);
+}
+
+/* The first place at or behind a block's beginning in `base` that has the phase of the offset: the
+ * bytes in front of it, back to the block's beginning, are in `base` too. */
+static uint8_t *in_phase(uint8_t *base, uint64_t offset)
+{
+    const uintptr_t block = HEFT__DIRECT_BLOCK,
+                    start = ((uintptr_t)base + block - 1) / block * block;
+    return base + (start - (uintptr_t)base) + offset % block;
 }
 
 /* Through a buffer, which for direct reads has the file's phase. */
@@ -66,19 +76,20 @@ static heft_status fill_cast(struct fill *f, const struct item *item, heft_error
     const size_t from_bytes = heft_dtype_bits(info->dtype) / 8;
     const size_t to_bytes = heft_dtype_bits(to) / 8, most = bytes / from_bytes;
     uint8_t *dst = f->data[item->parameter] + item->first * to_bytes;
-    uint8_t *scratch = heft__alloc(f->model->ctx, bytes + HEFT__DIRECT_BLOCK);
+    const size_t room = bytes + 2 * HEFT__DIRECT_BLOCK; /* for the phase, and what spills over */
+    uint8_t *scratch = heft__alloc(f->model->ctx, room);
     heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, bytes);
     for (uint64_t done = 0; done < item->count && status == HEFT_OK;) {
         const uint64_t left = item->count - done, offset = item->offset + done * from_bytes;
         const size_t elems = left < most ? (size_t)left : most;
-        uint8_t *read_to = scratch + (offset - (uintptr_t)scratch) % HEFT__DIRECT_BLOCK;
-        status = read_piece(f, item, offset, read_to, elems * from_bytes, err);
+        uint8_t *read_to = in_phase(scratch, offset);
+        status = read_piece(f, item, offset, read_to, elems * from_bytes, true, err);
         if (status == HEFT_OK) {
             heft__cast(to, dst + done * to_bytes, info->dtype, read_to, elems);
         }
         done += elems;
     }
-    heft__free(f->model->ctx, scratch, bytes + HEFT__DIRECT_BLOCK);
+    heft__free(f->model->ctx, scratch, room);
     return status;
 }
 
@@ -90,7 +101,7 @@ static heft_status fill_plain(struct fill *f, const struct item *item, heft_erro
         return fill_cast(f, item, err);
     }
     return read_piece(f, item, item->offset, f->data[item->parameter] + item->first * bytes,
-                      (size_t)(item->count * bytes), err);
+                      (size_t)(item->count * bytes), item->spill, err);
 }
 
 static heft_status fill_whole(struct fill *f, const struct item *item, heft_error *err)
@@ -146,8 +157,14 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
     bool whole = offset == HEFT_NO_OFFSET || bits < 8;
     (void)heft__shape_elems(wanted->shape, wanted->rank, &elems); /* checked by the builder */
     offset = whole ? offset : offset + f->match->first[parameter] * bits / 8;
-    uint64_t step = whole ? elems : PIECE_BYTES * 8 / bits;
-    for (uint64_t first = 0; first < elems; first += step) {
+    uint64_t step = whole ? elems : PIECE_BYTES * 8 / bits, count;
+    /* Pieces of a direct read end where blocks do, so that none writes into another's. */
+    const bool direct = !whole && f->way[info->file_index] == DIRECT && f->fresh[parameter];
+    const uint64_t before = direct ? offset % HEFT__DIRECT_BLOCK : 0;
+    const bool spill = direct && (before * 8) % bits == 0;
+    for (uint64_t first = 0; first < elems; first += count) {
+        count = first == 0 && spill ? step - before * 8 / bits : step;
+        count = elems - first < count ? elems - first : count;
         if (!heft__array_reserve(f->model->ctx, (void **)&f->items, f->count, &f->cap,
                                  sizeof *f->items)) {
             return heft__fail_nomem(err, sizeof *f->items);
@@ -156,9 +173,10 @@ static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, he
             .parameter = parameter,
             .tensor = tensor,
             .first = first,
-            .count = elems - first < step ? elems - first : step,
+            .count = count,
             .whole = whole,
             .offset = whole ? 0 : offset + first * bits / 8,
+            .spill = spill,
         };
     }
     f->total_bytes += elems * bits / 8;
@@ -202,12 +220,12 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill
         f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
     } else {
         const bool direct = past_cache && info->offset != HEFT_NO_OFFSET;
-        const size_t more = direct ? HEFT__DIRECT_BLOCK : 0;
+        const size_t more = direct ? 2 * HEFT__DIRECT_BLOCK : 0; /* the phase, and what spills */
         status = heft__storage_new(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
         if (status == HEFT_OK) {
             uint8_t *base = heft_storage_data(f->fresh[i]);
             uint64_t offset = info->offset + f->match->first[i] * heft_dtype_bits(info->dtype) / 8;
-            f->data[i] = base + (direct ? (offset - (uintptr_t)base) % HEFT__DIRECT_BLOCK : 0);
+            f->data[i] = direct ? in_phase(base, offset) : base;
         }
     }
     counts->copied_bytes += parameter->size_bytes;
@@ -442,8 +460,9 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
 }
 
 /* ---- touching -------------------------------------------------------------------------------- */
-struct range { /* of a file, to be brought in */
+struct range { /* of a file, or of memory that is shared, to be brought in */
     size_t tensor;
+    const uint8_t *memory; /* NULL: of the tensor's file */
     uint64_t offset, length;
 };
 
@@ -460,8 +479,13 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
 {
     struct touching *t = user;
     const struct range *range = &t->ranges[i];
-    heft_status status = heft__source_touch(heft__file_of(t->ckpt, range->tensor)->source,
-                                            range->offset, range->length, err);
+    heft_status status = HEFT_OK;
+    if (range->memory) {
+        heft__touch_memory(range->memory + range->offset, (size_t)range->length);
+    } else {
+        status = heft__source_touch(heft__file_of(t->ckpt, range->tensor)->source, range->offset,
+                                    range->length, err);
+    }
     heft__add_item(status, err, t->ckpt->infos[range->tensor].name);
     if (status == HEFT_OK) {
         pthread_mutex_lock(&t->lock);
@@ -472,8 +496,8 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
     return status;
 }
 
-static heft_status add_ranges(struct touching *t, size_t tensor, uint64_t offset, uint64_t length,
-                              heft_error *err)
+static heft_status add_ranges(struct touching *t, size_t tensor, const uint8_t *memory,
+                              uint64_t offset, uint64_t length, heft_error *err)
 {
     for (uint64_t at = 0; at < length; at += PIECE_BYTES) {
         if (!heft__array_reserve(t->ctx, (void **)&t->ranges, t->count, &t->cap,
@@ -482,7 +506,7 @@ static heft_status add_ranges(struct touching *t, size_t tensor, uint64_t offset
         }
         uint64_t left = length - at;
         t->ranges[t->count++] =
-            (struct range){tensor, offset + at, left < PIECE_BYTES ? left : PIECE_BYTES};
+            (struct range){tensor, memory, offset + at, left < PIECE_BYTES ? left : PIECE_BYTES};
     }
     t->total += length;
     return HEFT_OK;
@@ -499,8 +523,13 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
         if (tensor != HEFT__NO_TENSOR && model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
             const heft_tensor_info *info = &ckpt->infos[tensor];
             const uint64_t skipped = match->first[i] * (heft_dtype_bits(info->dtype) / 8);
-            status = add_ranges(&t, tensor, info->offset + skipped, model->parameters[i].size_bytes,
-                                err);
+            status = add_ranges(&t, tensor, NULL, info->offset + skipped,
+                                model->parameters[i].size_bytes, err);
+        } else if (tensor != HEFT__NO_TENSOR &&
+                   model->parameters[i].state == HEFT_PARAMETER_SHARED) {
+            const heft__binding *binding = &model->bindings[i];
+            status = add_ranges(&t, tensor, heft_storage_data(binding->storage),
+                                binding->byte_offset, model->parameters[i].size_bytes, err);
         }
     }
     if (status == HEFT_OK) {

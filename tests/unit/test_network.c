@@ -153,23 +153,24 @@ static void direct_reads_are_reads(void **state)
     static const size_t lengths[] = {0, 1, 4095, 4096, 4097, 8191, 8192, 8193, 12288, SIZE};
     for (size_t o = 0; o < sizeof offsets / sizeof offsets[0]; o++) {
         for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++) {
-            for (size_t shift = 0; shift < 2; shift++) { /* in phase and out of it */
-                uint8_t *dst = memory + offsets[o] % HEFT__DIRECT_BLOCK + shift;
+            for (size_t k = 0; k < 4; k++) { /* in phase and out of it, with room around and not */
+                const bool spill = k / 2 == 1;
+                uint8_t *dst = memory + offsets[o] % HEFT__DIRECT_BLOCK + k % 2;
                 memset(memory, 0xee, sizeof memory);
                 heft_status status =
-                    heft__source_read_direct(source, offsets[o], dst, lengths[l], &err);
+                    heft__source_read_direct(source, offsets[o], dst, lengths[l], spill, &err);
                 if (offsets[o] + lengths[l] > SIZE) {
                     assert_int_equal(status, HEFT_FORMAT);
                     continue;
                 }
                 test_expect_status(status, HEFT_OK, &err, "read");
                 assert_memory_equal(dst, bytes + offsets[o], lengths[l]);
-                assert_int_equal(dst[lengths[l]], 0xee);
+                assert_true(spill || dst[lengths[l]] == 0xee);
             }
         }
     }
     assert_int_equal(truncate(at("bytes"), 5000), 0);
-    assert_int_equal(heft__source_read_direct(source, 0, memory, SIZE, &err), HEFT_IO);
+    assert_int_equal(heft__source_read_direct(source, 0, memory, SIZE, false, &err), HEFT_IO);
     assert_int_equal(err.offset, 5000);
     heft__source_unref(source);
 }
