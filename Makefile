@@ -16,6 +16,7 @@ demo: all
 	@HEFT=build/release/heft tools/demo $(if $(MODEL),"$(MODEL)")
 bench: all
 	@HEFT=build/release/heft tools/demo --table $(if $(MODEL),"$(MODEL)")
+	@tools/bench
 interop: all
 	@tools/bootstrap --interop
 	@HEFT=build/release/heft tests/interop/run

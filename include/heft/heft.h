@@ -6,6 +6,7 @@
 #include <heft/checkpoint.h>
 #include <heft/load.h>
 #include <heft/model.h>
+#include <heft/place.h>
 #include <heft/tensor.h>
 
 #endif

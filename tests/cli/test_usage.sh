@@ -106,7 +106,7 @@ wrong --seed -1 init "$config" "$work/dst"
 wrong --seed 1.5 init "$config" "$work/dst"
 wrong --seed 18446744073709551616 init "$config" "$work/dst"
 wrong --seed '' load "$work/src/a"
-wrong --mode shared load "$work/src/a"
+wrong --mode lent load "$work/src/a"
 wrong --dtype quad load "$work/src/a"
 
 # ---- options may stand anywhere; the last one counts; -- ends them ----------------------------------------------

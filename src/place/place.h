@@ -1,0 +1,114 @@
+/* place - the door of the room.
+ *
+ * What it does: says which module would live where. A tree of modules and their tensors with sizes;
+ * budgets of devices, from the caller or from what the machine allows; device maps by the reference's
+ * strategies and by a better one; what each dtype would need.
+ * May open the door of: base, io, json, tensor, model.
+ * Rules: nothing is read and nothing allocated but lists; sizes are those of the dtype that is asked
+ * for, a tied tensor counts once. A map covers every parameter and buffer. */
+#ifndef HEFT__PLACE_PLACE_H
+#define HEFT__PLACE_PLACE_H
+
+#include <heft/place.h>
+
+#include "model/model.h"
+
+/* ---- tree: modules and tensors as nodes
+ *
+ * Nodes are numbered: modules first, in pre-order (0 is the root), then tensors, module by module. A
+ * tensor that is reached by several names is a node under each; only the first has a size. Sizes are
+ * doubles, because the reference counts bits of bytes; all of them are exact. */
+#define HEFT__NO_NODE UINT32_MAX
+
+typedef struct heft__tree_module {
+    const char *path, *class_name;       /* "" for the root */
+    uint32_t parent, end;                /* end: the first module behind its subtree */
+    uint32_t first_tensor, tensor_count; /* parameters first, then buffers */
+    uint32_t child_count;
+    double bytes;
+    bool block; /* must not be split */
+} heft__tree_module;
+
+typedef struct heft__tree_tensor {
+    const char *path; /* the whole name */
+    uint32_t module;
+    uint32_t
+        first; /* tensor (not node) number of the same tensor's first name, its own number else */
+    heft_dtype dtype;
+    uint64_t elems;
+    bool buffer, transient;
+    double bytes; /* 0 but for the first name */
+} heft__tree_tensor;
+
+typedef struct heft__tree {
+    heft_ctx *ctx;
+    heft__arena arena;
+    heft__tree_module *modules;
+    heft__tree_tensor *tensors;
+    uint32_t module_count, tensor_count;
+    uint32_t (*ties)[2]; /* pairs: group number, tensor number; by group, then by name */
+    size_t tie_count;
+} heft__tree;
+
+/* Modules must come in pre-order, tensors module by module. Paths are borrowed by the arena's owner. */
+heft_status heft__tree_new(heft_ctx *ctx, uint32_t modules, uint32_t tensors, heft__tree **out,
+                           heft_error *err);
+/* After modules (path, class, tensors) and tensors (path, module, first, ...) are filled in: parents,
+ * ends, counts, ties. */
+heft_status heft__tree_finish(heft__tree *tree, heft_error *err);
+/* The tree of an empty model, blocks marked. */
+heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err);
+void heft__tree_free(heft__tree *tree);
+/* Sizes by a dtype that has `unit` bytes an element (NONE: each its own): integers are never cast,
+ * nothing gets larger. `special`: dtypes of tensors by number, NONE where there is none; or NULL. */
+void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
+/* Mark as blocks the modules of these classes; count 0: none. */
+void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count);
+
+static inline bool heft__tree_is_tensor(const heft__tree *tree, uint32_t node)
+{
+    return node >= tree->module_count;
+}
+static inline double heft__tree_bytes(const heft__tree *tree, uint32_t node)
+{
+    return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].bytes
+                                            : tree->modules[node].bytes;
+}
+static inline const char *heft__tree_path(const heft__tree *tree, uint32_t node)
+{
+    return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].path
+                                            : tree->modules[node].path;
+}
+/* Whether a node is another or lies below it. */
+bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
+/* A module with children that may be split. */
+bool heft__tree_splits(const heft__tree *tree, uint32_t node);
+
+/* ---- maps ------------------------------------------------------------------------------------ */
+typedef struct heft__placement {
+    uint32_t node;
+    int32_t device;
+} heft__placement;
+
+typedef struct heft__map_of_devices {
+    heft_ctx *ctx;
+    heft__placement *entries; /* in the order of placing */
+    size_t count, cap;
+} heft__map_of_devices;
+
+void heft__devices_fini(heft__map_of_devices *map);
+
+/* Budgets as the reference balances them, in place. */
+void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
+                   size_t count, const char *const *classes, size_t class_count);
+/* The reference's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
+ * stay empty. */
+heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
+                             bool fallback, heft__map_of_devices *map, heft_error *err);
+/* Join modules all of whose parts are on one device, as the reference does; in the order of nodes. */
+void heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
+/* Where a node lives, by the entry that is it or above it; NO_DEVICE if none is. */
+#define HEFT__NO_DEVICE INT32_MIN
+int32_t heft__devices_of(const heft__tree *tree, const heft__map_of_devices *map, uint32_t node);
+
+#endif

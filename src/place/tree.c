@@ -1,0 +1,312 @@
+/* tree.c - modules and tensors as numbered nodes, with sizes.
+ *
+ * Source: docs/placing.md [1]. */
+#include "place/place.h"
+
+heft_status heft__tree_new(heft_ctx *ctx, uint32_t modules, uint32_t tensors, heft__tree **out,
+                           heft_error *err)
+{
+    heft__tree *tree = heft__alloc_zero(ctx, 1, sizeof *tree);
+    if (!tree) {
+        return heft__fail_nomem(err, sizeof *tree);
+    }
+    tree->ctx = heft__ctx_ref(ctx);
+    heft__arena_init(&tree->arena, ctx);
+    tree->modules = heft__arena_array(&tree->arena, modules, sizeof *tree->modules);
+    tree->tensors = heft__arena_array(&tree->arena, tensors, sizeof *tree->tensors);
+    tree->ties = heft__arena_array(&tree->arena, tensors, sizeof *tree->ties);
+    tree->module_count = modules;
+    tree->tensor_count = tensors;
+    if (!tree->modules || !tree->tensors || !tree->ties) {
+        heft__tree_free(tree);
+        return heft__fail_nomem(err, (uint64_t)tensors * sizeof *tree->tensors);
+    }
+    *out = tree;
+    return HEFT_OK;
+}
+
+void heft__tree_free(heft__tree *tree)
+{
+    if (tree) {
+        heft_ctx *ctx = tree->ctx;
+        heft__arena_fini(&tree->arena);
+        heft__free(ctx, tree, sizeof *tree);
+        heft_ctx_free(ctx);
+    }
+}
+
+/* Whether a path lies below another, "" above all. */
+static bool lies_below(const char *path, const char *above)
+{
+    const size_t length = strlen(above);
+    return length == 0 || (strncmp(path, above, length) == 0 && path[length] == '.');
+}
+
+/* Put the last of a group's names where it belongs: by letters, as the reference has them. */
+static void sort_in(heft__tree *tree, size_t begin)
+{
+    for (size_t i = tree->tie_count - 1; i > begin; i--) {
+        const uint32_t a = tree->ties[i - 1][1], b = tree->ties[i][1];
+        if (strcmp(tree->tensors[a].path, tree->tensors[b].path) <= 0) {
+            return;
+        }
+        tree->ties[i - 1][1] = b;
+        tree->ties[i][1] = a;
+    }
+}
+
+/* Names on one tensor are side by side in `ties`. */
+static heft_status list_ties(heft__tree *tree, heft_error *err)
+{
+    uint32_t *names = heft__alloc_zero(tree->ctx, tree->tensor_count, sizeof *names);
+    if (!names) {
+        return heft__fail_nomem(err, tree->tensor_count * sizeof *names);
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        names[tree->tensors[i].first]++;
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const size_t begin = tree->tie_count;
+        for (uint32_t k = i; names[i] > 1 && k < tree->tensor_count; k++) {
+            if (tree->tensors[k].first == i) {
+                tree->ties[tree->tie_count][0] = i;
+                tree->ties[tree->tie_count++][1] = k;
+                sort_in(tree, begin);
+            }
+        }
+    }
+    heft__free(tree->ctx, names, tree->tensor_count * sizeof *names);
+    return HEFT_OK;
+}
+
+heft_status heft__tree_finish(heft__tree *tree, heft_error *err)
+{
+    uint32_t open = 0; /* the module whose subtree we are in */
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        heft__tree_module *module = &tree->modules[i];
+        module->parent = HEFT__NO_NODE;
+        while (i > 0 && open != HEFT__NO_NODE &&
+               !lies_below(module->path, tree->modules[open].path)) {
+            tree->modules[open].end = i;
+            open = tree->modules[open].parent;
+        }
+        if (i > 0) {
+            module->parent = open == HEFT__NO_NODE ? 0 : open;
+            tree->modules[module->parent].child_count++;
+        }
+        open = i;
+    }
+    while (open != HEFT__NO_NODE && tree->module_count > 0) {
+        tree->modules[open].end = tree->module_count;
+        open = tree->modules[open].parent;
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        heft__tree_module *module = &tree->modules[tree->tensors[i].module];
+        module->first_tensor = module->tensor_count == 0 ? i : module->first_tensor;
+        module->tensor_count++;
+    }
+    return list_ties(tree, err);
+}
+
+/* ---- of a model ------------------------------------------------------------------------------ */
+/* The number of the module in which a tensor is, by its name. */
+static uint32_t module_of(const heft__map *modules, const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    size_t at = heft__map_get(modules, name, dot ? (size_t)(dot - name) : 0);
+    return at == HEFT__MAP_NONE ? 0 : (uint32_t)at;
+}
+
+struct entry { /* a parameter, for sorting by module */
+    uint32_t module, parameter;
+    bool buffer;
+};
+
+/* Stable: by module, parameters before buffers. */
+static heft_status group_by_module(const heft_model *model, const heft__map *modules,
+                                   struct entry *entries, heft_error *err)
+{
+    uint32_t *starts = heft__alloc_zero(model->ctx, 2 * model->module_count + 1, sizeof *starts);
+    struct entry *grouped = heft__alloc(model->ctx, model->count * sizeof *grouped);
+    bool room = starts && grouped;
+    for (uint32_t i = 0; room && i < model->count; i++) {
+        bool buffer = model->parameters[i].kind != HEFT_PARAMETER_WEIGHT;
+        entries[i] = (struct entry){module_of(modules, model->parameters[i].name), i, buffer};
+        starts[2 * entries[i].module + buffer + 1]++;
+    }
+    for (size_t i = 1; room && i < 2 * model->module_count + 1; i++) {
+        starts[i] += starts[i - 1];
+    }
+    for (uint32_t i = 0; room && i < model->count; i++) {
+        grouped[starts[2 * entries[i].module + entries[i].buffer]++] = entries[i];
+    }
+    if (room && model->count > 0) {
+        memcpy(entries, grouped, model->count * sizeof *entries);
+    }
+    heft__free(model->ctx, starts, (2 * model->module_count + 1) * sizeof *starts);
+    heft__free(model->ctx, grouped, model->count * sizeof *grouped);
+    return room ? HEFT_OK : heft__fail_nomem(err, model->count * sizeof *grouped);
+}
+
+static bool is_number(const char *text)
+{
+    return *text && text[strspn(text, "0123456789")] == '\0';
+}
+
+/* The family's class of a block: of its embeddings, or of its layers, of which an encoder-decoder has
+ * two. NULL if it has none. */
+static const char *class_of_block(const heft_model *model, const char *path, bool embeddings)
+{
+    const char *found = NULL;
+    for (size_t i = 0; i < model->no_split_count; i++) {
+        const char *name = model->no_split[i];
+        if ((strstr(name, "Embeddings") != NULL) != embeddings) {
+            continue;
+        }
+        bool fits = (strstr(name, "Decoder") != NULL) == (strstr(path, "decoder") != NULL);
+        found = !found || fits ? name : found;
+    }
+    return found;
+}
+
+/* Which modules must not be split: the outermost numbered ones, where the family has such a class
+ * ("LlamaDecoderLayer"), and the embeddings, where it has ("BertEmbeddings"). A type that is not
+ * known has its blocks by name ("model.layers.*"). */
+static void mark_blocks(heft__tree *tree, const heft_model *model)
+{
+    for (uint32_t i = 1; i < tree->module_count; i++) {
+        heft__tree_module *module = &tree->modules[i];
+        const char *dot = strrchr(module->path, '.'), *last = dot ? dot + 1 : module->path;
+        const char *name = NULL;
+        if (is_number(last) || strcmp(last, "embeddings") == 0) {
+            name = class_of_block(model, module->path, !is_number(last));
+        }
+        module->class_name = name ? name : "";
+        module->block = name || tree->modules[module->parent].block; /* blocks do not nest */
+        if (tree->modules[module->parent].block) {
+            module->class_name = "";
+        }
+    }
+}
+
+static void fill_tensors(heft__tree *tree, const heft_model *model, const struct entry *entries,
+                         uint32_t *numbers)
+{
+    for (uint32_t i = 0; i < model->count; i++) {
+        numbers[entries[i].parameter] = i;
+    }
+    for (uint32_t i = 0; i < model->count; i++) {
+        const heft_parameter *parameter = &model->parameters[entries[i].parameter];
+        heft__tree_tensor *tensor = &tree->tensors[i];
+        tensor->path = parameter->name;
+        tensor->module = entries[i].module;
+        tensor->dtype = parameter->dtype;
+        tensor->buffer = entries[i].buffer;
+        tensor->transient = parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
+        (void)heft__shape_elems(parameter->shape, parameter->rank, &tensor->elems);
+        tensor->first = i;
+    }
+    /* the name that comes first stands for the group */
+    for (uint32_t i = 0; i < model->count; i++) {
+        uint32_t source = numbers[model->parameters[entries[i].parameter].tied_to];
+        uint32_t first = tree->tensors[source].first < i ? tree->tensors[source].first : i;
+        tree->tensors[source].first = first;
+        tree->tensors[i].first = first;
+    }
+}
+
+heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err)
+{
+    heft__map modules;
+    heft__tree *tree = NULL;
+    struct entry *entries = heft__alloc(model->ctx, model->count * sizeof *entries);
+    uint32_t *numbers = heft__alloc(model->ctx, model->count * sizeof *numbers);
+    heft_status status = entries && numbers
+                             ? heft__tree_new(model->ctx, (uint32_t)model->module_count,
+                                              (uint32_t)model->count, &tree, err)
+                             : heft__fail_nomem(err, model->count * sizeof *entries);
+    heft__map_init(&modules, model->ctx);
+    for (uint32_t i = 0; i < model->module_count && status == HEFT_OK; i++) {
+        size_t found;
+        tree->modules[i].path = model->module_paths[i];
+        tree->modules[i].class_name = "";
+        if (!heft__map_put(&modules, model->module_paths[i], strlen(model->module_paths[i]), i,
+                           &found)) {
+            status = heft__fail_nomem(err, 0);
+        }
+    }
+    if (status == HEFT_OK) {
+        status = group_by_module(model, &modules, entries, err);
+    }
+    if (status == HEFT_OK) {
+        fill_tensors(tree, model, entries, numbers);
+        status = heft__tree_finish(tree, err);
+    }
+    if (status == HEFT_OK) {
+        mark_blocks(tree, model);
+        heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+        *out = tree;
+    } else {
+        heft__tree_free(tree);
+    }
+    heft__map_fini(&modules);
+    heft__free(model->ctx, entries, model->count * sizeof *entries);
+    heft__free(model->ctx, numbers, model->count * sizeof *numbers);
+    return status;
+}
+
+/* ---- sizes and marks ------------------------------------------------------------------------- */
+static double unit_of(heft_dtype dtype)
+{
+    return dtype == HEFT_DTYPE_BOOL ? 0.125 : (double)heft_dtype_bits(dtype) / 8;
+}
+
+void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special)
+{
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        tree->modules[i].bytes = 0;
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        heft__tree_tensor *tensor = &tree->tensors[i];
+        double own = unit_of(tensor->dtype), bytes = own;
+        if (special && special[i] != HEFT_DTYPE_NONE) {
+            bytes = unit_of(special[i]);
+        } else if (dtype != HEFT_DTYPE_NONE && heft_dtype_is_floating(tensor->dtype)) {
+            bytes = unit < own ? unit : own;
+        }
+        tensor->bytes = tensor->first == i ? bytes * (double)tensor->elems : 0;
+        for (uint32_t m = tensor->module; m != HEFT__NO_NODE; m = tree->modules[m].parent) {
+            tree->modules[m].bytes += tensor->bytes;
+        }
+    }
+}
+
+void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count)
+{
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        tree->modules[i].block = false;
+        for (size_t k = 0; k < count; k++) {
+            tree->modules[i].block =
+                tree->modules[i].block || strcmp(tree->modules[i].class_name, classes[k]) == 0;
+        }
+    }
+}
+
+bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor)
+{
+    if (node == ancestor) {
+        return true;
+    }
+    if (heft__tree_is_tensor(tree, ancestor)) {
+        return false;
+    }
+    uint32_t module =
+        heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module : node;
+    return module >= ancestor && module < tree->modules[ancestor].end;
+}
+
+bool heft__tree_splits(const heft__tree *tree, uint32_t node)
+{
+    return !heft__tree_is_tensor(tree, node) && tree->modules[node].child_count > 0 &&
+           !tree->modules[node].block;
+}

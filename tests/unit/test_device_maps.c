@@ -1,0 +1,380 @@
+/* Device maps: every golden case of Accelerate, by order of placing, by joined map, by balanced budgets
+ * and by bytes. Where it loses something or fails, heft's map covers everything within budget. */
+#include "place/place.h"
+#include "support.h"
+#include "support_model.h"
+
+#include <stdlib.h>
+
+static heft_ctx *ctx;
+
+/* Accelerate fails, or loses a tensor, in these; heft has a map. */
+static const char *const better[] = {
+    "llama7b-disk-key-auto",  "llama7b-low0-noncontig",  "toy-y-first",
+    "toy-six-float-fallback", "toy-directs-lost-buffer",
+};
+
+/* ---- trees from golden modules --------------------------------------------------------------- */
+static heft_dtype dtype_named(const char *name)
+{
+    heft_dtype dtype = HEFT_DTYPE_NONE;
+    assert_int_equal(heft_dtype_parse(name, &dtype, NULL), HEFT_OK);
+    return dtype;
+}
+
+static uint32_t find_tensor(const heft__tree *tree, const char *path)
+{
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        if (strcmp(tree->tensors[i].path, path) == 0) {
+            return i;
+        }
+    }
+    return HEFT__NO_NODE;
+}
+
+/* Parameters first, then buffers; [name, kind, dtype, shape] */
+static void add_tensors(heft__tree *tree, const heft__json_value *list, uint32_t module,
+                        uint32_t *at)
+{
+    for (int buffers = 0; buffers < 2; buffers++) {
+        for (const heft__json_value *row = list->first; row; row = row->next) {
+            const heft__json_value *kind = row->first->next, *dtype = kind->next,
+                                   *shape = dtype->next;
+            if ((strcmp(kind->text, "param") != 0) != (buffers == 1)) {
+                continue;
+            }
+            heft__tree_tensor *tensor = &tree->tensors[*at];
+            const char *path = tree->modules[module].path;
+            tensor->path = heft__arena_format(&tree->arena, "%s%s%s", path, *path ? "." : "",
+                                              row->first->text);
+            tensor->module = module;
+            tensor->dtype = dtype_named(dtype->text);
+            tensor->buffer = buffers == 1;
+            tensor->elems = 1;
+            tensor->first = (*at)++;
+            for (const heft__json_value *dim = shape->first; dim; dim = dim->next) {
+                uint64_t size;
+                assert_true(heft__json_as_u64(dim, &size));
+                tensor->elems *= size;
+            }
+        }
+    }
+}
+
+/* Within a group the name that comes first in the walk has the bytes. */
+static void tie(heft__tree *tree, const heft__json_value *groups)
+{
+    for (const heft__json_value *group = groups->first; group; group = group->next) {
+        uint32_t first = HEFT__NO_NODE;
+        for (const heft__json_value *name = group->first; name; name = name->next) {
+            uint32_t at = find_tensor(tree, name->text);
+            assert_true(at != HEFT__NO_NODE);
+            first = at < first ? at : first;
+        }
+        for (const heft__json_value *name = group->first; name; name = name->next) {
+            tree->tensors[find_tensor(tree, name->text)].first = first;
+        }
+    }
+}
+
+static heft__tree *make_tree(const heft__json_value *golden)
+{
+    const heft__json_value *modules = heft__json_member(golden, "modules_preorder");
+    uint32_t tensors = 0, module = 0, at = 0;
+    heft__tree *tree = NULL;
+    heft_error err = {0};
+    for (const heft__json_value *row = modules->first; row; row = row->next) {
+        tensors += (uint32_t)row->first->next->next->count;
+    }
+    test_expect_status(heft__tree_new(ctx, (uint32_t)modules->count, tensors, &tree, &err), HEFT_OK,
+                       &err, "tree");
+    for (const heft__json_value *row = modules->first; row; row = row->next, module++) {
+        tree->modules[module].path = row->first->text;
+        tree->modules[module].class_name = row->first->next->text;
+        add_tensors(tree, row->first->next->next, module, &at);
+    }
+    tie(tree, heft__json_member(golden, "tied_groups"));
+    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    return tree;
+}
+
+/* ---- arguments ------------------------------------------------------------------------------- */
+struct arguments {
+    heft_budget budgets[16];
+    size_t count;
+    const char *classes[8];
+    size_t class_count;
+    heft_strategy strategy;
+    bool fallback;
+};
+
+static int32_t device_named(const heft__json_value *key)
+{
+    return key->type == HEFT__JSON_TYPE_NUMBER ? (int32_t)strtol(key->text, NULL, 10)
+           : strcmp(key->text, "cpu") == 0     ? HEFT_DEVICE_CPU
+           : strcmp(key->text, "disk") == 0    ? HEFT_DEVICE_DISK
+                                               : HEFT_DEVICE_MPS;
+}
+
+static double bytes_of(const heft__json_value *value)
+{
+    double number = 0;
+    uint64_t bytes = 0;
+    if (value->type == HEFT__JSON_TYPE_NUMBER) {
+        assert_true(heft__json_as_double(value, &number));
+        return number;
+    }
+    const size_t length = strlen(value->text);
+    const bool bits = length > 2 && value->text[length - 1] == 'b' &&
+                      strchr("iI", value->text[length - 2]) == NULL; /* "20Gb", there */
+    assert_int_equal(heft_size_parse(value->text, &bytes, NULL), HEFT_OK);
+    return (double)(bits ? bytes / 8 : bytes);
+}
+
+static int by_device(const void *left, const void *right)
+{
+    /* numbers ascending, then mps, cpu, disk */
+    static const int32_t order[] = {0, 2, 3, 1}; /* by -device: -, cpu, disk, mps */
+    int32_t a = ((const heft_budget *)left)->device, b = ((const heft_budget *)right)->device;
+    int32_t first = a >= 0 ? a - 1000000 : order[-a], second = b >= 0 ? b - 1000000 : order[-b];
+    return first < second ? -1 : first > second;
+}
+
+static struct arguments read_arguments(const heft__json_value *test)
+{
+    struct arguments a = {0};
+    const char *strategy = heft__json_member(test, "strategy")->text;
+    const heft__json_value *memory = heft__json_member(test, "max_memory"),
+                           *classes = heft__json_member(test, "no_split_module_classes"),
+                           *options = heft__json_member(test, "options");
+    for (const heft__json_value *pair = memory->first; pair; pair = pair->next) {
+        a.budgets[a.count++] =
+            (heft_budget){device_named(pair->first), bytes_of(pair->first->next)};
+    }
+    qsort(a.budgets, a.count, sizeof a.budgets[0], by_device);
+    if (classes->type == HEFT__JSON_TYPE_STRING) { /* one class may stand alone */
+        a.classes[a.class_count++] = classes->text;
+    }
+    for (const heft__json_value *name = classes->first; name; name = name->next) {
+        a.classes[a.class_count++] = name->text;
+    }
+    a.strategy = strcmp(strategy, "sequential") == 0       ? HEFT_STRATEGY_SEQUENTIAL
+                 : strcmp(strategy, "balanced_low_0") == 0 ? HEFT_STRATEGY_BALANCED_LOW_0
+                                                           : HEFT_STRATEGY_BALANCED;
+    a.fallback = heft__json_member(options, "fallback_allocation") != NULL;
+    return a;
+}
+
+/* The dtype that sizes are asked for, with its odd ones. */
+static void size_tree(heft__tree *tree, const heft__json_value *test)
+{
+    const heft__json_value *asked = heft__json_member(test, "dtype"),
+                           *rule = heft__json_member(test, "special_dtypes_rule");
+    heft_dtype *special = calloc(tree->tensor_count, sizeof *special), dtype = HEFT_DTYPE_NONE;
+    double unit = 0;
+    if (rule->type == HEFT__JSON_TYPE_ARRAY) {
+        for (uint32_t i = 0; i < tree->tensor_count; i++) {
+            special[i] =
+                !tree->tensors[i].buffer && strstr(tree->tensors[i].path, rule->first->text)
+                    ? dtype_named(rule->first->next->text)
+                    : HEFT_DTYPE_NONE;
+        }
+    }
+    if (asked->type == HEFT__JSON_TYPE_STRING) {
+        const char *name = asked->text;
+        dtype = HEFT_DTYPE_F16;
+        unit = strcmp(name, "custom:int4") == 0 ? 0.5
+               : strcmp(name, "int4") == 0      ? 0
+               : strcmp(name, "int8") == 0      ? 1
+                                                : 2;
+    }
+    heft__tree_size(tree, dtype, unit, special);
+    free(special);
+}
+
+/* ---- comparing ------------------------------------------------------------------------------- */
+static uint32_t find_node(const heft__tree *tree, const char *path)
+{
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        if (strcmp(tree->modules[i].path, path) == 0) {
+            return i;
+        }
+    }
+    uint32_t tensor = find_tensor(tree, path);
+    assert_true(tensor != HEFT__NO_NODE);
+    return tree->module_count + tensor;
+}
+
+static void compare_balanced(const char *id, const struct arguments *a,
+                             const heft__json_value *golden)
+{
+    size_t i = 0;
+    for (const heft__json_value *pair = golden ? golden->first : NULL; pair;
+         pair = pair->next, i++) {
+        if (a->budgets[i].device != device_named(pair->first) ||
+            a->budgets[i].bytes != bytes_of(pair->first->next)) {
+            fail_msg("%s: balanced budget %zu is %.2f, expected %.2f", id, i, a->budgets[i].bytes,
+                     bytes_of(pair->first->next));
+        }
+    }
+}
+
+static void compare_order(const char *id, const heft__tree *tree, const heft__map_of_devices *map,
+                          const heft__json_value *golden)
+{
+    size_t i = 0;
+    for (const heft__json_value *pair = golden->first; pair; pair = pair->next, i++) {
+        if (i >= map->count ||
+            strcmp(heft__tree_path(tree, map->entries[i].node), pair->first->text) != 0 ||
+            map->entries[i].device != device_named(pair->first->next)) {
+            fail_msg("%s: place %zu is '%s' on %d, expected '%s' on %s", id, i,
+                     i < map->count ? heft__tree_path(tree, map->entries[i].node) : "nothing",
+                     i < map->count ? map->entries[i].device : 0, pair->first->text,
+                     pair->first->next->text);
+        }
+    }
+    assert_int_equal(i, map->count);
+}
+
+static void compare_joined(const char *id, const heft__tree *tree, const heft__map_of_devices *map,
+                           const heft__json_value *golden)
+{
+    for (const heft__json_value *pair = golden->first; pair; pair = pair->next) {
+        uint32_t node = find_node(tree, pair->key);
+        bool found = false;
+        for (size_t i = 0; i < map->count; i++) {
+            found = found ||
+                    (map->entries[i].node == node && map->entries[i].device == device_named(pair));
+        }
+        if (!found) {
+            fail_msg("%s: '%s' is not where it should be", id, pair->key);
+        }
+    }
+    assert_int_equal(map->count, golden->count);
+}
+
+/* Every tensor has a place; budgets of all devices but disk hold. */
+static void check_map(const char *id, const heft__tree *tree, const struct arguments *a,
+                      const heft__map_of_devices *map)
+{
+    double used[16] = {0};
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        int32_t device = heft__devices_of(tree, map, tree->module_count + i);
+        if (device == HEFT__NO_DEVICE) {
+            fail_msg("%s: '%s' has no device", id, tree->tensors[i].path);
+        }
+        for (size_t k = 0; k < a->count; k++) {
+            used[k] += a->budgets[k].device == device ? tree->tensors[i].bytes : 0;
+        }
+    }
+    for (size_t k = 0; k < a->count; k++) {
+        if (a->budgets[k].device != HEFT_DEVICE_DISK && used[k] > a->budgets[k].bytes) {
+            fail_msg("%s: %.0f bytes on %d, which has %.0f", id, used[k], a->budgets[k].device,
+                     a->budgets[k].bytes);
+        }
+    }
+}
+
+static void compare_bytes(const char *id, const heft__tree *tree, const heft__map_of_devices *map,
+                          const heft__json_value *golden)
+{
+    for (const heft__json_value *pair = golden->first; pair; pair = pair->next) {
+        double sum = 0;
+        int32_t wanted = strcmp(pair->key, "cpu") == 0    ? HEFT_DEVICE_CPU
+                         : strcmp(pair->key, "disk") == 0 ? HEFT_DEVICE_DISK
+                         : strcmp(pair->key, "mps") == 0  ? HEFT_DEVICE_MPS
+                                                          : (int32_t)strtol(pair->key, NULL, 10);
+        for (uint32_t i = 0; i < tree->tensor_count; i++) {
+            sum += heft__devices_of(tree, map, tree->module_count + i) == wanted
+                       ? tree->tensors[i].bytes
+                       : 0;
+        }
+        if (sum != bytes_of(pair)) {
+            fail_msg("%s: %.0f bytes on %s, expected %.0f", id, sum, pair->key, bytes_of(pair));
+        }
+    }
+}
+
+static bool is_better(const char *id)
+{
+    for (size_t i = 0; i < sizeof better / sizeof better[0]; i++) {
+        const size_t length = strlen(better[i]);
+        if (strncmp(id, better[i], length) == 0 && id[length] == '@') {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void run_case(const heft__json_value *test, const heft__json_value *models)
+{
+    const char *id = heft__json_member(test, "id")->text;
+    const heft__json_value *expected = heft__json_member(test, "expected");
+    heft__tree *tree =
+        make_tree(heft__json_member(models, heft__json_member(test, "model_key")->text));
+    struct arguments a = read_arguments(test);
+    heft__map_of_devices map;
+    heft_error err = {0};
+    size_tree(tree, test);
+    heft__tree_mark(tree, a.classes, a.class_count);
+    heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count);
+    test_expect_status(heft__compat_map(tree, a.budgets, a.count, a.fallback, &map, &err), HEFT_OK,
+                       &err, id);
+    if (is_better(id)) {
+        check_map(id, tree, &a, &map);
+    } else {
+        assert_null(heft__json_member(expected, "error"));
+        compare_balanced(id, &a, heft__json_member(expected, "balanced_memory"));
+        compare_order(id, tree, &map,
+                      heft__json_member(expected, "device_map_uncleaned_in_placement_order"));
+        compare_bytes(id, tree, &map, heft__json_member(expected, "bytes_per_device"));
+        heft__devices_clean(tree, &map);
+        compare_joined(id, tree, &map, heft__json_member(expected, "device_map"));
+    }
+    heft__devices_fini(&map);
+    heft__tree_free(tree);
+}
+
+static void accelerate_maps_are_golden(void **state)
+{
+    (void)state;
+    size_t count = 0;
+    heft__arena arena;
+    heft__arena_init(&arena, ctx);
+    const heft__json_value *models = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/models.json"),
+                               "models"),
+                           *cases = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
+                               "cases");
+    for (const heft__json_value *test = cases->first; test; test = test->next) {
+        if (strcmp(heft__json_member(test, "library")->text, "accelerate") == 0) {
+            run_case(test, models);
+            count++;
+        }
+    }
+    assert_int_equal(count, 112);
+    heft__arena_fini(&arena);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    ctx = heft_ctx_new(NULL);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    heft_ctx_free(ctx);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(accelerate_maps_are_golden),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
