@@ -15,7 +15,7 @@ extern "C" {
 
 typedef struct heft_budget {
     int32_t device;
-    double bytes; /* a whole number, but where a share of one was taken */
+    double bytes; /* a whole number but after balancing; infinite for a disk without a limit */
 } heft_budget;
 
 typedef enum heft_strategy {
@@ -23,8 +23,71 @@ typedef enum heft_strategy {
     HEFT_STRATEGY_BALANCED,
     HEFT_STRATEGY_BALANCED_LOW_0, /* leaves room on accelerator 0 */
     HEFT_STRATEGY_SEQUENTIAL,     /* fills one device after the other */
-    HEFT_STRATEGY_BEST            /* heft's own */
+    HEFT_STRATEGY_BEST            /* heft's own: the most bytes on accelerators, in proportion */
 } heft_strategy;
+
+/** How much memory this machine has for a model now, and what sets it. */
+typedef struct heft_machine {
+    uint64_t bytes;
+    const char *reason; /* "available memory", "the container's limit (cgroup v2)", ...; static */
+} heft_machine;
+
+/** Look: MemAvailable, the limits of containers, RLIMIT_AS; the least of them. */
+HEFT_API void heft_machine_memory(heft_machine *machine);
+
+typedef struct heft_plan_options {
+    uint64_t reserved; /* 0 */
+    heft_strategy strategy;
+    const heft_budget *budgets; /* [budget_count]; none: cpu with what the machine has, then disk */
+    size_t budget_count;
+    heft_dtype dtype; /* of the sizes; NONE: the model's own; nothing gets larger by it */
+    const char *const *no_split; /* [no_split_count] instead of the model's: classes, ends of
+                                    modules' paths, or paths with a '*' for a number */
+    size_t no_split_count;
+} heft_plan_options;
+
+/** A map of modules to devices with its sums. Read only but for heft_plan_sizes(). */
+typedef struct heft_plan heft_plan;
+
+/**
+ * Say which module would live where. Nothing is loaded.
+ *
+ * Every strategy but BEST gives the map of Accelerate 1.15; where that loses a tensor or fails, one
+ * that does not. BEST covers everything, passes no budget but the disk's, keeps blocks and ties
+ * together, gives each accelerator one run of modules and leaves as few bytes for cpu and disk as
+ * such runs can.
+ *
+ * @param model    borrowed; an empty one will do
+ * @param options  borrowed; NULL for defaults
+ * @param out      filled with an owned plan; free it with heft_plan_free()
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   lists of modules and tensors; BEST 16 bytes for each unit and set of accelerators.
+ * Errors   INVALID_ARG for two budgets of a device or a negative one; NOMEM.
+ * Source   docs/placing.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_plan_new(const heft_model *model,
+                                                   const heft_plan_options *options,
+                                                   heft_plan **out, heft_error *err);
+/** Free a plan. NULL is allowed. */
+HEFT_API void heft_plan_free(heft_plan *plan);
+
+/** Return the number of entries of the map. */
+HEFT_API size_t heft_plan_count(const heft_plan *plan);
+/** Return entry i's module ("" is the whole model) or tensor, its device and bytes; NULL past the end;
+ * lent by the model and the plan. */
+HEFT_API const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device,
+                                     double *bytes);
+/** Tell device i's budget after balancing and the bytes that are placed on it; false past the end. */
+HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget,
+                               double *placed);
+/** Return the largest module that is not split, and its bytes; lent. */
+HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
+/** Return why the budget of the processor is what it is; "given" where the caller gave it. */
+HEFT_API const char *heft_plan_reason(const heft_plan *plan);
+/** Tell the bytes of the model and of its largest block if floating-point numbers had `bytes_each`
+ * bytes at most. Changes the sizes that the plan tells from then on. */
+HEFT_API void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest);
 
 #ifdef __cplusplus
 }

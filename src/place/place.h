@@ -105,6 +105,9 @@ void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *
  * stay empty. */
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                              bool fallback, heft__map_of_devices *map, heft_error *err);
+/* heft's own map. */
+heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
+                           heft__map_of_devices *map, heft_error *err);
 /* Join modules all of whose parts are on one device, as the reference does; in the order of nodes. */
 void heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
 /* Where a node lives, by the entry that is it or above it; NO_DEVICE if none is. */

@@ -357,6 +357,216 @@ static void accelerate_maps_are_golden(void **state)
     heft__arena_fini(&arena);
 }
 
+/* ---- heft's own map -------------------------------------------------------------------------- */
+/* Bytes that are on no accelerator. */
+static double left_over(const heft__tree *tree, const heft__map_of_devices *map)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        int32_t device =
+            tree->tensors[i].bytes > 0 ? heft__devices_of(tree, map, tree->module_count + i) : 0;
+        sum += device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK ? tree->tensors[i].bytes : 0;
+    }
+    return sum;
+}
+
+static void check_ties(const char *id, const heft__tree *tree, const heft__map_of_devices *map)
+{
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        int32_t one = heft__devices_of(tree, map, tree->module_count + i),
+                two = heft__devices_of(tree, map, tree->module_count + tree->tensors[i].first);
+        if (one != two) {
+            fail_msg("%s: '%s' is not where it is tied to", id, tree->tensors[i].path);
+        }
+    }
+}
+
+/* No entry lies inside of a block. */
+static void check_blocks(const char *id, const heft__tree *tree, const heft__map_of_devices *map)
+{
+    for (size_t i = 0; i < map->count; i++) {
+        for (uint32_t m = 0; m < tree->module_count; m++) {
+            if (tree->modules[m].block && map->entries[i].node != m &&
+                heft__tree_is_inside(tree, map->entries[i].node, m)) {
+                fail_msg("%s: '%s' is split", id, tree->modules[m].path);
+            }
+        }
+    }
+}
+
+static void best_is_never_worse(void **state)
+{
+    (void)state;
+    heft__arena arena;
+    size_t far_better = 0;
+    heft__arena_init(&arena, ctx);
+    const heft__json_value *models = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/models.json"),
+                               "models"),
+                           *cases = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
+                               "cases");
+    for (const heft__json_value *test = cases->first; test; test = test->next) {
+        const char *id = heft__json_member(test, "id")->text;
+        heft__tree *tree =
+            make_tree(heft__json_member(models, heft__json_member(test, "model_key")->text));
+        struct arguments a = read_arguments(test), own = a;
+        heft__map_of_devices theirs, ours;
+        heft_error err = {0};
+        size_tree(tree, test);
+        heft__tree_mark(tree, a.classes, a.class_count);
+        heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count);
+        test_expect_status(heft__compat_map(tree, a.budgets, a.count, a.fallback, &theirs, &err),
+                           HEFT_OK, &err, id);
+        test_expect_status(heft__best_map(tree, own.budgets, own.count, &ours, &err), HEFT_OK, &err,
+                           id);
+        check_map(id, tree, &own, &ours);
+        check_ties(id, tree, &ours);
+        check_blocks(id, tree, &ours);
+        double their_rest = left_over(tree, &theirs), our_rest = left_over(tree, &ours);
+        if (our_rest > their_rest) {
+            fail_msg("%s: %.0f bytes left over, Accelerate leaves %.0f", id, our_rest, their_rest);
+        }
+        far_better += our_rest < their_rest;
+        heft__devices_fini(&theirs);
+        heft__devices_fini(&ours);
+        heft__tree_free(tree);
+    }
+    print_message("fewer bytes left over than Accelerate's in %zu of %zu cases\n", far_better,
+                  cases->count);
+    assert_true(far_better > 10);
+    heft__arena_fini(&arena);
+}
+
+/* ---- against brute force --------------------------------------------------------------------- */
+static uint64_t random_state = 88172645463325252U;
+
+static uint32_t random_below(uint32_t end)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 33) % end;
+}
+
+#define UNITS_MOST 8
+
+/* A root with up to eight leaves, one tensor each. */
+static heft__tree *random_tree(uint32_t units, double bytes[UNITS_MOST])
+{
+    heft__tree *tree = NULL;
+    heft_error err = {0};
+    test_expect_status(heft__tree_new(ctx, units + 1, units, &tree, &err), HEFT_OK, &err, "tree");
+    tree->modules[0].path = tree->modules[0].class_name = "";
+    for (uint32_t i = 0; i < units; i++) {
+        tree->modules[i + 1].path = heft__arena_format(&tree->arena, "m%u", i);
+        tree->modules[i + 1].class_name = "";
+        tree->tensors[i] = (heft__tree_tensor){
+            .path = heft__arena_format(&tree->arena, "m%u.weight", i),
+            .module = i + 1,
+            .first = i,
+            .dtype = HEFT_DTYPE_U8,
+            .elems = random_below(20),
+        };
+        bytes[i] = (double)tree->tensors[i].elems;
+    }
+    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+    return tree;
+}
+
+/* The most bytes on accelerators, each of which has one run: all ways to give units to devices. */
+static double brute_force(const double *bytes, uint32_t units, const double *budgets,
+                          uint32_t devices)
+{
+    double most = 0;
+    uint64_t ways = 1;
+    for (uint32_t i = 0; i < units; i++) {
+        ways *= devices + 1;
+    }
+    for (uint64_t way = 0; way < ways; way++) {
+        double used[4] = {0}, sum = 0;
+        bool ended[5] = {0}, good = true;
+        uint32_t last = devices; /* "none" */
+        uint64_t rest = way;
+        for (uint32_t i = 0; i < units && good; i++, rest /= devices + 1) {
+            uint32_t device = (uint32_t)(rest % (devices + 1));
+            if (device != last) {
+                ended[last] = true;
+                good = device == devices || !ended[device];
+                last = device;
+            }
+            if (good && device < devices) {
+                used[device] += bytes[i];
+                sum += bytes[i];
+                good = used[device] <= budgets[device];
+            }
+        }
+        most = good && sum > most ? sum : most;
+    }
+    return most;
+}
+
+static void best_is_what_brute_force_finds(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 300; round++) {
+        double bytes[UNITS_MOST], limits[3];
+        const uint32_t units = 1 + random_below(7), devices = 1 + random_below(3);
+        heft_budget budgets[4];
+        heft__tree *tree = random_tree(units, bytes);
+        heft__map_of_devices map;
+        heft_error err = {0};
+        for (uint32_t d = 0; d < devices; d++) {
+            limits[d] = random_below(60);
+            budgets[d] = (heft_budget){(int32_t)d, limits[d]};
+        }
+        test_expect_status(heft__best_map(tree, budgets, devices, &map, &err), HEFT_OK, &err,
+                           "best");
+        double held = tree->modules[0].bytes - left_over(tree, &map);
+        double most = brute_force(bytes, units, limits, devices);
+        if (held != most) {
+            fail_msg("round %d: %.0f bytes held, %.0f can be", round, held, most);
+        }
+        heft__devices_fini(&map);
+        heft__tree_free(tree);
+    }
+}
+
+/* Devices of unequal size are filled in proportion where all fits. */
+static void best_fills_in_proportion(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft__map_of_devices map;
+    heft__tree *tree = NULL;
+    const heft_budget budgets[] = {
+        {0, 1000},
+        {1, 3000}
+    };
+    test_expect_status(heft__tree_new(ctx, 101, 100, &tree, &err), HEFT_OK, &err, "tree");
+    tree->modules[0].path = tree->modules[0].class_name = "";
+    for (uint32_t i = 0; i < 100; i++) {
+        tree->modules[i + 1].path = heft__arena_format(&tree->arena, "m%u", i);
+        tree->modules[i + 1].class_name = "";
+        tree->tensors[i] = (heft__tree_tensor){.path = tree->modules[i + 1].path,
+                                               .module = i + 1,
+                                               .first = i,
+                                               .dtype = HEFT_DTYPE_U8,
+                                               .elems = 20};
+    }
+    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+    test_expect_status(heft__best_map(tree, budgets, 2, &map, &err), HEFT_OK, &err, "best");
+    double on_first = 0;
+    for (uint32_t i = 0; i < 100; i++) {
+        on_first += heft__devices_of(tree, &map, 101 + i) == 0 ? 20 : 0;
+    }
+    assert_true(on_first >= 460 && on_first <= 540); /* a quarter of 2000 */
+    heft__devices_fini(&map);
+    heft__tree_free(tree);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -375,6 +585,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accelerate_maps_are_golden),
+        cmocka_unit_test(best_is_never_worse),
+        cmocka_unit_test(best_is_what_brute_force_finds),
+        cmocka_unit_test(best_fills_in_proportion),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

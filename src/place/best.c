@@ -1,0 +1,336 @@
+/* best.c - heft's own map: as much as can be on accelerators, each with one run of modules.
+ *
+ * The model is a row of units that are not split: blocks, modules without children, tensors that
+ * stand beside modules. What is tied is one unit, at the place of its first name. Each accelerator
+ * takes one run of neighbours, and what no accelerator takes goes to the processor while there is
+ * room, then to the disk.
+ *
+ *   best[state][i]: the most bytes that the accelerators of `state` can hold of the first i units
+ *
+ * Up to eight accelerators are tried in every order, and a state is a set of them; more are taken in
+ * their own order, and a state says how many of them are behind us.
+ *
+ * A run is always as long as it can be: a longer one never takes anything from what comes behind it.
+ * If all is held, the budgets are lowered together, so that devices are filled in proportion.
+ * Source: docs/placing.md [4]. */
+#include "place/place.h"
+
+#define ANY_ORDER_MOST 8 /* accelerators that are tried in every order */
+#define ACCELERATORS_MOST 1024
+#define SHARE_STEPS 24 /* of the search for the least share of the budgets */
+
+struct unit {
+    uint32_t node;
+    uint32_t leader; /* the unit that it is tied to, its own number else */
+    double bytes;    /* with all that is tied to it; 0 for those */
+};
+
+struct choice {            /* how a cell came about */
+    int32_t device;        /* the accelerator of the run that ends here; -1: none */
+    uint32_t start, state; /* the cell before */
+};
+
+struct best {
+    const heft__tree *tree;
+    heft_ctx *ctx;
+    struct unit *units;
+    uint32_t count, cap;
+    double *sums; /* [count + 1] of bytes before a unit */
+    const heft_budget *accelerators[ACCELERATORS_MOST];
+    uint32_t accelerator_count, state_count;
+    int32_t *owner; /* [count] number of an accelerator, -1: none */
+};
+
+/* ---- units ----------------------------------------------------------------------------------- */
+static bool add_unit(struct best *b, uint32_t node)
+{
+    size_t cap = b->cap;
+    if (!heft__array_reserve(b->ctx, (void **)&b->units, b->count, &cap, sizeof *b->units)) {
+        return false;
+    }
+    b->cap = (uint32_t)cap;
+    b->units[b->count] = (struct unit){node, b->count, heft__tree_bytes(b->tree, node)};
+    b->count++;
+    return true;
+}
+
+static bool add_units(struct best *b, uint32_t module)
+{
+    const heft__tree *tree = b->tree;
+    const heft__tree_module *m = &tree->modules[module];
+    if (!heft__tree_splits(tree, module)) {
+        return add_unit(b, module);
+    }
+    bool good = true;
+    for (uint32_t i = 0; good && i < m->tensor_count; i++) {
+        good = add_unit(b, tree->module_count + m->first_tensor + i);
+    }
+    for (uint32_t child = module + 1; good && child < m->end; child = tree->modules[child].end) {
+        good = add_units(b, child);
+    }
+    return good;
+}
+
+/* The unit that holds a tensor: units are in the order of nodes but for tensors beside modules. */
+static uint32_t unit_of(const struct best *b, uint32_t tensor)
+{
+    for (uint32_t i = 0; i < b->count; i++) {
+        if (heft__tree_is_inside(b->tree, b->tree->module_count + tensor, b->units[i].node)) {
+            return i;
+        }
+    }
+    return 0;
+}
+
+static uint32_t leader_of(const struct best *b, uint32_t unit)
+{
+    while (b->units[unit].leader != unit) {
+        unit = b->units[unit].leader;
+    }
+    return unit;
+}
+
+/* Units that share a tensor follow the first of them. */
+static void tie_units(struct best *b)
+{
+    for (size_t i = 1; i < b->tree->tie_count; i++) {
+        if (b->tree->ties[i][0] != b->tree->ties[i - 1][0]) {
+            continue;
+        }
+        uint32_t one = leader_of(b, unit_of(b, b->tree->ties[i - 1][1])),
+                 two = leader_of(b, unit_of(b, b->tree->ties[i][1]));
+        uint32_t first = one < two ? one : two, second = one < two ? two : one;
+        if (first != second) {
+            b->units[second].leader = first;
+            b->units[first].bytes += b->units[second].bytes;
+            b->units[second].bytes = 0;
+        }
+    }
+}
+
+static bool make_units(struct best *b)
+{
+    if (!add_units(b, 0)) {
+        return false;
+    }
+    tie_units(b);
+    b->sums = heft__alloc_zero(b->ctx, b->count + 1, sizeof *b->sums);
+    b->owner = heft__alloc_zero(b->ctx, b->count + 1, sizeof *b->owner);
+    for (uint32_t i = 0; b->sums && i < b->count; i++) {
+        b->sums[i + 1] = b->sums[i] + b->units[i].bytes;
+    }
+    return b->sums && b->owner;
+}
+
+/* ---- runs ------------------------------------------------------------------------------------ */
+/* Where a run that begins at `first` ends at the latest. */
+static uint32_t run_end(const struct best *b, uint32_t first, double bytes)
+{
+    uint32_t low = first, high = b->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low + 1) / 2;
+        if (b->sums[middle] - b->sums[first] <= bytes) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+static bool in_any_order(const struct best *b)
+{
+    return b->accelerator_count <= ANY_ORDER_MOST;
+}
+
+/* The state after accelerator d was used in `state`; state itself if it may not be. */
+static uint32_t after(const struct best *b, uint32_t state, uint32_t d)
+{
+    if (in_any_order(b)) {
+        return state | (uint32_t)1 << d;
+    }
+    return state == d ? state + 1 : state;
+}
+
+static void improve(double *best, struct choice *choices, size_t cell, double held,
+                    struct choice choice)
+{
+    if (held > best[cell]) {
+        best[cell] = held;
+        choices[cell] = choice;
+    }
+}
+
+/* From one cell to those behind it: with a run on each accelerator, or without the next unit, or
+ * without the next accelerator. */
+static void go_on(const struct best *b, double share, double *best, struct choice *choices,
+                  uint32_t i, uint32_t state)
+{
+    const size_t width = (size_t)b->count + 1;
+    const double held = best[state * width + i];
+    const struct choice none = {-1, i, state};
+    const uint32_t first = in_any_order(b) ? 0 : state;
+    const uint32_t end_device = in_any_order(b) ? b->accelerator_count : state + 1;
+    if (i < b->count) {
+        improve(best, choices, state * width + i + 1, held, none);
+    }
+    if (!in_any_order(b) && state + 1 < b->state_count) {
+        improve(best, choices, (state + 1) * width + i, held, none);
+    }
+    for (uint32_t d = first; i < b->count && d < end_device && d < b->accelerator_count; d++) {
+        const uint32_t more = after(b, state, d);
+        const uint32_t end = run_end(b, i, b->accelerators[d]->bytes * share);
+        if (more != state && end > i) {
+            improve(best, choices, more * width + end, held + b->sums[end] - b->sums[i],
+                    (struct choice){(int32_t)d, i, state});
+        }
+    }
+}
+
+/* The most bytes that can be held with this share of the budgets; the units' owners, if asked. */
+static double solve(struct best *b, double share, double *best, struct choice *choices, bool trace)
+{
+    const size_t width = (size_t)b->count + 1;
+    uint32_t winner = 0;
+    for (size_t cell = 0; cell < b->state_count * width; cell++) {
+        best[cell] = -1;
+    }
+    best[0] = 0;
+    for (uint32_t i = 0; i <= b->count; i++) {
+        for (uint32_t state = 0; state < b->state_count; state++) {
+            if (best[state * width + i] >= 0) {
+                go_on(b, share, best, choices, i, state);
+            }
+        }
+    }
+    for (uint32_t state = 1; state < b->state_count; state++) {
+        winner = best[state * width + b->count] > best[winner * width + b->count] ? state : winner;
+    }
+    const double most = best[winner * width + b->count];
+    for (uint32_t i = 0; trace && i < b->count; i++) {
+        b->owner[i] = -1;
+    }
+    for (uint32_t i = b->count, state = winner; trace && (i > 0 || state > 0);) {
+        const struct choice choice = choices[state * width + i];
+        for (uint32_t k = choice.start; choice.device >= 0 && k < i; k++) {
+            b->owner[k] = choice.device;
+        }
+        i = choice.start;
+        state = choice.state;
+    }
+    return most;
+}
+
+/* All is held: the least share of the budgets with which it still is. */
+static double least_share(struct best *b, double *best, struct choice *choices)
+{
+    double low = 0, high = 1;
+    for (int i = 0; i < SHARE_STEPS; i++) {
+        const double middle = (low + high) / 2;
+        if (solve(b, middle, best, choices, false) >= b->sums[b->count]) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    return high;
+}
+
+static bool choose_owners(struct best *b)
+{
+    b->state_count =
+        in_any_order(b) ? (uint32_t)1 << b->accelerator_count : b->accelerator_count + 1;
+    const size_t cells = ((size_t)b->count + 1) * b->state_count;
+    double *best = heft__alloc(b->ctx, cells * sizeof *best);
+    struct choice *choices = heft__alloc_zero(b->ctx, cells, sizeof *choices);
+    bool room = best && choices;
+    if (room) {
+        double share = 1;
+        if (solve(b, 1, best, choices, false) >= b->sums[b->count] && b->sums[b->count] > 0) {
+            share = least_share(b, best, choices);
+        }
+        (void)solve(b, share, best, choices, true);
+    }
+    heft__free(b->ctx, best, cells * sizeof *best);
+    heft__free(b->ctx, choices, cells * sizeof *choices);
+    return room;
+}
+
+/* ---- the map --------------------------------------------------------------------------------- */
+static void pick_accelerators(struct best *b, const heft_budget *budgets, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (budgets[i].device < 0 && budgets[i].device != HEFT_DEVICE_MPS) {
+            continue;
+        }
+        if (b->accelerator_count < ACCELERATORS_MOST) {
+            b->accelerators[b->accelerator_count++] = &budgets[i];
+            continue;
+        }
+        uint32_t least = 0;
+        for (uint32_t k = 1; k < b->accelerator_count; k++) {
+            least = b->accelerators[k]->bytes < b->accelerators[least]->bytes ? k : least;
+        }
+        if (b->accelerators[least]->bytes < budgets[i].bytes) {
+            b->accelerators[least] = &budgets[i];
+        }
+    }
+}
+
+static const heft_budget *budget_of(const heft_budget *budgets, size_t count, int32_t device)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (budgets[i].device == device) {
+            return &budgets[i];
+        }
+    }
+    return NULL;
+}
+
+/* Entries in the order of units; those left over go to the processor, then to the disk. */
+static bool write_map(const struct best *b, const heft_budget *budgets, size_t count,
+                      heft__map_of_devices *map)
+{
+    const heft_budget *cpu = budget_of(budgets, count, HEFT_DEVICE_CPU);
+    double left = cpu ? cpu->bytes : 0;
+    int32_t *devices = heft__alloc(b->ctx, (b->count + 1) * sizeof *devices);
+    bool good = devices != NULL;
+    for (uint32_t i = 0; good && i < b->count; i++) {
+        const struct unit *unit = &b->units[i];
+        uint32_t leader = leader_of(b, i);
+        if (leader != i) {
+            devices[i] = devices[leader];
+        } else if (b->owner[i] >= 0) {
+            devices[i] = b->accelerators[b->owner[i]]->device;
+        } else if (cpu && unit->bytes <= left) {
+            devices[i] = HEFT_DEVICE_CPU;
+            left -= unit->bytes;
+        } else {
+            devices[i] = HEFT_DEVICE_DISK;
+        }
+        good = heft__array_reserve(b->ctx, (void **)&map->entries, map->count, &map->cap,
+                                   sizeof *map->entries);
+        if (good) {
+            map->entries[map->count++] = (heft__placement){unit->node, devices[i]};
+        }
+    }
+    heft__free(b->ctx, devices, (b->count + 1) * sizeof *devices);
+    return good;
+}
+
+heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
+                           heft__map_of_devices *map, heft_error *err)
+{
+    struct best b = {.tree = tree, .ctx = tree->ctx};
+    *map = (heft__map_of_devices){.ctx = tree->ctx};
+    pick_accelerators(&b, budgets, count);
+    bool good = make_units(&b) && choose_owners(&b) && write_map(&b, budgets, count, map);
+    heft__free(b.ctx, b.units, b.cap * sizeof *b.units);
+    heft__free(b.ctx, b.sums, ((size_t)b.count + 1) * sizeof *b.sums);
+    heft__free(b.ctx, b.owner, ((size_t)b.count + 1) * sizeof *b.owner);
+    if (!good) {
+        heft__devices_fini(map);
+        return heft__fail_nomem(err, (uint64_t)b.count * sizeof *b.units);
+    }
+    return HEFT_OK;
+}
