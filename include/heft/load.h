@@ -97,6 +97,24 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *
                                                      heft_error *err);
 
 /**
+ * The empty model that heft_model_load() would fill: for plans. A lone config.json, or a folder
+ * without weights, will do where the model type is known; of another type the checkpoint is needed.
+ *
+ * @param ctx      borrowed; kept alive by the model
+ * @param path     borrowed; as heft_model_load(), or a config.json
+ * @param options  borrowed; NULL for defaults: class_name, dtype and checkpoint are looked at
+ * @param out      filled with an owned model
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   metadata only.
+ * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create().
+ * Source   docs/placing.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const char *path,
+                                                         const heft_load_options *options,
+                                                         heft_model **out, heft_error *err);
+
+/**
  * Load a sharded checkpoint into a model that exists, one shard after another.
  *
  * As the reference's load_sharded_checkpoint: the index is compared with the model before any shard

@@ -85,8 +85,8 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
 /** Return why the budget of the processor is what it is; "given" where the caller gave it. */
 HEFT_API const char *heft_plan_reason(const heft_plan *plan);
-/** Tell the bytes of the model and of its largest block if floating-point numbers had `bytes_each`
- * bytes at most. Changes the sizes that the plan tells from then on. */
+/** Tell the bytes of the model and of its largest block if all floating-point numbers had `bytes_each`
+ * bytes. Changes the sizes that the plan tells from then on. */
 HEFT_API void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest);
 
 #ifdef __cplusplus

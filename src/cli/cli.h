@@ -88,6 +88,16 @@ bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_erro
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err);
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err);
 
+/* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
+bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
+                       heft_error *err);
+/* "0", "cpu", ...; dst holds the text of a number. */
+#define CLI_DEVICE_TEXT 16
+const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT]);
+
+/* ---- plan_svg.c */
+bool cli_plan_svg(const heft_plan *plan, const char *path, heft_error *err);
+
 /* ---- failure.c */
 /* Fill an error of the command line: INVALID_ARG; item is the option with its dashes, or "".
  * Returns false. */
@@ -235,6 +245,6 @@ void cli_progress_clear(cli_run *run);
 
 /* ---- the commands */
 extern const cli_command cli_cmd_init, cli_cmd_load, cli_cmd_inspect, cli_cmd_convert,
-    cli_cmd_verify;
+    cli_cmd_verify, cli_cmd_plan;
 
 #endif

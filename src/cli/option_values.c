@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -120,4 +121,84 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
         }
     }
     return !text || refuse(run, option, err, "is no mode: auto, map, copy or shared");
+}
+
+/* ---- devices --------------------------------------------------------------------------------- */
+const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
+{
+    switch (device) {
+    case HEFT_DEVICE_CPU:
+        return "cpu";
+    case HEFT_DEVICE_DISK:
+        return "disk";
+    case HEFT_DEVICE_MPS:
+        return "mps";
+    default:
+        snprintf(dst, CLI_DEVICE_TEXT, "%d", device);
+        return dst;
+    }
+}
+
+static bool read_device(const char *text, size_t length, int32_t *device)
+{
+    char name[CLI_DEVICE_TEXT];
+    for (int32_t known = HEFT_DEVICE_MPS; known < 0; known++) {
+        const char *own = cli_device(known, name);
+        if (strlen(own) == length && strncmp(own, text, length) == 0) {
+            *device = known;
+            return true;
+        }
+    }
+    *device = (int32_t)strtol(text, NULL, 10);
+    return length > 0 && length <= 4 && strspn(text, "0123456789") >= length;
+}
+
+/* One "DEVICE=SIZE"; a disk may stand alone, and has no limit then. */
+static bool read_budget(const cli_run *run, size_t option, const char *text, size_t length,
+                        heft_budget *budget, heft_error *err)
+{
+    const char *equal = memchr(text, '=', length);
+    const size_t name = equal ? (size_t)(equal - text) : length;
+    char size[64] = "";
+    uint64_t bytes = 0;
+    heft_error reason = {0};
+    if (!read_device(text, name, &budget->device)) {
+        return refuse(run, option, err, "is no list such as 0=20GB,1=20GB,cpu=30GB,disk");
+    }
+    if (!equal && budget->device == HEFT_DEVICE_DISK) {
+        budget->bytes = INFINITY;
+        return true;
+    }
+    if (!equal || length - name - 1 >= sizeof size) {
+        return refuse(run, option, err, "is no list such as 0=20GB,1=20GB,cpu=30GB,disk");
+    }
+    memcpy(size, equal + 1, length - name - 1);
+    if (heft_size_parse(size, &bytes, &reason) != HEFT_OK) {
+        return refuse_as(run, option, err, &reason);
+    }
+    budget->bytes = (double)bytes;
+    return true;
+}
+
+bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
+                       heft_error *err)
+{
+    const char *text = run->values[option];
+    if (!text) {
+        return true;
+    }
+    *budgets = calloc(strlen(text) + 1, sizeof **budgets);
+    if (!*budgets) {
+        return refuse(run, option, err, "takes more memory than there is");
+    }
+    for (;;) {
+        const size_t length = strcspn(text, ",");
+        if (!read_budget(run, option, text, length, &(*budgets)[(*count)++], err)) {
+            return false;
+        }
+        if (!text[length]) {
+            return true;
+        }
+        text += length + 1;
+    }
 }

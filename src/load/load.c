@@ -32,7 +32,7 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
         return heft_config_dtype(config);
     }
     const heft_tensor_info *first = NULL;
-    for (size_t i = 0; i < ckpt->count && ckpt->infos[i].file_index == 0; i++) {
+    for (size_t i = 0; ckpt && i < ckpt->count && ckpt->infos[i].file_index == 0; i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         if (counts_for_dtype(info->dtype) && (!first || strcmp(info->name, first->name) < 0)) {
             first = info;
@@ -65,10 +65,10 @@ static heft_status make_model(struct loading *l, heft_error *err)
         return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
                           heft_dtype_name(dtype));
     }
-    if (*type && !heft__family_find(type) && !l->options->class_name) {
+    if (*type && l->ckpt && !heft__family_find(type) && !l->options->class_name) {
         heft_status status =
             heft__unknown_model(l->ckpt, l->config, l->options->dtype, &l->model, err);
-        if (status == HEFT_OK &&
+        if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
                         "model type '%s' is not known: its names, shapes and blocks are taken from "
                         "the checkpoint, and nothing can be missing",
@@ -232,6 +232,39 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
     heft_config_free(l.config);
     heft_checkpoint_close(l.ckpt);
     return status;
+}
+
+/* ---- without weights ------------------------------------------------------------------------- */
+heft_status heft_model_skeleton(heft_ctx *ctx, const char *path, const heft_load_options *options,
+                                heft_model **out, heft_error *err)
+{
+    const heft_load_options standard = {0};
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    struct loading l = {.ctx = ctx, .options = options ? options : &standard};
+    heft_checkpoint_options open = l.options->checkpoint;
+    heft_error reason = {0};
+    open.trust_shards = true;
+    heft_status status = heft_checkpoint_open(ctx, path, &open, &l.ckpt, &reason);
+    if (status == HEFT_OK) {
+        status = heft_config_read(ctx, l.ckpt->where.folder, &l.config, err);
+    } else if (heft_config_read(ctx, path, &l.config, err) == HEFT_OK) {
+        status = HEFT_OK; /* a config alone */
+    } else if (err) {
+        *err = reason;
+    }
+    if (status == HEFT_OK) {
+        status = make_model(&l, err);
+    }
+    if (status == HEFT_OK) {
+        *out = l.model;
+        l.model = NULL;
+    }
+    heft_model_free(l.model);
+    heft_config_free(l.config);
+    heft_checkpoint_close(l.ckpt);
+    return heft__add_path(status, err, path);
 }
 
 /* ---- into a model that exists ---------------------------------------------------------------- */

@@ -38,6 +38,8 @@ struct best {
     double *sums; /* [count + 1] of bytes before a unit */
     const heft_budget *accelerators[ACCELERATORS_MOST];
     uint32_t accelerator_count, state_count;
+    bool any_order;
+    uint32_t *ends; /* [accelerator_count * (count + 1)] where a run that begins here ends */
     int32_t *owner; /* [count] number of an accelerator, -1: none */
 };
 
@@ -138,15 +140,10 @@ static uint32_t run_end(const struct best *b, uint32_t first, double bytes)
     return low;
 }
 
-static bool in_any_order(const struct best *b)
-{
-    return b->accelerator_count <= ANY_ORDER_MOST;
-}
-
 /* The state after accelerator d was used in `state`; state itself if it may not be. */
 static uint32_t after(const struct best *b, uint32_t state, uint32_t d)
 {
-    if (in_any_order(b)) {
+    if (b->any_order) {
         return state | (uint32_t)1 << d;
     }
     return state == d ? state + 1 : state;
@@ -163,23 +160,23 @@ static void improve(double *best, struct choice *choices, size_t cell, double he
 
 /* From one cell to those behind it: with a run on each accelerator, or without the next unit, or
  * without the next accelerator. */
-static void go_on(const struct best *b, double share, double *best, struct choice *choices,
-                  uint32_t i, uint32_t state)
+static void go_on(const struct best *b, double *best, struct choice *choices, uint32_t i,
+                  uint32_t state)
 {
     const size_t width = (size_t)b->count + 1;
     const double held = best[state * width + i];
     const struct choice none = {-1, i, state};
-    const uint32_t first = in_any_order(b) ? 0 : state;
-    const uint32_t end_device = in_any_order(b) ? b->accelerator_count : state + 1;
+    const uint32_t first = b->any_order ? 0 : state;
+    const uint32_t end_device = b->any_order ? b->accelerator_count : state + 1;
     if (i < b->count) {
         improve(best, choices, state * width + i + 1, held, none);
     }
-    if (!in_any_order(b) && state + 1 < b->state_count) {
+    if (!b->any_order && state + 1 < b->state_count) {
         improve(best, choices, (state + 1) * width + i, held, none);
     }
     for (uint32_t d = first; i < b->count && d < end_device && d < b->accelerator_count; d++) {
         const uint32_t more = after(b, state, d);
-        const uint32_t end = run_end(b, i, b->accelerators[d]->bytes * share);
+        const uint32_t end = b->ends[d * width + i];
         if (more != state && end > i) {
             improve(best, choices, more * width + end, held + b->sums[end] - b->sums[i],
                     (struct choice){(int32_t)d, i, state});
@@ -197,9 +194,14 @@ static double solve(struct best *b, double share, double *best, struct choice *c
     }
     best[0] = 0;
     for (uint32_t i = 0; i <= b->count; i++) {
+        for (uint32_t d = 0; d < b->accelerator_count; d++) {
+            b->ends[d * width + i] = run_end(b, i, b->accelerators[d]->bytes * share);
+        }
+    }
+    for (uint32_t i = 0; i <= b->count; i++) {
         for (uint32_t state = 0; state < b->state_count; state++) {
             if (best[state * width + i] >= 0) {
-                go_on(b, share, best, choices, i, state);
+                go_on(b, best, choices, i, state);
             }
         }
     }
@@ -236,23 +238,35 @@ static double least_share(struct best *b, double *best, struct choice *choices)
     return high;
 }
 
-static bool choose_owners(struct best *b)
+/* One way of ordering devices: false without memory. `all`: whether everything is held. */
+static bool try_order(struct best *b, bool any_order, bool *all)
 {
-    b->state_count =
-        in_any_order(b) ? (uint32_t)1 << b->accelerator_count : b->accelerator_count + 1;
+    b->any_order = any_order;
+    b->state_count = any_order ? (uint32_t)1 << b->accelerator_count : b->accelerator_count + 1;
     const size_t cells = ((size_t)b->count + 1) * b->state_count;
     double *best = heft__alloc(b->ctx, cells * sizeof *best);
     struct choice *choices = heft__alloc_zero(b->ctx, cells, sizeof *choices);
     bool room = best && choices;
     if (room) {
-        double share = 1;
-        if (solve(b, 1, best, choices, false) >= b->sums[b->count] && b->sums[b->count] > 0) {
-            share = least_share(b, best, choices);
-        }
-        (void)solve(b, share, best, choices, true);
+        *all = solve(b, 1, best, choices, false) >= b->sums[b->count];
+        (void)solve(b, *all && !any_order ? least_share(b, best, choices) : 1, best, choices, true);
     }
     heft__free(b->ctx, best, cells * sizeof *best);
     heft__free(b->ctx, choices, cells * sizeof *choices);
+    return room;
+}
+
+/* In the devices' own order, if all is held by it; else in every order, where those are few. */
+static bool choose_owners(struct best *b)
+{
+    const size_t ends = (size_t)b->accelerator_count * (b->count + 1);
+    bool all = false;
+    b->ends = heft__alloc_zero(b->ctx, ends, sizeof *b->ends);
+    bool room = b->ends && try_order(b, false, &all);
+    if (room && !all && b->accelerator_count <= ANY_ORDER_MOST) {
+        room = try_order(b, true, &all);
+    }
+    heft__free(b->ctx, b->ends, ends * sizeof *b->ends);
     return room;
 }
 

@@ -62,6 +62,8 @@ void heft__tree_free(heft__tree *tree);
 /* Sizes by a dtype that has `unit` bytes an element (NONE: each its own): integers are never cast,
  * nothing gets larger. `special`: dtypes of tensors by number, NONE where there is none; or NULL. */
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
+/* Sizes as if all floating-point tensors had `unit` bytes an element. */
+void heft__tree_size_as(heft__tree *tree, double unit);
 /* Mark as blocks the modules of these classes; count 0: none. */
 void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count);
 

@@ -230,7 +230,7 @@ const char *heft_plan_reason(const heft_plan *plan)
 
 void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest)
 {
-    heft__tree_size(plan->tree, HEFT_DTYPE_F16, bytes_each, NULL);
+    heft__tree_size_as(plan->tree, bytes_each);
     *total = plan->tree->modules[0].bytes;
     *largest = plan->tree->modules[find_largest(plan->tree)].bytes;
 }

@@ -261,11 +261,22 @@ static double unit_of(heft_dtype dtype)
     return dtype == HEFT_DTYPE_BOOL ? 0.125 : (double)heft_dtype_bits(dtype) / 8;
 }
 
-void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special)
+/* From the tensors' own sizes to the modules' sums. */
+static void sum_up(heft__tree *tree)
 {
     for (uint32_t i = 0; i < tree->module_count; i++) {
         tree->modules[i].bytes = 0;
     }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        for (uint32_t m = tensor->module; m != HEFT__NO_NODE; m = tree->modules[m].parent) {
+            tree->modules[m].bytes += tensor->bytes;
+        }
+    }
+}
+
+void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special)
+{
     for (uint32_t i = 0; i < tree->tensor_count; i++) {
         heft__tree_tensor *tensor = &tree->tensors[i];
         double own = unit_of(tensor->dtype), bytes = own;
@@ -275,10 +286,18 @@ void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft
             bytes = unit < own ? unit : own;
         }
         tensor->bytes = tensor->first == i ? bytes * (double)tensor->elems : 0;
-        for (uint32_t m = tensor->module; m != HEFT__NO_NODE; m = tree->modules[m].parent) {
-            tree->modules[m].bytes += tensor->bytes;
-        }
     }
+    sum_up(tree);
+}
+
+void heft__tree_size_as(heft__tree *tree, double unit)
+{
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        heft__tree_tensor *tensor = &tree->tensors[i];
+        const double bytes = heft_dtype_is_floating(tensor->dtype) ? unit : unit_of(tensor->dtype);
+        tensor->bytes = tensor->first == i ? bytes * (double)tensor->elems : 0;
+    }
+    sum_up(tree);
 }
 
 void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count)

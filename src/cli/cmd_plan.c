@@ -1,0 +1,299 @@
+/* cmd_plan.c - heft plan PATH: which module would live where, and what each dtype would need. */
+#include "cli/cli.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OPTIONS(X)                                                                                 \
+    X(STRATEGY, "strategy", "S", "auto, balanced, balanced_low_0, sequential, best (auto)")        \
+    X(MAX_MEMORY, "max-memory", "M", "0=20GB,1=20GB,cpu=30GB (cpu: what this machine has)")        \
+    X(DTYPE, "dtype", "D", "of the weights (the config's, else the files' own)")                   \
+    X(CLASS, "class", "NAME", "LlamaForCausalLM, AutoModel, ... (the config's own)")               \
+    X(NO_SPLIT, "no-split", "A,B", "classes or modules that stay whole (the family's blocks)")     \
+    X(SVG, "svg", "FILE", "draw the devices with their blocks")                                    \
+    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+struct request {
+    heft_load_options load;
+    heft_plan_options plan;
+    heft_budget *budgets;  /* owned */
+    const char **no_split; /* owned; texts lie in `words` */
+    char *words;           /* owned */
+};
+
+/* ---- what is asked --------------------------------------------------------------------------- */
+static bool read_strategy(const cli_run *run, heft_strategy *strategy, heft_error *err)
+{
+    static const char *const names[] = {"auto", "balanced", "balanced_low_0", "sequential", "best"};
+    const char *text = run->values[OPTION_STRATEGY];
+    for (size_t i = 0; text && i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *strategy = (heft_strategy)i;
+            return true;
+        }
+    }
+    return !text || cli_refuse(err, "--strategy",
+                               "'%.60s' is no strategy: auto, balanced, balanced_low_0, sequential "
+                               "or best",
+                               text);
+}
+
+/* "no-split" names, cut at commas. */
+static bool read_no_split(const cli_run *run, struct request *request, heft_error *err)
+{
+    const char *text = run->values[OPTION_NO_SPLIT];
+    if (!text) {
+        return true;
+    }
+    request->words = strdup(text);
+    request->no_split = calloc(strlen(text) + 1, sizeof *request->no_split);
+    if (!request->words || !request->no_split) {
+        return cli_refuse(err, "--no-split", "no memory for its names");
+    }
+    for (char *rest = NULL, *word = strtok_r(request->words, ",", &rest); word;
+         word = strtok_r(NULL, ",", &rest)) {
+        request->no_split[request->plan.no_split_count++] = word;
+    }
+    request->plan.no_split = request->no_split;
+    return true;
+}
+
+static bool read_options(const cli_run *run, struct request *request, heft_error *err)
+{
+    request->load.class_name = run->values[OPTION_CLASS];
+    request->load.checkpoint.variant = run->values[OPTION_VARIANT];
+    request->load.checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
+    bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
+                read_strategy(run, &request->plan.strategy, err) &&
+                cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
+                                  &request->plan.budget_count, err) &&
+                read_no_split(run, request, err);
+    request->plan.budgets = request->budgets;
+    return good;
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+static void put_bytes(cli_json *json, const char *key, double bytes)
+{
+    if (isfinite(bytes)) {
+        cli_json_u64(json, key, (uint64_t)bytes);
+    } else {
+        cli_json_null(json, key);
+    }
+}
+
+static void put_device(cli_json *json, const char *key, int32_t device)
+{
+    char name[CLI_DEVICE_TEXT];
+    if (device >= 0) {
+        cli_json_u64(json, key, (uint64_t)device);
+    } else {
+        cli_json_string(json, key, cli_device(device, name));
+    }
+}
+
+struct dtype_row {
+    const char *name;
+    double bytes_each, total, largest, training; /* training < 0: none */
+};
+
+#define DTYPES 5
+
+/* As accelerate's estimate has it: Adam keeps four times the float32 weights; of half precision twice
+ * as much, since optimiser and gradients stay in float32. */
+static void measure_dtypes(heft_plan *plan, struct dtype_row rows[DTYPES])
+{
+    static const struct dtype_row start[DTYPES] = {
+        {"float32",  4,   0, 0, 4 },
+        {"bfloat16", 2,   0, 0, 4 },
+        {"float16",  2,   0, 0, 4 },
+        {"int8",     1,   0, 0, -1},
+        {"int4",     0.5, 0, 0, -1},
+    };
+    for (size_t i = 0; i < DTYPES; i++) {
+        rows[i] = start[i];
+        heft_plan_sizes(plan, rows[i].bytes_each, &rows[i].total, &rows[i].largest);
+        rows[i].training = rows[i].training < 0 ? -1 : rows[i].training * rows[i].total;
+    }
+}
+
+static void print_json(const cli_run *run, heft_plan *plan, const heft_model *model)
+{
+    cli_json json = {.out = stdout};
+    char name[CLI_DEVICE_TEXT];
+    heft_budget budget;
+    double bytes, placed;
+    int32_t device;
+    cli_json_open(&json, NULL, '{');
+    cli_json_string(&json, "class", heft_model_class(model));
+    cli_json_string(&json, "model_type", heft_model_type(model));
+    cli_json_open(&json, "device_map", '{');
+    for (size_t i = 0; i < heft_plan_count(plan); i++) {
+        const char *module = heft_plan_entry(plan, i, &device, &bytes);
+        put_device(&json, module, device);
+    }
+    cli_json_close(&json, '}');
+    cli_json_open(&json, "max_memory", '{');
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        put_bytes(&json, cli_device(budget.device, name), budget.bytes);
+    }
+    cli_json_close(&json, '}');
+    cli_json_open(&json, "placed_bytes", '{');
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        put_bytes(&json, cli_device(budget.device, name), placed);
+    }
+    cli_json_close(&json, '}');
+    cli_json_open(&json, "largest_block", '{');
+    cli_json_string(&json, "name", heft_plan_largest(plan, &bytes));
+    put_bytes(&json, "bytes", bytes);
+    cli_json_close(&json, '}');
+    cli_json_string(&json, "budget", heft_plan_reason(plan));
+    struct dtype_row rows[DTYPES];
+    measure_dtypes(plan, rows);
+    cli_json_open(&json, "dtypes", '[');
+    for (size_t i = 0; i < DTYPES; i++) {
+        cli_json_open(&json, NULL, '{');
+        cli_json_string(&json, "dtype", rows[i].name);
+        put_bytes(&json, "total_bytes", rows[i].total);
+        put_bytes(&json, "largest_block_bytes", rows[i].largest);
+        put_bytes(&json, "training_bytes",
+                  rows[i].training < 0 ? (double)INFINITY : rows[i].training);
+        cli_json_close(&json, '}');
+    }
+    cli_json_close(&json, ']');
+    cli_json_double(&json, "seconds", cli_now() - run->started);
+    cli_json_close(&json, '}');
+    cli_json_end(&json);
+}
+
+/* ---- text ------------------------------------------------------------------------------------ */
+/* One device's modules, numbers folded. */
+static bool print_device(const heft_plan *plan, int32_t device)
+{
+    const size_t count = heft_plan_count(plan);
+    const char **names = calloc(count + 1, sizeof *names);
+    char text[CLI_DEVICE_TEXT];
+    size_t own = 0, folded = 0;
+    for (size_t i = 0; names && i < count; i++) {
+        int32_t on;
+        double bytes;
+        const char *name = heft_plan_entry(plan, i, &on, &bytes);
+        if (on == device) {
+            names[own++] = *name ? name : "(the whole model)";
+        }
+    }
+    cli_folded *rows = names ? cli_names_fold(names, NULL, own, &folded) : NULL;
+    for (size_t i = 0; rows && i < folded; i++) {
+        printf("  ");
+        cli_put(stdout, rows[i].name);
+        printf(" → %s\n", cli_device(device, text));
+    }
+    bool good = rows != NULL;
+    cli_names_free(rows, folded);
+    free(names);
+    return good;
+}
+
+static bool print_devices(const heft_plan *plan)
+{
+    char name[CLI_DEVICE_TEXT], used[32], limit[32];
+    heft_budget budget;
+    double placed;
+    bool good = true;
+    for (size_t i = 0; good && heft_plan_device(plan, i, &budget, &placed); i++) {
+        if (placed == 0 && budget.device == HEFT_DEVICE_DISK) {
+            continue;
+        }
+        printf("%-12s %s of %s\n", cli_device(budget.device, name),
+               cli_bytes((uint64_t)placed, used),
+               isfinite(budget.bytes) ? cli_bytes((uint64_t)budget.bytes, limit) : "no limit");
+        good = print_device(plan, budget.device);
+    }
+    return good;
+}
+
+static bool print_text(heft_plan *plan, const heft_model *model)
+{
+    char bytes[32], largest[32], training[32];
+    double size;
+    struct dtype_row rows[DTYPES];
+    printf("class        ");
+    cli_put(stdout, heft_model_class(model));
+    printf(" (");
+    cli_put(stdout, heft_model_type(model));
+    printf(")\nbudget       %s\n", heft_plan_reason(plan));
+    if (!print_devices(plan)) {
+        return false;
+    }
+    const char *name = heft_plan_largest(plan, &size);
+    printf("largest      ");
+    cli_put(stdout, name);
+    printf(", %s\n", cli_bytes((uint64_t)size, bytes));
+    measure_dtypes(plan, rows);
+    printf("\n%-9s %10s %14s %19s\n", "dtype", "total", "largest block", "training with Adam");
+    for (size_t i = 0; i < DTYPES; i++) {
+        printf("%-9s %10s %14s %19s\n", rows[i].name, cli_bytes((uint64_t)rows[i].total, bytes),
+               cli_bytes((uint64_t)rows[i].largest, largest),
+               rows[i].training < 0 ? "-" : cli_bytes((uint64_t)rows[i].training, training));
+    }
+    return true;
+}
+
+/* ---- the command ----------------------------------------------------------------------------- */
+static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model)
+{
+    heft_error err = {0};
+    if (run->values[OPTION_SVG] && !cli_plan_svg(plan, run->values[OPTION_SVG], &err)) {
+        return cli_fail(run, &err);
+    }
+    if (run->json) {
+        print_json(run, plan, model);
+        return 0;
+    }
+    return run->quiet || print_text(plan, model) ? 0 : cli_fail_nomem(run);
+}
+
+static int run_plan(cli_run *run)
+{
+    struct request request = {0};
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_plan *plan = NULL;
+    int code;
+    if (read_options(run, &request, &err)) {
+        heft_status status =
+            heft_model_skeleton(run->ctx, run->arguments[0], &request.load, &model, &err);
+        if (status == HEFT_OK) {
+            status = heft_plan_new(model, &request.plan, &plan, &err);
+        }
+        code = status == HEFT_OK ? print_plan(run, plan, model) : cli_fail(run, &err);
+    } else {
+        code = cli_fail(run, &err);
+    }
+    heft_plan_free(plan);
+    heft_model_free(model);
+    free(request.budgets);
+    free(request.no_split);
+    free(request.words);
+    return code;
+}
+
+const cli_command cli_cmd_plan = {
+    .name = "plan",
+    .arguments = "PATH",
+    .argument_count = 1,
+    .summary = "Say which module would live where, and what it needs",
+    .about = "PATH is a checkpoint folder, a weight file, an index file, or a lone config.json.\n"
+             "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
+             "bytes.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .dies_at_once = true,
+    .run = run_plan,
+};

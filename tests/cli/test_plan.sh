@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# test_plan - heft plan: maps, budgets, dtypes, pictures, and what it refuses.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+json() { # json EXPRESSION: of the document in $out, as `d`
+    python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert eval(sys.argv[2]), (sys.argv[2], d)' "$out" "$1" ||
+        fail "not so: $1"
+}
+
+config=$source_dir/examples/llama-3b/config.json
+
+# ---- a lone config ----------------------------------------------------------------------------------------
+for strategy in auto balanced balanced_low_0 sequential best; do
+    run 0 plan "$config" --json --strategy "$strategy" --max-memory 0=3GB,1=6GB,cpu=8GB
+    silent "$err"
+    json 'd["class"] == "LlamaForCausalLM"'
+    json 'sum(d["placed_bytes"].values()) >= 6425499648'
+    json 'all(d["placed_bytes"][k] <= (d["max_memory"][k] or 1e99) for k in d["placed_bytes"])'
+    json 'd["largest_block"]["name"] == "model.embed_tokens"'
+    # a tie stays together
+    json 'd["device_map"].get("lm_head", d["device_map"].get("")) == d["device_map"].get("model.embed_tokens", d["device_map"].get("model", d["device_map"].get("")))'
+done
+json '[r["dtype"] for r in d["dtypes"]] == ["float32", "bfloat16", "float16", "int8", "int4"]'
+json 'd["dtypes"][0]["total_bytes"] > 1.99 * d["dtypes"][1]["total_bytes"]'
+json 'd["dtypes"][0]["training_bytes"] == 4 * d["dtypes"][0]["total_bytes"]'
+json 'd["dtypes"][3]["training_bytes"] is None'
+
+# best leaves no more than the others
+run 0 plan "$config" --json --strategy best --max-memory 0=3GB,1=3GB,cpu=8GB
+json 'd["placed_bytes"]["cpu"] + d["placed_bytes"]["disk"] < 1.6e9'
+
+# what the machine has
+run 0 plan "$config" --json
+json 'd["budget"] != "given" and set(d["max_memory"]) == {"cpu", "disk"}'
+run 0 plan "$config" --json --dtype float16 --max-memory disk
+json 'd["device_map"] == {"": "disk"}'
+
+# text folds numbers
+run 0 plan "$config" --max-memory 0=4GB,cpu=8GB
+shows "$out" '^  model\.layers\.\{0\.\.[0-9]+\} → 0$'
+shows "$out" '^  model\.layers\.\{[0-9]+\.\.27\} → cpu$'
+
+# ---- a checkpoint, and one of a type that is not known -------------------------------------------------------
+cp -r "$source_dir/tests/data/loading/moe_per_expert" "$work/known"
+run 0 plan "$work/known" --json --strategy best --max-memory 0=20KB
+json '{d["device_map"]["model.layers.0"], d["device_map"]["model.layers.1"]} == {0, "disk"}'
+cp -r "$work/known" "$work/unknown"
+sed -i 's/"model_type": *"[^"]*"/"model_type": "quux"/' "$work/unknown/config.json"
+run 0 plan "$work/unknown" --json --strategy best --max-memory 0=20KB
+json 'd["model_type"] == "quux" and {d["device_map"]["model.layers.0"], d["device_map"]["model.layers.1"]} == {0, "disk"}'
+run 0 plan "$work/unknown" --json --max-memory 0=28KB --no-split self_attn,model.layers.0
+json 'd["device_map"].get("model.layers.0") is not None and "model.layers.1.self_attn" in d["device_map"]'
+
+# ---- the picture ----------------------------------------------------------------------------------------------
+run 0 plan "$config" -q --max-memory 0=4GB,cpu=8GB --svg "$work/plan.svg"
+silent "$out"
+python3 -c 'import sys, xml.dom.minidom as x; d = x.parse(sys.argv[1]); assert len(d.getElementsByTagName("rect")) > 30' "$work/plan.svg" ||
+    fail "the picture is no picture"
+
+# ---- refused --------------------------------------------------------------------------------------------------
+for memory in x 0 0= =1GB cpu=1QB 0=1GB,,1=1GB 0=-1GB gpu=1GB 99999=1GB; do
+    run 2 plan "$config" --max-memory "$memory"
+    silent "$out"
+    shows "$err" 'max-memory'
+done
+run 2 plan "$config" --max-memory 0=1GB,0=2GB
+run 2 plan "$config" --strategy clever
+run 2 plan "$config" --svg "$work/none/plan.svg"
+run 4 plan "$work/nothing"
