@@ -75,9 +75,12 @@ HEFT_API void heft_plan_free(heft_plan *plan);
 /** Return the number of entries of the map. */
 HEFT_API size_t heft_plan_count(const heft_plan *plan);
 /** Return entry i's module ("" is the whole model) or tensor, its device and bytes; NULL past the end;
- * lent by the model and the plan. */
+ * lent by the plan. */
 HEFT_API const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device,
                                      double *bytes);
+/** Return the device of a parameter or module by its name; HEFT_DEVICE_NONE if the map has none. */
+#define HEFT_DEVICE_NONE INT32_MIN
+HEFT_API int32_t heft_plan_device_of(const heft_plan *plan, const char *name);
 /** Tell device i's budget after balancing and the bytes that are placed on it; false past the end. */
 HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget,
                                double *placed);

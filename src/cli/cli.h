@@ -88,6 +88,8 @@ bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_erro
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err);
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err);
 
+bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strategy,
+                        heft_error *err);
 /* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
                        heft_error *err);

@@ -7,6 +7,9 @@
     X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
     X(DTYPE, "dtype", "D", "of the weights; auto: as the config, else the files say (auto)")       \
     X(MODE, "mode", "M", "map, copy, shared (one copy a host), or auto (auto)")                    \
+    X(DEVICE_MAP, "device-map", "M",                                                               \
+      "auto, balanced, balanced_low_0, sequential, best: cpu and disk")                            \
+    X(MAX_MEMORY, "max-memory", "M", "cpu=2GB,disk (cpu: what this machine has)")                  \
     X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
       "initialise what has another shape")                                                         \
@@ -35,8 +38,26 @@ static void put_mismatches(cli_json *json, const heft_load_report *report)
     cli_json_close(json, ']');
 }
 
+/* {"": "cpu"} without a plan. */
+static void put_device_map(cli_json *json, const heft_plan *plan)
+{
+    char name[CLI_DEVICE_TEXT];
+    cli_json_open(json, "device_map", '{');
+    for (size_t i = 0; plan && i < heft_plan_count(plan); i++) {
+        int32_t device;
+        double bytes;
+        const char *module = heft_plan_entry(plan, i, &device, &bytes);
+        cli_json_string(json, module, cli_device(device, name));
+    }
+    if (!plan) {
+        cli_json_string(json, "", "cpu");
+    }
+    cli_json_close(json, '}');
+}
+
 /* `err` is NULL, or goes into the same document: a refused load has a report too. */
-static void print_json(const cli_run *run, const heft_load_report *report, const heft_error *err)
+static void print_json(const cli_run *run, const heft_load_report *report, const heft_plan *plan,
+                       const heft_error *err)
 {
     cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');
@@ -59,9 +80,7 @@ static void print_json(const cli_run *run, const heft_load_report *report, const
         cli_json_strings(&json, NULL, report->tied[i].names, report->tied[i].count);
     }
     cli_json_close(&json, ']');
-    cli_json_open(&json, "device_map", '{');
-    cli_json_string(&json, "", "cpu");
-    cli_json_close(&json, '}');
+    put_device_map(&json, plan);
     cli_json_u64(&json, "mapped_bytes", report->mapped_bytes);
     cli_json_u64(&json, "copied_bytes", report->copied_bytes);
     cli_json_u64(&json, "shared_bytes", report->shared_bytes);
@@ -175,13 +194,14 @@ static bool read_options(const cli_run *run, heft_load_options *request, heft_er
 }
 
 /* The report of a load that went well (err is NULL) or was refused for what the report says. */
-static int print_report(cli_run *run, const heft_load_report *report, const heft_error *err)
+static int print_report(cli_run *run, const heft_load_report *report, const heft_plan *plan,
+                        const heft_error *err)
 {
     for (size_t i = 0; i < report->warning_count; i++) {
         cli_warn(run, report->warnings[i]);
     }
     if (run->json) {
-        print_json(run, report, err);
+        print_json(run, report, plan, err);
         return err ? heft_status_exit_code(err->status) : 0;
     }
     if ((!run->quiet || err) && !print_text(run, report)) {
@@ -190,29 +210,67 @@ static int print_report(cli_run *run, const heft_load_report *report, const heft
     return err ? cli_fail(run, err) : 0;
 }
 
+/* ---- device maps ----------------------------------------------------------------------------- */
+static int32_t device_of(void *user, const char *parameter)
+{
+    return heft_plan_device_of(user, parameter);
+}
+
+/* The plan that --device-map or --max-memory ask for; NULL without them. */
+static heft_status make_plan(const cli_run *run, heft_load_options *request, heft_plan **plan,
+                             heft_error *err)
+{
+    heft_plan_options wanted = {.strategy = HEFT_STRATEGY_AUTO};
+    heft_budget *budgets = NULL;
+    heft_model *skeleton = NULL;
+    if (!run->values[OPTION_DEVICE_MAP] && !run->values[OPTION_MAX_MEMORY]) {
+        return HEFT_OK;
+    }
+    heft_status status = HEFT_INVALID_ARG;
+    if (cli_value_strategy(run, OPTION_DEVICE_MAP, &wanted.strategy, err) &&
+        cli_value_budgets(run, OPTION_MAX_MEMORY, &budgets, &wanted.budget_count, err)) {
+        wanted.budgets = budgets;
+        status = heft_model_skeleton(run->ctx, run->arguments[0], request, &skeleton, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_plan_new(skeleton, &wanted, plan, err);
+    }
+    if (status == HEFT_OK) {
+        request->device_of = device_of;
+        request->device_user = *plan;
+    }
+    heft_model_free(skeleton);
+    free(budgets);
+    return status;
+}
+
 static int run_load(cli_run *run)
 {
     heft_load_options request = {0};
+    heft_plan *plan = NULL;
     heft_error err = {0};
     heft_model *model = NULL;
     heft_load_report *report = NULL;
     if (!read_options(run, &request, &err)) {
         return cli_fail(run, &err);
     }
-    heft_status status =
-        heft_model_load(run->ctx, run->arguments[0], &request, &model, &report, &err);
+    heft_status status = make_plan(run, &request, &plan, &err);
+    if (status == HEFT_OK) {
+        status = heft_model_load(run->ctx, run->arguments[0], &request, &model, &report, &err);
+    }
     cli_memory_finish(&run->memory); /* while the model is there */
     cli_progress_clear(run);
     int code;
     if (status == HEFT_OK) {
-        code = print_report(run, report, NULL);
+        code = print_report(run, report, plan, NULL);
     } else if (status == HEFT_MISMATCH && report) {
-        code = print_report(run, report, &err);
+        code = print_report(run, report, plan, &err);
     } else {
         code = cli_fail(run, &err);
     }
     heft_load_report_free(report);
     heft_model_free(model);
+    heft_plan_free(plan);
     return code;
 }
 

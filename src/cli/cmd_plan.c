@@ -28,22 +28,6 @@ struct request {
 };
 
 /* ---- what is asked --------------------------------------------------------------------------- */
-static bool read_strategy(const cli_run *run, heft_strategy *strategy, heft_error *err)
-{
-    static const char *const names[] = {"auto", "balanced", "balanced_low_0", "sequential", "best"};
-    const char *text = run->values[OPTION_STRATEGY];
-    for (size_t i = 0; text && i < sizeof names / sizeof names[0]; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            *strategy = (heft_strategy)i;
-            return true;
-        }
-    }
-    return !text || cli_refuse(err, "--strategy",
-                               "'%.60s' is no strategy: auto, balanced, balanced_low_0, sequential "
-                               "or best",
-                               text);
-}
-
 /* "no-split" names, cut at commas. */
 static bool read_no_split(const cli_run *run, struct request *request, heft_error *err)
 {
@@ -70,7 +54,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
     request->load.checkpoint.variant = run->values[OPTION_VARIANT];
     request->load.checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
     bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
-                read_strategy(run, &request->plan.strategy, err) &&
+                cli_value_strategy(run, OPTION_STRATEGY, &request->plan.strategy, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
                                   &request->plan.budget_count, err) &&
                 read_no_split(run, request, err);

@@ -123,6 +123,20 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
     return !text || refuse(run, option, err, "is no mode: auto, map, copy or shared");
 }
 
+bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strategy, heft_error *err)
+{
+    static const char *const names[] = {"auto", "balanced", "balanced_low_0", "sequential", "best"};
+    const char *text = run->values[option];
+    for (size_t i = 0; text && i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *strategy = (heft_strategy)i;
+            return true;
+        }
+    }
+    return !text || refuse(run, option, err,
+                           "is no strategy: auto, balanced, balanced_low_0, sequential or best");
+}
+
 /* ---- devices --------------------------------------------------------------------------------- */
 const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
 {

@@ -108,7 +108,6 @@ const char *heft__source_network(heft__source *source)
         {0x19830326, "BeeGFS"    },
         {0x20030528, "OrangeFS"  },
         {0x73757245, "Coda"      },
-        {0x61756673, "aufs"      },
         {0x786f4256, "VirtualBox"},
     };
     struct statfs facts;

@@ -37,8 +37,12 @@ heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_er
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
                                heft_error *err);
-/* Enter memory that cannot fail to be read into this process's page tables. */
-void heft__touch_memory(const void *memory, size_t length);
+/* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
+ * kernel that does not know how says true: the pages come one by one, then. */
+bool heft__touch_memory(const void *memory, size_t length);
+/* Have the kernel begin to read mapped memory; drop whole pages of it from the page tables. */
+void heft__expect_memory(const void *memory, size_t length);
+void heft__forget_memory(const void *memory, size_t length);
 /* Copy out of a mapping whose file may shrink meanwhile: IO instead of SIGBUS. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err);
 /* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may

@@ -334,12 +334,37 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
     return HEFT_OK;
 }
 
-void heft__touch_memory(const void *memory, size_t length)
+/* The pages that a range touches. */
+static void *pages_of(const void *memory, size_t length, size_t *bytes)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t start = (uintptr_t)memory / page * page, end = (uintptr_t)memory + length;
-    (void)madvise((void *)start, end - start,
-                  MADV_POPULATE_READ); /* else they come by themselves */
+    *bytes = end - start;
+    return (void *)start;
+}
+
+bool heft__touch_memory(const void *memory, size_t length)
+{
+    size_t bytes;
+    void *start = pages_of(memory, length, &bytes);
+    return madvise(start, bytes, MADV_POPULATE_READ) == 0 || errno == EINVAL;
+}
+
+void heft__expect_memory(const void *memory, size_t length)
+{
+    size_t bytes;
+    void *start = pages_of(memory, length, &bytes);
+    (void)madvise(start, bytes, MADV_WILLNEED);
+}
+
+void heft__forget_memory(const void *memory, size_t length)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t start = ((uintptr_t)memory + page - 1) / page * page,
+                    end = ((uintptr_t)memory + length) / page * page;
+    if (end > start) { /* a shared page at an end belongs to somebody else as well */
+        (void)madvise((void *)start, end - start, MADV_DONTNEED);
+    }
 }
 
 /* The kernel copies within the process and reports a fault as EFAULT. Where it may not (a strict

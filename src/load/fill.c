@@ -243,6 +243,30 @@ static bool is_slice(const struct fill *f, size_t i)
            heft__shape_elems(info->shape, info->rank, &theirs) && ours != theirs;
 }
 
+/* Whether parameter i is to be mapped: by its device, if it has one, else by the options. A file has
+ * what is in it: nothing that must be cast or put in order can stay there. */
+static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, bool *map,
+                          heft_error *err)
+{
+    const char *name = f->model->parameters[i].name;
+    *map = f->options->map && as_it_lies;
+    if (!f->options->device_of) {
+        return HEFT_OK;
+    }
+    const int32_t device = f->options->device_of(f->options->device_user, name);
+    if (device == HEFT_DEVICE_DISK && !as_it_lies) {
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "cannot stay in its file: it is another dtype or layout there");
+    }
+    *map = device == HEFT_DEVICE_DISK;
+    return device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK
+               ? HEFT_OK
+               : heft__fail(err, HEFT_UNSUPPORTED,
+                            device == HEFT_DEVICE_NONE ? "has no device in the map"
+                                                       : "device %d: this build has none",
+                            (int)device);
+}
+
 static heft_status plan(struct fill *f, heft__fill_counts *counts, heft_error *err)
 {
     heft_status status = HEFT_OK;
@@ -259,7 +283,12 @@ static heft_status plan(struct fill *f, heft__fill_counts *counts, heft_error *e
         }
         bool as_it_lies = f->ckpt->infos[tensor].dtype == f->model->parameters[i].dtype &&
                           f->ckpt->infos[tensor].offset != HEFT_NO_OFFSET;
-        if (f->options->map && as_it_lies) {
+        bool map = false;
+        status = decide(f, i, as_it_lies, &map, err);
+        if (status != HEFT_OK) {
+            return heft__add_item(status, err, f->model->parameters[i].name);
+        }
+        if (map) {
             status = heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
             counts->mapped_bytes += f->model->parameters[i].size_bytes;
         } else {
@@ -481,7 +510,7 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
     const struct range *range = &t->ranges[i];
     heft_status status = HEFT_OK;
     if (range->memory) {
-        heft__touch_memory(range->memory + range->offset, (size_t)range->length);
+        (void)heft__touch_memory(range->memory + range->offset, (size_t)range->length);
     } else {
         status = heft__source_touch(heft__file_of(t->ckpt, range->tensor)->source, range->offset,
                                     range->length, err);

@@ -166,6 +166,8 @@ static void choose_strategy(struct loading *l)
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
     l->fill.share = mode == HEFT_LOAD_SHARED;
+    l->fill.device_of = l->options->device_of;
+    l->fill.device_user = l->options->device_user;
     l->why = network ? network : mode == HEFT_LOAD_AUTO ? "auto" : "asked for";
 }
 

@@ -67,6 +67,8 @@ typedef struct heft__fill_options {
     bool map;   /* what can be used as it lies in its file is mapped */
     bool share; /* the rest goes into one copy for all processes of the host */
     bool reuse; /* write over storages that are owned already */
+    int32_t (*device_of)(void *user, const char *parameter); /* of heft_load_options, or NULL */
+    void *device_user;
 } heft__fill_options;
 
 /* Bind every parameter that has a source. */

@@ -116,6 +116,13 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     const char *casts = cast ? ", cast on the way" : "",
                *direct =
                    counts->direct_files ? ", past the page cache, which has little of it" : "";
+    if (options->device_of) {
+        return heft__arena_format(
+            arena,
+            "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in the "
+            "checkpoint's files and come in when they are used",
+            rest, casts, direct, mapped);
+    }
     if (!options->map) {
         const bool asked = strcmp(why, "asked for") == 0 || strncmp(why, "into", 4) == 0;
         return asked ? heft__arena_format(arena, "copied into memory of its own%s%s: %s", casts,

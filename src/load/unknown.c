@@ -169,8 +169,11 @@ static void build(heft__skeleton *s)
         heft__sk_named(s, info->name, dtype_of(l, info), info->shape, info->rank);
     }
     for (size_t i = 0; i < l->ckpt->count && heft__sk_going(s); i++) {
-        if (l->aliases[i] != i) {
-            heft__sk_tie(s, l->ckpt->infos[i].name, l->ckpt->infos[l->aliases[i]].name);
+        const heft_tensor_info *info = &l->ckpt->infos[i], *first = &l->ckpt->infos[l->aliases[i]];
+        /* the same bytes in another shape are no tie, but two parameters */
+        if (first != info &&
+            heft__shape_equal(info->shape, info->rank, first->shape, first->rank)) {
+            heft__sk_tie(s, info->name, first->name);
         }
     }
     heft__sk_no_split(s, l->blocks, l->block_count);

@@ -35,7 +35,8 @@ struct best {
     heft_ctx *ctx;
     struct unit *units;
     uint32_t count, cap;
-    double *sums; /* [count + 1] of bytes before a unit */
+    uint32_t *by_node; /* [modules and tensors] unit, NO_NODE: none */
+    double *sums;      /* [count + 1] of bytes before a unit */
     const heft_budget *accelerators[ACCELERATORS_MOST];
     uint32_t accelerator_count, state_count;
     bool any_order;
@@ -73,15 +74,16 @@ static bool add_units(struct best *b, uint32_t module)
     return good;
 }
 
-/* The unit that holds a tensor: units are in the order of nodes but for tensors beside modules. */
+/* The unit that holds a tensor: itself, or a module above it. */
 static uint32_t unit_of(const struct best *b, uint32_t tensor)
 {
-    for (uint32_t i = 0; i < b->count; i++) {
-        if (heft__tree_is_inside(b->tree, b->tree->module_count + tensor, b->units[i].node)) {
-            return i;
-        }
+    uint32_t module = b->tree->tensors[tensor].module;
+    uint32_t unit = b->by_node[b->tree->module_count + tensor];
+    while (unit == HEFT__NO_NODE && module != HEFT__NO_NODE) {
+        unit = b->by_node[module];
+        module = b->tree->modules[module].parent;
     }
-    return 0;
+    return unit == HEFT__NO_NODE ? 0 : unit;
 }
 
 static uint32_t leader_of(const struct best *b, uint32_t unit)
@@ -112,8 +114,14 @@ static void tie_units(struct best *b)
 
 static bool make_units(struct best *b)
 {
-    if (!add_units(b, 0)) {
+    const size_t nodes = (size_t)b->tree->module_count + b->tree->tensor_count;
+    b->by_node = heft__alloc(b->ctx, nodes * sizeof *b->by_node);
+    if (!b->by_node || !add_units(b, 0)) {
         return false;
+    }
+    memset(b->by_node, 0xff, nodes * sizeof *b->by_node);
+    for (uint32_t i = 0; i < b->count; i++) {
+        b->by_node[b->units[i].node] = i;
     }
     tie_units(b);
     b->sums = heft__alloc_zero(b->ctx, b->count + 1, sizeof *b->sums);
@@ -340,6 +348,8 @@ heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, s
     pick_accelerators(&b, budgets, count);
     bool good = make_units(&b) && choose_owners(&b) && write_map(&b, budgets, count, map);
     heft__free(b.ctx, b.units, b.cap * sizeof *b.units);
+    heft__free(b.ctx, b.by_node,
+               ((size_t)tree->module_count + tree->tensor_count) * sizeof *b.by_node);
     heft__free(b.ctx, b.sums, ((size_t)b.count + 1) * sizeof *b.sums);
     heft__free(b.ctx, b.owner, ((size_t)b.count + 1) * sizeof *b.owner);
     if (!good) {

@@ -17,7 +17,8 @@ static bool is_accelerator(int32_t device)
     return device >= 0;
 }
 
-/* The mean size of modules that hold tensors and have no module below them that does. */
+/* The mean size of modules that hold tensors and have no module below them that does; below 0 without
+ * memory. */
 static double mean_of_leaves(const heft__tree *tree)
 {
     double sum = 0, count = 0;
@@ -40,9 +41,10 @@ static double mean_of_leaves(const heft__tree *tree)
             count++;
         }
     }
+    const bool room = holds && inner;
     heft__free(tree->ctx, holds, tree->module_count * sizeof *holds);
     heft__free(tree->ctx, inner, tree->module_count * sizeof *inner);
-    return floor(sum / (count > 0 ? count : 1));
+    return room ? floor(sum / (count > 0 ? count : 1)) : -1;
 }
 
 /* The largest of the first modules of each class. */
@@ -87,15 +89,16 @@ static void lower_first(double total, heft_budget *budgets, size_t count, size_t
     }
 }
 
-void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
-                   size_t count, const char *const *classes, size_t class_count)
+heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
+                          size_t count, const char *const *classes, size_t class_count,
+                          heft_error *err)
 {
     const bool low = strategy == HEFT_STRATEGY_BALANCED_LOW_0;
     const double total = tree->modules[0].bytes;
     size_t used = 0;
     int32_t last = -1;
     if (strategy == HEFT_STRATEGY_SEQUENTIAL) {
-        return;
+        return HEFT_OK;
     }
     for (size_t i = 0; i < count; i++) {
         if (is_accelerator(budgets[i].device) && budgets[i].bytes > 0) {
@@ -104,10 +107,13 @@ void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *
         }
     }
     if (used < 2) {
-        return;
+        return HEFT_OK;
     }
     double share = floor(total / (double)(low ? used - 1 : used));
     double block = first_blocks(tree, classes, class_count), mean = mean_of_leaves(tree);
+    if (mean < 0) {
+        return heft__fail_nomem(err, tree->module_count);
+    }
     share += floor(1.25 * (block > mean ? block : mean));
     for (size_t i = 0; i < count; i++) {
         heft_budget *budget = &budgets[i];
@@ -120,6 +126,7 @@ void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *
     if (low) {
         lower_first(total, budgets, count, used);
     }
+    return HEFT_OK;
 }
 
 /* ---- the queue ------------------------------------------------------------------------------- */

@@ -101,8 +101,9 @@ typedef struct heft__map_of_devices {
 void heft__devices_fini(heft__map_of_devices *map);
 
 /* Budgets as the reference balances them, in place. */
-void heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
-                   size_t count, const char *const *classes, size_t class_count);
+heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
+                          size_t count, const char *const *classes, size_t class_count,
+                          heft_error *err);
 /* The reference's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
  * stay empty. */
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,

@@ -112,15 +112,16 @@ static uint32_t find_largest(const heft__tree *tree)
     return largest;
 }
 
+/* An entry has the bytes of what is below it, but for what has an entry of its own there, which a map
+ * does not have: no entry lies in another. A tied tensor's bytes are at its first name. */
 static void sum_placed(heft_plan *plan)
 {
-    for (uint32_t i = 0; i < plan->tree->tensor_count; i++) {
-        const double bytes = plan->tree->tensors[i].bytes;
-        const int32_t device =
-            bytes > 0 ? heft__devices_of(plan->tree, &plan->map, plan->tree->module_count + i)
-                      : HEFT__NO_DEVICE;
+    for (size_t i = 0; i < plan->map.count; i++) {
+        const heft__placement *entry = &plan->map.entries[i];
         for (size_t k = 0; k < plan->budget_count; k++) {
-            plan->placed[k] += plan->budgets[k].device == device ? bytes : 0;
+            if (plan->budgets[k].device == entry->device) {
+                plan->placed[k] += heft__tree_bytes(plan->tree, entry->node);
+            }
         }
     }
 }
@@ -144,10 +145,12 @@ static heft_status make_plan(heft_plan *plan, const heft_model *model,
     if (options->strategy == HEFT_STRATEGY_BEST) {
         status = heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
     } else {
-        heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,
-                      model->no_split, model->no_split_count);
-        status =
-            heft__compat_map(plan->tree, plan->budgets, plan->budget_count, false, &plan->map, err);
+        status = heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,
+                               model->no_split, model->no_split_count, err);
+        if (status == HEFT_OK) {
+            status = heft__compat_map(plan->tree, plan->budgets, plan->budget_count, false,
+                                      &plan->map, err);
+        }
     }
     if (status == HEFT_OK) {
         heft__devices_clean(plan->tree, &plan->map);
@@ -205,6 +208,24 @@ const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device, do
     *device = plan->map.entries[i].device;
     *bytes = heft__tree_bytes(plan->tree, plan->map.entries[i].node);
     return heft__tree_path(plan->tree, plan->map.entries[i].node);
+}
+
+/* Whether a name is a path, or lies below it. */
+static bool lies_in(const char *name, const char *path)
+{
+    const size_t length = strlen(path);
+    return length == 0 ||
+           (strncmp(name, path, length) == 0 && (name[length] == '.' || !name[length]));
+}
+
+int32_t heft_plan_device_of(const heft_plan *plan, const char *name)
+{
+    for (size_t i = 0; i < plan->map.count; i++) {
+        if (lies_in(name, heft__tree_path(plan->tree, plan->map.entries[i].node))) {
+            return plan->map.entries[i].device;
+        }
+    }
+    return HEFT_DEVICE_NONE;
 }
 
 bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget, double *placed)

@@ -189,7 +189,7 @@ static void mark_blocks(heft__tree *tree, const heft_model *model)
     }
 }
 
-static void fill_tensors(heft__tree *tree, const heft_model *model, const struct entry *entries,
+static bool fill_tensors(heft__tree *tree, const heft_model *model, const struct entry *entries,
                          uint32_t *numbers)
 {
     for (uint32_t i = 0; i < model->count; i++) {
@@ -198,7 +198,10 @@ static void fill_tensors(heft__tree *tree, const heft_model *model, const struct
     for (uint32_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[entries[i].parameter];
         heft__tree_tensor *tensor = &tree->tensors[i];
-        tensor->path = parameter->name;
+        tensor->path = heft__arena_text(&tree->arena, parameter->name, strlen(parameter->name));
+        if (!tensor->path) {
+            return false;
+        }
         tensor->module = entries[i].module;
         tensor->dtype = parameter->dtype;
         tensor->buffer = entries[i].buffer;
@@ -213,6 +216,7 @@ static void fill_tensors(heft__tree *tree, const heft_model *model, const struct
         tree->tensors[source].first = first;
         tree->tensors[i].first = first;
     }
+    return true;
 }
 
 heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err)
@@ -228,10 +232,11 @@ heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_
     heft__map_init(&modules, model->ctx);
     for (uint32_t i = 0; i < model->module_count && status == HEFT_OK; i++) {
         size_t found;
-        tree->modules[i].path = model->module_paths[i];
+        const char *path = model->module_paths[i];
+        tree->modules[i].path = heft__arena_text(&tree->arena, path, strlen(path));
         tree->modules[i].class_name = "";
-        if (!heft__map_put(&modules, model->module_paths[i], strlen(model->module_paths[i]), i,
-                           &found)) {
+        if (!tree->modules[i].path || !heft__map_put(&modules, model->module_paths[i],
+                                                     strlen(model->module_paths[i]), i, &found)) {
             status = heft__fail_nomem(err, 0);
         }
     }
@@ -239,8 +244,8 @@ heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_
         status = group_by_module(model, &modules, entries, err);
     }
     if (status == HEFT_OK) {
-        fill_tensors(tree, model, entries, numbers);
-        status = heft__tree_finish(tree, err);
+        status = fill_tensors(tree, model, entries, numbers) ? heft__tree_finish(tree, err)
+                                                             : heft__fail_nomem(err, model->count);
     }
     if (status == HEFT_OK) {
         mark_blocks(tree, model);

@@ -68,3 +68,14 @@ run 2 plan "$config" --max-memory 0=1GB,0=2GB
 run 2 plan "$config" --strategy clever
 run 2 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
+
+# ---- loading by a map -------------------------------------------------------------------------------------------
+run 0 load "$work/known" --json --device-map best --max-memory cpu=20KB,disk
+json 'set(d["device_map"].values()) == {"cpu", "disk"} and 0 < d["copied_bytes"] <= 20000 < d["mapped_bytes"] + 20000'
+json '"device map" in d["strategy"]'
+run 0 load "$work/unknown" --json --device-map best --max-memory cpu=20KB
+json 'set(d["device_map"].values()) == {"cpu", "disk"}'
+run 7 load "$work/known" --max-memory 0=1GB
+shows "$err" 'device 0: this build has none'
+run 2 load "$work/known" --device-map clever
+run 2 load "$work/known" --max-memory cpu

@@ -4,6 +4,7 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static heft_ctx *ctx;
@@ -317,7 +318,9 @@ static void run_case(const heft__json_value *test, const heft__json_value *model
     heft_error err = {0};
     size_tree(tree, test);
     heft__tree_mark(tree, a.classes, a.class_count);
-    heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count);
+    test_expect_status(
+        heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count, &err),
+        HEFT_OK, &err, id);
     test_expect_status(heft__compat_map(tree, a.budgets, a.count, a.fallback, &map, &err), HEFT_OK,
                        &err, id);
     if (is_better(id)) {
@@ -415,7 +418,9 @@ static void best_is_never_worse(void **state)
         heft_error err = {0};
         size_tree(tree, test);
         heft__tree_mark(tree, a.classes, a.class_count);
-        heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count);
+        test_expect_status(
+            heft__balance(tree, a.strategy, a.budgets, a.count, a.classes, a.class_count, &err),
+            HEFT_OK, &err, id);
         test_expect_status(heft__compat_map(tree, a.budgets, a.count, a.fallback, &theirs, &err),
                            HEFT_OK, &err, id);
         test_expect_status(heft__best_map(tree, own.budgets, own.count, &ours, &err), HEFT_OK, &err,
@@ -567,6 +572,91 @@ static void best_fills_in_proportion(void **state)
     heft__tree_free(tree);
 }
 
+/* ---- through the public interface ------------------------------------------------------------ */
+static const char small[] = "{\"model_type\":\"llama\",\"hidden_size\":32,\"num_hidden_layers\":6,"
+                            "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":100,"
+                            "\"tie_word_embeddings\":true}";
+
+static heft_status plan_small(heft_ctx *with, void *user, heft_error *err)
+{
+    const heft_budget budgets[] = {
+        {HEFT_DEVICE_CPU, 40000},
+        {0,               60000},
+        {1,               60000}
+    };
+    heft_plan_options options = {.budgets = budgets, .budget_count = 3};
+    heft_config *config = NULL;
+    heft_model *model = NULL;
+    heft_plan *plan = NULL;
+    options.strategy = *(const heft_strategy *)user;
+    heft_status status =
+        heft__config_parse(with, "config.json", small, strlen(small), &config, err);
+    if (status == HEFT_OK) {
+        status = heft_model_create(with, config, "LlamaForCausalLM", HEFT_DTYPE_NONE, &model, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_plan_new(model, &options, &plan, err);
+    }
+    double total = 0, placed, bytes;
+    heft_budget budget;
+    for (size_t i = 0; status == HEFT_OK && heft_plan_device(plan, i, &budget, &placed); i++) {
+        assert_true(placed <= budget.bytes);
+        total += placed;
+    }
+    if (status == HEFT_OK) { /* rotary buffers are in memory too */
+        int32_t device;
+        assert_true(total >= (double)heft_model_bytes(model));
+        assert_non_null(heft_plan_entry(plan, 0, &device, &bytes));
+        assert_null(heft_plan_entry(plan, heft_plan_count(plan), &device, &bytes));
+    }
+    heft_plan_free(plan);
+    heft_model_free(model);
+    heft_config_free(config);
+    return status;
+}
+
+static void plans_survive_a_lack_of_memory(void **state)
+{
+    (void)state;
+    for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
+        heft_strategy one = (heft_strategy)strategy;
+        test_oom_sweep(plan_small, &one);
+    }
+}
+
+static void budgets_are_checked(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        heft_budget budgets[2];
+    } rows[] = {
+        {"twice",        {{0, 1}, {0, 2}}          },
+        {"negative",     {{0, -1}, {1, 2}}         },
+        {"no_device",    {{-9, 1}, {1, 2}}         },
+        {"not_a_number", {{0, (double)NAN}, {1, 2}}},
+    };
+    heft_model *model = test_model_from_text(ctx, small, "LlamaModel");
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        heft_plan *plan = NULL;
+        heft_error err = {0};
+        const heft_plan_options options = {.budgets = rows[i].budgets, .budget_count = 2};
+        test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_INVALID_ARG, &err,
+                           rows[i].name);
+        assert_null(plan);
+    }
+    heft_model_free(model);
+}
+
+static void the_machine_has_memory(void **state)
+{
+    (void)state;
+    heft_machine machine = {0};
+    heft_machine_memory(&machine);
+    assert_true(machine.bytes > 0);
+    assert_non_null(machine.reason);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -588,6 +678,9 @@ int main(void)
         cmocka_unit_test(best_is_never_worse),
         cmocka_unit_test(best_is_what_brute_force_finds),
         cmocka_unit_test(best_fills_in_proportion),
+        cmocka_unit_test(plans_survive_a_lack_of_memory),
+        cmocka_unit_test(budgets_are_checked),
+        cmocka_unit_test(the_machine_has_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
