@@ -44,6 +44,7 @@ typedef struct heft_plan_options {
     const char *const *no_split; /* [no_split_count] instead of the model's: classes, ends of
                                     modules' paths, or paths with a '*' for a number */
     size_t no_split_count;
+    const char *map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
 } heft_plan_options;
 
 /** A map of modules to devices with its sums. Read only but for heft_plan_sizes(). */
@@ -63,7 +64,9 @@ typedef struct heft_plan heft_plan;
  * @param err      filled on failure; may be NULL
  *
  * Memory   lists of modules and tensors; BEST 16 bytes for each unit and set of accelerators.
- * Errors   INVALID_ARG for two budgets of a device or a negative one; NOMEM.
+ * Errors   INVALID_ARG for two budgets of a device or a negative one; of a map's file: those of
+ *          reading JSON, and MISMATCH naming a module that is not the model's, a tensor without a
+ *          device, or one that is tied across devices; NOMEM.
  * Source   docs/placing.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_plan_new(const heft_model *model,

@@ -90,6 +90,8 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
 
 bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strategy,
                         heft_error *err);
+/* A strategy, or the name of a file. */
+bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted, heft_error *err);
 /* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
                        heft_error *err);

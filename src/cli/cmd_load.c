@@ -227,7 +227,7 @@ static heft_status make_plan(const cli_run *run, heft_load_options *request, hef
         return HEFT_OK;
     }
     heft_status status = HEFT_INVALID_ARG;
-    if (cli_value_strategy(run, OPTION_DEVICE_MAP, &wanted.strategy, err) &&
+    if (cli_value_map(run, OPTION_DEVICE_MAP, &wanted, err) &&
         cli_value_budgets(run, OPTION_MAX_MEMORY, &budgets, &wanted.budget_count, err)) {
         wanted.budgets = budgets;
         status = heft_model_skeleton(run->ctx, run->arguments[0], request, &skeleton, err);

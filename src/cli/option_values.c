@@ -137,6 +137,16 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
                            "is no strategy: auto, balanced, balanced_low_0, sequential or best");
 }
 
+bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted, heft_error *err)
+{
+    const char *text = run->values[option];
+    if (text && (strchr(text, '/') || strchr(text, '.'))) { /* no strategy has these in its name */
+        wanted->map_file = text;
+        return true;
+    }
+    return cli_value_strategy(run, option, &wanted->strategy, err);
+}
+
 /* ---- devices --------------------------------------------------------------------------------- */
 const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
 {

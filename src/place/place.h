@@ -11,7 +11,9 @@
 
 #include <heft/place.h>
 
+#include "io/io.h"
 #include "model/model.h"
+#include "json/json.h"
 
 /* ---- tree: modules and tensors as nodes
  *
@@ -111,6 +113,10 @@ heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets,
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                            heft__map_of_devices *map, heft_error *err);
+/* A map from a JSON file: MISMATCH naming what the model does not have, what has no device, or what is
+ * tied across devices. */
+heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_of_devices *map,
+                           heft_error *err);
 /* Join modules all of whose parts are on one device, as the reference does; in the order of nodes. */
 void heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
 /* Where a node lives, by the entry that is it or above it; NO_DEVICE if none is. */

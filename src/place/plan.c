@@ -142,7 +142,9 @@ static heft_status make_plan(heft_plan *plan, const heft_model *model,
     }
     mark(plan->tree, options);
     plan->largest = find_largest(plan->tree);
-    if (options->strategy == HEFT_STRATEGY_BEST) {
+    if (options->map_file) {
+        status = heft__map_read(plan->tree, options->map_file, &plan->map, err);
+    } else if (options->strategy == HEFT_STRATEGY_BEST) {
         status = heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
     } else {
         status = heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,

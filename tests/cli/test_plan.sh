@@ -78,4 +78,19 @@ json 'set(d["device_map"].values()) == {"cpu", "disk"}'
 run 7 load "$work/known" --max-memory 0=1GB
 shows "$err" 'device 0: this build has none'
 run 2 load "$work/known" --device-map clever
+printf '{"": "cpu", "model.layers": "disk", "model.layers.1.self_attn": "cpu"}' >"$work/map.json"
+run 0 load "$work/known" --json --device-map "$work/map.json"
+json 'd["device_map"]["model.layers.0"] == "disk" and d["device_map"]["model.layers.1.self_attn"] == "cpu"'
+json 'd["device_map"]["lm_head"] == "cpu"'
+bad_map() { # bad_map CODE WORDS JSON
+    printf '%s' "$3" >"$work/bad.json"
+    run "$1" load "$work/known" --device-map "$work/bad.json"
+    shows "$err" "$2"
+}
+bad_map 6 'model.layer: byte 16: is no module' '{"model.layer": "cpu", "": "disk"}'
+bad_map 6 'lm_head.weight: has no device' '{"model": "cpu"}'
+bad_map 5 'lm_head: byte' '{"lm_head": "gpu", "model": "cpu"}'
+bad_map 5 'expected an object' '["cpu"]'
+bad_map 5 'bad.json' '{"a": '
+run 4 load "$work/known" --device-map "$work/nothing.json"
 run 2 load "$work/known" --max-memory cpu

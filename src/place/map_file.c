@@ -1,0 +1,197 @@
+/* map_file.c - a device map from a JSON file: {"model.layers.0": 0, "lm_head": "cpu", "": "disk"}.
+ *
+ * The longest name that is a tensor or a module above it decides. Every name must be one of the
+ * model's, every tensor must have a device, and what is tied must have the same one.
+ * Source: docs/placing.md [7]. */
+#include "place/place.h"
+
+/* ---- one entry ------------------------------------------------------------------------------- */
+static bool read_device(const heft__json_value *value, int32_t *device)
+{
+    static const struct {
+        const char *name;
+        int32_t device;
+    } names[] = {
+        {"cpu",  HEFT_DEVICE_CPU },
+        {"disk", HEFT_DEVICE_DISK},
+        {"mps",  HEFT_DEVICE_MPS }
+    };
+    uint64_t number = 0;
+    for (size_t i = 0; value->type == HEFT__JSON_TYPE_STRING && i < 3; i++) {
+        if (strcmp(value->text, names[i].name) == 0) {
+            *device = names[i].device;
+            return true;
+        }
+    }
+    if (value->type != HEFT__JSON_TYPE_NUMBER || !heft__json_as_u64(value, &number) ||
+        number > 9999) {
+        return false;
+    }
+    *device = (int32_t)number;
+    return true;
+}
+
+/* The devices that the file names, by node; `nodes`: path -> node. */
+static heft_status read_entry(const heft__map *nodes, const heft__json_value *entry,
+                              int32_t *devices, heft_error *err)
+{
+    const size_t node = heft__map_get(nodes, entry->key, strlen(entry->key));
+    int32_t device = HEFT__NO_DEVICE;
+    if (node == HEFT__MAP_NONE) {
+        return heft__add_item(
+            heft__fail_at(err, HEFT_MISMATCH, entry->offset, "is no module or tensor of the model"),
+            err, entry->key);
+    }
+    if (!read_device(entry, &device)) {
+        return heft__add_item(heft__fail_at(err, HEFT_FORMAT, entry->offset,
+                                            "expected a number, \"cpu\", \"disk\" or \"mps\""),
+                              err, entry->key);
+    }
+    devices[node] = device;
+    return HEFT_OK;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------- */
+static heft_status name_nodes(const heft__tree *tree, heft__map *nodes, heft_error *err)
+{
+    for (uint32_t node = 0; node < tree->module_count + tree->tensor_count; node++) {
+        const char *path = heft__tree_path(tree, node);
+        size_t found;
+        if (!heft__map_put(nodes, path, strlen(path), node, &found)) {
+            return heft__fail_nomem(err, strlen(path));
+        }
+    }
+    return HEFT_OK;
+}
+
+/* From the root downwards: a module without a device has its parent's. */
+static heft_status settle(const heft__tree *tree, int32_t *devices, heft_error *err)
+{
+    for (uint32_t i = 1; i < tree->module_count; i++) {
+        if (devices[i] == HEFT__NO_DEVICE) {
+            devices[i] = devices[tree->modules[i].parent];
+        }
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        int32_t *device = &devices[tree->module_count + i];
+        if (*device == HEFT__NO_DEVICE) {
+            *device = devices[tree->tensors[i].module];
+        }
+        if (*device == HEFT__NO_DEVICE) {
+            return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the map"), err,
+                                  tree->tensors[i].path);
+        }
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const uint32_t first = tree->tensors[i].first;
+        if (devices[tree->module_count + i] != devices[tree->module_count + first]) {
+            return heft__add_item(heft__fail(err, HEFT_MISMATCH,
+                                             "is tied to '%.100s', which is on another device",
+                                             tree->tensors[first].path),
+                                  err, tree->tensors[i].path);
+        }
+    }
+    return HEFT_OK;
+}
+
+/* Whether all tensors below a module are on its device; false for one without any. */
+static bool is_uniform(const heft__tree *tree, const int32_t *devices, uint32_t module,
+                       int32_t *device)
+{
+    bool any = false, same = true;
+    for (uint32_t i = module; i < tree->modules[module].end; i++) {
+        for (uint32_t k = 0; k < tree->modules[i].tensor_count; k++) {
+            const int32_t one = devices[tree->module_count + tree->modules[i].first_tensor + k];
+            *device = any ? *device : one;
+            same = same && one == *device;
+            any = true;
+        }
+    }
+    return any && same;
+}
+
+static bool put(heft__map_of_devices *map, uint32_t node, int32_t device)
+{
+    if (!heft__array_reserve(map->ctx, (void **)&map->entries, map->count, &map->cap,
+                             sizeof *map->entries)) {
+        return false;
+    }
+    map->entries[map->count++] = (heft__placement){node, device};
+    return true;
+}
+
+/* The largest modules that are on one device, and tensors beside them. */
+static bool write_entries(const heft__tree *tree, const int32_t *devices, uint32_t module,
+                          heft__map_of_devices *map)
+{
+    const heft__tree_module *m = &tree->modules[module];
+    int32_t device = HEFT__NO_DEVICE;
+    if (is_uniform(tree, devices, module, &device)) {
+        return put(map, module, device);
+    }
+    bool good = true;
+    for (uint32_t k = 0; good && k < m->tensor_count; k++) {
+        const uint32_t node = tree->module_count + m->first_tensor + k;
+        good = put(map, node, devices[node]);
+    }
+    for (uint32_t child = module + 1; good && child < m->end; child = tree->modules[child].end) {
+        good = write_entries(tree, devices, child, map);
+    }
+    return good;
+}
+
+static heft_status read_map(const heft__tree *tree, const heft__json_value *root,
+                            heft__map_of_devices *map, heft_error *err)
+{
+    const size_t count = (size_t)tree->module_count + tree->tensor_count;
+    heft__map nodes;
+    int32_t *devices = heft__alloc(tree->ctx, count * sizeof *devices);
+    heft__map_init(&nodes, tree->ctx);
+    heft_status status =
+        devices ? name_nodes(tree, &nodes, err) : heft__fail_nomem(err, count * sizeof *devices);
+    for (size_t i = 0; devices && i < count; i++) {
+        devices[i] = HEFT__NO_DEVICE;
+    }
+    for (const heft__json_value *entry = root->first; entry && status == HEFT_OK;
+         entry = entry->next) {
+        status = read_entry(&nodes, entry, devices, err);
+    }
+    if (status == HEFT_OK) {
+        status = settle(tree, devices, err);
+    }
+    if (status == HEFT_OK && !write_entries(tree, devices, 0, map)) {
+        status = heft__fail_nomem(err, map->count * sizeof *map->entries);
+    }
+    heft__map_fini(&nodes);
+    heft__free(tree->ctx, devices, count * sizeof *devices);
+    return status;
+}
+
+heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_of_devices *map,
+                           heft_error *err)
+{
+    heft__arena arena;
+    heft__json_value *root = NULL;
+    char *text = NULL;
+    size_t length = 0;
+    *map = (heft__map_of_devices){.ctx = tree->ctx};
+    heft__arena_init(&arena, tree->ctx);
+    heft_status status =
+        heft__read_file(&arena, path, heft__limits(tree->ctx)->config_bytes, &text, &length, err);
+    if (status == HEFT_OK) {
+        status =
+            heft__json_parse(&arena, text, length, heft__limits(tree->ctx)->json_depth, &root, err);
+    }
+    if (status == HEFT_OK && root->type != HEFT__JSON_TYPE_OBJECT) {
+        status = heft__fail_at(err, HEFT_FORMAT, root->offset,
+                               "expected an object of modules and devices");
+    }
+    if (status == HEFT_OK) {
+        status = read_map(tree, root, map, err);
+    }
+    if (status != HEFT_OK) {
+        heft__devices_fini(map);
+    }
+    heft__arena_fini(&arena);
+    return heft__add_path(status, err, path);
+}
