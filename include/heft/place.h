@@ -35,6 +35,13 @@ typedef struct heft_machine {
 /** Look: MemAvailable, the limits of containers, RLIMIT_AS; the least of them. */
 HEFT_API void heft_machine_memory(heft_machine *machine);
 
+/** A dtype for the sizes of what a name stands for. */
+typedef struct heft_module_dtype {
+    const char *name; /* of a module, its class, or of a tensor: the path, an end of it, or the path
+                         with a '*' for a number; "" is the whole model */
+    heft_dtype dtype;
+} heft_module_dtype;
+
 typedef struct heft_plan_options {
     uint64_t reserved; /* 0 */
     heft_strategy strategy;
@@ -45,6 +52,13 @@ typedef struct heft_plan_options {
                                     modules' paths, or paths with a '*' for a number */
     size_t no_split_count;
     const char *map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
+    const heft_module_dtype *dtypes; /* [dtype_count] that differ from `dtype`, larger ones too: the
+                                        innermost name decides, of equals the last; integers have
+                                        one only if the tensor itself is named */
+    size_t dtype_count;
+    bool offload_buffers; /* buffers go where their modules go: no warning if they fit nowhere */
+    bool fallback_allocation; /* Accelerate's strategies: where a device would stay empty, bring a
+                                 later module forward that fits */
 } heft_plan_options;
 
 /** A map of modules to devices with its sums. Read only but for heft_plan_sizes(). */
@@ -64,9 +78,10 @@ typedef struct heft_plan heft_plan;
  * @param err      filled on failure; may be NULL
  *
  * Memory   lists of modules and tensors; BEST 16 bytes for each unit and set of accelerators.
- * Errors   INVALID_ARG for two budgets of a device or a negative one; of a map's file: those of
+ * Errors   INVALID_ARG for two budgets of a device or a negative one, or a dtype that is none;
+ *          MISMATCH naming a name of `dtypes` that is nothing's; of a map's file: those of
  *          reading JSON, and MISMATCH naming a module that is not the model's, a tensor without a
- *          device, or one that is tied across devices; NOMEM.
+ *          device, or one that is tied across devices; CANCELLED; NOMEM.
  * Source   docs/placing.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_plan_new(const heft_model *model,
@@ -91,6 +106,13 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
 /** Return why the budget of the processor is what it is; "given" where the caller gave it. */
 HEFT_API const char *heft_plan_reason(const heft_plan *plan);
+/**
+ * Return warning i, NULL past the end; lent. What Accelerate 1.15 would say, in its words: weights that
+ * are not tied, buffers of offloaded modules that fit on no accelerator, devices that nothing could be
+ * placed on with the bytes it would take (several lines), ties across devices. A map from a file has
+ * none.
+ */
+HEFT_API const char *heft_plan_warning(const heft_plan *plan, size_t i);
 /** Tell the bytes of the model and of its largest block if all floating-point numbers had `bytes_each`
  * bytes. Changes the sizes that the plan tells from then on. */
 HEFT_API void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest);

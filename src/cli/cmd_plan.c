@@ -9,8 +9,12 @@
     X(STRATEGY, "strategy", "S", "auto, balanced, balanced_low_0, sequential, best (auto)")        \
     X(MAX_MEMORY, "max-memory", "M", "0=20GB,1=20GB,cpu=30GB (cpu: what this machine has)")        \
     X(DTYPE, "dtype", "D", "of the weights (the config's, else the files' own)")                   \
+    X(DTYPE_OF, "dtype-of", "A=D,B=D", "of modules, classes or tensors by name: wo=float32")       \
     X(CLASS, "class", "NAME", "LlamaForCausalLM, AutoModel, ... (the config's own)")               \
     X(NO_SPLIT, "no-split", "A,B", "classes or modules that stay whole (the family's blocks)")     \
+    X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "buffers may go to cpu and disk: no warning")      \
+    X(FALLBACK_ALLOCATION, "fallback-allocation", NULL,                                            \
+      "bring a later module forward where a device would stay empty")                              \
     X(SVG, "svg", "FILE", "draw the devices with their blocks")                                    \
     X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")
@@ -22,9 +26,10 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 struct request {
     heft_load_options load;
     heft_plan_options plan;
-    heft_budget *budgets;  /* owned */
-    const char **no_split; /* owned; texts lie in `words` */
-    char *words;           /* owned */
+    heft_budget *budgets;      /* owned */
+    const char **no_split;     /* owned; texts lie in `words` */
+    heft_module_dtype *dtypes; /* owned; names lie in `dtype_words` */
+    char *words, *dtype_words; /* owned */
 };
 
 /* ---- what is asked --------------------------------------------------------------------------- */
@@ -48,6 +53,35 @@ static bool read_no_split(const cli_run *run, struct request *request, heft_erro
     return true;
 }
 
+/* "dtype-of" pairs, cut at commas, and each at its last "=". */
+static bool read_dtypes(const cli_run *run, struct request *request, heft_error *err)
+{
+    const char *text = run->values[OPTION_DTYPE_OF];
+    heft_error reason = {0};
+    if (!text) {
+        return true;
+    }
+    request->dtype_words = strdup(text);
+    request->dtypes = calloc(strlen(text) + 1, sizeof *request->dtypes);
+    if (!request->dtype_words || !request->dtypes) {
+        return cli_refuse(err, "--dtype-of", "no memory for its names");
+    }
+    for (char *rest = request->dtype_words, *word; (word = strsep(&rest, ","));) {
+        heft_module_dtype *one = &request->dtypes[request->plan.dtype_count++];
+        char *equal = strrchr(word, '=');
+        if (!equal) {
+            return cli_refuse(err, "--dtype-of", "'%.100s' is not like wo=float32", word);
+        }
+        *equal = '\0';
+        one->name = word;
+        if (heft_dtype_parse(equal + 1, &one->dtype, &reason) != HEFT_OK) {
+            return cli_refuse(err, "--dtype-of", "%s", reason.message);
+        }
+    }
+    request->plan.dtypes = request->dtypes;
+    return true;
+}
+
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
 {
     request->load.class_name = run->values[OPTION_CLASS];
@@ -57,8 +91,10 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
                 cli_value_strategy(run, OPTION_STRATEGY, &request->plan.strategy, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
                                   &request->plan.budget_count, err) &&
-                read_no_split(run, request, err);
+                read_no_split(run, request, err) && read_dtypes(run, request, err);
     request->plan.budgets = request->budgets;
+    request->plan.offload_buffers = run->values[OPTION_OFFLOAD_BUFFERS] != NULL;
+    request->plan.fallback_allocation = run->values[OPTION_FALLBACK_ALLOCATION] != NULL;
     return good;
 }
 
@@ -107,12 +143,44 @@ static void measure_dtypes(heft_plan *plan, struct dtype_row rows[DTYPES])
     }
 }
 
+static void put_devices(cli_json *json, const heft_plan *plan)
+{
+    char name[CLI_DEVICE_TEXT];
+    heft_budget budget;
+    double placed;
+    cli_json_open(json, "max_memory", '{');
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        put_bytes(json, cli_device(budget.device, name), budget.bytes);
+    }
+    cli_json_close(json, '}');
+    cli_json_open(json, "placed_bytes", '{');
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        put_bytes(json, cli_device(budget.device, name), placed);
+    }
+    cli_json_close(json, '}');
+}
+
+static void put_dtypes(cli_json *json, heft_plan *plan)
+{
+    struct dtype_row rows[DTYPES];
+    measure_dtypes(plan, rows);
+    cli_json_open(json, "dtypes", '[');
+    for (size_t i = 0; i < DTYPES; i++) {
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "dtype", rows[i].name);
+        put_bytes(json, "total_bytes", rows[i].total);
+        put_bytes(json, "largest_block_bytes", rows[i].largest);
+        put_bytes(json, "training_bytes",
+                  rows[i].training < 0 ? (double)INFINITY : rows[i].training);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
 static void print_json(const cli_run *run, heft_plan *plan, const heft_model *model)
 {
     cli_json json = {.out = stdout};
-    char name[CLI_DEVICE_TEXT];
-    heft_budget budget;
-    double bytes, placed;
+    double bytes;
     int32_t device;
     cli_json_open(&json, NULL, '{');
     cli_json_string(&json, "class", heft_model_class(model));
@@ -123,32 +191,16 @@ static void print_json(const cli_run *run, heft_plan *plan, const heft_model *mo
         put_device(&json, module, device);
     }
     cli_json_close(&json, '}');
-    cli_json_open(&json, "max_memory", '{');
-    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
-        put_bytes(&json, cli_device(budget.device, name), budget.bytes);
-    }
-    cli_json_close(&json, '}');
-    cli_json_open(&json, "placed_bytes", '{');
-    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
-        put_bytes(&json, cli_device(budget.device, name), placed);
-    }
-    cli_json_close(&json, '}');
+    put_devices(&json, plan);
     cli_json_open(&json, "largest_block", '{');
     cli_json_string(&json, "name", heft_plan_largest(plan, &bytes));
     put_bytes(&json, "bytes", bytes);
     cli_json_close(&json, '}');
     cli_json_string(&json, "budget", heft_plan_reason(plan));
-    struct dtype_row rows[DTYPES];
-    measure_dtypes(plan, rows);
-    cli_json_open(&json, "dtypes", '[');
-    for (size_t i = 0; i < DTYPES; i++) {
-        cli_json_open(&json, NULL, '{');
-        cli_json_string(&json, "dtype", rows[i].name);
-        put_bytes(&json, "total_bytes", rows[i].total);
-        put_bytes(&json, "largest_block_bytes", rows[i].largest);
-        put_bytes(&json, "training_bytes",
-                  rows[i].training < 0 ? (double)INFINITY : rows[i].training);
-        cli_json_close(&json, '}');
+    put_dtypes(&json, plan);
+    cli_json_open(&json, "warnings", '[');
+    for (size_t i = 0; heft_plan_warning(plan, i); i++) {
+        cli_json_string(&json, NULL, heft_plan_warning(plan, i));
     }
     cli_json_close(&json, ']');
     cli_json_double(&json, "seconds", cli_now() - run->started);
@@ -230,11 +282,30 @@ static bool print_text(heft_plan *plan, const heft_model *model)
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
+/* A warning may have several lines, each of which is one here. */
+static bool warn(cli_run *run, const heft_plan *plan)
+{
+    for (size_t i = 0; heft_plan_warning(plan, i); i++) {
+        char *lines = strdup(heft_plan_warning(plan, i));
+        if (!lines) {
+            return false;
+        }
+        for (char *rest = lines, *line; (line = strsep(&rest, "\n"));) {
+            cli_warn(run, line);
+        }
+        free(lines);
+    }
+    return true;
+}
+
 static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model)
 {
     heft_error err = {0};
     if (run->values[OPTION_SVG] && !cli_plan_svg(plan, run->values[OPTION_SVG], &err)) {
         return cli_fail(run, &err);
+    }
+    if (!warn(run, plan)) {
+        return cli_fail_nomem(run);
     }
     if (run->json) {
         print_json(run, plan, model);
@@ -265,6 +336,8 @@ static int run_plan(cli_run *run)
     free(request.budgets);
     free(request.no_split);
     free(request.words);
+    free(request.dtypes);
+    free(request.dtype_words);
     return code;
 }
 
@@ -275,7 +348,8 @@ const cli_command cli_cmd_plan = {
     .summary = "Say which module would live where, and what it needs",
     .about = "PATH is a checkpoint folder, a weight file, an index file, or a lone config.json.\n"
              "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
-             "bytes.\n",
+             "bytes.\n"
+             "Names: classes, modules, ends of modules' paths, or paths with a * for a number.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .dies_at_once = true,

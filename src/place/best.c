@@ -7,17 +7,19 @@
  *
  *   best[state][i]: the most bytes that the accelerators of `state` can hold of the first i units
  *
- * Up to eight accelerators are tried in every order, and a state is a set of them; more are taken in
- * their own order, and a state says how many of them are behind us.
+ * Up to eight accelerators are tried in every order, and a state is a set of them; more, or fewer with
+ * very many units, are taken in their own order, and a state says how many of them are behind us.
  *
  * A run is always as long as it can be: a longer one never takes anything from what comes behind it.
  * If all is held, the budgets are lowered together, so that devices are filled in proportion.
  * Source: docs/placing.md [4]. */
 #include "place/place.h"
 
-#define ANY_ORDER_MOST 8 /* accelerators that are tried in every order */
+#define ANY_ORDER_MOST 8                  /* accelerators that are tried in every order */
+#define ANY_ORDER_CELLS ((size_t)1 << 23) /* units times sets of accelerators, for that */
 #define ACCELERATORS_MOST 1024
-#define SHARE_STEPS 24 /* of the search for the least share of the budgets */
+#define CELLS_A_LOOK 65536 /* between two looks whether the caller wants to stop */
+#define SHARE_STEPS 24     /* of the search for the least share of the budgets */
 
 struct unit {
     uint32_t node;
@@ -42,6 +44,9 @@ struct best {
     bool any_order;
     uint32_t *ends; /* [accelerator_count * (count + 1)] where a run that begins here ends */
     int32_t *owner; /* [count] number of an accelerator, -1: none */
+    uint64_t cells; /* looked at */
+    heft_status status;
+    heft_error *err;
 };
 
 /* ---- units ----------------------------------------------------------------------------------- */
@@ -57,19 +62,22 @@ static bool add_unit(struct best *b, uint32_t node)
     return true;
 }
 
-static bool add_units(struct best *b, uint32_t module)
+/* In the order of the modules: a module's tensors, then its children. */
+static bool add_units(struct best *b)
 {
     const heft__tree *tree = b->tree;
-    const heft__tree_module *m = &tree->modules[module];
-    if (!heft__tree_splits(tree, module)) {
-        return add_unit(b, module);
-    }
     bool good = true;
-    for (uint32_t i = 0; good && i < m->tensor_count; i++) {
-        good = add_unit(b, tree->module_count + m->first_tensor + i);
-    }
-    for (uint32_t child = module + 1; good && child < m->end; child = tree->modules[child].end) {
-        good = add_units(b, child);
+    for (uint32_t at = 0; good && at < tree->module_count;) {
+        const heft__tree_module *m = &tree->modules[at];
+        if (!heft__tree_splits(tree, at)) {
+            good = add_unit(b, at);
+            at = m->end;
+            continue;
+        }
+        for (uint32_t i = 0; good && i < m->tensor_count; i++) {
+            good = add_unit(b, tree->module_count + m->first_tensor + i);
+        }
+        at++;
     }
     return good;
 }
@@ -86,9 +94,10 @@ static uint32_t unit_of(const struct best *b, uint32_t tensor)
     return unit == HEFT__NO_NODE ? 0 : unit;
 }
 
-static uint32_t leader_of(const struct best *b, uint32_t unit)
+static uint32_t leader_of(struct best *b, uint32_t unit)
 {
     while (b->units[unit].leader != unit) {
+        b->units[unit].leader = b->units[b->units[unit].leader].leader; /* shorter next time */
         unit = b->units[unit].leader;
     }
     return unit;
@@ -116,7 +125,7 @@ static bool make_units(struct best *b)
 {
     const size_t nodes = (size_t)b->tree->module_count + b->tree->tensor_count;
     b->by_node = heft__alloc(b->ctx, nodes * sizeof *b->by_node);
-    if (!b->by_node || !add_units(b, 0)) {
+    if (!b->by_node || !add_units(b)) {
         return false;
     }
     memset(b->by_node, 0xff, nodes * sizeof *b->by_node);
@@ -192,6 +201,15 @@ static void go_on(const struct best *b, double *best, struct choice *choices, ui
     }
 }
 
+/* False, with a status, if the caller wants to stop. */
+static bool may_go_on(struct best *b)
+{
+    if (b->cells++ % CELLS_A_LOOK == 0 && b->status == HEFT_OK) {
+        b->status = heft__tell_progress(b->ctx, "planning", 0, 0, b->err);
+    }
+    return b->status == HEFT_OK;
+}
+
 /* The most bytes that can be held with this share of the budgets; the units' owners, if asked. */
 static double solve(struct best *b, double share, double *best, struct choice *choices, bool trace)
 {
@@ -206,12 +224,15 @@ static double solve(struct best *b, double share, double *best, struct choice *c
             b->ends[d * width + i] = run_end(b, i, b->accelerators[d]->bytes * share);
         }
     }
-    for (uint32_t i = 0; i <= b->count; i++) {
-        for (uint32_t state = 0; state < b->state_count; state++) {
+    for (uint32_t state = 0; state < b->state_count; state++) { /* none leads to one before it */
+        for (uint32_t i = 0; i <= b->count && may_go_on(b); i++) {
             if (best[state * width + i] >= 0) {
                 go_on(b, best, choices, i, state);
             }
         }
+    }
+    if (b->status != HEFT_OK) {
+        return -1;
     }
     for (uint32_t state = 1; state < b->state_count; state++) {
         winner = best[state * width + b->count] > best[winner * width + b->count] ? state : winner;
@@ -271,7 +292,8 @@ static bool choose_owners(struct best *b)
     bool all = false;
     b->ends = heft__alloc_zero(b->ctx, ends, sizeof *b->ends);
     bool room = b->ends && try_order(b, false, &all);
-    if (room && !all && b->accelerator_count <= ANY_ORDER_MOST) {
+    if (room && !all && b->status == HEFT_OK && b->accelerator_count <= ANY_ORDER_MOST &&
+        ((size_t)b->count + 1) << b->accelerator_count <= ANY_ORDER_CELLS) {
         room = try_order(b, true, &all);
     }
     heft__free(b->ctx, b->ends, ends * sizeof *b->ends);
@@ -310,7 +332,7 @@ static const heft_budget *budget_of(const heft_budget *budgets, size_t count, in
 }
 
 /* Entries in the order of units; those left over go to the processor, then to the disk. */
-static bool write_map(const struct best *b, const heft_budget *budgets, size_t count,
+static bool write_map(struct best *b, const heft_budget *budgets, size_t count,
                       heft__map_of_devices *map)
 {
     const heft_budget *cpu = budget_of(budgets, count, HEFT_DEVICE_CPU);
@@ -330,11 +352,7 @@ static bool write_map(const struct best *b, const heft_budget *budgets, size_t c
         } else {
             devices[i] = HEFT_DEVICE_DISK;
         }
-        good = heft__array_reserve(b->ctx, (void **)&map->entries, map->count, &map->cap,
-                                   sizeof *map->entries);
-        if (good) {
-            map->entries[map->count++] = (heft__placement){unit->node, devices[i]};
-        }
+        good = heft__devices_put(map, unit->node, devices[i]);
     }
     heft__free(b->ctx, devices, (b->count + 1) * sizeof *devices);
     return good;
@@ -343,10 +361,11 @@ static bool write_map(const struct best *b, const heft_budget *budgets, size_t c
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                            heft__map_of_devices *map, heft_error *err)
 {
-    struct best b = {.tree = tree, .ctx = tree->ctx};
+    struct best b = {.tree = tree, .ctx = tree->ctx, .err = err};
     *map = (heft__map_of_devices){.ctx = tree->ctx};
     pick_accelerators(&b, budgets, count);
-    bool good = make_units(&b) && choose_owners(&b) && write_map(&b, budgets, count, map);
+    bool good = may_go_on(&b) && make_units(&b) && choose_owners(&b) && b.status == HEFT_OK &&
+                write_map(&b, budgets, count, map);
     heft__free(b.ctx, b.units, b.cap * sizeof *b.units);
     heft__free(b.ctx, b.by_node,
                ((size_t)tree->module_count + tree->tensor_count) * sizeof *b.by_node);
@@ -354,7 +373,8 @@ heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, s
     heft__free(b.ctx, b.owner, ((size_t)b.count + 1) * sizeof *b.owner);
     if (!good) {
         heft__devices_fini(map);
-        return heft__fail_nomem(err, (uint64_t)b.count * sizeof *b.units);
+        return b.status != HEFT_OK ? b.status
+                                   : heft__fail_nomem(err, (uint64_t)b.count * sizeof *b.units);
     }
     return HEFT_OK;
 }

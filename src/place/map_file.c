@@ -110,16 +110,6 @@ static bool is_uniform(const heft__tree *tree, const int32_t *devices, uint32_t 
     return any && same;
 }
 
-static bool put(heft__map_of_devices *map, uint32_t node, int32_t device)
-{
-    if (!heft__array_reserve(map->ctx, (void **)&map->entries, map->count, &map->cap,
-                             sizeof *map->entries)) {
-        return false;
-    }
-    map->entries[map->count++] = (heft__placement){node, device};
-    return true;
-}
-
 /* The largest modules that are on one device, and tensors beside them. */
 static bool write_entries(const heft__tree *tree, const int32_t *devices, uint32_t module,
                           heft__map_of_devices *map)
@@ -127,12 +117,12 @@ static bool write_entries(const heft__tree *tree, const int32_t *devices, uint32
     const heft__tree_module *m = &tree->modules[module];
     int32_t device = HEFT__NO_DEVICE;
     if (is_uniform(tree, devices, module, &device)) {
-        return put(map, module, device);
+        return heft__devices_put(map, module, device);
     }
     bool good = true;
     for (uint32_t k = 0; good && k < m->tensor_count; k++) {
         const uint32_t node = tree->module_count + m->first_tensor + k;
-        good = put(map, node, devices[node]);
+        good = heft__devices_put(map, node, devices[node]);
     }
     for (uint32_t child = module + 1; good && child < m->end; child = tree->modules[child].end) {
         good = write_entries(tree, devices, child, map);

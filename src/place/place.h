@@ -66,8 +66,12 @@ void heft__tree_free(heft__tree *tree);
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
 /* Sizes as if all floating-point tensors had `unit` bytes an element. */
 void heft__tree_size_as(heft__tree *tree, double unit);
-/* Mark as blocks the modules of these classes; count 0: none. */
-void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count);
+/* Sizes by options' dtype and dtypes; as they are if there are none. MISMATCH for a name of nothing. */
+heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
+/* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */
+bool heft__tree_names(const heft__tree_module *module, const char *name);
+/* Have as blocks the modules of these names, and no others; count 0: leave them as they are. */
+void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count);
 
 static inline bool heft__tree_is_tensor(const heft__tree *tree, uint32_t node)
 {
@@ -85,6 +89,8 @@ static inline const char *heft__tree_path(const heft__tree *tree, uint32_t node)
 }
 /* Whether a node is another or lies below it. */
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
+/* Bytes of the buffers in a node. */
+double heft__tree_buffers(const heft__tree *tree, uint32_t node);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 
@@ -101,15 +107,25 @@ typedef struct heft__map_of_devices {
 } heft__map_of_devices;
 
 void heft__devices_fini(heft__map_of_devices *map);
+/* false if no memory. */
+bool heft__devices_put(heft__map_of_devices *map, uint32_t node, int32_t device);
 
-/* Budgets as the reference balances them, in place. */
+/* What is to be said about a map, beside the map. */
+typedef struct heft__map_facts {
+    double *used;   /* [budgets] by what was placed, with the room that was kept */
+    double *needed; /* [budgets] to place anything there; 0: something was, or not tried */
+    double offloaded_buffers; /* bytes of buffers on cpu and disk */
+} heft__map_facts;
+
+/* Budgets as the reference balances them, in place; `names` of blocks. */
 heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
-                          size_t count, const char *const *classes, size_t class_count,
+                          size_t count, const char *const *names, size_t name_count,
                           heft_error *err);
 /* The reference's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
- * stay empty. */
+ * stay empty. facts: zeroed. */
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
-                             bool fallback, heft__map_of_devices *map, heft_error *err);
+                             bool fallback, heft__map_facts *facts, heft__map_of_devices *map,
+                             heft_error *err);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                            heft__map_of_devices *map, heft_error *err);
@@ -117,10 +133,33 @@ heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, s
  * tied across devices. */
 heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_of_devices *map,
                            heft_error *err);
-/* Join modules all of whose parts are on one device, as the reference does; in the order of nodes. */
-void heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
+/* Join modules all of whose parts are on one device, as the reference does; in the order of nodes.
+ * false if no memory. */
+bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
+/* Fill the devices of all modules and tensors, by node; NO_DEVICE where the map has none. */
+void heft__devices_spread(const heft__tree *tree, const heft__map_of_devices *map,
+                          int32_t *devices);
 /* Where a node lives, by the entry that is it or above it; NO_DEVICE if none is. */
 #define HEFT__NO_DEVICE INT32_MIN
 int32_t heft__devices_of(const heft__tree *tree, const heft__map_of_devices *map, uint32_t node);
+
+/* ---- warnings: false if no memory ------------------------------------------------------------ */
+/* The config wants ties, there is an output layer, and nothing is tied. */
+bool heft__warn_untied(heft__warnings *list, const heft__tree *tree, bool ties_wanted);
+/* Buffers on cpu and disk that fit on no accelerator. */
+bool heft__warn_buffers(heft__warnings *list, const heft_budget *budgets, size_t count,
+                        const heft__map_facts *facts);
+/* Devices on which nothing could be placed. */
+bool heft__warn_empty(heft__warnings *list, const heft_budget *budgets, size_t count,
+                      const heft__map_facts *facts);
+/* What is tied is on different devices. */
+bool heft__warn_ties(heft__warnings *list, const heft__tree *tree, const heft__map_of_devices *map);
+
+/* ---- plans: heft_plan_new() behind the making of a tree ---------------------------------------- */
+/* Takes the tree, on failure too. `blocks`: names of what is a block, for balancing; ties_wanted: by
+ * the config. */
+heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
+                               bool ties_wanted, const heft_plan_options *options, heft_plan **out,
+                               heft_error *err);
 
 #endif

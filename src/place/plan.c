@@ -15,6 +15,9 @@ struct heft_plan {
     size_t budget_count, budget_cap;
     heft_machine machine; /* where the caller gave no budgets */
     uint32_t largest;     /* node */
+    heft__map_facts facts;
+    heft__warnings warnings; /* in the tree's arena */
+    heft__map by_path;       /* path of an entry -> its number */
 };
 
 /* ---- budgets --------------------------------------------------------------------------------- */
@@ -35,7 +38,9 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
     plan->budgets = heft__alloc_zero(plan->ctx, most, sizeof *plan->budgets);
     plan->placed = heft__alloc_zero(plan->ctx, most, sizeof *plan->placed);
     plan->budget_cap = most;
-    if (!plan->budgets || !plan->placed) {
+    plan->facts.used = heft__arena_array(&plan->tree->arena, most, sizeof *plan->facts.used);
+    plan->facts.needed = heft__arena_array(&plan->tree->arena, most, sizeof *plan->facts.needed);
+    if (!plan->budgets || !plan->placed || !plan->facts.used || !plan->facts.needed) {
         return heft__fail_nomem(err, most * sizeof *plan->budgets);
     }
     bool disk = false;
@@ -65,37 +70,6 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
-/* What must not be split, as the caller has it: ends of modules' paths, or classes; a '*' stands for
- * a number ("model.layers.*"). */
-static bool names_module(const heft__tree_module *module, const char *name)
-{
-    const char *path = module->path, *star = strchr(name, '*');
-    if (strcmp(module->class_name, name) == 0 || strcmp(path, name) == 0) {
-        return true;
-    }
-    if (!star) {
-        const size_t length = strlen(path), tail = strlen(name);
-        return length > tail && path[length - tail - 1] == '.' &&
-               strcmp(path + length - tail, name) == 0;
-    }
-    const size_t before = (size_t)(star - name),
-                 digits =
-                     strspn(path + (strlen(path) < before ? strlen(path) : before), "0123456789");
-    return strncmp(path, name, before) == 0 && digits > 0 &&
-           strcmp(path + before + digits, star + 1) == 0;
-}
-
-static void mark(heft__tree *tree, const heft_plan_options *options)
-{
-    for (uint32_t i = 1; options->no_split_count > 0 && i < tree->module_count; i++) {
-        heft__tree_module *module = &tree->modules[i];
-        module->block = tree->modules[module->parent].block;
-        for (size_t k = 0; k < options->no_split_count; k++) {
-            module->block = module->block || names_module(module, options->no_split[k]);
-        }
-    }
-}
-
 /* The largest block, or module without children. */
 static uint32_t find_largest(const heft__tree *tree)
 {
@@ -126,55 +100,109 @@ static void sum_placed(heft_plan *plan)
     }
 }
 
-static heft_status make_plan(heft_plan *plan, const heft_model *model,
-                             const heft_plan_options *options, heft_error *err)
+static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
+                            const heft_plan_options *options, heft_error *err)
 {
-    heft_status status = heft__tree_of_model(model, &plan->tree, err);
-    if (status == HEFT_OK) {
-        status = take_budgets(plan, options, err);
-    }
-    if (status != HEFT_OK) {
-        return status;
-    }
-    if (options->dtype != HEFT_DTYPE_NONE) {
-        heft__tree_size(plan->tree, options->dtype, (double)heft_dtype_bits(options->dtype) / 8,
-                        NULL);
-    }
-    mark(plan->tree, options);
-    plan->largest = find_largest(plan->tree);
     if (options->map_file) {
-        status = heft__map_read(plan->tree, options->map_file, &plan->map, err);
-    } else if (options->strategy == HEFT_STRATEGY_BEST) {
-        status = heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
-    } else {
-        status = heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,
-                               model->no_split, model->no_split_count, err);
-        if (status == HEFT_OK) {
-            status = heft__compat_map(plan->tree, plan->budgets, plan->budget_count, false,
-                                      &plan->map, err);
-        }
+        return heft__map_read(plan->tree, options->map_file, &plan->map, err);
     }
+    if (options->strategy == HEFT_STRATEGY_BEST) {
+        return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
+    }
+    heft_status status = heft__balance(plan->tree, options->strategy, plan->budgets,
+                                       plan->budget_count, blocks, block_count, err);
     if (status == HEFT_OK) {
-        heft__devices_clean(plan->tree, &plan->map);
-        sum_placed(plan);
+        status = heft__compat_map(plan->tree, plan->budgets, plan->budget_count,
+                                  options->fallback_allocation, &plan->facts, &plan->map, err);
     }
     return status;
 }
 
-heft_status heft_plan_new(const heft_model *model, const heft_plan_options *options,
-                          heft_plan **out, heft_error *err)
+/* heft's own map keeps no room: what is used is what was placed. */
+static void note_facts(heft_plan *plan)
 {
-    const heft_plan_options standard = {0};
-    if (!model || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
+    for (size_t i = 0; i < plan->budget_count; i++) {
+        plan->facts.used[i] = plan->placed[i];
     }
-    heft_plan *plan = heft__alloc_zero(model->ctx, 1, sizeof *plan);
+    for (size_t i = 0; i < plan->map.count; i++) {
+        const heft__placement *entry = &plan->map.entries[i];
+        if (entry->device == HEFT_DEVICE_CPU || entry->device == HEFT_DEVICE_DISK) {
+            plan->facts.offloaded_buffers += heft__tree_buffers(plan->tree, entry->node);
+        }
+    }
+}
+
+static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_options *options)
+{
+    heft__warnings *list = &plan->warnings;
+    if (options->map_file) {
+        return true;
+    }
+    if (options->strategy == HEFT_STRATEGY_BEST) {
+        note_facts(plan);
+    }
+    return heft__warn_untied(list, plan->tree, ties_wanted) &&
+           (options->offload_buffers ||
+            heft__warn_buffers(list, plan->budgets, plan->budget_count, &plan->facts)) &&
+           heft__warn_empty(list, plan->budgets, plan->budget_count, &plan->facts) &&
+           heft__warn_ties(list, plan->tree, &plan->map);
+}
+
+static bool index_entries(heft_plan *plan)
+{
+    size_t found;
+    bool good = true;
+    for (size_t i = 0; good && i < plan->map.count; i++) {
+        const char *path = heft__tree_path(plan->tree, plan->map.entries[i].node);
+        good = heft__map_put(&plan->by_path, path, strlen(path), i, &found);
+    }
+    return good;
+}
+
+static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t block_count,
+                             bool ties_wanted, const heft_plan_options *options, heft_error *err)
+{
+    heft_status status = take_budgets(plan, options, err);
+    if (status == HEFT_OK) {
+        status = heft__tree_size_by(plan->tree, options, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
+    plan->largest = find_largest(plan->tree);
+    if (options->no_split_count > 0) {
+        blocks = options->no_split;
+        block_count = options->no_split_count;
+    }
+    status = make_map(plan, blocks, block_count, options, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (!heft__devices_clean(plan->tree, &plan->map)) {
+        return heft__fail_nomem(err, plan->tree->module_count);
+    }
+    sum_placed(plan);
+    return index_entries(plan) && make_warnings(plan, ties_wanted, options)
+               ? HEFT_OK
+               : heft__fail_nomem(err, plan->map.count);
+}
+
+heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
+                               bool ties_wanted, const heft_plan_options *options, heft_plan **out,
+                               heft_error *err)
+{
+    heft_plan *plan = heft__alloc_zero(tree->ctx, 1, sizeof *plan);
     if (!plan) {
+        heft__tree_free(tree);
         return heft__fail_nomem(err, sizeof *plan);
     }
-    plan->ctx = heft__ctx_ref(model->ctx);
-    plan->map.ctx = model->ctx;
-    heft_status status = make_plan(plan, model, options ? options : &standard, err);
+    plan->ctx = heft__ctx_ref(tree->ctx);
+    plan->tree = tree;
+    plan->map.ctx = tree->ctx;
+    heft__warnings_init(&plan->warnings, &tree->arena);
+    heft__map_init(&plan->by_path, tree->ctx);
+    heft_status status = make_plan(plan, blocks, block_count, ties_wanted, options, err);
     if (status == HEFT_OK) {
         *out = plan;
     } else {
@@ -183,11 +211,37 @@ heft_status heft_plan_new(const heft_model *model, const heft_plan_options *opti
     return status;
 }
 
+/* A family that is known ties by itself what its config wants tied. */
+static bool wants_ties(const heft_model *model)
+{
+    const heft__json_value *wanted =
+        model->known_family || !model->config
+            ? NULL
+            : heft__json_member(model->config->root, "tie_word_embeddings");
+    return wanted && wanted->type == HEFT__JSON_TYPE_BOOL && wanted->boolean;
+}
+
+heft_status heft_plan_new(const heft_model *model, const heft_plan_options *options,
+                          heft_plan **out, heft_error *err)
+{
+    const heft_plan_options standard = {0};
+    heft__tree *tree = NULL;
+    if (!model || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
+    }
+    heft_status status = heft__tree_of_model(model, &tree, err);
+    return status == HEFT_OK
+               ? heft__plan_of_tree(tree, model->no_split, model->no_split_count, wants_ties(model),
+                                    options ? options : &standard, out, err)
+               : status;
+}
+
 void heft_plan_free(heft_plan *plan)
 {
     if (plan) {
         heft_ctx *ctx = plan->ctx;
         heft__devices_fini(&plan->map);
+        heft__map_fini(&plan->by_path);
         heft__tree_free(plan->tree);
         heft__free(ctx, plan->budgets, plan->budget_cap * sizeof *plan->budgets);
         heft__free(ctx, plan->placed, plan->budget_cap * sizeof *plan->placed);
@@ -212,22 +266,24 @@ const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device, do
     return heft__tree_path(plan->tree, plan->map.entries[i].node);
 }
 
-/* Whether a name is a path, or lies below it. */
-static bool lies_in(const char *name, const char *path)
-{
-    const size_t length = strlen(path);
-    return length == 0 ||
-           (strncmp(name, path, length) == 0 && (name[length] == '.' || !name[length]));
-}
-
 int32_t heft_plan_device_of(const heft_plan *plan, const char *name)
 {
-    for (size_t i = 0; i < plan->map.count; i++) {
-        if (lies_in(name, heft__tree_path(plan->tree, plan->map.entries[i].node))) {
-            return plan->map.entries[i].device;
+    for (size_t length = strlen(name);;) {
+        const size_t entry = heft__map_get(&plan->by_path, name, length);
+        if (entry != HEFT__MAP_NONE) {
+            return plan->map.entries[entry].device;
+        }
+        if (length == 0) {
+            return HEFT_DEVICE_NONE;
+        }
+        while (length > 0 && name[--length] != '.') { /* what it is in; at last the whole model */
         }
     }
-    return HEFT_DEVICE_NONE;
+}
+
+const char *heft_plan_warning(const heft_plan *plan, size_t i)
+{
+    return i < plan->warnings.count ? plan->warnings.lines[i] : NULL;
 }
 
 bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget, double *placed)

@@ -3,6 +3,8 @@
  * Source: docs/placing.md [1]. */
 #include "place/place.h"
 
+#include <stdlib.h>
+
 heft_status heft__tree_new(heft_ctx *ctx, uint32_t modules, uint32_t tensors, heft__tree **out,
                            heft_error *err)
 {
@@ -42,41 +44,44 @@ static bool lies_below(const char *path, const char *above)
     return length == 0 || (strncmp(path, above, length) == 0 && path[length] == '.');
 }
 
-/* Put the last of a group's names where it belongs: by letters, as the reference has them. */
-static void sort_in(heft__tree *tree, size_t begin)
+struct tied_name {
+    const char *path;
+    uint32_t first, tensor;
+};
+
+/* Group by group; in a group by letters, as the reference has them. */
+static int by_group(const void *left, const void *right)
 {
-    for (size_t i = tree->tie_count - 1; i > begin; i--) {
-        const uint32_t a = tree->ties[i - 1][1], b = tree->ties[i][1];
-        if (strcmp(tree->tensors[a].path, tree->tensors[b].path) <= 0) {
-            return;
-        }
-        tree->ties[i - 1][1] = b;
-        tree->ties[i][1] = a;
-    }
+    const struct tied_name *a = left, *b = right;
+    return a->first != b->first ? (a->first < b->first ? -1 : 1) : strcmp(a->path, b->path);
 }
 
 /* Names on one tensor are side by side in `ties`. */
 static heft_status list_ties(heft__tree *tree, heft_error *err)
 {
-    uint32_t *names = heft__alloc_zero(tree->ctx, tree->tensor_count, sizeof *names);
-    if (!names) {
-        return heft__fail_nomem(err, tree->tensor_count * sizeof *names);
-    }
-    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+    const uint32_t count = tree->tensor_count;
+    uint32_t *names = heft__alloc_zero(tree->ctx, count, sizeof *names);
+    struct tied_name *tied = heft__alloc(tree->ctx, count * sizeof *tied);
+    const bool room = names && tied;
+    for (uint32_t i = 0; room && i < count; i++) {
         names[tree->tensors[i].first]++;
     }
-    for (uint32_t i = 0; i < tree->tensor_count; i++) {
-        const size_t begin = tree->tie_count;
-        for (uint32_t k = i; names[i] > 1 && k < tree->tensor_count; k++) {
-            if (tree->tensors[k].first == i) {
-                tree->ties[tree->tie_count][0] = i;
-                tree->ties[tree->tie_count++][1] = k;
-                sort_in(tree, begin);
-            }
+    for (uint32_t i = 0; room && i < count; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        if (names[tensor->first] > 1) {
+            tied[tree->tie_count++] = (struct tied_name){tensor->path, tensor->first, i};
         }
     }
-    heft__free(tree->ctx, names, tree->tensor_count * sizeof *names);
-    return HEFT_OK;
+    if (tree->tie_count > 1) {
+        qsort(tied, tree->tie_count, sizeof *tied, by_group);
+    }
+    for (size_t i = 0; i < tree->tie_count; i++) {
+        tree->ties[i][0] = tied[i].first;
+        tree->ties[i][1] = tied[i].tensor;
+    }
+    heft__free(tree->ctx, names, count * sizeof *names);
+    heft__free(tree->ctx, tied, count * sizeof *tied);
+    return room ? HEFT_OK : heft__fail_nomem(err, count * sizeof *tied);
 }
 
 heft_status heft__tree_finish(heft__tree *tree, heft_error *err)
@@ -305,17 +310,6 @@ void heft__tree_size_as(heft__tree *tree, double unit)
     sum_up(tree);
 }
 
-void heft__tree_mark(heft__tree *tree, const char *const *classes, size_t count)
-{
-    for (uint32_t i = 0; i < tree->module_count; i++) {
-        tree->modules[i].block = false;
-        for (size_t k = 0; k < count; k++) {
-            tree->modules[i].block =
-                tree->modules[i].block || strcmp(tree->modules[i].class_name, classes[k]) == 0;
-        }
-    }
-}
-
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor)
 {
     if (node == ancestor) {
@@ -333,4 +327,20 @@ bool heft__tree_splits(const heft__tree *tree, uint32_t node)
 {
     return !heft__tree_is_tensor(tree, node) && tree->modules[node].child_count > 0 &&
            !tree->modules[node].block;
+}
+
+double heft__tree_buffers(const heft__tree *tree, uint32_t node)
+{
+    double bytes = 0;
+    if (heft__tree_is_tensor(tree, node)) {
+        const heft__tree_tensor *tensor = &tree->tensors[node - tree->module_count];
+        return tensor->buffer ? tensor->bytes : 0;
+    }
+    for (uint32_t m = node; m < tree->modules[node].end; m++) {
+        const uint32_t first = tree->modules[m].first_tensor;
+        for (uint32_t i = first; i < first + tree->modules[m].tensor_count; i++) {
+            bytes += tree->tensors[i].buffer ? tree->tensors[i].bytes : 0;
+        }
+    }
+    return bytes;
 }
