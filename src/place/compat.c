@@ -25,6 +25,7 @@ struct fit {
     heft__map_facts *facts;
     heft__map_of_devices *map;
     int32_t main[2]; /* devices that keep a reserve */
+    size_t *pulled;  /* [nodes] the last device, from 1, for which it was pulled forward */
     uint64_t steps;
     heft_status status;
     heft_error *err;
@@ -137,9 +138,11 @@ static bool fall_back(struct fit *f, uint32_t item, double needed)
          node = f->queue.next[node]) {
         found = search(f, item, node, limit);
     }
-    if (found == HEFT__NO_NODE) {
+    /* once for a device: two that each pull the other forward would do so for ever */
+    if (found == HEFT__NO_NODE || f->pulled[found] == f->at + 1) {
         return false;
     }
+    f->pulled[found] = f->at + 1;
     pull_forward(f, item, found);
     return true;
 }
@@ -221,8 +224,10 @@ heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets,
         f.budget_count--;
     }
     choose_main(&f);
-    bool good =
-        heft__queue_init(&f.queue, tree, &f.arena) && heft__tie_index_init(&f.ties, tree, &f.arena);
+    const uint64_t nodes = (uint64_t)tree->module_count + tree->tensor_count;
+    f.pulled = heft__arena_array(&f.arena, nodes, sizeof *f.pulled);
+    bool good = f.pulled && heft__queue_init(&f.queue, tree, &f.arena) &&
+                heft__tie_index_init(&f.ties, tree, &f.arena);
     for (uint32_t item;
          good && go_on(&f) && (item = heft__queue_first(&f.queue)) != HEFT__NO_NODE;) {
         heft__queue_remove(&f.queue, item);
