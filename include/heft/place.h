@@ -77,7 +77,7 @@ typedef struct heft_plan heft_plan;
  * @param out      filled with an owned plan; free it with heft_plan_free()
  * @param err      filled on failure; may be NULL
  *
- * Memory   lists of modules and tensors; BEST 16 bytes for each unit and set of accelerators.
+ * Memory   lists of modules and tensors; BEST 20 bytes for each unit and set of accelerators.
  * Errors   INVALID_ARG for two budgets of a device or a negative one, or a dtype that is none;
  *          MISMATCH naming a name of `dtypes` that is nothing's; of a map's file: those of
  *          reading JSON, and MISMATCH naming a module that is not the model's, a tensor without a

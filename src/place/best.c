@@ -69,7 +69,7 @@ static bool add_units(struct best *b)
     bool good = true;
     for (uint32_t at = 0; good && at < tree->module_count;) {
         const heft__tree_module *m = &tree->modules[at];
-        if (!heft__tree_splits(tree, at)) {
+        if (at > 0 && !heft__tree_splits(tree, at)) { /* the whole model always is */
             good = add_unit(b, at);
             at = m->end;
             continue;

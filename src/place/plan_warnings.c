@@ -2,7 +2,7 @@
  *
  * It says these in different ways (a log line, a Python warning) and one of them only when loading;
  * here they are a list on the plan.
- * Source: docs/placing.md [5]. */
+ * Source: docs/placing.md [3]. */
 #include "place/place.h"
 
 /* ---- weights that are not tied --------------------------------------------------------------- */

@@ -58,6 +58,43 @@ silent "$out"
 python3 -c 'import sys, xml.dom.minidom as x; d = x.parse(sys.argv[1]); assert len(d.getElementsByTagName("rect")) > 30' "$work/plan.svg" ||
     fail "the picture is no picture"
 
+# ---- dtypes by name, warnings -----------------------------------------------------------------------------------
+run 0 plan "$config" --json --dtype float16 --max-memory disk
+cp "$out" "$work/plain"
+run 0 plan "$config" --json --dtype float16 --max-memory disk --dtype-of 'model.layers.*=f32,norm=float16'
+python3 -c 'import json, sys; a, b = (json.load(open(f))["placed_bytes"]["disk"] for f in sys.argv[1:]); assert 1.8 * a < b < 2 * a, (a, b)' \
+    "$work/plain" "$out" || fail "the layers are not twice as large"
+json 'd["warnings"] == []'
+run 0 plan "$config" --json --max-memory 0=600MB,cpu=8GB --strategy sequential
+silent "$err"
+json 'len(d["warnings"]) == 1 and "\n  - 0: 989343744 bytes required\n" in d["warnings"][0]'
+run 0 plan "$config" --max-memory 0=600MB,cpu=8GB --strategy sequential
+lines "$err" 3
+shows "$err" '^heft plan: warning: Based on the current allocation process'
+shows "$err" '^heft plan: warning:   - 0: 989343744 bytes required$'
+run 0 plan "$config" -q --max-memory 0=600MB,cpu=8GB --strategy sequential
+silent "$err"
+run 0 plan "$config" --json --max-memory 0=600MB,cpu=8GB --strategy sequential --fallback-allocation
+json 'd["placed_bytes"]["0"] == 0 and len(d["warnings"]) == 1' # nothing else would leave room for the embeddings
+run 0 plan "$config" --json --max-memory 0=1GB,cpu=8GB --strategy best --dtype-of lm_head=int8
+json 'd["device_map"]["lm_head"] == d["device_map"]["model.embed_tokens"]'
+
+# buffers on the processor that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
+run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best
+shows "$err" '^heft plan: warning: Current model requires 512 bytes of buffer for offloaded layers'
+run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best --offload-buffers
+silent "$err"
+
+# a type that is not known, whose config wants a tie that the checkpoint does not have
+python3 - "$work/unknown/config.json" <<'END'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config["tie_word_embeddings"] = True
+json.dump(config, open(sys.argv[1], "w"))
+END
+run 0 plan "$work/unknown" --max-memory disk
+shows "$err" '^heft plan: warning: The model weights are not tied\.'
+
 # ---- refused --------------------------------------------------------------------------------------------------
 for memory in x 0 0= =1GB cpu=1QB 0=1GB,,1=1GB 0=-1GB gpu=1GB 99999=1GB; do
     run 2 plan "$config" --max-memory "$memory"
@@ -66,6 +103,13 @@ for memory in x 0 0= =1GB cpu=1QB 0=1GB,,1=1GB 0=-1GB gpu=1GB 99999=1GB; do
 done
 run 2 plan "$config" --max-memory 0=1GB,0=2GB
 run 2 plan "$config" --strategy clever
+for pairs in '' wo wo= '=,' wo=float33 'wo=float32,' ',wo=float32'; do
+    run 2 plan "$config" --dtype-of "$pairs"
+    silent "$out"
+    shows "$err" '--dtype-of'
+done
+run 6 plan "$config" --dtype-of mlp=float32,mpl=float32
+shows "$err" 'mpl: is no module or tensor of the model'
 run 2 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
 

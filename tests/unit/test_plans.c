@@ -1,0 +1,461 @@
+/* Plans: very many modules, being stopped, dtypes by name, and what is warned of. */
+#include "place/place.h"
+#include "support.h"
+#include "support_model.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define MANY 100000U
+
+static heft_ctx *ctx;
+
+/* ---- trees ----------------------------------------------------------------------------------- */
+/* A root with `modules` children, m0 to m9 ..., and one tensor in each, or all in the root if there
+ * are none. tied: all are one tensor. */
+static heft__tree *make_tree(heft_ctx *with, uint32_t modules, uint32_t tensors, bool tied)
+{
+    heft__tree *tree = NULL;
+    heft_error err = {0};
+    test_expect_status(heft__tree_new(with, modules + 1, tensors, &tree, &err), HEFT_OK, &err,
+                       "tree");
+    tree->modules[0].path = tree->modules[0].class_name = "";
+    for (uint32_t i = 0; i < modules; i++) {
+        tree->modules[i + 1].path = heft__arena_format(&tree->arena, "m%u", i);
+        tree->modules[i + 1].class_name = "Linear";
+    }
+    for (uint32_t i = 0; i < tensors; i++) {
+        tree->tensors[i] = (heft__tree_tensor){
+            .path = heft__arena_format(&tree->arena, modules ? "m%u.weight" : "t%u", i),
+            .module = modules ? i + 1 : 0,
+            .first = tied ? 0 : i,
+            .dtype = HEFT_DTYPE_F32,
+            .elems = 10,
+        };
+    }
+    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+    return tree;
+}
+
+/* Takes the tree. */
+static heft_plan *plan_of(heft__tree *tree, const heft_plan_options *options)
+{
+    heft_plan *plan = NULL;
+    heft_error err = {0};
+    test_expect_status(heft__plan_of_tree(tree, NULL, 0, false, options, &plan, &err), HEFT_OK,
+                       &err, "plan");
+    return plan;
+}
+
+static double placed_on(const heft_plan *plan, int32_t device)
+{
+    heft_budget budget;
+    double placed;
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        if (budget.device == device) {
+            return placed;
+        }
+    }
+    return -1;
+}
+
+/* ---- very many ------------------------------------------------------------------------------- */
+static const heft_budget thirds[] = {
+    {0,               1400000},
+    {1,               1400000},
+    {HEFT_DEVICE_CPU, 1000000}
+}; /* of 4,000,000 bytes */
+
+static heft_plan_options options_of(int strategy)
+{
+    return (heft_plan_options){
+        .strategy = (heft_strategy)strategy, .budgets = thirds, .budget_count = 3};
+}
+
+static void plans_a_hundred_thousand_side_by_side(void **state)
+{
+    (void)state;
+    for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
+        for (uint32_t modules = 0; modules <= MANY; modules += MANY) {
+            const heft_plan_options options = options_of(strategy);
+            heft_plan *plan = plan_of(make_tree(ctx, modules, MANY, false), &options);
+            double sum = 0, bytes;
+            int32_t device;
+            for (size_t i = 0; heft_plan_entry(plan, i, &device, &bytes); i++) {
+                assert_int_equal(
+                    heft_plan_device_of(plan, heft_plan_entry(plan, i, &device, &bytes)), device);
+                sum += bytes;
+            }
+            assert_true(sum == 40.0 * MANY);
+            assert_true(placed_on(plan, 0) > 1300000 && placed_on(plan, 0) <= 1400000);
+            assert_true(placed_on(plan, HEFT_DEVICE_CPU) > 900000);
+            heft_plan_free(plan);
+        }
+    }
+}
+
+/* One tensor in all: 40 bytes, which go somewhere with all their names. */
+static void plans_a_hundred_thousand_names_of_one(void **state)
+{
+    (void)state;
+    for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
+        for (uint32_t modules = 0; modules <= MANY; modules += MANY) {
+            const heft_plan_options options = options_of(strategy);
+            heft_plan *plan = plan_of(make_tree(ctx, modules, MANY, true), &options);
+            int32_t device = heft_plan_device_of(plan, modules ? "m0.weight" : "t0");
+            assert_true(device != HEFT_DEVICE_NONE && placed_on(plan, device) == 40);
+            assert_int_equal(heft_plan_device_of(plan, modules ? "m99999.weight" : "t99999"),
+                             device);
+            heft_plan_free(plan);
+        }
+    }
+}
+
+/* The largest layer is another one at each step. */
+static void plans_ever_smaller_modules(void **state)
+{
+    (void)state;
+    heft__tree *tree = make_tree(ctx, MANY, MANY, false);
+    const heft_budget budgets[] = {
+        {0,               1e9},
+        {HEFT_DEVICE_CPU, 1e9}
+    };
+    const heft_plan_options options = {
+        .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets, .budget_count = 2};
+    for (uint32_t i = 0; i < MANY; i++) {
+        tree->tensors[i].elems = MANY - i;
+    }
+    heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+    heft_plan *plan = plan_of(tree, &options);
+    assert_true(placed_on(plan, 0) > 999000000 && placed_on(plan, 0) <= 1e9);
+    heft_plan_free(plan);
+}
+
+/* ---- being stopped --------------------------------------------------------------------------- */
+struct patience {
+    int calls, most;
+};
+
+static bool look(void *user, const heft_progress *progress)
+{
+    struct patience *patience = user;
+    assert_string_equal(progress->what, "planning");
+    return patience->calls++ < patience->most;
+}
+
+static void a_plan_can_be_stopped(void **state)
+{
+    (void)state;
+    for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
+        for (int most = 0; most <= 2; most += 2) {
+            struct patience patience = {.most = most};
+            const heft_ctx_options how = {.progress = look, .progress_user = &patience};
+            const heft_plan_options options = options_of(strategy);
+            heft_ctx *with = heft_ctx_new(&how);
+            heft_plan *plan = NULL;
+            heft_error err = {0};
+            test_expect_status(heft__plan_of_tree(make_tree(with, 0, MANY, false), NULL, 0, false,
+                                                  &options, &plan, &err),
+                               HEFT_CANCELLED, &err, "stopped");
+            assert_null(plan);
+            assert_int_equal(patience.calls, most + 1); /* and not asked again */
+            heft_ctx_free(with);
+        }
+    }
+}
+
+/* Bytes by name, and the number of the first name of the same tensor. */
+struct row {
+    const char *path;
+    uint32_t module, first;
+    uint64_t bytes;
+};
+
+static heft__tree *tree_of(const char *const *paths, uint32_t modules, const struct row *rows,
+                           uint32_t tensors)
+{
+    heft__tree *tree = NULL;
+    heft_error err = {0};
+    test_expect_status(heft__tree_new(ctx, modules, tensors, &tree, &err), HEFT_OK, &err, "tree");
+    for (uint32_t i = 0; i < modules; i++) {
+        tree->modules[i].path = paths[i];
+        tree->modules[i].class_name = "";
+    }
+    for (uint32_t i = 0; i < tensors; i++) {
+        tree->tensors[i] = (heft__tree_tensor){.path = rows[i].path,
+                                               .module = rows[i].module,
+                                               .first = rows[i].first,
+                                               .dtype = HEFT_DTYPE_U8,
+                                               .elems = rows[i].bytes};
+    }
+    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
+    return tree;
+}
+
+/* Two that are too large with what is tied to them pulled each other forward for ever: once for each
+ * device is enough. */
+static void fallback_allocation_ends(void **state)
+{
+    (void)state;
+    static const char *const paths[] = {"", "b", "w", "c"};
+    static const struct row rows[] = {
+        {"w",        0, 0, 10},
+        {"b.w",      1, 1, 10},
+        {"b.weight", 1, 0, 10},
+        {"w.w",      2, 3, 10},
+        {"w.v",      2, 4, 10}
+    };
+    const heft_budget budgets[] = {
+        {0,               36},
+        {1,               14},
+        {HEFT_DEVICE_CPU, 22}
+    };
+    const heft_plan_options options = {.strategy = HEFT_STRATEGY_SEQUENTIAL,
+                                       .budgets = budgets,
+                                       .budget_count = 3,
+                                       .fallback_allocation = true};
+    heft_plan *plan = plan_of(tree_of(paths, 4, rows, 5), &options);
+    double sum = 0;
+    for (int32_t device = HEFT_DEVICE_DISK; device < 2; device++) {
+        sum += placed_on(plan, device);
+    }
+    assert_true(sum == 40);
+    heft_plan_free(plan);
+}
+
+/* ---- dtypes by name -------------------------------------------------------------------------- */
+static const char llama[] = "{\"model_type\":\"llama\",\"hidden_size\":32,\"num_hidden_layers\":2,"
+                            "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":100,"
+                            "\"tie_word_embeddings\":true}";
+
+static double total_with(const heft_model *model, heft_dtype dtype, const heft_module_dtype *dtypes,
+                         size_t count)
+{
+    const heft_budget disk = {HEFT_DEVICE_DISK, (double)INFINITY};
+    const heft_plan_options options = {.budgets = &disk,
+                                       .budget_count = 1,
+                                       .dtype = dtype,
+                                       .dtypes = dtypes,
+                                       .dtype_count = count};
+    heft_plan *plan = NULL;
+    heft_error err = {0};
+    test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_OK, &err, "plan");
+    const double bytes = placed_on(plan, HEFT_DEVICE_DISK);
+    heft_plan_free(plan);
+    return bytes;
+}
+
+static void dtypes_go_by_name(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *row;
+        heft_module_dtype dtypes[2];
+        size_t count;
+        double more; /* bytes than with float16 alone */
+    } rows[] = {
+        {"one_tensor",      {{"model.norm.weight", HEFT_DTYPE_F32}},                  1, 64    },
+        {"end_of_a_tensor", {{"norm.weight", HEFT_DTYPE_F32}},                        1, 64    },
+        {"module",          {{"model.layers.0.mlp", HEFT_DTYPE_F32}},                 1, 12288 },
+        {"end_of_a_module", {{"mlp", HEFT_DTYPE_F32}},                                1, 24576 },
+        {"class",           {{"LlamaDecoderLayer", HEFT_DTYPE_F32}},                  1, 41216 },
+        {"number",          {{"model.layers.*", HEFT_DTYPE_F32}},                     1, 41216 },
+        {"smaller",         {{"mlp", HEFT_DTYPE_I8}},                                 1, -12288},
+        {"innermost_first", {{"down_proj", HEFT_DTYPE_F16}, {"mlp", HEFT_DTYPE_F32}}, 2, 16384 },
+        {"innermost_last",  {{"mlp", HEFT_DTYPE_F32}, {"down_proj", HEFT_DTYPE_F16}}, 2, 16384 },
+        {"last_of_equals",  {{"mlp", HEFT_DTYPE_F32}, {"mlp", HEFT_DTYPE_F16}},       2, 0     },
+        {"whole_model",     {{"", HEFT_DTYPE_F16}, {"norm", HEFT_DTYPE_F32}},         2, 64    },
+        {"tied_once",       {{"model.embed_tokens", HEFT_DTYPE_F32}},                 1, 6400  },
+    };
+    heft_model *model = test_model_from_text(ctx, llama, "LlamaForCausalLM");
+    const double plain = total_with(model, HEFT_DTYPE_F16, NULL, 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const double more =
+            total_with(model, HEFT_DTYPE_F16, rows[i].dtypes, rows[i].count) - plain;
+        if (more != rows[i].more) {
+            fail_msg("%s: %.0f bytes more, expected %.0f", rows[i].row, more, rows[i].more);
+        }
+    }
+    heft_model_free(model);
+}
+
+static void names_of_nothing_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        heft_module_dtype dtype;
+        heft_status status;
+    } rows[] = {
+        {{"model.layer", HEFT_DTYPE_F32},    HEFT_MISMATCH   },
+        {{"odel.layers", HEFT_DTYPE_F32},    HEFT_MISMATCH   },
+        {{"model.layers.9", HEFT_DTYPE_F32}, HEFT_MISMATCH   },
+        {{"model.norm", HEFT_DTYPE_NONE},    HEFT_INVALID_ARG},
+        {{NULL, HEFT_DTYPE_F32},             HEFT_INVALID_ARG},
+    };
+    heft_model *model = test_model_from_text(ctx, llama, "LlamaForCausalLM");
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const heft_plan_options options = {.dtypes = &rows[i].dtype, .dtype_count = 1};
+        heft_plan *plan = NULL;
+        heft_error err = {0};
+        test_expect_status(heft_plan_new(model, &options, &plan, &err), rows[i].status, &err,
+                           "refused");
+        assert_null(plan);
+        if (rows[i].status == HEFT_MISMATCH) {
+            assert_string_equal(err.item, rows[i].dtype.name);
+        }
+    }
+    heft_model_free(model);
+}
+
+/* A golden case's sum, of the model that heft makes of its config. */
+static void t5_with_its_outputs_in_float32(void **state)
+{
+    (void)state;
+    static const char t5[] =
+        "{\"model_type\":\"t5\",\"vocab_size\":32128,\"d_model\":1024,\"d_ff\":65536,\"d_kv\":128,"
+        "\"num_layers\":24,\"num_heads\":128}";
+    const heft_module_dtype wo = {"wo", HEFT_DTYPE_F32};
+    heft_model *model = test_model_from_text(ctx, t5, "T5ForConditionalGeneration");
+    assert_true(total_with(model, HEFT_DTYPE_F16, &wo, 1) == 29057093632.0);
+    heft_model_free(model);
+}
+
+/* ---- warnings -------------------------------------------------------------------------------- */
+/* "m0" is in the name of "am0.weight", so the reference takes the tie to be m0's: what it is tied to
+ * goes with m0, and am0 elsewhere. */
+static void ties_across_devices_are_told(void **state)
+{
+    (void)state;
+    static const heft_budget budgets[] = {
+        {0,               0   }, /* keeps the room, so that 1 has none to keep */
+        {1,               30  },
+        {HEFT_DEVICE_CPU, 1000}
+    };
+    const heft_plan_options options = {
+        .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets, .budget_count = 3};
+    static const char *const paths[] = {"", "m0", "am0", "x"};
+    static const struct row rows[] = {
+        {"m0.weight",  1, 0, 20},
+        {"am0.weight", 2, 1, 40},
+        {"x.weight",   3, 1, 40}
+    };
+    heft_plan *plan = plan_of(tree_of(paths, 4, rows, 3), &options);
+    assert_int_equal(heft_plan_device_of(plan, "m0"), 1);
+    assert_int_equal(heft_plan_device_of(plan, "x"), 1);
+    assert_int_equal(heft_plan_device_of(plan, "am0"), HEFT_DEVICE_CPU);
+    assert_non_null(strstr(heft_plan_warning(plan, 0), "\n  - 0: "));
+    assert_string_equal(heft_plan_warning(plan, 1),
+                        "Tied parameters are on different devices: {'am0.weight': 'cpu', "
+                        "'x.weight': 1}. Please modify your custom device map or set "
+                        "`device_map='auto'`. ");
+    assert_null(heft_plan_warning(plan, 2));
+    heft_plan_free(plan);
+}
+
+/* Heft's own map tells of buffers, and of nothing else. */
+static void best_tells_of_buffers(void **state)
+{
+    (void)state;
+    heft__tree *tree = make_tree(ctx, 2, 2, false);
+    const heft_budget budgets[] = {
+        {0,               50 },
+        {HEFT_DEVICE_CPU, 100}
+    };
+    heft_plan_options options = {
+        .strategy = HEFT_STRATEGY_BEST, .budgets = budgets, .budget_count = 2};
+    tree->tensors[0].buffer = tree->tensors[1].buffer = true;
+    heft_plan *plan = plan_of(tree, &options);
+    assert_non_null(strstr(heft_plan_warning(plan, 0), "requires 40 bytes of buffer"));
+    assert_null(heft_plan_warning(plan, 1));
+    heft_plan_free(plan);
+    tree = make_tree(ctx, 2, 2, false);
+    tree->tensors[0].buffer = tree->tensors[1].buffer = options.offload_buffers = true;
+    plan = plan_of(tree, &options);
+    assert_null(heft_plan_warning(plan, 0));
+    heft_plan_free(plan);
+}
+
+/* ---- without memory -------------------------------------------------------------------------- */
+static heft_status plan_with_all(heft_ctx *with, void *user, heft_error *err)
+{
+    static const heft_budget budgets[] = {
+        {0,               10  },
+        {1,               6000},
+        {HEFT_DEVICE_CPU, 9000}
+    };
+    static const heft_module_dtype dtypes[] = {
+        {"mlp",         HEFT_DTYPE_F32},
+        {"norm.weight", HEFT_DTYPE_F16}
+    };
+    static const char *const no_split[] = {"self_attn"};
+    const heft_plan_options options = {.strategy = *(const heft_strategy *)user,
+                                       .budgets = budgets,
+                                       .budget_count = 3,
+                                       .dtype = HEFT_DTYPE_F16,
+                                       .no_split = no_split,
+                                       .no_split_count = 1,
+                                       .dtypes = dtypes,
+                                       .dtype_count = 2,
+                                       .fallback_allocation = true};
+    heft_config *config = NULL;
+    heft_model *model = NULL;
+    heft_plan *plan = NULL;
+    heft_status status =
+        heft__config_parse(with, "config.json", llama, strlen(llama), &config, err);
+    if (status == HEFT_OK) {
+        status = heft_model_create(with, config, "LlamaForCausalLM", HEFT_DTYPE_NONE, &model, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_plan_new(model, &options, &plan, err);
+    }
+    if (status == HEFT_OK && options.strategy != HEFT_STRATEGY_BEST) {
+        assert_non_null(strstr(heft_plan_warning(plan, 0), "\n  - 0: "));
+    }
+    heft_plan_free(plan);
+    heft_model_free(model);
+    heft_config_free(config);
+    return status;
+}
+
+static void all_options_survive_a_lack_of_memory(void **state)
+{
+    (void)state;
+    for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
+        heft_strategy one = (heft_strategy)strategy;
+        test_oom_sweep(plan_with_all, &one);
+    }
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    ctx = heft_ctx_new(NULL);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    heft_ctx_free(ctx);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plans_a_hundred_thousand_side_by_side),
+        cmocka_unit_test(plans_a_hundred_thousand_names_of_one),
+        cmocka_unit_test(plans_ever_smaller_modules),
+        cmocka_unit_test(a_plan_can_be_stopped),
+        cmocka_unit_test(fallback_allocation_ends),
+        cmocka_unit_test(dtypes_go_by_name),
+        cmocka_unit_test(names_of_nothing_are_refused),
+        cmocka_unit_test(t5_with_its_outputs_in_float32),
+        cmocka_unit_test(ties_across_devices_are_told),
+        cmocka_unit_test(best_tells_of_buffers),
+        cmocka_unit_test(all_options_survive_a_lack_of_memory),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
