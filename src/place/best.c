@@ -85,13 +85,11 @@ static bool add_units(struct best *b)
 /* The unit that holds a tensor: itself, or a module above it. */
 static uint32_t unit_of(const struct best *b, uint32_t tensor)
 {
-    uint32_t module = b->tree->tensors[tensor].module;
-    uint32_t unit = b->by_node[b->tree->module_count + tensor];
-    while (unit == HEFT__NO_NODE && module != HEFT__NO_NODE) {
-        unit = b->by_node[module];
-        module = b->tree->modules[module].parent;
+    uint32_t node = b->tree->module_count + tensor;
+    while (node != HEFT__NO_NODE && b->by_node[node] == HEFT__NO_NODE) {
+        node = heft__tree_parent(b->tree, node);
     }
-    return unit == HEFT__NO_NODE ? 0 : unit;
+    return node == HEFT__NO_NODE ? 0 : b->by_node[node];
 }
 
 static uint32_t leader_of(struct best *b, uint32_t unit)

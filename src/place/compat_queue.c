@@ -192,10 +192,8 @@ void heft__queue_expand(heft__queue *queue, uint32_t module, uint32_t before)
 
 uint32_t heft__queue_holder(const heft__queue *queue, uint32_t node)
 {
-    const heft__tree *tree = queue->tree;
     while (node != HEFT__NO_NODE && !heft__queue_waits(queue, node)) {
-        node = heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module
-                                                : tree->modules[node].parent;
+        node = heft__tree_parent(queue->tree, node);
     }
     return node;
 }

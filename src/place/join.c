@@ -44,17 +44,11 @@ static void add_below(struct below *sum, uint32_t count, int32_t device, bool mi
     }
 }
 
-static uint32_t parent_of(const heft__tree *tree, uint32_t node)
-{
-    return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module
-                                            : tree->modules[node].parent;
-}
-
 /* Sums from the leaves to the root. */
 static void sum_below(const heft__tree *tree, const heft__map_of_devices *map, struct below *sums)
 {
     for (size_t i = 0; i < map->count; i++) {
-        const uint32_t up = parent_of(tree, map->entries[i].node);
+        const uint32_t up = heft__tree_parent(tree, map->entries[i].node);
         if (up != HEFT__NO_NODE) {
             add_below(&sums[up], 1, map->entries[i].device, false);
         }
@@ -83,7 +77,7 @@ bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map)
     choose_joined(tree, sums);
     size_t kept = 0;
     for (size_t i = 0; i < map->count; i++) {
-        uint32_t up = parent_of(tree, map->entries[i].node);
+        uint32_t up = heft__tree_parent(tree, map->entries[i].node);
         while (up != HEFT__NO_NODE && !sums[up].joined) {
             up = tree->modules[up].parent;
         }
@@ -102,16 +96,6 @@ bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map)
     return true;
 }
 
-int32_t heft__devices_of(const heft__tree *tree, const heft__map_of_devices *map, uint32_t node)
-{
-    for (size_t i = 0; i < map->count; i++) {
-        if (heft__tree_is_inside(tree, node, map->entries[i].node)) {
-            return map->entries[i].device;
-        }
-    }
-    return HEFT__NO_DEVICE;
-}
-
 void heft__devices_spread(const heft__tree *tree, const heft__map_of_devices *map, int32_t *devices)
 {
     for (uint32_t node = 0; node < tree->module_count + tree->tensor_count; node++) {
@@ -122,7 +106,7 @@ void heft__devices_spread(const heft__tree *tree, const heft__map_of_devices *ma
     }
     for (uint32_t node = 1; node < tree->module_count + tree->tensor_count; node++) {
         if (devices[node] == HEFT__NO_DEVICE) { /* a parent comes before what is in it */
-            devices[node] = devices[parent_of(tree, node)];
+            devices[node] = devices[heft__tree_parent(tree, node)];
         }
     }
 }

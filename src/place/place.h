@@ -2,7 +2,7 @@
  *
  * What it does: says which module would live where. A tree of modules and their tensors with sizes;
  * budgets of devices, from the caller or from what the machine allows; device maps by the reference's
- * strategies and by a better one; what each dtype would need.
+ * strategies, with its warnings, and by a better one; what each dtype would need.
  * May open the door of: base, io, json, tensor, model.
  * Rules: nothing is read and nothing allocated but lists; sizes are those of the dtype that is asked
  * for, a tied tensor counts once. A map covers every parameter and buffer. */
@@ -87,6 +87,12 @@ static inline const char *heft__tree_path(const heft__tree *tree, uint32_t node)
     return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].path
                                             : tree->modules[node].path;
 }
+/* The module in which a node is; NO_NODE for the root. */
+static inline uint32_t heft__tree_parent(const heft__tree *tree, uint32_t node)
+{
+    return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module
+                                            : tree->modules[node].parent;
+}
 /* Whether a node is another or lies below it. */
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
 /* Bytes of the buffers in a node. */
@@ -136,12 +142,11 @@ heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_o
 /* Join modules all of whose parts are on one device, as the reference does; in the order of nodes.
  * false if no memory. */
 bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
-/* Fill the devices of all modules and tensors, by node; NO_DEVICE where the map has none. */
+#define HEFT__NO_DEVICE INT32_MIN
+/* Fill the devices of all modules and tensors, by node: that of the entry that is it or above it;
+ * NO_DEVICE where there is none. */
 void heft__devices_spread(const heft__tree *tree, const heft__map_of_devices *map,
                           int32_t *devices);
-/* Where a node lives, by the entry that is it or above it; NO_DEVICE if none is. */
-#define HEFT__NO_DEVICE INT32_MIN
-int32_t heft__devices_of(const heft__tree *tree, const heft__map_of_devices *map, uint32_t node);
 
 /* ---- warnings: false if no memory ------------------------------------------------------------ */
 /* The config wants ties, there is an output layer, and nothing is tied. */
