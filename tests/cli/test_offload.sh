@@ -207,3 +207,102 @@ write_safetensors "$work/many.safetensors" "{$header}" "$bytes"
 )
 run 0 inspect "$work/few/model.safetensors"
 shows "$out" '^layers.2999.weight '
+
+# ---- load --offload-folder: what a device map leaves on the disk ----------------------------------------------------------
+echo '{"": "cpu", "encoder.layer.0": "disk"}' >"$work/map.json"
+map=(--device-map best --max-memory 'cpu=20KB,disk')
+entries() { # entries FOLDER: names that its index has
+    grep -c '^  "' "$work/$1/index.json"
+}
+run 0 load "$work/start" --json "${map[@]}" --offload-folder "$work/new/point"
+is_json
+has folder "\"$work/new/point\""
+has files 0
+has kept false
+[ "$(ls "$work/new/point")" = index.json ] || fail "something was copied: $(ls "$work/new/point")"
+[ "$(entries new/point)" -gt 10 ] || fail "hardly any entries"
+shows "$work/new/point/index.json" "^    \"safetensors_file\": \"$(realpath "$work/start")/model-0000[123]-of-00003.safetensors\",$"
+run 0 verify "$work/new/point" --deep
+point=$(snapshot "$work/new")
+run 0 load "$work/start" --json "${map[@]}" --offload-folder "$work/new/point"
+has kept true
+(cd "$work" && run 0 load start "${map[@]}" --offload-folder new/point) # the same paths, from wherever one stands
+run 0 load "$work/new/../start" "${map[@]}" --offload-folder "$work/new/point"
+same "$point" "$work/new"
+# from a .bin, and cast: bytes of the folder's own, the model's values
+run 0 load "$work/bins" --json "${map[@]}" --offload-folder "$work/ofbin"
+lacks "$out" '"files": 0'
+run 0 verify "$work/ofbin" --deep
+for file in "$work"/ofbin/*.dat; do
+    cmp -s "$file" "$work/off/${file##*/}" || fail "${file##*/} has other bytes"
+done
+run 0 load "$work/start" --json --touch --dtype bf16 "${map[@]}" --offload-folder "$work/ofcast"
+lacks "$out" '"mapped_bytes": 0'
+for file in "$work"/ofcast/*.dat; do
+    cmp -s "$file" "$work/off3/${file##*/}" || fail "${file##*/} is cast otherwise"
+done
+run 0 load "$work/start" --json --dtype bf16 "${map[@]}" --offload-folder "$work/ofcast"
+has kept true
+# what the checkpoint lacks is made, and lies in the folder too
+run 0 load "$work/start" --json --class BertForMaskedLM --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/head"
+shows "$out" '"initialized": \["cls'
+[ -e "$work/head/cls.predictions.transform.dense.weight.dat" ] || fail "a new weight is not there"
+[ -n "$(tr -d '\0' <"$work/head/cls.predictions.transform.dense.weight.dat" | head -c 1)" ] || fail "a new weight is nothing but zeros"
+run 0 load "$work/start" --json --class BertForMaskedLM --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/head"
+has kept true
+shows "$work/head/index.json" '^  "cls.predictions.decoder.weight"' # tied: an entry for each name
+shows "$work/head/index.json" '^    "weight_name": "embeddings.word_embeddings.weight",'
+fails 11 'cls.predictions.bias: byte|cls.*holds other values' load "$work/start" --class BertForMaskedLM --seed 7 \
+    --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/head"
+
+# a folder that differs is told by the first difference, and stays as it is
+foreign() { # foreign CODE PATTERN FOLDER ARGUMENTS...
+    local code=$1 pattern=$2 folder=$work/$3 before
+    shift 3
+    before=$(snapshot "$folder")
+    fails "$code" "$pattern" load "$@" --offload-folder "$folder"
+    same "$before" "$folder"
+}
+foreign 11 'index.json: .*byte [0-9]+: from a .dat is to be offloaded, .*model-0000' new/point "$work/bins" "${map[@]}"
+foreign 11 'ofbin/index.json: .*byte [0-9]+: dtype bfloat16 is to be offloaded, .* has float32' ofbin "$work/bins" --dtype bf16 "${map[@]}"
+foreign 11 'tensor .* is to be offloaded, .*none of this name' new/point "$work/start" --device-map best --max-memory cpu=1KB,disk
+foreign 11 'no tensor .* is to be offloaded, .*has one' new/point "$work/start" --device-map "$work/map.json"
+victim=$(find "$work/ofbin" -name '*.dat' -size +0 | sort | head -n 1)
+cp "$victim" "$work/kept"
+truncate -s -1 "$victim"
+foreign 5 "${victim##*/}: .*file has [0-9]+ bytes, float32 .* needs" ofbin "$work/bins" "${map[@]}"
+cp "$work/kept" "$victim"
+printf '\377' | dd of="$victim" bs=1 seek=5 conv=notrunc status=none
+foreign 11 "${victim##*/}: .*byte 5: holds other values: 0xff here" ofbin "$work/bins" "${map[@]}"
+rm "$victim"
+foreign 4 "${victim##*/}: .*No such file" ofbin "$work/bins" "${map[@]}"
+rm "$work/ofbin/index.json"
+foreign 11 'dat: is there, without an index' ofbin "$work/bins" "${map[@]}"
+foreign 11 'index.json: is there, and no index' stranger "$work/start" "${map[@]}"
+run 0 load "$work/start" --json --device-map best --max-memory cpu=1GB --offload-folder "$work/nothing"
+has entries 0
+[ ! -e "$work/nothing" ] || fail "nothing is offloaded, and yet a folder was made"
+foreign 11 'no tensor .* is to be offloaded' new/point "$work/start" --device-map best --max-memory cpu=1GB
+fails 2 'needs a device map' load "$work/start" --offload-folder "$work/nothing"
+fails 7 'this build has none' load "$work/start" --max-memory 0=1GB --offload-folder "$work/nothing"
+fails 11 'a file' load "$work/bins" "${map[@]}" --offload-folder "$work/slash.safetensors"
+[ ! -e "$work/nothing" ] || fail "something was written"
+if mount_tmpfs "$work/small" size=16k; then
+    fails 3 'no space left' load "$work/bins" "${map[@]}" --offload-folder "$work/small/off"
+    [ -z "$(ls -A "$work/small")" ] || fail "left behind: $(ls -A "$work/small")"
+else
+    skip "a disk that is full: cannot mount here"
+fi
+# of 3,000 tensors, with 256 descriptors
+cp "$work/many/config.json" "$work/few"
+run 0 convert "$work/few" "$work/few-bin" --format bin
+(
+    ulimit -n 256
+    for from in few few-bin many; do
+        run 0 load "$work/$from" --json --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/of-$from"
+        run 0 load "$work/$from" --json --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/of-$from"
+        has kept true
+    done
+    run 0 load "$work/few" --json --touch --dtype f16 --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/of-half"
+)
+no_traces "$work"
