@@ -217,3 +217,25 @@ def test_their_disk_offload_takes_our_folder_and_ours_theirs(saved, tmp_path):
         disk_offload(model, tmp_path / "ours", execution_device=torch.device("cpu"))
         with torch.no_grad():
             assert torch.equal(model(IDS).logits, expected)
+
+
+def test_parts_of_stacked_experts_have_files_of_their_own(tmp_path):
+    """A checkpoint with the reference's stacks: each expert is a part of a tensor, which no entry can name."""
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                           intermediate_size=24, num_local_experts=3, max_position_embeddings=16)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "each")  # expert by expert
+    (tmp_path / "stacked").mkdir()
+    save_file({n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "stacked" / "model.safetensors")
+    (tmp_path / "stacked" / "config.json").write_text((tmp_path / "each" / "config.json").read_text())
+    found = {}
+    for name in ("each", "stacked"):
+        report = heft("load", tmp_path / name, "--device-map", "best", "--max-memory", "cpu=0,disk", "--offload-folder", tmp_path / f"off-{name}")
+        assert report["missing"] == report["unexpected"] == []
+        found[name] = by_loader(tmp_path / f"off-{name}")
+        assert (report["offload"]["files"] > 0) == (name == "stacked")
+    assert_same(found["each"], found["stacked"])
+    assert_same(load_safetensors(tmp_path / "each"), found["each"])
