@@ -92,7 +92,7 @@ HEFT_API const heft_tensor_info *heft_checkpoint_info(const heft_checkpoint *ckp
 HEFT_API size_t heft_checkpoint_find(const heft_checkpoint *ckpt, const char *name);
 /** Return the number of weight files. */
 HEFT_API size_t heft_checkpoint_file_count(const heft_checkpoint *ckpt);
-/** Return file i in the order of names, or NULL; lent. */
+/** Return file i in the order of names (of an offload folder: of its index), or NULL; lent. */
 HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i);
 /** Return the folder that the checkpoint's files lie in; lent. */
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);

@@ -6,8 +6,8 @@
  * parameters a model has.
  * May open the door of: base, io, json, tensor, format.
  * Rules: opening reads metadata only. Writing streams through one staging buffer. A name in an
- * index never leaves its folder. What would win at the next load and is not of this save is
- * removed at commit, and nothing else is. */
+ * index never leaves its folder, but for the safetensors files of an offload folder. What would win
+ * at the next load and is not of this save is removed at commit, and nothing else is. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 
