@@ -14,10 +14,11 @@ typedef enum heft_format {
     HEFT_FORMAT_SAFETENSORS,
     HEFT_FORMAT_TORCH,        /* PyTorch's zip, `.bin` */
     HEFT_FORMAT_TORCH_LEGACY, /* PyTorch before 1.6; read only */
-    HEFT_FORMAT_TORCH_TAR     /* PyTorch 0.1; read only */
+    HEFT_FORMAT_TORCH_TAR,    /* PyTorch 0.1; read only */
+    HEFT_FORMAT_OFFLOAD       /* Accelerate's offload folder: index.json, a file for each tensor */
 } heft_format;
 
-/** Return "safetensors", "bin", "legacy", "tar" or "auto". Never NULL. */
+/** Return "safetensors", "bin", "legacy", "tar", "offload" or "auto". Never NULL. */
 HEFT_API const char *heft_format_name(heft_format format);
 
 /** A checkpoint's metadata. May be read by many threads at once. */
@@ -27,7 +28,7 @@ typedef struct heft_checkpoint_options {
     uint64_t reserved;     /* 0 */
     const char *variant;   /* "fp16": model.fp16.safetensors; NULL for none */
     const char *subfolder; /* below the path; NULL for none */
-    heft_format prefer;    /* which to take where a folder holds both; AUTO: safetensors first */
+    heft_format prefer;    /* which to take where a folder holds several; AUTO: safetensors first */
     bool trust_shards; /* an index that disagrees with its shards is a warning, not an error: what
                           it promises and they lack is not there, what it has in another shard is
                           taken from where it is, and of two tensors of one name the later file's
@@ -51,7 +52,7 @@ typedef struct heft_tensor_info {
 typedef struct heft_file_info {
     const char *name; /* base name */
     const char *path;
-    heft_format format;
+    heft_format format; /* OFFLOAD for every file that an offload folder's index names */
     uint64_t size_bytes;
     size_t tensors;
 } heft_file_info;
@@ -60,9 +61,10 @@ typedef struct heft_file_info {
  * Open a checkpoint: a folder, one weight file or an index file. Reads metadata only.
  *
  * In a folder the first of these is taken: model[.V].safetensors, model.safetensors.index[.V].json,
- * pytorch_model[.V].bin, pytorch_model.bin.index[.V].json. An index and its shards must agree both
- * ways: a listed tensor that is not in its shard, or in two, is an error; one that is in a shard
- * but not listed is taken, with a warning.
+ * pytorch_model[.V].bin, pytorch_model.bin.index[.V].json, Accelerate's index.json. An index and its
+ * shards must agree both ways: a listed tensor that is not in its shard, or in two, is an error; one
+ * that is in a shard but not listed is taken, with a warning. An offload folder's index must name
+ * every file's dtype, shape and size as they are.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param path     borrowed
@@ -90,7 +92,7 @@ HEFT_API const heft_tensor_info *heft_checkpoint_info(const heft_checkpoint *ckp
 HEFT_API size_t heft_checkpoint_find(const heft_checkpoint *ckpt, const char *name);
 /** Return the number of weight files. */
 HEFT_API size_t heft_checkpoint_file_count(const heft_checkpoint *ckpt);
-/** Return file i in the order of names, or NULL; lent. */
+/** Return file i in the order of names (of an offload folder: of its index), or NULL; lent. */
 HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i);
 /** Return the folder that the checkpoint's files lie in; lent. */
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
@@ -146,7 +148,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *
 /* ---- convert --------------------------------------------------------------------------------- */
 typedef struct heft_convert_options {
     uint64_t reserved;        /* 0 */
-    heft_format format;       /* AUTO: as the source */
+    heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
     uint64_t max_shard_bytes; /* 0: 50 GB */
     heft_dtype dtype;         /* cast floating-point tensors while copying; NONE: as they are */
     const char *variant;      /* of the names written; NULL for none */
@@ -182,6 +184,8 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
 
 /**
  * Rewrite a checkpoint: reshard, merge, cast, change format. Streams through the staging buffer.
+ * With OFFLOAD the destination becomes Accelerate's offload folder: a file for each name, so neither
+ * shards nor variants.
  *
  * Names are cut into shards by the reference's rule, in the order that the options give, else in
  * the order of the source: a pickle's own, the natural order of names for safetensors. Everything
@@ -197,9 +201,9 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  *
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
  * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
- *          INVALID_ARG if dst is the source or a dtype cannot be written; IO for a full disk;
- *          CANCELLED. src and dst stay as they were.
- * Source   docs/sharding.md.
+ *          INVALID_ARG if dst is the source or a dtype or name cannot be written; IO for a full
+ *          disk; CANCELLED. src and dst stay as they were.
+ * Source   docs/sharding.md, docs/formats/offload.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
                                                              const char *dst,

@@ -35,6 +35,11 @@ typedef struct heft_load_options {
      * as `mode` says. */
     int32_t (*device_of)(void *user, const char *parameter);
     void *device_user;
+    /* With device_of: a folder that becomes Accelerate's offload folder of what is on the disk; NULL for
+     * none. Entries point into the checkpoint's safetensors files; what cannot stay in its file (casts,
+     * strides, tensors that the checkpoint lacks) is written, and mapped from there, and so is a copy of
+     * what lies in a .bin. A folder that has an index already is EXISTS if anything in it differs. */
+    const char *offload_folder;
 } heft_load_options;
 
 typedef struct heft_mismatch {
@@ -71,6 +76,9 @@ typedef struct heft_load_report {
     size_t warning_count;
     uint64_t mapped_bytes, copied_bytes, shared_bytes, initialized_bytes;
     double seconds;
+    size_t offload_entries, offload_files; /* of the offload folder: names, and those with a .dat */
+    uint64_t offload_bytes;                /* of these files */
+    bool offload_kept;                     /* it was there, and is what would have been written */
 } heft_load_report;
 
 /** Free a report. NULL is allowed. */

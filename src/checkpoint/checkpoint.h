@@ -6,8 +6,8 @@
  * parameters a model has.
  * May open the door of: base, io, json, tensor, format.
  * Rules: opening reads metadata only. Writing streams through one staging buffer. A name in an
- * index never leaves its folder. What would win at the next load and is not of this save is
- * removed at commit, and nothing else is. */
+ * index never leaves its folder, but for the safetensors files of an offload folder. What would win
+ * at the next load and is not of this save is removed at commit, and nothing else is. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 
@@ -20,6 +20,7 @@ typedef struct heft__resolved {
     const char *folder;
     const char *file;     /* one weight file, base name; NULL if there is an index */
     const char *index;    /* base name; NULL if there is one weight file */
+    bool offload;         /* the index is Accelerate's */
     const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
 } heft__resolved;
@@ -43,6 +44,32 @@ const char *heft__weights_shard(heft__arena *arena, heft_format format, const ch
 /* Whether a name is that of a shard of this format and variant, whatever its numbers. */
 bool heft__is_shard_name(const char *name, heft_format format, const char *variant);
 
+/* ---- offload_open.c: Accelerate's offload folder ----------------------------------------------- */
+typedef struct heft__offload_slot { /* a file */
+    const char *name, *path;
+    const heft__offload_entry **entries; /* [count] in it, in the order of the index */
+    size_t count;
+} heft__offload_slot;
+
+typedef struct heft__offload {
+    heft__offload_index index;
+    const char *path; /* of the index */
+    heft__offload_slot *slots;
+    size_t slot_count;
+    heft__offload_dat *dats; /* [slot_count] room for what a .dat is */
+} heft__offload;
+
+#define HEFT__OFFLOAD_INDEX "index.json"
+/* Whether there is an index of Accelerate's at the path. NOMEM. */
+heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err);
+/* What is not the index's own lives in the arena; heft__offload_index_fini(&out->index) frees that. */
+heft_status heft__offload_read(heft__arena *arena, const char *folder, const char *index,
+                               heft__offload *out, heft_error *err);
+/* Open one of its files and hold it against the index. *source is filled with an owned reference
+ * also where the rest fails, NULL where there is none. */
+heft_status heft__offload_open(heft_ctx *ctx, const heft__offload *offload, size_t number,
+                               heft__source **source, heft__file **out, heft_error *err);
+
 /* ---- the object ------------------------------------------------------------------------------ */
 typedef struct heft__checkpoint_file {
     heft_file_info info;
@@ -54,6 +81,7 @@ struct heft_checkpoint {
     heft_ctx *ctx;
     heft__arena arena;
     heft__resolved where;
+    heft__offload offload; /* where.offload */
     heft__checkpoint_file *files;
     size_t file_count;
     heft_tensor_info *infos; /* [count], file after file */
@@ -97,8 +125,8 @@ typedef struct heft__side_file { /* config.json and its like, written beside the
 
 typedef struct heft__write_job {
     const char *dst;
-    heft_format format; /* SAFETENSORS or TORCH */
-    const char *variant;
+    heft_format format;       /* SAFETENSORS, TORCH or OFFLOAD */
+    const char *variant;      /* not with OFFLOAD, as the next */
     uint64_t max_shard_bytes; /* 0: 50 GB */
     bool force, dry_run;
     const char *resume; /* key of heft__folder_begin(), or NULL */

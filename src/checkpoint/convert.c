@@ -3,7 +3,7 @@
  * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
  * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
  * that, so there the first name is kept and the others are named in a warning, as the reference
- * does with tied weights.
+ * does with tied weights. An offload folder has every name's bytes, as Accelerate writes it.
  * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
@@ -195,13 +195,15 @@ static bool ends_with(const char *text, const char *end)
     return length >= tail && strcmp(text + length - tail, end) == 0;
 }
 
-/* Weights of any kind, indexes and hidden files stay behind. */
-static bool is_side_file(const char *name)
+/* Weights of any kind, indexes and hidden files stay behind. offload: an offload folder is read or
+ * written, or lies in the source's folder. */
+static bool is_side_file(const char *name, bool offload)
 {
     static const char *const weights[] = {
         ".safetensors", ".bin",  ".pt", ".pth", ".ckpt",   ".h5",        ".msgpack",
         ".onnx",        ".gguf", ".ot", ".npz", ".tflite", ".index.json"};
-    if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0) {
+    if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0 ||
+        (offload && (ends_with(name, ".dat") || strcmp(name, HEFT__OFFLOAD_INDEX) == 0))) {
         return false;
     }
     for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) {
@@ -272,17 +274,24 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
 
 static heft_status collect_sides(struct conversion *c, const char *src, heft_error *err)
 {
-    heft_status status = HEFT_OK;
     if (!heft__path_is_folder(src) && !c->ckpt->where.index) {
         return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
     }
+    const char *index = heft__path_join(&c->arena, c->ckpt->where.folder, HEFT__OFFLOAD_INDEX);
+    bool offload = false;
+    heft_status status = index ? heft__offload_is_index(c->ctx, index, &offload, err)
+                               : heft__fail_nomem(err, strlen(c->ckpt->where.folder));
+    if (status != HEFT_OK) {
+        return status;
+    }
+    offload |= c->format == HEFT_FORMAT_OFFLOAD;
     DIR *folder = opendir(c->ckpt->where.folder);
     for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
          entry = readdir(folder)) {
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, entry->d_name);
         if (!path) {
             status = heft__fail_nomem(err, 0);
-        } else if (is_side_file(entry->d_name) && heft__path_is_file(path)) {
+        } else if (is_side_file(entry->d_name, offload) && heft__path_is_file(path)) {
             status = add_side(c, entry->d_name, err);
         }
     }
@@ -304,13 +313,20 @@ static heft_status collect_sides(struct conversion *c, const char *src, heft_err
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
     heft_format format = c->options->format;
-    if (format == HEFT_FORMAT_AUTO) {
-        bool safetensors = c->ckpt->files[0].info.format == HEFT_FORMAT_SAFETENSORS;
+    if (format == HEFT_FORMAT_AUTO) { /* an offload folder is turned into a checkpoint */
+        const heft_format source = c->ckpt->files[0].info.format;
+        bool safetensors = source == HEFT_FORMAT_SAFETENSORS || source == HEFT_FORMAT_OFFLOAD;
         format = safetensors ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
     }
-    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
+    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH &&
+        format != HEFT_FORMAT_OFFLOAD) {
         return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
                           heft_format_name(format));
+    }
+    if (format == HEFT_FORMAT_OFFLOAD && (c->options->variant || c->options->max_shard_bytes)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "an offload folder has a file for each tensor: no %s",
+                          c->options->variant ? "variants" : "shards");
     }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
         return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err,

@@ -19,19 +19,22 @@ struct opening {
     heft_status status;
 };
 
-static heft_status open_file(const heft_checkpoint *ckpt, heft__checkpoint_file *slot,
-                             heft_error *err)
+static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *err)
 {
+    heft__checkpoint_file *slot = &ckpt->files[i];
+    const bool offload = ckpt->where.offload;
     heft__source *source = NULL;
-    heft_status status = heft__source_open(ckpt->ctx, slot->info.path, &source, err);
-    if (status == HEFT_OK) {
+    heft_status status =
+        offload ? heft__offload_open(ckpt->ctx, &ckpt->offload, i, &source, &slot->file, err)
+                : heft__source_open(ckpt->ctx, slot->info.path, &source, err);
+    if (status == HEFT_OK && !offload) {
         status = heft__file_open(ckpt->ctx, source, &slot->file, err);
-        if (ckpt->file_count > FILES_HELD_OPEN) {
-            heft__source_park(source);
-        }
+    }
+    if (source && ckpt->file_count > FILES_HELD_OPEN) {
+        heft__source_park(source);
     }
     if (status == HEFT_OK) {
-        slot->info.format = slot->file->format;
+        slot->info.format = offload ? HEFT_FORMAT_OFFLOAD : slot->file->format;
         slot->info.size_bytes = heft__source_size(source);
         slot->info.tensors = slot->file->tensor_count;
     }
@@ -44,7 +47,7 @@ static heft_status open_file(const heft_checkpoint *ckpt, heft__checkpoint_file 
 static heft_status open_item(void *user, size_t i, heft_error *err)
 {
     struct opening *opening = user;
-    heft_status status = open_file(opening->ckpt, &opening->ckpt->files[i], err);
+    heft_status status = open_file(opening->ckpt, i, err);
     if (status != HEFT_OK) {
         pthread_mutex_lock(&opening->lock);
         if (i < opening->failed) {
@@ -64,7 +67,7 @@ static heft_status open_slots(heft_checkpoint *ckpt, heft_error *err)
     heft_status status = HEFT_OK;
     if (ckpt->file_count < FILES_IN_PARALLEL) {
         for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
-            status = open_file(ckpt, &ckpt->files[i], err);
+            status = open_file(ckpt, i, err);
         }
         return status;
     }
@@ -77,29 +80,36 @@ static heft_status open_slots(heft_checkpoint *ckpt, heft_error *err)
     return opening.status;
 }
 
-static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count,
-                              heft_error *err)
+static heft_status make_slots(heft_checkpoint *ckpt, size_t count, heft_error *err)
 {
     ckpt->files = heft__arena_array(&ckpt->arena, count, sizeof *ckpt->files);
-    if (!ckpt->files) {
-        return heft__fail_nomem(err, count * sizeof *ckpt->files);
-    }
-    ckpt->file_count = count;
-    for (size_t i = 0; i < count; i++) {
-        const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, names[i]);
-        if (!path) {
-            return heft__fail_nomem(err, strlen(names[i]));
-        }
-        ckpt->files[i].info.name = names[i];
-        ckpt->files[i].info.path = path;
-    }
+    ckpt->file_count = ckpt->files ? count : 0;
+    return ckpt->files ? HEFT_OK : heft__fail_nomem(err, count * sizeof *ckpt->files);
+}
+
+/* Open all, and number their storages. */
+static heft_status open_and_number(heft_checkpoint *ckpt, heft_error *err)
+{
     heft_status status = open_slots(ckpt, err);
     size_t storages = 0;
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+    for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
         ckpt->files[i].first_storage = storages;
         storages += ckpt->files[i].file->storage_count;
     }
     return status;
+}
+
+static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count,
+                              heft_error *err)
+{
+    heft_status status = make_slots(ckpt, count, err);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, names[i]);
+        status = path ? HEFT_OK : heft__fail_nomem(err, strlen(names[i]));
+        ckpt->files[i].info.name = names[i];
+        ckpt->files[i].info.path = path;
+    }
+    return status == HEFT_OK ? open_and_number(ckpt, err) : status;
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
@@ -468,6 +478,26 @@ static heft_status open_single(heft_checkpoint *ckpt, heft_error *err)
     return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
 }
 
+static heft_status open_offload(heft_checkpoint *ckpt, heft_error *err)
+{
+    heft_status status = heft__offload_read(&ckpt->arena, ckpt->where.folder, ckpt->where.index,
+                                            &ckpt->offload, err);
+    if (status == HEFT_OK) {
+        status = make_slots(ckpt, ckpt->offload.slot_count, err);
+    }
+    for (size_t i = 0; i < ckpt->file_count; i++) {
+        ckpt->files[i].info.name = ckpt->offload.slots[i].name;
+        ckpt->files[i].info.path = ckpt->offload.slots[i].path;
+    }
+    if (status == HEFT_OK) {
+        status = open_and_number(ckpt, err);
+    }
+    if (status == HEFT_OK) {
+        status = build_table(ckpt, err);
+    }
+    return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
+}
+
 heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                                  const heft_checkpoint_options *options, heft_checkpoint **out,
                                  heft_error *err)
@@ -488,7 +518,9 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     heft_status status =
         heft__resolve(&ckpt->arena, path, options ? options : &standard, &ckpt->where, err);
     if (status == HEFT_OK) {
-        status = ckpt->where.index ? open_index(ckpt, err) : open_single(ckpt, err);
+        status = ckpt->where.offload ? open_offload(ckpt, err)
+                 : ckpt->where.index ? open_index(ckpt, err)
+                                     : open_single(ckpt, err);
     }
     if (status != HEFT_OK) {
         heft_checkpoint_close(ckpt);
@@ -507,6 +539,7 @@ void heft_checkpoint_close(heft_checkpoint *ckpt)
         heft__file_close(ckpt->ctx, ckpt->files[i].file);
     }
     heft_ctx *ctx = ckpt->ctx;
+    heft__offload_index_fini(&ckpt->offload.index);
     heft__map_fini(&ckpt->names);
     heft__arena_fini(&ckpt->arena);
     heft__free(ctx, ckpt, sizeof *ckpt);

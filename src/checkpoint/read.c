@@ -4,7 +4,7 @@
 static const char *const format_names[] = {
     [HEFT_FORMAT_AUTO] = "auto",     [HEFT_FORMAT_SAFETENSORS] = "safetensors",
     [HEFT_FORMAT_TORCH] = "bin",     [HEFT_FORMAT_TORCH_LEGACY] = "legacy",
-    [HEFT_FORMAT_TORCH_TAR] = "tar",
+    [HEFT_FORMAT_TORCH_TAR] = "tar", [HEFT_FORMAT_OFFLOAD] = "offload",
 };
 
 const char *heft_format_name(heft_format format)

@@ -3,9 +3,10 @@
  *   model[.V].safetensors   model.safetensors.index[.V].json   model[.V]-00001-of-00003.safetensors
  *   pytorch_model[.V].bin   pytorch_model.bin.index[.V].json   pytorch_model[.V]-00001-of-00003.bin
  *
- * A path that is not there may be a name in the hub's cache: hub.c. In a folder the first of the four entry points wins, safetensors before .bin, single before
- * index, as in the reference.
- * Source: docs/sharding.md [1]. */
+ * A path that is not there may be a name in the hub's cache: hub.c. In a folder the first of the four
+ * entry points wins, safetensors before .bin, single before index, as in the reference; without any of
+ * them, an index.json that is Accelerate's makes it an offload folder.
+ * Source: docs/sharding.md [1], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>
@@ -112,6 +113,21 @@ static heft_status nothing_found(const heft__resolved *out, const char *variant,
     return heft__add_path(status, err, out->folder);
 }
 
+/* Whether the folder has an index of Accelerate's, which knows no variants. */
+static heft_status try_offload(heft__arena *arena, const heft_checkpoint_options *options,
+                               heft__resolved *out, heft_error *err)
+{
+    const char *path = heft__path_join(arena, out->folder, HEFT__OFFLOAD_INDEX);
+    if (!path) {
+        return heft__fail_nomem(err, strlen(out->folder));
+    }
+    heft_status status = is_given(options->variant)
+                             ? HEFT_OK
+                             : heft__offload_is_index(arena->ctx, path, &out->offload, err);
+    out->index = out->offload ? HEFT__OFFLOAD_INDEX : NULL;
+    return status;
+}
+
 static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_options *options,
                                   heft__resolved *out, heft_error *err)
 {
@@ -119,6 +135,13 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
     if (options->prefer == HEFT_FORMAT_TORCH) {
         order[0] = HEFT_FORMAT_TORCH;
         order[1] = HEFT_FORMAT_SAFETENSORS;
+    }
+    heft_status status = HEFT_OK;
+    if (options->prefer == HEFT_FORMAT_OFFLOAD) {
+        status = try_offload(arena, options, out, err);
+        if (status != HEFT_OK || out->offload) {
+            return status;
+        }
     }
     for (size_t i = 0; i < 2; i++) {
         const char *single = heft__weights_single(arena, order[i], options->variant);
@@ -139,7 +162,8 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
             return HEFT_OK;
         }
     }
-    return nothing_found(out, options->variant, err);
+    status = try_offload(arena, options, out, err);
+    return status != HEFT_OK || out->offload ? status : nothing_found(out, options->variant, err);
 }
 
 static bool ends_with(const char *text, const char *end)
@@ -186,6 +210,9 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
             return heft__fail_nomem(err, strlen(at));
         }
         *(ends_with(name, ".json") ? &found.index : &found.file) = name;
+        if (strcmp(name, HEFT__OFFLOAD_INDEX) == 0) {
+            status = heft__offload_is_index(arena->ctx, at, &found.offload, err);
+        }
     }
     if (status == HEFT_OK) {
         *out = found;

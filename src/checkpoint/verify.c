@@ -25,8 +25,9 @@ struct inspection {
     heft__resolved where;
     heft__shard_index index; /* with where.index */
     bool has_index;
-    const char **names; /* weight files */
-    heft__file **files; /* NULL where it did not open */
+    heft__offload offload; /* with where.offload */
+    const char **names;    /* weight files */
+    heft__file **files;    /* NULL where it did not open */
     size_t count;
     heft_problem *problems;
     size_t problem_count, problem_cap;
@@ -108,14 +109,23 @@ static heft_status open_one(struct inspection *v, size_t i, heft_error *err)
     if (!path) {
         return heft__fail_nomem(err, 0);
     }
-    heft_status status = heft__source_open(v->ctx, path, &source, &failure);
-    const char *kind = status == HEFT_NOT_FOUND ? "missing_file" : "malformed_file";
-    if (status == HEFT_OK) {
+    heft_status status = v->where.offload ? heft__offload_open(v->ctx, &v->offload, i, &source,
+                                                               &v->files[i], &failure)
+                                          : heft__source_open(v->ctx, path, &source, &failure);
+    if (status == HEFT_OK && !v->where.offload) {
         status = heft__file_open(v->ctx, source, &v->files[i], &failure);
+    }
+    const char *kind = status == HEFT_NOT_FOUND ? "missing_file" : "malformed_file";
+    const char *file = v->names[i];
+    if (source) {
         heft__source_park(source);
     }
     heft__source_unref(source);
-    return status == HEFT_OK ? HEFT_OK : add_failure(v, kind, v->names[i], &failure, err);
+    if (v->where.offload && source && strcmp(failure.path, v->offload.path) == 0) {
+        kind = "index_wrong"; /* both can be read, and disagree */
+        file = v->where.index;
+    }
+    return status == HEFT_OK ? HEFT_OK : add_failure(v, kind, file, &failure, err);
 }
 
 static heft_status open_all(struct inspection *v, heft_error *err)
@@ -261,29 +271,43 @@ static heft_status check_names(struct inspection *v, const char *path, heft_erro
 }
 
 /* ---- what lies beside ------------------------------------------------------------------------ */
-static bool is_used(const struct inspection *v, const char *name)
+/* Names of the weight files that lie in the folder; an offload folder's index names others too. */
+static heft_status list_local(const struct inspection *v, const char ***names, size_t *count,
+                              heft_error *err)
 {
-    for (size_t i = 0; i < v->count; i++) {
-        if (strcmp(v->names[i], name) == 0) {
-            return true;
+    *count = 0;
+    *names = heft__arena_array(v->arena, v->count, sizeof **names);
+    for (size_t i = 0; *names && i < v->count; i++) {
+        if (!v->where.offload || !v->offload.slots[i].entries[0]->file) {
+            (*names)[(*count)++] = v->names[i];
         }
     }
-    return false;
+    return *names ? HEFT_OK : heft__fail_nomem(err, v->count * sizeof **names);
 }
 
-static heft_status check_beside(struct inspection *v, heft_error *err)
+/* Whether a name is one that only a checkpoint's weights have. */
+static bool is_weights(const struct inspection *v, const char *name)
 {
     const char *variant = v->options->source.variant;
+    const size_t length = strlen(name);
+    return heft__is_shard_name(name, HEFT_FORMAT_SAFETENSORS, variant) ||
+           heft__is_shard_name(name, HEFT_FORMAT_TORCH, variant) ||
+           (v->where.offload && length > 4 && strcmp(name + length - 4, ".dat") == 0);
+}
+
+/* Every file that looks like weights and is not used, and what a save left. */
+static heft_status check_strays(struct inspection *v, const heft__map *used, heft_error *err)
+{
     heft_status status = HEFT_OK;
     DIR *folder = opendir(v->where.folder);
     for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
          entry = readdir(folder)) {
         const char *name = entry->d_name;
-        bool shard = heft__is_shard_name(name, HEFT_FORMAT_SAFETENSORS, variant) ||
-                     heft__is_shard_name(name, HEFT_FORMAT_TORCH, variant);
-        if (shard && !is_used(v, name)) {
+        if (is_weights(v, name) && heft__map_get(used, name, strlen(name)) == HEFT__MAP_NONE) {
             status = add_text(v, "stale_file", name, "", false,
-                              "a shard that this checkpoint does not use", err);
+                              v->where.offload ? "weights that the index does not name"
+                                               : "a shard that this checkpoint does not use",
+                              err);
         } else if (strstr(name, ".heft-tmp-")) {
             status =
                 add_text(v, "stale_file", name, "", false, "left by a save that did not end", err);
@@ -292,6 +316,25 @@ static heft_status check_beside(struct inspection *v, heft_error *err)
     if (folder) {
         closedir(folder);
     }
+    return status;
+}
+
+static heft_status check_beside(struct inspection *v, heft_error *err)
+{
+    heft__map used;
+    const char **names = NULL;
+    size_t count = 0, found;
+    heft_status status = list_local(v, &names, &count, err);
+    heft__map_init(&used, v->ctx);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (!heft__map_put(&used, names[i], strlen(names[i]), i, &found)) {
+            status = heft__fail_nomem(err, strlen(names[i]));
+        }
+    }
+    if (status == HEFT_OK) {
+        status = check_strays(v, &used, err);
+    }
+    heft__map_fini(&used);
     if (status == HEFT_OK && v->where.shadowed) {
         const char *kind = v->where.index ? "stale_file" : "shadowed_index";
         const char *winner = v->where.index ? v->where.index : v->where.file;
@@ -312,7 +355,7 @@ static heft_status check_config(struct inspection *v, heft_error *err)
     heft__json_value *root = NULL;
     heft__arena_init(&arena, v->ctx);
     const char *path = heft__path_join(&arena, v->where.folder, "config.json");
-    heft_status status = HEFT_OK;
+    heft_status status = path ? HEFT_OK : heft__fail_nomem(err, strlen(v->where.folder));
     if (path && heft__path_exists(path)) {
         status = heft__read_file(&arena, path, heft__limits(v->ctx)->config_bytes, &text, &length,
                                  &failure);
@@ -459,8 +502,13 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
                                         v->scratch_bytes, report_difference, v, &failure);
     }
     if (status == HEFT_OK && v->options->write_manifest) {
-        status = heft__manifest_write(v->ctx, v->options->write_manifest, v->where.folder, v->names,
-                                      v->count, v->scratch, v->scratch_bytes, &failure);
+        const char **names = NULL;
+        size_t count = 0;
+        status = list_local(v, &names, &count, &failure);
+        if (status == HEFT_OK) {
+            status = heft__manifest_write(v->ctx, v->options->write_manifest, v->where.folder,
+                                          names, count, v->scratch, v->scratch_bytes, &failure);
+        }
     }
     if (status != HEFT_OK && err) {
         *err = failure;
@@ -469,8 +517,31 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */
+static heft_status list_offload(struct inspection *v, heft_error *err)
+{
+    heft_error failure = {0};
+    heft_status status =
+        heft__offload_read(v->arena, v->where.folder, v->where.index, &v->offload, &failure);
+    if (status != HEFT_OK) {
+        return add_failure(v, "index", v->where.index, &failure, err);
+    }
+    const size_t count = v->offload.slot_count;
+    v->names = heft__arena_array(v->arena, count, sizeof *v->names);
+    if (!v->names) {
+        return heft__fail_nomem(err, count * sizeof *v->names);
+    }
+    for (size_t i = 0; i < count; i++) {
+        v->names[i] = v->offload.slots[i].name;
+    }
+    v->count = count;
+    return HEFT_OK;
+}
+
 static heft_status list_files(struct inspection *v, heft_error *err)
 {
+    if (v->where.offload) {
+        return list_offload(v, err);
+    }
     heft_error failure = {0};
     if (!v->where.index) {
         v->names = &v->where.file;
@@ -563,6 +634,7 @@ heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
     if (v.has_index) {
         heft__shard_index_fini(&v.index);
     }
+    heft__offload_index_fini(&v.offload.index);
     heft__free(ctx, v.problems, v.problem_cap * sizeof *v.problems);
     heft__free(ctx, v.scratch, v.scratch_bytes);
     if (status == HEFT_OK) {

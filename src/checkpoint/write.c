@@ -1,9 +1,9 @@
 /* write.c - writing a folder: side files, weights in shards, the index last; and taking away what
- * would win over them.
+ * would win over them. In Accelerate's offload folder every tensor is a shard of its own.
  *
  * All of it goes through one folder writer, so the destination changes at commit or not at all. The
  * staging buffer is the only memory that grows with nothing.
- * Source: docs/sharding.md [3], [4]. */
+ * Source: docs/sharding.md [3], [4]; docs/formats/offload.md [4]. */
 #include "checkpoint/checkpoint.h"
 
 struct session {
@@ -12,8 +12,11 @@ struct session {
     heft__arena arena;
     heft__folder_writer *folder;
     heft__shard_plan plan;
-    heft__out_tensor *shard; /* the tensors of one shard, in order */
+    heft__out_tensor *room;  /* [job->count] for the tensors of one shard */
     const char **names;      /* [shard_count] files */
+    heft__map written;       /* names of all files that are written */
+    heft__map stale;         /* of the offload folder that is there already */
+    heft__offload_index old; /* its index */
     const char *index_name;  /* NULL if there is one file */
     void *scratch;
     size_t scratch_bytes;
@@ -42,28 +45,80 @@ static const heft__text_pair pt_format = {"format",
                                           "pt"}; /* what the reference puts into every file */
 
 /* ---- names and plan -------------------------------------------------------------------------- */
+static bool is_offload(const struct session *s)
+{
+    return s->job->format == HEFT_FORMAT_OFFLOAD;
+}
+
+/* Every tensor is a file. */
+static heft_status plan_each(struct session *s, heft_error *err)
+{
+    const heft__write_job *job = s->job;
+    s->plan.shard = heft__alloc_zero(s->ctx, job->count, sizeof *s->plan.shard);
+    heft_status status =
+        s->plan.shard ? HEFT_OK : heft__fail_nomem(err, job->count * sizeof *s->plan.shard);
+    for (size_t i = 0; i < job->count && status == HEFT_OK; i++) {
+        const heft__out_tensor *tensor = &job->tensors[i];
+        status = heft__offload_check_writable(tensor->name, tensor->dtype, err);
+        s->plan.shard[i] = i;
+        if (status == HEFT_OK &&
+            !heft__add_u64(s->plan.total_size, tensor->size_bytes, &s->plan.total_size)) {
+            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+        }
+    }
+    s->plan.shard_count = job->count;
+    return status;
+}
+
+static heft_status make_plan(struct session *s, heft_error *err)
+{
+    const heft__write_job *job = s->job;
+    const uint64_t limit = job->max_shard_bytes ? job->max_shard_bytes : HEFT__SHARD_BYTES_STANDARD;
+    return is_offload(s)
+               ? plan_each(s, err)
+               : heft__shard_plan_make(s->ctx, job->tensors, job->count, limit, &s->plan, err);
+}
+
+static const char *name_of_file(struct session *s, size_t i)
+{
+    const heft__write_job *job = s->job;
+    const size_t count = s->plan.shard_count;
+    return is_offload(s) ? heft__arena_format(&s->arena, "%s.dat", job->tensors[i].name)
+           : count == 1  ? heft__weights_single(&s->arena, job->format, job->variant)
+                         : heft__weights_shard(&s->arena, job->format, job->variant, i + 1, count);
+}
+
+static heft_status note_written(struct session *s, const char *name, heft_error *err)
+{
+    size_t found;
+    return name && heft__map_put(&s->written, name, strlen(name), 0, &found)
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 static heft_status name_files(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
     size_t count = s->plan.shard_count;
+    heft_status status = HEFT_OK;
     s->names = heft__arena_array(&s->arena, count, sizeof *s->names);
-    s->shard = heft__arena_array(&s->arena, job->count, sizeof *s->shard);
-    if (!s->names || !s->shard) {
-        return heft__fail_nomem(err, job->count * sizeof *s->shard);
+    s->room = heft__arena_array(&s->arena, job->count, sizeof *s->room);
+    if (!s->names || !s->room) {
+        return heft__fail_nomem(err, job->count * sizeof *s->room);
     }
-    for (size_t i = 0; i < count; i++) {
-        s->names[i] = count == 1
-                          ? heft__weights_single(&s->arena, job->format, job->variant)
-                          : heft__weights_shard(&s->arena, job->format, job->variant, i + 1, count);
-        if (!s->names[i]) {
-            return heft__fail_nomem(err, 0);
-        }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        s->names[i] = name_of_file(s, i);
+        status = note_written(s, s->names[i], err);
     }
-    if (count > 1) {
-        s->index_name = heft__weights_index(&s->arena, job->format, job->variant);
-        return s->index_name ? HEFT_OK : heft__fail_nomem(err, 0);
+    for (size_t i = 0; i < job->side_count && status == HEFT_OK; i++) {
+        status = note_written(s, job->sides[i].name, err);
     }
-    return HEFT_OK;
+    if (status == HEFT_OK && (count > 1 || is_offload(s))) {
+        s->index_name = is_offload(s) ? HEFT__OFFLOAD_INDEX
+                                      : heft__weights_index(&s->arena, job->format, job->variant);
+        status = note_written(s, s->index_name, err);
+    }
+    return status;
 }
 
 /* A file name's part before its extension: the prefix of a zip's records. */
@@ -73,25 +128,34 @@ static const char *stem_of_file(heft__arena *arena, const char *name)
     return heft__arena_text(arena, name, dot ? (size_t)(dot - name) : strlen(name));
 }
 
-static size_t gather(struct session *s, size_t shard)
+/* The tensors of a shard, in order. */
+static const heft__out_tensor *gather(struct session *s, size_t shard, size_t *count)
 {
-    size_t count = 0;
+    *count = 0;
+    if (is_offload(s)) {
+        *count = 1;
+        return &s->job->tensors[shard];
+    }
     for (size_t i = 0; i < s->job->count; i++) {
         if (s->plan.shard[i] == shard) {
-            s->shard[count++] = s->job->tensors[i];
+            s->room[(*count)++] = s->job->tensors[i];
         }
     }
-    return count;
+    return s->room;
 }
 
-static heft_status measure(struct session *s, size_t shard, size_t count, uint64_t *bytes,
-                           heft_error *err)
+static heft_status measure(struct session *s, size_t shard, const heft__out_tensor *tensors,
+                           size_t count, uint64_t *bytes, heft_error *err)
 {
+    if (is_offload(s)) {
+        *bytes = heft__offload_dat_bytes(tensors->size_bytes);
+        return HEFT_OK;
+    }
     if (s->job->format == HEFT_FORMAT_SAFETENSORS) {
-        return heft__safetensors_measure(s->ctx, s->shard, count, &pt_format, 1, bytes, err);
+        return heft__safetensors_measure(s->ctx, tensors, count, &pt_format, 1, bytes, err);
     }
     const char *stem = stem_of_file(&s->arena, s->names[shard]);
-    return stem ? heft__torch_zip_measure(s->ctx, stem, s->shard, count, s->job->modules,
+    return stem ? heft__torch_zip_measure(s->ctx, stem, tensors, count, s->job->modules,
                                           s->job->module_count, bytes, err)
                 : heft__fail_nomem(err, 0);
 }
@@ -108,9 +172,9 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     }
     *total = 0;
     for (size_t i = 0; i < count; i++) {
-        files[i].tensors = gather(s, i);
+        const heft__out_tensor *tensors = gather(s, i, &files[i].tensors);
         files[i].name = heft__arena_text(arena, s->names[i], strlen(s->names[i]));
-        heft_status status = measure(s, i, files[i].tensors, &files[i].size_bytes, err);
+        heft_status status = measure(s, i, tensors, files[i].tensors, &files[i].size_bytes, err);
         if (status != HEFT_OK || !files[i].name) {
             return status != HEFT_OK ? status : heft__fail_nomem(err, 0);
         }
@@ -134,21 +198,6 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
 }
 
 /* ---- what is there already ------------------------------------------------------------------- */
-static bool is_written(const struct session *s, const char *name)
-{
-    for (size_t i = 0; i < s->job->side_count; i++) {
-        if (strcmp(s->job->sides[i].name, name) == 0) {
-            return true;
-        }
-    }
-    for (size_t i = 0; i < s->plan.shard_count; i++) {
-        if (strcmp(s->names[i], name) == 0) {
-            return true;
-        }
-    }
-    return s->index_name && strcmp(s->index_name, name) == 0;
-}
-
 static bool is_weights(struct session *s, const char *name, heft_format format)
 {
     const char *single = heft__weights_single(&s->arena, format, s->job->variant);
@@ -157,19 +206,51 @@ static bool is_weights(struct session *s, const char *name, heft_format format)
            heft__is_shard_name(name, format, s->job->variant);
 }
 
+/* Note which files the offload folder that is there already consists of. */
+static heft_status look_at_offload(struct session *s, heft_error *err)
+{
+    const char *path = heft__path_join(&s->arena, s->job->dst, HEFT__OFFLOAD_INDEX);
+    bool known = false;
+    size_t found;
+    heft_error reason = {0}; /* an index that cannot be read says nothing of other files */
+    heft_status status = path ? heft__offload_is_index(s->ctx, path, &known, err)
+                              : heft__fail_nomem(err, strlen(s->job->dst));
+    if (status != HEFT_OK || !known) {
+        return status;
+    }
+    status = heft__offload_index_read(s->ctx, path, &s->old, &reason);
+    bool good = status != HEFT_NOMEM && heft__map_put(&s->stale, HEFT__OFFLOAD_INDEX,
+                                                      strlen(HEFT__OFFLOAD_INDEX), 0, &found);
+    for (size_t i = 0; i < s->old.count && good; i++) {
+        const char *name = heft__arena_format(&s->arena, "%s.dat", s->old.entries[i].name);
+        good = name &&
+               (s->old.entries[i].file || heft__map_put(&s->stale, name, strlen(name), 0, &found));
+    }
+    return good ? HEFT_OK : heft__fail_nomem(err, 0);
+}
+
+static bool has(const heft__map *map, const char *name)
+{
+    return heft__map_get(map, name, strlen(name)) != HEFT__MAP_NONE;
+}
+
 /* Without force nothing that exists is replaced. With it, weights of an earlier save that are not
- * rewritten go: those of our own format, and the safetensors that would win over a .bin. */
+ * rewritten go: those of our own format, and what would win over it. */
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
     size_t count = 0;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
+    if (status == HEFT_OK) {
+        status = look_at_offload(s, err);
+    }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        bool ours = is_weights(s, names[i], s->job->format);
-        bool rival = is_weights(s, names[i], HEFT_FORMAT_SAFETENSORS);
-        bool written = is_written(s, names[i]);
-        if (!s->job->force &&
-            (ours || rival || written || is_weights(s, names[i], HEFT_FORMAT_TORCH))) {
+        const bool stale = has(&s->stale, names[i]),
+                   torch = is_weights(s, names[i], HEFT_FORMAT_TORCH);
+        bool ours = is_offload(s) ? stale : is_weights(s, names[i], s->job->format);
+        bool rival = is_weights(s, names[i], HEFT_FORMAT_SAFETENSORS) || (is_offload(s) && torch);
+        bool written = has(&s->written, names[i]);
+        if (!s->job->force && (ours || rival || written || torch || stale)) {
             status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; --force replaces it",
                                 names[i]);
             heft__add_path(status, err, s->job->dst);
@@ -228,10 +309,30 @@ static heft_status read_counted(void *user, const heft__out_tensor *tensor, uint
     return status;
 }
 
-static heft_status write_weights(struct session *s, size_t shard, heft_error *err)
+/* The bytes of one open file. */
+static heft_status write_format(struct session *s, const char *name,
+                                const heft__out_tensor *tensors, size_t count, heft_error *err)
 {
     const heft__write_job *job = s->job;
-    size_t count = gather(s, shard);
+    if (is_offload(s)) {
+        return heft__offload_dat_write(s->folder, tensors, read_counted, s, s->scratch,
+                                       s->scratch_bytes, err);
+    }
+    if (job->format == HEFT_FORMAT_SAFETENSORS) {
+        return heft__safetensors_write(s->ctx, s->folder, tensors, count, &pt_format, 1,
+                                       read_counted, s, s->scratch, s->scratch_bytes, err);
+    }
+    const char *stem = stem_of_file(&s->arena, name);
+    return !stem ? heft__fail_nomem(err, 0)
+                 : heft__torch_zip_write(s->ctx, s->folder, stem, tensors, count, job->modules,
+                                         job->module_count, read_counted, s, s->scratch,
+                                         s->scratch_bytes, err);
+}
+
+static heft_status write_weights(struct session *s, size_t shard, heft_error *err)
+{
+    size_t count = 0;
+    const heft__out_tensor *tensors = gather(s, shard, &count);
     const char *name = s->names[shard];
     bool kept = false;
     heft_status status = heft__folder_file_keep(s->folder, name, !s->index_name,
@@ -239,25 +340,15 @@ static heft_status write_weights(struct session *s, size_t shard, heft_error *er
     if (status == HEFT_OK && kept) {
         heft__log(s->ctx, "%s was finished by an earlier run", name);
         for (size_t i = 0; i < count; i++) {
-            s->done_bytes += s->shard[i].size_bytes;
+            s->done_bytes += tensors[i].size_bytes;
         }
         return HEFT_OK;
     }
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(s->folder, name, !s->index_name, err);
     }
-    if (status != HEFT_OK) {
-        return status;
-    }
-    if (job->format == HEFT_FORMAT_SAFETENSORS) {
-        status = heft__safetensors_write(s->ctx, s->folder, s->shard, count, &pt_format, 1,
-                                         read_counted, s, s->scratch, s->scratch_bytes, err);
-    } else {
-        const char *stem = stem_of_file(&s->arena, name);
-        status = !stem ? heft__fail_nomem(err, 0)
-                       : heft__torch_zip_write(s->ctx, s->folder, stem, s->shard, count,
-                                               job->modules, job->module_count, read_counted, s,
-                                               s->scratch, s->scratch_bytes, err);
+    if (status == HEFT_OK) {
+        status = write_format(s, name, tensors, count, err);
     }
     return status == HEFT_OK ? heft__folder_file_end(s->folder, err) : status;
 }
@@ -285,13 +376,33 @@ heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors
     return heft__buffer_check(text, err);
 }
 
+static heft_status offload_text(struct session *s, heft__buffer *text, heft_error *err)
+{
+    const heft__write_job *job = s->job;
+    heft__offload_entry *entries = heft__arena_array(&s->arena, job->count, sizeof *entries);
+    if (!entries) {
+        return heft__fail_nomem(err, job->count * sizeof *entries);
+    }
+    for (size_t i = 0; i < job->count; i++) {
+        const heft__out_tensor *tensor = &job->tensors[i];
+        entries[i] = (heft__offload_entry){.name = tensor->name,
+                                           .dtype = tensor->dtype,
+                                           .rank = tensor->rank,
+                                           .shape = tensor->shape};
+    }
+    heft__offload_index_write(text, entries, job->count);
+    return heft__buffer_check(text, err);
+}
+
 static heft_status write_index(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
     heft__buffer text;
     heft__buffer_init(&text, s->ctx);
-    heft_status status = heft__index_text(&s->arena, job->tensors, job->count, &s->plan, s->names,
-                                          job->total_parameters, &text, err);
+    heft_status status = is_offload(s)
+                             ? offload_text(s, &text, err)
+                             : heft__index_text(&s->arena, job->tensors, job->count, &s->plan,
+                                                s->names, job->total_parameters, &text, err);
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(s->folder, s->index_name, true, err);
     }
@@ -352,10 +463,11 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
                                    heft_write_report **report, heft_error *err)
 {
     struct session s = {.ctx = ctx, .job = job};
-    uint64_t needed = 0,
-             limit = job->max_shard_bytes ? job->max_shard_bytes : HEFT__SHARD_BYTES_STANDARD;
+    uint64_t needed = 0;
     heft__arena_init(&s.arena, ctx);
-    heft_status status = heft__shard_plan_make(ctx, job->tensors, job->count, limit, &s.plan, err);
+    heft__map_init(&s.written, ctx);
+    heft__map_init(&s.stale, ctx);
+    heft_status status = make_plan(&s, err);
     if (status == HEFT_OK) {
         status = name_files(&s, err);
     }
@@ -376,6 +488,9 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
     heft__folder_free(s.folder);
     heft__free(ctx, s.scratch, s.scratch_bytes);
     heft__shard_plan_fini(ctx, &s.plan, job->count);
+    heft__offload_index_fini(&s.old);
+    heft__map_fini(&s.written);
+    heft__map_fini(&s.stale);
     heft__arena_fini(&s.arena);
     return status;
 }

@@ -9,7 +9,7 @@
 
 #define OPTIONS(X)                                                                                 \
     X(MAX_SHARD_SIZE, "max-shard-size", "S", "200MB, 5GiB, ... (50GB)")                            \
-    X(FORMAT, "format", "F", "safetensors or bin (as the source)")                                 \
+    X(FORMAT, "format", "F", "safetensors, bin or offload (as the source)")                        \
     X(DTYPE, "dtype", "D", "cast floating-point tensors (as they are)")                            \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in SRC/DIR")                             \

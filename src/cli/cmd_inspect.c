@@ -14,7 +14,7 @@
     X(HTML, "html", "FILE", "write a page that shows the tensors as boxes")                        \
     X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")
+    X(FORMAT, "format", "F", "safetensors, bin or offload, where there are several (safetensors)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -242,11 +242,19 @@ static bool is_folder(const char *path)
     return stat(path, &facts) == 0 && S_ISDIR(facts.st_mode);
 }
 
-/* A .json that is no index, by its name. */
-static bool is_config(const char *path)
+/* A .json that is no index, by its name. One that is called index.json may be Accelerate's: it is a
+ * config if it says of which model. */
+static bool is_config(const cli_run *run, const char *path)
 {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     size_t length = strlen(name);
+    if (strcmp(name, "index.json") == 0 && !is_folder(path)) {
+        heft_config *config = NULL;
+        bool known = heft_config_read(run->ctx, path, &config, NULL) == HEFT_OK &&
+                     *heft_config_model_type(config);
+        heft_config_free(config);
+        return known;
+    }
     return length > 5 && strcmp(name + length - 5, ".json") == 0 && !strstr(name, ".index.") &&
            !is_folder(path);
 }
@@ -323,8 +331,8 @@ static int run_inspect(cli_run *run)
     if (!cli_value_format(run, OPTION_FORMAT, &request.prefer, &err)) {
         return cli_fail(run, &err);
     }
-    return is_config(path) ? inspect_model(run, path, request.prefer)
-                           : inspect_checkpoint(run, path, &request);
+    return is_config(run, path) ? inspect_model(run, path, request.prefer)
+                                : inspect_checkpoint(run, path, &request);
 }
 
 const cli_command cli_cmd_inspect = {

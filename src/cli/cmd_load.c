@@ -10,6 +10,8 @@
     X(DEVICE_MAP, "device-map", "M",                                                               \
       "auto, balanced, balanced_low_0, sequential, best: cpu and disk")                            \
     X(MAX_MEMORY, "max-memory", "M", "cpu=2GB,disk (cpu: what this machine has)")                  \
+    X(OFFLOAD_FOLDER, "offload-folder", "DIR",                                                     \
+      "make DIR Accelerate's offload folder of what is on disk")                                   \
     X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
       "initialise what has another shape")                                                         \
@@ -55,6 +57,23 @@ static void put_device_map(cli_json *json, const heft_plan *plan)
     cli_json_close(json, '}');
 }
 
+/* null without --offload-folder. */
+static void put_offload(cli_json *json, const cli_run *run, const heft_load_report *report)
+{
+    const char *folder = run->values[OPTION_OFFLOAD_FOLDER];
+    if (!folder) {
+        cli_json_string(json, "offload", NULL);
+        return;
+    }
+    cli_json_open(json, "offload", '{');
+    cli_json_string(json, "folder", folder);
+    cli_json_u64(json, "entries", report->offload_entries);
+    cli_json_u64(json, "files", report->offload_files);
+    cli_json_u64(json, "bytes", report->offload_bytes);
+    cli_json_bool(json, "kept", report->offload_kept);
+    cli_json_close(json, '}');
+}
+
 /* `err` is NULL, or goes into the same document: a refused load has a report too. */
 static void print_json(const cli_run *run, const heft_load_report *report, const heft_plan *plan,
                        const heft_error *err)
@@ -81,6 +100,7 @@ static void print_json(const cli_run *run, const heft_load_report *report, const
     }
     cli_json_close(&json, ']');
     put_device_map(&json, plan);
+    put_offload(&json, run, report);
     cli_json_u64(&json, "mapped_bytes", report->mapped_bytes);
     cli_json_u64(&json, "copied_bytes", report->copied_bytes);
     cli_json_u64(&json, "shared_bytes", report->shared_bytes);
@@ -173,6 +193,12 @@ static bool print_text(const cli_run *run, const heft_load_report *report)
     printf("initialised  %zu tensor%s\n", report->initialized_count,
            report->initialized_count == 1 ? "" : "s");
     print_ties(report);
+    if (run->values[OPTION_OFFLOAD_FOLDER]) {
+        printf("offloaded    %zu tensors, %zu in files of the folder (%s bytes)%s\n",
+               report->offload_entries, report->offload_files,
+               cli_grouped(report->offload_bytes, number),
+               report->offload_kept ? ", which were there already" : "");
+    }
     printf("time         %.3f s\n", report->seconds);
     printf("memory       %s\n", cli_memory_text(&run->memory, memory));
     return true;
@@ -185,6 +211,7 @@ static bool read_options(const cli_run *run, heft_load_options *request, heft_er
     request->strict = run->values[OPTION_STRICT] != NULL;
     request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
     request->touch = run->values[OPTION_TOUCH] != NULL;
+    request->offload_folder = run->values[OPTION_OFFLOAD_FOLDER];
     request->checkpoint.variant = run->values[OPTION_VARIANT];
     request->checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
     return cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&

@@ -86,8 +86,10 @@ bool cli_value_format(const cli_run *run, size_t option, heft_format *format, he
         *format = HEFT_FORMAT_SAFETENSORS;
     } else if (text && strcmp(text, "bin") == 0) {
         *format = HEFT_FORMAT_TORCH;
+    } else if (text && strcmp(text, "offload") == 0) {
+        *format = HEFT_FORMAT_OFFLOAD;
     } else if (text) {
-        return refuse(run, option, err, "is no format: safetensors or bin");
+        return refuse(run, option, err, "is no format: safetensors, bin or offload");
     }
     return true;
 }

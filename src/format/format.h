@@ -153,6 +153,63 @@ heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, co
                                   heft__out_read_fn read, void *user, void *scratch,
                                   size_t scratch_bytes, heft_error *err);
 
+/* ---- Accelerate's offload folder: index.json, NAME.dat, tensors of safetensors files ---------- */
+typedef struct heft__offload_entry {
+    const char *name;
+    const char *file;   /* absolute path of a safetensors file; NULL: NAME.dat beside the index */
+    const char *weight; /* the tensor's name in that file; NULL for a .dat */
+    heft_dtype dtype;   /* NONE: not said, which only an entry with a file may do */
+    uint32_t rank;
+    const uint64_t *shape; /* NULL: not said, likewise */
+    uint64_t size_bytes;   /* of both; 0 where one is not said */
+    uint64_t offset;       /* of the key in the index */
+} heft__offload_entry;
+
+typedef struct heft__offload_index {
+    heft__arena arena;
+    heft__offload_entry *entries; /* in the index's order: that of the state dict */
+    size_t count;
+} heft__offload_index;
+
+/* FORMAT with offset for malformed JSON, a key or field twice, a field that is missing or of another
+ * kind, an unknown dtype, a shape over 2^64 bytes, no entry at all; REFUSED for a name that leads out
+ * of the folder and for a path that is not absolute. */
+heft_status heft__offload_index_parse(heft_ctx *ctx, const void *bytes, size_t length,
+                                      heft__offload_index *out, heft_error *err);
+heft_status heft__offload_index_read(heft_ctx *ctx, const char *path, heft__offload_index *out,
+                                     heft_error *err);
+void heft__offload_index_fini(heft__offload_index *index);
+/* Whether a text that begins like this is such an index: by the fields of its first entry. */
+bool heft__offload_index_sniff(const void *head, size_t length);
+/* As json.dump(index, f, indent=2) writes it: in this order, ASCII only, no final newline. */
+void heft__offload_index_write(heft__buffer *out, const heft__offload_entry *entries, size_t count);
+
+bool heft__offload_holds(heft_dtype dtype);            /* whether a .dat can have it */
+uint64_t heft__offload_dat_bytes(uint64_t size_bytes); /* of the file */
+/* INVALID_ARG for a name that cannot be a file's and a dtype that a .dat cannot have. */
+heft_status heft__offload_check_writable(const char *name, heft_dtype dtype, heft_error *err);
+
+typedef struct heft__offload_dat { /* what a .dat's heft__file points to: the caller's, as it has no
+                                      metadata to keep */
+    heft__file_storage storage;
+    heft__file_tensor tensor;
+} heft__offload_dat;
+
+/* Borrows the entry and *place, which must outlive the file. FORMAT if the size is another. */
+heft_status heft__offload_dat_open(heft_ctx *ctx, heft__source *source,
+                                   const heft__offload_entry *entry, heft__offload_dat *place,
+                                   heft__file **out, heft_error *err);
+/* Leave only these tensors in an open safetensors file, in this order, under the index's names, which
+ * are borrowed; a storage's `record` is the name in the file. FORMAT, blamed on the index, for what is
+ * not there or has another dtype or shape. */
+heft_status heft__offload_select(heft_ctx *ctx, heft__file *file, const char *index_path,
+                                 const heft__offload_entry *const *entries, size_t count,
+                                 heft_error *err);
+/* The bytes of NAME.dat, through the open file of a folder writer. */
+heft_status heft__offload_dat_write(heft__folder_writer *folder, const heft__out_tensor *tensor,
+                                    heft__out_read_fn read, void *user, void *scratch,
+                                    size_t scratch_bytes, heft_error *err);
+
 /* CRC-32 as zip uses it, continued from `crc` (0 at first); as fast as the machine can. */
 uint32_t heft__crc32(uint32_t crc, const void *bytes, size_t length);
 

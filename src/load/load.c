@@ -32,7 +32,8 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
         return heft_config_dtype(config);
     }
     const heft_tensor_info *first = NULL;
-    for (size_t i = 0; ckpt && i < ckpt->count && ckpt->infos[i].file_index == 0; i++) {
+    const bool all = ckpt && ckpt->where.offload; /* there a file has but one tensor */
+    for (size_t i = 0; ckpt && i < ckpt->count && (all || ckpt->infos[i].file_index == 0); i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         if (counts_for_dtype(info->dtype) && (!first || strcmp(info->name, first->name) < 0)) {
             first = info;
@@ -52,7 +53,8 @@ struct loading {
     heft__match match;
     heft__fill_counts counts;
     heft__fill_options fill;
-    const char *why; /* it is filled like that */
+    heft__store store; /* of the offload folder, if there is to be one */
+    const char *why;   /* it is filled like that */
 };
 
 /* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
@@ -142,9 +144,18 @@ static heft_status fill_alone(struct loading *l, heft_error *err)
 static heft_status bring_in(struct loading *l, heft_error *err)
 {
     heft_init_options init = {.seed = l->options->seed};
-    heft_status status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+    const bool offload = l->options->offload_folder != NULL;
+    heft_status status =
+        offload ? heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err)
+                : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+    }
     if (status == HEFT_IO && l->fill.share && !l->counts.copied_bytes) {
         status = fill_alone(l, err);
+    }
+    if (status == HEFT_OK && offload) {
+        status = heft__store_finish(&l->store, &l->counts, err);
     }
     if (status == HEFT_OK && l->model->known_family) { /* of an unknown one nothing is missing */
         status = heft_model_init(l->model, &init, err);
@@ -183,6 +194,10 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
     if (verdict == HEFT_OK) {
         verdict = bring_in(l, err);
+        l->memory->report.offload_entries = l->store.count;
+        l->memory->report.offload_files = l->store.dat_count;
+        l->memory->report.offload_bytes = l->store.dat_bytes;
+        l->memory->report.offload_kept = l->store.kept;
     }
     /* the lists are told even when they are the reason to refuse */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
@@ -222,6 +237,7 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
     double started = seconds_now();
     struct loading l = {.ctx = ctx, .options = options ? options : &standard};
     heft_status status = load(&l, path, err);
+    heft__store_fini(&l.store);
     if (l.model) {
         heft__match_fini(l.model, &l.match);
     }

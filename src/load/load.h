@@ -82,6 +82,35 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
                                 heft_error *err);
 
+/* ---- offload_store.c: what a device map leaves on the disk, as Accelerate's offload folder ----- */
+typedef struct heft__store {
+    heft_model *model;
+    const heft_checkpoint *ckpt;
+    heft__match *match;
+    const heft_load_options *options;
+    heft__arena arena;
+    heft__offload_entry *entries; /* [count] of the index that is to be there */
+    size_t *root;                 /* [count] the parameter that has the bytes of each */
+    size_t count, dat_count;
+    size_t *source;     /* [model->count] as the match had it */
+    bool *taken;        /* [model->count] it is mapped from its .dat */
+    const char **paths; /* [ckpt->file_count] absolute; NULL: not needed yet */
+    uint64_t dat_bytes, done_bytes;
+    bool kept; /* it was there already, and is what would have been written */
+    heft__tensor_reader *reader;
+    void *scratch, *raw;
+    size_t scratch_bytes, raw_bytes;
+} heft__store;
+
+/* Before filling: what goes where. Parameters that cannot stay in the checkpoint's own files lose
+ * their source in the match. heft__store_fini() is called whatever comes of it. */
+heft_status heft__store_plan(heft__store *store, heft_model *model, const heft_checkpoint *ckpt,
+                             heft__match *match, const heft_load_options *options, heft_error *err);
+/* After filling: write the folder, or hold the one that is there against it, and bind what lives in a
+ * .dat. EXISTS for a folder that differs. */
+heft_status heft__store_finish(heft__store *store, heft__fill_counts *counts, heft_error *err);
+void heft__store_fini(heft__store *store);
+
 /* ---- report ---------------------------------------------------------------------------------- */
 typedef struct heft__report_memory {
     heft_load_report report; /* first: the public pointer is this one */

@@ -119,8 +119,8 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     if (options->device_of) {
         return heft__arena_format(
             arena,
-            "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in the "
-            "checkpoint's files and come in when they are used",
+            "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in their "
+            "files and come in when they are used",
             rest, casts, direct, mapped);
     }
     if (!options->map) {

@@ -160,7 +160,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     heft_format format =
         options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
     if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
-        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
+        return heft__fail(err, HEFT_INVALID_ARG, "a model is saved as safetensors or bin, not '%s'",
                           heft_format_name(format));
     }
     if (random && !model->known_family) {

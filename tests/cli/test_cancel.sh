@@ -55,6 +55,8 @@ for signal in TERM HUP; do
     shows "$err" '^heft convert: cancelled$'
     cancels "$signal" old --force --format bin --max-shard-size 16MiB
 done
+cancels TERM new --format offload
+cancels HUP old --force --format offload
 cancels TERM new --json
 silent "$err"
 is_json

@@ -73,7 +73,7 @@ usage load "one argument too many: 'y'" load x y
 usage load 'an argument is empty' load ''
 usage load "one argument too many: '--mode'" load -- x --mode
 usage convert 'SRC DST expected' convert x
-for word in --offload-folder --offload --max; do
+for word in --offload --offload-dir --max; do
     usage load "unknown option '$word'" load x "$word" y
 done
 run 2 load --foo --json x

@@ -1,0 +1,530 @@
+/* offload_store.c - what a device map leaves on the disk, as Accelerate's offload folder.
+ *
+ * A tensor that lies in a safetensors file as the model wants it is an entry that points there; a
+ * .dat is written only for the rest: .bin files, casts, strides, parts of stacked tensors, what the
+ * checkpoint lacks. A .dat holds what the model's parameter is; where the checkpoint's own file does
+ * not, the parameter is mapped from there. Tied names have an entry each: the reference asks for both.
+ *
+ * An index that is in the folder already is compared with the one that would be written, name by
+ * name, and each .dat byte by byte; nothing of it is trusted, and nothing is merged into it.
+ * Source: docs/placing.md [8], docs/formats/offload.md. */
+#include "load/load.h"
+
+#include <stdlib.h>
+
+#define INDEX_NAME HEFT__OFFLOAD_INDEX
+
+/* ---- which parameters, and how --------------------------------------------------------------- */
+static bool is_on_disk(const heft__store *s, size_t i)
+{
+    const heft_parameter *parameter = &s->model->parameters[i];
+    return parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT &&
+           s->options->device_of(s->options->device_user, parameter->name) == HEFT_DEVICE_DISK;
+}
+
+/* Whether a parameter is its whole tensor. */
+static bool is_whole(const heft_parameter *parameter, const heft_tensor_info *info)
+{
+    return heft__shape_equal(parameter->shape, parameter->rank, info->shape, info->rank);
+}
+
+/* A file's path from the root, through whatever its name is a link to; owned by the arena. */
+static heft_status absolute_path(heft__store *s, const char *path, const char **out,
+                                 heft_error *err)
+{
+    const char *base = heft__path_base(path);
+    const size_t length = (size_t)(base - path);
+    char *folder = heft__arena_text(&s->arena, length ? path : ".", length ? length : 1);
+    char *real = folder ? realpath(folder, NULL) : NULL;
+    heft_status status = HEFT_OK;
+    if (!real) {
+        status = folder ? heft__fail(err, HEFT_IO, "cannot find where its folder is")
+                        : heft__fail_nomem(err, length);
+    } else if (heft__utf8_invalid_at((const uint8_t *)real, strlen(real)) < strlen(real) ||
+               heft__utf8_invalid_at((const uint8_t *)base, strlen(base)) < strlen(base)) {
+        status = heft__fail(err, HEFT_INVALID_ARG, "an index cannot name a path that is not UTF-8");
+    } else {
+        *out = heft__path_join(&s->arena, real, base);
+        status = *out ? HEFT_OK : heft__fail_nomem(err, strlen(real));
+    }
+    free(real);
+    return heft__add_path(status, err, path);
+}
+
+/* The entry of a tensor that can stay in its safetensors file. */
+static heft_status point_to(heft__store *s, heft__offload_entry *entry, size_t tensor,
+                            heft_error *err)
+{
+    const size_t number = s->ckpt->infos[tensor].file_index;
+    const heft__checkpoint_file *file = &s->ckpt->files[number];
+    const char *record = file->file->storages[s->ckpt->entries[tensor]->storage].record;
+    heft_status status = HEFT_OK;
+    if (!s->paths[number]) {
+        status = absolute_path(s, file->info.path, &s->paths[number], err);
+    }
+    entry->file = s->paths[number];
+    entry->weight =
+        record ? record : s->ckpt->infos[tensor].name; /* an index may call it otherwise */
+    return status;
+}
+
+/* Parameter i, whose bytes are those of `root`. */
+static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *err)
+{
+    const heft_parameter *parameter = &s->model->parameters[i];
+    const size_t tensor = s->source[root];
+    const heft_tensor_info *info = tensor == HEFT__NO_TENSOR ? NULL : &s->ckpt->infos[tensor];
+    heft__offload_entry *entry = &s->entries[s->count];
+    *entry = (heft__offload_entry){.name = parameter->name,
+                                   .dtype = parameter->dtype,
+                                   .rank = parameter->rank,
+                                   .shape = parameter->shape,
+                                   .size_bytes = parameter->size_bytes};
+    s->root[s->count++] = root;
+    const bool same = info && info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET;
+    if (same && is_whole(parameter, info) && heft__offload_holds(info->dtype) &&
+        s->ckpt->files[info->file_index].file->format == HEFT_FORMAT_SAFETENSORS) {
+        return point_to(s, entry, tensor, err);
+    }
+    if (info && !is_whole(parameter, info) && info->offset == HEFT_NO_OFFSET) {
+        return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED,
+                                         "is a part of '%.100s', which is strided or packed",
+                                         info->name),
+                              err, parameter->name);
+    }
+    if (info && info->dtype != parameter->dtype &&
+        !heft__cast_known(info->dtype, parameter->dtype)) {
+        return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
+                                         heft_dtype_name(info->dtype),
+                                         heft_dtype_name(parameter->dtype)),
+                              err, parameter->name);
+    }
+    s->dat_count++;
+    s->dat_bytes += heft__offload_dat_bytes(entry->size_bytes); /* both fit: the model does */
+    if (!same && i == root) {
+        s->taken[root] = true;
+    }
+    return heft__offload_check_writable(parameter->name, parameter->dtype, err);
+}
+
+heft_status heft__store_plan(heft__store *s, heft_model *model, const heft_checkpoint *ckpt,
+                             heft__match *match, const heft_load_options *options, heft_error *err)
+{
+    const size_t count = model->count;
+    *s = (heft__store){.model = model, .ckpt = ckpt, .match = match, .options = options};
+    heft__arena_init(&s->arena, model->ctx);
+    if (!options->device_of) {
+        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a device map");
+    }
+    s->entries = heft__arena_array(&s->arena, count, sizeof *s->entries);
+    s->root = heft__arena_array(&s->arena, count, sizeof *s->root);
+    s->source = heft__arena_array(&s->arena, count, sizeof *s->source);
+    s->taken = heft__arena_array(&s->arena, count, sizeof *s->taken);
+    s->paths = heft__arena_array(&s->arena, ckpt->file_count, sizeof *s->paths);
+    if (!s->entries || !s->root || !s->source || !s->taken || !s->paths) {
+        return heft__fail_nomem(err, count * sizeof *s->entries);
+    }
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < count; i++) {
+        s->source[i] = match->source[i];
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (is_on_disk(s, i)) {
+            status = add_entry(s, i, model->parameters[i].tied_to, err);
+        }
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (s->taken[i]) { /* not to be filled, but mapped when its .dat is there */
+            match->source[i] = HEFT__NO_TENSOR;
+        }
+    }
+    return status;
+}
+
+void heft__store_fini(heft__store *s)
+{
+    if (s->model) {
+        heft__tensor_reader_free(s->reader);
+        heft__free(s->model->ctx, s->scratch, s->scratch_bytes);
+        heft__free(s->model->ctx, s->raw, s->raw_bytes);
+        heft__arena_fini(&s->arena);
+    }
+}
+
+/* ---- the bytes of a .dat --------------------------------------------------------------------- */
+/* The next `length` bytes of the source, in its own dtype. */
+static heft_status read_source(heft__store *s, size_t root, uint64_t element, void *dst,
+                               size_t length, heft_error *err)
+{
+    const size_t tensor = s->source[root];
+    const heft_tensor_info *info = &s->ckpt->infos[tensor];
+    const heft__file *file = heft__file_of(s->ckpt, tensor);
+    heft_status status = HEFT_OK;
+    if (!is_whole(&s->model->parameters[root], info)) { /* a part: it lies in one plain run */
+        const uint64_t at = (s->match->first[root] + element) * (heft_dtype_bits(info->dtype) / 8);
+        return heft__source_read(file->source, info->offset + at, dst, length, err);
+    }
+    if (element == 0) {
+        heft__tensor_reader_free(s->reader);
+        s->reader = NULL;
+        status =
+            heft__tensor_reader_new(s->model->ctx, file, s->ckpt->entries[tensor], &s->reader, err);
+    }
+    return status == HEFT_OK ? heft__tensor_reader_fill(s->reader, dst, length, err) : status;
+}
+
+/* Fill dst with `length` bytes of the parameter from byte `first` on; called in rising order. */
+static heft_status read_piece(void *user, const heft__out_tensor *out, uint64_t first, void *dst,
+                              size_t length, heft_error *err)
+{
+    heft__store *s = user;
+    const size_t root = (size_t)(uintptr_t)out->source, tensor = s->source[root];
+    const heft_parameter *parameter = &s->model->parameters[root];
+    const size_t to_bytes = heft_dtype_bits(parameter->dtype) / 8, elems = length / to_bytes;
+    const heft_dtype from =
+        tensor == HEFT__NO_TENSOR ? HEFT_DTYPE_F32 : s->ckpt->infos[tensor].dtype;
+    const size_t most = s->raw_bytes * 8 / heft_dtype_bits(from);
+    heft_status status =
+        heft__tell_progress(s->model->ctx, "offloading", s->done_bytes, s->dat_bytes, err);
+    for (size_t done = 0, count; done < elems && status == HEFT_OK; done += count) {
+        const uint64_t element = first / to_bytes + done;
+        uint8_t *to = (uint8_t *)dst + done * to_bytes;
+        count = elems - done < most ? elems - done : most;
+        if (tensor == HEFT__NO_TENSOR) {
+            status = heft__init_fill(parameter, &s->model->rules[root], s->options->seed, element,
+                                     count, s->raw, to, err);
+        } else if (from == parameter->dtype) {
+            status = read_source(s, root, element, to, count * to_bytes, err);
+        } else {
+            status = read_source(s, root, element, s->raw, count * heft_dtype_bits(from) / 8, err);
+            if (status == HEFT_OK) {
+                heft__cast(parameter->dtype, to, from, s->raw, count);
+            }
+        }
+    }
+    s->done_bytes += length;
+    return heft__add_item(status, err, out->name);
+}
+
+static heft__out_tensor out_tensor(const heft__store *s, size_t i)
+{
+    const heft__offload_entry *entry = &s->entries[i];
+    return (heft__out_tensor){.name = entry->name,
+                              .dtype = entry->dtype,
+                              .rank = entry->rank,
+                              .shape = entry->shape,
+                              .size_bytes = entry->size_bytes,
+                              .source = (void *)(uintptr_t)s->root[i]};
+}
+
+static const char *dat_name(heft__store *s, size_t i)
+{
+    return heft__arena_format(&s->arena, "%s.dat", s->entries[i].name);
+}
+
+/* ---- a folder that is there ------------------------------------------------------------------ */
+/* `old` is NULL where the index that is there does not have the name. */
+static heft_status differs(const heft__offload_entry *old, const char *name, const char *what,
+                           const char *ours, const char *theirs, heft_error *err)
+{
+    (void)heft__fail_at(err, HEFT_EXISTS, old ? old->offset : HEFT_NO_OFFSET,
+                        "%s %.150s is to be offloaded, the index that is there has %.150s", what,
+                        ours, theirs);
+    return heft__add_item(HEFT_EXISTS, err, name);
+}
+
+static const char *place_of(const heft__offload_entry *entry)
+{
+    return entry->file ? entry->file : "a .dat";
+}
+
+/* One entry against the one that would be written. */
+static heft_status compare_entry(const heft__offload_entry *ours, const heft__offload_entry *old,
+                                 heft_error *err)
+{
+    char here[HEFT__SHAPE_TEXT], there[HEFT__SHAPE_TEXT];
+    if (!old) {
+        return differs(NULL, ours->name, "tensor", ours->name, "none of this name", err);
+    }
+    if (old->dtype != HEFT_DTYPE_NONE && old->dtype != ours->dtype) {
+        return differs(old, ours->name, "dtype", heft_dtype_name(ours->dtype),
+                       heft_dtype_name(old->dtype), err);
+    }
+    if (old->shape && !heft__shape_equal(old->shape, old->rank, ours->shape, ours->rank)) {
+        return differs(old, ours->name, "shape", heft__shape_text(ours->shape, ours->rank, here),
+                       heft__shape_text(old->shape, old->rank, there), err);
+    }
+    if (!old->file != !ours->file || (ours->file && strcmp(old->file, ours->file) != 0)) {
+        return differs(old, ours->name, "from", place_of(ours), place_of(old), err);
+    }
+    if (ours->file && strcmp(old->weight, ours->weight) != 0) {
+        return differs(old, ours->name, "as", ours->weight, old->weight, err);
+    }
+    return HEFT_OK;
+}
+
+/* All names into a map, by number. */
+static heft_status map_names(heft__map *map, const heft__offload_entry *entries, size_t count,
+                             heft_error *err)
+{
+    size_t found;
+    for (size_t i = 0; i < count; i++) {
+        if (!heft__map_put(map, entries[i].name, strlen(entries[i].name), i, &found)) {
+            return heft__fail_nomem(err, strlen(entries[i].name));
+        }
+    }
+    return HEFT_OK;
+}
+
+/* The first of the old index that is not to be there. */
+static heft_status find_extra(const heft__store *s, const heft__offload_index *old, heft_error *err)
+{
+    heft__map names;
+    heft__map_init(&names, s->model->ctx);
+    heft_status status = map_names(&names, s->entries, s->count, err);
+    for (size_t i = 0; i < old->count && status == HEFT_OK; i++) {
+        const char *name = old->entries[i].name;
+        if (heft__map_get(&names, name, strlen(name)) == HEFT__MAP_NONE) {
+            status = differs(&old->entries[i], name, "no tensor", name, "one", err);
+        }
+    }
+    heft__map_fini(&names);
+    return status;
+}
+
+static heft_status compare_indexes(heft__store *s, const heft__offload_index *old, heft_error *err)
+{
+    heft__map names;
+    heft__map_init(&names, s->model->ctx);
+    heft_status status = map_names(&names, old->entries, old->count, err);
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        const heft__offload_entry *ours = &s->entries[i];
+        const size_t at = heft__map_get(&names, ours->name, strlen(ours->name));
+        status = compare_entry(ours, at == HEFT__MAP_NONE ? NULL : &old->entries[at], err);
+    }
+    heft__map_fini(&names);
+    return status == HEFT_OK ? find_extra(s, old, err) : status;
+}
+
+/* Hold a .dat that is there against what would be written, byte by byte. */
+static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
+{
+    const heft__offload_entry *entry = &s->entries[i];
+    const heft__out_tensor out = out_tensor(s, i);
+    const size_t width = heft_dtype_bits(entry->dtype) / 8, half = s->scratch_bytes / 2;
+    const size_t most = half - half % width;
+    const char *name = dat_name(s, i);
+    const char *path = name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
+    uint8_t *ours = s->scratch, *theirs = ours + half;
+    heft__source *source = NULL;
+    heft__offload_dat place;
+    heft__file *file = NULL;
+    heft_status status = path ? heft__source_open(s->model->ctx, path, &source, err)
+                              : heft__fail_nomem(err, strlen(entry->name));
+    if (status == HEFT_OK) { /* its size */
+        status = heft__offload_dat_open(s->model->ctx, source, entry, &place, &file, err);
+    }
+    for (uint64_t done = 0; done < entry->size_bytes && status == HEFT_OK;) {
+        const uint64_t left = entry->size_bytes - done;
+        const size_t piece = left < most ? (size_t)left : most;
+        status = read_piece(s, &out, done, ours, piece, err);
+        if (status == HEFT_OK) {
+            status = heft__source_read(source, done, theirs, piece, err);
+        }
+        if (status == HEFT_OK && memcmp(ours, theirs, piece) != 0) {
+            size_t at = 0;
+            while (ours[at] == theirs[at]) {
+                at++;
+            }
+            status = heft__fail_at(err, HEFT_EXISTS, done + at,
+                                   "holds other values: 0x%02x here, 0x%02x is to be offloaded",
+                                   theirs[at], ours[at]);
+        }
+        done += piece;
+    }
+    heft__file_close(s->model->ctx, file);
+    heft__source_unref(source);
+    heft__add_item(status, err, entry->name);
+    return heft__add_path(status, err, path);
+}
+
+static heft_status accept(heft__store *s, const char *index, heft_error *err)
+{
+    heft__offload_index old = {0};
+    bool known = false;
+    heft_status status = heft__offload_is_index(s->model->ctx, index, &known, err);
+    if (status == HEFT_OK && !known) {
+        status = heft__fail(err, HEFT_EXISTS, "is there, and no index of an offload folder");
+    }
+    if (status == HEFT_OK) {
+        status = heft__offload_index_read(s->model->ctx, index, &old, err);
+    }
+    if (status == HEFT_OK) {
+        status = compare_indexes(s, &old, err);
+    }
+    heft__offload_index_fini(&old);
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        if (!s->entries[i].file) {
+            status = compare_dat(s, i, err);
+        }
+    }
+    s->kept = status == HEFT_OK;
+    return heft__add_path(status, err, index);
+}
+
+/* ---- a new folder ---------------------------------------------------------------------------- */
+/* A file that an index does not name is somebody's all the same. */
+static heft_status refuse_files(heft__store *s, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        const char *name = s->entries[i].file ? NULL : dat_name(s, i);
+        const char *path =
+            name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
+        if (!s->entries[i].file && !path) {
+            status = heft__fail_nomem(err, strlen(s->entries[i].name));
+        } else if (path && heft__path_exists(path)) {
+            status = heft__add_path(heft__fail(err, HEFT_EXISTS, "is there, without an index"), err,
+                                    path);
+        }
+    }
+    return status;
+}
+
+static heft_status write_dat(heft__store *s, heft__folder_writer *folder, size_t i, heft_error *err)
+{
+    const heft__out_tensor out = out_tensor(s, i);
+    const char *name = dat_name(s, i);
+    heft_status status = name ? heft__folder_file_begin(folder, name, false, err)
+                              : heft__fail_nomem(err, strlen(out.name));
+    if (status == HEFT_OK) {
+        status =
+            heft__offload_dat_write(folder, &out, read_piece, s, s->scratch, s->scratch_bytes, err);
+    }
+    return status == HEFT_OK ? heft__folder_file_end(folder, err) : status;
+}
+
+static heft_status write_index(heft__store *s, heft__folder_writer *folder, heft_error *err)
+{
+    heft__buffer text;
+    heft__buffer_init(&text, s->model->ctx);
+    heft__offload_index_write(&text, s->entries, s->count);
+    heft_status status = heft__buffer_check(&text, err);
+    if (status == HEFT_OK) {
+        status = heft__folder_file_begin(folder, INDEX_NAME, true, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_write(folder, text.data, text.size, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_file_end(folder, err);
+    }
+    heft__buffer_fini(&text);
+    return status;
+}
+
+static heft_status write_folder(heft__store *s, heft_error *err)
+{
+    heft__folder_writer *folder = NULL;
+    heft_status status = refuse_files(s, err);
+    if (status == HEFT_OK) {
+        status = heft__folder_begin(s->model->ctx, s->options->offload_folder, NULL, &folder, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_need(folder, s->dat_bytes, err);
+    }
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        if (!s->entries[i].file) {
+            status = write_dat(s, folder, i, err);
+        }
+    }
+    if (status == HEFT_OK) {
+        status = write_index(s, folder, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_commit(folder, err);
+    }
+    heft__folder_free(folder);
+    return heft__add_path(status, err, s->options->offload_folder);
+}
+
+/* ---- parameters that live in a .dat now ------------------------------------------------------ */
+static void release_source(void *user)
+{
+    heft__source_unref(user);
+}
+
+static heft_status map_dat(heft__store *s, size_t i, heft_storage **out, heft_error *err)
+{
+    const char *name = dat_name(s, i);
+    const char *path = name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
+    const uint8_t *base = NULL;
+    heft__source *source = NULL;
+    heft_status status = path ? heft__source_open(s->model->ctx, path, &source, err)
+                              : heft__fail_nomem(err, strlen(s->entries[i].name));
+    if (status == HEFT_OK &&
+        heft__source_size(source) != heft__offload_dat_bytes(s->entries[i].size_bytes)) {
+        status = heft__fail(err, HEFT_IO, "has %llu bytes now",
+                            (unsigned long long)heft__source_size(source));
+    }
+    if (status == HEFT_OK) {
+        status = heft__source_map(source, &base, err);
+    }
+    if (status == HEFT_OK && s->options->touch) {
+        status = heft__source_touch(source, 0, s->entries[i].size_bytes, err);
+    }
+    if (status == HEFT_OK) {
+        heft__source_park(source); /* the mapping stays */
+        status = heft_storage_wrap(s->model->ctx, (void *)(uintptr_t)base, s->entries[i].size_bytes,
+                                   release_source, source, out, err);
+    }
+    if (status != HEFT_OK) {
+        heft__source_unref(source);
+        heft__add_item(status, err, s->entries[i].name);
+    }
+    return heft__add_path(status, err, path);
+}
+
+static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
+{
+    heft_model *model = s->model;
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        const size_t root = s->root[i];
+        heft_storage *storage = NULL;
+        if (!s->taken[root] || strcmp(s->entries[i].name, model->parameters[root].name) != 0) {
+            continue;
+        }
+        status = map_dat(s, i, &storage, err);
+        if (status != HEFT_OK) {
+            break;
+        }
+        for (size_t k = 0; k < model->count; k++) {
+            if (k == root || model->parameters[k].tied_to == root) {
+                heft__model_bind(model, k, heft_storage_ref(storage), 0, HEFT_PARAMETER_MAPPED);
+            }
+        }
+        counts->mapped_bytes += model->parameters[root].size_bytes;
+        heft_storage_unref(storage);
+    }
+    return status;
+}
+
+heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_error *err)
+{
+    const char *index = heft__path_join(&s->arena, s->options->offload_folder, INDEX_NAME);
+    const size_t piece = heft__staging_bytes(s->model->ctx) / 4;
+    s->scratch_bytes = piece < HEFT__PIECE_BYTES ? piece : HEFT__PIECE_BYTES;
+    s->raw_bytes = s->scratch_bytes;
+    s->scratch = heft__alloc(s->model->ctx, s->scratch_bytes);
+    s->raw = heft__alloc(s->model->ctx, s->raw_bytes);
+    heft_status status = index && s->scratch && s->raw
+                             ? HEFT_OK
+                             : heft__fail_nomem(err, s->scratch_bytes + s->raw_bytes);
+    if (status == HEFT_OK && heft__path_exists(index)) {
+        status = accept(s, index, err);
+    } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as the reference */
+        status = write_folder(s, err);
+    }
+    return status == HEFT_OK ? bind_taken(s, counts, err) : status;
+}
