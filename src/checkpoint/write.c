@@ -198,12 +198,23 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
 }
 
 /* ---- what is there already ------------------------------------------------------------------- */
-static bool is_weights(struct session *s, const char *name, heft_format format)
+struct entry_points { /* of a format */
+    heft_format format;
+    const char *single, *index;
+};
+
+static heft_status name_entry_points(struct session *s, heft_format format,
+                                     struct entry_points *out, heft_error *err)
 {
-    const char *single = heft__weights_single(&s->arena, format, s->job->variant);
-    const char *index = heft__weights_index(&s->arena, format, s->job->variant);
-    return (single && strcmp(name, single) == 0) || (index && strcmp(name, index) == 0) ||
-           heft__is_shard_name(name, format, s->job->variant);
+    *out = (struct entry_points){format, heft__weights_single(&s->arena, format, s->job->variant),
+                                 heft__weights_index(&s->arena, format, s->job->variant)};
+    return out->single && out->index ? HEFT_OK : heft__fail_nomem(err, 0);
+}
+
+static bool is_weights(const struct session *s, const char *name, const struct entry_points *points)
+{
+    return strcmp(name, points->single) == 0 || strcmp(name, points->index) == 0 ||
+           heft__is_shard_name(name, points->format, s->job->variant);
 }
 
 /* Note which files the offload folder that is there already consists of. */
@@ -240,16 +251,25 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
     size_t count = 0;
+    struct entry_points torch_points, safetensors_points;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
+    if (status == HEFT_OK) {
+        status = name_entry_points(s, HEFT_FORMAT_TORCH, &torch_points, err);
+    }
+    if (status == HEFT_OK) {
+        status = name_entry_points(s, HEFT_FORMAT_SAFETENSORS, &safetensors_points, err);
+    }
     if (status == HEFT_OK) {
         status = look_at_offload(s, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        const bool stale = has(&s->stale, names[i]),
-                   torch = is_weights(s, names[i], HEFT_FORMAT_TORCH);
-        bool ours = is_offload(s) ? stale : is_weights(s, names[i], s->job->format);
-        bool rival = is_weights(s, names[i], HEFT_FORMAT_SAFETENSORS) || (is_offload(s) && torch);
-        bool written = has(&s->written, names[i]);
+        const bool stale = has(&s->stale, names[i]), written = has(&s->written, names[i]),
+                   torch = is_weights(s, names[i], &torch_points),
+                   safetensors = is_weights(s, names[i], &safetensors_points);
+        const bool ours = is_offload(s)                         ? stale
+                          : s->job->format == HEFT_FORMAT_TORCH ? torch
+                                                                : safetensors;
+        const bool rival = safetensors || (is_offload(s) && torch);
         if (!s->job->force && (ours || rival || written || torch || stale)) {
             status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; --force replaces it",
                                 names[i]);
