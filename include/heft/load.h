@@ -31,8 +31,9 @@ typedef struct heft_load_options {
     uint64_t seed; /* of what the checkpoint lacks */
     heft_checkpoint_options checkpoint;
     /* Where a parameter is to live: HEFT_DEVICE_CPU gives it memory of its own, HEFT_DEVICE_DISK leaves
-     * it in the checkpoint's own files, mapped and not brought in; another device is UNSUPPORTED. NULL:
-     * as `mode` says. */
+     * a weight in the checkpoint's own files (mapped if it lies there as it is used and is not far
+     * away), for a residency to bring in (heft/run.h); another device is UNSUPPORTED. NULL: as `mode`
+     * says. */
     int32_t (*device_of)(void *user, const char *parameter);
     void *device_user;
 } heft_load_options;
@@ -70,6 +71,7 @@ typedef struct heft_load_report {
     const char *const *warnings;
     size_t warning_count;
     uint64_t mapped_bytes, copied_bytes, shared_bytes, initialized_bytes;
+    uint64_t disk_bytes; /* stay in their files, unmapped */
     double seconds;
 } heft_load_report;
 
@@ -143,26 +145,6 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const ch
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder,
                                                              bool strict, heft_load_report **report,
                                                              heft_error *err);
-
-/**
- * Bring a module's mapped parameters in, and tell the kernel which module comes next, so that its
- * bytes are on their way while this one is used. Parameters that have memory of their own are there.
- *
- * @param model   borrowed
- * @param module  borrowed; its path: "model.layers.3"; "" for the whole model
- * @param next    borrowed; NULL for none
- * @param err     filled on failure; may be NULL
- *
- * Memory   none but page tables; the pages are the files' and can be taken back.
- * Errors   INVALID_ARG; IO with the parameter whose bytes cannot be read.
- * Source   docs/placing.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_acquire(const heft_model *model, const char *module,
-                                                        const char *next, heft_error *err);
-
-/** Give a module's mapped pages back: they count for this process no longer, and come in again when
- * they are used. NULL module: nothing. */
-HEFT_API void heft_model_release(const heft_model *model, const char *module);
 
 typedef struct heft_save_options {
     uint64_t reserved;        /* 0 */

@@ -192,6 +192,9 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
         if (status == HEFT_OK && verdict == HEFT_OK) {
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }
+        if (status == HEFT_OK && verdict == HEFT_OK) {
+            status = heft__homes_keep(l->model, &l->ckpt, &l->match, err);
+        }
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     return heft__add_path(verdict, err, path);
