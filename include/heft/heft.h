@@ -7,6 +7,7 @@
 #include <heft/load.h>
 #include <heft/model.h>
 #include <heft/place.h>
+#include <heft/run.h>
 #include <heft/tensor.h>
 
 #endif

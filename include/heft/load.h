@@ -31,14 +31,14 @@ typedef struct heft_load_options {
     uint64_t seed; /* of what the checkpoint lacks */
     heft_checkpoint_options checkpoint;
     /* Where a parameter is to live: HEFT_DEVICE_CPU gives it memory of its own, HEFT_DEVICE_DISK leaves
-     * it in the checkpoint's own files, mapped and not brought in; another device is UNSUPPORTED. NULL:
-     * as `mode` says. */
+     * a weight in the checkpoint's own files (mapped if it lies there as it is used and is not far
+     * away), for a residency to bring in (heft/run.h); another device is UNSUPPORTED. NULL: as `mode`
+     * says. */
     int32_t (*device_of)(void *user, const char *parameter);
     void *device_user;
     /* With device_of: a folder that becomes Accelerate's offload folder of what is on the disk; NULL for
-     * none. Entries point into the checkpoint's safetensors files; what cannot stay in its file (casts,
-     * strides, tensors that the checkpoint lacks) is written, and mapped from there, and so is a copy of
-     * what lies in a .bin. A folder that has an index already is EXISTS if anything in it differs. */
+     * none. Entries point into the checkpoint's safetensors files; what cannot stay in such a file
+     * (.bin, casts, strides, tensors that the checkpoint lacks) is written, and lives there. A folder that has an index already is EXISTS if anything in it differs. */
     const char *offload_folder;
 } heft_load_options;
 
@@ -75,6 +75,7 @@ typedef struct heft_load_report {
     const char *const *warnings;
     size_t warning_count;
     uint64_t mapped_bytes, copied_bytes, shared_bytes, initialized_bytes;
+    uint64_t disk_bytes; /* stay in their files, unmapped */
     double seconds;
     size_t offload_entries, offload_files; /* of the offload folder: names, and those with a .dat */
     uint64_t offload_bytes;                /* of these files */
@@ -151,26 +152,6 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const ch
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder,
                                                              bool strict, heft_load_report **report,
                                                              heft_error *err);
-
-/**
- * Bring a module's mapped parameters in, and tell the kernel which module comes next, so that its
- * bytes are on their way while this one is used. Parameters that have memory of their own are there.
- *
- * @param model   borrowed
- * @param module  borrowed; its path: "model.layers.3"; "" for the whole model
- * @param next    borrowed; NULL for none
- * @param err     filled on failure; may be NULL
- *
- * Memory   none but page tables; the pages are the files' and can be taken back.
- * Errors   INVALID_ARG; IO with the parameter whose bytes cannot be read.
- * Source   docs/placing.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_acquire(const heft_model *model, const char *module,
-                                                        const char *next, heft_error *err);
-
-/** Give a module's mapped pages back: they count for this process no longer, and come in again when
- * they are used. NULL module: nothing. */
-HEFT_API void heft_model_release(const heft_model *model, const char *module);
 
 typedef struct heft_save_options {
     uint64_t reserved;        /* 0 */

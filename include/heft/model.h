@@ -42,7 +42,8 @@ typedef enum heft_parameter_state {
     HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: the "meta" tensor */
     HEFT_PARAMETER_MAPPED, /* points into a file mapping, no heap */
     HEFT_PARAMETER_OWNED,  /* heap */
-    HEFT_PARAMETER_SHARED  /* read only, in the one copy that processes of this host share */
+    HEFT_PARAMETER_SHARED, /* read only, in the one copy that processes of this host share */
+    HEFT_PARAMETER_DISK    /* in its file, not mapped: a residency brings it in (heft/run.h) */
 } heft_parameter_state;
 
 typedef enum heft_parameter_kind {
@@ -133,7 +134,7 @@ HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
  * @param err    filled on failure; may be NULL
  *
  * Memory   no heap for the bytes: the tensor shares the model's storage.
- * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent.
+ * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent, or stays on the disk.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,
                                                        heft_tensor **out, heft_error *err);

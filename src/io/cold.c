@@ -59,29 +59,27 @@ static bool ask_mapping(const uint8_t *base, uint64_t offset, uint64_t length, u
     return true;
 }
 
-double heft__source_residency(heft__source *source)
+double heft__source_residency(heft__source *source, uint64_t offset, uint64_t length)
 {
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    const uint64_t step = source->size / WINDOWS / WINDOW_BYTES * WINDOW_BYTES;
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), begin = offset / page * page;
     const uint8_t *base = NULL;
-    uint64_t there = 0, seen = 0;
+    uint64_t there = 0, seen = 0, end = 0;
     int fd = -1;
-    if (source->bytes || source->size == 0 || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
+    if (source->bytes || length == 0 || !heft__add_u64(offset, length, &end) ||
+        end > source->size || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
         return 1;
     }
-    for (uint64_t at = 0;
-         at < source->size && seen<WINDOWS *(WINDOW_BYTES / page); at += step> WINDOW_BYTES
-             ? step
-             : WINDOW_BYTES) {
-        const uint64_t left = source->size - at;
-        const uint64_t length = left < WINDOW_BYTES ? left : WINDOW_BYTES;
-        if (base || !ask_kernel(fd, at, length, &there)) {
+    const uint64_t share = (end - begin) / WINDOWS / WINDOW_BYTES * WINDOW_BYTES,
+                   step = share > WINDOW_BYTES ? share : WINDOW_BYTES;
+    for (uint64_t at = begin; at < end && seen < WINDOWS * (WINDOW_BYTES / page); at += step) {
+        const uint64_t window = end - at < WINDOW_BYTES ? end - at : WINDOW_BYTES;
+        if (base || !ask_kernel(fd, at, window, &there)) {
             bool mapped = base || heft__source_map(source, &base, NULL) == HEFT_OK;
-            if (!mapped || !ask_mapping(base, at, length, page, &there)) {
+            if (!mapped || !ask_mapping(base, at, window, page, &there)) {
                 break;
             }
         }
-        seen += (length + page - 1) / page;
+        seen += (window + page - 1) / page;
     }
     heft__source_drop_fd(source);
     return seen ? (double)there / (double)seen : 1;

@@ -40,8 +40,7 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
 /* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
  * kernel that does not know how says true: the pages come one by one, then. */
 bool heft__touch_memory(const void *memory, size_t length);
-/* Have the kernel begin to read mapped memory; drop whole pages of it from the page tables. */
-void heft__expect_memory(const void *memory, size_t length);
+/* Drop whole pages of mapped memory from the page tables. */
 void heft__forget_memory(const void *memory, size_t length);
 /* Copy out of a mapping whose file may shrink meanwhile: IO instead of SIGBUS. */
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err);
@@ -49,8 +48,8 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
  * open. The file is known again by device and inode; another in its place is IO. */
 void heft__source_park(heft__source *source);
 /* ---- far and cold files (cold.c) ------------------------------------------------------------- */
-/* How much of the file is in the page cache, 0 to 1; 1 where nobody can say. */
-double heft__source_residency(heft__source *source);
+/* How much of a range is in the page cache, 0 to 1, by samples of it; 1 where nobody can say. */
+double heft__source_residency(heft__source *source, uint64_t offset, uint64_t length);
 /* "NFS", "FUSE", ... for a file system that is a network's, or may be; NULL for a disk's. */
 const char *heft__source_network(heft__source *source);
 /* As heft__source_read, past the page cache where dst has the file's phase: dst and offset leave the

@@ -350,13 +350,6 @@ bool heft__touch_memory(const void *memory, size_t length)
     return madvise(start, bytes, MADV_POPULATE_READ) == 0 || errno == EINVAL;
 }
 
-void heft__expect_memory(const void *memory, size_t length)
-{
-    size_t bytes;
-    void *start = pages_of(memory, length, &bytes);
-    (void)madvise(start, bytes, MADV_WILLNEED);
-}
-
 void heft__forget_memory(const void *memory, size_t length)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);

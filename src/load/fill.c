@@ -1,28 +1,12 @@
 /* fill.c - from a checkpoint's bytes to a model's parameters.
  *
- * Mapped parameters point into the file and cost nothing. Others get memory of their own, which is
- * filled in pieces by all threads: plain tensors piece by piece straight from the file, the rest
- * (strided, deflated, other byte order) one tensor at a time. A cast goes through one small buffer
- * per piece. A shared copy is filled the same way by whoever comes first, and bound by all. Not done
- * here: deciding which tensor fills which parameter. */
+ * Mapped parameters point into the file and cost nothing, and so do those that stay in it. Others get
+ * memory of their own, which is filled in pieces by all threads. A shared copy is filled the same way
+ * by whoever comes first, and bound by all. Not done here: deciding which tensor fills which
+ * parameter, and reading. */
 #include "load/load.h"
 
 #include <pthread.h>
-
-#define PIECE_BYTES ((uint64_t)16 << 20)  /* of one read, in the file's dtype */
-#define SCRATCH_BYTES ((size_t)256 << 10) /* of one cast: stays in the second-level cache */
-#define DIRECT_BYTES ((size_t)4 << 20) /* of one cast of a direct read: huge pages, long requests */
-#define DIRECT_LEAST ((uint64_t)16 << 20) /* smaller files are read through the page cache */
-#define DIRECT_RESIDENCY 0.2              /* of which less is in the page cache than this */
-#define DISK_THREADS ((size_t)4)          /* that wait for a disk, at least */
-
-struct item { /* one piece of work */
-    size_t parameter, tensor;
-    uint64_t first, count; /* elements */
-    bool whole;            /* through a tensor reader */
-    uint64_t offset;       /* of `first` in the file, where not whole */
-    bool spill;            /* the blocks at both ends belong to it alone */
-};
 
 #define NO_PLACE UINT64_MAX
 #define PLACE_ALIGN 64 /* of a parameter in a shared copy */
@@ -37,160 +21,53 @@ struct fill {
     uint8_t **data;         /* [model->count] where to write, NULL: not copied */
     heft_storage **fresh;   /* [model->count] new storages, bound when all went well */
     heft_tensor **mapped;   /* [model->count] */
+    bool *stays;            /* [model->count] in its file */
     enum way *way;          /* [ckpt->file_count] */
     heft__segment *segment; /* the shared copy, NULL without */
     uint64_t *place;        /* [model->count] in it; NO_PLACE: not there */
     uint64_t segment_bytes;
-    struct item *items;
-    size_t count, cap;
+    heft__pieces pieces;  /* what is read; the owner is the parameter */
     pthread_mutex_t lock; /* guards done_bytes and the progress callback */
-    uint64_t done_bytes, total_bytes;
+    uint64_t done_bytes;
 };
 
 /* ---- work ------------------------------------------------------------------------------------ */
-static heft_status read_piece(const struct fill *f, const struct item *item, uint64_t offset,
-                              void *dst, size_t length, bool spill, heft_error *err)
-{
-    heft__source *source = heft__file_of(f->ckpt, item->tensor)->source;
-    return f->way[f->ckpt->infos[item->tensor].file_index] == DIRECT
-               ? heft__source_read_direct(source, offset, dst, length, spill, err)
-               : heft__source_read(source, offset, dst, length, err);
-}
-
-/* The first place at or behind a block's beginning in `base` that has the phase of the offset: the
- * bytes in front of it, back to the block's beginning, are in `base` too. */
-static uint8_t *in_phase(uint8_t *base, uint64_t offset)
-{
-    const uintptr_t block = HEFT__DIRECT_BLOCK,
-                    start = ((uintptr_t)base + block - 1) / block * block;
-    return base + (start - (uintptr_t)base) + offset % block;
-}
-
-/* Through a buffer, which for direct reads has the file's phase. */
-static heft_status fill_cast(struct fill *f, const struct item *item, heft_error *err)
-{
-    const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
-    const heft_dtype to = f->model->parameters[item->parameter].dtype;
-    const bool direct = f->way[info->file_index] == DIRECT;
-    const size_t bytes = direct ? DIRECT_BYTES : SCRATCH_BYTES;
-    const size_t from_bytes = heft_dtype_bits(info->dtype) / 8;
-    const size_t to_bytes = heft_dtype_bits(to) / 8, most = bytes / from_bytes;
-    uint8_t *dst = f->data[item->parameter] + item->first * to_bytes;
-    const size_t room = bytes + 2 * HEFT__DIRECT_BLOCK; /* for the phase, and what spills over */
-    uint8_t *scratch = heft__alloc(f->model->ctx, room);
-    heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, bytes);
-    for (uint64_t done = 0; done < item->count && status == HEFT_OK;) {
-        const uint64_t left = item->count - done, offset = item->offset + done * from_bytes;
-        const size_t elems = left < most ? (size_t)left : most;
-        uint8_t *read_to = in_phase(scratch, offset);
-        status = read_piece(f, item, offset, read_to, elems * from_bytes, true, err);
-        if (status == HEFT_OK) {
-            heft__cast(to, dst + done * to_bytes, info->dtype, read_to, elems);
-        }
-        done += elems;
-    }
-    heft__free(f->model->ctx, scratch, room);
-    return status;
-}
-
-static heft_status fill_plain(struct fill *f, const struct item *item, heft_error *err)
-{
-    const heft_dtype from = f->ckpt->infos[item->tensor].dtype;
-    const size_t bytes = heft_dtype_bits(from) / 8;
-    if (from != f->model->parameters[item->parameter].dtype) {
-        return fill_cast(f, item, err);
-    }
-    return read_piece(f, item, item->offset, f->data[item->parameter] + item->first * bytes,
-                      (size_t)(item->count * bytes), item->spill, err);
-}
-
-static heft_status fill_whole(struct fill *f, const struct item *item, heft_error *err)
-{
-    const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
-    const heft_dtype to = f->model->parameters[item->parameter].dtype;
-    uint8_t *dst = f->data[item->parameter];
-    if (info->dtype == to) {
-        return heft_checkpoint_read(f->ckpt, item->tensor, dst, info->size_bytes, err);
-    }
-    heft__tensor_reader *reader = NULL;
-    uint8_t *scratch = heft__alloc(f->model->ctx, SCRATCH_BYTES);
-    heft_status status =
-        scratch ? heft__tensor_reader_new(f->model->ctx, heft__file_of(f->ckpt, item->tensor),
-                                          f->ckpt->entries[item->tensor], &reader, err)
-                : heft__fail_nomem(err, SCRATCH_BYTES);
-    size_t piece = 1;
-    while (status == HEFT_OK && piece > 0) {
-        status = heft__tensor_reader_next(reader, scratch, SCRATCH_BYTES, &piece, err);
-        if (status == HEFT_OK) {
-            size_t elems = piece / (heft_dtype_bits(info->dtype) / 8);
-            heft__cast(to, dst, info->dtype, scratch, elems);
-            dst += elems * (heft_dtype_bits(to) / 8);
-        }
-    }
-    heft__tensor_reader_free(reader);
-    heft__free(f->model->ctx, scratch, SCRATCH_BYTES);
-    return status;
-}
-
-static heft_status fill_item(void *user, size_t i, heft_error *err)
+static heft_status fill_piece(void *user, size_t i, heft_error *err)
 {
     struct fill *f = user;
-    const struct item *item = &f->items[i];
-    const heft_tensor_info *info = &f->ckpt->infos[item->tensor];
-    heft_status status = item->whole ? fill_whole(f, item, err) : fill_plain(f, item, err);
+    heft_status status = heft__piece_read(&f->pieces, i, f->data[f->pieces.list[i].owner], err);
     if (status == HEFT_OK) {
         pthread_mutex_lock(&f->lock);
-        f->done_bytes += item->count * heft_dtype_bits(info->dtype) / 8;
-        status = heft__tell_progress(f->model->ctx, "reading", f->done_bytes, f->total_bytes, err);
+        f->done_bytes += heft__piece_bytes(&f->pieces, i);
+        status = heft__tell_progress(f->model->ctx, "reading", f->done_bytes, f->pieces.bytes, err);
         pthread_mutex_unlock(&f->lock);
     }
-    heft__add_item(status, err, info->name);
-    return heft__add_path(status, err, f->ckpt->files[info->file_index].info.path);
+    return status;
 }
 
 /* ---- planning -------------------------------------------------------------------------------- */
-static heft_status add_items(struct fill *f, size_t parameter, size_t tensor, heft_error *err)
+/* The pieces of parameter i, which go to data[i]. */
+static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_error *err)
 {
-    const heft_tensor_info *info = &f->ckpt->infos[tensor];
-    const heft_parameter *wanted = &f->model->parameters[parameter];
-    uint64_t elems, offset = info->offset, bits = heft_dtype_bits(info->dtype);
-    bool whole = offset == HEFT_NO_OFFSET || bits < 8;
-    (void)heft__shape_elems(wanted->shape, wanted->rank, &elems); /* checked by the builder */
-    offset = whole ? offset : offset + f->match->first[parameter] * bits / 8;
-    uint64_t step = whole ? elems : PIECE_BYTES * 8 / bits, count;
-    /* Pieces of a direct read end where blocks do, so that none writes into another's. */
-    const bool direct = !whole && f->way[info->file_index] == DIRECT && f->fresh[parameter];
-    const uint64_t before = direct ? offset % HEFT__DIRECT_BLOCK : 0;
-    const bool spill = direct && (before * 8) % bits == 0;
-    for (uint64_t first = 0; first < elems; first += count) {
-        count = first == 0 && spill ? step - before * 8 / bits : step;
-        count = elems - first < count ? elems - first : count;
-        if (!heft__array_reserve(f->model->ctx, (void **)&f->items, f->count, &f->cap,
-                                 sizeof *f->items)) {
-            return heft__fail_nomem(err, sizeof *f->items);
-        }
-        f->items[f->count++] = (struct item){
-            .parameter = parameter,
-            .tensor = tensor,
-            .first = first,
-            .count = count,
-            .whole = whole,
-            .offset = whole ? 0 : offset + first * bits / 8,
-            .spill = spill,
-        };
-    }
-    f->total_bytes += elems * bits / 8;
-    return HEFT_OK;
+    const heft_parameter *parameter = &f->model->parameters[i];
+    heft__part part = {
+        .tensor = tensor,
+        .first = f->match->first[i],
+        .to = parameter->dtype,
+        .direct = f->way[f->ckpt->infos[tensor].file_index] == DIRECT,
+        .spare = f->fresh[i] != NULL,
+    };
+    (void)heft__shape_elems(parameter->shape, parameter->rank,
+                            &part.elems); /* checked by the builder */
+    return heft__pieces_add(&f->pieces, &part, i, err);
 }
 
 /* Files of which little is in the page cache are read past it: it would only be a second copy, and
  * requests are longer. */
 static bool is_direct(struct fill *f, size_t file, heft__fill_counts *counts)
 {
-    heft__source *source = f->ckpt->files[file].file->source;
     if (f->way[file] == UNDECIDED) {
-        bool direct = heft__source_size(source) >= DIRECT_LEAST && !heft__source_network(source) &&
-                      heft__source_residency(source) < DIRECT_RESIDENCY;
+        bool direct = heft__file_is_cold(f->ckpt, file);
         f->way[file] = direct ? DIRECT : BUFFERED;
         counts->direct_files += direct;
     }
@@ -204,33 +81,29 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
-    if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
-                          heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
-    }
     const bool past_cache = is_direct(f, info->file_index, counts);
     if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
         counts->shared_bytes += parameter->size_bytes;
         counts->cast_bytes += info->dtype != parameter->dtype ? parameter->size_bytes : 0;
-        return add_items(f, i, tensor, err);
+        return add_pieces(f, i, tensor, err);
     }
     if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
         f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
     } else {
         const bool direct = past_cache && info->offset != HEFT_NO_OFFSET;
-        const size_t more = direct ? 2 * HEFT__DIRECT_BLOCK : 0; /* the phase, and what spills */
+        const size_t more = direct ? HEFT__SPARE_BYTES : 0;
         status = heft__storage_new(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
         if (status == HEFT_OK) {
             uint8_t *base = heft_storage_data(f->fresh[i]);
             uint64_t offset = info->offset + f->match->first[i] * heft_dtype_bits(info->dtype) / 8;
-            f->data[i] = direct ? in_phase(base, offset) : base;
+            f->data[i] = direct ? heft__in_phase(base, offset) : base;
         }
     }
     counts->copied_bytes += parameter->size_bytes;
     counts->cast_bytes += info->dtype != parameter->dtype ? parameter->size_bytes : 0;
-    return status == HEFT_OK ? add_items(f, i, tensor, err) : status;
+    return status == HEFT_OK ? add_pieces(f, i, tensor, err) : status;
 }
 
 /* Whether a parameter is a part of its tensor only. */
@@ -243,22 +116,21 @@ static bool is_slice(const struct fill *f, size_t i)
            heft__shape_elems(info->shape, info->rank, &theirs) && ours != theirs;
 }
 
-/* Whether parameter i is to be mapped: by its device, if it has one, else by the options. A file has
- * what is in it: nothing that must be cast or put in order can stay there. */
-static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, bool *map,
+enum fate { COPY, MAP, STAY }; /* STAY: in its file, without memory, until it is brought in */
+
+/* What becomes of parameter i: by its device, if it has one, else by the options. Only what lies in
+ * its file as it is used can be mapped. Buffers are small, and needed all the time. */
+static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum fate *fate,
                           heft_error *err)
 {
-    const char *name = f->model->parameters[i].name;
-    *map = f->options->map && as_it_lies;
+    const heft_parameter *parameter = &f->model->parameters[i];
+    *fate = f->options->map && as_it_lies ? MAP : COPY;
     if (!f->options->device_of) {
         return HEFT_OK;
     }
-    const int32_t device = f->options->device_of(f->options->device_user, name);
-    if (device == HEFT_DEVICE_DISK && !as_it_lies) {
-        return heft__fail(err, HEFT_UNSUPPORTED,
-                          "cannot stay in its file: it is another dtype or layout there");
-    }
-    *map = device == HEFT_DEVICE_DISK;
+    const int32_t device = f->options->device_of(f->options->device_user, parameter->name);
+    const bool stays = device == HEFT_DEVICE_DISK && parameter->kind == HEFT_PARAMETER_WEIGHT;
+    *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
     return device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK
                ? HEFT_OK
                : heft__fail(err, HEFT_UNSUPPORTED,
@@ -267,34 +139,60 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, bool 
                             (int)device);
 }
 
+/* Leave parameter i in its file: its bytes count where it lives. */
+static heft_status plan_stay(struct fill *f, size_t i, heft__fill_counts *counts)
+{
+    f->stays[i] = true;
+    counts->disk_bytes += f->model->parameters[i].size_bytes;
+    return HEFT_OK;
+}
+
+static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts,
+                            heft_error *err)
+{
+    heft_status status = f->options->device_of
+                             ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
+                             : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
+    if (status == HEFT_OK && !f->mapped[i]) {
+        return plan_stay(f, i, counts);
+    }
+    counts->mapped_bytes += f->model->parameters[i].size_bytes;
+    return status;
+}
+
+static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
+                                  heft__fill_counts *counts, heft_error *err)
+{
+    const heft_tensor_info *info = &f->ckpt->infos[tensor];
+    const heft_parameter *parameter = &f->model->parameters[i];
+    const bool as_it_lies = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET;
+    enum fate fate = COPY;
+    if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
+                          heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
+    }
+    if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "is a part of '%.100s', which is strided or packed", info->name);
+    }
+    heft_status status = decide(f, i, as_it_lies, &fate, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    return fate == STAY  ? plan_stay(f, i, counts)
+           : fate == MAP ? plan_map(f, i, tensor, counts, err)
+                         : plan_copy(f, i, tensor, counts, err);
+}
+
 static heft_status plan(struct fill *f, heft__fill_counts *counts, heft_error *err)
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < f->model->count && status == HEFT_OK; i++) {
         size_t tensor = f->match->source[i];
-        if (tensor == HEFT__NO_TENSOR) {
-            continue;
+        if (tensor != HEFT__NO_TENSOR) {
+            status = heft__add_item(plan_parameter(f, i, tensor, counts, err), err,
+                                    f->model->parameters[i].name);
         }
-        if (is_slice(f, i) && f->ckpt->infos[tensor].offset == HEFT_NO_OFFSET) {
-            return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED,
-                                             "is a part of '%.100s', which is strided or packed",
-                                             f->ckpt->infos[tensor].name),
-                                  err, f->model->parameters[i].name);
-        }
-        bool as_it_lies = f->ckpt->infos[tensor].dtype == f->model->parameters[i].dtype &&
-                          f->ckpt->infos[tensor].offset != HEFT_NO_OFFSET;
-        bool map = false;
-        status = decide(f, i, as_it_lies, &map, err);
-        if (status != HEFT_OK) {
-            return heft__add_item(status, err, f->model->parameters[i].name);
-        }
-        if (map) {
-            status = heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
-            counts->mapped_bytes += f->model->parameters[i].size_bytes;
-        } else {
-            status = plan_copy(f, i, tensor, counts, err);
-        }
-        heft__add_item(status, err, f->model->parameters[i].name);
     }
     return status;
 }
@@ -314,12 +212,15 @@ static void bind_all(struct fill *f)
             uint64_t start = (uint64_t)(f->data[i] - (uint8_t *)heft_storage_data(f->fresh[i]));
             heft__model_bind(f->model, i, f->fresh[i], start, HEFT_PARAMETER_OWNED);
             f->fresh[i] = NULL;
+        } else if (f->stays[i]) {
+            heft__model_bind(f->model, i, NULL, 0, HEFT_PARAMETER_DISK);
         }
     }
     for (size_t i = 0; i < f->model->count; i++) {
         size_t source = f->model->parameters[i].tied_to;
         const heft__binding *binding = &f->model->bindings[source];
-        if (source != i && f->match->source[source] != HEFT__NO_TENSOR && binding->storage) {
+        if (source != i && f->match->source[source] != HEFT__NO_TENSOR &&
+            (binding->storage || f->stays[source])) {
             heft__model_bind(f->model, i, heft_storage_ref(binding->storage), binding->byte_offset,
                              f->model->parameters[source].state);
         }
@@ -375,7 +276,7 @@ static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_err
         }
     }
     if (counts->joined) {
-        f->count = 0; /* somebody else has done the work */
+        f->pieces.count = 0; /* somebody else has done the work */
     }
     return HEFT_OK;
 }
@@ -418,12 +319,13 @@ static heft_status make_arrays(struct fill *f, heft_error *err)
     f->data = heft__alloc_zero(ctx, count, sizeof *f->data);
     f->fresh = heft__alloc_zero(ctx, count, sizeof *f->fresh);
     f->mapped = heft__alloc_zero(ctx, count, sizeof *f->mapped);
+    f->stays = heft__alloc_zero(ctx, count, sizeof *f->stays);
     f->place = heft__alloc(ctx, count * sizeof *f->place);
     f->way = heft__alloc_zero(ctx, f->ckpt->file_count, sizeof *f->way);
     for (size_t i = 0; f->place && i < count; i++) {
         f->place[i] = NO_PLACE;
     }
-    return f->data && f->fresh && f->mapped && f->place && f->way
+    return f->data && f->fresh && f->mapped && f->stays && f->place && f->way
                ? HEFT_OK
                : heft__fail_nomem(err, count * sizeof *f->data);
 }
@@ -440,10 +342,11 @@ static void free_arrays(struct fill *f)
             heft_tensor_free(f->mapped[i]);
         }
     }
-    heft__free(ctx, f->items, f->cap * sizeof *f->items);
+    heft__pieces_fini(&f->pieces);
     heft__free(ctx, f->data, count * sizeof *f->data);
     heft__free(ctx, f->fresh, count * sizeof *f->fresh);
     heft__free(ctx, f->mapped, count * sizeof *f->mapped);
+    heft__free(ctx, f->stays, count * sizeof *f->stays);
     heft__free(ctx, f->place, count * sizeof *f->place);
     heft__free(ctx, f->way, f->ckpt->file_count * sizeof *f->way);
 }
@@ -451,10 +354,10 @@ static void free_arrays(struct fill *f)
 static heft_status do_work(struct fill *f, const heft__fill_counts *counts, heft_error *err)
 {
     size_t threads = heft__threads(f->model->ctx);
-    if (counts->direct_files && threads > 1 && threads < DISK_THREADS) {
-        threads = DISK_THREADS;
+    if (counts->direct_files && threads > 1 && threads < HEFT__DISK_THREADS) {
+        threads = HEFT__DISK_THREADS;
     }
-    return heft__parallel_on(threads, f->count, fill_item, f, err);
+    return heft__parallel_on(threads, f->pieces.count, fill_piece, f, err);
 }
 
 heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
@@ -463,6 +366,7 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
 {
     struct fill f = {.model = model, .ckpt = ckpt, .match = match, .options = options};
     heft_storage *copy = NULL;
+    heft__pieces_init(&f.pieces, ckpt);
     pthread_mutex_init(&f.lock, NULL);
     heft_status status = make_arrays(&f, err);
     if (status == HEFT_OK) {
@@ -528,14 +432,14 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
 static heft_status add_ranges(struct touching *t, size_t tensor, const uint8_t *memory,
                               uint64_t offset, uint64_t length, heft_error *err)
 {
-    for (uint64_t at = 0; at < length; at += PIECE_BYTES) {
+    for (uint64_t at = 0; at < length; at += HEFT__READ_BYTES) {
         if (!heft__array_reserve(t->ctx, (void **)&t->ranges, t->count, &t->cap,
                                  sizeof *t->ranges)) {
             return heft__fail_nomem(err, sizeof *t->ranges);
         }
         uint64_t left = length - at;
-        t->ranges[t->count++] =
-            (struct range){tensor, memory, offset + at, left < PIECE_BYTES ? left : PIECE_BYTES};
+        t->ranges[t->count++] = (struct range){tensor, memory, offset + at,
+                                               left < HEFT__READ_BYTES ? left : HEFT__READ_BYTES};
     }
     t->total += length;
     return HEFT_OK;
@@ -563,41 +467,10 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
     }
     if (status == HEFT_OK) {
         size_t threads = heft__threads(model->ctx);
-        threads = threads > 1 && threads < DISK_THREADS ? DISK_THREADS : threads;
+        threads = threads > 1 && threads < HEFT__DISK_THREADS ? HEFT__DISK_THREADS : threads;
         status = heft__parallel_on(threads, t.count, touch_range, &t, err);
     }
     pthread_mutex_destroy(&t.lock);
     heft__free(model->ctx, t.ranges, t.cap * sizeof *t.ranges);
-    return status;
-}
-
-heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
-                                heft_error *err)
-{
-    const size_t numbers[2] = {a, b};
-    heft__tensor_reader *readers[2] = {NULL, NULL};
-    heft_status status = HEFT_OK;
-    uint8_t *scratch = heft__alloc(ckpt->ctx, 2 * SCRATCH_BYTES);
-    if (!scratch) {
-        return heft__fail_nomem(err, 2 * SCRATCH_BYTES);
-    }
-    *equal = ckpt->infos[a].dtype == ckpt->infos[b].dtype &&
-             ckpt->infos[a].size_bytes == ckpt->infos[b].size_bytes;
-    for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
-        status = heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, numbers[k]),
-                                         ckpt->entries[numbers[k]], &readers[k], err);
-    }
-    for (uint64_t done = 0; done < ckpt->infos[a].size_bytes && *equal && status == HEFT_OK;) {
-        uint64_t left = ckpt->infos[a].size_bytes - done;
-        size_t wanted = left < SCRATCH_BYTES ? (size_t)left : SCRATCH_BYTES;
-        for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
-            status = heft__tensor_reader_fill(readers[k], scratch + k * SCRATCH_BYTES, wanted, err);
-        }
-        *equal = memcmp(scratch, scratch + SCRATCH_BYTES, wanted) == 0;
-        done += wanted;
-    }
-    heft__tensor_reader_free(readers[0]);
-    heft__tensor_reader_free(readers[1]);
-    heft__free(ckpt->ctx, scratch, 2 * SCRATCH_BYTES);
     return status;
 }

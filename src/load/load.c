@@ -207,6 +207,10 @@ static heft_status load(struct loading *l, const char *path, heft_error *err)
         if (status == HEFT_OK && verdict == HEFT_OK) {
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }
+        if (status == HEFT_OK && verdict == HEFT_OK) {
+            heft__store_move_home(&l->store, &l->ckpt, &l->match);
+            status = heft__homes_keep(l->model, &l->ckpt, &l->match, err);
+        }
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     return heft__add_path(verdict, err, path);

@@ -56,9 +56,61 @@ void heft__match_fini(const heft_model *model, heft__match *match);
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
                                 heft_dtype dtype, heft_model **out, heft_error *err);
 
+/* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
+#define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */
+#define HEFT__DISK_THREADS ((size_t)4)          /* that wait for a disk, at least */
+#define HEFT__DIRECT_LEAST ((uint64_t)16 << 20) /* smaller files are read through the page cache */
+#define HEFT__COLD 0.2                          /* of a file, less of which is in the page cache */
+#define HEFT__SPARE_BYTES ((size_t)2 * HEFT__DIRECT_BLOCK) /* the phase, and what spills over */
+
+typedef struct heft__part { /* a parameter, and the part of a tensor that fills it */
+    size_t tensor;
+    uint64_t first, elems; /* of the tensor, row by row */
+    heft_dtype to;         /* its dtype in memory */
+    bool direct;           /* read past the page cache */
+    bool spare; /* its memory has HEFT__SPARE_BYTES more, and begins in the phase of the file */
+} heft__part;
+
+typedef struct heft__piece {
+    size_t owner, tensor;
+    uint64_t first, count; /* elements of the owner's memory */
+    uint64_t offset;       /* of `first` in the file, where not whole */
+    heft_dtype to;
+    bool whole; /* through a tensor reader */
+    bool direct;
+    bool spill; /* the blocks at both ends belong to it alone */
+} heft__piece;
+
+typedef struct heft__pieces {
+    const heft_checkpoint *ckpt;
+    heft__piece *list;
+    size_t count, cap;
+    uint64_t bytes; /* to be read */
+} heft__pieces;
+
+void heft__pieces_init(heft__pieces *pieces, const heft_checkpoint *ckpt);
+void heft__pieces_fini(heft__pieces *pieces);
+/* owner: the caller's number for the memory. */
+heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
+                             heft_error *err);
+uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i); /* in the file's dtype */
+/* memory: the owner's, its beginning. Any number of threads, each with pieces of its own. */
+heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memory,
+                             heft_error *err);
+/* Where in its file a part begins; HEFT_NO_OFFSET if it does not lie there as it is used. */
+uint64_t heft__part_offset(const heft_checkpoint *ckpt, size_t tensor, uint64_t first);
+/* The first place at or behind a block's beginning in `base` that has the phase of the offset: the
+ * bytes in front of it, back to the block's beginning, are in `base` too. */
+uint8_t *heft__in_phase(uint8_t *base, uint64_t offset);
+/* Whether a file is read past the page cache: it would only be a second copy, and requests are longer. */
+bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file);
+/* Whether two tensors of a checkpoint hold equal bytes; reads both. */
+heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
+                                heft_error *err);
+
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
-    uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes;
+    uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;
     size_t direct_files; /* read past the page cache */
     bool joined;         /* the shared copy was there already */
 } heft__fill_counts;
@@ -78,9 +130,23 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
 /* Bring in every mapped byte. */
 heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
                              const heft__match *match, heft_error *err);
-/* Whether two tensors of a checkpoint hold equal bytes; reads both. */
-heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
-                                heft_error *err);
+
+/* ---- homes: of parameters that stay in their files (homes.c) --------------------------------- */
+typedef struct heft__homes {
+    heft_checkpoint *ckpt; /* owned */
+    size_t *source;        /* [count] as in heft__match, by number of the parameter */
+    uint64_t *first;       /* [count] */
+    size_t count;
+} heft__homes;
+
+/* Map a tensor; *out is NULL where there is no address space for its file: it can stay there without. */
+heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
+                              heft_error *err);
+/* Let the model keep the checkpoint, and where its parameters are in it, if any is mapped or on the
+ * disk: *ckpt and the match's lists are taken then. */
+heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__match *match,
+                             heft_error *err);
+const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
 
 /* ---- offload_store.c: what a device map leaves on the disk, as Accelerate's offload folder ----- */
 typedef struct heft__store {
@@ -96,7 +162,8 @@ typedef struct heft__store {
     bool *taken;        /* [model->count] it is mapped from its .dat */
     const char **paths; /* [ckpt->file_count] absolute; NULL: not needed yet */
     uint64_t dat_bytes, done_bytes;
-    bool kept; /* it was there already, and is what would have been written */
+    bool kept;               /* it was there already, and is what would have been written */
+    heft_checkpoint *folder; /* when it is there; NULL without entries */
     heft__tensor_reader *reader;
     void *scratch, *raw;
     size_t scratch_bytes, raw_bytes;
@@ -109,6 +176,8 @@ heft_status heft__store_plan(heft__store *store, heft_model *model, const heft_c
 /* After filling: write the folder, or hold the one that is there against it, and bind what lives in a
  * .dat. EXISTS for a folder that differs. */
 heft_status heft__store_finish(heft__store *store, heft__fill_counts *counts, heft_error *err);
+/* Last: the model's home is the folder, which has all that stays on the disk. */
+void heft__store_move_home(heft__store *store, heft_checkpoint **ckpt, heft__match *match);
 void heft__store_fini(heft__store *store);
 
 /* ---- report ---------------------------------------------------------------------------------- */

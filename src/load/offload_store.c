@@ -2,8 +2,8 @@
  *
  * A tensor that lies in a safetensors file as the model wants it is an entry that points there; a
  * .dat is written only for the rest: .bin files, casts, strides, parts of stacked tensors, what the
- * checkpoint lacks. A .dat holds what the model's parameter is; where the checkpoint's own file does
- * not, the parameter is mapped from there. Tied names have an entry each: the reference asks for both.
+ * checkpoint lacks. A .dat holds what the model's parameter is, and a weight lives there from then on;
+ * buffers have memory all the same. Tied names have an entry each: the reference asks for both.
  *
  * An index that is in the folder already is compared with the one that would be written, name by
  * name, and each .dat byte by byte; nothing of it is trusted, and nothing is merged into it.
@@ -101,9 +101,7 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
     }
     s->dat_count++;
     s->dat_bytes += heft__offload_dat_bytes(entry->size_bytes); /* both fit: the model does */
-    if (!same && i == root) {
-        s->taken[root] = true;
-    }
+    s->taken[root] |= i == root && parameter->kind == HEFT_PARAMETER_WEIGHT;
     return heft__offload_check_writable(parameter->name, parameter->dtype, err);
 }
 
@@ -145,6 +143,7 @@ void heft__store_fini(heft__store *s)
 {
     if (s->model) {
         heft__tensor_reader_free(s->reader);
+        heft_checkpoint_close(s->folder);
         heft__free(s->model->ctx, s->scratch, s->scratch_bytes);
         heft__free(s->model->ctx, s->raw, s->raw_bytes);
         heft__arena_fini(&s->arena);
@@ -449,65 +448,68 @@ static heft_status write_folder(heft__store *s, heft_error *err)
 }
 
 /* ---- parameters that live in a .dat now ------------------------------------------------------ */
-static void release_source(void *user)
-{
-    heft__source_unref(user);
-}
-
-static heft_status map_dat(heft__store *s, size_t i, heft_storage **out, heft_error *err)
-{
-    const char *name = dat_name(s, i);
-    const char *path = name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
-    const uint8_t *base = NULL;
-    heft__source *source = NULL;
-    heft_status status = path ? heft__source_open(s->model->ctx, path, &source, err)
-                              : heft__fail_nomem(err, strlen(s->entries[i].name));
-    if (status == HEFT_OK &&
-        heft__source_size(source) != heft__offload_dat_bytes(s->entries[i].size_bytes)) {
-        status = heft__fail(err, HEFT_IO, "has %llu bytes now",
-                            (unsigned long long)heft__source_size(source));
-    }
-    if (status == HEFT_OK) {
-        status = heft__source_map(source, &base, err);
-    }
-    if (status == HEFT_OK && s->options->touch) {
-        status = heft__source_touch(source, 0, s->entries[i].size_bytes, err);
-    }
-    if (status == HEFT_OK) {
-        heft__source_park(source); /* the mapping stays */
-        status = heft_storage_wrap(s->model->ctx, (void *)(uintptr_t)base, s->entries[i].size_bytes,
-                                   release_source, source, out, err);
-    }
-    if (status != HEFT_OK) {
-        heft__source_unref(source);
-        heft__add_item(status, err, s->entries[i].name);
-    }
-    return heft__add_path(status, err, path);
-}
-
-static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
+/* Bind parameter `root` and those tied to it to its tensor in the folder. */
+static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__fill_counts *counts,
+                             heft_error *err)
 {
     heft_model *model = s->model;
-    heft_status status = HEFT_OK;
-    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
-        const size_t root = s->root[i];
-        heft_storage *storage = NULL;
-        if (!s->taken[root] || strcmp(s->entries[i].name, model->parameters[root].name) != 0) {
-            continue;
+    const uint64_t bytes = model->parameters[root].size_bytes;
+    heft_tensor *mapped = NULL;
+    heft_status status = heft__map_or_stay(s->folder, tensor, &mapped, err);
+    if (mapped && s->options->touch) {
+        status = heft__source_touch(heft__file_of(s->folder, tensor)->source,
+                                    s->folder->infos[tensor].offset, bytes, err);
+    }
+    if (status != HEFT_OK) {
+        heft_tensor_free(mapped);
+        return heft__add_item(status, err, model->parameters[root].name);
+    }
+    const uint64_t start =
+        mapped ? (uint64_t)((uint8_t *)mapped->data - (uint8_t *)heft_storage_data(mapped->storage))
+               : 0;
+    for (size_t k = 0; k < model->count; k++) {
+        if (model->parameters[k].tied_to == root) {
+            heft__model_bind(model, k, mapped ? heft_storage_ref(mapped->storage) : NULL, start,
+                             mapped ? HEFT_PARAMETER_MAPPED : HEFT_PARAMETER_DISK);
         }
-        status = map_dat(s, i, &storage, err);
-        if (status != HEFT_OK) {
-            break;
+    }
+    *(mapped ? &counts->mapped_bytes : &counts->disk_bytes) += bytes;
+    heft_tensor_free(mapped);
+    return HEFT_OK;
+}
+
+/* The folder is opened as any other one: what was written is held against its index. */
+static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
+{
+    const heft_checkpoint_options options = {.prefer = HEFT_FORMAT_OFFLOAD};
+    heft_status status =
+        heft_checkpoint_open(s->model->ctx, s->options->offload_folder, &options, &s->folder, err);
+    for (size_t i = 0; i < s->model->count && status == HEFT_OK; i++) {
+        if (s->taken[i]) {
+            const size_t tensor = heft_checkpoint_find(s->folder, s->model->parameters[i].name);
+            status = tensor == SIZE_MAX
+                         ? heft__add_path(heft__fail(err, HEFT_IO, "'%.100s' is gone",
+                                                     s->model->parameters[i].name),
+                                          err, s->options->offload_folder)
+                         : bind_root(s, i, tensor, counts, err);
         }
-        for (size_t k = 0; k < model->count; k++) {
-            if (k == root || model->parameters[k].tied_to == root) {
-                heft__model_bind(model, k, heft_storage_ref(storage), 0, HEFT_PARAMETER_MAPPED);
-            }
-        }
-        counts->mapped_bytes += model->parameters[root].size_bytes;
-        heft_storage_unref(storage);
     }
     return status;
+}
+
+void heft__store_move_home(heft__store *s, heft_checkpoint **ckpt, heft__match *match)
+{
+    if (!s->folder) {
+        return;
+    }
+    for (size_t i = 0; i < s->model->count; i++) {
+        const size_t tensor = heft_checkpoint_find(s->folder, s->model->parameters[i].name);
+        match->source[i] = tensor == SIZE_MAX ? HEFT__NO_TENSOR : tensor;
+        match->first[i] = 0;
+    }
+    heft_checkpoint_close(*ckpt);
+    *ckpt = s->folder;
+    s->folder = NULL;
 }
 
 heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_error *err)
@@ -526,5 +528,5 @@ heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_e
     } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as the reference */
         status = write_folder(s, err);
     }
-    return status == HEFT_OK ? bind_taken(s, counts, err) : status;
+    return status == HEFT_OK && s->count > 0 ? bind_taken(s, counts, err) : status;
 }

@@ -121,7 +121,7 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
             arena,
             "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in their "
             "files and come in when they are used",
-            rest, casts, direct, mapped);
+            rest, casts, direct, mapped + counts->disk_bytes);
     }
     if (!options->map) {
         const bool asked = strcmp(why, "asked for") == 0 || strncmp(why, "into", 4) == 0;
@@ -173,6 +173,7 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     report->mapped_bytes = counts->mapped_bytes;
     report->copied_bytes = counts->copied_bytes;
     report->shared_bytes = counts->shared_bytes;
+    report->disk_bytes = counts->disk_bytes;
     report->warnings = memory->warnings.lines;
     report->warning_count = memory->warnings.count;
     return list_ties(memory, model, err);

@@ -95,9 +95,10 @@ static heft_status add_tensors(struct saving *s, heft_format format, bool stored
             (tied && format == HEFT_FORMAT_SAFETENSORS)) {
             continue;
         }
-        if (stored && parameter->state == HEFT_PARAMETER_ABSENT) {
+        if (stored && (parameter->state == HEFT_PARAMETER_ABSENT ||
+                       parameter->state == HEFT_PARAMETER_DISK)) {
             return heft__add_item(
-                heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here"), err,
+                heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state)), err,
                 parameter->name);
         }
         s->tensors[s->count++] = (heft__out_tensor){

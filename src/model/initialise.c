@@ -230,7 +230,8 @@ static heft_status plan(struct job *job, heft_error *err)
         return heft__fail_nomem(err, model->count * sizeof *job->fresh);
     }
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
-        if (!model->bindings[i].storage && model->parameters[i].tied_to == i) {
+        if (model->parameters[i].state == HEFT_PARAMETER_ABSENT &&
+            model->parameters[i].tied_to == i) {
             status = plan_parameter(job, i, err);
         }
     }

@@ -234,6 +234,9 @@ void heft_model_free(heft_model *model)
     for (size_t i = 0; model->bindings && i < model->count; i++) {
         heft_storage_unref(model->bindings[i].storage);
     }
+    if (model->homes) {
+        model->free_homes(model->homes);
+    }
     heft_config_free(model->config);
     heft__arena_fini(&model->arena);
     heft__free(ctx, model, sizeof *model);
@@ -306,6 +309,12 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
     model->parameters[i].state = state;
 }
 
+const char *heft__why_absent(heft_parameter_state state)
+{
+    return state == HEFT_PARAMETER_DISK ? "has no memory: it stays in its file"
+                                        : "has no value: the model is empty here";
+}
+
 heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err)
 {
     if (!model || !out || i >= model->count) {
@@ -318,6 +327,6 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
             ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank,
                                NULL, binding->storage, binding->byte_offset,
                                parameter->state == HEFT_PARAMETER_MAPPED, out, err)
-            : heft__fail(err, HEFT_NOT_FOUND, "has no value: the model is empty here");
+            : heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state));
     return heft__add_item(status, err, parameter->name);
 }

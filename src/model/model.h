@@ -110,11 +110,16 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
+    void *homes; /* where parameters that stay in their files come from: room load's, or NULL */
+    void (*free_homes)(void *homes);
 };
 
 /* Drop a parameter's binding and take a new one: takes the caller's reference on storage. */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
+
+/* What to say of a parameter that has no bytes. */
+const char *heft__why_absent(heft_parameter_state state);
 
 /* ---- skeleton builder: used by arch/
  *

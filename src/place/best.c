@@ -50,8 +50,9 @@ struct best {
 };
 
 /* ---- units ----------------------------------------------------------------------------------- */
-static bool add_unit(struct best *b, uint32_t node)
+static bool add_unit(void *user, uint32_t node)
 {
+    struct best *b = user;
     size_t cap = b->cap;
     if (!heft__array_reserve(b->ctx, (void **)&b->units, b->count, &cap, sizeof *b->units)) {
         return false;
@@ -60,26 +61,6 @@ static bool add_unit(struct best *b, uint32_t node)
     b->units[b->count] = (struct unit){node, b->count, heft__tree_bytes(b->tree, node)};
     b->count++;
     return true;
-}
-
-/* In the order of the modules: a module's tensors, then its children. */
-static bool add_units(struct best *b)
-{
-    const heft__tree *tree = b->tree;
-    bool good = true;
-    for (uint32_t at = 0; good && at < tree->module_count;) {
-        const heft__tree_module *m = &tree->modules[at];
-        if (at > 0 && !heft__tree_splits(tree, at)) { /* the whole model always is */
-            good = add_unit(b, at);
-            at = m->end;
-            continue;
-        }
-        for (uint32_t i = 0; good && i < m->tensor_count; i++) {
-            good = add_unit(b, tree->module_count + m->first_tensor + i);
-        }
-        at++;
-    }
-    return good;
 }
 
 /* The unit that holds a tensor: itself, or a module above it. */
@@ -123,7 +104,7 @@ static bool make_units(struct best *b)
 {
     const size_t nodes = (size_t)b->tree->module_count + b->tree->tensor_count;
     b->by_node = heft__alloc(b->ctx, nodes * sizeof *b->by_node);
-    if (!b->by_node || !add_units(b)) {
+    if (!b->by_node || !heft__tree_each_unit(b->tree, add_unit, b)) {
         return false;
     }
     memset(b->by_node, 0xff, nodes * sizeof *b->by_node);

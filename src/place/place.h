@@ -99,6 +99,10 @@ bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancest
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
+/* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
+ * the others as they are. The root always splits. False as soon as a visit is. */
+bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint32_t node),
+                          void *user);
 
 /* ---- maps ------------------------------------------------------------------------------------ */
 typedef struct heft__placement {

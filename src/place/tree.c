@@ -329,6 +329,25 @@ bool heft__tree_splits(const heft__tree *tree, uint32_t node)
            !tree->modules[node].block;
 }
 
+bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint32_t node),
+                          void *user)
+{
+    bool good = true;
+    for (uint32_t at = 0; good && at < tree->module_count;) {
+        const heft__tree_module *m = &tree->modules[at];
+        if (at > 0 && !heft__tree_splits(tree, at)) {
+            good = visit(user, at);
+            at = m->end;
+            continue;
+        }
+        for (uint32_t i = 0; good && i < m->tensor_count; i++) {
+            good = visit(user, tree->module_count + m->first_tensor + i);
+        }
+        at++;
+    }
+    return good;
+}
+
 double heft__tree_buffers(const heft__tree *tree, uint32_t node)
 {
     double bytes = 0;

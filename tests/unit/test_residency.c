@@ -1,11 +1,15 @@
 /* Models placed by a device map: what is on cpu has memory of its own, what is on disk stays in its
- * file, is brought in module by module and given back; and what cannot be placed is refused. */
-#include "load/load.h"
+ * file, is brought in block by block inside a budget and given back; and what cannot be placed is
+ * refused. */
+#include "run/run.h"
 #include "support.h"
 #include "support_model.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#define LAYER_BYTES (789760 * (uint64_t)4) /* of a layer of 256, 1024 */
 
 static heft_ctx *ctx;
 static char folder[256];
@@ -39,31 +43,136 @@ static int32_t layers_on_disk(void *user, const char *name)
     return strncmp(name, "encoder.layer.", 14) == 0 ? *device : HEFT_DEVICE_CPU;
 }
 
+static heft_status load_into(heft_ctx *with, int32_t device, heft_dtype dtype, const char *offload,
+                             heft_model **model, heft_error *err)
+{
+    heft_load_options options = {.device_of = layers_on_disk,
+                                 .device_user = &device,
+                                 .strict = true,
+                                 .dtype = dtype,
+                                 .offload_folder = offload};
+    return heft_model_load(with, at("model"), &options, model, NULL, err);
+}
+
 static heft_status load_with(int32_t device, heft_dtype dtype, heft_model **model, heft_error *err)
 {
-    heft_load_options options = {
-        .device_of = layers_on_disk, .device_user = &device, .strict = true, .dtype = dtype};
-    return heft_model_load(ctx, at("model"), &options, model, NULL, err);
+    return load_into(ctx, device, dtype, NULL, model, err);
 }
 
-/* Pages of files in this process's page tables, in bytes. */
-static long resident_file_bytes(void)
+static heft_residency *make_residency(const heft_model *model, uint64_t budget)
 {
-    char line[256];
-    long kib = 0;
-    FILE *file = fopen("/proc/self/status", "r");
-    while (file && fgets(line, sizeof line, file)) {
-        if (strncmp(line, "RssFile:", 8) == 0) {
-            kib = strtol(line + 8, NULL, 10);
-        }
-    }
-    if (file) {
-        fclose(file);
-    }
-    return kib * 1024;
+    const heft_residency_options options = {.budget_bytes = budget};
+    heft_residency *residency = NULL;
+    heft_error err = {0};
+    test_expect_status(heft_residency_new(model, &options, &residency, &err), HEFT_OK, &err,
+                       "residency");
+    return residency;
 }
 
+/* All tensors of a block that is here have the values of the whole model. */
+static void compare_block(heft_residency *residency, const heft_block *block,
+                          const heft_model *whole)
+{
+    for (size_t k = 0; k < block->parameter_count; k++) {
+        const heft_tensor *tensor = heft_residency_tensor(residency, block->parameters[k]);
+        const char *name = heft_model_parameter(whole, block->parameters[k])->name;
+        heft_tensor *expected = NULL;
+        heft_error err = {0};
+        if (!tensor) {
+            fail_msg("%s is not there", name);
+        }
+        assert_int_equal(heft_model_tensor(whole, block->parameters[k], &expected, &err), HEFT_OK);
+        assert_int_equal(tensor->size_bytes, expected->size_bytes);
+        if (memcmp(tensor->data, expected->data, tensor->size_bytes) != 0) {
+            fail_msg("%s has other values", name);
+        }
+        heft_tensor_free(expected);
+    }
+}
+
+/* Push the checkpoint's file out of the page cache, or bring it in. */
+static void make_cache(bool warm)
+{
+    uint8_t scratch[1 << 16];
+    int fd = open(at("model/model.safetensors"), O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    (void)fsync(fd);
+    if (warm) {
+        while (read(fd, scratch, sizeof scratch) > 0) {
+        }
+    } else {
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    }
+    close(fd);
+}
+
+/* Two passes over all blocks, from a warm and a cold page cache, as they lie and cast. */
 static void modules_come_and_go(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        heft_dtype dtype;
+        bool warm, maps;
+        uint64_t budget;     /* 0: of two blocks */
+        const char *offload; /* a folder for what is cast */
+    } rows[] = {
+        {"warm",                    HEFT_DTYPE_NONE, true,  true,  0,               NULL },
+        {"cold",                    HEFT_DTYPE_NONE, false, false, 0,               NULL },
+        {"cast",                    HEFT_DTYPE_BF16, true,  false, 0,               NULL },
+        {"cast, cold",              HEFT_DTYPE_F64,  false, false, 0,               NULL },
+        {"room for one",            HEFT_DTYPE_NONE, false, false, LAYER_BYTES,     NULL },
+        {"cast, for one",           HEFT_DTYPE_BF16, true,  false, LAYER_BYTES / 2, NULL },
+        {"room for all",            HEFT_DTYPE_NONE, false, false, LAYER_BYTES * 9, NULL },
+        {"a cast that was written", HEFT_DTYPE_BF16, true,  true,  0,               "off"},
+        {"a cast that is there",    HEFT_DTYPE_BF16, true,  true,  LAYER_BYTES / 2, "off"},
+    };
+    for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
+        heft_error err = {0};
+        heft_model *model = NULL, *whole = NULL;
+        const heft_load_options copy = {.mode = HEFT_LOAD_COPY, .dtype = rows[row].dtype};
+        const char *offload = rows[row].offload ? at(rows[row].offload) : NULL;
+        test_expect_status(load_into(ctx, HEFT_DEVICE_DISK, rows[row].dtype, offload, &model, &err),
+                           HEFT_OK, &err, rows[row].name);
+        test_expect_status(heft_model_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK,
+                           &err, rows[row].name);
+        make_cache(rows[row].warm);
+        heft_residency *residency = make_residency(model, rows[row].budget);
+        uint64_t brought = 0;
+        for (size_t i = 0; i < 2 * heft_residency_count(residency); i++) {
+            const size_t number = i % heft_residency_count(residency);
+            const heft_block *block = heft_residency_block(residency, number);
+            brought += block->brought_bytes;
+            test_expect_status(heft_residency_acquire(residency, number, &err), HEFT_OK, &err,
+                               block->module);
+            compare_block(residency, block, whole);
+            heft_residency_release(residency, number);
+            if (block->brought_bytes > 0) {
+                assert_int_equal(heft_residency_find(residency, block->module), number);
+                assert_null(heft_residency_tensor(residency, block->parameters[0]));
+            }
+        }
+        heft_residency_facts facts;
+        heft_residency_tell(residency, &facts);
+        assert_int_equal(facts.ahead + facts.waited, 16);
+        assert_true(facts.peak_bytes <= facts.budget_bytes);
+        const uint64_t seen = facts.read_bytes + facts.mapped_bytes;
+        if (rows[row].budget > 8 * LAYER_BYTES) {
+            assert_int_equal(seen, brought / 2); /* the second pass has them all */
+        } else {                                 /* reading ahead may have gone on into a third */
+            assert_in_range(seen, brought, brought + facts.budget_bytes);
+        }
+        if (rows[row].warm) { /* a cold file may have come back */
+            assert_int_equal(facts.read_bytes > 0, !rows[row].maps);
+        }
+        heft_residency_free(residency);
+        heft_model_free(model);
+        heft_model_free(whole);
+    }
+}
+
+/* Blocks in any order, several at once. */
+static void any_order(void **state)
 {
     (void)state;
     heft_error err = {0};
@@ -73,44 +182,73 @@ static void modules_come_and_go(void **state)
                        "placed");
     test_expect_status(heft_model_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK, &err,
                        "whole");
-    for (size_t i = 0; i < heft_model_count(model); i++) {
-        const heft_parameter *parameter = heft_model_parameter(model, i);
-        bool layer = strncmp(parameter->name, "encoder.layer.", 14) == 0;
-        if (parameter->kind == HEFT_PARAMETER_WEIGHT) {
-            assert_int_equal(parameter->state,
-                             layer ? HEFT_PARAMETER_MAPPED : HEFT_PARAMETER_OWNED);
-        }
+    make_cache(false);
+    heft_residency *residency = make_residency(model, 3 * LAYER_BYTES + (LAYER_BYTES >> 1));
+    const size_t first = heft_residency_find(residency, "encoder.layer.0.output");
+    unsigned random = 1;
+    size_t held[2] = {first, first};
+    test_expect_status(heft_residency_acquire(residency, first, &err), HEFT_OK, &err, "first");
+    test_expect_status(heft_residency_acquire(residency, first, &err), HEFT_OK, &err, "again");
+    for (int i = 0; i < 60; i++) {
+        random = random * 1103515245U + 12345U;
+        const size_t next = first + (random >> 16) % 8;
+        test_expect_status(heft_residency_acquire(residency, next, &err), HEFT_OK, &err, "next");
+        compare_block(residency, heft_residency_block(residency, next), whole);
+        compare_block(residency, heft_residency_block(residency, held[0]), whole);
+        heft_residency_release(residency, held[i % 2]);
+        held[i % 2] = next;
     }
-    const long before = resident_file_bytes(), layer_bytes = 3 << 20;
-    long most = 0;
-    for (int i = 0; i < 8; i++) {
-        char module[64], next[64];
-        snprintf(module, sizeof module, "encoder.layer.%d", i);
-        snprintf(next, sizeof next, "encoder.layer.%d", i + 1);
-        test_expect_status(heft_model_acquire(model, module, i < 7 ? next : NULL, &err), HEFT_OK,
-                           &err, module);
-        long now = resident_file_bytes() - before;
-        most = now > most ? now : most;
-        assert_true(now >= layer_bytes / 2);
-        for (size_t k = 0; k < heft_model_count(model); k++) {
-            heft_tensor *left = NULL, *right = NULL;
-            if (strncmp(heft_model_parameter(model, k)->name, module, strlen(module)) != 0) {
-                continue;
-            }
-            assert_int_equal(heft_model_tensor(model, k, &left, &err), HEFT_OK);
-            assert_int_equal(heft_model_tensor(whole, k, &right, &err), HEFT_OK);
-            assert_memory_equal(left->data, right->data, left->size_bytes);
-            heft_tensor_free(left);
-            heft_tensor_free(right);
-        }
-        heft_model_release(model, module);
-    }
-    assert_true(most < 3 * layer_bytes); /* not the eight of them */
-    assert_int_equal(heft_model_acquire(NULL, "", NULL, &err), HEFT_INVALID_ARG);
-    assert_int_equal(heft_model_acquire(model, NULL, NULL, &err), HEFT_INVALID_ARG);
-    heft_model_release(model, NULL);
+    heft_residency_free(residency);
     heft_model_free(model);
     heft_model_free(whole);
+}
+
+static void what_has_no_room_is_refused(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_residency *residency = NULL;
+    const heft_residency_options small = {.budget_bytes = LAYER_BYTES / 2};
+    test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err,
+                       "placed");
+    assert_int_equal(heft_residency_new(model, &small, &residency, &err), HEFT_LIMIT);
+    assert_string_equal(err.item, "encoder.layer.0");
+    assert_null(residency);
+    residency = make_residency(model, LAYER_BYTES);
+    const size_t first = heft_residency_find(residency, "encoder.layer.0");
+    test_expect_status(heft_residency_acquire(residency, first, &err), HEFT_OK, &err, "first");
+    assert_int_equal(heft_residency_acquire(residency, first + 1, &err), HEFT_LIMIT);
+    assert_string_equal(err.item, "encoder.layer.1");
+    heft_residency_release(residency, first);
+    heft_residency_release(residency, first); /* once too often: nothing */
+    test_expect_status(heft_residency_acquire(residency, first + 1, &err), HEFT_OK, &err, "second");
+    assert_int_equal(heft_residency_acquire(residency, 1000, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_residency_acquire(NULL, 0, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_residency_new(NULL, NULL, &residency, &err), HEFT_INVALID_ARG);
+    assert_null(heft_residency_block(residency, 1000));
+    assert_null(heft_residency_tensor(residency, SIZE_MAX));
+    assert_int_equal(heft_residency_find(residency, "decoder"), SIZE_MAX);
+    heft_residency_free(residency); /* with a block acquired */
+    heft_residency_free(NULL);
+    heft_model_free(model);
+}
+
+/* A parameter that is cast on the way has no memory, and says so. */
+static void a_cast_stays_on_disk(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_tensor *tensor = NULL;
+    test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_BF16, &model, &err), HEFT_OK, &err,
+                       "placed");
+    const size_t i = heft_model_find(model, "encoder.layer.3.output.dense.weight");
+    assert_int_equal(heft_model_parameter(model, i)->state, HEFT_PARAMETER_DISK);
+    assert_int_equal(heft_model_tensor(model, i, &tensor, &err), HEFT_NOT_FOUND);
+    assert_non_null(strstr(err.message, "stays in its file"));
+    assert_int_equal(heft_model_save(model, at("saved"), NULL, NULL, &err), HEFT_NOT_FOUND);
+    heft_model_free(model);
 }
 
 static void what_cannot_be_placed_is_refused(void **state)
@@ -119,25 +257,85 @@ static void what_cannot_be_placed_is_refused(void **state)
     static const struct {
         const char *name;
         int32_t device;
-        heft_dtype dtype;
         const char *says;
     } rows[] = {
-        {"an_accelerator", 3,                HEFT_DTYPE_NONE, "device 3"               },
-        {"no_device",      HEFT_DEVICE_NONE, HEFT_DTYPE_NONE, "no device"              },
-        {"a_cast_on_disk", HEFT_DEVICE_DISK, HEFT_DTYPE_BF16, "cannot stay in its file"},
+        {"an_accelerator", 3,                "device 3" },
+        {"no_device",      HEFT_DEVICE_NONE, "no device"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_model *model = NULL;
         heft_error err = {0};
-        test_expect_status(load_with(rows[i].device, rows[i].dtype, &model, &err), HEFT_UNSUPPORTED,
-                           &err, rows[i].name);
+        test_expect_status(load_with(rows[i].device, HEFT_DTYPE_NONE, &model, &err),
+                           HEFT_UNSUPPORTED, &err, rows[i].name);
         assert_non_null(strstr(err.message, rows[i].says));
         assert_non_null(strstr(err.item, "encoder.layer.0."));
         assert_null(model);
     }
 }
 
-/* A file that is cut after the load: a status, and no signal. */
+/* ---- nothing half done ----------------------------------------------------------------------- */
+/* A block in a budget that has room for no other one, so that nothing is read ahead meanwhile. */
+static heft_status bring_one(heft_ctx *with, void *user, heft_error *err)
+{
+    const heft_dtype dtype = *(const heft_dtype *)user;
+    const heft_residency_options options = {.budget_bytes = LAYER_BYTES};
+    heft_model *model = NULL;
+    heft_residency *residency = NULL;
+    heft_status status = load_into(with, HEFT_DEVICE_DISK, dtype, NULL, &model, err);
+    if (status == HEFT_OK) {
+        status = heft_residency_new(model, &options, &residency, err);
+    }
+    if (status == HEFT_OK) {
+        const size_t block = heft_residency_find(residency, "encoder.layer.3");
+        status = heft_residency_acquire(residency, block, err);
+        const heft_tensor *tensor =
+            heft_residency_tensor(residency, heft_residency_block(residency, block)->parameters[0]);
+        assert_int_equal(tensor != NULL, status == HEFT_OK);
+    }
+    heft_residency_free(residency);
+    heft_model_free(model);
+    return status;
+}
+
+static void memory_can_run_out_anywhere(void **state)
+{
+    (void)state;
+    heft_dtype dtypes[] = {HEFT_DTYPE_NONE, HEFT_DTYPE_BF16};
+    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
+        make_cache(false);
+        test_oom_sweep(bring_one, &dtypes[i]);
+    }
+}
+
+static bool stop_bringing(void *user, const heft_progress *progress)
+{
+    int *left = user;
+    return strcmp(progress->what, "bringing in") != 0 || --*left > 0;
+}
+
+static void cancelled_in_the_middle(void **state)
+{
+    (void)state;
+    int left = 4;
+    const heft_ctx_options options = {.progress = stop_bringing, .progress_user = &left};
+    heft_ctx *with = heft_ctx_new(&options);
+    heft_model *model = NULL;
+    heft_error err = {0};
+    test_expect_status(load_into(with, HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, NULL, &model, &err),
+                       HEFT_OK, &err, "placed");
+    heft_residency *residency = make_residency(model, 0);
+    size_t done = 0;
+    while (heft_residency_acquire(residency, done, &err) == HEFT_OK) {
+        heft_residency_release(residency, done++);
+    }
+    assert_int_equal(err.status, HEFT_CANCELLED);
+    assert_int_equal(done, 3);
+    heft_residency_free(residency);
+    heft_model_free(model);
+    heft_ctx_free(with);
+}
+
+/* A file that is cut after the load: a status, and no signal; also where the cut is read ahead. */
 static void a_cut_file_is_told(void **state)
 {
     (void)state;
@@ -146,8 +344,16 @@ static void a_cut_file_is_told(void **state)
     test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err,
                        "placed");
     assert_int_equal(truncate(at("model/model.safetensors"), 100000), 0);
-    assert_int_equal(heft_model_acquire(model, "encoder.layer.7", NULL, &err), HEFT_IO);
-    assert_non_null(strstr(err.item, "encoder.layer.7."));
+    heft_residency *residency = make_residency(model, 0);
+    const size_t first = heft_residency_find(residency, "encoder.layer.0");
+    for (size_t i = 0; i < 16; i++) {
+        const size_t number = first + i % 8;
+        assert_int_equal(heft_residency_acquire(residency, number, &err), HEFT_IO);
+        assert_non_null(strstr(err.item, heft_residency_block(residency, number)->module));
+        assert_null(heft_residency_tensor(residency,
+                                          heft_residency_block(residency, number)->parameters[0]));
+    }
+    heft_residency_free(residency);
     heft_model_free(model);
 }
 
@@ -171,7 +377,13 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(modules_come_and_go), cmocka_unit_test(what_cannot_be_placed_is_refused),
+        cmocka_unit_test(modules_come_and_go),
+        cmocka_unit_test(any_order),
+        cmocka_unit_test(what_has_no_room_is_refused),
+        cmocka_unit_test(a_cast_stays_on_disk),
+        cmocka_unit_test(what_cannot_be_placed_is_refused),
+        cmocka_unit_test(memory_can_run_out_anywhere),
+        cmocka_unit_test(cancelled_in_the_middle),
         cmocka_unit_test(a_cut_file_is_told), /* last: the file is gone then */
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

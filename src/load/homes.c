@@ -1,0 +1,56 @@
+/* homes.c - where the parameters of a loaded model that stay in their files come from.
+ *
+ * The checkpoint lives on with the model, as long as there is one such parameter, so that it can be
+ * read again and again. */
+#include "load/load.h"
+
+static void free_homes(void *user)
+{
+    heft__homes *homes = user;
+    heft_ctx *ctx = homes->ckpt->ctx;
+    heft__free(ctx, homes->source, homes->count * sizeof *homes->source);
+    heft__free(ctx, homes->first, homes->count * sizeof *homes->first);
+    heft_checkpoint_close(homes->ckpt);
+    heft__free(ctx, homes, sizeof *homes);
+}
+
+heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
+                              heft_error *err)
+{
+    const uint8_t *base;
+    *out = NULL;
+    heft_status status = heft__source_map(heft__file_of(ckpt, tensor)->source, &base, err);
+    if (status == HEFT_NOMEM) {
+        return HEFT_OK; /* of address space: ulimit -v */
+    }
+    return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, out, err) : status;
+}
+
+heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__match *match,
+                             heft_error *err)
+{
+    bool any = false;
+    for (size_t i = 0; i < model->count; i++) {
+        any = any || model->parameters[i].state == HEFT_PARAMETER_MAPPED ||
+              model->parameters[i].state == HEFT_PARAMETER_DISK;
+    }
+    if (!any) {
+        return HEFT_OK;
+    }
+    heft__homes *homes = heft__alloc_zero(model->ctx, 1, sizeof *homes);
+    if (!homes) {
+        return heft__fail_nomem(err, sizeof *homes);
+    }
+    *homes = (heft__homes){*ckpt, match->source, match->first, model->count};
+    *ckpt = NULL;
+    match->source = NULL;
+    match->first = NULL;
+    model->homes = homes;
+    model->free_homes = free_homes;
+    return HEFT_OK;
+}
+
+const heft__homes *heft__model_homes(const heft_model *model)
+{
+    return model->homes;
+}

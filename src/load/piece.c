@@ -1,0 +1,195 @@
+/* piece.c - parameters' bytes from their files into memory, in pieces that threads can share.
+ *
+ * A plain tensor is read piece by piece straight from the file, past the page cache where that is
+ * asked for; the rest (strided, deflated, other byte order) is one piece. A cast goes through one
+ * small buffer per piece. Not done here: deciding what is read, and whose memory it is. */
+#include "load/load.h"
+
+#define SCRATCH_BYTES ((size_t)256 << 10) /* of one cast: stays in the second-level cache */
+#define DIRECT_BYTES ((size_t)4 << 20) /* of one cast of a direct read: huge pages, long requests */
+
+uint8_t *heft__in_phase(uint8_t *base, uint64_t offset)
+{
+    const uintptr_t block = HEFT__DIRECT_BLOCK,
+                    start = ((uintptr_t)base + block - 1) / block * block;
+    return base + (start - (uintptr_t)base) + offset % block;
+}
+
+void heft__pieces_init(heft__pieces *pieces, const heft_checkpoint *ckpt)
+{
+    *pieces = (heft__pieces){.ckpt = ckpt};
+}
+
+void heft__pieces_fini(heft__pieces *pieces)
+{
+    heft__free(pieces->ckpt->ctx, pieces->list, pieces->cap * sizeof *pieces->list);
+    heft__pieces_init(pieces, pieces->ckpt);
+}
+
+uint64_t heft__part_offset(const heft_checkpoint *ckpt, size_t tensor, uint64_t first)
+{
+    const heft_tensor_info *info = &ckpt->infos[tensor];
+    const uint64_t bits = heft_dtype_bits(info->dtype);
+    return info->offset == HEFT_NO_OFFSET || bits < 8 ? HEFT_NO_OFFSET
+                                                      : info->offset + first * bits / 8;
+}
+
+heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
+                             heft_error *err)
+{
+    const uint64_t offset = heft__part_offset(pieces->ckpt, part->tensor, part->first);
+    const uint64_t bits = heft_dtype_bits(pieces->ckpt->infos[part->tensor].dtype);
+    const bool whole = offset == HEFT_NO_OFFSET;
+    const uint64_t step = whole ? part->elems : HEFT__READ_BYTES * 8 / bits;
+    /* Pieces of a direct read end where blocks do, so that none writes into another's. */
+    const bool direct = part->direct && part->spare && !whole;
+    const uint64_t before = direct ? offset % HEFT__DIRECT_BLOCK : 0;
+    const bool spill = direct && (before * 8) % bits == 0;
+    uint64_t count;
+    for (uint64_t first = 0; first < part->elems; first += count) {
+        count = first == 0 && spill ? step - before * 8 / bits : step;
+        count = part->elems - first < count ? part->elems - first : count;
+        if (!heft__array_reserve(pieces->ckpt->ctx, (void **)&pieces->list, pieces->count,
+                                 &pieces->cap, sizeof *pieces->list)) {
+            return heft__fail_nomem(err, sizeof *pieces->list);
+        }
+        pieces->list[pieces->count++] = (heft__piece){
+            .owner = owner,
+            .tensor = part->tensor,
+            .first = first,
+            .count = count,
+            .offset = whole ? 0 : offset + first * bits / 8,
+            .to = part->to,
+            .whole = whole,
+            .direct = part->direct,
+            .spill = spill,
+        };
+    }
+    pieces->bytes += part->elems * bits / 8;
+    return HEFT_OK;
+}
+
+uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i)
+{
+    const heft__piece *piece = &pieces->list[i];
+    return piece->count * heft_dtype_bits(pieces->ckpt->infos[piece->tensor].dtype) / 8;
+}
+
+/* ---- reading --------------------------------------------------------------------------------- */
+static heft_status read_bytes(const heft_checkpoint *ckpt, const heft__piece *piece,
+                              uint64_t offset, void *dst, size_t length, bool spill,
+                              heft_error *err)
+{
+    heft__source *source = heft__file_of(ckpt, piece->tensor)->source;
+    return piece->direct ? heft__source_read_direct(source, offset, dst, length, spill, err)
+                         : heft__source_read(source, offset, dst, length, err);
+}
+
+/* Through a buffer, which for direct reads has the file's phase. */
+static heft_status read_cast(const heft_checkpoint *ckpt, const heft__piece *piece, uint8_t *dst,
+                             heft_error *err)
+{
+    const heft_dtype from = ckpt->infos[piece->tensor].dtype;
+    const size_t bytes = piece->direct ? DIRECT_BYTES : SCRATCH_BYTES;
+    const size_t from_bytes = heft_dtype_bits(from) / 8;
+    const size_t to_bytes = heft_dtype_bits(piece->to) / 8, most = bytes / from_bytes;
+    const size_t room = bytes + HEFT__SPARE_BYTES;
+    uint8_t *scratch = heft__alloc(ckpt->ctx, room);
+    heft_status status = scratch ? HEFT_OK : heft__fail_nomem(err, room);
+    for (uint64_t done = 0; done < piece->count && status == HEFT_OK;) {
+        const uint64_t left = piece->count - done, offset = piece->offset + done * from_bytes;
+        const size_t elems = left < most ? (size_t)left : most;
+        uint8_t *read_to = heft__in_phase(scratch, offset);
+        status = read_bytes(ckpt, piece, offset, read_to, elems * from_bytes, true, err);
+        if (status == HEFT_OK) {
+            heft__cast(piece->to, dst + done * to_bytes, from, read_to, elems);
+        }
+        done += elems;
+    }
+    heft__free(ckpt->ctx, scratch, room);
+    return status;
+}
+
+static heft_status read_whole(const heft_checkpoint *ckpt, const heft__piece *piece, uint8_t *dst,
+                              heft_error *err)
+{
+    const heft_tensor_info *info = &ckpt->infos[piece->tensor];
+    if (info->dtype == piece->to) {
+        return heft_checkpoint_read(ckpt, piece->tensor, dst, info->size_bytes, err);
+    }
+    heft__tensor_reader *reader = NULL;
+    uint8_t *scratch = heft__alloc(ckpt->ctx, SCRATCH_BYTES);
+    heft_status status =
+        scratch ? heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, piece->tensor),
+                                          ckpt->entries[piece->tensor], &reader, err)
+                : heft__fail_nomem(err, SCRATCH_BYTES);
+    size_t got = 1;
+    while (status == HEFT_OK && got > 0) {
+        status = heft__tensor_reader_next(reader, scratch, SCRATCH_BYTES, &got, err);
+        if (status == HEFT_OK) {
+            size_t elems = got / (heft_dtype_bits(info->dtype) / 8);
+            heft__cast(piece->to, dst, info->dtype, scratch, elems);
+            dst += elems * (heft_dtype_bits(piece->to) / 8);
+        }
+    }
+    heft__tensor_reader_free(reader);
+    heft__free(ckpt->ctx, scratch, SCRATCH_BYTES);
+    return status;
+}
+
+heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memory, heft_error *err)
+{
+    const heft_checkpoint *ckpt = pieces->ckpt;
+    const heft__piece *piece = &pieces->list[i];
+    const heft_tensor_info *info = &ckpt->infos[piece->tensor];
+    uint8_t *dst = memory + piece->first * (heft_dtype_bits(piece->to) / 8);
+    heft_status status;
+    if (piece->whole) {
+        status = read_whole(ckpt, piece, memory, err);
+    } else if (info->dtype != piece->to) {
+        status = read_cast(ckpt, piece, dst, err);
+    } else {
+        status = read_bytes(ckpt, piece, piece->offset, dst, (size_t)heft__piece_bytes(pieces, i),
+                            piece->spill, err);
+    }
+    heft__add_item(status, err, info->name);
+    return heft__add_path(status, err, ckpt->files[info->file_index].info.path);
+}
+
+bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file)
+{
+    heft__source *source = ckpt->files[file].file->source;
+    const uint64_t size = heft__source_size(source);
+    return size >= HEFT__DIRECT_LEAST && !heft__source_network(source) &&
+           heft__source_residency(source, 0, size) < HEFT__COLD;
+}
+heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
+                                heft_error *err)
+{
+    const size_t numbers[2] = {a, b};
+    heft__tensor_reader *readers[2] = {NULL, NULL};
+    heft_status status = HEFT_OK;
+    uint8_t *scratch = heft__alloc(ckpt->ctx, 2 * SCRATCH_BYTES);
+    if (!scratch) {
+        return heft__fail_nomem(err, 2 * SCRATCH_BYTES);
+    }
+    *equal = ckpt->infos[a].dtype == ckpt->infos[b].dtype &&
+             ckpt->infos[a].size_bytes == ckpt->infos[b].size_bytes;
+    for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
+        status = heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, numbers[k]),
+                                         ckpt->entries[numbers[k]], &readers[k], err);
+    }
+    for (uint64_t done = 0; done < ckpt->infos[a].size_bytes && *equal && status == HEFT_OK;) {
+        uint64_t left = ckpt->infos[a].size_bytes - done;
+        size_t wanted = left < SCRATCH_BYTES ? (size_t)left : SCRATCH_BYTES;
+        for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
+            status = heft__tensor_reader_fill(readers[k], scratch + k * SCRATCH_BYTES, wanted, err);
+        }
+        *equal = memcmp(scratch, scratch + SCRATCH_BYTES, wanted) == 0;
+        done += wanted;
+    }
+    heft__tensor_reader_free(readers[0]);
+    heft__tensor_reader_free(readers[1]);
+    heft__free(ckpt->ctx, scratch, 2 * SCRATCH_BYTES);
+    return status;
+}

@@ -1,0 +1,144 @@
+/* bring.c - one block from its files into memory.
+ *
+ * A block that the page cache has, and that is used as it lies there, is mapped already: its pages are
+ * entered into the page tables by a call that reports faults. Another is read into a buffer, past the
+ * page cache where that has little of it, cast and put in order on the way.
+ * Source: docs/placing.md [6]. */
+#include "run/run.h"
+
+#define WARM 0.9 /* of a block in the page cache: mapped, from there on */
+#define COLD 0.5 /* less than that: read past the page cache */
+
+struct bringing {
+    const heft_residency *r;
+    heft__block *block;
+    heft__pieces pieces; /* the owner is the number in the block's list */
+};
+
+/* How much of a block is in the page cache. */
+static double share_cached(const heft_residency *r, const heft__block *block)
+{
+    const heft__homes *homes = heft__model_homes(r->model);
+    double cached = 0, total = 0;
+    for (size_t i = 0; i < block->brought_count; i++) {
+        const size_t parameter = block->brought[i].parameter, tensor = homes->source[parameter];
+        const heft_tensor_info *info = &homes->ckpt->infos[tensor];
+        const uint64_t offset = heft__part_offset(homes->ckpt, tensor, homes->first[parameter]);
+        if (offset != HEFT_NO_OFFSET) {
+            uint64_t elems = 0;
+            const heft_parameter *p = &r->model->parameters[parameter];
+            (void)heft__shape_elems(p->shape, p->rank, &elems);
+            const uint64_t length = elems * heft_dtype_bits(info->dtype) / 8;
+            cached +=
+                (double)length *
+                heft__source_residency(heft__file_of(homes->ckpt, tensor)->source, offset, length);
+            total += (double)length;
+        }
+    }
+    return total > 0 ? cached / total : 1;
+}
+
+bool heft__block_is_warm(const heft_residency *r, const heft__block *block)
+{
+    for (size_t i = 0; i < block->brought_count; i++) {
+        if (r->model->parameters[block->brought[i].parameter].state != HEFT_PARAMETER_MAPPED) {
+            return false;
+        }
+    }
+    return share_cached(r, block) >= WARM;
+}
+
+/* ---- mapped ---------------------------------------------------------------------------------- */
+static uint8_t *mapped_bytes(const heft_residency *r, size_t parameter)
+{
+    const heft__binding *binding = &r->model->bindings[parameter];
+    return (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
+}
+
+static heft_status touch(void *user, size_t i, heft_error *err)
+{
+    const struct bringing *b = user;
+    heft__brought *brought = &b->block->brought[i];
+    const heft_parameter *parameter = &b->r->model->parameters[brought->parameter];
+    uint8_t *bytes = mapped_bytes(b->r, brought->parameter);
+    if (parameter->size_bytes > 0 && !heft__touch_memory(bytes, (size_t)parameter->size_bytes)) {
+        return heft__add_item(heft__fail(err, HEFT_IO,
+                                         "its bytes cannot be read: the file has shrunk, or its "
+                                         "disk fails"),
+                              err, parameter->name);
+    }
+    brought->data = bytes;
+    return HEFT_OK;
+}
+
+void heft__block_forget(const heft_residency *r, const heft__block *block)
+{
+    for (size_t i = 0; i < block->brought_count; i++) {
+        const size_t parameter = block->brought[i].parameter;
+        heft__forget_memory(mapped_bytes(r, parameter),
+                            (size_t)r->model->parameters[parameter].size_bytes);
+    }
+}
+
+/* ---- read ------------------------------------------------------------------------------------ */
+/* Place a parameter in the block's buffer, and cut it into pieces. */
+static heft_status place(struct bringing *b, size_t i, uint8_t *base, bool cold, heft_error *err)
+{
+    const heft__homes *homes = heft__model_homes(b->r->model);
+    heft__brought *brought = &b->block->brought[i];
+    const heft_parameter *parameter = &b->r->model->parameters[brought->parameter];
+    const size_t tensor = homes->source[brought->parameter];
+    const heft_tensor_info *info = &homes->ckpt->infos[tensor];
+    const uint64_t offset =
+        heft__part_offset(homes->ckpt, tensor, homes->first[brought->parameter]);
+    heft__part part = {.tensor = tensor,
+                       .first = homes->first[brought->parameter],
+                       .to = parameter->dtype,
+                       .direct = cold && offset != HEFT_NO_OFFSET};
+    (void)heft__shape_elems(parameter->shape, parameter->rank, &part.elems);
+    part.spare = part.direct && info->dtype == parameter->dtype &&
+                 offset % (heft_dtype_bits(info->dtype) / 8) == 0;
+    uint8_t *room = base + brought->at;
+    /* a beginning by 64 bytes, for whoever computes on it */
+    brought->data =
+        part.spare ? heft__in_phase(room, offset) : room + (64 - (uintptr_t)room % 64) % 64;
+    return heft__pieces_add(&b->pieces, &part, i, err);
+}
+
+static heft_status read_piece(void *user, size_t i, heft_error *err)
+{
+    struct bringing *b = user;
+    return heft__piece_read(&b->pieces, i, b->block->brought[b->pieces.list[i].owner].data, err);
+}
+
+static bool is_far(const heft_residency *r, const heft__block *block)
+{
+    const heft__homes *homes = heft__model_homes(r->model);
+    const size_t tensor = homes->source[block->brought[0].parameter];
+    return heft__source_network(heft__file_of(homes->ckpt, tensor)->source) != NULL;
+}
+
+static heft_status read_block(struct bringing *b, uint8_t *base, heft_error *err)
+{
+    const bool cold = !is_far(b->r, b->block) && share_cached(b->r, b->block) < COLD;
+    size_t threads = heft__threads(b->r->ctx);
+    heft_status status = HEFT_OK;
+    heft__pieces_init(&b->pieces, heft__model_homes(b->r->model)->ckpt);
+    for (size_t i = 0; i < b->block->brought_count && status == HEFT_OK; i++) {
+        status = place(b, i, base, cold, err);
+    }
+    threads = cold && threads > 1 && threads < HEFT__DISK_THREADS ? HEFT__DISK_THREADS : threads;
+    if (status == HEFT_OK) {
+        status = heft__parallel_on(threads, b->pieces.count, read_piece, b, err);
+    }
+    heft__pieces_fini(&b->pieces);
+    return status;
+}
+
+heft_status heft__block_bring(heft_residency *r, heft__block *block, heft_storage *storage,
+                              heft_error *err)
+{
+    struct bringing b = {.r = r, .block = block};
+    return storage ? read_block(&b, heft_storage_data(storage), err)
+                   : heft__parallel_on(heft__threads(r->ctx), block->brought_count, touch, &b, err);
+}
