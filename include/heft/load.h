@@ -129,6 +129,39 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const ch
                                                          const heft_load_options *options,
                                                          heft_model **out, heft_error *err);
 
+/** What heft_model_load() will take, told before it begins. */
+typedef struct heft_load_needs {
+    uint64_t
+        resident_bytes;    /* memory of the model's own: copied, cast, initialised; a shared copy */
+    uint64_t mapped_bytes; /* of files: the kernel can take their pages back */
+    uint64_t disk_bytes;   /* stay in their files, unmapped */
+    uint64_t away_bytes;   /* on devices that this build does not have */
+    uint64_t staging_bytes; /* buffers of the threads, for casts and the like */
+    uint64_t
+        program_bytes;   /* this process as it is now: its address space, but 8 MiB at most beyond
+                                what it has in memory */
+    uint64_t peak_bytes; /* resident, staging and program; with `touch` the mapped bytes too */
+} heft_load_needs;
+
+/**
+ * Say what heft_model_load() will take with these options. Names are matched and everything is
+ * counted as it would be, but no tensor is read. Of a config alone it is told as if a checkpoint had
+ * everything as the model wants it.
+ *
+ * @param ctx      borrowed
+ * @param path     borrowed; as heft_model_skeleton()
+ * @param options  borrowed; NULL for defaults. With `device_of`, other devices are counted as away.
+ * @param out      filled
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   metadata only.
+ * Errors   those of heft_model_skeleton(); UNSUPPORTED for a parameter that cannot be had.
+ * Source   docs/placing.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_needs(heft_ctx *ctx, const char *path,
+                                                      const heft_load_options *options,
+                                                      heft_load_needs *out, heft_error *err);
+
 /**
  * Load a sharded checkpoint into a model that exists, one shard after another.
  *

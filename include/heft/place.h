@@ -104,6 +104,11 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
                                double *placed);
 /** Return the largest module that is not split, and its bytes; lent. */
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
+/** Tell what bringing in the blocks on the disk takes at once, one after the other: the largest of them,
+ * and the largest two neighbours (the first behind the last), for reading ahead; 0 if none is there.
+ * Return what to use for it: that of two; that of one if the processor's budget leaves no more; what it
+ * leaves if that is still less, which will not do. */
+HEFT_API double heft_plan_stream(const heft_plan *plan, double *one, double *two);
 /** Return why the budget of the processor is what it is; "given" where the caller gave it. */
 HEFT_API const char *heft_plan_reason(const heft_plan *plan);
 /**

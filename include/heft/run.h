@@ -15,8 +15,9 @@ extern "C" {
 typedef struct heft_residency heft_residency;
 
 typedef struct heft_residency_options {
-    uint64_t reserved;     /* 0 */
-    uint64_t budget_bytes; /* for what is brought in; 0: as much as two neighbours need */
+    uint64_t reserved; /* 0 */
+    uint64_t
+        budget_bytes; /* for the bytes of what is brought in; 0: as much as two neighbours need */
 } heft_residency_options;
 
 /** What comes and goes together: a block that must not be split, a module without children, or a
@@ -30,7 +31,7 @@ typedef struct heft_block {
 } heft_block;
 
 typedef struct heft_residency_facts {
-    uint64_t budget_bytes;
+    uint64_t budget_bytes; /* with what tensors take beside their bytes */
     uint64_t peak_bytes;   /* the most that was held at once */
     uint64_t read_bytes;   /* of files, into buffers */
     uint64_t mapped_bytes; /* were in the page cache: used where they are */

@@ -10,6 +10,7 @@
 #define HEFT__BASE_BASE_H
 
 #include <heft/base.h>
+#include <pthread.h>
 
 #include <stdarg.h>
 #include <string.h>
@@ -177,6 +178,10 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* ---- work on several threads ----------------------------------------------------------------- */
+/* Begin a thread with a small stack: address space may be what there is little of. False if none can
+ * be had. */
+bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user);
+
 /* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order.
  * After the first failure no new items start; that failure is returned. With one thread or one item
  * it runs in the caller. */

@@ -2,7 +2,6 @@
  * gone after it. */
 #include "base/base.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 struct job {
@@ -39,6 +38,21 @@ static void *work(void *argument)
     return NULL;
 }
 
+/* The default, 8 MiB as a rule, would be most of what a load takes beside its model. */
+#define STACK_BYTES ((size_t)256 << 10)
+
+bool heft__thread_begin(pthread_t *thread, void *(*work_fn)(void *), void *user)
+{
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) {
+        return false;
+    }
+    bool good = pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0 &&
+                pthread_create(thread, &attributes, work_fn, user) == 0;
+    pthread_attr_destroy(&attributes);
+    return good;
+}
+
 #define THREADS_MOST 256
 
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
@@ -57,7 +71,7 @@ heft_status heft__parallel_on(size_t wanted, size_t count, heft__work_fn fn, voi
     wanted = wanted > THREADS_MOST ? THREADS_MOST : wanted;
     pthread_mutex_init(&job.lock, NULL);
     /* The caller works too; if no thread can be had it does all of it. */
-    while (started + 1 < wanted && pthread_create(&threads[started], NULL, work, &job) == 0) {
+    while (started + 1 < wanted && heft__thread_begin(&threads[started], work, &job)) {
         started++;
     }
     work(&job);

@@ -95,9 +95,6 @@ bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted,
 /* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
                        heft_error *err);
-/* "0", "cpu", ...; dst holds the text of a number. */
-#define CLI_DEVICE_TEXT 16
-const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT]);
 
 /* ---- plan_svg.c */
 bool cli_plan_svg(const heft_plan *plan, const char *path, heft_error *err);
@@ -138,6 +135,17 @@ void cli_json_shape(cli_json *json, const char *key, const uint64_t *shape, uint
 void cli_json_memory(cli_json *json, const char *key, const cli_memory *memory);
 /* The member "error". */
 void cli_json_error(cli_json *json, const heft_error *err);
+
+/* ---- placing.c */
+/* "0", "cpu", ...; dst holds the text of a number. */
+#define CLI_DEVICE_TEXT 16
+const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT]);
+/* As `device_of` of heft_load_options. */
+int32_t cli_plan_device_of(void *plan, const char *parameter);
+/* A plan's warnings, each line as one; false without memory. */
+bool cli_plan_warn(cli_run *run, const heft_plan *plan);
+/* As members of an open list. plan: NULL for none. */
+void cli_plan_put_warnings(cli_json *json, const heft_plan *plan);
 
 /* ---- emit_text.c */
 /* Print text with control characters and broken UTF-8 as \xNN, so that no file name moves the

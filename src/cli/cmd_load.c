@@ -8,7 +8,7 @@
     X(DTYPE, "dtype", "D", "of the weights; auto: as the config, else the files say (auto)")       \
     X(MODE, "mode", "M", "map, copy, shared (one copy a host), or auto (auto)")                    \
     X(DEVICE_MAP, "device-map", "M",                                                               \
-      "auto, balanced, balanced_low_0, sequential, best: cpu and disk")                            \
+      "auto, balanced, balanced_low_0, sequential, best, or a map's file")                         \
     X(MAX_MEMORY, "max-memory", "M", "cpu=2GB,disk (cpu: what this machine has)")                  \
     X(OFFLOAD_FOLDER, "offload-folder", "DIR",                                                     \
       "make DIR Accelerate's offload folder of what is on disk")                                   \
@@ -18,12 +18,23 @@
     X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
     X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")             \
-    X(TOUCH, "touch", NULL, "bring every byte into memory")                                        \
+    X(TOUCH, "touch", NULL, "bring every byte in; with a map block by block")                      \
     X(SEED, "seed", "N", "of the random numbers for what is missing (0)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
 static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+/* What is asked, and what came of it. */
+struct loaded {
+    heft_load_options request;
+    heft_plan *plan; /* NULL: none */
+    heft_model *model;
+    heft_load_report *report;
+    heft_residency_facts pass; /* over all blocks, with a plan and --touch */
+    size_t pass_blocks;        /* 0: none */
+    double pass_seconds;
+};
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 static void put_mismatches(cli_json *json, const heft_load_report *report)
@@ -74,10 +85,27 @@ static void put_offload(cli_json *json, const cli_run *run, const heft_load_repo
     cli_json_close(json, '}');
 }
 
-/* `err` is NULL, or goes into the same document: a refused load has a report too. */
-static void print_json(const cli_run *run, const heft_load_report *report, const heft_plan *plan,
-                       const heft_error *err)
+/* null without a pass. */
+static void put_pass(cli_json *json, const struct loaded *l)
 {
+    if (l->pass_blocks == 0) {
+        cli_json_null(json, "pass");
+        return;
+    }
+    cli_json_open(json, "pass", '{');
+    cli_json_u64(json, "blocks", l->pass_blocks);
+    cli_json_u64(json, "read_bytes", l->pass.read_bytes);
+    cli_json_u64(json, "mapped_bytes", l->pass.mapped_bytes);
+    cli_json_u64(json, "budget_bytes", l->pass.budget_bytes);
+    cli_json_u64(json, "peak_bytes", l->pass.peak_bytes);
+    cli_json_double(json, "seconds", l->pass_seconds);
+    cli_json_close(json, '}');
+}
+
+/* `err` is NULL, or goes into the same document: a refused load has a report too. */
+static void print_json(const cli_run *run, const struct loaded *l, const heft_error *err)
+{
+    const heft_load_report *report = l->report;
     cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');
     if (err) {
@@ -99,13 +127,20 @@ static void print_json(const cli_run *run, const heft_load_report *report, const
         cli_json_strings(&json, NULL, report->tied[i].names, report->tied[i].count);
     }
     cli_json_close(&json, ']');
-    put_device_map(&json, plan);
+    put_device_map(&json, l->plan);
     put_offload(&json, run, report);
     cli_json_u64(&json, "mapped_bytes", report->mapped_bytes);
     cli_json_u64(&json, "copied_bytes", report->copied_bytes);
     cli_json_u64(&json, "shared_bytes", report->shared_bytes);
+    cli_json_u64(&json, "disk_bytes", report->disk_bytes);
     cli_json_u64(&json, "initialized_bytes", report->initialized_bytes);
-    cli_json_strings(&json, "warnings", report->warnings, report->warning_count);
+    cli_json_open(&json, "warnings", '[');
+    for (size_t i = 0; i < report->warning_count; i++) {
+        cli_json_string(&json, NULL, report->warnings[i]);
+    }
+    cli_plan_put_warnings(&json, l->plan);
+    cli_json_close(&json, ']');
+    put_pass(&json, l);
     cli_json_double(&json, "seconds", report->seconds);
     cli_json_memory(&json, "memory", &run->memory);
     cli_json_close(&json, '}');
@@ -173,8 +208,9 @@ static void print_ties(const heft_load_report *report)
     }
 }
 
-static bool print_text(const cli_run *run, const heft_load_report *report)
+static bool print_text(const cli_run *run, const struct loaded *l)
 {
+    const heft_load_report *report = l->report;
     char number[32], bytes[32], memory[128];
     printf("class        ");
     cli_put(stdout, report->class_name);
@@ -200,6 +236,10 @@ static bool print_text(const cli_run *run, const heft_load_report *report)
                report->offload_kept ? ", which were there already" : "");
     }
     printf("time         %.3f s\n", report->seconds);
+    if (l->pass_blocks > 0) {
+        printf("pass         %.3f s over %zu blocks, %s bytes read\n", l->pass_seconds,
+               l->pass_blocks, cli_grouped(l->pass.read_bytes, number));
+    }
     printf("memory       %s\n", cli_memory_text(&run->memory, memory));
     return true;
 }
@@ -221,31 +261,27 @@ static bool read_options(const cli_run *run, heft_load_options *request, heft_er
 }
 
 /* The report of a load that went well (err is NULL) or was refused for what the report says. */
-static int print_report(cli_run *run, const heft_load_report *report, const heft_plan *plan,
-                        const heft_error *err)
+static int print_report(cli_run *run, const struct loaded *l, const heft_error *err)
 {
-    for (size_t i = 0; i < report->warning_count; i++) {
-        cli_warn(run, report->warnings[i]);
+    for (size_t i = 0; i < l->report->warning_count; i++) {
+        cli_warn(run, l->report->warnings[i]);
+    }
+    if (l->plan && !cli_plan_warn(run, l->plan)) {
+        return cli_fail_nomem(run);
     }
     if (run->json) {
-        print_json(run, report, plan, err);
+        print_json(run, l, err);
         return err ? heft_status_exit_code(err->status) : 0;
     }
-    if ((!run->quiet || err) && !print_text(run, report)) {
+    if ((!run->quiet || err) && !print_text(run, l)) {
         return cli_fail_nomem(run);
     }
     return err ? cli_fail(run, err) : 0;
 }
 
 /* ---- device maps ----------------------------------------------------------------------------- */
-static int32_t device_of(void *user, const char *parameter)
-{
-    return heft_plan_device_of(user, parameter);
-}
-
 /* The plan that --device-map or --max-memory ask for; NULL without them. */
-static heft_status make_plan(const cli_run *run, heft_load_options *request, heft_plan **plan,
-                             heft_error *err)
+static heft_status make_plan(const cli_run *run, struct loaded *l, heft_error *err)
 {
     heft_plan_options wanted = {.strategy = HEFT_STRATEGY_AUTO};
     heft_budget *budgets = NULL;
@@ -257,47 +293,79 @@ static heft_status make_plan(const cli_run *run, heft_load_options *request, hef
     if (cli_value_map(run, OPTION_DEVICE_MAP, &wanted, err) &&
         cli_value_budgets(run, OPTION_MAX_MEMORY, &budgets, &wanted.budget_count, err)) {
         wanted.budgets = budgets;
-        status = heft_model_skeleton(run->ctx, run->arguments[0], request, &skeleton, err);
+        status = heft_model_skeleton(run->ctx, run->arguments[0], &l->request, &skeleton, err);
     }
     if (status == HEFT_OK) {
-        status = heft_plan_new(skeleton, &wanted, plan, err);
+        status = heft_plan_new(skeleton, &wanted, &l->plan, err);
     }
     if (status == HEFT_OK) {
-        request->device_of = device_of;
-        request->device_user = *plan;
+        l->request.device_of = cli_plan_device_of;
+        l->request.device_user = l->plan;
+        l->request.touch = false; /* blocks on the disk come in one after the other */
     }
     heft_model_free(skeleton);
     free(budgets);
     return status;
 }
 
-static int run_load(cli_run *run)
+/* Every block once, in what the processor's budget leaves. */
+static heft_status pass_over(struct loaded *l, heft_error *err)
 {
-    heft_load_options request = {0};
-    heft_plan *plan = NULL;
-    heft_error err = {0};
-    heft_model *model = NULL;
-    heft_load_report *report = NULL;
-    if (!read_options(run, &request, &err)) {
-        return cli_fail(run, &err);
+    double one, two;
+    const double budget = heft_plan_stream(l->plan, &one, &two);
+    const heft_residency_options wanted = {.budget_bytes = budget > 1 ? (uint64_t)budget : 1};
+    heft_residency *residency = NULL;
+    const double started = cli_now();
+    heft_status status = heft_residency_new(l->model, &wanted, &residency, err);
+    for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
+        status = heft_residency_acquire(residency, i, err);
+        if (status == HEFT_OK) {
+            heft_residency_release(residency, i);
+            l->pass_blocks++;
+        }
     }
-    heft_status status = make_plan(run, &request, &plan, &err);
     if (status == HEFT_OK) {
-        status = heft_model_load(run->ctx, run->arguments[0], &request, &model, &report, &err);
+        heft_residency_tell(residency, &l->pass);
+    }
+    l->pass_seconds = cli_now() - started;
+    heft_residency_free(residency);
+    return status;
+}
+
+static heft_status load(cli_run *run, struct loaded *l, heft_error *err)
+{
+    heft_status status = make_plan(run, l, err);
+    if (status == HEFT_OK) {
+        status =
+            heft_model_load(run->ctx, run->arguments[0], &l->request, &l->model, &l->report, err);
+    }
+    if (status == HEFT_OK && l->plan && run->values[OPTION_TOUCH]) {
+        status = pass_over(l, err);
     }
     cli_memory_finish(&run->memory); /* while the model is there */
     cli_progress_clear(run);
+    return status;
+}
+
+static int run_load(cli_run *run)
+{
+    struct loaded l = {0};
+    heft_error err = {0};
+    if (!read_options(run, &l.request, &err)) {
+        return cli_fail(run, &err);
+    }
+    const heft_status status = load(run, &l, &err);
     int code;
     if (status == HEFT_OK) {
-        code = print_report(run, report, plan, NULL);
-    } else if (status == HEFT_MISMATCH && report) {
-        code = print_report(run, report, plan, &err);
+        code = print_report(run, &l, NULL);
+    } else if (status == HEFT_MISMATCH && l.report) {
+        code = print_report(run, &l, &err);
     } else {
         code = cli_fail(run, &err);
     }
-    heft_load_report_free(report);
-    heft_model_free(model);
-    heft_plan_free(plan);
+    heft_load_report_free(l.report);
+    heft_model_free(l.model);
+    heft_plan_free(l.plan);
     return code;
 }
 

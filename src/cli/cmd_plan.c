@@ -6,7 +6,8 @@
 #include <string.h>
 
 #define OPTIONS(X)                                                                                 \
-    X(STRATEGY, "strategy", "S", "auto, balanced, balanced_low_0, sequential, best (auto)")        \
+    X(STRATEGY, "strategy", "S",                                                                   \
+      "auto, balanced, balanced_low_0, sequential, best; a map's file (auto)")                     \
     X(MAX_MEMORY, "max-memory", "M", "0=20GB,1=20GB,cpu=30GB (cpu: what this machine has)")        \
     X(DTYPE, "dtype", "D", "of the weights (the config's, else the files' own)")                   \
     X(DTYPE_OF, "dtype-of", "A=D,B=D", "of modules, classes or tensors by name: wo=float32")       \
@@ -88,7 +89,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
     request->load.checkpoint.variant = run->values[OPTION_VARIANT];
     request->load.checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
     bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
-                cli_value_strategy(run, OPTION_STRATEGY, &request->plan.strategy, err) &&
+                cli_value_map(run, OPTION_STRATEGY, &request->plan, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
                                   &request->plan.budget_count, err) &&
                 read_no_split(run, request, err) && read_dtypes(run, request, err);
@@ -160,6 +161,30 @@ static void put_devices(cli_json *json, const heft_plan *plan)
     cli_json_close(json, '}');
 }
 
+#define PASS_BYTES ((uint64_t)2 << 20) /* threads and what tensors take beside their bytes */
+
+/* What `heft load` with this map will take, and a pass over the blocks on the disk beside it. */
+static void put_needs(cli_json *json, const heft_plan *plan, const heft_load_needs *needs)
+{
+    double one, two;
+    const double budget = heft_plan_stream(plan, &one, &two);
+    cli_json_u64(json, "peak_bytes", needs->peak_bytes);
+    cli_json_open(json, "peak", '{');
+    cli_json_u64(json, "resident_bytes", needs->resident_bytes);
+    cli_json_u64(json, "staging_bytes", needs->staging_bytes);
+    cli_json_u64(json, "program_bytes", needs->program_bytes);
+    cli_json_u64(json, "mapped_bytes", needs->mapped_bytes);
+    cli_json_u64(json, "disk_bytes", needs->disk_bytes);
+    cli_json_u64(json, "away_bytes", needs->away_bytes);
+    cli_json_close(json, '}');
+    cli_json_open(json, "stream", '{');
+    put_bytes(json, "one_bytes", one);
+    put_bytes(json, "two_bytes", two);
+    put_bytes(json, "budget_bytes", budget);
+    put_bytes(json, "peak_bytes", (double)needs->peak_bytes + budget + (double)PASS_BYTES);
+    cli_json_close(json, '}');
+}
+
 static void put_dtypes(cli_json *json, heft_plan *plan)
 {
     struct dtype_row rows[DTYPES];
@@ -177,7 +202,8 @@ static void put_dtypes(cli_json *json, heft_plan *plan)
     cli_json_close(json, ']');
 }
 
-static void print_json(const cli_run *run, heft_plan *plan, const heft_model *model)
+static void print_json(const cli_run *run, heft_plan *plan, const heft_model *model,
+                       const heft_load_needs *needs)
 {
     cli_json json = {.out = stdout};
     double bytes;
@@ -197,11 +223,10 @@ static void print_json(const cli_run *run, heft_plan *plan, const heft_model *mo
     put_bytes(&json, "bytes", bytes);
     cli_json_close(&json, '}');
     cli_json_string(&json, "budget", heft_plan_reason(plan));
+    put_needs(&json, plan, needs);
     put_dtypes(&json, plan);
     cli_json_open(&json, "warnings", '[');
-    for (size_t i = 0; heft_plan_warning(plan, i); i++) {
-        cli_json_string(&json, NULL, heft_plan_warning(plan, i));
-    }
+    cli_plan_put_warnings(&json, plan);
     cli_json_close(&json, ']');
     cli_json_double(&json, "seconds", cli_now() - run->started);
     cli_json_close(&json, '}');
@@ -254,7 +279,24 @@ static bool print_devices(const heft_plan *plan)
     return good;
 }
 
-static bool print_text(heft_plan *plan, const heft_model *model)
+static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
+{
+    char peak[32], resident[32], staging[32], program[32];
+    double one, two;
+    const double budget = heft_plan_stream(plan, &one, &two);
+    printf("loading      %s at most: %s of the model, %s of buffers, %s of the program\n",
+           cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->resident_bytes, resident),
+           cli_bytes(needs->staging_bytes, staging), cli_bytes(needs->program_bytes, program));
+    if (one > budget) {
+        printf("streaming    needs %s for one block, the processor's budget leaves %s\n",
+               cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));
+    } else if (one > 0) {
+        printf("streaming    %s more, for %s at a time\n", cli_bytes((uint64_t)budget, peak),
+               budget < two ? "one block" : "two blocks");
+    }
+}
+
+static bool print_text(heft_plan *plan, const heft_model *model, const heft_load_needs *needs)
 {
     char bytes[32], largest[32], training[32];
     double size;
@@ -271,6 +313,7 @@ static bool print_text(heft_plan *plan, const heft_model *model)
     printf("largest      ");
     cli_put(stdout, name);
     printf(", %s\n", cli_bytes((uint64_t)size, bytes));
+    print_needs(plan, needs);
     measure_dtypes(plan, rows);
     printf("\n%-9s %10s %14s %19s\n", "dtype", "total", "largest block", "training with Adam");
     for (size_t i = 0; i < DTYPES; i++) {
@@ -282,36 +325,21 @@ static bool print_text(heft_plan *plan, const heft_model *model)
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
-/* A warning may have several lines, each of which is one here. */
-static bool warn(cli_run *run, const heft_plan *plan)
-{
-    for (size_t i = 0; heft_plan_warning(plan, i); i++) {
-        char *lines = strdup(heft_plan_warning(plan, i));
-        if (!lines) {
-            return false;
-        }
-        for (char *rest = lines, *line; (line = strsep(&rest, "\n"));) {
-            cli_warn(run, line);
-        }
-        free(lines);
-    }
-    return true;
-}
-
-static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model)
+static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model,
+                      const heft_load_needs *needs)
 {
     heft_error err = {0};
     if (run->values[OPTION_SVG] && !cli_plan_svg(plan, run->values[OPTION_SVG], &err)) {
         return cli_fail(run, &err);
     }
-    if (!warn(run, plan)) {
+    if (!cli_plan_warn(run, plan)) {
         return cli_fail_nomem(run);
     }
     if (run->json) {
-        print_json(run, plan, model);
+        print_json(run, plan, model, needs);
         return 0;
     }
-    return run->quiet || print_text(plan, model) ? 0 : cli_fail_nomem(run);
+    return run->quiet || print_text(plan, model, needs) ? 0 : cli_fail_nomem(run);
 }
 
 static int run_plan(cli_run *run)
@@ -320,6 +348,7 @@ static int run_plan(cli_run *run)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_plan *plan = NULL;
+    heft_load_needs needs;
     int code;
     if (read_options(run, &request, &err)) {
         heft_status status =
@@ -327,7 +356,12 @@ static int run_plan(cli_run *run)
         if (status == HEFT_OK) {
             status = heft_plan_new(model, &request.plan, &plan, &err);
         }
-        code = status == HEFT_OK ? print_plan(run, plan, model) : cli_fail(run, &err);
+        if (status == HEFT_OK) {
+            request.load.device_of = cli_plan_device_of;
+            request.load.device_user = plan;
+            status = heft_model_needs(run->ctx, run->arguments[0], &request.load, &needs, &err);
+        }
+        code = status == HEFT_OK ? print_plan(run, plan, model, &needs) : cli_fail(run, &err);
     } else {
         code = cli_fail(run, &err);
     }

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <locale.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,8 +137,18 @@ static int run_main(cli_run *run, int argc, char **argv)
     return cli_fail_usage(run, &err);
 }
 
+/* glibc sets 64 MiB of address space aside for each thread that allocates, which is no more than a
+ * few buffers here. */
+static void allocate_from_one_arena(void)
+{
+#ifdef M_ARENA_MAX
+    (void)mallopt(M_ARENA_MAX, 1);
+#endif
+}
+
 int main(int argc, char **argv)
 {
+    allocate_from_one_arena();
     occupy_standard_files();
     choose_locale();
     cli_run run = {.started = cli_now()};

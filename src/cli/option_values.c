@@ -149,22 +149,6 @@ bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted,
     return cli_value_strategy(run, option, &wanted->strategy, err);
 }
 
-/* ---- devices --------------------------------------------------------------------------------- */
-const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
-{
-    switch (device) {
-    case HEFT_DEVICE_CPU:
-        return "cpu";
-    case HEFT_DEVICE_DISK:
-        return "disk";
-    case HEFT_DEVICE_MPS:
-        return "mps";
-    default:
-        snprintf(dst, CLI_DEVICE_TEXT, "%d", device);
-        return dst;
-    }
-}
-
 static bool read_device(const char *text, size_t length, int32_t *device)
 {
     char name[CLI_DEVICE_TEXT];

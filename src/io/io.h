@@ -40,6 +40,10 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
 /* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
  * kernel that does not know how says true: the pages come one by one, then. */
 bool heft__touch_memory(const void *memory, size_t length);
+/* What this process has in memory, and what it has mapped; zeros and false where nobody tells. */
+bool heft__process_memory(uint64_t *resident, uint64_t *mapped);
+/* Whether it may not map as much as it wants (ulimit -v), and how much it may. */
+bool heft__address_space(uint64_t *limit);
 /* Drop whole pages of mapped memory from the page tables. */
 void heft__forget_memory(const void *memory, size_t length);
 /* Copy out of a mapping whose file may shrink meanwhile: IO instead of SIGBUS. */

@@ -9,7 +9,8 @@
 #include <pthread.h>
 
 #define NO_PLACE UINT64_MAX
-#define PLACE_ALIGN 64 /* of a parameter in a shared copy */
+#define PAGE_BYTES 4096 /* the last one of a parameter's memory is not full */
+#define PLACE_ALIGN 64  /* of a parameter in a shared copy */
 
 enum way { UNDECIDED, BUFFERED, DIRECT }; /* a file's bytes take: DIRECT is past the page cache */
 
@@ -55,7 +56,7 @@ static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_erro
         .first = f->match->first[i],
         .to = parameter->dtype,
         .direct = f->way[f->ckpt->infos[tensor].file_index] == DIRECT,
-        .spare = f->fresh[i] != NULL,
+        .spare = f->fresh[i] || f->options->count,
     };
     (void)heft__shape_elems(parameter->shape, parameter->rank,
                             &part.elems); /* checked by the builder */
@@ -94,6 +95,11 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill
     } else {
         const bool direct = past_cache && info->offset != HEFT_NO_OFFSET;
         const size_t more = direct ? HEFT__SPARE_BYTES : 0;
+        counts->beside_bytes += more + PAGE_BYTES;
+        if (f->options->count) {
+            counts->copied_bytes += parameter->size_bytes;
+            return add_pieces(f, i, tensor, err);
+        }
         status = heft__storage_new(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
         if (status == HEFT_OK) {
             uint8_t *base = heft_storage_data(f->fresh[i]);
@@ -116,7 +122,8 @@ static bool is_slice(const struct fill *f, size_t i)
            heft__shape_elems(info->shape, info->rank, &theirs) && ours != theirs;
 }
 
-enum fate { COPY, MAP, STAY }; /* STAY: in its file, without memory, until it is brought in */
+/* STAY: in its file, without memory, until it is brought in; AWAY: on a device that is not here. */
+enum fate { COPY, MAP, STAY, AWAY };
 
 /* What becomes of parameter i: by its device, if it has one, else by the options. Only what lies in
  * its file as it is used can be mapped. Buffers are small, and needed all the time. */
@@ -131,12 +138,16 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
     const int32_t device = f->options->device_of(f->options->device_user, parameter->name);
     const bool stays = device == HEFT_DEVICE_DISK && parameter->kind == HEFT_PARAMETER_WEIGHT;
     *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
-    return device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK
+    if (device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK) {
+        return HEFT_OK;
+    }
+    *fate = AWAY;
+    if (device == HEFT_DEVICE_NONE) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the map");
+    }
+    return f->options->count
                ? HEFT_OK
-               : heft__fail(err, HEFT_UNSUPPORTED,
-                            device == HEFT_DEVICE_NONE ? "has no device in the map"
-                                                       : "device %d: this build has none",
-                            (int)device);
+               : heft__fail(err, HEFT_UNSUPPORTED, "device %d: this build has none", (int)device);
 }
 
 /* Leave parameter i in its file: its bytes count where it lives. */
@@ -150,10 +161,11 @@ static heft_status plan_stay(struct fill *f, size_t i, heft__fill_counts *counts
 static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts,
                             heft_error *err)
 {
-    heft_status status = f->options->device_of
+    heft_status status = f->options->count ? HEFT_OK
+                         : f->options->device_of
                              ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
                              : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
-    if (status == HEFT_OK && !f->mapped[i]) {
+    if (status == HEFT_OK && !f->mapped[i] && !f->options->count) {
         return plan_stay(f, i, counts);
     }
     counts->mapped_bytes += f->model->parameters[i].size_bytes;
@@ -178,6 +190,10 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
     heft_status status = decide(f, i, as_it_lies, &fate, err);
     if (status != HEFT_OK) {
         return status;
+    }
+    if (fate == AWAY) {
+        counts->away_bytes += parameter->size_bytes;
+        return HEFT_OK;
     }
     return fate == STAY  ? plan_stay(f, i, counts)
            : fate == MAP ? plan_map(f, i, tensor, counts, err)
@@ -351,13 +367,24 @@ static void free_arrays(struct fill *f)
     heft__free(ctx, f->way, f->ckpt->file_count * sizeof *f->way);
 }
 
-static heft_status do_work(struct fill *f, const heft__fill_counts *counts, heft_error *err)
+/* Read everything, and bind it when all went well. */
+static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *counts,
+                           heft_error *err)
 {
-    size_t threads = heft__threads(f->model->ctx);
-    if (counts->direct_files && threads > 1 && threads < HEFT__DISK_THREADS) {
-        threads = HEFT__DISK_THREADS;
+    heft_storage *copy = NULL;
+    heft_status status = f->segment_bytes > 0 ? open_copy(f, counts, err) : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = heft__parallel_on(threads, f->pieces.count, fill_piece, f, err);
     }
-    return heft__parallel_on(threads, f->pieces.count, fill_piece, f, err);
+    if (status == HEFT_OK && f->segment) {
+        status = finish_copy(f, &copy, err);
+    }
+    if (status == HEFT_OK) {
+        bind_copy(f, copy);
+        bind_all(f);
+    }
+    heft_storage_unref(copy);
+    return status;
 }
 
 heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
@@ -365,27 +392,17 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
                        heft_error *err)
 {
     struct fill f = {.model = model, .ckpt = ckpt, .match = match, .options = options};
-    heft_storage *copy = NULL;
     heft__pieces_init(&f.pieces, ckpt);
     pthread_mutex_init(&f.lock, NULL);
     heft_status status = make_arrays(&f, err);
     if (status == HEFT_OK) {
         status = plan(&f, counts, err);
     }
-    if (status == HEFT_OK && f.segment_bytes > 0) {
-        status = open_copy(&f, counts, err);
+    const size_t threads = heft__reading_threads(model->ctx, counts->direct_files > 0);
+    counts->staging_bytes = heft__pieces_staging(&f.pieces, threads);
+    if (status == HEFT_OK && !options->count) {
+        status = do_work(&f, threads, counts, err);
     }
-    if (status == HEFT_OK) {
-        status = do_work(&f, counts, err);
-    }
-    if (status == HEFT_OK && f.segment) {
-        status = finish_copy(&f, &copy, err);
-    }
-    if (status == HEFT_OK) {
-        bind_copy(&f, copy);
-        bind_all(&f);
-    }
-    heft_storage_unref(copy);
     heft__segment_close(f.segment);
     free_arrays(&f);
     pthread_mutex_destroy(&f.lock);
@@ -466,9 +483,8 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
         }
     }
     if (status == HEFT_OK) {
-        size_t threads = heft__threads(model->ctx);
-        threads = threads > 1 && threads < HEFT__DISK_THREADS ? HEFT__DISK_THREADS : threads;
-        status = heft__parallel_on(threads, t.count, touch_range, &t, err);
+        status = heft__parallel_on(heft__reading_threads(model->ctx, true), t.count, touch_range,
+                                   &t, err);
     }
     pthread_mutex_destroy(&t.lock);
     heft__free(model->ctx, t.ranges, t.cap * sizeof *t.ranges);

@@ -18,10 +18,14 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
                               heft_error *err)
 {
     const uint8_t *base;
+    uint64_t limit;
     *out = NULL;
+    if (heft__address_space(&limit)) {
+        return HEFT_OK;
+    }
     heft_status status = heft__source_map(heft__file_of(ckpt, tensor)->source, &base, err);
-    if (status == HEFT_NOMEM) {
-        return HEFT_OK; /* of address space: ulimit -v */
+    if (status == HEFT_NOMEM) { /* no address space for a file of this size */
+        return HEFT_OK;
     }
     return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, out, err) : status;
 }

@@ -61,7 +61,8 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
 #define HEFT__DISK_THREADS ((size_t)4)          /* that wait for a disk, at least */
 #define HEFT__DIRECT_LEAST ((uint64_t)16 << 20) /* smaller files are read through the page cache */
 #define HEFT__COLD 0.2                          /* of a file, less of which is in the page cache */
-#define HEFT__SPARE_BYTES ((size_t)2 * HEFT__DIRECT_BLOCK) /* the phase, and what spills over */
+#define HEFT__SPARE_BYTES                                                                          \
+    ((size_t)3 * HEFT__DIRECT_BLOCK) /* to a block, the phase, what spills over */
 
 typedef struct heft__part { /* a parameter, and the part of a tensor that fills it */
     size_t tensor;
@@ -94,6 +95,10 @@ void heft__pieces_fini(heft__pieces *pieces);
 heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
                              heft_error *err);
 uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i); /* in the file's dtype */
+/* The most that buffers take while so many threads read the pieces. */
+uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads);
+/* How many threads read: more where they wait for a disk. */
+size_t heft__reading_threads(heft_ctx *ctx, bool disk);
 /* memory: the owner's, its beginning. Any number of threads, each with pieces of its own. */
 heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memory,
                              heft_error *err);
@@ -111,19 +116,23 @@ heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b,
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;
-    size_t direct_files; /* read past the page cache */
-    bool joined;         /* the shared copy was there already */
+    uint64_t away_bytes;    /* on devices that this build does not have */
+    uint64_t staging_bytes; /* the most that buffers take meanwhile */
+    uint64_t beside_bytes;  /* that memory of their own takes beside the parameters' bytes */
+    size_t direct_files;    /* read past the page cache */
+    bool joined;            /* the shared copy was there already */
 } heft__fill_counts;
 
 typedef struct heft__fill_options {
     bool map;   /* what can be used as it lies in its file is mapped */
     bool share; /* the rest goes into one copy for all processes of the host */
     bool reuse; /* write over storages that are owned already */
+    bool count; /* nothing is taken, read or bound: counts are all that is wanted */
     int32_t (*device_of)(void *user, const char *parameter); /* of heft_load_options, or NULL */
     void *device_user;
 } heft__fill_options;
 
-/* Bind every parameter that has a source. */
+/* Bind every parameter that has a source, or say what that would take. */
 heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const heft__match *match,
                        const heft__fill_options *options, heft__fill_counts *counts,
                        heft_error *err);
@@ -139,7 +148,8 @@ typedef struct heft__homes {
     size_t count;
 } heft__homes;
 
-/* Map a tensor; *out is NULL where there is no address space for its file: it can stay there without. */
+/* Map a tensor. Where address space is limited it can stay in its file without: *out is NULL then, and
+ * the room is left to what cannot do without. */
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
 /* Let the model keep the checkpoint, and where its parameters are in it, if any is mapped or on the
@@ -176,6 +186,8 @@ heft_status heft__store_plan(heft__store *store, heft_model *model, const heft_c
 /* After filling: write the folder, or hold the one that is there against it, and bind what lives in a
  * .dat. EXISTS for a folder that differs. */
 heft_status heft__store_finish(heft__store *store, heft__fill_counts *counts, heft_error *err);
+/* The bytes of each of its two buffers. */
+size_t heft__store_piece(heft_ctx *ctx);
 /* Last: the model's home is the folder, which has all that stays on the disk. */
 void heft__store_move_home(heft__store *store, heft_checkpoint **ckpt, heft__match *match);
 void heft__store_fini(heft__store *store);

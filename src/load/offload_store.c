@@ -512,11 +512,16 @@ void heft__store_move_home(heft__store *s, heft_checkpoint **ckpt, heft__match *
     s->folder = NULL;
 }
 
+size_t heft__store_piece(heft_ctx *ctx)
+{
+    const size_t piece = heft__staging_bytes(ctx) / 4;
+    return piece < HEFT__PIECE_BYTES ? piece : HEFT__PIECE_BYTES;
+}
+
 heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
     const char *index = heft__path_join(&s->arena, s->options->offload_folder, INDEX_NAME);
-    const size_t piece = heft__staging_bytes(s->model->ctx) / 4;
-    s->scratch_bytes = piece < HEFT__PIECE_BYTES ? piece : HEFT__PIECE_BYTES;
+    s->scratch_bytes = heft__store_piece(s->model->ctx);
     s->raw_bytes = s->scratch_bytes;
     s->scratch = heft__alloc(s->model->ctx, s->scratch_bytes);
     s->raw = heft__alloc(s->model->ctx, s->raw_bytes);

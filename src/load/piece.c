@@ -6,7 +6,7 @@
 #include "load/load.h"
 
 #define SCRATCH_BYTES ((size_t)256 << 10) /* of one cast: stays in the second-level cache */
-#define DIRECT_BYTES ((size_t)4 << 20) /* of one cast of a direct read: huge pages, long requests */
+#define DIRECT_BYTES ((size_t)1 << 20)    /* of one cast of a direct read: long requests */
 
 uint8_t *heft__in_phase(uint8_t *base, uint64_t offset)
 {
@@ -73,6 +73,34 @@ uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i)
 {
     const heft__piece *piece = &pieces->list[i];
     return piece->count * heft_dtype_bits(pieces->ckpt->infos[piece->tensor].dtype) / 8;
+}
+
+/* The buffers that reading a piece takes beside the memory it is read into. */
+static uint64_t piece_scratch(const heft__pieces *pieces, const heft__piece *piece)
+{
+    const heft_checkpoint *ckpt = pieces->ckpt;
+    const heft__file *file = heft__file_of(ckpt, piece->tensor);
+    const heft__file_tensor *tensor = ckpt->entries[piece->tensor];
+    const bool cast = ckpt->infos[piece->tensor].dtype != piece->to;
+    uint64_t bytes = 0;
+    if (cast) {
+        bytes = piece->direct && !piece->whole ? DIRECT_BYTES + HEFT__SPARE_BYTES : SCRATCH_BYTES;
+    }
+    if (tensor->strides && file->storages[tensor->storage].deflated) {
+        bytes += file->storages[tensor->storage].bytes; /* unpacked before it is put in order */
+    }
+    return bytes;
+}
+
+uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads)
+{
+    uint64_t most = 0, count = 0;
+    for (size_t i = 0; i < pieces->count; i++) {
+        const uint64_t bytes = piece_scratch(pieces, &pieces->list[i]);
+        most = bytes > most ? bytes : most;
+        count += bytes > 0;
+    }
+    return most * (count < threads ? count : threads);
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -156,6 +184,12 @@ heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memo
     return heft__add_path(status, err, ckpt->files[info->file_index].info.path);
 }
 
+size_t heft__reading_threads(heft_ctx *ctx, bool disk)
+{
+    const size_t threads = heft__threads(ctx);
+    return disk && threads > 1 && threads < HEFT__DISK_THREADS ? HEFT__DISK_THREADS : threads;
+}
+
 bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file)
 {
     heft__source *source = ckpt->files[file].file->source;
@@ -163,6 +197,7 @@ bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file)
     return size >= HEFT__DIRECT_LEAST && !heft__source_network(source) &&
            heft__source_residency(source, 0, size) < HEFT__COLD;
 }
+
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
                                 heft_error *err)
 {

@@ -2,8 +2,7 @@
  *
  * The model is a row of units that are not split: blocks, modules without children, tensors that
  * stand beside modules. What is tied is one unit, at the place of its first name. Each accelerator
- * takes one run of neighbours, and what no accelerator takes goes to the processor while there is
- * room, then to the disk.
+ * takes one run of neighbours, and of what no accelerator takes the processor has one run, the disk the others (rest.c).
  *
  *   best[state][i]: the most bytes that the accelerators of `state` can hold of the first i units
  *
@@ -310,30 +309,62 @@ static const heft_budget *budget_of(const heft_budget *budgets, size_t count, in
     return NULL;
 }
 
-/* Entries in the order of units; those left over go to the processor, then to the disk. */
+/* What no accelerator takes, as a row of its own; rest_of: numbers in it by unit. */
+static size_t make_rest(struct best *b, heft__rest_unit *rest, uint32_t *rest_of)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < b->count; i++) {
+        const uint32_t leader = leader_of(b, i);
+        if (b->owner[leader] < 0) {
+            rest_of[i] = (uint32_t)count++;
+        }
+    }
+    for (uint32_t i = 0; i < b->count; i++) {
+        const uint32_t leader = leader_of(b, i);
+        if (b->owner[leader] < 0) {
+            rest[rest_of[i]] =
+                (heft__rest_unit){rest_of[leader], leader == i ? b->units[i].bytes : 0,
+                                  heft__tree_stream(b->tree, b->units[i].node)};
+        }
+    }
+    return count;
+}
+
+/* Entries in the order of units. */
+static bool put_units(struct best *b, const heft__rest_unit *rest, const uint32_t *rest_of,
+                      size_t first, size_t end, heft__map_of_devices *map)
+{
+    bool good = true;
+    for (uint32_t i = 0; good && i < b->count; i++) {
+        const int32_t owner = b->owner[leader_of(b, i)];
+        int32_t device = HEFT_DEVICE_DISK;
+        if (owner >= 0) {
+            device = b->accelerators[owner]->device;
+        } else {
+            const size_t at = rest[rest_of[i]].leader;
+            device = at >= first && at < end ? HEFT_DEVICE_CPU : HEFT_DEVICE_DISK;
+        }
+        good = heft__devices_put(map, b->units[i].node, device);
+    }
+    return good;
+}
+
 static bool write_map(struct best *b, const heft_budget *budgets, size_t count,
                       heft__map_of_devices *map)
 {
     const heft_budget *cpu = budget_of(budgets, count, HEFT_DEVICE_CPU);
-    double left = cpu ? cpu->bytes : 0;
-    int32_t *devices = heft__alloc(b->ctx, (b->count + 1) * sizeof *devices);
-    bool good = devices != NULL;
-    for (uint32_t i = 0; good && i < b->count; i++) {
-        const struct unit *unit = &b->units[i];
-        uint32_t leader = leader_of(b, i);
-        if (leader != i) {
-            devices[i] = devices[leader];
-        } else if (b->owner[i] >= 0) {
-            devices[i] = b->accelerators[b->owner[i]]->device;
-        } else if (cpu && unit->bytes <= left) {
-            devices[i] = HEFT_DEVICE_CPU;
-            left -= unit->bytes;
-        } else {
-            devices[i] = HEFT_DEVICE_DISK;
-        }
-        good = heft__devices_put(map, unit->node, devices[i]);
+    const size_t units = (size_t)b->count + 1;
+    heft__rest_unit *rest = heft__alloc(b->ctx, units * sizeof *rest);
+    uint32_t *rest_of = heft__alloc(b->ctx, units * sizeof *rest_of);
+    size_t first = 0, end = 0;
+    bool good = rest && rest_of;
+    if (good) {
+        const size_t rest_count = make_rest(b, rest, rest_of);
+        heft__rest_choose(rest, rest_count, cpu ? cpu->bytes : 0, &first, &end);
+        good = put_units(b, rest, rest_of, first, end, map);
     }
-    heft__free(b->ctx, devices, (b->count + 1) * sizeof *devices);
+    heft__free(b->ctx, rest, units * sizeof *rest);
+    heft__free(b->ctx, rest_of, units * sizeof *rest_of);
     return good;
 }
 

@@ -3,11 +3,10 @@
  * The least of: what the kernel calls available; what a container's limit leaves (cgroup v2 and v1,
  * its own and those above it); what the process may still map (RLIMIT_AS). Page cache counts as
  * available in all of them.
- * Source: proc(5), cgroups(7), getrlimit(2). */
+ * Source: proc(5), cgroups(7). */
 #include "place/place.h"
 
 #include <stdlib.h>
-#include <sys/resource.h>
 
 /* The number behind a key at the start of a line, times `unit`; `none` without it. */
 static uint64_t read_number(const char *path, const char *key, uint64_t unit, uint64_t none)
@@ -96,14 +95,13 @@ static void look_at_groups(heft_machine *machine, bool newer)
 
 void heft_machine_memory(heft_machine *machine)
 {
-    struct rlimit limit;
     machine->bytes = read_number("/proc/meminfo", "MemAvailable:", 1024, UINT64_MAX);
     machine->reason = machine->bytes == UINT64_MAX ? "nobody knows" : "available memory";
     look_at_groups(machine, true);
     look_at_groups(machine, false);
-    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-        const uint64_t used = read_number("/proc/self/status", "VmSize:", 1024, 0);
-        lower(machine, limit.rlim_cur > used ? (uint64_t)limit.rlim_cur - used : 0,
-              "the limit of address space (ulimit -v)");
+    uint64_t limit, resident, used;
+    if (heft__address_space(&limit)) {
+        (void)heft__process_memory(&resident, &used);
+        lower(machine, limit > used ? limit - used : 0, "the limit of address space (ulimit -v)");
     }
 }

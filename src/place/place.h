@@ -97,6 +97,10 @@ static inline uint32_t heft__tree_parent(const heft__tree *tree, uint32_t node)
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
 /* Bytes of the buffers in a node. */
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
+/* The tensors in a node, from the first to the one behind the last. */
+void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end);
+/* Bytes of the weights in a node, tied ones under each of their names. */
+double heft__tree_stream(const heft__tree *tree, uint32_t node);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 /* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
@@ -136,6 +140,18 @@ heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_b
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                              bool fallback, heft__map_facts *facts, heft__map_of_devices *map,
                              heft_error *err);
+/* rest.c: a unit that no accelerator takes. */
+typedef struct heft__rest_unit {
+    size_t leader; /* the unit that it is tied to, its own number else */
+    double bytes;  /* that having it in memory takes, with all that is tied to it */
+    double stream; /* of its weights, tied ones too: that bringing it in takes */
+} heft__rest_unit;
+
+/* The run of units that the processor has, beside room to bring the others in. */
+void heft__rest_choose(const heft__rest_unit *units, size_t count, double budget, size_t *first,
+                       size_t *end);
+/* The most that bringing in all of a row takes at once: two neighbours, the first behind the last; or one. */
+double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                            heft__map_of_devices *map, heft_error *err);

@@ -16,8 +16,9 @@ struct heft_plan {
     heft_machine machine; /* where the caller gave no budgets */
     uint32_t largest;     /* node */
     heft__map_facts facts;
-    heft__warnings warnings; /* in the tree's arena */
-    heft__map by_path;       /* path of an entry -> its number */
+    heft__warnings warnings;       /* in the tree's arena */
+    heft__map by_path;             /* path of an entry -> its number */
+    double stream_one, stream_two; /* of blocks on the disk */
 };
 
 /* ---- budgets --------------------------------------------------------------------------------- */
@@ -100,6 +101,49 @@ static void sum_placed(heft_plan *plan)
     }
 }
 
+/* ---- what comes in from the disk ------------------------------------------------------------- */
+struct streams {
+    const heft_plan *plan;
+    heft__rest_unit *units;
+    size_t count;
+};
+
+/* Of a tied tensor the first name says where it is. */
+static bool add_stream(void *user, uint32_t node)
+{
+    struct streams *s = user;
+    const heft__tree *tree = s->plan->tree;
+    heft__rest_unit unit = {.leader = s->count};
+    uint32_t first, end;
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        const heft__tree_tensor *root = &tree->tensors[tree->tensors[i].first];
+        const bool again = tree->tensors[i].first != i && tree->tensors[i].first >= first;
+        if (!root->buffer && !again &&
+            heft_plan_device_of(s->plan, root->path) == HEFT_DEVICE_DISK) {
+            unit.stream += root->bytes;
+        }
+    }
+    s->units[s->count++] = unit;
+    return true;
+}
+
+static bool measure_streams(heft_plan *plan)
+{
+    const size_t most = (size_t)plan->tree->module_count + plan->tree->tensor_count;
+    struct streams s = {.plan = plan};
+    s.units = heft__alloc(plan->ctx, most * sizeof *s.units);
+    if (!s.units) {
+        return false;
+    }
+    (void)heft__tree_each_unit(plan->tree, add_stream, &s);
+    plan->stream_one = heft__rest_room(s.units, s.count, true);
+    plan->stream_two = heft__rest_room(s.units, s.count, false);
+    heft__free(plan->ctx, s.units, most * sizeof *s.units);
+    return true;
+}
+
+/* ---- making ---------------------------------------------------------------------------------- */
 static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
                             const heft_plan_options *options, heft_error *err)
 {
@@ -183,7 +227,7 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
         return heft__fail_nomem(err, plan->tree->module_count);
     }
     sum_placed(plan);
-    return index_entries(plan) && make_warnings(plan, ties_wanted, options)
+    return index_entries(plan) && measure_streams(plan) && make_warnings(plan, ties_wanted, options)
                ? HEFT_OK
                : heft__fail_nomem(err, plan->map.count);
 }
@@ -300,6 +344,20 @@ const char *heft_plan_largest(const heft_plan *plan, double *bytes)
 {
     *bytes = plan->tree->modules[plan->largest].bytes;
     return plan->tree->modules[plan->largest].path;
+}
+
+double heft_plan_stream(const heft_plan *plan, double *one, double *two)
+{
+    double left = 0;
+    for (size_t i = 0; i < plan->budget_count; i++) {
+        if (plan->budgets[i].device == HEFT_DEVICE_CPU) {
+            left = plan->budgets[i].bytes - plan->placed[i];
+        }
+    }
+    left = left > 0 ? left : 0;
+    *one = plan->stream_one;
+    *two = plan->stream_two;
+    return *two <= left ? *two : *one < left ? *one : left;
 }
 
 const char *heft_plan_reason(const heft_plan *plan)

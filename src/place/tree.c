@@ -348,18 +348,41 @@ bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint
     return good;
 }
 
+void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end)
+{
+    *first = *end = 0;
+    if (heft__tree_is_tensor(tree, node)) {
+        *first = node - tree->module_count;
+        *end = *first + 1;
+        return;
+    }
+    for (uint32_t i = node; i < tree->modules[node].end; i++) { /* pre-order: side by side */
+        const heft__tree_module *module = &tree->modules[i];
+        *first = *end == *first ? module->first_tensor : *first;
+        *end = module->tensor_count ? module->first_tensor + module->tensor_count : *end;
+    }
+}
+
+double heft__tree_stream(const heft__tree *tree, uint32_t node)
+{
+    uint32_t first, end;
+    double bytes = 0;
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        const bool again = tensor->first != i && tensor->first >= first; /* within the node */
+        bytes += tensor->buffer || again ? 0 : tree->tensors[tensor->first].bytes;
+    }
+    return bytes;
+}
+
 double heft__tree_buffers(const heft__tree *tree, uint32_t node)
 {
+    uint32_t first, end;
     double bytes = 0;
-    if (heft__tree_is_tensor(tree, node)) {
-        const heft__tree_tensor *tensor = &tree->tensors[node - tree->module_count];
-        return tensor->buffer ? tensor->bytes : 0;
-    }
-    for (uint32_t m = node; m < tree->modules[node].end; m++) {
-        const uint32_t first = tree->modules[m].first_tensor;
-        for (uint32_t i = first; i < first + tree->modules[m].tensor_count; i++) {
-            bytes += tree->tensors[i].buffer ? tree->tensors[i].bytes : 0;
-        }
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        bytes += tree->tensors[i].buffer ? tree->tensors[i].bytes : 0;
     }
     return bytes;
 }

@@ -61,26 +61,22 @@ static bool add_block(void *user, uint32_t node)
     struct making *m = user;
     heft_residency *r = m->r;
     const heft__tree *tree = m->tree;
-    const bool lone = heft__tree_is_tensor(tree, node);
     const char *path = heft__tree_path(tree, node);
-    uint32_t first = lone ? node - tree->module_count : 0, count = lone;
-    for (uint32_t i = node; !lone && i < tree->modules[node].end; i++) {
-        first = count == 0 ? tree->modules[i].first_tensor : first;
-        count += tree->modules[i].tensor_count; /* side by side: modules come in pre-order */
-    }
-    if (count == 0) {
+    uint32_t first, end;
+    heft__tree_tensors(tree, node, &first, &end);
+    if (first == end) {
         return true;
     }
     heft__block *block = &r->blocks[r->block_count++];
     *block = (heft__block){.slot = HEFT__NO_SLOT};
     block->shown.module = heft__arena_text(&r->arena, path, strlen(path));
     block->shown.parameters = m->numbers + m->filled;
-    block->brought = heft__arena_array(&r->arena, count, sizeof *block->brought);
+    block->brought = heft__arena_array(&r->arena, end - first, sizeof *block->brought);
     if (!block->shown.module || !block->brought) {
-        m->status = heft__fail_nomem(m->err, count * sizeof *block->brought);
+        m->status = heft__fail_nomem(m->err, (end - first) * sizeof *block->brought);
         return false;
     }
-    for (uint32_t i = first; i < first + count; i++) {
+    for (uint32_t i = first; i < end; i++) {
         add_parameter(m, block, heft_model_find(r->model, tree->tensors[i].path));
     }
     return true;

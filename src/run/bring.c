@@ -121,15 +121,14 @@ static bool is_far(const heft_residency *r, const heft__block *block)
 static heft_status read_block(struct bringing *b, uint8_t *base, heft_error *err)
 {
     const bool cold = !is_far(b->r, b->block) && share_cached(b->r, b->block) < COLD;
-    size_t threads = heft__threads(b->r->ctx);
     heft_status status = HEFT_OK;
     heft__pieces_init(&b->pieces, heft__model_homes(b->r->model)->ckpt);
     for (size_t i = 0; i < b->block->brought_count && status == HEFT_OK; i++) {
         status = place(b, i, base, cold, err);
     }
-    threads = cold && threads > 1 && threads < HEFT__DISK_THREADS ? HEFT__DISK_THREADS : threads;
     if (status == HEFT_OK) {
-        status = heft__parallel_on(threads, b->pieces.count, read_piece, b, err);
+        status = heft__parallel_on(heft__reading_threads(b->r->ctx, cold), b->pieces.count,
+                                   read_piece, b, err);
     }
     heft__pieces_fini(&b->pieces);
     return status;

@@ -94,6 +94,20 @@ static bool drop_free(heft_residency *r)
     return false;
 }
 
+/* Give the system memory back: of a block that nobody uses, or a buffer that is free. */
+static bool give_back(heft_residency *r)
+{
+    if (drop_free(r)) {
+        return true;
+    }
+    const size_t victim = find_farthest(r, r->cursor);
+    if (victim != HEFT__NO_BLOCK) {
+        send_away(r, victim);
+        (void)drop_free(r);
+    }
+    return victim != HEFT__NO_BLOCK;
+}
+
 /* Find memory for a block; false if what is used, coming, or sooner needed leaves none. */
 static bool take_slot(heft_residency *r, size_t number, bool warm)
 {
@@ -202,7 +216,12 @@ static heft_status have(heft_residency *r, size_t number, heft_error *err)
         if (block->state == HEFT__BLOCK_AWAY && take_slot(r, number, warm)) {
             heft_status status = bring(r, number, warm, err);
             r->facts.waited += status == HEFT_OK;
-            if (status != HEFT_OK) {
+            bool again = status == HEFT_NOMEM && give_back(r);
+            if (status == HEFT_NOMEM && !again && is_coming(r)) {
+                pthread_cond_wait(&r->changed, &r->lock); /* what comes can go */
+                again = true;
+            }
+            if (status != HEFT_OK && !again) {
                 return status;
             }
         } else if (block->state == HEFT__BLOCK_COMING || is_coming(r)) {
@@ -238,7 +257,7 @@ heft_status heft_residency_acquire(heft_residency *r, size_t number, heft_error 
     if (status == HEFT_OK) {
         block->users++;
         if (!r->reading && r->facts.budget_bytes > 0) {
-            r->reading = pthread_create(&r->reader, NULL, read_ahead, r) == 0;
+            r->reading = heft__thread_begin(&r->reader, read_ahead, r);
         }
         pthread_cond_broadcast(&r->changed); /* the reader has a new place to go on from */
     }
@@ -303,10 +322,10 @@ size_t heft_residency_find(const heft_residency *r, const char *name)
 }
 
 /* ---- making ----------------------------------------------------------------------------------- */
-/* As asked for, or what two neighbours among the blocks that are brought in need. */
+/* As asked for, with what two blocks' tensors take beside their bytes, or what two neighbours among the blocks that are brought in need. */
 static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *err)
 {
-    uint64_t first = 0, before = 0, most = 0, pair = 0;
+    uint64_t first = 0, before = 0, most = 0, pair = 0, spare = 0;
     for (size_t i = 0; i < r->block_count; i++) {
         const heft__block *block = &r->blocks[i];
         if (block->shown.brought_bytes == 0) {
@@ -319,6 +338,8 @@ static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *
                                              (unsigned long long)asked),
                                   err, block->shown.module);
         }
+        const uint64_t beside = block->room - block->shown.brought_bytes;
+        spare = beside > spare ? beside : spare;
         first = first ? first : block->room;
         most = block->room > most ? block->room : most;
         pair = before && before + block->room > pair ? before + block->room : pair;
@@ -328,7 +349,7 @@ static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *
     if (r->slot_count > 2 && before + first > pair) {
         pair = before + first; /* the first comes behind the last */
     }
-    r->budget = asked > most ? asked : asked > 0 ? most : pair > most ? pair : most;
+    r->budget = asked > 0 ? asked + 2 * spare : pair > most ? pair : most;
     r->facts.budget_bytes = r->budget;
     r->slot_count = r->slot_count < SLOTS_MOST ? r->slot_count : SLOTS_MOST;
     return HEFT_OK;

@@ -90,6 +90,25 @@ static void compare_block(heft_residency *residency, const heft_block *block,
     }
 }
 
+/* Whole blocks that are read over both ends of a range stay in its memory, wherever that begins. */
+static void blocks_stay_in_their_memory(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {1, 2, 63, 64, 4095, 4096, 4097, 8191, 100000};
+    const uintptr_t block = HEFT__DIRECT_BLOCK;
+    for (uintptr_t base = block; base < 2 * block; base += 16) {
+        for (uint64_t offset = 0; offset < block; offset += 7) {
+            const uintptr_t at = (uintptr_t)heft__in_phase((uint8_t *)base, offset);
+            assert_int_equal(at % block, offset % block);
+            assert_true(at - at % block >= base);
+            for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+                const uintptr_t end = (at + sizes[i] + block - 1) / block * block;
+                assert_true(end <= base + sizes[i] + HEFT__SPARE_BYTES);
+            }
+        }
+    }
+}
+
 /* Push the checkpoint's file out of the page cache, or bring it in. */
 static void make_cache(bool warm)
 {
@@ -377,6 +396,7 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_stay_in_their_memory),
         cmocka_unit_test(modules_come_and_go),
         cmocka_unit_test(any_order),
         cmocka_unit_test(what_has_no_room_is_refused),

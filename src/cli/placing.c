@@ -1,0 +1,47 @@
+/* placing.c - what commands share that have a device map. */
+#include "cli/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
+{
+    switch (device) {
+    case HEFT_DEVICE_CPU:
+        return "cpu";
+    case HEFT_DEVICE_DISK:
+        return "disk";
+    case HEFT_DEVICE_MPS:
+        return "mps";
+    default:
+        snprintf(dst, CLI_DEVICE_TEXT, "%d", device);
+        return dst;
+    }
+}
+
+int32_t cli_plan_device_of(void *plan, const char *parameter)
+{
+    return heft_plan_device_of(plan, parameter);
+}
+
+bool cli_plan_warn(cli_run *run, const heft_plan *plan)
+{
+    for (size_t i = 0; heft_plan_warning(plan, i); i++) {
+        char *lines = strdup(heft_plan_warning(plan, i));
+        if (!lines) {
+            return false;
+        }
+        for (char *rest = lines, *line; (line = strsep(&rest, "\n"));) {
+            cli_warn(run, line);
+        }
+        free(lines);
+    }
+    return true;
+}
+
+void cli_plan_put_warnings(cli_json *json, const heft_plan *plan)
+{
+    for (size_t i = 0; plan && heft_plan_warning(plan, i); i++) {
+        cli_json_string(json, NULL, heft_plan_warning(plan, i));
+    }
+}
