@@ -322,9 +322,11 @@ static size_t make_rest(struct best *b, heft__rest_unit *rest, uint32_t *rest_of
     for (uint32_t i = 0; i < b->count; i++) {
         const uint32_t leader = leader_of(b, i);
         if (b->owner[leader] < 0) {
-            rest[rest_of[i]] =
-                (heft__rest_unit){rest_of[leader], leader == i ? b->units[i].bytes : 0,
-                                  heft__tree_stream(b->tree, b->units[i].node)};
+            heft__rest_unit *unit = &rest[rest_of[i]];
+            unit->leader = rest_of[leader];
+            unit->bytes = b->units[i].bytes; /* of a leader, all of them */
+            unit->stream = heft__tree_stream(b->tree, b->units[i].node, &unit->tied);
+            rest[unit->leader].saves += unit->stream; /* no leader comes behind */
         }
     }
     return count;
@@ -354,7 +356,7 @@ static bool write_map(struct best *b, const heft_budget *budgets, size_t count,
 {
     const heft_budget *cpu = budget_of(budgets, count, HEFT_DEVICE_CPU);
     const size_t units = (size_t)b->count + 1;
-    heft__rest_unit *rest = heft__alloc(b->ctx, units * sizeof *rest);
+    heft__rest_unit *rest = heft__alloc_zero(b->ctx, units, sizeof *rest);
     uint32_t *rest_of = heft__alloc(b->ctx, units * sizeof *rest_of);
     size_t first = 0, end = 0;
     bool good = rest && rest_of;

@@ -99,8 +99,9 @@ bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancest
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
 /* The tensors in a node, from the first to the one behind the last. */
 void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end);
-/* Bytes of the weights in a node, tied ones under each of their names. */
-double heft__tree_stream(const heft__tree *tree, uint32_t node);
+/* Bytes of the weights in a node, tied ones under each of their names; *tied: of those that have their
+ * first name elsewhere. */
+double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 /* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
@@ -144,7 +145,9 @@ heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets,
 typedef struct heft__rest_unit {
     size_t leader; /* the unit that it is tied to, its own number else */
     double bytes;  /* that having it in memory takes, with all that is tied to it */
+    double saves;  /* what need not be brought in then: of it, and of each that is tied to it */
     double stream; /* of its weights, tied ones too: that bringing it in takes */
+    double tied;   /* of these, of tensors that have their first name in another unit */
 } heft__rest_unit;
 
 /* The run of units that the processor has, beside room to bring the others in. */

@@ -105,6 +105,7 @@ static void sum_placed(heft_plan *plan)
 struct streams {
     const heft_plan *plan;
     heft__rest_unit *units;
+    size_t *unit_of; /* [tensors] */
     size_t count;
 };
 
@@ -113,34 +114,41 @@ static bool add_stream(void *user, uint32_t node)
 {
     struct streams *s = user;
     const heft__tree *tree = s->plan->tree;
-    heft__rest_unit unit = {.leader = s->count};
+    heft__rest_unit *unit = &s->units[s->count];
     uint32_t first, end;
+    unit->leader = s->count;
     heft__tree_tensors(tree, node, &first, &end);
     for (uint32_t i = first; i < end; i++) {
-        const heft__tree_tensor *root = &tree->tensors[tree->tensors[i].first];
-        const bool again = tree->tensors[i].first != i && tree->tensors[i].first >= first;
-        if (!root->buffer && !again &&
-            heft_plan_device_of(s->plan, root->path) == HEFT_DEVICE_DISK) {
-            unit.stream += root->bytes;
+        const uint32_t root = tree->tensors[i].first;
+        const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
+        const bool disk =
+            heft_plan_device_of(s->plan, tree->tensors[root].path) == HEFT_DEVICE_DISK;
+        s->unit_of[i] = s->count;
+        if (disk && (root == i || root < first)) { /* once in the unit */
+            unit->stream += bytes;
+            unit->tied += root == i ? 0 : bytes;
+            unit->leader = root == i ? unit->leader : s->unit_of[root];
         }
     }
-    s->units[s->count++] = unit;
+    s->count++;
     return true;
 }
 
 static bool measure_streams(heft_plan *plan)
 {
-    const size_t most = (size_t)plan->tree->module_count + plan->tree->tensor_count;
+    const heft__tree *tree = plan->tree;
+    const size_t most = (size_t)tree->module_count + tree->tensor_count;
     struct streams s = {.plan = plan};
-    s.units = heft__alloc(plan->ctx, most * sizeof *s.units);
-    if (!s.units) {
-        return false;
+    s.units = heft__alloc_zero(plan->ctx, most, sizeof *s.units);
+    s.unit_of = heft__alloc(plan->ctx, tree->tensor_count * sizeof *s.unit_of);
+    const bool good = s.units && s.unit_of && heft__tree_each_unit(tree, add_stream, &s);
+    if (good) {
+        plan->stream_one = heft__rest_room(s.units, s.count, true);
+        plan->stream_two = heft__rest_room(s.units, s.count, false);
     }
-    (void)heft__tree_each_unit(plan->tree, add_stream, &s);
-    plan->stream_one = heft__rest_room(s.units, s.count, true);
-    plan->stream_two = heft__rest_room(s.units, s.count, false);
     heft__free(plan->ctx, s.units, most * sizeof *s.units);
-    return true;
+    heft__free(plan->ctx, s.unit_of, tree->tensor_count * sizeof *s.unit_of);
+    return good;
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  * The processor keeps, beside its run, room to bring the others in: two neighbours at a time, one that
  * is used and one that comes, the first behind the last. Where two have no room, one at a time.
  * The room depends on the run, and the run on the room: begun with the room that all would take, it
- * is made smaller as long as that gives a run with more bytes.
+ * is made smaller as long as that gives a run that saves more.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
 
@@ -11,7 +11,7 @@
 
 struct run {
     size_t first, end;
-    double bytes;
+    double bytes, saves;
 };
 
 static bool is_in(const struct run *run, size_t i)
@@ -19,24 +19,31 @@ static bool is_in(const struct run *run, size_t i)
     return i >= run->first && i < run->end;
 }
 
+/* Of two units at once: a tensor that both have counts once. */
+static double both(const heft__rest_unit *a, const heft__rest_unit *b)
+{
+    const bool tied = a->leader == b->leader;
+    const double less = a->tied < b->tied ? a->tied : b->tied, more = a->tied + b->tied - less;
+    return a->stream + b->stream - (!tied ? 0 : less > 0 ? less : more);
+}
+
 /* The most bytes that are brought in at once, if a run has memory; what is tied is where the unit is that
  * it is tied to. */
 static double room_beside(const heft__rest_unit *units, size_t count, const struct run *run,
                           bool lone)
 {
-    double room = 0, start = 0, last = 0;
-    bool several = false;
+    const heft__rest_unit *start = NULL, *last = NULL;
+    double room = 0;
     for (size_t i = 0; i < count; i++) {
-        const double own = is_in(run, units[i].leader) ? 0 : units[i].stream;
-        const double pair = lone ? own : own + last;
-        if (own > 0) {
-            several = last > 0;
-            start = several ? start : own;
-            last = own;
-            room = pair > room ? pair : room;
+        const heft__rest_unit *unit = &units[i];
+        if (unit->stream > 0 && !is_in(run, unit->leader)) {
+            const double own = last && !lone ? both(last, unit) : unit->stream;
+            room = own > room ? own : room;
+            start = start ? start : unit;
+            last = unit;
         }
     }
-    const double around = several && !lone ? last + start : 0;
+    const double around = start != last && !lone ? both(last, start) : 0;
     return around > room ? around : room;
 }
 
@@ -46,16 +53,18 @@ double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone)
     return room_beside(units, count, &none, lone);
 }
 
-/* The run with the most bytes, up to a limit; the first of equals. */
+/* The run that saves the most, up to a limit of bytes; the first of equals. */
 static struct run longest_run(const heft__rest_unit *units, size_t count, double most)
 {
     struct run best = {0}, run = {0};
     while (run.end < count) {
+        run.saves += units[run.end].saves;
         run.bytes += units[run.end++].bytes;
         while (run.bytes > most && run.first < run.end) {
+            run.saves -= units[run.first].saves;
             run.bytes -= units[run.first++].bytes;
         }
-        if (run.bytes > best.bytes) {
+        if (run.saves > best.saves) {
             best = run;
         }
     }
@@ -74,7 +83,7 @@ static bool choose(const heft__rest_unit *units, size_t count, double budget, bo
     for (int i = 0; i < ROUNDS; i++) {
         const struct run run = longest_run(units, count, budget - room);
         const double taken = room_beside(units, count, &run, lone);
-        if (run.bytes + taken > budget || run.bytes <= out->bytes) {
+        if (run.bytes + taken > budget || run.saves <= out->saves) {
             break;
         }
         *out = run;

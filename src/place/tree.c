@@ -363,15 +363,19 @@ void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, 
     }
 }
 
-double heft__tree_stream(const heft__tree *tree, uint32_t node)
+double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied)
 {
     uint32_t first, end;
     double bytes = 0;
+    *tied = 0;
     heft__tree_tensors(tree, node, &first, &end);
     for (uint32_t i = first; i < end; i++) {
         const heft__tree_tensor *tensor = &tree->tensors[i];
-        const bool again = tensor->first != i && tensor->first >= first; /* within the node */
-        bytes += tensor->buffer || again ? 0 : tree->tensors[tensor->first].bytes;
+        const double own = tensor->buffer ? 0 : tree->tensors[tensor->first].bytes;
+        if (tensor->first == i || tensor->first < first) { /* once in the node */
+            bytes += own;
+            *tied += tensor->first == i ? 0 : own;
+        }
     }
     return bytes;
 }
