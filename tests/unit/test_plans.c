@@ -354,6 +354,86 @@ static void ties_across_devices_are_told(void **state)
     heft_plan_free(plan);
 }
 
+/* ---- the rest: a run for the processor, with room to bring in the others ------------------------ */
+#define REST_MOST 7
+
+/* What is held at once when two neighbours among those on the disk are, or one; a tensor once. */
+static double held_at_once(const heft__rest_unit *units, size_t count, size_t first, size_t end,
+                           bool lone)
+{
+    size_t disk[REST_MOST], disks = 0;
+    double most = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (units[i].leader < first || units[i].leader >= end) {
+            disk[disks++] = i;
+        }
+    }
+    for (size_t k = 0; k < disks; k++) {
+        const heft__rest_unit *one = &units[disk[k]], *next = &units[disk[(k + 1) % disks]];
+        double held = one->stream;
+        if (!lone && one != next) {
+            held += next->stream - (one->leader == next->leader ? one->tied + next->tied : 0);
+        }
+        most = held > most ? held : most;
+    }
+    return most;
+}
+
+/* Small rows, with at most one pair that is tied. */
+static void the_rest_keeps_room(void **state)
+{
+    (void)state;
+    unsigned random = 7;
+    size_t best_runs = 0, runs = 0;
+    for (int round = 0; round < 20000; round++) {
+        heft__rest_unit units[REST_MOST];
+        random = random * 1103515245U + 12345U;
+        const size_t count = 1 + (random >> 16) % REST_MOST;
+        const double budget = (double)((random >> 20) % 60);
+        for (size_t i = 0; i < count; i++) {
+            random = random * 1103515245U + 12345U;
+            const double bytes = 1 + (double)((random >> 16) % 12);
+            units[i] =
+                (heft__rest_unit){.leader = i, .bytes = bytes, .saves = bytes, .stream = bytes};
+        }
+        if (count > 2 &&
+            round % 2 == 0) { /* the last has a tensor of the first, and bytes of its own */
+            heft__rest_unit *last = &units[count - 1];
+            last->leader = 0;
+            last->tied = units[0].stream;
+            units[0].bytes += last->bytes;
+            last->stream += last->tied;
+            units[0].saves += last->stream;
+            last->bytes = last->saves = 0;
+        }
+        size_t first, end;
+        heft__rest_choose(units, count, budget, &first, &end);
+        double bytes = 0, saves = 0, most = -1;
+        for (size_t i = first; i < end; i++) {
+            bytes += units[i].bytes;
+            saves += units[i].saves;
+        }
+        assert_true(end <= count && bytes <= budget);
+        const bool pairs = held_at_once(units, count, 0, 0, false) <= budget;
+        const bool lone = held_at_once(units, count, 0, 0, true) <= budget;
+        if (pairs || lone) {
+            assert_true(bytes + held_at_once(units, count, first, end, !pairs) <= budget);
+        }
+        for (size_t a = 0; a <= count; a++) { /* every run that keeps the room */
+            double sum = 0, saved = 0;
+            for (size_t b = a; b <= count; sum += b < count ? units[b].bytes : 0,
+                        saved += b < count ? units[b].saves : 0, b++) {
+                const double room = pairs || lone ? held_at_once(units, count, a, b, !pairs) : 0;
+                most = sum + room <= budget && saved > most ? saved : most;
+            }
+        }
+        assert_true(saves <= most);
+        runs++;
+        best_runs += saves == most;
+    }
+    assert_true(best_runs * 100 > runs * 85); /* it looks for a good run, not through all of them */
+}
+
 /* Heft's own map tells of buffers, and of nothing else. */
 static void best_tells_of_buffers(void **state)
 {
@@ -454,6 +534,7 @@ int main(void)
         cmocka_unit_test(names_of_nothing_are_refused),
         cmocka_unit_test(t5_with_its_outputs_in_float32),
         cmocka_unit_test(ties_across_devices_are_told),
+        cmocka_unit_test(the_rest_keeps_room),
         cmocka_unit_test(best_tells_of_buffers),
         cmocka_unit_test(all_options_survive_a_lack_of_memory),
     };
