@@ -4,6 +4,9 @@
  *   bench_load into PATH               into a float32 model that exists and has values
  *   bench_load init CONFIG             random values in float32
  *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
+ *   bench_load place S BYTES PATH      plan by strategy S with BYTES for cpu, and load
+ *   bench_load pass S BYTES PATH       the same; what is told is one pass over all blocks
+ *   bench_load coldpass S BYTES PATH   after the files were pushed out of the page cache
  *   bench_load memcpy BYTES            two threads copy into fresh huge pages: a limit
  *   bench_load read HOW PATH           raw read of a file: buffered, direct
  *   bench_load warm BYTES              touch memory and give it back, so that the host has it backed
@@ -46,17 +49,26 @@ static unsigned long long memory_of(const char *path, const char *key)
     return kib * 1024;
 }
 
+static unsigned long long read_before, written_before; /* the case is begun with */
+
+/* Bytes that went to or came from disks, of /proc/self/io. */
+static unsigned long long disk_bytes(const char *key)
+{
+    return memory_of("/proc/self/io", key) / 1024;
+}
+
 /* A line as soon as it is ready, then what takes the kernel a walk through all page tables. */
 static void report(double seconds, unsigned long long bytes, unsigned long long heap_peak)
 {
     puts("ready");
     fflush(stdout);
     printf("{\"seconds\": %.6f, \"bytes\": %llu, \"heap_peak\": %llu, \"peak_rss\": %llu, "
-           "\"anon\": %llu, \"private\": %llu, \"pss\": %llu}\n",
+           "\"anon\": %llu, \"private\": %llu, \"pss\": %llu, \"read\": %llu, \"written\": %llu}\n",
            seconds, bytes, heap_peak, memory_of("/proc/self/status", "VmHWM:"),
            memory_of("/proc/self/smaps_rollup", "Anonymous:"),
            memory_of("/proc/self/smaps_rollup", "Private_Dirty:"),
-           memory_of("/proc/self/smaps_rollup", "Pss:"));
+           memory_of("/proc/self/smaps_rollup", "Pss:"), disk_bytes("read_bytes:") - read_before,
+           disk_bytes("write_bytes:") - written_before);
     fflush(stdout);
 }
 
@@ -151,6 +163,97 @@ static int run_save(heft_ctx *ctx, const char *path, const char *dst, const char
     report(seconds_now() - started, heft_model_bytes(model), 0);
     heft_model_free(model);
     return 0;
+}
+
+static int32_t device_of(void *plan, const char *parameter)
+{
+    return heft_plan_device_of(plan, parameter);
+}
+
+static int plan_and_load(heft_ctx *ctx, const char *strategy, const char *bytes, const char *path,
+                         heft_plan **plan, heft_model **model)
+{
+    static const char *const names[] = {"auto", "balanced", "balanced_low_0", "sequential", "best"};
+    const heft_budget budgets[] = {
+        {HEFT_DEVICE_CPU, strtod(bytes, NULL)}
+    };
+    heft_plan_options wanted = {.budgets = budgets, .budget_count = 1};
+    heft_load_options options = {.device_of = device_of};
+    heft_model *skeleton = NULL;
+    heft_error err = {0};
+    for (size_t i = 0; i < 5; i++) {
+        wanted.strategy = strcmp(strategy, names[i]) == 0 ? (heft_strategy)i : wanted.strategy;
+    }
+    if (heft_model_skeleton(ctx, path, NULL, &skeleton, &err) != HEFT_OK ||
+        heft_plan_new(skeleton, &wanted, plan, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    options.device_user = *plan;
+    if (heft_model_load(ctx, path, &options, model, NULL, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    heft_model_free(skeleton);
+    return 0;
+}
+
+/* Push a checkpoint's files out of the page cache. */
+static int make_cold(heft_ctx *ctx, const char *path)
+{
+    heft_checkpoint *ckpt = NULL;
+    heft_error err = {0};
+    if (heft_checkpoint_open(ctx, path, NULL, &ckpt, &err) != HEFT_OK) {
+        return fail(&err);
+    }
+    for (size_t i = 0; i < heft_checkpoint_file_count(ckpt); i++) {
+        int fd = open(heft_checkpoint_file(ckpt, i)->path, O_RDONLY);
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+    heft_checkpoint_close(ckpt);
+    return 0;
+}
+
+static int run_place(heft_ctx *ctx, const char *what, const char *strategy, const char *bytes,
+                     const char *path)
+{
+    const bool pass = strcmp(what, "place") != 0;
+    heft_plan *plan = NULL;
+    heft_model *model = NULL;
+    heft_residency *residency = NULL;
+    heft_error err = {0};
+    double one, two, started = seconds_now();
+    int code = plan_and_load(ctx, strategy, bytes, path, &plan, &model);
+    if (code == 0 && pass) {
+        const heft_residency_options options = {.budget_bytes =
+                                                    (uint64_t)heft_plan_stream(plan, &one, &two)};
+        code = strcmp(what, "coldpass") == 0 ? make_cold(ctx, path) : 0;
+        read_before = disk_bytes("read_bytes:");
+        started = seconds_now();
+        if (code == 0 && heft_residency_new(model, &options, &residency, &err) != HEFT_OK) {
+            return fail(&err);
+        }
+        for (size_t i = 0; code == 0 && i < heft_residency_count(residency); i++) {
+            if (heft_residency_acquire(residency, i, &err) != HEFT_OK) {
+                return fail(&err);
+            }
+            heft_residency_release(residency, i);
+        }
+    }
+    if (code == 0) {
+        double placed = 0;
+        heft_budget budget;
+        for (size_t i = 0; pass && heft_plan_device(plan, i, &budget, &placed); i++) {
+            if (budget.device == HEFT_DEVICE_DISK) {
+                break;
+            }
+        }
+        report(seconds_now() - started, pass ? (unsigned long long)placed : heft_model_bytes(model),
+               0);
+    }
+    heft_residency_free(residency);
+    heft_model_free(model);
+    heft_plan_free(plan);
+    return code;
 }
 
 /* ---- limits ---------------------------------------------------------------------------------- */
@@ -256,6 +359,10 @@ int main(int count, char **words)
         code = run_init(ctx, words[2]);
     } else if (strcmp(what, "save") == 0 && count == 5) {
         code = run_save(ctx, words[2], words[3], words[4]);
+    } else if ((strcmp(what, "place") == 0 || strcmp(what, "pass") == 0 ||
+                strcmp(what, "coldpass") == 0) &&
+               count == 5) {
+        code = run_place(ctx, what, words[2], words[3], words[4]);
     } else if (strcmp(what, "memcpy") == 0 && count == 3) {
         code = run_memcpy(strtoull(words[2], NULL, 10));
     } else if (strcmp(what, "read") == 0 && count == 4) {

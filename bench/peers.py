@@ -2,7 +2,8 @@
 
     peers.py CASE PATH [DST]
 
-Cases: transformers, transformers_f32, safetensors, torch_load, torch_mmap, classic, load_sharded, accelerate, from_config, save.
+Cases: transformers, transformers_f32, safetensors, torch_load, torch_mmap, classic, load_sharded, accelerate, from_config, save;
+acc_place, acc_pass and acc_coldpass: DST is an offload folder, 0.6 GB are for cpu.
 Imports come before the clock of `seconds`.
 """
 
@@ -49,7 +50,45 @@ def from_pretrained(**kwargs):
     return model
 
 
+def disk_bytes(key):
+    return status(key, "/proc/self/io") // 1024
+
+
+def acc_place():
+    """What is not on the processor is copied into the offload folder."""
+    import accelerate
+
+    with accelerate.init_empty_weights():
+        model = model_class().from_config(CONFIG, dtype=torch.bfloat16)
+    model.tie_weights()
+    placed = accelerate.infer_auto_device_map(
+        model, max_memory={"cpu": 600_000_000}, no_split_module_classes=["LlamaDecoderLayer"], dtype=torch.bfloat16)
+    return accelerate.load_checkpoint_and_dispatch(model, PATH, device_map=placed, offload_folder=sys.argv[3], dtype=torch.bfloat16)
+
+
+def make_cold(*folders):
+    for folder in folders:
+        for name in os.listdir(folder):
+            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def acc_pass():
+    """The hooks that forward() would call, module by module, without what is computed between them."""
+    for _, module in MODEL.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(module)  # copies out of the folder's mapping
+            hook.post_forward(module, None)
+
+
 def run():
+    if CASE == "acc_place":
+        return acc_place()
+    if CASE in ("acc_pass", "acc_coldpass"):
+        return acc_pass()
     if CASE == "transformers":
         return from_pretrained()
     if CASE == "transformers_f32":
@@ -90,7 +129,7 @@ def run():
 
 if CASE in ("safetensors", "classic"):
     from safetensors.torch import load_file as LOAD_FILE
-if CASE in ("classic", "load_sharded", "from_config", "accelerate"):
+if CASE in ("classic", "load_sharded", "from_config", "accelerate", "acc_place", "acc_pass", "acc_coldpass"):
     from transformers import AutoConfig
 
     CONFIG = AutoConfig.from_pretrained(PATH)
@@ -98,12 +137,19 @@ if CASE == "load_sharded":
     from transformers.trainer_utils import load_sharded_checkpoint as LOAD_SHARDED
 
     MODEL = model_class().from_config(CONFIG, dtype=torch.float32)
+if CASE in ("acc_pass", "acc_coldpass"):
+    MODEL = acc_place()
+if CASE == "acc_coldpass":
+    make_cold(PATH, sys.argv[3])
+if CASE == "acc_place":
+    import accelerate  # noqa: F401
 if CASE == "save":
     MODEL = from_pretrained()
 elif CASE.startswith("transformers") or CASE in ("classic", "from_config"):
     import transformers.models.llama.modeling_llama  # noqa: F401 - not the loader's work
 
 before = status("RssAnon:")
+read, written = disk_bytes("read_bytes:"), disk_bytes("write_bytes:")
 start = time.perf_counter()
 result = run()
 seconds = time.perf_counter() - start
@@ -111,6 +157,7 @@ print("ready", flush=True)
 print(json.dumps({
     "seconds": seconds, "peak_rss": status("VmHWM:"), "anon": status("RssAnon:"), "anon_before": before,
     "pss": status("Pss:", "/proc/self/smaps_rollup"), "private": status("Private_Dirty:", "/proc/self/smaps_rollup"),
+    "read": disk_bytes("read_bytes:") - read, "written": disk_bytes("write_bytes:") - written,
 }), flush=True)
 if os.environ.get("HEFT_BENCH_HOLD"):
     for _ in sys.stdin:

@@ -191,6 +191,72 @@ def part_save(m, repeats):
     return f"saving {size / GB:.1f} GB in 200 MB shards", runs, "the disk"
 
 
+def part_place(m, repeats):
+    folder = tempfile.mkdtemp(dir=m["data"])
+    cpu = str(600_000_000)
+
+    def prepare():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        make_warm(m["bf16"])
+
+    runs = compare([
+        ("heft, Accelerate's map", [BENCH, "place", "auto", cpu, m["bf16"]], "seconds"),
+        ("heft, best", [BENCH, "place", "best", cpu, m["bf16"]], "seconds"),
+        ("accelerate, import not counted", [*PEERS, "acc_place", m["bf16"], folder], "seconds"),
+    ], repeats, prepare)
+    shutil.rmtree(folder)
+    return "2.2 GB with 0.6 GB for the processor: plan, load, ready; warm", runs, "copying what the processor gets"
+
+
+def fio(path, bytes_wanted):
+    """Sequential direct reads of 16 MB by four jobs, each of its own part, as heft asks for them; None without fio."""
+    if not shutil.which("fio"):
+        return None
+    part = bytes_wanted // 4 // (16 << 20) * (16 << 20)
+    done = subprocess.run(
+        ["fio", "--name=read", f"--filename={path}", "--rw=read", "--bs=16M", "--direct=1", "--ioengine=psync", "--numjobs=4", "--thread",
+         f"--size={part}", f"--offset_increment={part}", "--group_reporting", "--output-format=json"],
+        check=True, capture_output=True, text=True)
+    read = json.loads(done.stdout)["jobs"][0]["read"]
+    return {"seconds": read["runtime"] / 1000 * bytes_wanted / read["io_bytes"], "read": read["io_bytes"]}
+
+
+def passes(m, repeats, cold):
+    """Takes turns; the limit is measured right behind heft, on as many bytes."""
+    folder = tempfile.mkdtemp(dir=m["data"])
+    cpu, path, what = str(600_000_000), files_of(m["bf16"])[0], "coldpass" if cold else "pass"
+    rows = (
+        ("heft, Accelerate's map", [BENCH, what, "auto", cpu, m["bf16"]]),
+        ("heft, best", [BENCH, what, "best", cpu, m["bf16"]]),
+        ("accelerate's hooks", [*PEERS, "acc_" + what, m["bf16"], folder]),
+    )
+    runs = {name: [] for name, _ in rows}
+    for _ in range(repeats):
+        for name, command in rows:
+            give_memory_back(9 * GB)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.makedirs(folder)
+            make_warm(m["bf16"])
+            answer = run(command)
+            runs[name].append(dict(answer, value=answer["seconds"]))
+            if cold and name == "heft, Accelerate's map":
+                make_cold(m["bf16"])
+                limit = fio(path, answer["bytes"])
+                if limit:
+                    runs.setdefault("limit: fio, 16 MB, direct", []).append(dict(limit, value=limit["seconds"]))
+    shutil.rmtree(folder)
+    return runs
+
+
+def part_pass(m, repeats):
+    return "one pass over the blocks of it, warm", passes(m, repeats, False), "page tables of the page cache"
+
+
+def part_coldpass(m, repeats):
+    return "one pass over the blocks of it, those on the disk cold", passes(m, repeats, True), "the disk"
+
+
 def together(command, count):
     begun, processes = time.perf_counter(), []
     for _ in range(count):
@@ -231,7 +297,8 @@ def part_many(m, repeats):
 
 PARTS = {
     "warm": part_warm, "copy": part_copy, "cold": part_cold, "cast": part_cast, "into": part_into, "init": part_init,
-    "save": part_save, "many": part_many,
+    "save": part_save, "many": part_many, "place": part_place, "pass": part_pass,
+    "coldpass": part_coldpass,
 }
 
 
@@ -240,7 +307,10 @@ def memory_text(runs):
     last = runs[-1]
     if "pss_sum" in last:
         return f"PSS of all {last['pss_sum'] / GB:.2f} GB, private at most {last['private_most'] / 1e6:.0f} MB"
-    return f"peak {last['peak_rss'] / GB:.2f} GB, anonymous {last['anon'] / GB:.2f}" if "peak_rss" in last else ""
+    text = f"peak {last['peak_rss'] / GB:.2f} GB, anonymous {last['anon'] / GB:.2f}" if "peak_rss" in last else ""
+    if last.get("read") or last.get("written"):
+        text += f"; disk: read {last.get('read', 0) / GB:.2f} GB, written {last.get('written', 0) / GB:.2f}"
+    return text
 
 
 def print_part(title, runs, bound):
