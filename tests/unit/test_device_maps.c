@@ -105,6 +105,61 @@ static heft__tree *make_tree(const heft__json_value *golden)
     return tree;
 }
 
+/* The tree of heft's own architecture; NULL for a toy. */
+static heft__tree *make_own_tree(const heft__json_value *golden)
+{
+    static const char *const types[][2] = {
+        {"BertConfig",    "bert"   },
+        {"GPT2Config",    "gpt2"   },
+        {"LlamaConfig",   "llama"  },
+        {"MistralConfig", "mistral"},
+        {"MixtralConfig", "mixtral"},
+        {"T5Config",      "t5"     },
+        {"OPTConfig",     "opt"    },
+        {"BloomConfig",   "bloom"  },
+        {"Qwen2Config",   "qwen2"  },
+        {"FalconConfig",  "falcon" },
+    };
+    const heft__json_value *class = heft__json_member(golden, "config_class");
+    for (size_t i = 0; class && i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(class->text, types[i][0]) == 0) {
+            heft__json_value config = *heft__json_member(golden, "config"), type = config;
+            type.type = HEFT__JSON_TYPE_STRING;
+            type.key = "model_type";
+            type.key_length = strlen(type.key);
+            type.text = types[i][1];
+            type.length = strlen(type.text);
+            type.next = config.first;
+            config.first = &type;
+            config.count++;
+            heft__json_value untied = type; /* what init_empty_weights() makes of ties */
+            untied.type = HEFT__JSON_TYPE_BOOL;
+            untied.key = "tie_word_embeddings";
+            untied.key_length = strlen(untied.key);
+            untied.boolean = false;
+            if (strcmp(heft__json_member(golden, "construct_context")->text,
+                       "init_empty_weights") == 0) {
+                type.next = &untied;
+                config.count++;
+            }
+            heft__tree *tree = NULL;
+            heft_error err = {0};
+            heft_model *model = test_make_model(
+                ctx, &config, heft__json_member(golden, "class")->text,
+                dtype_named(heft__json_member(golden, "build_dtype")->text), types[i][1]);
+            test_expect_status(heft__tree_of_model(model, &tree, &err), HEFT_OK, &err, "tree");
+            heft_model_free(model);
+            for (uint32_t k = 0; k < tree->module_count; k++) { /* the case says which */
+                tree->modules[k].block = false;
+            }
+            return tree;
+        }
+    }
+    return NULL;
+}
+
+typedef heft__tree *(*maker)(const heft__json_value *golden);
+
 /* ---- arguments ------------------------------------------------------------------------------- */
 struct arguments {
     heft_budget budgets[16];
@@ -198,11 +253,10 @@ static void ask_dtype(heft__tree *tree, const heft__json_value *test, struct arg
 }
 
 /* A tree with sizes and blocks, and what it is to be planned by. */
-static heft__tree *read_case(const heft__json_value *test, const heft__json_value *models,
-                             struct arguments *a)
+static heft__tree *read_case(const heft__json_value *test, const heft__json_value *golden,
+                             maker make, struct arguments *a)
 {
-    heft__tree *tree =
-        make_tree(heft__json_member(models, heft__json_member(test, "model_key")->text));
+    heft__tree *tree = make(golden);
     heft_error err = {0};
     read_arguments(test, a);
     ask_dtype(tree, test, a);
@@ -381,7 +435,7 @@ static void check_better(const char *id, const heft_plan *plan, const char *warn
     assert_null(first ? heft_plan_warning(plan, 1) : NULL);
 }
 
-static void run_case(const heft__json_value *test, const heft__json_value *models)
+static void run_case(const heft__json_value *test, const heft__json_value *models, maker make)
 {
     const char *id = heft__json_member(test, "id")->text;
     const heft__json_value *expected = heft__json_member(test, "expected"), *golden;
@@ -390,7 +444,7 @@ static void run_case(const heft__json_value *test, const heft__json_value *model
     heft__map_of_devices map;
     heft_plan *plan = NULL;
     heft_error err = {0};
-    heft__tree *tree = read_case(test, models, &placing), *other = make_tree(golden);
+    heft__tree *tree = read_case(test, golden, make, &placing), *other = make(golden);
     place_case(id, tree, &placing, &map);
     read_arguments(test, &planning);
     ask_dtype(other, test, &planning);
@@ -415,6 +469,129 @@ static void run_case(const heft__json_value *test, const heft__json_value *model
     heft__tree_free(tree);
 }
 
+/* ---- with heft's own architectures ----------------------------------------------------------- */
+/* Whether a module of the golden model, or a tensor of one, is in the tree: modules without tensors are
+ * not, and of experts that the golden model has stacked the tensors are others. */
+static bool is_in_tree(const heft__tree *tree, const char *path)
+{
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        if (strcmp(tree->modules[i].path, path) == 0) {
+            return tree->modules[i].bytes > 0 || i == 0;
+        }
+    }
+    return find_tensor(tree, path) != HEFT__NO_NODE;
+}
+
+/* The golden entries that the tree has, in their order, are the map's. */
+static void compare_own_order(const char *id, const heft__tree *tree,
+                              const heft__map_of_devices *map, const heft__json_value *golden)
+{
+    size_t i = 0;
+    for (const heft__json_value *pair = golden->first; pair; pair = pair->next) {
+        if (!is_in_tree(tree, pair->first->text)) {
+            continue;
+        }
+        while (i < map->count && heft__tree_bytes(tree, map->entries[i].node) == 0 &&
+               strcmp(heft__tree_path(tree, map->entries[i].node), pair->first->text) != 0) {
+            i++;
+        }
+        if (i == map->count ||
+            strcmp(heft__tree_path(tree, map->entries[i].node), pair->first->text) != 0 ||
+            map->entries[i].device != device_named(pair->first->next)) {
+            fail_msg("%s: place %zu is '%s' on %d, expected '%s' on %s", id, i,
+                     i < map->count ? heft__tree_path(tree, map->entries[i].node) : "nothing",
+                     i < map->count ? map->entries[i].device : 0, pair->first->text,
+                     pair->first->next->text);
+        }
+        i++;
+    }
+}
+
+/* Every tensor is where the golden map has it. */
+static void compare_own_devices(const char *id, const heft__tree *tree, const heft_plan *plan,
+                                const heft__json_value *golden)
+{
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const char *path = tree->tensors[i].path;
+        const heft__json_value *found = NULL;
+        size_t longest = 0;
+        for (const heft__json_value *pair = golden->first; pair; pair = pair->next) {
+            const size_t length = strlen(pair->key);
+            if (strncmp(path, pair->key, length) == 0 &&
+                (length == 0 || path[length] == '.' || !path[length]) &&
+                (!found || length > longest)) {
+                found = pair;
+                longest = length;
+            }
+        }
+        if (!found || heft_plan_device_of(plan, path) != device_named(found)) {
+            fail_msg("%s: '%s' is on %d, expected %s", id, path, heft_plan_device_of(plan, path),
+                     found ? found->text : "nothing");
+        }
+    }
+}
+
+static void run_own_case(const heft__json_value *test, const heft__json_value *golden)
+{
+    const char *id = heft__json_member(test, "id")->text;
+    const heft__json_value *expected = heft__json_member(test, "expected");
+    struct arguments placing, planning;
+    heft__map_of_devices map;
+    heft_plan *plan = NULL;
+    heft_error err = {0};
+    heft__tree *tree = read_case(test, golden, make_own_tree, &placing),
+               *other = make_own_tree(golden);
+    place_case(id, tree, &placing, &map);
+    read_arguments(test, &planning);
+    ask_dtype(other, test, &planning);
+    const bool tied = heft__json_member(golden, "all_tied_weights_keys")->count > 0;
+    test_expect_status(heft__plan_of_tree(other, NULL, 0, tied, &planning.options, &plan, &err),
+                       HEFT_OK, &err, id);
+    if (better_at(id) != SIZE_MAX) {
+        check_map(id, tree, &placing, &map);
+    } else {
+        compare_balanced(id, plan, heft__json_member(expected, "balanced_memory"));
+        compare_own_order(id, tree, &map,
+                          heft__json_member(expected, "device_map_uncleaned_in_placement_order"));
+        compare_bytes(id, plan, heft__json_member(expected, "bytes_per_device"));
+        compare_own_devices(id, tree, plan, heft__json_member(expected, "device_map"));
+        compare_warnings(id, plan, expected);
+    }
+    heft_plan_free(plan);
+    heft__devices_fini(&map);
+    heft__tree_free(tree);
+}
+
+/* Splits a layer among experts, which the golden model has stacked and the files have one by one. */
+static const char splits_experts[] = "mixtral-layer-too-large-split@";
+
+static void own_architectures_have_the_golden_maps(void **state)
+{
+    (void)state;
+    size_t count = 0;
+    heft__arena arena;
+    heft__arena_init(&arena, ctx);
+    const heft__json_value *models = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/models.json"),
+                               "models"),
+                           *cases = heft__json_member(
+                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
+                               "cases");
+    for (const heft__json_value *test = cases->first; test; test = test->next) {
+        const heft__json_value *golden =
+            heft__json_member(models, heft__json_member(test, "model_key")->text);
+        if (strcmp(heft__json_member(test, "library")->text, "accelerate") == 0 &&
+            strncmp(heft__json_member(golden, "model")->text, "toy:", 4) != 0 &&
+            strncmp(heft__json_member(test, "id")->text, splits_experts,
+                    sizeof splits_experts - 1) != 0) {
+            run_own_case(test, golden);
+            count++;
+        }
+    }
+    assert_int_equal(count, 74); /* of 75 */
+    heft__arena_fini(&arena);
+}
+
 static void accelerate_maps_are_golden(void **state)
 {
     (void)state;
@@ -429,7 +606,7 @@ static void accelerate_maps_are_golden(void **state)
                                "cases");
     for (const heft__json_value *test = cases->first; test; test = test->next) {
         if (strcmp(heft__json_member(test, "library")->text, "accelerate") == 0) {
-            run_case(test, models);
+            run_case(test, models, make_tree);
             count++;
         }
     }
@@ -491,7 +668,9 @@ static void best_is_never_worse(void **state)
         struct arguments a, own;
         heft__map_of_devices theirs, ours;
         heft_error err = {0};
-        heft__tree *tree = read_case(test, models, &a);
+        heft__tree *tree =
+            read_case(test, heft__json_member(models, heft__json_member(test, "model_key")->text),
+                      make_tree, &a);
         read_arguments(test, &own);
         place_case(id, tree, &a, &theirs);
         test_expect_status(heft__best_map(tree, own.budgets, own.options.budget_count, &ours, &err),
@@ -746,6 +925,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accelerate_maps_are_golden),
+        cmocka_unit_test(own_architectures_have_the_golden_maps),
         cmocka_unit_test(best_is_never_worse),
         cmocka_unit_test(best_is_what_brute_force_finds),
         cmocka_unit_test(best_fills_in_proportion),
