@@ -3,6 +3,7 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -354,6 +355,97 @@ static void ties_across_devices_are_told(void **state)
     heft_plan_free(plan);
 }
 
+/* ---- every family ---------------------------------------------------------------------------- */
+/* Everything has a device, best passes no budget and splits no block, and what a pass over the disk takes
+ * has room where the processor's budget is not too small for a block. */
+static void check_family_plan(const char *what, const heft_model *model,
+                              const heft_plan_options *options)
+{
+    heft_plan *plan = NULL;
+    heft_error err = {0};
+    heft_budget budget;
+    double placed, all = 0, one, two, cpu_left = 0;
+    test_expect_status(heft_plan_new(model, options, &plan, &err), HEFT_OK, &err, what);
+    for (size_t i = 0; i < heft_model_count(model); i++) {
+        const char *name = heft_model_parameter(model, i)->name;
+        const int32_t device = heft_plan_device_of(plan, name);
+        if (device == HEFT_DEVICE_NONE) {
+            fail_msg("%s: '%s' has no device", what, name);
+        }
+        const size_t root = heft_model_parameter(model, i)->tied_to;
+        if (options->strategy == HEFT_STRATEGY_BEST &&
+            device != heft_plan_device_of(plan, heft_model_parameter(model, root)->name)) {
+            fail_msg("%s: '%s' is not where it is tied to", what, name);
+        }
+    }
+    for (size_t i = 0; heft_plan_device(plan, i, &budget, &placed); i++) {
+        all += placed;
+        cpu_left = budget.device == HEFT_DEVICE_CPU ? budget.bytes - placed : cpu_left;
+        if (budget.device != HEFT_DEVICE_DISK && placed > budget.bytes) {
+            fail_msg("%s: %.0f bytes on %d, which has %.0f", what, placed, (int)budget.device,
+                     budget.bytes);
+        }
+    }
+    for (size_t i = 0; i < heft_model_count(model); i++) {
+        const heft_parameter *parameter = heft_model_parameter(model, i);
+        all -= parameter->tied_to == i ? (double)parameter->size_bytes : 0;
+    }
+    if (all != 0) {
+        fail_msg("%s: %.0f bytes are placed that are not there", what, all);
+    }
+    const double stream = heft_plan_stream(plan, &one, &two);
+    assert_true(one <= two && stream <= two && stream <= cpu_left);
+    heft_plan_free(plan);
+}
+
+static void check_family(const char *what, const heft_model *model)
+{
+    const double bytes = (double)heft_model_bytes(model);
+    const heft_budget shares[][3] = {
+        {{0, bytes / 3}, {1, bytes / 5}, {HEFT_DEVICE_CPU, bytes / 4}},
+        {{0, bytes},     {1, bytes},     {HEFT_DEVICE_CPU, bytes}    },
+        {{0, 0},         {1, 100},       {HEFT_DEVICE_CPU, bytes / 2}},
+    };
+    for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
+        for (heft_strategy strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST;
+             strategy++) {
+            const heft_plan_options options = {
+                .strategy = strategy, .budgets = shares[i], .budget_count = 3};
+            check_family_plan(what, model, &options);
+        }
+    }
+}
+
+static void every_family_can_be_planned(void **state)
+{
+    (void)state;
+    size_t seen = 0;
+    DIR *folder = opendir(HEFT_TEST_DATA "/skeletons");
+    assert_non_null(folder);
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        char path[512], what[800];
+        if (!strstr(entry->d_name, ".json")) {
+            continue;
+        }
+        heft__arena arena;
+        heft__arena_init(&arena, ctx);
+        snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s", entry->d_name);
+        const heft__json_value *root = test_read_json(&arena, path);
+        for (const heft__json_value *golden = heft__json_member(root, "classes")->first; golden;
+             golden = golden->next, seen++) {
+            const heft__json_value *own = heft__json_member(golden, "config");
+            snprintf(what, sizeof what, "%s %s", entry->d_name, golden->key);
+            heft_model *model = test_make_model(ctx, own ? own : heft__json_member(root, "config"),
+                                                golden->key, HEFT_DTYPE_NONE, what);
+            check_family(what, model);
+            heft_model_free(model);
+        }
+        heft__arena_fini(&arena);
+    }
+    closedir(folder);
+    assert_true(seen >= 190);
+}
+
 /* ---- the rest: a run for the processor, with room to bring in the others ------------------------ */
 #define REST_MOST 7
 
@@ -534,6 +626,7 @@ int main(void)
         cmocka_unit_test(names_of_nothing_are_refused),
         cmocka_unit_test(t5_with_its_outputs_in_float32),
         cmocka_unit_test(ties_across_devices_are_told),
+        cmocka_unit_test(every_family_can_be_planned),
         cmocka_unit_test(the_rest_keeps_room),
         cmocka_unit_test(best_tells_of_buffers),
         cmocka_unit_test(all_options_survive_a_lack_of_memory),
