@@ -105,3 +105,13 @@ void heft_machine_memory(heft_machine *machine)
         lower(machine, limit > used ? limit - used : 0, "the limit of address space (ulimit -v)");
     }
 }
+
+/* Buffers of the threads and lists; page tables, which containers count. */
+#define BESIDE ((uint64_t)16 << 20)
+#define PAGE_TABLES 256 /* one byte of them for so many, twice what they are */
+
+uint64_t heft__machine_for_weights(const heft_machine *machine)
+{
+    const uint64_t beside = BESIDE + machine->bytes / PAGE_TABLES;
+    return machine->bytes > beside ? machine->bytes - beside : 0;
+}

@@ -109,6 +109,9 @@ bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint32_t node),
                           void *user);
 
+/* ---- budgets: what of the machine's memory weights may take ----------------------------------- */
+uint64_t heft__machine_for_weights(const heft_machine *machine);
+
 /* ---- maps ------------------------------------------------------------------------------------ */
 typedef struct heft__placement {
     uint32_t node;

@@ -61,7 +61,7 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
     if (options->budget_count == 0) {
         heft_machine_memory(&plan->machine);
         plan->budgets[plan->budget_count++] =
-            (heft_budget){HEFT_DEVICE_CPU, (double)plan->machine.bytes};
+            (heft_budget){HEFT_DEVICE_CPU, (double)heft__machine_for_weights(&plan->machine)};
     }
     if (!disk) {
         plan->budgets[plan->budget_count++] = (heft_budget){HEFT_DEVICE_DISK, INFINITY};

@@ -128,6 +128,31 @@ def test_loading_takes_what_was_said(model, strategy, cold):
                 assert found is None or found["copied_bytes"] + found["mapped_bytes"] + found["disk_bytes"] == size, where
 
 
+def test_the_standard_budget_is_inside_of_the_limit(model):
+    """Whatever the container's limit is, a load by a map without budgets is not killed, and says what it goes by."""
+    folder, size, _ = model
+    for more in (-size // 2, -20_000_000, 0, 4_000_000, 8_000_000, 16_000_000, 40_000_000):
+        for kind in ("cgroup", "ulimit"):
+            with memory_group(size + more) if kind == "cgroup" else contextlib.nullcontext() as procs:
+                if kind == "cgroup" and procs is None:
+                    continue
+
+                def enter():
+                    if procs:
+                        procs.write_text(str(os.getpid()))
+                    else:
+                        resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+
+                for what in (["plan", "--strategy"], ["load", "--touch", "--device-map"]):
+                    command = [HEFT, what[0], str(folder), *what[1:], "best", "--json"]
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=600, preexec_fn=enter)
+                    assert done.returncode == 0, f"{' '.join(command)} in {size + more} bytes ({kind}): exit {done.returncode}\n{done.stdout}{done.stderr}"
+                    told = json.loads(done.stdout)
+                    if what[0] == "plan":
+                        assert ("container" if kind == "cgroup" else "ulimit") in told["budget"], told["budget"]
+                        assert told["max_memory"]["cpu"] < size + more
+
+
 def test_a_limit_below_it_is_too_little(model):
     """The prediction is not merely large: with a little less than the model's own memory nothing goes."""
     folder, _, budgets = model
