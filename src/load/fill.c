@@ -75,8 +75,8 @@ static bool is_direct(struct fill *f, size_t file, heft__fill_counts *counts)
     return f->way[file] == DIRECT;
 }
 
-static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts,
-                             heft_error *err)
+static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft__device *device,
+                             heft__fill_counts *counts, heft_error *err)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
@@ -100,7 +100,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, heft__fill
             counts->copied_bytes += parameter->size_bytes;
             return add_pieces(f, i, tensor, err);
         }
-        status = heft__storage_new(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
+        status = device->new_memory(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
         if (status == HEFT_OK) {
             uint8_t *base = heft_storage_data(f->fresh[i]);
             uint64_t offset = info->offset + f->match->first[i] * heft_dtype_bits(info->dtype) / 8;
@@ -126,28 +126,27 @@ static bool is_slice(const struct fill *f, size_t i)
 enum fate { COPY, MAP, STAY, AWAY };
 
 /* What becomes of parameter i: by its device, if it has one, else by the options. Only what lies in
- * its file as it is used can be mapped. Buffers are small, and needed all the time. */
+ * its file as it is used can be mapped. Buffers are small, and needed all the time: where a device has no
+ * memory they get the processor's. */
 static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum fate *fate,
-                          heft_error *err)
+                          const heft__device **device, heft_error *err)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
+    int32_t number = HEFT_DEVICE_CPU;
     *fate = f->options->map && as_it_lies ? MAP : COPY;
-    if (!f->options->device_of) {
-        return HEFT_OK;
+    if (f->options->device_of) {
+        number = f->options->device_of(f->options->device_user, parameter->name);
     }
-    const int32_t device = f->options->device_of(f->options->device_user, parameter->name);
-    const bool stays = device == HEFT_DEVICE_DISK && parameter->kind == HEFT_PARAMETER_WEIGHT;
-    *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
-    if (device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK) {
-        return HEFT_OK;
+    const heft_status status = heft__device_find(number, device, err);
+    if (status != HEFT_OK) {
+        *fate = AWAY;
+        return f->options->count && number != HEFT_DEVICE_NONE ? HEFT_OK : status;
     }
-    *fate = AWAY;
-    if (device == HEFT_DEVICE_NONE) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the map");
+    if (f->options->device_of) {
+        const bool stays = !(*device)->new_memory && parameter->kind == HEFT_PARAMETER_WEIGHT;
+        *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
     }
-    return f->options->count
-               ? HEFT_OK
-               : heft__fail(err, HEFT_UNSUPPORTED, "device %d: this build has none", (int)device);
+    return (*device)->new_memory ? HEFT_OK : heft__device_find(HEFT_DEVICE_CPU, device, err);
 }
 
 /* Leave parameter i in its file: its bytes count where it lives. */
@@ -187,7 +186,8 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
         return heft__fail(err, HEFT_UNSUPPORTED,
                           "is a part of '%.100s', which is strided or packed", info->name);
     }
-    heft_status status = decide(f, i, as_it_lies, &fate, err);
+    const heft__device *device = NULL;
+    heft_status status = decide(f, i, as_it_lies, &fate, &device, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -197,7 +197,7 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
     }
     return fate == STAY  ? plan_stay(f, i, counts)
            : fate == MAP ? plan_map(f, i, tensor, counts, err)
-                         : plan_copy(f, i, tensor, counts, err);
+                         : plan_copy(f, i, tensor, device, counts, err);
 }
 
 static heft_status plan(struct fill *f, heft__fill_counts *counts, heft_error *err)

@@ -113,6 +113,16 @@ bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file);
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
                                 heft_error *err);
 
+/* ---- devices (device.c) ---------------------------------------------------------------------- */
+typedef struct heft__device {
+    int32_t number;
+    /* Memory for a parameter, which this process can write; NULL: weights stay in their files. */
+    heft_status (*new_memory)(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
+} heft__device;
+
+/* UNSUPPORTED for a device that this build does not have, and for none. */
+heft_status heft__device_find(int32_t number, const heft__device **out, heft_error *err);
+
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;

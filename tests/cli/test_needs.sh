@@ -76,4 +76,9 @@ truth st best cpu=200MB,disk --dtype float32
 truth bins best cpu=120MB,disk
 truth bins auto cpu=130MB,disk --dtype float32
 truth st best cpu=10MB,disk # no room for a block
+# an engine's way through the blocks
+"$build_dir/example_blocks" "$work/st" 150000000 >"$work/blocks"
+lines "$work/blocks" 14
+[ "$(grep -c ' 0 brought in' "$work/blocks")" -gt 3 ] || fail "nothing has memory: $(cat "$work/blocks")"
+[ "$(grep -c '[1-9][0-9]* brought in' "$work/blocks")" -gt 3 ] || fail "nothing comes in: $(cat "$work/blocks")"
 [ "$checked" -ge 14 ] || fail "only $checked passes were looked at"

@@ -1,0 +1,88 @@
+/* blocks.c - run over a model that is larger than its memory, block by block, as an engine would.
+ *
+ *   cc blocks.c $(pkg-config --cflags --libs heft) -o blocks
+ *   ./blocks FOLDER BYTES
+ *
+ * BYTES are for weights, those that stay in memory and those that come and go. */
+#include <heft/heft.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static int32_t device_of(void *plan, const char *parameter)
+{
+    return heft_plan_device_of(plan, parameter);
+}
+
+/* Where each parameter is to live: the skeleton costs nothing. */
+static heft_status make_plan(heft_ctx *ctx, const char *path, double bytes, heft_plan **plan,
+                             heft_error *err)
+{
+    const heft_budget budget = {HEFT_DEVICE_CPU, bytes};
+    const heft_plan_options options = {
+        .strategy = HEFT_STRATEGY_BEST, .budgets = &budget, .budget_count = 1};
+    heft_model *skeleton = NULL;
+    heft_status status = heft_model_skeleton(ctx, path, NULL, &skeleton, err);
+    if (status == HEFT_OK) {
+        status = heft_plan_new(skeleton, &options, plan, err);
+    }
+    heft_model_free(skeleton);
+    return status;
+}
+
+/* A block's tensors are there between acquire and release; the next ones are on their way meanwhile. */
+static heft_status use_block(heft_residency *residency, size_t number, heft_error *err)
+{
+    const heft_block *block = heft_residency_block(residency, number);
+    heft_status status = heft_residency_acquire(residency, number, err);
+    if (status == HEFT_OK) {
+        const heft_tensor *first = heft_residency_tensor(residency, block->parameters[0]);
+        printf("%s: %zu tensors, %" PRIu64 " bytes, %" PRIu64 " brought in, first byte 0x%02x\n",
+               block->module, block->parameter_count, block->bytes, block->brought_bytes,
+               first->size_bytes > 0 ? *(const unsigned char *)first->data : 0U);
+        heft_residency_release(residency, number);
+    }
+    return status;
+}
+
+static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error *err)
+{
+    heft_plan *plan = NULL;
+    heft_model *model = NULL;
+    heft_residency *residency = NULL;
+    double one, two;
+    heft_status status = make_plan(ctx, path, bytes, &plan, err);
+    if (status == HEFT_OK) {
+        const heft_load_options options = {.device_of = device_of, .device_user = plan};
+        status = heft_model_load(ctx, path, &options, &model, NULL, err);
+    }
+    if (status == HEFT_OK) {
+        const heft_residency_options options = {.budget_bytes =
+                                                    (uint64_t)heft_plan_stream(plan, &one, &two)};
+        status = heft_residency_new(model, &options, &residency, err);
+    }
+    for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
+        status = use_block(residency, i, err);
+    }
+    heft_residency_free(residency);
+    heft_model_free(model);
+    heft_plan_free(plan);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    heft_error err = {0};
+    if (argc < 3) {
+        fprintf(stderr, "usage: %s FOLDER BYTES\n", argv[0]);
+        return 2;
+    }
+    heft_ctx *ctx = heft_ctx_new(NULL);
+    heft_status status = run(ctx, argv[1], strtod(argv[2], NULL), &err);
+    if (status != HEFT_OK) {
+        heft_error_print(&err, stderr);
+    }
+    heft_ctx_free(ctx);
+    return heft_status_exit_code(status);
+}

@@ -1,0 +1,26 @@
+/* device.c - the devices on which parameters can live, in this build.
+ *
+ * The processor gives memory; the disk gives none, as a weight stays in its file there. An accelerator
+ * would be a row of its own, with memory that pieces can be read into. */
+#include "load/load.h"
+
+static const heft__device devices[] = {
+    {HEFT_DEVICE_CPU,  heft__storage_new},
+    {HEFT_DEVICE_DISK, NULL             },
+};
+
+heft_status heft__device_find(int32_t number, const heft__device **out, heft_error *err)
+{
+    for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++) {
+        if (devices[i].number == number) {
+            *out = &devices[i];
+            return HEFT_OK;
+        }
+    }
+    if (number == HEFT_DEVICE_NONE) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the map");
+    }
+    return number == HEFT_DEVICE_MPS
+               ? heft__fail(err, HEFT_UNSUPPORTED, "device mps: this build has none")
+               : heft__fail(err, HEFT_UNSUPPORTED, "device %d: this build has none", (int)number);
+}
