@@ -257,6 +257,12 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
 }
 
 /* ---- without weights ------------------------------------------------------------------------- */
+/* Whether what is no checkpoint may be a config alone: a folder without weights, a file that is none. */
+static bool may_be_config(const char *path, heft_status status)
+{
+    return status == HEFT_NOT_FOUND || (status == HEFT_FORMAT && !heft__path_is_folder(path));
+}
+
 /* The empty model of a path; l->ckpt stays NULL for a config alone. */
 static heft_status make_empty(struct loading *l, const char *path, heft_error *err)
 {
@@ -265,10 +271,16 @@ static heft_status make_empty(struct loading *l, const char *path, heft_error *e
     open.trust_shards = true;
     heft_status status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
     if (status == HEFT_OK) {
-        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, err);
-    } else if (heft_config_read(l->ctx, path, &l->config, err) == HEFT_OK) {
-        status = HEFT_OK; /* a config alone */
-    } else if (err) {
+        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, &reason);
+    } else if (may_be_config(path, status)) {
+        heft_error other = {0};
+        const heft_status config = heft_config_read(l->ctx, path, &l->config, &other);
+        if (config == HEFT_OK || config == HEFT_NOMEM) {
+            status = config;
+            reason = other;
+        }
+    }
+    if (status != HEFT_OK && err) {
         *err = reason;
     }
     return status == HEFT_OK ? make_model(l, err) : status;

@@ -1,0 +1,230 @@
+/* What loading will take is what it takes: told bytes against those of the report, for every way of loading. */
+#include "load/load.h"
+#include "support.h"
+#include "support_model.h"
+
+#include <stdlib.h>
+
+static heft_ctx *ctx;
+static char folder[256];
+
+static const char *at(const char *name)
+{
+    static char paths[4][512];
+    static unsigned next;
+    char *path = paths[next++ % 4];
+    snprintf(path, 512, "%s/%s", folder, name);
+    return path;
+}
+
+static const char config_text[] =
+    "{\"model_type\":\"bert\",\"hidden_size\":64,\"num_hidden_layers\":3,\"num_attention_heads\":2,"
+    "\"intermediate_size\":256,\"vocab_size\":300,\"max_position_embeddings\":20,"
+    "\"dtype\":\"float32\",\"architectures\":[\"BertModel\"]}";
+
+static void make_checkpoint(const char *name, heft_format format)
+{
+    heft_error err = {0};
+    const heft_save_options options = {.format = format, .max_shard_bytes = 200000};
+    heft_model *model = test_model_from_text(ctx, config_text, "BertModel");
+    test_expect_status(heft_model_save_random(model, at(name), NULL, &options, NULL, &err), HEFT_OK,
+                       &err, name);
+    heft_model_free(model);
+}
+
+static int32_t all_on(void *user, const char *name)
+{
+    (void)name;
+    return *(const int32_t *)user;
+}
+
+static int32_t middle_on(void *user, const char *name)
+{
+    return strstr(name, "encoder.layer.1.") ? *(const int32_t *)user : HEFT_DEVICE_CPU;
+}
+
+static const int32_t cpu = HEFT_DEVICE_CPU, disk = HEFT_DEVICE_DISK, gpu = 1;
+
+static const struct {
+    const char *name, *from, *class_name;
+    heft_load_mode mode;
+    heft_dtype dtype;
+    int32_t (*device_of)(void *user, const char *parameter);
+    const int32_t *device;
+    const char *offload;
+} rows[] = {
+    {"auto",              "st",   NULL,              HEFT_LOAD_AUTO,   HEFT_DTYPE_NONE, NULL,      NULL,  NULL},
+    {"mapped",            "bins", NULL,              HEFT_LOAD_MAP,    HEFT_DTYPE_NONE, NULL,      NULL,  NULL},
+    {"copied",            "st",   NULL,              HEFT_LOAD_COPY,   HEFT_DTYPE_NONE, NULL,      NULL,  NULL},
+    {"cast",              "st",   NULL,              HEFT_LOAD_AUTO,   HEFT_DTYPE_BF16, NULL,      NULL,  NULL},
+    {"shared",            "bins", NULL,              HEFT_LOAD_SHARED, HEFT_DTYPE_F16,  NULL,      NULL,  NULL},
+    {"a new head",        "st",   "BertForMaskedLM", HEFT_LOAD_AUTO,   HEFT_DTYPE_NONE, NULL,      NULL,  NULL},
+    {"cpu",               "st",   NULL,              HEFT_LOAD_AUTO,   HEFT_DTYPE_NONE, all_on,    &cpu,  NULL},
+    {"disk",              "st",   NULL,              HEFT_LOAD_AUTO,   HEFT_DTYPE_NONE, all_on,    &disk, NULL},
+    {"both",              "bins", NULL,              HEFT_LOAD_AUTO,   HEFT_DTYPE_NONE, middle_on, &disk, NULL},
+    {"both, cast",        "bins", "BertForMaskedLM", HEFT_LOAD_AUTO,   HEFT_DTYPE_F64,  middle_on, &disk,
+     NULL                                                                                                     },
+    {"an offload folder", "st",   "BertForMaskedLM", HEFT_LOAD_AUTO,   HEFT_DTYPE_BF16, all_on,    &disk,
+     "off"                                                                                                    },
+};
+#define ROWS (sizeof rows / sizeof rows[0])
+
+static heft_load_options options_of(size_t row)
+{
+    return (heft_load_options){.class_name = rows[row].class_name,
+                               .mode = rows[row].mode,
+                               .dtype = rows[row].dtype,
+                               .device_of = rows[row].device_of,
+                               .device_user = (void *)(uintptr_t)rows[row].device,
+                               .offload_folder = rows[row].offload ? at(rows[row].offload) : NULL};
+}
+
+/* Bytes of parameters with memory of the model's own, or in the shared copy. */
+static uint64_t resident_bytes(const heft_model *model)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < heft_model_count(model); i++) {
+        const heft_parameter *parameter = heft_model_parameter(model, i);
+        const bool own =
+            parameter->state == HEFT_PARAMETER_OWNED || parameter->state == HEFT_PARAMETER_SHARED;
+        bytes += own && parameter->tied_to == i ? parameter->size_bytes : 0;
+    }
+    return bytes;
+}
+
+static void what_is_told_is_what_is_taken(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < ROWS; i++) {
+        const heft_load_options options = options_of(i);
+        heft_load_needs needs;
+        heft_model *model = NULL;
+        heft_load_report *report = NULL;
+        heft_error err = {0};
+        const size_t before = test_count_entries(folder);
+        test_expect_status(heft_model_needs(ctx, at(rows[i].from), &options, &needs, &err), HEFT_OK,
+                           &err, rows[i].name);
+        assert_int_equal(test_count_entries(folder), before); /* nothing was written */
+        test_expect_status(heft_model_load(ctx, at(rows[i].from), &options, &model, &report, &err),
+                           HEFT_OK, &err, rows[i].name);
+        if (needs.resident_bytes != resident_bytes(model) ||
+            needs.mapped_bytes != report->mapped_bytes || needs.disk_bytes != report->disk_bytes) {
+            fail_msg(
+                "%s: %llu, %llu and %llu are told; %llu, %llu and %llu are taken", rows[i].name,
+                (unsigned long long)needs.resident_bytes, (unsigned long long)needs.mapped_bytes,
+                (unsigned long long)needs.disk_bytes, (unsigned long long)resident_bytes(model),
+                (unsigned long long)report->mapped_bytes, (unsigned long long)report->disk_bytes);
+        }
+        assert_int_equal(needs.away_bytes, 0);
+        assert_true(needs.program_bytes > 0);
+        assert_int_equal(needs.peak_bytes,
+                         needs.resident_bytes + needs.staging_bytes + needs.program_bytes);
+        heft_load_report_free(report);
+        heft_model_free(model);
+    }
+}
+
+static void a_config_alone_is_enough(void **state)
+{
+    (void)state;
+    heft_load_needs alone, with;
+    heft_error err = {0};
+    for (size_t i = 0; i < ROWS; i++) {
+        const heft_load_options options = options_of(i);
+        if (rows[i].dtype != HEFT_DTYPE_NONE || rows[i].class_name) {
+            continue; /* the checkpoint has it otherwise */
+        }
+        test_expect_status(heft_model_needs(ctx, at("st/config.json"), &options, &alone, &err),
+                           HEFT_OK, &err, rows[i].name);
+        test_expect_status(heft_model_needs(ctx, at(rows[i].from), &options, &with, &err), HEFT_OK,
+                           &err, rows[i].name);
+        assert_int_equal(alone.resident_bytes, with.resident_bytes);
+        assert_int_equal(alone.mapped_bytes, with.mapped_bytes);
+        assert_int_equal(alone.disk_bytes, with.disk_bytes);
+    }
+}
+
+static void other_devices_are_away(void **state)
+{
+    (void)state;
+    heft_load_needs needs, all;
+    heft_error err = {0};
+    heft_load_options options = {.device_of = middle_on, .device_user = (void *)(uintptr_t)&gpu};
+    static const char *const paths[] = {"st", "st/config.json"};
+    for (size_t i = 0; i < 2; i++) {
+        test_expect_status(heft_model_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK,
+                           &err, paths[i]);
+        options.device_user = (void *)(uintptr_t)&cpu;
+        test_expect_status(heft_model_needs(ctx, at(paths[i]), &options, &all, &err), HEFT_OK, &err,
+                           paths[i]);
+        options.device_user = (void *)(uintptr_t)&gpu;
+        assert_true(needs.away_bytes > 100000);
+        assert_int_equal(needs.away_bytes + needs.resident_bytes, all.resident_bytes);
+    }
+}
+
+static heft_status tell_once(heft_ctx *with, void *user, heft_error *err)
+{
+    const size_t row = *(const size_t *)user;
+    const heft_load_options options = options_of(row);
+    heft_load_needs needs;
+    const heft_status status = heft_model_needs(with, at(rows[row].from), &options, &needs, err);
+    return status == HEFT_OK && !rows[row].class_name && rows[row].dtype == HEFT_DTYPE_NONE
+               ? heft_model_needs(with, at("st/config.json"), &options, &needs, err)
+               : status;
+}
+
+static void memory_can_run_out_anywhere(void **state)
+{
+    (void)state;
+    for (size_t i = 1; i < ROWS; i += 3) {
+        test_oom_sweep(tell_once, &i);
+    }
+}
+
+static void what_cannot_be_is_refused(void **state)
+{
+    (void)state;
+    heft_load_needs needs;
+    heft_error err = {0};
+    static const int32_t none = HEFT_DEVICE_NONE;
+    const heft_load_options nowhere = {.device_of = middle_on,
+                                       .device_user = (void *)(uintptr_t)&none};
+    assert_int_equal(heft_model_needs(ctx, NULL, NULL, &needs, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_model_needs(ctx, at("st"), NULL, NULL, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_model_needs(ctx, at("none"), NULL, &needs, &err), HEFT_NOT_FOUND);
+    assert_int_equal(heft_model_needs(ctx, at("st"), &nowhere, &needs, &err), HEFT_UNSUPPORTED);
+    assert_non_null(strstr(err.item, "encoder.layer.1."));
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    test_folder_make(folder);
+    ctx = heft_ctx_new(NULL);
+    make_checkpoint("st", HEFT_FORMAT_SAFETENSORS);
+    make_checkpoint("bins", HEFT_FORMAT_TORCH);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    uint64_t live;
+    test_folder_remove(folder);
+    heft_ctx_memory(ctx, &live, NULL);
+    heft_ctx_free(ctx);
+    return live == 0 ? 0 : 1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_told_is_what_is_taken),
+        cmocka_unit_test(a_config_alone_is_enough),
+        cmocka_unit_test(other_devices_are_away),
+        cmocka_unit_test(memory_can_run_out_anywhere),
+        cmocka_unit_test(what_cannot_be_is_refused),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
