@@ -43,22 +43,7 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
 }
 
 /* ---- one load -------------------------------------------------------------------------------- */
-struct loading {
-    heft_ctx *ctx;
-    const heft_load_options *options;
-    heft_checkpoint *ckpt;
-    heft_config *config;
-    heft_model *model;
-    heft__report_memory *memory;
-    heft__match match;
-    heft__fill_counts counts;
-    heft__fill_options fill;
-    heft__store store; /* of the offload folder, if there is to be one */
-    const char *why;   /* it is filled like that */
-};
-
-/* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
-static heft_status make_model(struct loading *l, heft_error *err)
+heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
 {
     const heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
     const char *type = heft_config_model_type(l->config);
@@ -84,7 +69,7 @@ static heft_status make_model(struct loading *l, heft_error *err)
     return status == HEFT_OK ? heft__model_build(l->ctx, &recipe, &l->model, err) : status;
 }
 
-static heft_status prepare(struct loading *l, const char *path, heft_error *err)
+static heft_status prepare(heft__loading *l, const char *path, heft_error *err)
 {
     heft_checkpoint_options options = l->options->checkpoint;
     options.trust_shards |= !l->options->strict;
@@ -96,7 +81,7 @@ static heft_status prepare(struct loading *l, const char *path, heft_error *err)
         status = heft__report_new(l->ctx, &l->memory, err);
     }
     if (status == HEFT_OK) {
-        status = make_model(l, err);
+        status = heft__loading_make_model(l, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
         if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {
@@ -107,7 +92,7 @@ static heft_status prepare(struct loading *l, const char *path, heft_error *err)
 }
 
 /* The refusal for lists that should be empty; the first offender is the item. */
-static heft_status judge(const struct loading *l, heft_error *err)
+static heft_status judge(const heft__loading *l, heft_error *err)
 {
     const heft__match *match = &l->match;
     char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
@@ -130,7 +115,7 @@ static heft_status judge(const struct loading *l, heft_error *err)
 }
 
 /* No shared copy can be had here (no memfd, no /proc, no folder of one's own): a private one. */
-static heft_status fill_alone(struct loading *l, heft_error *err)
+static heft_status fill_alone(heft__loading *l, heft_error *err)
 {
     heft_error reason = err ? *err : (heft_error){0};
     l->fill.share = false;
@@ -141,7 +126,7 @@ static heft_status fill_alone(struct loading *l, heft_error *err)
     return heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
 }
 
-static heft_status bring_in(struct loading *l, heft_error *err)
+static heft_status bring_in(heft__loading *l, heft_error *err)
 {
     heft_init_options init = {.seed = l->options->seed};
     const bool offload = l->options->offload_folder != NULL;
@@ -168,7 +153,7 @@ static heft_status bring_in(struct loading *l, heft_error *err)
 
 /* auto: mapped, unless a file lies on a network's file system, where each page that is touched would
  * be a round trip of its own, while a copy asks for megabytes at once, many times in parallel. */
-static void choose_strategy(struct loading *l)
+void heft__loading_choose_strategy(heft__loading *l)
 {
     const heft_load_mode mode = l->options->mode;
     const char *network = NULL;
@@ -182,13 +167,13 @@ static void choose_strategy(struct loading *l)
     l->why = network ? network : mode == HEFT_LOAD_AUTO ? "auto" : "asked for";
 }
 
-static heft_status load(struct loading *l, const char *path, heft_error *err)
+static heft_status load(heft__loading *l, const char *path, heft_error *err)
 {
     heft_status status = prepare(l, path, err);
     if (status != HEFT_OK) {
         return status;
     }
-    choose_strategy(l);
+    heft__loading_choose_strategy(l);
     l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
@@ -239,184 +224,36 @@ heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_opt
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
     }
     double started = seconds_now();
-    struct loading l = {.ctx = ctx, .options = options ? options : &standard};
+    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
     heft_status status = load(&l, path, err);
-    heft__store_fini(&l.store);
-    if (l.model) {
-        heft__match_fini(l.model, &l.match);
-    }
     if (status == HEFT_OK) {
-        *out = l.model;
-        l.model = NULL;
+        *out = heft__loading_take_model(&l);
     }
     finish_report(l.memory, status, started, report);
-    heft_model_free(l.model);
-    heft_config_free(l.config);
-    heft_checkpoint_close(l.ckpt);
+    l.memory = NULL;
+    heft__loading_fini(&l);
     return status;
 }
 
-/* ---- without weights ------------------------------------------------------------------------- */
-/* Whether what is no checkpoint may be a config alone: a folder without weights, a file that is none. */
-static bool may_be_config(const char *path, heft_status status)
+heft_model *heft__loading_take_model(heft__loading *l)
 {
-    return status == HEFT_NOT_FOUND || (status == HEFT_FORMAT && !heft__path_is_folder(path));
+    heft_model *model = l->model;
+    heft__store_fini(&l->store);
+    heft__match_fini(model, &l->match);
+    l->model = NULL;
+    return model;
 }
 
-/* The empty model of a path; l->ckpt stays NULL for a config alone. */
-static heft_status make_empty(struct loading *l, const char *path, heft_error *err)
+void heft__loading_fini(heft__loading *l)
 {
-    heft_checkpoint_options open = l->options->checkpoint;
-    heft_error reason = {0};
-    open.trust_shards = true;
-    heft_status status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
-    if (status == HEFT_OK) {
-        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, &reason);
-    } else if (may_be_config(path, status)) {
-        heft_error other = {0};
-        const heft_status config = heft_config_read(l->ctx, path, &l->config, &other);
-        if (config == HEFT_OK || config == HEFT_NOMEM) {
-            status = config;
-            reason = other;
-        }
+    heft__store_fini(&l->store);
+    if (l->model) {
+        heft__match_fini(l->model, &l->match);
     }
-    if (status != HEFT_OK && err) {
-        *err = reason;
-    }
-    return status == HEFT_OK ? make_model(l, err) : status;
-}
-
-heft_status heft_model_skeleton(heft_ctx *ctx, const char *path, const heft_load_options *options,
-                                heft_model **out, heft_error *err)
-{
-    const heft_load_options standard = {0};
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
-    }
-    struct loading l = {.ctx = ctx, .options = options ? options : &standard};
-    heft_status status = make_empty(&l, path, err);
-    if (status == HEFT_OK) {
-        *out = l.model;
-        l.model = NULL;
-    }
-    heft_model_free(l.model);
-    heft_config_free(l.config);
-    heft_checkpoint_close(l.ckpt);
-    return heft__add_path(status, err, path);
-}
-
-/* Match a checkpoint with the empty model, and count what filling it would take. */
-static heft_status count_fill(struct loading *l, heft_error *err)
-{
-    heft_status status = heft__report_new(l->ctx, &l->memory, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
-    status = heft__match_keys(l->model, l->ckpt, &l->match, err);
-    if (status == HEFT_OK && l->options->offload_folder) {
-        status = heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err);
-    }
-    if (status == HEFT_OK) {
-        choose_strategy(l);
-        l->fill.count = true;
-        status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
-    }
-    return status;
-}
-
-/* Without a checkpoint: as if there were one that has everything as the model wants it. */
-static void count_alone(struct loading *l)
-{
-    const heft_load_options *options = l->options;
-    for (size_t i = 0; i < l->model->count; i++) {
-        const heft_parameter *parameter = &l->model->parameters[i];
-        const int32_t device = options->device_of
-                                   ? options->device_of(options->device_user, parameter->name)
-                                   : HEFT_DEVICE_CPU;
-        const bool saved = parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
-        const bool maps = options->device_of ? device == HEFT_DEVICE_DISK &&
-                                                   parameter->kind == HEFT_PARAMETER_WEIGHT
-                                             : options->mode != HEFT_LOAD_COPY;
-        if (parameter->tied_to != i) {
-            continue;
-        }
-        *(!saved                                                    ? &l->counts.copied_bytes
-          : maps                                                    ? &l->counts.mapped_bytes
-          : device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK ? &l->counts.copied_bytes
-                                                                    : &l->counts.away_bytes) +=
-            parameter->size_bytes;
-    }
-}
-
-/* What the checkpoint lacks gets memory, wherever it is to live. */
-static uint64_t count_initialised(const struct loading *l)
-{
-    uint64_t bytes = 0;
-    for (size_t i = 0; l->ckpt && l->model->known_family && i < l->model->count; i++) {
-        const bool offloaded = l->store.taken && l->store.taken[i];
-        if (l->model->parameters[i].tied_to == i && l->match.source[i] == HEFT__NO_TENSOR &&
-            !offloaded) {
-            bytes += l->model->parameters[i].size_bytes;
-        }
-    }
-    return bytes;
-}
-
-/* Room for stacks, page tables and what libraries map, where a process has more address space than it
- * will ever use. */
-#define PROGRAM_SPARE ((uint64_t)8 << 20)
-#define LISTS_SPARE ((uint64_t)1 << 20) /* that are made when loading, and not here */
-
-static void sum_needs(const struct loading *l, heft_load_needs *out)
-{
-    uint64_t resident, mapped;
-    const uint64_t written = l->store.dat_bytes ? 2 * heft__store_piece(l->ctx) : 0;
-    (void)heft__process_memory(&resident, &mapped);
-    resident += PROGRAM_SPARE;
-    mapped += LISTS_SPARE;
-    *out = (heft_load_needs){
-        .resident_bytes = l->counts.copied_bytes + l->counts.shared_bytes + count_initialised(l),
-        .mapped_bytes = l->counts.mapped_bytes,
-        .disk_bytes = l->counts.disk_bytes,
-        .away_bytes = l->counts.away_bytes,
-        .staging_bytes = l->counts.beside_bytes +
-                         (l->counts.staging_bytes > written ? l->counts.staging_bytes : written),
-        .program_bytes = mapped < resident ? mapped : resident,
-    };
-    for (size_t i = 0; l->store.taken && i < l->model->count; i++) {
-        out->mapped_bytes += l->store.taken[i] ? l->model->parameters[i].size_bytes : 0;
-    }
-    out->peak_bytes = out->resident_bytes + out->staging_bytes + out->program_bytes +
-                      (l->options->touch ? out->mapped_bytes : 0);
-}
-
-heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,
-                             heft_load_needs *out, heft_error *err)
-{
-    const heft_load_options standard = {0};
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
-    }
-    struct loading l = {.ctx = ctx, .options = options ? options : &standard};
-    heft_status status = make_empty(&l, path, err);
-    if (status == HEFT_OK && l.ckpt) {
-        status = count_fill(&l, err);
-    } else if (status == HEFT_OK) {
-        count_alone(&l);
-    }
-    if (status == HEFT_OK) {
-        sum_needs(&l, out);
-    }
-    heft__store_fini(&l.store);
-    if (l.model) {
-        heft__match_fini(l.model, &l.match);
-    }
-    heft_load_report_free(l.memory ? &l.memory->report : NULL);
-    heft_model_free(l.model);
-    heft_config_free(l.config);
-    heft_checkpoint_close(l.ckpt);
-    return heft__add_path(status, err, path);
+    heft_load_report_free(l->memory ? &l->memory->report : NULL);
+    heft_model_free(l->model);
+    heft_config_free(l->config);
+    heft_checkpoint_close(l->ckpt);
 }
 
 /* ---- into a model that exists ---------------------------------------------------------------- */
@@ -428,7 +265,7 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
     }
     double started = seconds_now();
     const heft_load_options options = {.strict = strict};
-    struct loading l = {.ctx = model->ctx, .options = &options, .model = model};
+    heft__loading l = {.ctx = model->ctx, .options = &options, .model = model};
     heft_status status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
     if (status == HEFT_OK) {
         status = heft__report_new(l.ctx, &l.memory, err);

@@ -219,4 +219,26 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
 heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
                                      const heft__match *match, heft_error *err);
 
+/* ---- one load: done by load.c, counted by needs.c -------------------------------------------- */
+typedef struct heft__loading {
+    heft_ctx *ctx;
+    const heft_load_options *options;
+    heft_checkpoint *ckpt;
+    heft_config *config;
+    heft_model *model;
+    heft__report_memory *memory;
+    heft__match match;
+    heft__fill_counts counts;
+    heft__fill_options fill;
+    heft__store store; /* of the offload folder, if there is to be one */
+    const char *why;   /* it is filled like that */
+} heft__loading;
+
+/* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
+heft_status heft__loading_make_model(heft__loading *loading, heft_error *err);
+void heft__loading_choose_strategy(heft__loading *loading);
+/* Hand the model out; the rest is freed by fini. */
+heft_model *heft__loading_take_model(heft__loading *loading);
+void heft__loading_fini(heft__loading *loading);
+
 #endif

@@ -148,6 +148,7 @@ void heft__store_fini(heft__store *s)
         heft__free(s->model->ctx, s->raw, s->raw_bytes);
         heft__arena_fini(&s->arena);
     }
+    *s = (heft__store){0};
 }
 
 /* ---- the bytes of a .dat --------------------------------------------------------------------- */

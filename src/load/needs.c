@@ -1,0 +1,160 @@
+/* needs.c - the model that a load would fill, and what filling it would take; no tensor is read.
+ *
+ * The fate of each parameter is decided by the code that loads (fill.c, counting). Of a config alone it
+ * is told as if a checkpoint had everything as the model wants it.
+ * Source: docs/placing.md [6]. */
+#include "load/load.h"
+
+/* ---- the empty model ------------------------------------------------------------------------- */
+/* Whether what is no checkpoint may be a config alone: a folder without weights, a file that is none. */
+static bool may_be_config(const char *path, heft_status status)
+{
+    return status == HEFT_NOT_FOUND || (status == HEFT_FORMAT && !heft__path_is_folder(path));
+}
+
+/* The empty model of a path; l->ckpt stays NULL for a config alone. */
+static heft_status make_empty(heft__loading *l, const char *path, heft_error *err)
+{
+    heft_checkpoint_options open = l->options->checkpoint;
+    heft_error reason = {0};
+    open.trust_shards = true;
+    heft_status status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
+    if (status == HEFT_OK) {
+        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, &reason);
+    } else if (may_be_config(path, status)) {
+        heft_error other = {0};
+        const heft_status config = heft_config_read(l->ctx, path, &l->config, &other);
+        if (config == HEFT_OK || config == HEFT_NOMEM) {
+            status = config;
+            reason = other;
+        }
+    }
+    if (status != HEFT_OK && err) {
+        *err = reason;
+    }
+    return status == HEFT_OK ? heft__loading_make_model(l, err) : status;
+}
+
+heft_status heft_model_skeleton(heft_ctx *ctx, const char *path, const heft_load_options *options,
+                                heft_model **out, heft_error *err)
+{
+    const heft_load_options standard = {0};
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
+    heft_status status = make_empty(&l, path, err);
+    if (status == HEFT_OK) {
+        *out = heft__loading_take_model(&l);
+    }
+    heft__loading_fini(&l);
+    return heft__add_path(status, err, path);
+}
+
+/* ---- counting -------------------------------------------------------------------------------- */
+/* Match a checkpoint with the empty model, and count what filling it would take. */
+static heft_status count_fill(heft__loading *l, heft_error *err)
+{
+    heft_status status = heft__report_new(l->ctx, &l->memory, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
+    status = heft__match_keys(l->model, l->ckpt, &l->match, err);
+    if (status == HEFT_OK && l->options->offload_folder) {
+        status = heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err);
+    }
+    if (status == HEFT_OK) {
+        heft__loading_choose_strategy(l);
+        l->fill.count = true;
+        status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+    }
+    return status;
+}
+
+/* Without a checkpoint: as if there were one that has everything as the model wants it. */
+static void count_alone(heft__loading *l)
+{
+    const heft_load_options *options = l->options;
+    for (size_t i = 0; i < l->model->count; i++) {
+        const heft_parameter *parameter = &l->model->parameters[i];
+        const int32_t device = options->device_of
+                                   ? options->device_of(options->device_user, parameter->name)
+                                   : HEFT_DEVICE_CPU;
+        const bool saved = parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
+        const bool maps = options->device_of ? device == HEFT_DEVICE_DISK &&
+                                                   parameter->kind == HEFT_PARAMETER_WEIGHT
+                                             : options->mode != HEFT_LOAD_COPY;
+        if (parameter->tied_to != i) {
+            continue;
+        }
+        *(!saved                                                    ? &l->counts.copied_bytes
+          : maps                                                    ? &l->counts.mapped_bytes
+          : device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK ? &l->counts.copied_bytes
+                                                                    : &l->counts.away_bytes) +=
+            parameter->size_bytes;
+    }
+}
+
+/* What the checkpoint lacks gets memory, wherever it is to live. */
+static uint64_t count_initialised(const heft__loading *l)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; l->ckpt && l->model->known_family && i < l->model->count; i++) {
+        const bool offloaded = l->store.taken && l->store.taken[i];
+        if (l->model->parameters[i].tied_to == i && l->match.source[i] == HEFT__NO_TENSOR &&
+            !offloaded) {
+            bytes += l->model->parameters[i].size_bytes;
+        }
+    }
+    return bytes;
+}
+
+/* Room for stacks, page tables and what libraries map, where a process has more address space than it
+ * will ever use. */
+#define PROGRAM_SPARE ((uint64_t)8 << 20)
+#define LISTS_SPARE ((uint64_t)1 << 20) /* that are made when loading, and not here */
+
+static void sum_needs(const heft__loading *l, heft_load_needs *out)
+{
+    uint64_t resident, mapped;
+    const uint64_t written = l->store.dat_bytes ? 2 * heft__store_piece(l->ctx) : 0;
+    (void)heft__process_memory(&resident, &mapped);
+    resident += PROGRAM_SPARE;
+    mapped += LISTS_SPARE;
+    *out = (heft_load_needs){
+        .resident_bytes = l->counts.copied_bytes + l->counts.shared_bytes + count_initialised(l),
+        .mapped_bytes = l->counts.mapped_bytes,
+        .disk_bytes = l->counts.disk_bytes,
+        .away_bytes = l->counts.away_bytes,
+        .staging_bytes = l->counts.beside_bytes +
+                         (l->counts.staging_bytes > written ? l->counts.staging_bytes : written),
+        .program_bytes = mapped < resident ? mapped : resident,
+    };
+    for (size_t i = 0; l->store.taken && i < l->model->count; i++) {
+        out->mapped_bytes += l->store.taken[i] ? l->model->parameters[i].size_bytes : 0;
+    }
+    out->peak_bytes = out->resident_bytes + out->staging_bytes + out->program_bytes +
+                      (l->options->touch ? out->mapped_bytes : 0);
+}
+
+heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,
+                             heft_load_needs *out, heft_error *err)
+{
+    const heft_load_options standard = {0};
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
+    heft_status status = make_empty(&l, path, err);
+    if (status == HEFT_OK && l.ckpt) {
+        status = count_fill(&l, err);
+    } else if (status == HEFT_OK) {
+        count_alone(&l);
+    }
+    if (status == HEFT_OK) {
+        sum_needs(&l, out);
+    }
+    heft__loading_fini(&l);
+    return heft__add_path(status, err, path);
+}
