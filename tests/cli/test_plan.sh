@@ -95,6 +95,43 @@ END
 run 0 plan "$work/unknown" --max-memory disk
 shows "$err" '^heft plan: warning: The model weights are not tied\.'
 
+# ---- what the machine allows: a container's limit less what is used but for its cache, 16 MiB and 1/256 -----------
+if unshare -m true 2>/dev/null; then
+    container() { # container FILE=TEXT...: heft plan where these are what the kernel says of the group
+        # shellcheck disable=SC2016 # for the inner shell
+        unshare -m bash -c 'mount -t tmpfs tmpfs /sys/fs/cgroup && cd /sys/fs/cgroup && heft=$1 config=$2 out=$3 && shift 3 &&
+            for file in "$@"; do mkdir -p "$(dirname "$file")"; printf "%b" "${file#*=}" >"${file%%=*}"; done; exec "$heft" plan "$config" --json >"$out"' \
+            bash "$heft" "$config" "$out" "$@" || fail "in a container: exit $?"
+    }
+    container memory.max=1000000000 memory.current=300000000 'memory.stat=anon 5\nfile 200000000\n'
+    json 'd["budget"] == "the container\x27s limit (cgroup v2)" and d["max_memory"]["cpu"] == 900000000 - 16 * 1024**2 - 900000000 // 256'
+    container memory/memory.limit_in_bytes=500000000 memory/memory.usage_in_bytes=400000000 'memory/memory.stat=cache 1\ntotal_cache 300000000\n'
+    json 'd["budget"] == "the container\x27s limit (cgroup v1)" and d["max_memory"]["cpu"] == 400000000 - 16 * 1024**2 - 400000000 // 256'
+    container memory.max=max memory/memory.limit_in_bytes=9223372036854771712
+    json 'd["budget"] == "available memory"'
+else
+    skip "a container's limits: no mounts of one's own here"
+fi
+(
+    ulimit -v 3000000
+    run 0 plan "$config" --json
+    json 'd["budget"] == "the limit of address space (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
+)
+
+# ---- what loading will take -----------------------------------------------------------------------------------
+run 0 plan "$config" --json --strategy best --max-memory cpu=2GB,disk
+json 'd["peak"]["resident_bytes"] <= d["placed_bytes"]["cpu"] + 1024 and d["peak"]["mapped_bytes"] >= d["placed_bytes"]["disk"] - 1024'
+json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "staging_bytes", "program_bytes"))'
+json '0 < d["stream"]["one_bytes"] <= d["stream"]["budget_bytes"] <= 2000000000 - d["placed_bytes"]["cpu"]'
+run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
+shows "$out" '^loading +[0-9.]+ GB at most: '
+shows "$out" '^streaming +[0-9.]+ MB more, for two blocks at a time$'
+run 0 plan "$config" --json --strategy best --max-memory 0=8GB
+json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 32e6'
+printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/plan.json"
+run 0 plan "$config" --json --strategy "$work/plan.json"
+json 'set(d["device_map"].values()) == {"cpu", "disk"} and d["placed_bytes"]["cpu"] == d["largest_block"]["bytes"]'
+
 # ---- refused --------------------------------------------------------------------------------------------------
 for memory in x 0 0= =1GB cpu=1QB 0=1GB,,1=1GB 0=-1GB gpu=1GB 99999=1GB; do
     run 2 plan "$config" --max-memory "$memory"
@@ -119,6 +156,12 @@ json 'set(d["device_map"].values()) == {"cpu", "disk"} and 0 < d["copied_bytes"]
 json '"device map" in d["strategy"]'
 run 0 load "$work/unknown" --json --device-map best --max-memory cpu=20KB
 json 'set(d["device_map"].values()) == {"cpu", "disk"}'
+run 0 load "$work/known" --device-map sequential --max-memory cpu=100,disk
+shows "$err" '^heft load: warning: Based on the current allocation process'
+run 0 load "$work/known" --json --device-map sequential --max-memory cpu=100,disk
+json 'len(d["warnings"]) == 1 and d["pass"] is None'
+run 0 load "$work/known" --json --device-map best --max-memory cpu=20KB,disk --touch
+json 'd["pass"]["blocks"] > 3 and d["pass"]["read_bytes"] + d["pass"]["mapped_bytes"] >= d["mapped_bytes"]'
 run 7 load "$work/known" --max-memory 0=1GB
 shows "$err" 'device 0: this build has none'
 run 2 load "$work/known" --device-map clever
