@@ -8,6 +8,8 @@
 set -euo pipefail
 heft=$(realpath "$1") source_dir=$(realpath "$2")
 export LC_ALL=C.UTF-8
+# shellcheck disable=SC2034 # for the scripts: which sanitizers there are, with memory of their own; "" for none
+sanitized=$(sed -n 's/^HEFT_SANITIZE:[A-Z]*=//p' "$3/CMakeCache.txt" 2>/dev/null || true)
 script=$(basename "$0" .sh)
 work=$(mktemp -d)
 out=$work/.out err=$work/.err

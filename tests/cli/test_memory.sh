@@ -2,7 +2,6 @@
 # test_memory - the guide's numbers on BERT-base-cased, and the most memory that each command may take.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
-build_dir=$3
 size=433241088 # bytes of the model
 
 free=$(df -Pk "$work" | awk 'NR == 2 { print $4 }')
@@ -10,7 +9,6 @@ if [ "$free" -lt 2000000 ]; then
     skip "2 GB of disk needed below ${TMPDIR:-/tmp}"
     exit 0
 fi
-sanitized=$(sed -n 's/^HEFT_SANITIZE:[A-Z]*=//p' "$build_dir/CMakeCache.txt" 2>/dev/null || true)
 
 peak() { # peak BYTES: of the last command; sanitizers have memory of their own
     local bytes

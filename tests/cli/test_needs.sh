@@ -8,7 +8,6 @@ if [ "$free" -lt 1200000 ]; then
     skip "1.2 GB of disk needed below ${TMPDIR:-/tmp}"
     exit 0
 fi
-sanitized=$(sed -n 's/^HEFT_SANITIZE:[A-Z]*=//p' "$build_dir/CMakeCache.txt" 2>/dev/null || true)
 near=16000000 # bytes, or 5 %
 
 number() { # number OBJECT KEY: of the last command's document

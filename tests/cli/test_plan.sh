@@ -112,11 +112,13 @@ if unshare -m true 2>/dev/null; then
 else
     skip "a container's limits: no mounts of one's own here"
 fi
-(
-    ulimit -v 3000000
-    run 0 plan "$config" --json
-    json 'd["budget"] == "the limit of address space (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
-)
+if [ -z "$sanitized" ]; then
+    (
+        ulimit -v 3000000
+        run 0 plan "$config" --json
+        json 'd["budget"] == "the limit of address space (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
+    )
+fi
 
 # ---- what loading will take -----------------------------------------------------------------------------------
 run 0 plan "$config" --json --strategy best --max-memory cpu=2GB,disk
@@ -127,7 +129,7 @@ run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
 shows "$out" '^loading +[0-9.]+ GB at most: '
 shows "$out" '^streaming +[0-9.]+ MB more, for two blocks at a time$'
 run 0 plan "$config" --json --strategy best --max-memory 0=8GB
-json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 32e6'
+json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 100e6'
 printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/plan.json"
 run 0 plan "$config" --json --strategy "$work/plan.json"
 json 'set(d["device_map"].values()) == {"cpu", "disk"} and d["placed_bytes"]["cpu"] == d["largest_block"]["bytes"]'
