@@ -5,6 +5,7 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -292,6 +293,76 @@ static void what_cannot_be_placed_is_refused(void **state)
     }
 }
 
+/* ---- every family ---------------------------------------------------------------------------- */
+static int32_t all_on_disk(void *user, const char *name)
+{
+    (void)user, (void)name;
+    return HEFT_DEVICE_DISK;
+}
+
+/* Whatever a file's tensors have to become (stacked, split, cast), a block's are the model's. */
+static void compare_family(const char *what, heft_model *model, heft_format format,
+                           heft_dtype dtype)
+{
+    heft_error err = {0};
+    heft_model *placed = NULL, *whole = NULL;
+    const heft_save_options save = {.format = format, .max_shard_bytes = 50000};
+    const heft_load_options copy = {.mode = HEFT_LOAD_COPY, .dtype = dtype},
+                            place = {.device_of = all_on_disk, .dtype = dtype};
+    test_expect_status(heft_model_save_random(model, at("family"), NULL, &save, NULL, &err),
+                       HEFT_OK, &err, what);
+    test_expect_status(heft_model_load(ctx, at("family"), &copy, &whole, NULL, &err), HEFT_OK, &err,
+                       what);
+    test_expect_status(heft_model_load(ctx, at("family"), &place, &placed, NULL, &err), HEFT_OK,
+                       &err, what);
+    heft_residency *residency = make_residency(placed, 0);
+    size_t seen = 0;
+    for (size_t i = 0; i < heft_residency_count(residency); i++) {
+        const heft_block *block = heft_residency_block(residency, i);
+        test_expect_status(heft_residency_acquire(residency, i, &err), HEFT_OK, &err, what);
+        compare_block(residency, block, whole);
+        heft_residency_release(residency, i);
+        seen += block->parameter_count;
+    }
+    assert_int_equal(seen, heft_model_count(placed));
+    heft_residency_free(residency);
+    heft_model_free(placed);
+    heft_model_free(whole);
+    test_folder_remove(at("family"));
+}
+
+static void every_family_comes_in_as_it_is(void **state)
+{
+    (void)state;
+    size_t seen = 0;
+    DIR *listing = opendir(HEFT_TEST_DATA "/skeletons");
+    assert_non_null(listing);
+    for (struct dirent *entry = readdir(listing); entry; entry = readdir(listing)) {
+        char path[512], what[800];
+        if (!strstr(entry->d_name, ".json")) {
+            continue;
+        }
+        heft__arena arena;
+        heft__arena_init(&arena, ctx);
+        snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s", entry->d_name);
+        const heft__json_value *root = test_read_json(&arena, path),
+                               *golden = heft__json_member(root, "classes")->first,
+                               *own = heft__json_member(golden, "config");
+        snprintf(what, sizeof what, "%s %s", entry->d_name, golden->key);
+        heft_model *model = test_make_model(ctx, own ? own : heft__json_member(root, "config"),
+                                            golden->key, HEFT_DTYPE_NONE, what);
+        if (heft_model_bytes(model) < 4000000) {
+            compare_family(what, model, HEFT_FORMAT_SAFETENSORS, HEFT_DTYPE_NONE);
+            compare_family(what, model, HEFT_FORMAT_TORCH, HEFT_DTYPE_BF16);
+            seen++;
+        }
+        heft_model_free(model);
+        heft__arena_fini(&arena);
+    }
+    closedir(listing);
+    assert_true(seen >= 60);
+}
+
 /* ---- nothing half done ----------------------------------------------------------------------- */
 /* A block in a budget that has room for no other one, so that nothing is read ahead meanwhile. */
 static heft_status bring_one(heft_ctx *with, void *user, heft_error *err)
@@ -402,6 +473,7 @@ int main(void)
         cmocka_unit_test(what_has_no_room_is_refused),
         cmocka_unit_test(a_cast_stays_on_disk),
         cmocka_unit_test(what_cannot_be_placed_is_refused),
+        cmocka_unit_test(every_family_comes_in_as_it_is),
         cmocka_unit_test(memory_can_run_out_anywhere),
         cmocka_unit_test(cancelled_in_the_middle),
         cmocka_unit_test(a_cut_file_is_told), /* last: the file is gone then */
