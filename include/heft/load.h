@@ -131,15 +131,16 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const ch
 
 /** What heft_model_load() will take, told before it begins. */
 typedef struct heft_load_needs {
-    uint64_t
-        resident_bytes;    /* memory of the model's own: copied, cast, initialised; a shared copy */
-    uint64_t mapped_bytes; /* of files: the kernel can take their pages back */
-    uint64_t disk_bytes;   /* stay in their files, unmapped */
-    uint64_t away_bytes;   /* on devices that this build does not have */
-    uint64_t staging_bytes; /* buffers of the threads, for casts and the like */
-    uint64_t
-        program_bytes;   /* this process as it is now: its address space, but 8 MiB at most beyond
-                                what it has in memory */
+    uint64_t resident_bytes; /* memory of the model's own, or in the shared copy */
+    uint64_t mapped_bytes;   /* of files: the kernel can take their pages back */
+    uint64_t disk_bytes;     /* stay in their files, unmapped */
+    uint64_t away_bytes;     /* on devices that this build does not have */
+    /* Buffers of the threads for casts and the like, and what tensors take beside their bytes. */
+    uint64_t staging_bytes;
+    /* The same while a residency brings in what is on the disk; not in the peak. */
+    uint64_t stream_staging_bytes;
+    /* This process as it is now: its address space, but not more than 8 MiB beyond what is in memory. */
+    uint64_t program_bytes;
     uint64_t peak_bytes; /* resident, staging and program; with `touch` the mapped bytes too */
 } heft_load_needs;
 

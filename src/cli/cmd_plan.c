@@ -181,7 +181,9 @@ static void put_needs(cli_json *json, const heft_plan *plan, const heft_load_nee
     put_bytes(json, "one_bytes", one);
     put_bytes(json, "two_bytes", two);
     put_bytes(json, "budget_bytes", budget);
-    put_bytes(json, "peak_bytes", (double)needs->peak_bytes + budget + (double)PASS_BYTES);
+    cli_json_u64(json, "staging_bytes", needs->stream_staging_bytes);
+    put_bytes(json, "peak_bytes",
+              (double)(needs->peak_bytes + needs->stream_staging_bytes + PASS_BYTES) + budget);
     cli_json_close(json, '}');
 }
 

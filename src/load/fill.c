@@ -150,10 +150,14 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
 }
 
 /* Leave parameter i in its file: its bytes count where it lives. */
-static heft_status plan_stay(struct fill *f, size_t i, heft__fill_counts *counts)
+static heft_status plan_stay(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts)
 {
+    const heft_parameter *parameter = &f->model->parameters[i];
+    const heft__part part = {.tensor = tensor, .to = parameter->dtype, .elems = 1, .direct = true};
+    const uint64_t scratch = heft__part_scratch(f->ckpt, &part);
     f->stays[i] = true;
-    counts->disk_bytes += f->model->parameters[i].size_bytes;
+    counts->disk_bytes += parameter->size_bytes;
+    counts->stay_scratch = scratch > counts->stay_scratch ? scratch : counts->stay_scratch;
     return HEFT_OK;
 }
 
@@ -165,7 +169,7 @@ static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_
                              ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
                              : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
     if (status == HEFT_OK && !f->mapped[i] && !f->options->count) {
-        return plan_stay(f, i, counts);
+        return plan_stay(f, i, tensor, counts);
     }
     counts->mapped_bytes += f->model->parameters[i].size_bytes;
     return status;
@@ -195,7 +199,7 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
         counts->away_bytes += parameter->size_bytes;
         return HEFT_OK;
     }
-    return fate == STAY  ? plan_stay(f, i, counts)
+    return fate == STAY  ? plan_stay(f, i, tensor, counts)
            : fate == MAP ? plan_map(f, i, tensor, counts, err)
                          : plan_copy(f, i, tensor, device, counts, err);
 }

@@ -95,6 +95,8 @@ void heft__pieces_fini(heft__pieces *pieces);
 heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
                              heft_error *err);
 uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i); /* in the file's dtype */
+/* The buffer that reading any piece of a part takes beside the memory it is read into. */
+uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part);
 /* The most that buffers take while so many threads read the pieces. */
 uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads);
 /* How many threads read: more where they wait for a disk. */
@@ -128,6 +130,7 @@ typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;
     uint64_t away_bytes;    /* on devices that this build does not have */
     uint64_t staging_bytes; /* the most that buffers take meanwhile */
+    uint64_t stay_scratch;  /* of one thread that brings in what stays in its file */
     uint64_t beside_bytes;  /* that memory of their own takes beside the parameters' bytes */
     size_t direct_files;    /* read past the page cache */
     bool joined;            /* the shared copy was there already */

@@ -129,6 +129,8 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
         .away_bytes = l->counts.away_bytes,
         .staging_bytes = l->counts.beside_bytes +
                          (l->counts.staging_bytes > written ? l->counts.staging_bytes : written),
+        .stream_staging_bytes =
+            l->counts.stay_scratch * heft__reading_threads(l->ctx, l->counts.stay_scratch > 0),
         .program_bytes = mapped < resident ? mapped : resident,
     };
     for (size_t i = 0; l->store.taken && i < l->model->count; i++) {

@@ -75,19 +75,18 @@ uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i)
     return piece->count * heft_dtype_bits(pieces->ckpt->infos[piece->tensor].dtype) / 8;
 }
 
-/* The buffers that reading a piece takes beside the memory it is read into. */
-static uint64_t piece_scratch(const heft__pieces *pieces, const heft__piece *piece)
+uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part)
 {
-    const heft_checkpoint *ckpt = pieces->ckpt;
-    const heft__file *file = heft__file_of(ckpt, piece->tensor);
-    const heft__file_tensor *tensor = ckpt->entries[piece->tensor];
-    const bool cast = ckpt->infos[piece->tensor].dtype != piece->to;
+    const heft__file_tensor *tensor = ckpt->entries[part->tensor];
+    const heft__file_storage *storage =
+        &heft__file_of(ckpt, part->tensor)->storages[tensor->storage];
+    const bool plain = heft__part_offset(ckpt, part->tensor, part->first) != HEFT_NO_OFFSET;
     uint64_t bytes = 0;
-    if (cast) {
-        bytes = piece->direct && !piece->whole ? DIRECT_BYTES + HEFT__SPARE_BYTES : SCRATCH_BYTES;
+    if (ckpt->infos[part->tensor].dtype != part->to) {
+        bytes = part->direct && plain ? DIRECT_BYTES + HEFT__SPARE_BYTES : SCRATCH_BYTES;
     }
-    if (tensor->strides && file->storages[tensor->storage].deflated) {
-        bytes += file->storages[tensor->storage].bytes; /* unpacked before it is put in order */
+    if (tensor->strides && storage->deflated) {
+        bytes += storage->bytes; /* unpacked before it is put in order */
     }
     return bytes;
 }
@@ -96,7 +95,9 @@ uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads)
 {
     uint64_t most = 0, count = 0;
     for (size_t i = 0; i < pieces->count; i++) {
-        const uint64_t bytes = piece_scratch(pieces, &pieces->list[i]);
+        const heft__piece *piece = &pieces->list[i];
+        const heft__part part = {.tensor = piece->tensor, .to = piece->to, .direct = piece->direct};
+        const uint64_t bytes = heft__part_scratch(pieces->ckpt, &part);
         most = bytes > most ? bytes : most;
         count += bytes > 0;
     }

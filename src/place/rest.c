@@ -2,12 +2,11 @@
  *
  * The processor keeps, beside its run, room to bring the others in: two neighbours at a time, one that
  * is used and one that comes, the first behind the last. Where two have no room, one at a time.
- * The room depends on the run, and the run on the room: begun with the room that all would take, it
- * is made smaller as long as that gives a run that saves more.
+ * Of very many units only the first runs are looked at.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
 
-#define ROUNDS 8
+#define WORK_MOST ((size_t)1 << 26) /* units looked at, in all runs */
 
 struct run {
     size_t first, end;
@@ -53,51 +52,82 @@ double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone)
     return room_beside(units, count, &none, lone);
 }
 
-/* The run that saves the most, up to a limit of bytes; the first of equals. */
-static struct run longest_run(const heft__rest_unit *units, size_t count, double most)
+/* A unit more at the end, or one less at either side. */
+static void grow(struct run *run, const heft__rest_unit *units)
 {
-    struct run best = {0}, run = {0};
-    while (run.end < count) {
-        run.saves += units[run.end].saves;
-        run.bytes += units[run.end++].bytes;
-        while (run.bytes > most && run.first < run.end) {
-            run.saves -= units[run.first].saves;
-            run.bytes -= units[run.first++].bytes;
-        }
-        if (run.saves > best.saves) {
-            best = run;
-        }
-    }
-    return best;
+    run->bytes += units[run->end].bytes;
+    run->saves += units[run->end++].saves;
 }
 
-/* False if there is not even room to bring everything in. */
+static void cut_first(struct run *run, const heft__rest_unit *units)
+{
+    run->bytes -= units[run->first].bytes;
+    run->saves -= units[run->first++].saves;
+}
+
+static void cut_last(struct run *run, const heft__rest_unit *units)
+{
+    run->bytes -= units[--run->end].bytes;
+    run->saves -= units[run->end].saves;
+}
+
+/* No room at all: then none is kept. The run that saves the most. */
+static void choose_without(const heft__rest_unit *units, size_t count, double budget,
+                           struct run *out)
+{
+    struct run run = {0};
+    *out = run;
+    while (run.end < count) {
+        grow(&run, units);
+        while (run.bytes > budget) {
+            cut_first(&run, units);
+        }
+        *out = run.saves > out->saves ? run : *out;
+    }
+}
+
+/* The run that saves the most of those that leave room; the first of equals. From each unit on, the longest
+ * that has room for itself is made shorter until the others have room too. False if there is not even
+ * room to bring everything in. */
 static bool choose(const heft__rest_unit *units, size_t count, double budget, bool lone,
                    struct run *out)
 {
-    double room = heft__rest_room(units, count, lone);
-    if (room > budget) {
+    struct run best = {0}, run = {0};
+    size_t looks = WORK_MOST / (count + 1);
+    if (heft__rest_room(units, count, lone) > budget) {
         return false;
     }
-    *out = (struct run){0};
-    for (int i = 0; i < ROUNDS; i++) {
-        const struct run run = longest_run(units, count, budget - room);
-        const double taken = room_beside(units, count, &run, lone);
-        if (run.bytes + taken > budget || run.saves <= out->saves) {
-            break;
+    for (size_t first = 0; first < count && looks > 0; first++) {
+        while (run.end < count && run.bytes + units[run.end].bytes <= budget) {
+            grow(&run, units);
         }
-        *out = run;
-        room = taken;
+        for (struct run it = run; it.saves > best.saves && looks > 0; looks--) {
+            if (it.bytes + room_beside(units, count, &it, lone) <= budget) {
+                best = it;
+            } else {
+                cut_last(&it, units);
+            }
+        }
+        if (run.end > first) {
+            cut_first(&run, units);
+        } else { /* the unit alone is too large */
+            run = (struct run){.first = first + 1, .end = first + 1};
+        }
     }
+    *out = best;
     return true;
 }
 
 void heft__rest_choose(const heft__rest_unit *units, size_t count, double budget, size_t *first,
                        size_t *end)
 {
-    struct run run = longest_run(units, count, budget);
-    if (run.end - run.first < count && !choose(units, count, budget, false, &run)) {
-        (void)choose(units, count, budget, true, &run); /* no room at all: then none is kept */
+    struct run run = {0};
+    for (size_t i = 0; i < count; i++) {
+        grow(&run, units);
+    }
+    if (run.bytes > budget && !choose(units, count, budget, false, &run) &&
+        !choose(units, count, budget, true, &run)) {
+        choose_without(units, count, budget, &run);
     }
     *first = run.first;
     *end = run.end;

@@ -476,7 +476,6 @@ static void the_rest_keeps_room(void **state)
 {
     (void)state;
     unsigned random = 7;
-    size_t best_runs = 0, runs = 0;
     for (int round = 0; round < 20000; round++) {
         heft__rest_unit units[REST_MOST];
         random = random * 1103515245U + 12345U;
@@ -519,11 +518,10 @@ static void the_rest_keeps_room(void **state)
                 most = sum + room <= budget && saved > most ? saved : most;
             }
         }
-        assert_true(saves <= most);
-        runs++;
-        best_runs += saves == most;
+        if (saves != (most > 0 ? most : 0)) {
+            fail_msg("round %d: %.0f bytes are saved, %.0f could be", round, saves, most);
+        }
     }
-    assert_true(best_runs * 100 > runs * 85); /* it looks for a good run, not through all of them */
 }
 
 /* Heft's own map tells of buffers, and of nothing else. */
