@@ -116,7 +116,7 @@ typedef struct heft_progress {
     uint64_t total_bytes; /* 0 if not known */
 } heft_progress;
 
-/** Called now and then from the thread that runs the operation. Return false to cancel: the
+/** Called now and then from the thread that called the operation. Return false to cancel: the
  * operation then ends with HEFT_CANCELLED and leaves nothing half done. */
 typedef bool (*heft_progress_fn)(void *user, const heft_progress *progress);
 /** Called with one line, without newline, for what a person may want to know. */

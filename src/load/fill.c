@@ -7,6 +7,7 @@
 #include "load/load.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define NO_PLACE UINT64_MAX
 #define PAGE_BYTES 4096 /* the last one of a parameter's memory is not full */
@@ -27,9 +28,9 @@ struct fill {
     heft__segment *segment; /* the shared copy, NULL without */
     uint64_t *place;        /* [model->count] in it; NO_PLACE: not there */
     uint64_t segment_bytes;
-    heft__pieces pieces;  /* what is read; the owner is the parameter */
-    pthread_mutex_t lock; /* guards done_bytes and the progress callback */
-    uint64_t done_bytes;
+    heft__pieces pieces; /* what is read; the owner is the parameter */
+    pthread_t caller;    /* the one thread from which progress is told */
+    _Atomic uint64_t done_bytes;
 };
 
 /* ---- work ------------------------------------------------------------------------------------ */
@@ -37,13 +38,11 @@ static heft_status fill_piece(void *user, size_t i, heft_error *err)
 {
     struct fill *f = user;
     heft_status status = heft__piece_read(&f->pieces, i, f->data[f->pieces.list[i].owner], err);
-    if (status == HEFT_OK) {
-        pthread_mutex_lock(&f->lock);
-        f->done_bytes += heft__piece_bytes(&f->pieces, i);
-        status = heft__tell_progress(f->model->ctx, "reading", f->done_bytes, f->pieces.bytes, err);
-        pthread_mutex_unlock(&f->lock);
-    }
-    return status;
+    const uint64_t bytes = heft__piece_bytes(&f->pieces, i),
+                   done = atomic_fetch_add(&f->done_bytes, bytes) + bytes;
+    return status == HEFT_OK && pthread_equal(pthread_self(), f->caller)
+               ? heft__tell_progress(f->model->ctx, "reading", done, f->pieces.bytes, err)
+               : status;
 }
 
 /* ---- planning -------------------------------------------------------------------------------- */
@@ -380,6 +379,10 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
     if (status == HEFT_OK) {
         status = heft__parallel_on(threads, f->pieces.count, fill_piece, f, err);
     }
+    if (status == HEFT_OK && f->pieces.count > 0) { /* others may have done all of it */
+        status =
+            heft__tell_progress(f->model->ctx, "reading", f->pieces.bytes, f->pieces.bytes, err);
+    }
     if (status == HEFT_OK && f->segment) {
         status = finish_copy(f, &copy, err);
     }
@@ -395,9 +398,9 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
                        const heft__fill_options *options, heft__fill_counts *counts,
                        heft_error *err)
 {
-    struct fill f = {.model = model, .ckpt = ckpt, .match = match, .options = options};
+    struct fill f = {
+        .model = model, .ckpt = ckpt, .match = match, .options = options, .caller = pthread_self()};
     heft__pieces_init(&f.pieces, ckpt);
-    pthread_mutex_init(&f.lock, NULL);
     heft_status status = make_arrays(&f, err);
     if (status == HEFT_OK) {
         status = plan(&f, counts, err);
@@ -409,7 +412,6 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
     }
     heft__segment_close(f.segment);
     free_arrays(&f);
-    pthread_mutex_destroy(&f.lock);
     return status;
 }
 
@@ -425,8 +427,9 @@ struct touching {
     heft_ctx *ctx;
     struct range *ranges;
     size_t count, cap;
-    pthread_mutex_t lock; /* guards done and the progress callback */
-    uint64_t done, total;
+    pthread_t caller; /* the one thread from which progress is told */
+    _Atomic uint64_t done;
+    uint64_t total;
 };
 
 static heft_status touch_range(void *user, size_t i, heft_error *err)
@@ -441,13 +444,10 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
                                     range->length, err);
     }
     heft__add_item(status, err, t->ckpt->infos[range->tensor].name);
-    if (status == HEFT_OK) {
-        pthread_mutex_lock(&t->lock);
-        t->done += range->length;
-        status = heft__tell_progress(t->ctx, "touching", t->done, t->total, err);
-        pthread_mutex_unlock(&t->lock);
-    }
-    return status;
+    const uint64_t done = atomic_fetch_add(&t->done, range->length) + range->length;
+    return status == HEFT_OK && pthread_equal(pthread_self(), t->caller)
+               ? heft__tell_progress(t->ctx, "touching", done, t->total, err)
+               : status;
 }
 
 static heft_status add_ranges(struct touching *t, size_t tensor, const uint8_t *memory,
@@ -469,9 +469,8 @@ static heft_status add_ranges(struct touching *t, size_t tensor, const uint8_t *
 heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckpt,
                              const heft__match *match, heft_error *err)
 {
-    struct touching t = {.ckpt = ckpt, .ctx = model->ctx};
+    struct touching t = {.ckpt = ckpt, .ctx = model->ctx, .caller = pthread_self()};
     heft_status status = HEFT_OK;
-    pthread_mutex_init(&t.lock, NULL);
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
         size_t tensor = match->source[i];
         if (tensor != HEFT__NO_TENSOR && model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
@@ -490,7 +489,9 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
         status = heft__parallel_on(heft__reading_threads(model->ctx, true), t.count, touch_range,
                                    &t, err);
     }
-    pthread_mutex_destroy(&t.lock);
+    if (status == HEFT_OK && t.count > 0) {
+        status = heft__tell_progress(t.ctx, "touching", t.total, t.total, err);
+    }
     heft__free(model->ctx, t.ranges, t.cap * sizeof *t.ranges);
     return status;
 }
