@@ -3,7 +3,7 @@
     peers.py CASE PATH [DST]
 
 Cases: transformers, transformers_f32, safetensors, torch_load, torch_mmap, classic, load_sharded, accelerate, from_config, save;
-acc_place, acc_pass and acc_coldpass: DST is an offload folder, 0.6 GB are for cpu.
+acc_place, acc_pass, acc_coldpass, acc_forward and acc_coldforward: DST is an offload folder, 0.6 GB are for cpu.
 Imports come before the clock of `seconds`.
 """
 
@@ -84,7 +84,15 @@ def acc_pass():
             hook.post_forward(module, None)
 
 
+def acc_forward():
+    """One token through the same hooks."""
+    with torch.inference_mode():
+        return MODEL(input_ids=torch.ones((1, 1), dtype=torch.long), use_cache=False)
+
+
 def run():
+    if CASE in ("acc_forward", "acc_coldforward"):
+        return acc_forward()
     if CASE == "acc_place":
         return acc_place()
     if CASE in ("acc_pass", "acc_coldpass"):
@@ -129,7 +137,7 @@ def run():
 
 if CASE in ("safetensors", "classic"):
     from safetensors.torch import load_file as LOAD_FILE
-if CASE in ("classic", "load_sharded", "from_config", "accelerate", "acc_place", "acc_pass", "acc_coldpass"):
+if CASE in ("classic", "load_sharded", "from_config", "accelerate") or CASE.startswith("acc_"):
     from transformers import AutoConfig
 
     CONFIG = AutoConfig.from_pretrained(PATH)
@@ -137,9 +145,9 @@ if CASE == "load_sharded":
     from transformers.trainer_utils import load_sharded_checkpoint as LOAD_SHARDED
 
     MODEL = model_class().from_config(CONFIG, dtype=torch.float32)
-if CASE in ("acc_pass", "acc_coldpass"):
+if CASE.startswith("acc_") and CASE != "acc_place":
     MODEL = acc_place()
-if CASE == "acc_coldpass":
+if CASE.startswith("acc_cold"):
     make_cold(PATH, sys.argv[3])
 if CASE == "acc_place":
     import accelerate  # noqa: F401

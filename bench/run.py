@@ -230,6 +230,7 @@ def passes(m, repeats, cold):
         ("heft, Accelerate's map", [BENCH, what, "auto", cpu, m["bf16"]]),
         ("heft, best", [BENCH, what, "best", cpu, m["bf16"]]),
         ("accelerate's hooks", [*PEERS, "acc_" + what, m["bf16"], folder]),
+        ("the same in forward() of a token", [*PEERS, "acc_" + what.replace("pass", "forward"), m["bf16"], folder]),
     )
     runs = {name: [] for name, _ in rows}
     for _ in range(repeats):
