@@ -33,6 +33,14 @@ struct request {
     char *words, *dtype_words; /* owned */
 };
 
+/* What is told. */
+struct answer {
+    heft_plan *plan;         /* owned */
+    char *class_name, *type; /* owned */
+    size_t parameters;
+    heft_load_needs needs;
+};
+
 /* ---- what is asked --------------------------------------------------------------------------- */
 /* "no-split" names, cut at commas. */
 static bool read_no_split(const cli_run *run, struct request *request, heft_error *err)
@@ -161,13 +169,15 @@ static void put_devices(cli_json *json, const heft_plan *plan)
     cli_json_close(json, '}');
 }
 
-#define PASS_BYTES ((uint64_t)2 << 20) /* threads and what tensors take beside their bytes */
+#define PASS_BYTES ((uint64_t)2 << 20) /* threads and what large tensors take beside their bytes */
+#define LIST_BYTES 384                 /* of a parameter, in the lists of a pass */
 
 /* What `heft load` with this map will take, and a pass over the blocks on the disk beside it. */
-static void put_needs(cli_json *json, const heft_plan *plan, const heft_load_needs *needs)
+static void put_needs(cli_json *json, const struct answer *answer)
 {
+    const heft_load_needs *needs = &answer->needs;
     double one, two;
-    const double budget = heft_plan_stream(plan, &one, &two);
+    const double budget = heft_plan_stream(answer->plan, &one, &two);
     cli_json_u64(json, "peak_bytes", needs->peak_bytes);
     cli_json_open(json, "peak", '{');
     cli_json_u64(json, "resident_bytes", needs->resident_bytes);
@@ -183,7 +193,9 @@ static void put_needs(cli_json *json, const heft_plan *plan, const heft_load_nee
     put_bytes(json, "budget_bytes", budget);
     cli_json_u64(json, "staging_bytes", needs->stream_staging_bytes);
     put_bytes(json, "peak_bytes",
-              (double)(needs->peak_bytes + needs->stream_staging_bytes + PASS_BYTES) + budget);
+              (double)(needs->peak_bytes + needs->stream_staging_bytes + PASS_BYTES +
+                       answer->parameters * (uint64_t)LIST_BYTES) +
+                  budget);
     cli_json_close(json, '}');
 }
 
@@ -204,15 +216,15 @@ static void put_dtypes(cli_json *json, heft_plan *plan)
     cli_json_close(json, ']');
 }
 
-static void print_json(const cli_run *run, heft_plan *plan, const heft_model *model,
-                       const heft_load_needs *needs)
+static void print_json(const cli_run *run, const struct answer *answer)
 {
+    heft_plan *plan = answer->plan;
     cli_json json = {.out = stdout};
     double bytes;
     int32_t device;
     cli_json_open(&json, NULL, '{');
-    cli_json_string(&json, "class", heft_model_class(model));
-    cli_json_string(&json, "model_type", heft_model_type(model));
+    cli_json_string(&json, "class", answer->class_name);
+    cli_json_string(&json, "model_type", answer->type);
     cli_json_open(&json, "device_map", '{');
     for (size_t i = 0; i < heft_plan_count(plan); i++) {
         const char *module = heft_plan_entry(plan, i, &device, &bytes);
@@ -225,7 +237,7 @@ static void print_json(const cli_run *run, heft_plan *plan, const heft_model *mo
     put_bytes(&json, "bytes", bytes);
     cli_json_close(&json, '}');
     cli_json_string(&json, "budget", heft_plan_reason(plan));
-    put_needs(&json, plan, needs);
+    put_needs(&json, answer);
     put_dtypes(&json, plan);
     cli_json_open(&json, "warnings", '[');
     cli_plan_put_warnings(&json, plan);
@@ -298,15 +310,16 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     }
 }
 
-static bool print_text(heft_plan *plan, const heft_model *model, const heft_load_needs *needs)
+static bool print_text(const struct answer *answer)
 {
+    heft_plan *plan = answer->plan;
     char bytes[32], largest[32], training[32];
     double size;
     struct dtype_row rows[DTYPES];
     printf("class        ");
-    cli_put(stdout, heft_model_class(model));
+    cli_put(stdout, answer->class_name);
     printf(" (");
-    cli_put(stdout, heft_model_type(model));
+    cli_put(stdout, answer->type);
     printf(")\nbudget       %s\n", heft_plan_reason(plan));
     if (!print_devices(plan)) {
         return false;
@@ -315,7 +328,7 @@ static bool print_text(heft_plan *plan, const heft_model *model, const heft_load
     printf("largest      ");
     cli_put(stdout, name);
     printf(", %s\n", cli_bytes((uint64_t)size, bytes));
-    print_needs(plan, needs);
+    print_needs(plan, &answer->needs);
     measure_dtypes(plan, rows);
     printf("\n%-9s %10s %14s %19s\n", "dtype", "total", "largest block", "training with Adam");
     for (size_t i = 0; i < DTYPES; i++) {
@@ -327,9 +340,9 @@ static bool print_text(heft_plan *plan, const heft_model *model, const heft_load
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
-static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model,
-                      const heft_load_needs *needs)
+static int print_plan(cli_run *run, const struct answer *answer)
 {
+    const heft_plan *plan = answer->plan;
     heft_error err = {0};
     if (run->values[OPTION_SVG] && !cli_plan_svg(plan, run->values[OPTION_SVG], &err)) {
         return cli_fail(run, &err);
@@ -338,37 +351,50 @@ static int print_plan(cli_run *run, heft_plan *plan, const heft_model *model,
         return cli_fail_nomem(run);
     }
     if (run->json) {
-        print_json(run, plan, model, needs);
+        print_json(run, answer);
         return 0;
     }
-    return run->quiet || print_text(plan, model, needs) ? 0 : cli_fail_nomem(run);
+    return run->quiet || print_text(answer) ? 0 : cli_fail_nomem(run);
+}
+
+/* The skeleton is gone before it is asked what loading takes, as it is when that begins. */
+static heft_status make_plan(const cli_run *run, struct request *request, struct answer *answer,
+                             heft_error *err)
+{
+    heft_model *skeleton = NULL;
+    heft_status status =
+        heft_model_skeleton(run->ctx, run->arguments[0], &request->load, &skeleton, err);
+    if (status == HEFT_OK) {
+        status = heft_plan_new(skeleton, &request->plan, &answer->plan, err);
+    }
+    if (status == HEFT_OK) {
+        answer->class_name = strdup(heft_model_class(skeleton));
+        answer->type = strdup(heft_model_type(skeleton));
+        answer->parameters = heft_model_count(skeleton);
+    }
+    heft_model_free(skeleton);
+    if (status == HEFT_OK) {
+        request->load.device_of = cli_plan_device_of;
+        request->load.device_user = answer->plan;
+        status = heft_model_needs(run->ctx, run->arguments[0], &request->load, &answer->needs, err);
+    }
+    return status;
 }
 
 static int run_plan(cli_run *run)
 {
     struct request request = {0};
+    struct answer answer = {0};
     heft_error err = {0};
-    heft_model *model = NULL;
-    heft_plan *plan = NULL;
-    heft_load_needs needs;
     int code;
-    if (read_options(run, &request, &err)) {
-        heft_status status =
-            heft_model_skeleton(run->ctx, run->arguments[0], &request.load, &model, &err);
-        if (status == HEFT_OK) {
-            status = heft_plan_new(model, &request.plan, &plan, &err);
-        }
-        if (status == HEFT_OK) {
-            request.load.device_of = cli_plan_device_of;
-            request.load.device_user = plan;
-            status = heft_model_needs(run->ctx, run->arguments[0], &request.load, &needs, &err);
-        }
-        code = status == HEFT_OK ? print_plan(run, plan, model, &needs) : cli_fail(run, &err);
-    } else {
+    if (!read_options(run, &request, &err) || make_plan(run, &request, &answer, &err) != HEFT_OK) {
         code = cli_fail(run, &err);
+    } else {
+        code = answer.class_name && answer.type ? print_plan(run, &answer) : cli_fail_nomem(run);
     }
-    heft_plan_free(plan);
-    heft_model_free(model);
+    heft_plan_free(answer.plan);
+    free(answer.class_name);
+    free(answer.type);
     free(request.budgets);
     free(request.no_split);
     free(request.words);

@@ -10,8 +10,10 @@
 #include <stdatomic.h>
 
 #define NO_PLACE UINT64_MAX
-#define PAGE_BYTES 4096 /* the last one of a parameter's memory is not full */
-#define PLACE_ALIGN 64  /* of a parameter in a shared copy */
+#define MAPPED_BYTES ((uint64_t)128 << 10) /* blocks of malloc() that have pages of their own */
+#define PAGE_BYTES 4096                    /* the last of them is not full */
+#define HEADER_BYTES 128                   /* of a smaller block, and of its storage */
+#define PLACE_ALIGN 64                     /* of a parameter in a shared copy */
 
 enum way { UNDECIDED, BUFFERED, DIRECT }; /* a file's bytes take: DIRECT is past the page cache */
 
@@ -54,7 +56,8 @@ static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_erro
         .tensor = tensor,
         .first = f->match->first[i],
         .to = parameter->dtype,
-        .direct = f->way[f->ckpt->infos[tensor].file_index] == DIRECT,
+        .direct = parameter->size_bytes >= HEFT__DIRECT_TENSOR &&
+                  f->way[f->ckpt->infos[tensor].file_index] == DIRECT,
         .spare = f->fresh[i] || f->options->count,
     };
     (void)heft__shape_elems(parameter->shape, parameter->rank,
@@ -92,9 +95,11 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
         f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
     } else {
-        const bool direct = past_cache && info->offset != HEFT_NO_OFFSET;
+        const bool direct = past_cache && info->offset != HEFT_NO_OFFSET &&
+                            parameter->size_bytes >= HEFT__DIRECT_TENSOR;
         const size_t more = direct ? HEFT__SPARE_BYTES : 0;
-        counts->beside_bytes += more + PAGE_BYTES;
+        counts->beside_bytes +=
+            more + (parameter->size_bytes < MAPPED_BYTES ? HEADER_BYTES : PAGE_BYTES);
         if (f->options->count) {
             counts->copied_bytes += parameter->size_bytes;
             return add_pieces(f, i, tensor, err);

@@ -60,7 +60,9 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */
 #define HEFT__DISK_THREADS ((size_t)4)          /* that wait for a disk, at least */
 #define HEFT__DIRECT_LEAST ((uint64_t)16 << 20) /* smaller files are read through the page cache */
-#define HEFT__COLD 0.2                          /* of a file, less of which is in the page cache */
+#define HEFT__DIRECT_TENSOR                                                                        \
+    ((uint64_t)1 << 20) /* and smaller parameters: HEFT__SPARE_BYTES would be much */
+#define HEFT__COLD 0.2  /* of a file, less of which is in the page cache */
 #define HEFT__SPARE_BYTES                                                                          \
     ((size_t)3 * HEFT__DIRECT_BLOCK) /* to a block, the phase, what spills over */
 

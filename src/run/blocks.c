@@ -3,6 +3,8 @@
  * Source: docs/placing.md [6]. */
 #include "run/run.h"
 
+#include <stdlib.h>
+
 #define NONE SIZE_MAX
 
 struct making {
@@ -28,7 +30,16 @@ static bool is_brought(const heft_model *model, size_t root)
 /* The bytes of a buffer that hold a parameter, wherever its file has it. */
 static uint64_t room_of(const heft_parameter *parameter)
 {
-    return (parameter->size_bytes + 63) / 64 * 64 + HEFT__SPARE_BYTES;
+    const uint64_t spare = parameter->size_bytes < HEFT__DIRECT_TENSOR ? 64 : HEFT__SPARE_BYTES;
+    return (parameter->size_bytes + 63) / 64 * 64 + spare;
+}
+
+static int by_place(const void *left, const void *right)
+{
+    const heft__brought *a = left, *b = right;
+    return a->file != b->file       ? (a->file < b->file ? -1 : 1)
+           : a->offset != b->offset ? (a->offset < b->offset ? -1 : 1)
+                                    : (a->parameter > b->parameter) - (a->parameter < b->parameter);
 }
 
 /* Count a parameter in, once for all names of its tensor. */
@@ -41,18 +52,43 @@ static void add_parameter(struct making *m, heft__block *block, size_t number)
     block->shown.parameter_count++;
     r->block_of[number] = own;
     if (m->last_block[root] != own) {
-        const heft_parameter *parameter = &r->model->parameters[root];
         m->last_block[root] = own;
         m->last_brought[root] = NONE;
-        block->shown.bytes += parameter->size_bytes;
+        block->shown.bytes += r->model->parameters[root].size_bytes;
         if (is_brought(r->model, root)) {
-            m->last_brought[root] = block->brought_count;
-            block->brought[block->brought_count++] = (heft__brought){root, block->room, NULL};
-            block->room += room_of(parameter);
-            block->shown.brought_bytes += parameter->size_bytes;
+            const heft__homes *homes = heft__model_homes(r->model);
+            const size_t tensor = homes->source[root];
+            block->brought[block->brought_count++] = (heft__brought){
+                .parameter = root,
+                .file = homes->ckpt->infos[tensor].file_index,
+                .offset = heft__part_offset(homes->ckpt, tensor, homes->first[root])};
         }
     }
-    r->brought_at[number] = m->last_brought[root];
+}
+
+/* Put what is brought in into the order of the files, and give it room. */
+static void finish_block(struct making *m, heft__block *block)
+{
+    const heft_model *model = m->r->model;
+    qsort(block->brought, block->brought_count, sizeof *block->brought, by_place);
+    for (size_t i = 0; i < block->brought_count; i++) {
+        heft__brought *brought = &block->brought[i];
+        m->last_brought[brought->parameter] = i;
+        brought->at = block->room;
+        block->room += room_of(&model->parameters[brought->parameter]);
+        block->shown.brought_bytes += model->parameters[brought->parameter].size_bytes;
+    }
+    for (size_t k = 0; k < block->shown.parameter_count; k++) {
+        const size_t number = block->shown.parameters[k];
+        m->r->brought_at[number] = m->last_brought[model->parameters[number].tied_to];
+    }
+}
+
+static bool count_unit(void *user, uint32_t node)
+{
+    (void)node;
+    ++*(size_t *)user;
+    return true;
 }
 
 /* The block of a node of the tree. */
@@ -79,6 +115,7 @@ static bool add_block(void *user, uint32_t node)
     for (uint32_t i = first; i < end; i++) {
         add_parameter(m, block, heft_model_find(r->model, tree->tensors[i].path));
     }
+    finish_block(m, block);
     return true;
 }
 
@@ -120,10 +157,12 @@ heft_status heft__blocks_make(heft_residency *r, heft_error *err)
         return status;
     }
     struct making m = {.r = r, .tree = tree, .status = HEFT_OK, .err = err};
+    size_t units = 0;
+    (void)heft__tree_each_unit(tree, count_unit, &units);
     m.numbers = heft__arena_array(&r->arena, count, sizeof *m.numbers);
     m.last_block = heft__alloc(r->ctx, count * sizeof *m.last_block);
     m.last_brought = heft__alloc(r->ctx, count * sizeof *m.last_brought);
-    r->blocks = heft__arena_array(&r->arena, count, sizeof *r->blocks);
+    r->blocks = heft__arena_array(&r->arena, units, sizeof *r->blocks);
     r->block_of = heft__arena_array(&r->arena, count, sizeof *r->block_of);
     r->brought_at = heft__arena_array(&r->arena, count, sizeof *r->brought_at);
     r->views = heft__arena_array(&r->arena, count, sizeof *r->views);

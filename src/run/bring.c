@@ -6,8 +6,9 @@
  * Source: docs/placing.md [6]. */
 #include "run/run.h"
 
-#define WARM 0.9 /* of a block in the page cache: mapped, from there on */
-#define COLD 0.5 /* less than that: read past the page cache */
+#define WARM 0.9      /* of a block in the page cache: mapped, from there on */
+#define COLD 0.5      /* less than that: read past the page cache */
+#define GAP_MOST 4096 /* between neighbours in a file */
 
 struct bringing {
     const heft_residency *r;
@@ -23,7 +24,7 @@ static double share_cached(const heft_residency *r, const heft__block *block)
     for (size_t i = 0; i < block->brought_count; i++) {
         const size_t parameter = block->brought[i].parameter, tensor = homes->source[parameter];
         const heft_tensor_info *info = &homes->ckpt->infos[tensor];
-        const uint64_t offset = heft__part_offset(homes->ckpt, tensor, homes->first[parameter]);
+        const uint64_t offset = block->brought[i].offset;
         if (offset != HEFT_NO_OFFSET) {
             uint64_t elems = 0;
             const heft_parameter *p = &r->model->parameters[parameter];
@@ -71,12 +72,20 @@ static heft_status touch(void *user, size_t i, heft_error *err)
     return HEFT_OK;
 }
 
+/* Only whole pages can be dropped: neighbours in a file go together. */
 void heft__block_forget(const heft_residency *r, const heft__block *block)
 {
-    for (size_t i = 0; i < block->brought_count; i++) {
-        const size_t parameter = block->brought[i].parameter;
-        heft__forget_memory(mapped_bytes(r, parameter),
-                            (size_t)r->model->parameters[parameter].size_bytes);
+    for (size_t i = 0, next; i < block->brought_count; i = next) {
+        const uint8_t *start = mapped_bytes(r, block->brought[i].parameter), *end = start;
+        for (next = i; next < block->brought_count; next++) {
+            const size_t parameter = block->brought[next].parameter;
+            const uint8_t *bytes = mapped_bytes(r, parameter);
+            if (bytes < end || (uintptr_t)bytes - (uintptr_t)end > GAP_MOST) {
+                break;
+            }
+            end = bytes + r->model->parameters[parameter].size_bytes;
+        }
+        heft__forget_memory(start, (size_t)(end - start));
     }
 }
 
@@ -89,12 +98,12 @@ static heft_status place(struct bringing *b, size_t i, uint8_t *base, bool cold,
     const heft_parameter *parameter = &b->r->model->parameters[brought->parameter];
     const size_t tensor = homes->source[brought->parameter];
     const heft_tensor_info *info = &homes->ckpt->infos[tensor];
-    const uint64_t offset =
-        heft__part_offset(homes->ckpt, tensor, homes->first[brought->parameter]);
+    const uint64_t offset = brought->offset;
     heft__part part = {.tensor = tensor,
                        .first = homes->first[brought->parameter],
                        .to = parameter->dtype,
-                       .direct = cold && offset != HEFT_NO_OFFSET};
+                       .direct = cold && offset != HEFT_NO_OFFSET &&
+                                 parameter->size_bytes >= HEFT__DIRECT_TENSOR};
     (void)heft__shape_elems(parameter->shape, parameter->rank, &part.elems);
     part.spare = part.direct && info->dtype == parameter->dtype &&
                  offset % (heft_dtype_bits(info->dtype) / 8) == 0;

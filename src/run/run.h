@@ -19,11 +19,14 @@
 #define HEFT__NO_BLOCK SIZE_MAX
 #define HEFT__NO_SLOT SIZE_MAX
 
-/* A parameter that is brought in with its block; tied ones under one of their names. */
+/* A parameter that is brought in with its block; tied ones under one of their names. In the order of the
+ * files. */
 typedef struct heft__brought {
     size_t parameter; /* the one that others are tied to */
-    uint64_t at;      /* of its room in the block's buffer */
-    uint8_t *data;    /* while it is in memory */
+    size_t file;
+    uint64_t offset; /* in the file; HEFT_NO_OFFSET behind all that have one */
+    uint64_t at;     /* of its room in the block's buffer */
+    uint8_t *data;   /* while it is in memory */
 } heft__brought;
 
 typedef enum heft__block_state {

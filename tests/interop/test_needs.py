@@ -33,9 +33,26 @@ def config_of(layers, hidden, inner, vocabulary, tied=False):
     }
 
 
+EXPERTS = {  # 18,000 tensors of 16 KB
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
 MODELS = {  # name: config, shards, budgets of the processor
     "0.2GB": (config_of(8, 768, 2048, 32000), "90MB", ("60MB", "160MB")),
     "1GB": (config_of(20, 1536, 4096, 32000, tied=True), "300MB", ("300MB", "700MB")),
+    "0.3GB-experts": (EXPERTS, "5GB", ("100MB", "200MB")),
     "3GB": (config_of(24, 2560, 6912, 32000), "5GB", ("600MB", "2GB")),
 }
 
