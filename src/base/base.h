@@ -181,6 +181,7 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
 /* Begin a thread with a small stack: address space may be what there is little of. False if none can
  * be had. */
 bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user);
+#define HEFT__THREAD_BYTES ((size_t)264 << 10) /* of address space for each */
 
 /* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order.
  * After the first failure no new items start; that failure is returned. With one thread or one item

@@ -23,7 +23,7 @@ struct heft_ctx {
     atomic_ullong live_bytes, peak_bytes;
 };
 
-#define LARGE_BLOCK ((size_t)4 << 20)
+#define LARGE_BLOCK ((size_t)1 << 20)
 #define STAGING_DEFAULT ((size_t)64 << 20)
 #define STAGING_LEAST ((size_t)64 << 10)
 

@@ -39,7 +39,7 @@ static void *work(void *argument)
 }
 
 /* The default, 8 MiB as a rule, would be most of what a load takes beside its model. */
-#define STACK_BYTES ((size_t)256 << 10)
+#define STACK_BYTES (HEFT__THREAD_BYTES - ((size_t)8 << 10)) /* beside a guard page */
 
 bool heft__thread_begin(pthread_t *thread, void *(*work_fn)(void *), void *user)
 {

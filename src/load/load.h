@@ -99,7 +99,7 @@ heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_
 uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i); /* in the file's dtype */
 /* The buffer that reading any piece of a part takes beside the memory it is read into. */
 uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part);
-/* The most that buffers take while so many threads read the pieces. */
+/* The most that buffers and stacks take while so many threads read the pieces. */
 uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads);
 /* How many threads read: more where they wait for a disk. */
 size_t heft__reading_threads(heft_ctx *ctx, bool disk);

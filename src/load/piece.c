@@ -6,7 +6,7 @@
 #include "load/load.h"
 
 #define SCRATCH_BYTES ((size_t)256 << 10) /* of one cast: stays in the second-level cache */
-#define DIRECT_BYTES ((size_t)1 << 20)    /* of one cast of a direct read: long requests */
+#define DIRECT_BYTES ((size_t)1 << 20)    /* of one cast of a direct read: 4 MB are no faster */
 
 uint8_t *heft__in_phase(uint8_t *base, uint64_t offset)
 {
@@ -94,6 +94,7 @@ uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part)
 uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads)
 {
     uint64_t most = 0, count = 0;
+    threads = pieces->count < threads ? pieces->count : threads;
     for (size_t i = 0; i < pieces->count; i++) {
         const heft__piece *piece = &pieces->list[i];
         const heft__part part = {.tensor = piece->tensor, .to = piece->to, .direct = piece->direct};
@@ -101,7 +102,7 @@ uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads)
         most = bytes > most ? bytes : most;
         count += bytes > 0;
     }
-    return most * (count < threads ? count : threads);
+    return most * (count < threads ? count : threads) + threads * HEFT__THREAD_BYTES;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
