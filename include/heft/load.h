@@ -135,13 +135,14 @@ typedef struct heft_load_needs {
     uint64_t mapped_bytes;   /* of files: the kernel can take their pages back */
     uint64_t disk_bytes;     /* stay in their files, unmapped */
     uint64_t away_bytes;     /* on devices that this build does not have */
-    /* Buffers of the threads for casts and the like, and what tensors take beside their bytes. */
-    uint64_t staging_bytes;
-    /* The same while a residency brings in what is on the disk; not in the peak. */
+    uint64_t beside_bytes;   /* that this memory takes beside the tensors' bytes */
+    uint64_t staging_bytes;  /* buffers and stacks of threads, while loading */
+    /* The same while a residency brings in what is on the disk; not in the peak, as it comes later. */
     uint64_t stream_staging_bytes;
     /* This process as it is now: its address space, but not more than 8 MiB beyond what is in memory. */
     uint64_t program_bytes;
-    uint64_t peak_bytes; /* resident, staging and program; with `touch` the mapped bytes too */
+    uint64_t
+        peak_bytes; /* resident, beside, staging and program; with `touch` the mapped bytes too */
 } heft_load_needs;
 
 /**

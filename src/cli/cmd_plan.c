@@ -169,8 +169,20 @@ static void put_devices(cli_json *json, const heft_plan *plan)
     cli_json_close(json, '}');
 }
 
-#define PASS_BYTES ((uint64_t)2 << 20) /* threads and what large tensors take beside their bytes */
-#define LIST_BYTES 384                 /* of a parameter, in the lists of a pass */
+#define PASS_BYTES                                                                                 \
+    ((uint64_t)2 << 20) /* what large tensors take beside their bytes, and the like */
+#define LIST_BYTES 384  /* of a parameter, in the lists of a pass */
+
+/* The peak of a pass over the blocks on the disk. The threads that load are gone by then. */
+static double pass_peak(const struct answer *answer, double budget)
+{
+    const heft_load_needs *needs = &answer->needs;
+    const uint64_t staging = needs->staging_bytes > needs->stream_staging_bytes
+                                 ? needs->staging_bytes
+                                 : needs->stream_staging_bytes,
+                   lists = PASS_BYTES + answer->parameters * (uint64_t)LIST_BYTES;
+    return (double)(needs->peak_bytes - needs->staging_bytes + staging + lists) + budget;
+}
 
 /* What `heft load` with this map will take, and a pass over the blocks on the disk beside it. */
 static void put_needs(cli_json *json, const struct answer *answer)
@@ -181,6 +193,7 @@ static void put_needs(cli_json *json, const struct answer *answer)
     cli_json_u64(json, "peak_bytes", needs->peak_bytes);
     cli_json_open(json, "peak", '{');
     cli_json_u64(json, "resident_bytes", needs->resident_bytes);
+    cli_json_u64(json, "beside_bytes", needs->beside_bytes);
     cli_json_u64(json, "staging_bytes", needs->staging_bytes);
     cli_json_u64(json, "program_bytes", needs->program_bytes);
     cli_json_u64(json, "mapped_bytes", needs->mapped_bytes);
@@ -192,10 +205,7 @@ static void put_needs(cli_json *json, const struct answer *answer)
     put_bytes(json, "two_bytes", two);
     put_bytes(json, "budget_bytes", budget);
     cli_json_u64(json, "staging_bytes", needs->stream_staging_bytes);
-    put_bytes(json, "peak_bytes",
-              (double)(needs->peak_bytes + needs->stream_staging_bytes + PASS_BYTES +
-                       answer->parameters * (uint64_t)LIST_BYTES) +
-                  budget);
+    put_bytes(json, "peak_bytes", pass_peak(answer, budget));
     cli_json_close(json, '}');
 }
 
@@ -300,7 +310,8 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     const double budget = heft_plan_stream(plan, &one, &two);
     printf("loading      %s at most: %s of the model, %s of buffers, %s of the program\n",
            cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->resident_bytes, resident),
-           cli_bytes(needs->staging_bytes, staging), cli_bytes(needs->program_bytes, program));
+           cli_bytes(needs->beside_bytes + needs->staging_bytes, staging),
+           cli_bytes(needs->program_bytes, program));
     if (one > budget) {
         printf("streaming    needs %s for one block, the processor's budget leaves %s\n",
                cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));

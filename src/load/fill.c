@@ -67,12 +67,10 @@ static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_erro
 
 /* Files of which little is in the page cache are read past it: it would only be a second copy, and
  * requests are longer. */
-static bool is_direct(struct fill *f, size_t file, heft__fill_counts *counts)
+static bool is_direct(struct fill *f, size_t file)
 {
     if (f->way[file] == UNDECIDED) {
-        bool direct = heft__file_is_cold(f->ckpt, file);
-        f->way[file] = direct ? DIRECT : BUFFERED;
-        counts->direct_files += direct;
+        f->way[file] = heft__file_is_cold(f->ckpt, file) ? DIRECT : BUFFERED;
     }
     return f->way[file] == DIRECT;
 }
@@ -84,7 +82,8 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
-    const bool past_cache = is_direct(f, info->file_index, counts);
+    const bool past_cache = is_direct(f, info->file_index);
+    counts->direct |= past_cache;
     if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
@@ -153,11 +152,13 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
     return (*device)->new_memory ? HEFT_OK : heft__device_find(HEFT_DEVICE_CPU, device, err);
 }
 
-/* Leave parameter i in its file: its bytes count where it lives. */
+/* Leave parameter i in its file: its bytes count where it lives. What bringing it in takes is that of one
+ * thread, as long as the file is as cold as it is now. */
 static heft_status plan_stay(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
-    const heft__part part = {.tensor = tensor, .to = parameter->dtype, .elems = 1, .direct = true};
+    const bool cold = is_direct(f, f->ckpt->infos[tensor].file_index);
+    const heft__part part = {.tensor = tensor, .to = parameter->dtype, .elems = 1, .direct = cold};
     const uint64_t scratch = heft__part_scratch(f->ckpt, &part);
     f->stays[i] = true;
     counts->disk_bytes += parameter->size_bytes;
@@ -410,7 +411,7 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
     if (status == HEFT_OK) {
         status = plan(&f, counts, err);
     }
-    const size_t threads = heft__reading_threads(model->ctx, counts->direct_files > 0);
+    const size_t threads = heft__reading_threads(model->ctx, counts->direct);
     counts->staging_bytes = heft__pieces_staging(&f.pieces, threads);
     if (status == HEFT_OK && !options->count) {
         status = do_work(&f, threads, counts, err);

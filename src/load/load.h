@@ -134,7 +134,7 @@ typedef struct heft__fill_counts {
     uint64_t staging_bytes; /* the most that buffers take meanwhile */
     uint64_t stay_scratch;  /* of one thread that brings in what stays in its file */
     uint64_t beside_bytes;  /* that memory of their own takes beside the parameters' bytes */
-    size_t direct_files;    /* read past the page cache */
+    bool direct;            /* some were read past the page cache */
     bool joined;            /* the shared copy was there already */
 } heft__fill_counts;
 

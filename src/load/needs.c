@@ -127,17 +127,17 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
         .mapped_bytes = l->counts.mapped_bytes,
         .disk_bytes = l->counts.disk_bytes,
         .away_bytes = l->counts.away_bytes,
-        .staging_bytes = l->counts.beside_bytes +
-                         (l->counts.staging_bytes > written ? l->counts.staging_bytes : written),
+        .beside_bytes = l->counts.beside_bytes,
+        .staging_bytes = l->counts.staging_bytes > written ? l->counts.staging_bytes : written,
         .stream_staging_bytes =
-            l->counts.stay_scratch * heft__reading_threads(l->ctx, l->counts.stay_scratch > 0),
+            (l->counts.stay_scratch + HEFT__THREAD_BYTES) * heft__reading_threads(l->ctx, true),
         .program_bytes = mapped < resident ? mapped : resident,
     };
     for (size_t i = 0; l->store.taken && i < l->model->count; i++) {
         out->mapped_bytes += l->store.taken[i] ? l->model->parameters[i].size_bytes : 0;
     }
-    out->peak_bytes = out->resident_bytes + out->staging_bytes + out->program_bytes +
-                      (l->options->touch ? out->mapped_bytes : 0);
+    out->peak_bytes = out->resident_bytes + out->beside_bytes + out->staging_bytes +
+                      out->program_bytes + (l->options->touch ? out->mapped_bytes : 0);
 }
 
 heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,

@@ -114,8 +114,7 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
                        rest = counts->copied_bytes + counts->shared_bytes;
     heft__arena *arena = &memory->arena;
     const char *casts = cast ? ", cast on the way" : "",
-               *direct =
-                   counts->direct_files ? ", past the page cache, which has little of it" : "";
+               *direct = counts->direct ? ", past the page cache, which has little of it" : "";
     if (options->device_of) {
         return heft__arena_format(
             arena,

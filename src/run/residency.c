@@ -2,7 +2,7 @@
  *
  * A block is away, coming or here. Whoever acquires one that is away brings it in itself; a thread of
  * the residency's own brings in those behind the one that was acquired last, as long as there is
- * room. Memory of blocks that nobody uses is taken for others, from the block whose turn is farthest.
+ * room and nobody waits. One comes at a time, by all threads that read. Memory of blocks that nobody uses is taken for others, from the block whose turn is farthest.
  * Source: docs/placing.md [6]. */
 #include "run/run.h"
 
@@ -141,6 +141,7 @@ static heft_status bring(heft_residency *r, size_t number, bool warm, heft_error
     heft__block *block = &r->blocks[number];
     heft__slot *slot = &r->slots[block->slot]; /* nobody else's until the block is here */
     heft_status status = HEFT_OK;
+    r->coming = true;
     pthread_mutex_unlock(&r->lock);
     if (!warm && !slot->storage) {
         status = heft__storage_new(r->ctx, block->room, &slot->storage, err);
@@ -149,6 +150,7 @@ static heft_status bring(heft_residency *r, size_t number, bool warm, heft_error
         status = heft__block_bring(r, block, warm ? NULL : slot->storage, err);
     }
     pthread_mutex_lock(&r->lock);
+    r->coming = false;
     if (status == HEFT_OK) {
         block->state = HEFT__BLOCK_HERE;
         set_views(r, block, true);
@@ -184,7 +186,8 @@ static void *read_ahead(void *user)
     bool warm = false;
     pthread_mutex_lock(&r->lock);
     while (!r->quit) {
-        size_t number = r->failed ? HEFT__NO_BLOCK : take_next(r, &warm);
+        const bool idle = !r->failed && !r->coming && r->wanting == 0;
+        const size_t number = idle ? take_next(r, &warm) : HEFT__NO_BLOCK;
         if (number == HEFT__NO_BLOCK) {
             pthread_cond_wait(&r->changed, &r->lock);
         } else {
@@ -195,38 +198,14 @@ static void *read_ahead(void *user)
     return NULL;
 }
 
-static bool is_coming(const heft_residency *r)
-{
-    for (size_t i = 0; i < r->slot_count; i++) {
-        if (r->slots[i].block != HEFT__NO_BLOCK &&
-            r->blocks[r->slots[i].block].state == HEFT__BLOCK_COMING) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Have a block here; the lock is held. */
-static heft_status have(heft_residency *r, size_t number, heft_error *err)
+/* Bring a block in that is away; the lock is held, and nothing else is coming. */
+static heft_status bring_now(heft_residency *r, size_t number, heft_error *err)
 {
     heft__block *block = &r->blocks[number];
-    bool begun = block->state != HEFT__BLOCK_AWAY;
-    while (block->state != HEFT__BLOCK_HERE) {
-        const bool warm = block->state == HEFT__BLOCK_AWAY && heft__block_is_warm(r, block);
-        if (block->state == HEFT__BLOCK_AWAY && take_slot(r, number, warm)) {
-            heft_status status = bring(r, number, warm, err);
-            r->facts.waited += status == HEFT_OK;
-            bool again = status == HEFT_NOMEM && give_back(r);
-            if (status == HEFT_NOMEM && !again && is_coming(r)) {
-                pthread_cond_wait(&r->changed, &r->lock); /* what comes can go */
-                again = true;
-            }
-            if (status != HEFT_OK && !again) {
-                return status;
-            }
-        } else if (block->state == HEFT__BLOCK_COMING || is_coming(r)) {
-            pthread_cond_wait(&r->changed, &r->lock);
-        } else {
+    heft_status status = HEFT_NOMEM;
+    do { /* what nobody uses makes room where the system has none */
+        const bool warm = heft__block_is_warm(r, block);
+        if (!take_slot(r, number, warm)) {
             return heft__add_item(
                 heft__fail(err, HEFT_LIMIT,
                            "no room for %llu bytes: of a budget of %llu, acquired blocks hold %llu",
@@ -234,9 +213,29 @@ static heft_status have(heft_residency *r, size_t number, heft_error *err)
                            (unsigned long long)r->budget, (unsigned long long)r->held),
                 err, block->shown.module);
         }
+        status = bring(r, number, warm, err);
+    } while (status == HEFT_NOMEM && give_back(r));
+    r->facts.waited += status == HEFT_OK;
+    return status;
+}
+
+/* Have a block here; the lock is held. */
+static heft_status have(heft_residency *r, size_t number, heft_error *err)
+{
+    const heft__block *block = &r->blocks[number];
+    heft_status status = HEFT_OK;
+    const bool begun = block->state != HEFT__BLOCK_AWAY;
+    r->wanting++;
+    while (status == HEFT_OK && block->state != HEFT__BLOCK_HERE) {
+        if (r->coming) {
+            pthread_cond_wait(&r->changed, &r->lock);
+        } else {
+            status = bring_now(r, number, err);
+        }
     }
-    r->facts.ahead += begun;
-    return HEFT_OK;
+    r->wanting--;
+    r->facts.ahead += status == HEFT_OK && begun;
+    return status;
 }
 
 /* ---- the interface ---------------------------------------------------------------------------- */
@@ -259,8 +258,8 @@ heft_status heft_residency_acquire(heft_residency *r, size_t number, heft_error 
         if (!r->reading && r->facts.budget_bytes > 0) {
             r->reading = heft__thread_begin(&r->reader, read_ahead, r);
         }
-        pthread_cond_broadcast(&r->changed); /* the reader has a new place to go on from */
     }
+    pthread_cond_broadcast(&r->changed); /* the reader has a new place to go on from */
     pthread_mutex_unlock(&r->lock);
     return status;
 }

@@ -68,6 +68,8 @@ struct heft_residency {
     pthread_cond_t changed;
     pthread_t reader;   /* reads ahead */
     bool reading, quit; /* the reader is there; is to go */
+    bool coming;        /* a block is: one at a time */
+    size_t wanting;     /* that wait for a block: the reader lets them go first */
     bool failed;        /* what it read last: it waits for the next acquire */
     heft_residency_facts facts;
 };

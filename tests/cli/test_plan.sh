@@ -123,7 +123,7 @@ fi
 # ---- what loading will take -----------------------------------------------------------------------------------
 run 0 plan "$config" --json --strategy best --max-memory cpu=2GB,disk
 json 'd["peak"]["resident_bytes"] <= d["placed_bytes"]["cpu"] + 1024 and d["peak"]["mapped_bytes"] >= d["placed_bytes"]["disk"] - 1024'
-json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "staging_bytes", "program_bytes"))'
+json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "beside_bytes", "staging_bytes", "program_bytes"))'
 json '0 < d["stream"]["one_bytes"] <= d["stream"]["budget_bytes"] <= 2000000000 - d["placed_bytes"]["cpu"]'
 run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
 shows "$out" '^loading +[0-9.]+ GB at most: '

@@ -117,8 +117,8 @@ static void what_is_told_is_what_is_taken(void **state)
         }
         assert_int_equal(needs.away_bytes, 0);
         assert_true(needs.program_bytes > 0);
-        assert_int_equal(needs.peak_bytes,
-                         needs.resident_bytes + needs.staging_bytes + needs.program_bytes);
+        assert_int_equal(needs.peak_bytes, needs.resident_bytes + needs.beside_bytes +
+                                               needs.staging_bytes + needs.program_bytes);
         heft_load_report_free(report);
         heft_model_free(model);
     }

@@ -368,7 +368,8 @@ static void every_family_comes_in_as_it_is(void **state)
 static heft_status bring_one(heft_ctx *with, void *user, heft_error *err)
 {
     const heft_dtype dtype = *(const heft_dtype *)user;
-    const heft_residency_options options = {.budget_bytes = LAYER_BYTES};
+    const heft_residency_options options = {
+        .budget_bytes = dtype == HEFT_DTYPE_BF16 ? LAYER_BYTES / 2 : LAYER_BYTES};
     heft_model *model = NULL;
     heft_residency *residency = NULL;
     heft_status status = load_into(with, HEFT_DEVICE_DISK, dtype, NULL, &model, err);
