@@ -48,6 +48,23 @@ static heft_status fill_piece(void *user, size_t i, heft_error *err)
 }
 
 /* ---- planning -------------------------------------------------------------------------------- */
+/* Files of which little is in the page cache are read past it: it would only be a second copy, and
+ * requests are longer. */
+static bool is_cold(struct fill *f, size_t tensor)
+{
+    const size_t file = f->ckpt->infos[tensor].file_index;
+    if (f->way[file] == UNDECIDED) {
+        f->way[file] = heft__file_is_cold(f->ckpt, file) ? DIRECT : BUFFERED;
+    }
+    return f->way[file] == DIRECT;
+}
+
+/* But for what is small. */
+static bool is_direct(struct fill *f, size_t i, size_t tensor)
+{
+    return f->model->parameters[i].size_bytes >= HEFT__DIRECT_TENSOR && is_cold(f, tensor);
+}
+
 /* The pieces of parameter i, which go to data[i]. */
 static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_error *err)
 {
@@ -56,8 +73,7 @@ static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_erro
         .tensor = tensor,
         .first = f->match->first[i],
         .to = parameter->dtype,
-        .direct = parameter->size_bytes >= HEFT__DIRECT_TENSOR &&
-                  f->way[f->ckpt->infos[tensor].file_index] == DIRECT,
+        .direct = is_direct(f, i, tensor),
         .spare = f->fresh[i] || f->options->count,
     };
     (void)heft__shape_elems(parameter->shape, parameter->rank,
@@ -65,14 +81,26 @@ static heft_status add_pieces(struct fill *f, size_t i, size_t tensor, heft_erro
     return heft__pieces_add(&f->pieces, &part, i, err);
 }
 
-/* Files of which little is in the page cache are read past it: it would only be a second copy, and
- * requests are longer. */
-static bool is_direct(struct fill *f, size_t file)
+/* Memory of the parameter's own; where it is read past the page cache, in the phase of the file. */
+static heft_status take_memory(struct fill *f, size_t i, size_t tensor, const heft__device *device,
+                               heft__fill_counts *counts, heft_error *err)
 {
-    if (f->way[file] == UNDECIDED) {
-        f->way[file] = heft__file_is_cold(f->ckpt, file) ? DIRECT : BUFFERED;
+    const heft_parameter *parameter = &f->model->parameters[i];
+    const uint64_t offset = heft__part_offset(f->ckpt, tensor, f->match->first[i]);
+    const bool direct = is_direct(f, i, tensor) && offset != HEFT_NO_OFFSET;
+    const size_t more = direct ? HEFT__SPARE_BYTES : 0;
+    counts->beside_bytes +=
+        more + (parameter->size_bytes < MAPPED_BYTES ? HEADER_BYTES : PAGE_BYTES);
+    if (f->options->count) {
+        return HEFT_OK;
     }
-    return f->way[file] == DIRECT;
+    heft_status status =
+        device->new_memory(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
+    if (status == HEFT_OK) {
+        uint8_t *base = heft_storage_data(f->fresh[i]);
+        f->data[i] = direct ? heft__in_phase(base, offset) : base;
+    }
+    return status;
 }
 
 static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft__device *device,
@@ -82,35 +110,19 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
-    const bool past_cache = is_direct(f, info->file_index);
-    counts->direct |= past_cache;
+    counts->direct |= is_cold(f, tensor);
     if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
         counts->shared_bytes += parameter->size_bytes;
-        counts->cast_bytes += info->dtype != parameter->dtype ? parameter->size_bytes : 0;
-        return add_pieces(f, i, tensor, err);
-    }
-    if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
-        f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
     } else {
-        const bool direct = past_cache && info->offset != HEFT_NO_OFFSET &&
-                            parameter->size_bytes >= HEFT__DIRECT_TENSOR;
-        const size_t more = direct ? HEFT__SPARE_BYTES : 0;
-        counts->beside_bytes +=
-            more + (parameter->size_bytes < MAPPED_BYTES ? HEADER_BYTES : PAGE_BYTES);
-        if (f->options->count) {
-            counts->copied_bytes += parameter->size_bytes;
-            return add_pieces(f, i, tensor, err);
-        }
-        status = device->new_memory(f->model->ctx, parameter->size_bytes + more, &f->fresh[i], err);
-        if (status == HEFT_OK) {
-            uint8_t *base = heft_storage_data(f->fresh[i]);
-            uint64_t offset = info->offset + f->match->first[i] * heft_dtype_bits(info->dtype) / 8;
-            f->data[i] = direct ? heft__in_phase(base, offset) : base;
+        counts->copied_bytes += parameter->size_bytes;
+        if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
+            f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
+        } else {
+            status = take_memory(f, i, tensor, device, counts, err);
         }
     }
-    counts->copied_bytes += parameter->size_bytes;
     counts->cast_bytes += info->dtype != parameter->dtype ? parameter->size_bytes : 0;
     return status == HEFT_OK ? add_pieces(f, i, tensor, err) : status;
 }
@@ -157,8 +169,8 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
 static heft_status plan_stay(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts)
 {
     const heft_parameter *parameter = &f->model->parameters[i];
-    const bool cold = is_direct(f, f->ckpt->infos[tensor].file_index);
-    const heft__part part = {.tensor = tensor, .to = parameter->dtype, .elems = 1, .direct = cold};
+    const heft__part part = {
+        .tensor = tensor, .to = parameter->dtype, .direct = is_direct(f, i, tensor)};
     const uint64_t scratch = heft__part_scratch(f->ckpt, &part);
     f->stays[i] = true;
     counts->disk_bytes += parameter->size_bytes;
@@ -169,12 +181,13 @@ static heft_status plan_stay(struct fill *f, size_t i, size_t tensor, heft__fill
 static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_counts *counts,
                             heft_error *err)
 {
-    heft_status status = f->options->count ? HEFT_OK
-                         : f->options->device_of
-                             ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
-                             : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
-    if (status == HEFT_OK && !f->mapped[i] && !f->options->count) {
-        return plan_stay(f, i, tensor, counts);
+    heft_status status = HEFT_OK;
+    if (!f->options->count) {
+        status = f->options->device_of ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
+                                       : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
+        if (status == HEFT_OK && !f->mapped[i]) {
+            return plan_stay(f, i, tensor, counts);
+        }
     }
     counts->mapped_bytes += f->model->parameters[i].size_bytes;
     return status;

@@ -39,14 +39,14 @@ static double share_cached(const heft_residency *r, const heft__block *block)
     return total > 0 ? cached / total : 1;
 }
 
-bool heft__block_is_warm(const heft_residency *r, const heft__block *block)
+static bool is_mapped(const heft_residency *r, const heft__block *block)
 {
     for (size_t i = 0; i < block->brought_count; i++) {
         if (r->model->parameters[block->brought[i].parameter].state != HEFT_PARAMETER_MAPPED) {
             return false;
         }
     }
-    return share_cached(r, block) >= WARM;
+    return true;
 }
 
 /* ---- mapped ---------------------------------------------------------------------------------- */
@@ -127,9 +127,8 @@ static bool is_far(const heft_residency *r, const heft__block *block)
     return heft__source_network(heft__file_of(homes->ckpt, tensor)->source) != NULL;
 }
 
-static heft_status read_block(struct bringing *b, uint8_t *base, heft_error *err)
+static heft_status read_block(struct bringing *b, uint8_t *base, bool cold, heft_error *err)
 {
-    const bool cold = !is_far(b->r, b->block) && share_cached(b->r, b->block) < COLD;
     heft_status status = HEFT_OK;
     heft__pieces_init(&b->pieces, heft__model_homes(b->r->model)->ckpt);
     for (size_t i = 0; i < b->block->brought_count && status == HEFT_OK; i++) {
@@ -143,10 +142,21 @@ static heft_status read_block(struct bringing *b, uint8_t *base, heft_error *err
     return status;
 }
 
-heft_status heft__block_bring(heft_residency *r, heft__block *block, heft_storage *storage,
+heft_status heft__block_bring(heft_residency *r, heft__block *block, heft_storage **storage,
                               heft_error *err)
 {
     struct bringing b = {.r = r, .block = block};
-    return storage ? read_block(&b, heft_storage_data(storage), err)
-                   : heft__parallel_on(heft__threads(r->ctx), block->brought_count, touch, &b, err);
+    const double cached = share_cached(r, block);
+    heft_status status = HEFT_OK;
+    if (cached >= WARM && is_mapped(r, block)) {
+        heft_storage_unref(*storage);
+        *storage = NULL;
+        return heft__parallel_on(heft__threads(r->ctx), block->brought_count, touch, &b, err);
+    }
+    if (!*storage) {
+        status = heft__storage_new(r->ctx, block->room, storage, err);
+    }
+    return status == HEFT_OK ? read_block(&b, heft_storage_data(*storage),
+                                          cached < COLD && !is_far(r, block), err)
+                             : status;
 }

@@ -2,7 +2,8 @@
  *
  * A block is away, coming or here. Whoever acquires one that is away brings it in itself; a thread of
  * the residency's own brings in those behind the one that was acquired last, as long as there is
- * room and nobody waits. One comes at a time, by all threads that read. Memory of blocks that nobody uses is taken for others, from the block whose turn is farthest.
+ * room and nobody waits. One comes at a time, by all threads that read. Memory of blocks that nobody
+ * uses is taken for others, from the block whose turn is farthest.
  * Source: docs/placing.md [6]. */
 #include "run/run.h"
 
@@ -65,7 +66,7 @@ static size_t find_farthest(const heft_residency *r, size_t than)
 }
 
 /* A slot for a block: a buffer that is free and not much too large, or fresh if there is room. */
-static heft__slot *find_slot(heft_residency *r, uint64_t room, bool warm)
+static heft__slot *find_slot(heft_residency *r, uint64_t room)
 {
     heft__slot *fresh = NULL, *fits = NULL;
     for (size_t i = 0; i < r->slot_count; i++) {
@@ -77,7 +78,7 @@ static heft__slot *find_slot(heft_residency *r, uint64_t room, bool warm)
             fits = slot;
         }
     }
-    if (fits && !warm) {
+    if (fits) {
         return fits;
     }
     return fresh && room <= r->budget && r->held <= r->budget - room ? fresh : NULL;
@@ -109,10 +110,10 @@ static bool give_back(heft_residency *r)
 }
 
 /* Find memory for a block; false if what is used, coming, or sooner needed leaves none. */
-static bool take_slot(heft_residency *r, size_t number, bool warm)
+static bool take_slot(heft_residency *r, size_t number)
 {
     heft__block *block = &r->blocks[number];
-    heft__slot *slot = find_slot(r, block->room, warm);
+    heft__slot *slot = find_slot(r, block->room);
     while (!slot) {
         if (!drop_free(r)) {
             const size_t victim = find_farthest(r, number);
@@ -121,7 +122,7 @@ static bool take_slot(heft_residency *r, size_t number, bool warm)
             }
             send_away(r, victim);
         }
-        slot = find_slot(r, block->room, warm);
+        slot = find_slot(r, block->room);
     }
     if (slot->bytes == 0) {
         slot->bytes = block->room;
@@ -136,25 +137,20 @@ static bool take_slot(heft_residency *r, size_t number, bool warm)
 
 /* ---- bringing in ------------------------------------------------------------------------------ */
 /* A block that is coming: the lock is given up meanwhile. */
-static heft_status bring(heft_residency *r, size_t number, bool warm, heft_error *err)
+static heft_status bring(heft_residency *r, size_t number, heft_error *err)
 {
     heft__block *block = &r->blocks[number];
     heft__slot *slot = &r->slots[block->slot]; /* nobody else's until the block is here */
-    heft_status status = HEFT_OK;
     r->coming = true;
     pthread_mutex_unlock(&r->lock);
-    if (!warm && !slot->storage) {
-        status = heft__storage_new(r->ctx, block->room, &slot->storage, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__block_bring(r, block, warm ? NULL : slot->storage, err);
-    }
+    const heft_status status = heft__block_bring(r, block, &slot->storage, err);
     pthread_mutex_lock(&r->lock);
     r->coming = false;
     if (status == HEFT_OK) {
         block->state = HEFT__BLOCK_HERE;
         set_views(r, block, true);
-        *(warm ? &r->facts.mapped_bytes : &r->facts.read_bytes) += block->shown.brought_bytes;
+        *(slot->storage ? &r->facts.read_bytes : &r->facts.mapped_bytes) +=
+            block->shown.brought_bytes;
     } else {
         drop_slot(r, slot);
         block->state = HEFT__BLOCK_AWAY;
@@ -165,14 +161,13 @@ static heft_status bring(heft_residency *r, size_t number, bool warm, heft_error
 }
 
 /* The next block that is away and has room, NO_BLOCK if there is none. */
-static size_t take_next(heft_residency *r, bool *warm)
+static size_t take_next(heft_residency *r)
 {
     for (size_t step = 1; step < r->block_count; step++) {
         const size_t number = (r->cursor + step) % r->block_count;
         heft__block *block = &r->blocks[number];
         if (block->shown.brought_bytes > 0 && block->state == HEFT__BLOCK_AWAY) {
-            *warm = heft__block_is_warm(r, block);
-            return take_slot(r, number, *warm) ? number : HEFT__NO_BLOCK;
+            return take_slot(r, number) ? number : HEFT__NO_BLOCK;
         }
     }
     return HEFT__NO_BLOCK;
@@ -183,15 +178,14 @@ static size_t take_next(heft_residency *r, bool *warm)
 static void *read_ahead(void *user)
 {
     heft_residency *r = user;
-    bool warm = false;
     pthread_mutex_lock(&r->lock);
     while (!r->quit) {
         const bool idle = !r->failed && !r->coming && r->wanting == 0;
-        const size_t number = idle ? take_next(r, &warm) : HEFT__NO_BLOCK;
+        const size_t number = idle ? take_next(r) : HEFT__NO_BLOCK;
         if (number == HEFT__NO_BLOCK) {
             pthread_cond_wait(&r->changed, &r->lock);
         } else {
-            r->failed = bring(r, number, warm, NULL) != HEFT_OK;
+            r->failed = bring(r, number, NULL) != HEFT_OK;
         }
     }
     pthread_mutex_unlock(&r->lock);
@@ -204,8 +198,7 @@ static heft_status bring_now(heft_residency *r, size_t number, heft_error *err)
     heft__block *block = &r->blocks[number];
     heft_status status = HEFT_NOMEM;
     do { /* what nobody uses makes room where the system has none */
-        const bool warm = heft__block_is_warm(r, block);
-        if (!take_slot(r, number, warm)) {
+        if (!take_slot(r, number)) {
             return heft__add_item(
                 heft__fail(err, HEFT_LIMIT,
                            "no room for %llu bytes: of a budget of %llu, acquired blocks hold %llu",
@@ -213,7 +206,7 @@ static heft_status bring_now(heft_residency *r, size_t number, heft_error *err)
                            (unsigned long long)r->budget, (unsigned long long)r->held),
                 err, block->shown.module);
         }
-        status = bring(r, number, warm, err);
+        status = bring(r, number, err);
     } while (status == HEFT_NOMEM && give_back(r));
     r->facts.waited += status == HEFT_OK;
     return status;
@@ -321,7 +314,8 @@ size_t heft_residency_find(const heft_residency *r, const char *name)
 }
 
 /* ---- making ----------------------------------------------------------------------------------- */
-/* As asked for, with what two blocks' tensors take beside their bytes, or what two neighbours among the blocks that are brought in need. */
+/* As asked for, with what two blocks' tensors take beside their bytes; else what two neighbours among the
+ * blocks that are brought in need. */
 static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *err)
 {
     uint64_t first = 0, before = 0, most = 0, pair = 0, spare = 0;

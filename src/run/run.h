@@ -78,12 +78,11 @@ struct heft_residency {
 heft_status heft__blocks_make(heft_residency *residency, heft_error *err);
 
 /* ---- bring.c: one block from its files into memory -------------------------------------------- */
-/* Whether the page cache has what a block needs, as it is used: no buffer then. */
-bool heft__block_is_warm(const heft_residency *residency, const heft__block *block);
-/* Bring it in; storage: NULL for a warm one. The block's tensors have data then. No lock is held. */
-heft_status heft__block_bring(heft_residency *residency, heft__block *block, heft_storage *storage,
+/* Bring it in, into the storage, which is made if there is none; or use it where the page cache has it: then
+ * *storage is NULL, and what was there is freed. The block's tensors have data then. No lock is held. */
+heft_status heft__block_bring(heft_residency *residency, heft__block *block, heft_storage **storage,
                               heft_error *err);
-/* Drop a warm one's pages from the page tables. */
+/* Drop the pages of one that is used in the page cache from the page tables. */
 void heft__block_forget(const heft_residency *residency, const heft__block *block);
 
 #endif
