@@ -143,6 +143,8 @@ typedef struct heft_load_needs {
     uint64_t program_bytes;
     uint64_t
         peak_bytes; /* resident, beside, staging and program; with `touch` the mapped bytes too */
+    /* Of a pass over what is on the disk, by a residency, whose budget comes on top (heft/run.h). */
+    uint64_t stream_peak_bytes;
 } heft_load_needs;
 
 /**

@@ -37,7 +37,6 @@ struct request {
 struct answer {
     heft_plan *plan;         /* owned */
     char *class_name, *type; /* owned */
-    size_t parameters;
     heft_load_needs needs;
 };
 
@@ -169,21 +168,6 @@ static void put_devices(cli_json *json, const heft_plan *plan)
     cli_json_close(json, '}');
 }
 
-#define PASS_BYTES                                                                                 \
-    ((uint64_t)2 << 20) /* what large tensors take beside their bytes, and the like */
-#define LIST_BYTES 384  /* of a parameter, in the lists of a pass */
-
-/* The peak of a pass over the blocks on the disk. The threads that load are gone by then. */
-static double pass_peak(const struct answer *answer, double budget)
-{
-    const heft_load_needs *needs = &answer->needs;
-    const uint64_t staging = needs->staging_bytes > needs->stream_staging_bytes
-                                 ? needs->staging_bytes
-                                 : needs->stream_staging_bytes,
-                   lists = PASS_BYTES + answer->parameters * (uint64_t)LIST_BYTES;
-    return (double)(needs->peak_bytes - needs->staging_bytes + staging + lists) + budget;
-}
-
 /* What `heft load` with this map will take, and a pass over the blocks on the disk beside it. */
 static void put_needs(cli_json *json, const struct answer *answer)
 {
@@ -205,7 +189,7 @@ static void put_needs(cli_json *json, const struct answer *answer)
     put_bytes(json, "two_bytes", two);
     put_bytes(json, "budget_bytes", budget);
     cli_json_u64(json, "staging_bytes", needs->stream_staging_bytes);
-    put_bytes(json, "peak_bytes", pass_peak(answer, budget));
+    put_bytes(json, "peak_bytes", (double)needs->stream_peak_bytes + budget);
     cli_json_close(json, '}');
 }
 
@@ -381,7 +365,6 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
     if (status == HEFT_OK) {
         answer->class_name = strdup(heft_model_class(skeleton));
         answer->type = strdup(heft_model_type(skeleton));
-        answer->parameters = heft_model_count(skeleton);
     }
     heft_model_free(skeleton);
     if (status == HEFT_OK) {

@@ -81,18 +81,17 @@ static void count_alone(heft__loading *l)
         const int32_t device = options->device_of
                                    ? options->device_of(options->device_user, parameter->name)
                                    : HEFT_DEVICE_CPU;
-        const bool saved = parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT;
-        const bool maps = options->device_of ? device == HEFT_DEVICE_DISK &&
-                                                   parameter->kind == HEFT_PARAMETER_WEIGHT
+        const bool weight = parameter->kind == HEFT_PARAMETER_WEIGHT,
+                   transient = parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
+        const bool maps = options->device_of ? device == HEFT_DEVICE_DISK && weight
                                              : options->mode != HEFT_LOAD_COPY;
-        if (parameter->tied_to != i) {
-            continue;
+        uint64_t *sum = &l->counts.copied_bytes;
+        if (!transient && maps) {
+            sum = &l->counts.mapped_bytes;
+        } else if (!transient && device != HEFT_DEVICE_CPU && device != HEFT_DEVICE_DISK) {
+            sum = &l->counts.away_bytes;
         }
-        *(!saved                                                    ? &l->counts.copied_bytes
-          : maps                                                    ? &l->counts.mapped_bytes
-          : device == HEFT_DEVICE_CPU || device == HEFT_DEVICE_DISK ? &l->counts.copied_bytes
-                                                                    : &l->counts.away_bytes) +=
-            parameter->size_bytes;
+        *sum += parameter->tied_to == i ? parameter->size_bytes : 0;
     }
 }
 
@@ -114,6 +113,9 @@ static uint64_t count_initialised(const heft__loading *l)
  * will ever use. */
 #define PROGRAM_SPARE ((uint64_t)8 << 20)
 #define LISTS_SPARE ((uint64_t)1 << 20) /* that are made when loading, and not here */
+/* Of a residency: what large tensors take beside their bytes, and its lists, by parameter. */
+#define STREAM_SPARE ((uint64_t)2 << 20)
+#define STREAM_LIST ((uint64_t)384)
 
 static void sum_needs(const heft__loading *l, heft_load_needs *out)
 {
@@ -138,6 +140,11 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     }
     out->peak_bytes = out->resident_bytes + out->beside_bytes + out->staging_bytes +
                       out->program_bytes + (l->options->touch ? out->mapped_bytes : 0);
+    /* the threads that load are gone by then */
+    const uint64_t more = out->stream_staging_bytes > out->staging_bytes
+                              ? out->stream_staging_bytes - out->staging_bytes
+                              : 0;
+    out->stream_peak_bytes = out->peak_bytes + more + STREAM_SPARE + l->model->count * STREAM_LIST;
 }
 
 heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,

@@ -435,40 +435,6 @@ static void check_better(const char *id, const heft_plan *plan, const char *warn
     assert_null(first ? heft_plan_warning(plan, 1) : NULL);
 }
 
-static void run_case(const heft__json_value *test, const heft__json_value *models, maker make)
-{
-    const char *id = heft__json_member(test, "id")->text;
-    const heft__json_value *expected = heft__json_member(test, "expected"), *golden;
-    golden = heft__json_member(models, heft__json_member(test, "model_key")->text);
-    struct arguments placing, planning;
-    heft__map_of_devices map;
-    heft_plan *plan = NULL;
-    heft_error err = {0};
-    heft__tree *tree = read_case(test, golden, make, &placing), *other = make(golden);
-    place_case(id, tree, &placing, &map);
-    read_arguments(test, &planning);
-    ask_dtype(other, test, &planning);
-    const bool tied = heft__json_member(golden, "all_tied_weights_keys")->count > 0;
-    test_expect_status(heft__plan_of_tree(other, NULL, 0, tied, &planning.options, &plan, &err),
-                       HEFT_OK, &err, id);
-    const size_t row = better_at(id);
-    if (row != SIZE_MAX) {
-        check_map(id, tree, &placing, &map);
-        check_better(id, plan, better[row].warning);
-    } else {
-        assert_null(heft__json_member(expected, "error"));
-        compare_balanced(id, plan, heft__json_member(expected, "balanced_memory"));
-        compare_order(id, tree, &map,
-                      heft__json_member(expected, "device_map_uncleaned_in_placement_order"));
-        compare_bytes(id, plan, heft__json_member(expected, "bytes_per_device"));
-        compare_joined(id, plan, heft__json_member(expected, "device_map"));
-        compare_warnings(id, plan, expected);
-    }
-    heft_plan_free(plan);
-    heft__devices_fini(&map);
-    heft__tree_free(tree);
-}
-
 /* ---- with heft's own architectures ----------------------------------------------------------- */
 /* Whether a module of the golden model, or a tensor of one, is in the tree: modules without tensors are
  * not, and of experts that the golden model has stacked the tensors are others. */
@@ -531,30 +497,38 @@ static void compare_own_devices(const char *id, const heft__tree *tree, const he
     }
 }
 
-static void run_own_case(const heft__json_value *test, const heft__json_value *golden)
+/* own: with heft's own architecture, whose tree lacks modules without tensors. */
+static void run_case(const heft__json_value *test, const heft__json_value *golden, bool own)
 {
     const char *id = heft__json_member(test, "id")->text;
     const heft__json_value *expected = heft__json_member(test, "expected");
+    const maker make = own ? make_own_tree : make_tree;
     struct arguments placing, planning;
     heft__map_of_devices map;
     heft_plan *plan = NULL;
     heft_error err = {0};
-    heft__tree *tree = read_case(test, golden, make_own_tree, &placing),
-               *other = make_own_tree(golden);
+    heft__tree *tree = read_case(test, golden, make, &placing), *other = make(golden);
     place_case(id, tree, &placing, &map);
     read_arguments(test, &planning);
     ask_dtype(other, test, &planning);
     const bool tied = heft__json_member(golden, "all_tied_weights_keys")->count > 0;
     test_expect_status(heft__plan_of_tree(other, NULL, 0, tied, &planning.options, &plan, &err),
                        HEFT_OK, &err, id);
-    if (better_at(id) != SIZE_MAX) {
+    const size_t row = better_at(id);
+    if (row != SIZE_MAX) {
         check_map(id, tree, &placing, &map);
+        check_better(id, plan, better[row].warning);
     } else {
+        assert_null(heft__json_member(expected, "error"));
         compare_balanced(id, plan, heft__json_member(expected, "balanced_memory"));
-        compare_own_order(id, tree, &map,
-                          heft__json_member(expected, "device_map_uncleaned_in_placement_order"));
+        (own ? compare_own_order : compare_order)(
+            id, tree, &map, heft__json_member(expected, "device_map_uncleaned_in_placement_order"));
         compare_bytes(id, plan, heft__json_member(expected, "bytes_per_device"));
-        compare_own_devices(id, tree, plan, heft__json_member(expected, "device_map"));
+        if (own) {
+            compare_own_devices(id, tree, plan, heft__json_member(expected, "device_map"));
+        } else {
+            compare_joined(id, plan, heft__json_member(expected, "device_map"));
+        }
         compare_warnings(id, plan, expected);
     }
     heft_plan_free(plan);
@@ -562,12 +536,10 @@ static void run_own_case(const heft__json_value *test, const heft__json_value *g
     heft__tree_free(tree);
 }
 
-/* Splits a layer among experts, which the golden model has stacked and the files have one by one. */
-static const char splits_experts[] = "mixtral-layer-too-large-split@";
-
-static void own_architectures_have_the_golden_maps(void **state)
+/* Visit the golden cases with the models they are of; the sum of what was returned. */
+static size_t each_case(size_t (*visit)(const heft__json_value *test,
+                                        const heft__json_value *golden))
 {
-    (void)state;
     size_t count = 0;
     heft__arena arena;
     heft__arena_init(&arena, ctx);
@@ -578,40 +550,50 @@ static void own_architectures_have_the_golden_maps(void **state)
                                test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
                                "cases");
     for (const heft__json_value *test = cases->first; test; test = test->next) {
-        const heft__json_value *golden =
-            heft__json_member(models, heft__json_member(test, "model_key")->text);
-        if (strcmp(heft__json_member(test, "library")->text, "accelerate") == 0 &&
-            strncmp(heft__json_member(golden, "model")->text, "toy:", 4) != 0 &&
-            strncmp(heft__json_member(test, "id")->text, splits_experts,
-                    sizeof splits_experts - 1) != 0) {
-            run_own_case(test, golden);
-            count++;
-        }
+        count += visit(test, heft__json_member(models, heft__json_member(test, "model_key")->text));
     }
-    assert_int_equal(count, 74); /* of 75 */
     heft__arena_fini(&arena);
+    return count;
+}
+
+static bool is_of_accelerate(const heft__json_value *test)
+{
+    return strcmp(heft__json_member(test, "library")->text, "accelerate") == 0;
+}
+
+static size_t visit_golden(const heft__json_value *test, const heft__json_value *golden)
+{
+    if (is_of_accelerate(test)) {
+        run_case(test, golden, false);
+    }
+    return is_of_accelerate(test);
 }
 
 static void accelerate_maps_are_golden(void **state)
 {
     (void)state;
-    size_t count = 0;
-    heft__arena arena;
-    heft__arena_init(&arena, ctx);
-    const heft__json_value *models = heft__json_member(
-                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/models.json"),
-                               "models"),
-                           *cases = heft__json_member(
-                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
-                               "cases");
-    for (const heft__json_value *test = cases->first; test; test = test->next) {
-        if (strcmp(heft__json_member(test, "library")->text, "accelerate") == 0) {
-            run_case(test, models, make_tree);
-            count++;
-        }
+    assert_int_equal(each_case(visit_golden), 112);
+}
+
+/* Not the toys, and not what splits a layer among experts, which the golden model has stacked and the files
+ * have one by one. */
+static size_t visit_own(const heft__json_value *test, const heft__json_value *golden)
+{
+    static const char splits_experts[] = "mixtral-layer-too-large-split@";
+    const bool wanted = is_of_accelerate(test) &&
+                        strncmp(heft__json_member(golden, "model")->text, "toy:", 4) != 0 &&
+                        strncmp(heft__json_member(test, "id")->text, splits_experts,
+                                sizeof splits_experts - 1) != 0;
+    if (wanted) {
+        run_case(test, golden, true);
     }
-    assert_int_equal(count, 112);
-    heft__arena_fini(&arena);
+    return wanted;
+}
+
+static void own_architectures_have_the_golden_maps(void **state)
+{
+    (void)state;
+    assert_int_equal(each_case(visit_own), 74); /* of 75 */
 }
 
 /* ---- heft's own map -------------------------------------------------------------------------- */
@@ -651,46 +633,40 @@ static void check_blocks(const char *id, const heft__tree *tree, const heft__map
     }
 }
 
+static size_t cases_seen;
+
+static size_t compare_with_best(const heft__json_value *test, const heft__json_value *golden)
+{
+    const char *id = heft__json_member(test, "id")->text;
+    struct arguments a, own;
+    heft__map_of_devices theirs, ours;
+    heft_error err = {0};
+    heft__tree *tree = read_case(test, golden, make_tree, &a);
+    read_arguments(test, &own);
+    place_case(id, tree, &a, &theirs);
+    test_expect_status(heft__best_map(tree, own.budgets, own.options.budget_count, &ours, &err),
+                       HEFT_OK, &err, id);
+    check_map(id, tree, &own, &ours);
+    check_ties(id, tree, &ours);
+    check_blocks(id, tree, &ours);
+    double their_rest = left_over(tree, &theirs), our_rest = left_over(tree, &ours);
+    if (our_rest > their_rest) {
+        fail_msg("%s: %.0f bytes left over, Accelerate leaves %.0f", id, our_rest, their_rest);
+    }
+    heft__devices_fini(&theirs);
+    heft__devices_fini(&ours);
+    heft__tree_free(tree);
+    cases_seen++;
+    return our_rest < their_rest;
+}
+
 static void best_is_never_worse(void **state)
 {
     (void)state;
-    heft__arena arena;
-    size_t far_better = 0;
-    heft__arena_init(&arena, ctx);
-    const heft__json_value *models = heft__json_member(
-                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/models.json"),
-                               "models"),
-                           *cases = heft__json_member(
-                               test_read_json(&arena, HEFT_TEST_DATA "/device_maps/cases.json"),
-                               "cases");
-    for (const heft__json_value *test = cases->first; test; test = test->next) {
-        const char *id = heft__json_member(test, "id")->text;
-        struct arguments a, own;
-        heft__map_of_devices theirs, ours;
-        heft_error err = {0};
-        heft__tree *tree =
-            read_case(test, heft__json_member(models, heft__json_member(test, "model_key")->text),
-                      make_tree, &a);
-        read_arguments(test, &own);
-        place_case(id, tree, &a, &theirs);
-        test_expect_status(heft__best_map(tree, own.budgets, own.options.budget_count, &ours, &err),
-                           HEFT_OK, &err, id);
-        check_map(id, tree, &own, &ours);
-        check_ties(id, tree, &ours);
-        check_blocks(id, tree, &ours);
-        double their_rest = left_over(tree, &theirs), our_rest = left_over(tree, &ours);
-        if (our_rest > their_rest) {
-            fail_msg("%s: %.0f bytes left over, Accelerate leaves %.0f", id, our_rest, their_rest);
-        }
-        far_better += our_rest < their_rest;
-        heft__devices_fini(&theirs);
-        heft__devices_fini(&ours);
-        heft__tree_free(tree);
-    }
+    const size_t far_better = each_case(compare_with_best);
     print_message("fewer bytes left over than Accelerate's in %zu of %zu cases\n", far_better,
-                  cases->count);
+                  cases_seen);
     assert_true(far_better > 10);
-    heft__arena_fini(&arena);
 }
 
 /* ---- against brute force --------------------------------------------------------------------- */

@@ -34,11 +34,7 @@ static int tear_down(void **state)
 
 static const char *at(const char *name)
 {
-    static char paths[4][512];
-    static unsigned next;
-    char *path = paths[next++ % 4];
-    snprintf(path, 512, "%s/%s", folder, name);
-    return path;
+    return test_path(folder, name);
 }
 
 static heft_model *make_model(heft_ctx *with, const char *class_name)

@@ -10,11 +10,7 @@ static char folder[256];
 
 static const char *at(const char *name)
 {
-    static char paths[4][512];
-    static unsigned next;
-    char *path = paths[next++ % 4];
-    snprintf(path, 512, "%s/%s", folder, name);
-    return path;
+    return test_path(folder, name);
 }
 
 static const char config_text[] =

@@ -24,11 +24,7 @@ int fstatfs(int fd, struct statfs *facts)
 
 static const char *at(const char *name)
 {
-    static char paths[4][512];
-    static unsigned next;
-    char *path = paths[next++ % 4];
-    snprintf(path, 512, "%s/%s", folder, name);
-    return path;
+    return test_path(folder, name);
 }
 
 /* About 44 MB in one file. */

@@ -3,7 +3,6 @@
 #include "support.h"
 #include "support_model.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -398,7 +397,7 @@ static void check_family_plan(const char *what, const heft_model *model,
     heft_plan_free(plan);
 }
 
-static void check_family(const char *what, const heft_model *model)
+static void check_family(const char *what, heft_model *model)
 {
     const double bytes = (double)heft_model_bytes(model);
     const heft_budget shares[][3] = {
@@ -419,30 +418,7 @@ static void check_family(const char *what, const heft_model *model)
 static void every_family_can_be_planned(void **state)
 {
     (void)state;
-    size_t seen = 0;
-    DIR *folder = opendir(HEFT_TEST_DATA "/skeletons");
-    assert_non_null(folder);
-    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
-        char path[512], what[800];
-        if (!strstr(entry->d_name, ".json")) {
-            continue;
-        }
-        heft__arena arena;
-        heft__arena_init(&arena, ctx);
-        snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s", entry->d_name);
-        const heft__json_value *root = test_read_json(&arena, path);
-        for (const heft__json_value *golden = heft__json_member(root, "classes")->first; golden;
-             golden = golden->next, seen++) {
-            const heft__json_value *own = heft__json_member(golden, "config");
-            snprintf(what, sizeof what, "%s %s", entry->d_name, golden->key);
-            heft_model *model = test_make_model(ctx, own ? own : heft__json_member(root, "config"),
-                                                golden->key, HEFT_DTYPE_NONE, what);
-            check_family(what, model);
-            heft_model_free(model);
-        }
-        heft__arena_fini(&arena);
-    }
-    closedir(folder);
+    const size_t seen = test_each_skeleton(ctx, check_family);
     assert_true(seen >= 190);
 }
 

@@ -5,7 +5,6 @@
 #include "support.h"
 #include "support_model.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -17,11 +16,7 @@ static char folder[256];
 
 static const char *at(const char *name)
 {
-    static char paths[4][512];
-    static unsigned next;
-    char *path = paths[next++ % 4];
-    snprintf(path, 512, "%s/%s", folder, name);
-    return path;
+    return test_path(folder, name);
 }
 
 /* Eight layers of 3 MB each. */
@@ -331,36 +326,22 @@ static void compare_family(const char *what, heft_model *model, heft_format form
     test_folder_remove(at("family"));
 }
 
+static size_t families_seen;
+
+static void compare_small(const char *what, heft_model *model)
+{
+    if (heft_model_bytes(model) < 4000000) {
+        compare_family(what, model, HEFT_FORMAT_SAFETENSORS, HEFT_DTYPE_NONE);
+        compare_family(what, model, HEFT_FORMAT_TORCH, HEFT_DTYPE_BF16);
+        families_seen++;
+    }
+}
+
 static void every_family_comes_in_as_it_is(void **state)
 {
     (void)state;
-    size_t seen = 0;
-    DIR *listing = opendir(HEFT_TEST_DATA "/skeletons");
-    assert_non_null(listing);
-    for (struct dirent *entry = readdir(listing); entry; entry = readdir(listing)) {
-        char path[512], what[800];
-        if (!strstr(entry->d_name, ".json")) {
-            continue;
-        }
-        heft__arena arena;
-        heft__arena_init(&arena, ctx);
-        snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s", entry->d_name);
-        const heft__json_value *root = test_read_json(&arena, path),
-                               *golden = heft__json_member(root, "classes")->first,
-                               *own = heft__json_member(golden, "config");
-        snprintf(what, sizeof what, "%s %s", entry->d_name, golden->key);
-        heft_model *model = test_make_model(ctx, own ? own : heft__json_member(root, "config"),
-                                            golden->key, HEFT_DTYPE_NONE, what);
-        if (heft_model_bytes(model) < 4000000) {
-            compare_family(what, model, HEFT_FORMAT_SAFETENSORS, HEFT_DTYPE_NONE);
-            compare_family(what, model, HEFT_FORMAT_TORCH, HEFT_DTYPE_BF16);
-            seen++;
-        }
-        heft_model_free(model);
-        heft__arena_fini(&arena);
-    }
-    closedir(listing);
-    assert_true(seen >= 60);
+    (void)test_each_skeleton(ctx, compare_small);
+    assert_true(families_seen >= 60);
 }
 
 /* ---- nothing half done ----------------------------------------------------------------------- */

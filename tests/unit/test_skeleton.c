@@ -4,7 +4,6 @@
 #include "support.h"
 #include "support_model.h"
 
-#include <dirent.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -227,8 +226,9 @@ static void compare_modules(const char *what, const heft_model *model,
     assert_true(!modules || i == model->module_count);
 }
 
-static size_t compare_file(const char *name)
+static size_t compare_file(const char *name, void *user)
 {
+    (void)user;
     char path[512], what[800];
     size_t classes_seen = 0;
     heft__arena arena;
@@ -273,16 +273,7 @@ static size_t compare_file(const char *name)
 static void skeletons_are_golden(void **state)
 {
     (void)state;
-    size_t classes_seen = 0;
-    DIR *folder = opendir(HEFT_TEST_DATA "/skeletons");
-    assert_non_null(folder);
-    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
-        size_t length = strlen(entry->d_name);
-        if (length > 5 && strcmp(entry->d_name + length - 5, ".json") == 0) {
-            classes_seen += compare_file(entry->d_name);
-        }
-    }
-    closedir(folder);
+    const size_t classes_seen = test_each_skeleton_file(compare_file, NULL);
     assert_true(classes_seen >= 190);
 }
 

@@ -70,6 +70,15 @@ void test_oom_sweep(test_attempt_fn attempt, void *user)
     }
 }
 
+const char *test_path(const char *folder, const char *name)
+{
+    static char paths[4][512];
+    static unsigned next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
 void test_folder_make(char path[256])
 {
     const char *base = getenv("TMPDIR");

@@ -1,6 +1,7 @@
 #include "support_model.h"
 #include "support.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 
 heft__json_value *test_read_json(heft__arena *arena, const char *path)
@@ -44,4 +45,52 @@ heft_model *test_model_from_text(heft_ctx *with, const char *text, const char *c
     test_expect_status(status, HEFT_OK, &err, text);
     heft_config_free(config);
     return model;
+}
+
+size_t test_each_skeleton_file(size_t (*visit)(const char *name, void *user), void *user)
+{
+    size_t seen = 0;
+    DIR *folder = opendir(HEFT_TEST_DATA "/skeletons");
+    assert_non_null(folder);
+    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
+        const size_t length = strlen(entry->d_name);
+        if (length > 5 && strcmp(entry->d_name + length - 5, ".json") == 0) {
+            seen += visit(entry->d_name, user);
+        }
+    }
+    closedir(folder);
+    return seen;
+}
+
+struct visiting {
+    heft_ctx *ctx;
+    void (*visit)(const char *what, heft_model *model);
+};
+
+static size_t visit_classes(const char *name, void *user)
+{
+    const struct visiting *v = user;
+    char path[512], what[800];
+    size_t seen = 0;
+    heft__arena arena;
+    heft__arena_init(&arena, v->ctx);
+    snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s", name);
+    const heft__json_value *root = test_read_json(&arena, path);
+    for (const heft__json_value *golden = heft__json_member(root, "classes")->first; golden;
+         golden = golden->next, seen++) {
+        const heft__json_value *own = heft__json_member(golden, "config");
+        snprintf(what, sizeof what, "%s %s", name, golden->key);
+        heft_model *model = test_make_model(v->ctx, own ? own : heft__json_member(root, "config"),
+                                            golden->key, HEFT_DTYPE_NONE, what);
+        v->visit(what, model);
+        heft_model_free(model);
+    }
+    heft__arena_fini(&arena);
+    return seen;
+}
+
+size_t test_each_skeleton(heft_ctx *ctx, void (*visit)(const char *what, heft_model *model))
+{
+    struct visiting v = {ctx, visit};
+    return test_each_skeleton_file(visit_classes, &v);
 }

@@ -11,5 +11,9 @@ heft_model *test_make_model(heft_ctx *ctx, const heft__json_value *config, const
                             heft_dtype dtype, const char *what);
 /* The same of a config's text. */
 heft_model *test_model_from_text(heft_ctx *with, const char *text, const char *class_name);
+/* Visit the files of golden skeletons; the sum of what was returned. */
+size_t test_each_skeleton_file(size_t (*visit)(const char *name, void *user), void *user);
+/* Visit an empty model of each class in them; how many there are. */
+size_t test_each_skeleton(heft_ctx *ctx, void (*visit)(const char *what, heft_model *model));
 
 #endif
