@@ -1,7 +1,8 @@
 /* io - the door of the room.
  *
- * What it does: reads files (a source), writes folders that become visible complete or not at all.
- * It knows bytes and names of files, but not what they mean.
+ * What it does: reads files (a source), writes folders that become visible complete or not at all,
+ * asks the kernel what this process has of memory. It knows bytes and names of files, but not what
+ * they mean.
  * May open the door of: base.
  * Rules: only regular files are opened, and opening never blocks. The library itself reads with
  * pread, never through a mapping: a file that shrinks or a failing disk is a status with an offset

@@ -1,8 +1,8 @@
 /* load - the door of the room.
  *
  * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
- * parameters, fills them (mapped, copied, cast), ties, has initialised what is missing, reports;
- * and saves a model.
+ * parameters, fills them (mapped, copied, cast, or left in their files), ties, has initialised what
+ * is missing, reports; says beforehand what that takes; and saves a model.
  * May open the door of: base, io, json, tensor, format, checkpoint, model.
  * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
  * thread. Bytes of a mapping are copied by a system call that reports faults. On failure the

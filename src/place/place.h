@@ -99,6 +99,11 @@ bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancest
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
 /* The tensors in a node, from the first to the one behind the last. */
 void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end);
+/* Whether tensor i is its tensor's first name in a node whose tensors begin at `first`. */
+static inline bool heft__tree_is_first(const heft__tree *tree, uint32_t i, uint32_t first)
+{
+    return tree->tensors[i].first == i || tree->tensors[i].first < first;
+}
 /* Bytes of the weights in a node, tied ones under each of their names; *tied: of those that have their
  * first name elsewhere. */
 double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied);

@@ -124,7 +124,7 @@ static bool add_stream(void *user, uint32_t node)
         const bool disk =
             heft_plan_device_of(s->plan, tree->tensors[root].path) == HEFT_DEVICE_DISK;
         s->unit_of[i] = s->count;
-        if (disk && (root == i || root < first)) { /* once in the unit */
+        if (disk && heft__tree_is_first(tree, i, first)) {
             unit->stream += bytes;
             unit->tied += root == i ? 0 : bytes;
             unit->leader = root == i ? unit->leader : s->unit_of[root];

@@ -372,7 +372,7 @@ double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied)
     for (uint32_t i = first; i < end; i++) {
         const heft__tree_tensor *tensor = &tree->tensors[i];
         const double own = tensor->buffer ? 0 : tree->tensors[tensor->first].bytes;
-        if (tensor->first == i || tensor->first < first) { /* once in the node */
+        if (heft__tree_is_first(tree, i, first)) {
             bytes += own;
             *tied += tensor->first == i ? 0 : own;
         }
