@@ -1,4 +1,4 @@
-/* bench_load.c - one case of loading, initialising or saving in a process of its own.
+/* bench_load.c - one case of loading, initializing or saving in a process of its own.
  *
  *   bench_load load MODE DTYPE PATH    instantiate, every byte brought in; MODE auto map copy shared
  *   bench_load into PATH               into a float32 model that exists and has values
@@ -91,7 +91,7 @@ static int fail(const heft_error *err)
 static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const char *path)
 {
     static const char *const modes[] = {"auto", "map", "copy", "shared"};
-    heft_load_options options = {.touch = true};
+    heft_load_options options = HEFT_OPTIONS(heft_load_options, .touch = true);
     heft_error err = {0};
     heft_model *model = NULL;
     for (size_t i = 0; i < 4; i++) {
@@ -117,7 +117,7 @@ static int run_into(heft_ctx *ctx, const char *path)
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    heft_init_options init = {.seed = 1};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 1);
     if (heft_model_new(ctx, path, NULL, &model, &err) != HEFT_OK ||
         heft_model_init(model, &init, &err) != HEFT_OK) {
         return fail(&err);
@@ -135,7 +135,7 @@ static int run_init(heft_ctx *ctx, const char *config)
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    heft_init_options init = {.seed = 1};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 1);
     if (heft_model_new(ctx, config, NULL, &model, &err) != HEFT_OK) {
         return fail(&err);
     }
@@ -152,7 +152,8 @@ static int run_save(heft_ctx *ctx, const char *path, const char *dst, const char
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    heft_save_options save = {.max_shard_bytes = strtoull(limit, NULL, 10)};
+    heft_save_options save =
+        HEFT_OPTIONS(heft_save_options, .max_shard_bytes = strtoull(limit, NULL, 10));
     if (heft_model_load(ctx, path, NULL, &model, NULL, &err) != HEFT_OK) {
         return fail(&err);
     }
@@ -177,8 +178,9 @@ static int plan_and_load(heft_ctx *ctx, const char *strategy, const char *bytes,
     const heft_budget budgets[] = {
         {HEFT_DEVICE_CPU, strtod(bytes, NULL)}
     };
-    heft_plan_options wanted = {.budgets = budgets, .budget_count = 1};
-    heft_load_options options = {.device_of = device_of};
+    heft_plan_options wanted =
+        HEFT_OPTIONS(heft_plan_options, .budgets = budgets, .budget_count = 1);
+    heft_load_options options = HEFT_OPTIONS(heft_load_options, .device_of = device_of);
     heft_model *skeleton = NULL;
     heft_error err = {0};
     for (size_t i = 0; i < 5; i++) {
@@ -224,8 +226,8 @@ static int run_place(heft_ctx *ctx, const char *what, const char *strategy, cons
     double one, two, started = seconds_now();
     int code = plan_and_load(ctx, strategy, bytes, path, &plan, &model);
     if (code == 0 && pass) {
-        const heft_residency_options options = {.budget_bytes =
-                                                    (uint64_t)heft_plan_stream(plan, &one, &two)};
+        const heft_residency_options options = HEFT_OPTIONS(
+            heft_residency_options, .budget_bytes = (uint64_t)heft_plan_stream(plan, &one, &two));
         code = strcmp(what, "coldpass") == 0 ? make_cold(ctx, path) : 0;
         read_before = disk_bytes("read_bytes:");
         started = seconds_now();

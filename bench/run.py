@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loading, initialising and saving: heft beside its peers and beside the machine's limits, in one run.
+"""Loading, initializing and saving: heft beside its peers and beside the machine's limits, in one run.
 
     python3 bench/run.py [--repeats 3] [--only PART] [--data DIR] [--out FILE.json] [--svg FILE.svg]
 
@@ -158,7 +158,7 @@ def part_init(m, repeats):
         ("heft", [BENCH, "init", m["bf16"]], "seconds"),
         ("transformers from_config", [*PEERS, "from_config", m["bf16"]], "seconds"),
     ], repeats)
-    return "random initialisation, 1.1 billion float32", runs, "arithmetic of the generator"
+    return "random initialization, 1.1 billion float32", runs, "arithmetic of the generator"
 
 
 def part_save(m, repeats):

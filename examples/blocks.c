@@ -20,8 +20,8 @@ static heft_status make_plan(heft_ctx *ctx, const char *path, double bytes, heft
                              heft_error *err)
 {
     const heft_budget budget = {HEFT_DEVICE_CPU, bytes};
-    const heft_plan_options options = {
-        .strategy = HEFT_STRATEGY_BEST, .budgets = &budget, .budget_count = 1};
+    const heft_plan_options options = HEFT_OPTIONS(
+        heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = &budget, .budget_count = 1);
     heft_model *skeleton = NULL;
     heft_status status = heft_model_skeleton(ctx, path, NULL, &skeleton, err);
     if (status == HEFT_OK) {
@@ -54,12 +54,13 @@ static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error
     double one, two;
     heft_status status = make_plan(ctx, path, bytes, &plan, err);
     if (status == HEFT_OK) {
-        const heft_load_options options = {.device_of = device_of, .device_user = plan};
+        const heft_load_options options =
+            HEFT_OPTIONS(heft_load_options, .device_of = device_of, .device_user = plan);
         status = heft_model_load(ctx, path, &options, &model, NULL, err);
     }
     if (status == HEFT_OK) {
-        const heft_residency_options options = {.budget_bytes =
-                                                    (uint64_t)heft_plan_stream(plan, &one, &two)};
+        const heft_residency_options options = HEFT_OPTIONS(
+            heft_residency_options, .budget_bytes = (uint64_t)heft_plan_stream(plan, &one, &two));
         status = heft_residency_new(model, &options, &residency, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {

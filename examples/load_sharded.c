@@ -54,8 +54,8 @@ int main(int argc, char **argv)
     heft_ctx *ctx = heft_ctx_new(NULL);
     heft_status status = heft_model_new(ctx, argv[1], NULL, &model, &err); /* names and shapes */
     if (status == HEFT_OK) {
-        status =
-            heft_model_init(model, &(heft_init_options){.seed = 99}, &err); /* random weights */
+        status = heft_model_init(model, &HEFT_OPTIONS(heft_init_options, .seed = 99),
+                                 &err); /* random weights */
     }
     if (status == HEFT_OK) {
         float before = some_value(model);

@@ -4,8 +4,11 @@
  * Conventions of the whole interface: a function that can fail returns a heft_status, must be
  * checked, and takes an optional heft_error as its last argument. `err` is untouched on success and
  * outputs are untouched on failure. "borrows": only during the call. "takes": ownership moves.
- * "returns owned": the caller frees it. "fills": writes through the pointer. Options structures:
- * all zero means defaults. */
+ * "returns owned": the caller frees it. "fills": writes through the pointer.
+ *
+ * Structures that the caller allocates begin with their size, so that later versions of the library
+ * can add members at the end: make options with HEFT_OPTIONS(), structures to be filled with
+ * HEFT_SIZED(). A NULL pointer to options means defaults, and so does a member that is 0. */
 #ifndef HEFT_BASE_H
 #define HEFT_BASE_H
 
@@ -25,6 +28,19 @@ extern "C" {
 
 #define HEFT_API __attribute__((visibility("default")))
 #define HEFT_MUST_CHECK __attribute__((warn_unused_result))
+
+/**
+ * Make options of a type, with designated members: `&HEFT_OPTIONS(heft_load_options, .strict = true)`.
+ *
+ * Members of `type` that are not named are 0, which means their default. A function that takes
+ * options returns INVALID_ARG for a struct_size of 0, and for options of a newer library version if
+ * a member that this version does not know is not 0.
+ */
+#define HEFT_OPTIONS(type, ...) ((type){.struct_size = sizeof(type), __VA_ARGS__})
+/** Make a structure of a type that carries its size and is 0 otherwise: options to be set member by
+ * member, or a structure that a function fills. A function fills the members that the caller's
+ * version of the structure has. */
+#define HEFT_SIZED(type) ((type){.struct_size = sizeof(type)})
 
 /* name, exit code of the command, text. The one table from which enum, names and exit codes come.
  */
@@ -98,6 +114,7 @@ typedef struct heft_allocator {
 
 /** What a hostile file may make heft do at most. A member that is 0 stands for its default. */
 typedef struct heft_limits {
+    size_t struct_size;    /* set by HEFT_OPTIONS */
     uint64_t header_bytes; /* safetensors header, zip directory: 100,000,000 */
     uint64_t pickle_bytes; /* data.pkl, legacy object pickle: 256 MiB */
     uint64_t index_bytes;  /* *.index.json: 1 GiB */
@@ -123,11 +140,11 @@ typedef bool (*heft_progress_fn)(void *user, const heft_progress *progress);
 typedef void (*heft_log_fn)(void *user, const char *line);
 
 typedef struct heft_ctx_options {
-    uint64_t reserved;               /* 0 */
+    size_t struct_size;              /* set by HEFT_OPTIONS */
     const heft_allocator *allocator; /* copied; NULL: malloc, and huge pages for large blocks */
     unsigned threads;                /* 0: as many as the process may use */
     size_t staging_bytes;            /* buffer for copying and casting; 0: 64 MiB */
-    heft_limits limits;
+    const heft_limits *limits;       /* copied; NULL: defaults */
     heft_progress_fn progress;
     void *progress_user;
     heft_log_fn log;
@@ -141,7 +158,7 @@ typedef struct heft_ctx heft_ctx;
  * Create a context.
  *
  * @param options  borrowed; NULL for defaults
- * @return         owned, or NULL if there is no memory
+ * @return         owned, or NULL if there is no memory or the options' sizes are invalid
  *
  * Memory   some hundred bytes. What is made from a context keeps it alive.
  * Threads  may be shared

@@ -25,7 +25,7 @@ HEFT_API const char *heft_format_name(heft_format format);
 typedef struct heft_checkpoint heft_checkpoint;
 
 typedef struct heft_checkpoint_options {
-    uint64_t reserved;     /* 0 */
+    size_t struct_size;    /* set by HEFT_OPTIONS */
     const char *variant;   /* "fp16": model.fp16.safetensors; NULL for none */
     const char *subfolder; /* below the path; NULL for none */
     heft_format prefer;    /* which to take where a folder holds several; AUTO: safetensors first */
@@ -147,7 +147,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *
 
 /* ---- convert --------------------------------------------------------------------------------- */
 typedef struct heft_convert_options {
-    uint64_t reserved;        /* 0 */
+    size_t struct_size;       /* set by HEFT_OPTIONS */
     heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
     uint64_t max_shard_bytes; /* 0: 50 GB */
     heft_dtype dtype;         /* cast floating-point tensors while copying; NONE: as they are */
@@ -160,7 +160,7 @@ typedef struct heft_convert_options {
     size_t order_count;
     bool natural_order;        /* without an order of the caller's: the natural order of names */
     uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
-    heft_checkpoint_options source;
+    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
 } heft_convert_options;
 
 typedef struct heft_written_file {
@@ -230,11 +230,11 @@ typedef struct heft_verify_report {
 } heft_verify_report;
 
 typedef struct heft_verify_options {
-    uint64_t reserved;          /* 0 */
-    bool deep;                  /* read every byte: CRC, NaN and infinities */
-    const char *manifest;       /* compare with this file; NULL for none */
-    const char *write_manifest; /* write one; NULL for none */
-    heft_checkpoint_options source;
+    size_t struct_size;                    /* set by HEFT_OPTIONS */
+    bool deep;                             /* read every byte: CRC, NaN and infinities */
+    const char *manifest;                  /* compare with this file; NULL for none */
+    const char *write_manifest;            /* write one; NULL for none */
+    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
 } heft_verify_options;
 
 /** Free a report. NULL is allowed. */

@@ -20,16 +20,16 @@ typedef enum heft_load_mode {
 } heft_load_mode;
 
 typedef struct heft_load_options {
-    uint64_t reserved;      /* 0 */
+    size_t struct_size;     /* set by HEFT_OPTIONS */
     const char *class_name; /* NULL: the first of the config's `architectures` */
     heft_load_mode mode;
     heft_dtype dtype; /* NONE: as the config, else the checkpoint says ("auto") */
     bool strict; /* any missing, unexpected or mismatched key is MISMATCH; the report is filled all
                     the same */
     bool ignore_mismatched_sizes;
-    bool touch;    /* bring every byte in */
-    uint64_t seed; /* of what the checkpoint lacks */
-    heft_checkpoint_options checkpoint;
+    bool touch;                                /* bring every byte in */
+    uint64_t seed;                             /* of what the checkpoint lacks */
+    const heft_checkpoint_options *checkpoint; /* how to open it; NULL: defaults */
     /* Where a parameter is to live: HEFT_DEVICE_CPU gives it memory of its own, HEFT_DEVICE_DISK leaves
      * a weight in the checkpoint's own files (mapped if it lies there as it is used and is not far
      * away), for a residency to bring in (heft/run.h); another device is UNSUPPORTED. NULL: as `mode`
@@ -91,7 +91,7 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * The config.json beside the weights says what the model is. Keys meet parameters as the reference
  * has it: per key, the base model's prefix is added or stripped; LayerNorm.gamma and beta are
  * weight and bias; tied parameters are found under either name. What the checkpoint lacks is
- * initialised, and listed.
+ * initialized, and listed.
  *
  * @param ctx      borrowed; kept alive by the model
  * @param path     borrowed; folder, weight file or index
@@ -100,7 +100,7 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * @param report   filled with an owned report; may be NULL. With MISMATCH it is filled too.
  * @param err      filled on failure; may be NULL
  *
- * Memory   mapped: metadata only, and what must be cast or initialised. copied: the model and one
+ * Memory   mapped: metadata only, and what must be cast or initialized. copied: the model and one
  *          staging buffer.
  * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create(); MISMATCH
  *          for shapes that differ (unless ignored) and for strict; CANCELLED.
@@ -131,6 +131,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const ch
 
 /** What heft_model_load() will take, told before it begins. */
 typedef struct heft_load_needs {
+    size_t struct_size;      /* set by HEFT_SIZED */
     uint64_t resident_bytes; /* memory of the model's own, or in the shared copy */
     uint64_t mapped_bytes;   /* of files: the kernel can take their pages back */
     uint64_t disk_bytes;     /* stay in their files, unmapped */
@@ -155,7 +156,7 @@ typedef struct heft_load_needs {
  * @param ctx      borrowed
  * @param path     borrowed; as heft_model_skeleton()
  * @param options  borrowed; NULL for defaults. With `device_of`, other devices are counted as away.
- * @param out      filled
+ * @param out      filled; made with HEFT_SIZED
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata only.
@@ -191,7 +192,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, 
                                                              heft_error *err);
 
 typedef struct heft_save_options {
-    uint64_t reserved;        /* 0 */
+    size_t struct_size;       /* set by HEFT_OPTIONS */
     uint64_t max_shard_bytes; /* 0: 50 GB */
     heft_format format;       /* AUTO: safetensors */
     const char *variant;      /* NULL for none */

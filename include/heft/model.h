@@ -1,4 +1,4 @@
-/* heft/model.h - config.json, empty models, random initialisation. */
+/* heft/model.h - config.json, empty models, random initialization. */
 #ifndef HEFT_MODEL_H
 #define HEFT_MODEL_H
 
@@ -140,7 +140,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, 
                                                        heft_tensor **out, heft_error *err);
 
 typedef struct heft_init_options {
-    uint64_t reserved; /* 0 */
+    size_t struct_size; /* set by HEFT_OPTIONS */
     uint64_t seed;
 } heft_init_options;
 

@@ -28,12 +28,21 @@ typedef enum heft_strategy {
 
 /** How much memory this machine has for a model now, and what sets it. */
 typedef struct heft_machine {
+    size_t struct_size; /* set by HEFT_SIZED */
     uint64_t bytes;
     const char *reason; /* "available memory", "the container's limit (cgroup v2)", ...; static */
 } heft_machine;
 
-/** Look: MemAvailable, the limits of containers, RLIMIT_AS; the least of them. */
-HEFT_API void heft_machine_memory(heft_machine *machine);
+/**
+ * Look up how much memory a model may take now: the least of MemAvailable, the limits of containers and
+ * RLIMIT_AS.
+ *
+ * @param machine  filled; made with HEFT_SIZED
+ * @param err      filled on failure; may be NULL
+ *
+ * Errors   INVALID_ARG for a NULL pointer or a struct_size of 0.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_machine_memory(heft_machine *machine, heft_error *err);
 
 /** A dtype for the sizes of what a name stands for. */
 typedef struct heft_module_dtype {
@@ -43,7 +52,7 @@ typedef struct heft_module_dtype {
 } heft_module_dtype;
 
 typedef struct heft_plan_options {
-    uint64_t reserved; /* 0 */
+    size_t struct_size; /* set by HEFT_OPTIONS */
     heft_strategy strategy;
     const heft_budget *budgets; /* [budget_count]; none: cpu with what the machine has, then disk */
     size_t budget_count;
@@ -105,7 +114,7 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
 /** Return the largest module that is not split, and its bytes; lent. */
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
 /** Tell what bringing in the blocks on the disk takes at once, one after the other: the largest of them,
- * and the largest two neighbours (the first behind the last), for reading ahead; 0 if none is there.
+ * and the largest two neighbors (the first behind the last), for reading ahead; 0 if none is there.
  * Return what to use for it: that of two; that of one if the processor's budget leaves no more; what it
  * leaves if that is still less, which will not do. */
 HEFT_API double heft_plan_stream(const heft_plan *plan, double *one, double *two);

@@ -15,9 +15,9 @@ extern "C" {
 typedef struct heft_residency heft_residency;
 
 typedef struct heft_residency_options {
-    uint64_t reserved; /* 0 */
+    size_t struct_size; /* set by HEFT_OPTIONS */
     uint64_t
-        budget_bytes; /* for the bytes of what is brought in; 0: as much as two neighbours need */
+        budget_bytes; /* for the bytes of what is brought in; 0: as much as two neighbors need */
 } heft_residency_options;
 
 /** What comes and goes together: a block that must not be split, a module without children, or a
@@ -31,6 +31,7 @@ typedef struct heft_block {
 } heft_block;
 
 typedef struct heft_residency_facts {
+    size_t struct_size;    /* set by HEFT_SIZED */
     uint64_t budget_bytes; /* with what tensors take beside their bytes */
     uint64_t peak_bytes;   /* the most that was held at once */
     uint64_t read_bytes;   /* of files, into buffers */
@@ -89,8 +90,11 @@ HEFT_API void heft_residency_release(heft_residency *residency, size_t block);
  * are the residency's or the model's. Read only.
  */
 HEFT_API const heft_tensor *heft_residency_tensor(heft_residency *residency, size_t parameter);
-/** Tell what was read so far, and what it took. */
-HEFT_API void heft_residency_tell(heft_residency *residency, heft_residency_facts *facts);
+/** Fill `facts`, made with HEFT_SIZED, with what was read so far and what it took. INVALID_ARG for a
+ * struct_size of 0. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_residency_tell(heft_residency *residency,
+                                                         heft_residency_facts *facts,
+                                                         heft_error *err);
 
 #ifdef __cplusplus
 }

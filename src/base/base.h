@@ -29,6 +29,17 @@ heft_status heft__fail_nomem(heft_error *err, uint64_t bytes);
 heft_status heft__add_path(heft_status status, heft_error *err, const char *path);
 heft_status heft__add_item(heft_status status, heft_error *err, const char *item);
 
+/* ---- structures that carry their size ---------------------------------------------------------- */
+/* Copy a caller's options, NULL for defaults, into `taken`, which then has this version's size.
+ * INVALID_ARG for a size that cannot be, and for members of a newer version that are not 0. */
+#define HEFT__TAKE_OPTIONS(taken, options, err)                                                    \
+    heft__take_options((taken), sizeof *(taken), (options), (err))
+heft_status heft__take_options(void *taken, size_t size, const void *options, heft_error *err);
+/* Fill a caller's structure from `given`, as far as the caller's version of it goes; its own size
+ * stays. INVALID_ARG for NULL and for a size that cannot be. */
+#define HEFT__GIVE_SIZED(out, given, err) heft__give_sized((out), (given), sizeof *(given), (err))
+heft_status heft__give_sized(void *out, const void *given, size_t size, heft_error *err);
+
 /* ---- checked sizes --------------------------------------------------------------------------- */
 static inline bool heft__mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 {

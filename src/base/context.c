@@ -73,6 +73,7 @@ static void *default_resize(void *user, void *block, size_t old_bytes, size_t ne
 static void fill_limits(heft_limits *limits)
 {
     const heft_limits defaults = {
+        .struct_size = sizeof(heft_limits),
         .header_bytes = 100000000,
         .pickle_bytes = (uint64_t)256 << 20,
         .index_bytes = (uint64_t)1 << 30,
@@ -108,7 +109,12 @@ static unsigned usable_processors(void)
 heft_ctx *heft_ctx_new(const heft_ctx_options *options)
 {
     const heft_allocator standard = {default_alloc, default_resize, default_free, NULL};
-    heft_ctx_options chosen = options ? *options : (heft_ctx_options){0};
+    heft_ctx_options chosen;
+    heft_limits limits;
+    if (HEFT__TAKE_OPTIONS(&chosen, options, NULL) != HEFT_OK ||
+        HEFT__TAKE_OPTIONS(&limits, chosen.limits, NULL) != HEFT_OK) {
+        return NULL;
+    }
     heft_allocator allocator = chosen.allocator ? *chosen.allocator : standard;
     heft_ctx *ctx = allocator.alloc(allocator.user, sizeof *ctx);
     if (!ctx) {
@@ -116,7 +122,7 @@ heft_ctx *heft_ctx_new(const heft_ctx_options *options)
     }
     *ctx = (heft_ctx){
         .allocator = allocator,
-        .limits = chosen.limits,
+        .limits = limits,
         .threads = chosen.threads ? chosen.threads : usable_processors(),
         .staging_bytes = chosen.staging_bytes ? chosen.staging_bytes : STAGING_DEFAULT,
         .progress = chosen.progress,

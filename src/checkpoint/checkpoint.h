@@ -68,7 +68,7 @@ heft_status heft__offload_read(heft__arena *arena, const char *folder, const cha
 /* Open one of its files and hold it against the index. *source is filled with an owned reference
  * also where the rest fails, NULL where there is none. */
 heft_status heft__offload_open(heft_ctx *ctx, const heft__offload *offload, size_t number,
-                               heft__source **source, heft__file **out, heft_error *err);
+                               heft__input **source, heft__file **out, heft_error *err);
 
 /* ---- the object ------------------------------------------------------------------------------ */
 typedef struct heft__checkpoint_file {

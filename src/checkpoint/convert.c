@@ -421,17 +421,19 @@ heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src, const char *
                                     const heft_convert_options *options, heft_write_report **report,
                                     heft_error *err)
 {
-    const heft_convert_options standard = {0};
+    heft_convert_options taken;
     heft_checkpoint *ckpt = NULL;
     if (!ctx || !src || !dst) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, source or destination is NULL");
     }
-    options = options ? options : &standard;
-    heft_status status = heft_checkpoint_open(ctx, src, &options->source, &ckpt, err);
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = heft_checkpoint_open(ctx, src, taken.source, &ckpt, err);
+    }
     if (status != HEFT_OK) {
         return status;
     }
-    struct conversion c = {.ctx = ctx, .ckpt = ckpt, .options = options};
+    struct conversion c = {.ctx = ctx, .ckpt = ckpt, .options = &taken};
     heft__arena_init(&c.arena, ctx);
     heft__warnings_init(&c.warnings, &c.arena);
     status = convert_open(&c, src, dst, report, err);

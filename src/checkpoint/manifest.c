@@ -19,18 +19,18 @@
 static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, size_t scratch_bytes,
                              uint64_t *size, char hex[HEX_BYTES], heft_error *err)
 {
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned length = 0;
-    heft_status status = heft__source_open(ctx, path, &source, err);
+    heft_status status = heft__input_open(ctx, path, &source, err);
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     if (status == HEFT_OK && (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)) {
         status = heft__fail(err, HEFT_UNSUPPORTED, "SHA-256 cannot be had from OpenSSL");
     }
-    *size = status == HEFT_OK ? heft__source_size(source) : 0;
+    *size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < *size && status == HEFT_OK;) {
         size_t piece = *size - done < scratch_bytes ? (size_t)(*size - done) : scratch_bytes;
-        status = heft__source_read(source, done, scratch, piece, err);
+        status = heft__input_read(source, done, scratch, piece, err);
         if (status == HEFT_OK) {
             EVP_DigestUpdate(hash, scratch, piece);
             done += piece;
@@ -44,7 +44,7 @@ static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, siz
         }
     }
     EVP_MD_CTX_free(hash);
-    heft__source_unref(source);
+    heft__input_unref(source);
     return status;
 }
 #else

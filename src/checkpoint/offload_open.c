@@ -10,21 +10,21 @@
 
 heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err)
 {
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error reason = {0}; /* what cannot be read is no index, and somebody else's to blame */
     uint8_t *head = NULL;
     size_t length = 0;
-    heft_status status = heft__source_open(ctx, path, &source, &reason);
+    heft_status status = heft__input_open(ctx, path, &source, &reason);
     if (status == HEFT_OK) {
-        const uint64_t size = heft__source_size(source);
+        const uint64_t size = heft__input_size(source);
         length = size < HEAD_BYTES ? (size_t)size : HEAD_BYTES;
         head = heft__alloc(ctx, length);
-        status = head ? heft__source_read(source, 0, head, length, &reason)
+        status = head ? heft__input_read(source, 0, head, length, &reason)
                       : heft__fail_nomem(&reason, length);
     }
     *known = status == HEFT_OK && heft__offload_index_sniff(head, length);
     heft__free(ctx, head, length);
-    heft__source_unref(source);
+    heft__input_unref(source);
     if (status == HEFT_NOMEM && err) {
         *err = reason;
     }
@@ -129,12 +129,12 @@ heft_status heft__offload_read(heft__arena *arena, const char *folder, const cha
 
 /* ---- opening one ----------------------------------------------------------------------------- */
 heft_status heft__offload_open(heft_ctx *ctx, const heft__offload *offload, size_t number,
-                               heft__source **source, heft__file **out, heft_error *err)
+                               heft__input **source, heft__file **out, heft_error *err)
 {
     const heft__offload_slot *slot = &offload->slots[number];
     const heft__offload_entry *first = slot->entries[0];
     heft__file *file = NULL;
-    heft_status status = heft__source_open(ctx, slot->path, source, err);
+    heft_status status = heft__input_open(ctx, slot->path, source, err);
     if (status == HEFT_OK && !first->file) {
         status = heft__offload_dat_open(ctx, *source, first, &offload->dats[number], &file, err);
     } else if (status == HEFT_OK) {

@@ -23,22 +23,22 @@ static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
     const bool offload = ckpt->where.offload;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_status status =
         offload ? heft__offload_open(ckpt->ctx, &ckpt->offload, i, &source, &slot->file, err)
-                : heft__source_open(ckpt->ctx, slot->info.path, &source, err);
+                : heft__input_open(ckpt->ctx, slot->info.path, &source, err);
     if (status == HEFT_OK && !offload) {
         status = heft__file_open(ckpt->ctx, source, &slot->file, err);
     }
     if (source && ckpt->file_count > FILES_HELD_OPEN) {
-        heft__source_park(source);
+        heft__input_park(source);
     }
     if (status == HEFT_OK) {
         slot->info.format = offload ? HEFT_FORMAT_OFFLOAD : slot->file->format;
-        slot->info.size_bytes = heft__source_size(source);
+        slot->info.size_bytes = heft__input_size(source);
         slot->info.tensors = slot->file->tensor_count;
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     return heft__add_path(status, err, slot->info.path);
 }
 
@@ -502,9 +502,13 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                                  const heft_checkpoint_options *options, heft_checkpoint **out,
                                  heft_error *err)
 {
-    const heft_checkpoint_options standard = {0};
+    heft_checkpoint_options taken;
     if (!ctx || !path || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status != HEFT_OK) {
+        return status;
     }
     heft_checkpoint *ckpt = heft__alloc_zero(ctx, 1, sizeof *ckpt);
     if (!ckpt) {
@@ -514,9 +518,8 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
-    ckpt->trust_shards = options && options->trust_shards;
-    heft_status status =
-        heft__resolve(&ckpt->arena, path, options ? options : &standard, &ckpt->where, err);
+    ckpt->trust_shards = taken.trust_shards;
+    status = heft__resolve(&ckpt->arena, path, &taken, &ckpt->where, err);
     if (status == HEFT_OK) {
         status = ckpt->where.offload ? open_offload(ckpt, err)
                  : ckpt->where.index ? open_index(ckpt, err)

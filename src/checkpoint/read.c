@@ -114,7 +114,7 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
 /* ---- mapping --------------------------------------------------------------------------------- */
 static void release_source(void *user)
 {
-    heft__source_unref(user);
+    heft__input_unref(user);
 }
 
 static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
@@ -125,13 +125,13 @@ static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor 
     const heft__file_storage *run = &file->storages[entry->storage];
     const uint8_t *base;
     heft_storage *storage = NULL;
-    heft_status status = heft__source_map(file->source, &base, err);
+    heft_status status = heft__input_map(file->source, &base, err);
     if (status == HEFT_OK) {
-        heft__source *source = heft__source_ref(file->source);
+        heft__input *source = heft__input_ref(file->source);
         status = heft_storage_wrap(ckpt->ctx, (void *)(uintptr_t)(base + run->offset), run->bytes,
                                    release_source, source, &storage, err);
         if (status != HEFT_OK) {
-            heft__source_unref(source);
+            heft__input_unref(source);
         }
     }
     if (status == HEFT_OK) {

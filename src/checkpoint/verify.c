@@ -103,7 +103,7 @@ static heft_status add_text(struct inspection *v, const char *kind, const char *
 /* ---- files ----------------------------------------------------------------------------------- */
 static heft_status open_one(struct inspection *v, size_t i, heft_error *err)
 {
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error failure = {0};
     const char *path = heft__path_join(v->arena, v->where.folder, v->names[i]);
     if (!path) {
@@ -111,16 +111,16 @@ static heft_status open_one(struct inspection *v, size_t i, heft_error *err)
     }
     heft_status status = v->where.offload ? heft__offload_open(v->ctx, &v->offload, i, &source,
                                                                &v->files[i], &failure)
-                                          : heft__source_open(v->ctx, path, &source, &failure);
+                                          : heft__input_open(v->ctx, path, &source, &failure);
     if (status == HEFT_OK && !v->where.offload) {
         status = heft__file_open(v->ctx, source, &v->files[i], &failure);
     }
     const char *kind = status == HEFT_NOT_FOUND ? "missing_file" : "malformed_file";
     const char *file = v->names[i];
     if (source) {
-        heft__source_park(source);
+        heft__input_park(source);
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     if (v->where.offload && source && strcmp(failure.path, v->offload.path) == 0) {
         kind = "index_wrong"; /* both can be read, and disagree */
         file = v->where.index;
@@ -230,7 +230,7 @@ static heft_status compare_total(struct inspection *v, const char *path, heft_er
     heft_checkpoint *ckpt = NULL;
     const heft__json_value *total = heft__json_member(v->index.metadata, "total_size");
     if (!total || !heft__json_as_double(total, &said) || v->problem_count > 0 ||
-        heft_checkpoint_open(v->ctx, path, &v->options->source, &ckpt, NULL) != HEFT_OK) {
+        heft_checkpoint_open(v->ctx, path, v->options->source, &ckpt, NULL) != HEFT_OK) {
         return HEFT_OK;
     }
     heft_status status = HEFT_OK;
@@ -288,7 +288,7 @@ static heft_status list_local(const struct inspection *v, const char ***names, s
 /* Whether a name is one that only a checkpoint's weights have. */
 static bool is_weights(const struct inspection *v, const char *name)
 {
-    const char *variant = v->options->source.variant;
+    const char *variant = v->options->source->variant;
     const size_t length = strlen(name);
     return heft__is_shard_name(name, HEFT_FORMAT_SAFETENSORS, variant) ||
            heft__is_shard_name(name, HEFT_FORMAT_TORCH, variant) ||
@@ -609,11 +609,20 @@ heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
                                    const heft_verify_options *options, heft_verify_report **report,
                                    heft_error *err)
 {
-    const heft_verify_options standard = {0};
+    heft_verify_options taken;
+    heft_checkpoint_options source;
     if (!ctx || !path || !report) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or report is NULL");
     }
-    struct inspection v = {.ctx = ctx, .options = options ? options : &standard};
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = HEFT__TAKE_OPTIONS(&source, taken.source, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    taken.source = &source;
+    struct inspection v = {.ctx = ctx, .options = &taken};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);
@@ -621,7 +630,7 @@ heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
     v.memory->ctx = heft__ctx_ref(ctx);
     v.arena = &v.memory->arena;
     heft__arena_init(v.arena, ctx);
-    heft_status status = heft__resolve(v.arena, path, &v.options->source, &v.where, err);
+    status = heft__resolve(v.arena, path, v.options->source, &v.where, err);
     if (status == HEFT_OK) {
         status = inspect(&v, path, err);
     }

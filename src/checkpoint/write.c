@@ -284,18 +284,18 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
 /* ---- files ----------------------------------------------------------------------------------- */
 static heft_status copy_side(struct session *s, const heft__side_file *side, heft_error *err)
 {
-    heft__source *source = NULL;
-    heft_status status = heft__source_open(s->ctx, side->path, &source, err);
-    uint64_t size = status == HEFT_OK ? heft__source_size(source) : 0;
+    heft__input *source = NULL;
+    heft_status status = heft__input_open(s->ctx, side->path, &source, err);
+    uint64_t size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < size && status == HEFT_OK;) {
         size_t piece = size - done < s->scratch_bytes ? (size_t)(size - done) : s->scratch_bytes;
-        status = heft__source_read(source, done, s->scratch, piece, err);
+        status = heft__input_read(source, done, s->scratch, piece, err);
         if (status == HEFT_OK) {
             status = heft__folder_write(s->folder, s->scratch, piece, err);
         }
         done += piece;
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     return status;
 }
 

@@ -124,10 +124,11 @@ static void learn(cli_run *run, const heft_checkpoint *ckpt, bool natural, struc
     free(order);
 }
 
-static bool read_options(const cli_run *run, heft_convert_options *request, heft_error *err)
+static bool read_options(const cli_run *run, heft_convert_options *request,
+                         heft_checkpoint_options *source, heft_error *err)
 {
     request->variant = run->values[OPTION_VARIANT];
-    request->source.subfolder = run->values[OPTION_SUBFOLDER];
+    source->subfolder = run->values[OPTION_SUBFOLDER];
     request->force = run->values[OPTION_FORCE] != NULL;
     request->dry_run = run->values[OPTION_DRY_RUN] != NULL;
     request->resume = run->values[OPTION_RESUME] != NULL;
@@ -140,15 +141,17 @@ static bool read_options(const cli_run *run, heft_convert_options *request, heft
 static int run_convert(cli_run *run)
 {
     const char *src = run->arguments[0], *dst = run->arguments[1];
-    heft_convert_options request = {0};
+    heft_convert_options request = HEFT_SIZED(heft_convert_options);
+    heft_checkpoint_options source = HEFT_SIZED(heft_checkpoint_options);
     struct knowledge known = {0};
     heft_error err = {0};
     heft_checkpoint *ckpt = NULL;
     heft_write_report *report = NULL;
-    if (!read_options(run, &request, &err)) {
+    request.source = &source;
+    if (!read_options(run, &request, &source, &err)) {
         return cli_fail(run, &err);
     }
-    heft_status status = heft_checkpoint_open(run->ctx, src, &request.source, &ckpt, &err);
+    heft_status status = heft_checkpoint_open(run->ctx, src, request.source, &ckpt, &err);
     if (status == HEFT_OK) {
         learn(run, ckpt, request.natural_order, &known);
         heft_checkpoint_close(ckpt);

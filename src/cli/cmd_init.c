@@ -25,6 +25,8 @@ struct request {
 
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
 {
+    request->init = HEFT_SIZED(heft_init_options);
+    request->save = HEFT_SIZED(heft_save_options);
     request->save.variant = run->values[OPTION_VARIANT];
     request->save.force = run->values[OPTION_FORCE] != NULL;
     request->save.dry_run = run->values[OPTION_DRY_RUN] != NULL;

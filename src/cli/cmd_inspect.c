@@ -326,8 +326,9 @@ static int run_inspect(cli_run *run)
 {
     const char *path = run->arguments[0];
     heft_error err = {0};
-    heft_checkpoint_options request = {.variant = run->values[OPTION_VARIANT],
-                                       .subfolder = run->values[OPTION_SUBFOLDER]};
+    heft_checkpoint_options request =
+        HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
+                     .subfolder = run->values[OPTION_SUBFOLDER]);
     if (!cli_value_format(run, OPTION_FORMAT, &request.prefer, &err)) {
         return cli_fail(run, &err);
     }

@@ -14,7 +14,7 @@
       "make DIR Accelerate's offload folder of what is on disk")                                   \
     X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
-      "initialise what has another shape")                                                         \
+      "initialize what has another shape")                                                         \
     X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
     X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")             \
@@ -28,6 +28,7 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 /* What is asked, and what came of it. */
 struct loaded {
     heft_load_options request;
+    heft_checkpoint_options source;
     heft_plan *plan; /* NULL: none */
     heft_model *model;
     heft_load_report *report;
@@ -226,7 +227,7 @@ static bool print_text(const cli_run *run, const struct loaded *l)
     if (!print_names(report)) {
         return false;
     }
-    printf("initialised  %zu tensor%s\n", report->initialized_count,
+    printf("initialized  %zu tensor%s\n", report->initialized_count,
            report->initialized_count == 1 ? "" : "s");
     print_ties(report);
     if (run->values[OPTION_OFFLOAD_FOLDER]) {
@@ -245,18 +246,21 @@ static bool print_text(const cli_run *run, const struct loaded *l)
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
-static bool read_options(const cli_run *run, heft_load_options *request, heft_error *err)
+static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
 {
+    heft_load_options *request = &l->request;
+    l->source = HEFT_SIZED(heft_checkpoint_options);
+    *request = HEFT_OPTIONS(heft_load_options, .checkpoint = &l->source);
     request->class_name = run->values[OPTION_CLASS];
     request->strict = run->values[OPTION_STRICT] != NULL;
     request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
     request->touch = run->values[OPTION_TOUCH] != NULL;
     request->offload_folder = run->values[OPTION_OFFLOAD_FOLDER];
-    request->checkpoint.variant = run->values[OPTION_VARIANT];
-    request->checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
+    l->source.variant = run->values[OPTION_VARIANT];
+    l->source.subfolder = run->values[OPTION_SUBFOLDER];
     return cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&
            cli_value_mode(run, OPTION_MODE, &request->mode, err) &&
-           cli_value_format(run, OPTION_FORMAT, &request->checkpoint.prefer, err) &&
+           cli_value_format(run, OPTION_FORMAT, &l->source.prefer, err) &&
            cli_value_seed(run, OPTION_SEED, &request->seed, err);
 }
 
@@ -283,7 +287,7 @@ static int print_report(cli_run *run, const struct loaded *l, const heft_error *
 /* The plan that --device-map or --max-memory ask for; NULL without them. */
 static heft_status make_plan(const cli_run *run, struct loaded *l, heft_error *err)
 {
-    heft_plan_options wanted = {.strategy = HEFT_STRATEGY_AUTO};
+    heft_plan_options wanted = HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_AUTO);
     heft_budget *budgets = NULL;
     heft_model *skeleton = NULL;
     if (!run->values[OPTION_DEVICE_MAP] && !run->values[OPTION_MAX_MEMORY]) {
@@ -313,7 +317,8 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
 {
     double one, two;
     const double budget = heft_plan_stream(l->plan, &one, &two);
-    const heft_residency_options wanted = {.budget_bytes = budget > 1 ? (uint64_t)budget : 1};
+    const heft_residency_options wanted =
+        HEFT_OPTIONS(heft_residency_options, .budget_bytes = budget > 1 ? (uint64_t)budget : 1);
     heft_residency *residency = NULL;
     const double started = cli_now();
     heft_status status = heft_residency_new(l->model, &wanted, &residency, err);
@@ -325,7 +330,8 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
         }
     }
     if (status == HEFT_OK) {
-        heft_residency_tell(residency, &l->pass);
+        l->pass = HEFT_SIZED(heft_residency_facts);
+        status = heft_residency_tell(residency, &l->pass, err);
     }
     l->pass_seconds = cli_now() - started;
     heft_residency_free(residency);
@@ -351,7 +357,7 @@ static int run_load(cli_run *run)
 {
     struct loaded l = {0};
     heft_error err = {0};
-    if (!read_options(run, &l.request, &err)) {
+    if (!read_options(run, &l, &err)) {
         return cli_fail(run, &err);
     }
     const heft_status status = load(run, &l, &err);

@@ -26,6 +26,7 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
 struct request {
     heft_load_options load;
+    heft_checkpoint_options source;
     heft_plan_options plan;
     heft_budget *budgets;      /* owned */
     const char **no_split;     /* owned; texts lie in `words` */
@@ -92,9 +93,12 @@ static bool read_dtypes(const cli_run *run, struct request *request, heft_error 
 
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
 {
-    request->load.class_name = run->values[OPTION_CLASS];
-    request->load.checkpoint.variant = run->values[OPTION_VARIANT];
-    request->load.checkpoint.subfolder = run->values[OPTION_SUBFOLDER];
+    request->plan = HEFT_SIZED(heft_plan_options);
+    request->source = HEFT_SIZED(heft_checkpoint_options);
+    request->load = HEFT_OPTIONS(heft_load_options, .checkpoint = &request->source,
+                                 .class_name = run->values[OPTION_CLASS]);
+    request->source.variant = run->values[OPTION_VARIANT];
+    request->source.subfolder = run->values[OPTION_SUBFOLDER];
     bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
                 cli_value_map(run, OPTION_STRATEGY, &request->plan, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
@@ -134,7 +138,7 @@ struct dtype_row {
 #define DTYPES 5
 
 /* As accelerate's estimate has it: Adam keeps four times the float32 weights; of half precision twice
- * as much, since optimiser and gradients stay in float32. */
+ * as much, since optimizer and gradients stay in float32. */
 static void measure_dtypes(heft_plan *plan, struct dtype_row rows[DTYPES])
 {
     static const struct dtype_row start[DTYPES] = {
@@ -370,6 +374,7 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
     if (status == HEFT_OK) {
         request->load.device_of = cli_plan_device_of;
         request->load.device_user = answer->plan;
+        answer->needs = HEFT_SIZED(heft_load_needs);
         status = heft_model_needs(run->ctx, run->arguments[0], &request->load, &answer->needs, err);
     }
     return status;

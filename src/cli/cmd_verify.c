@@ -122,16 +122,16 @@ static int run_verify(cli_run *run)
     const char *path = run->arguments[0];
     heft_error err = {0};
     heft_verify_report *report = NULL;
-    heft_verify_options request = {
-        .deep = run->values[OPTION_DEEP] != NULL,
-        .manifest = run->values[OPTION_MANIFEST],
-        .write_manifest = run->values[OPTION_WRITE_MANIFEST],
-        .source = {.variant = run->values[OPTION_VARIANT],
-                   .subfolder = run->values[OPTION_SUBFOLDER]},
-    };
+    const heft_checkpoint_options source =
+        HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
+                     .subfolder = run->values[OPTION_SUBFOLDER]);
+    heft_verify_options request =
+        HEFT_OPTIONS(heft_verify_options, .deep = run->values[OPTION_DEEP] != NULL,
+                     .manifest = run->values[OPTION_MANIFEST],
+                     .write_manifest = run->values[OPTION_WRITE_MANIFEST], .source = &source);
     char *manifest = NULL;
     if (request.write_manifest && !*request.write_manifest) {
-        manifest = standard_manifest(path, request.source.subfolder);
+        manifest = standard_manifest(path, source.subfolder);
         if (!manifest) {
             return cli_fail_nomem(run);
         }
@@ -146,7 +146,7 @@ static int run_verify(cli_run *run)
         if (run->json) {
             print_json(run, report);
         } else {
-            print_text(run, &request.source, report);
+            print_text(run, &source, report);
         }
         code = report->ok ? 0 : CLI_EXIT_NO;
     }

@@ -4,7 +4,7 @@
  *     layer              96  85,054,464  340.2 MB
  *       {0..11} (each)   16   7,087,872   28.4 MB
  *
- * No tree is built: names are sorted so that a module's tensors are neighbours, and a module is a
+ * No tree is built: names are sorted so that a module's tensors are neighbors, and a module is a
  * range of them. Tied tensors count once. Names deeper than 64 parts end there. */
 #include "cli/cli.h"
 
@@ -33,7 +33,7 @@ struct tree {
 };
 
 /* ---- order ----------------------------------------------------------------------------------- */
-/* A dot sorts before everything else, so that a module is not torn apart by its neighbours. */
+/* A dot sorts before everything else, so that a module is not torn apart by its neighbors. */
 static int compare_names(const char *a, const char *b)
 {
     while (*a && *a == *b) {

@@ -1,6 +1,6 @@
 /* plan_svg.c - a plan as one picture: devices as columns, their modules in order, sizes to scale.
  *
- * Colours follow the reader's light or dark mode. A column is as high as its budget where that is
+ * Colors follow the reader's light or dark mode. A column is as high as its budget where that is
  * known; what is on it grows from the bottom. Modules that are too thin for a label share one. */
 #include "cli/cli.h"
 
@@ -104,7 +104,7 @@ static bool label_run(struct column *c, size_t first, size_t count, bool *one)
     return rows != NULL;
 }
 
-/* Thin neighbours that fold into one name have one label. */
+/* Thin neighbors that fold into one name have one label. */
 static bool label_thin(struct column *c)
 {
     size_t folded = 0, first = 0;

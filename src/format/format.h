@@ -49,7 +49,7 @@ typedef struct heft__text_pair {
 } heft__text_pair;
 
 typedef struct heft__file {
-    heft__source *source;
+    heft__input *source;
     heft_format format;
     heft__arena arena; /* all below lives in it */
     heft__file_storage *storages;
@@ -68,7 +68,7 @@ typedef struct heft__file {
 /* Sniff the content and read the metadata. Takes a reference of its own on the source. Path, item
  * and offset of an error are filled. An unknown content is UNSUPPORTED and says what the first
  * bytes look like. */
-heft_status heft__file_open(heft_ctx *ctx, heft__source *source, heft__file **out, heft_error *err);
+heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
 void heft__file_close(heft_ctx *ctx, heft__file *file); /* NULL allowed */
 
 /* One parser per format; fills a zeroed heft__file whose arena and source are set. */
@@ -196,7 +196,7 @@ typedef struct heft__offload_dat { /* what a .dat's heft__file points to: the ca
 } heft__offload_dat;
 
 /* Borrows the entry and *place, which must outlive the file. FORMAT if the size is another. */
-heft_status heft__offload_dat_open(heft_ctx *ctx, heft__source *source,
+heft_status heft__offload_dat_open(heft_ctx *ctx, heft__input *source,
                                    const heft__offload_entry *entry, heft__offload_dat *place,
                                    heft__file **out, heft_error *err);
 /* Leave only these tensors in an open safetensors file, in this order, under the index's names, which

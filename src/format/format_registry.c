@@ -110,9 +110,9 @@ static bool is_called_safetensors(const char *path)
 static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
     uint8_t head[HEAD_BYTES];
-    const uint64_t size = heft__source_size(file->source);
+    const uint64_t size = heft__input_size(file->source);
     const size_t length = size < sizeof head ? (size_t)size : sizeof head;
-    heft_status status = heft__source_read(file->source, 0, head, length, err);
+    heft_status status = heft__input_read(file->source, 0, head, length, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -122,26 +122,26 @@ static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
             return formats[i].parse(ctx, file, err);
         }
     }
-    if (is_called_safetensors(heft__source_path(file->source))) {
+    if (is_called_safetensors(heft__input_path(file->source))) {
         file->format = HEFT_FORMAT_SAFETENSORS;
         return heft__safetensors_parse(ctx, file, err);
     }
     return unknown(head, length, err);
 }
 
-heft_status heft__file_open(heft_ctx *ctx, heft__source *source, heft__file **out, heft_error *err)
+heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
 {
     heft__file *file = heft__alloc_zero(ctx, 1, sizeof *file);
     if (!file) {
-        return heft__add_path(heft__fail_nomem(err, sizeof *file), err, heft__source_path(source));
+        return heft__add_path(heft__fail_nomem(err, sizeof *file), err, heft__input_path(source));
     }
-    file->source = heft__source_ref(source);
+    file->source = heft__input_ref(source);
     heft__arena_init(&file->arena, ctx);
     heft__warnings_init(&file->warnings, &file->arena);
     heft_status status = parse_any(ctx, file, err);
     if (status != HEFT_OK) {
         heft__file_close(ctx, file);
-        return heft__add_path(status, err, heft__source_path(source));
+        return heft__add_path(status, err, heft__input_path(source));
     }
     *out = file;
     return HEFT_OK;
@@ -151,7 +151,7 @@ void heft__file_close(heft_ctx *ctx, heft__file *file)
 {
     if (file) {
         heft__arena_fini(&file->arena);
-        heft__source_unref(file->source);
+        heft__input_unref(file->source);
         heft__free(ctx, file, sizeof *file);
     }
 }

@@ -31,11 +31,11 @@ heft_status heft__offload_check_writable(const char *name, heft_dtype dtype, hef
 }
 
 /* ---- NAME.dat -------------------------------------------------------------------------------- */
-static heft__file *new_file(heft_ctx *ctx, heft__source *source)
+static heft__file *new_file(heft_ctx *ctx, heft__input *source)
 {
     heft__file *file = heft__alloc_zero(ctx, 1, sizeof *file);
     if (file) {
-        file->source = heft__source_ref(source);
+        file->source = heft__input_ref(source);
         file->format = HEFT_FORMAT_OFFLOAD;
         heft__arena_init(&file->arena, ctx);
         heft__warnings_init(&file->warnings, &file->arena);
@@ -43,11 +43,11 @@ static heft__file *new_file(heft_ctx *ctx, heft__source *source)
     return file;
 }
 
-heft_status heft__offload_dat_open(heft_ctx *ctx, heft__source *source,
+heft_status heft__offload_dat_open(heft_ctx *ctx, heft__input *source,
                                    const heft__offload_entry *entry, heft__offload_dat *place,
                                    heft__file **out, heft_error *err)
 {
-    const uint64_t found = heft__source_size(source);
+    const uint64_t found = heft__input_size(source);
     const uint64_t needed = heft__offload_dat_bytes(entry->size_bytes);
     char shape[HEFT__SHAPE_TEXT];
     if (found != needed) {
@@ -57,7 +57,7 @@ heft_status heft__offload_dat_open(heft_ctx *ctx, heft__source *source,
                                            heft__shape_text(entry->shape, entry->rank, shape),
                                            (unsigned long long)needed);
         heft__add_item(status, err, entry->name);
-        return heft__add_path(status, err, heft__source_path(source));
+        return heft__add_path(status, err, heft__input_path(source));
     }
     heft__file *file = new_file(ctx, source);
     if (!file) {
@@ -143,7 +143,7 @@ heft_status heft__offload_select(heft_ctx *ctx, heft__file *file, const char *in
         heft_status status = heft__fail_at(err, HEFT_FORMAT, 0, "is '%s', expected safetensors",
                                            heft_format_name(file->format));
         heft__add_item(status, err, entries[0]->name);
-        return heft__add_path(status, err, heft__source_path(file->source));
+        return heft__add_path(status, err, heft__input_path(file->source));
     }
     heft__map_init(&map, ctx);
     heft_status status = select_tensors(file, &map, entries, count, err);

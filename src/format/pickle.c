@@ -5,7 +5,7 @@
  * the last MARK memo    index -> cell
  *
  * One table says what each opcode is called, what follows it and how many items it takes. REDUCE
- * leaves a CALL with its two items; pickle_tensors.c recognises what it knows. Trusted: nothing. A
+ * leaves a CALL with its two items; pickle_tensors.c recognizes what it knows. Trusted: nothing. A
  * name outside the fixed list, an opcode that names or calls something by another way (INST, OBJ,
  * NEWOBJ, EXT, PERSID) and the text opcodes of protocols 0 and 1 are refused where they stand.
  * Integers of over 255 bytes are refused unread; up to 64 bits they have their value, between these

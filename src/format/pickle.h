@@ -110,7 +110,7 @@ heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length,
                              heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
 /* Run the pickle that begins at `offset` of a file and must end before `end`; only as much is read
  * as it takes. At most heft_limits.pickle_bytes. Always call fini. */
-heft_status heft__pickle_read(heft_ctx *ctx, heft__source *source, uint64_t offset, uint64_t end,
+heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offset, uint64_t end,
                               heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
 void heft__pickle_fini(heft__pickle *pickle);
 

@@ -1,7 +1,7 @@
 /* pickle_globals.c - the fixed list of names that a pickle may mention.
  *
  * A name that is not here is refused where it stands, whether or not anything uses it. Nothing is
- * ever called: the list says only which values heft recognises later. It is the list of
+ * ever called: the list says only which values heft recognizes later. It is the list of
  * torch.load(weights_only=True), without what heft would have no use for. Source:
  * docs/formats/pickle.md [3]. */
 #include "format/pickle.h"

@@ -6,7 +6,7 @@
 
 /* A pickle does not say how long it is: it is run on the first bytes, and again on eight times as
  * many if they were too few. */
-heft_status heft__pickle_read(heft_ctx *ctx, heft__source *source, uint64_t offset, uint64_t end,
+heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offset, uint64_t end,
                               heft__pk_ids ids, heft__pickle *pickle, heft_error *err)
 {
     const uint64_t limit = heft__limits(ctx)->pickle_bytes, there = end - offset;
@@ -18,7 +18,7 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__source *source, uint64_t offs
         if (!bytes) {
             return heft__fail_nomem(err, length);
         }
-        heft_status status = heft__source_read(source, offset, bytes, length, err);
+        heft_status status = heft__input_read(source, offset, bytes, length, err);
         if (status != HEFT_OK) {
             heft__free(ctx, bytes, length);
             return status;

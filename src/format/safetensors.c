@@ -6,7 +6,7 @@
  *
  * Offsets count from the end of the JSON. Sorted by offset the tensors cover the data without holes
  * or overlaps, from its first byte to the file's last. Nothing is trusted: the length against the
- * file's size, every number against 64 bits, every range against its neighbours. Not done here:
+ * file's size, every number against 64 bits, every range against its neighbors. Not done here:
  * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
  * NUL in a name.
  * Source: docs/formats/safetensors.md [1]-[3]. */
@@ -423,7 +423,7 @@ static heft_status publish(struct parse *p, heft_error *err)
 
 static heft_status header_length(struct parse *p, uint64_t *length, heft_error *err)
 {
-    const uint64_t size = heft__source_size(p->file->source),
+    const uint64_t size = heft__input_size(p->file->source),
                    limit = heft__limits(p->ctx)->header_bytes;
     uint8_t raw[LENGTH_BYTES];
     if (size < LENGTH_BYTES) {
@@ -431,7 +431,7 @@ static heft_status header_length(struct parse *p, uint64_t *length, heft_error *
                              "file has %llu bytes, the header's length needs %d",
                              (unsigned long long)size, LENGTH_BYTES);
     }
-    heft_status status = heft__source_read(p->file->source, 0, raw, sizeof raw, err);
+    heft_status status = heft__input_read(p->file->source, 0, raw, sizeof raw, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -460,12 +460,12 @@ heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error 
     heft_status status = header_length(&p, &length, err);
     if (status == HEFT_OK) {
         header = heft__alloc(ctx, (size_t)length);
-        status = header ? heft__source_read(file->source, LENGTH_BYTES, header, (size_t)length, err)
+        status = header ? heft__input_read(file->source, LENGTH_BYTES, header, (size_t)length, err)
                         : heft__fail_nomem(err, length);
     }
     if (status == HEFT_OK) {
         p.data_start = LENGTH_BYTES + length;
-        p.data_bytes = heft__source_size(file->source) - p.data_start;
+        p.data_bytes = heft__input_size(file->source) - p.data_start;
         heft__json_init(&p.json, header, (size_t)length, LENGTH_BYTES,
                         heft__limits(ctx)->json_depth);
         status = read_header(&p, err);

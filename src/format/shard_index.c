@@ -21,7 +21,7 @@ struct parse {
     size_t count, cap;
     const char **file_names;
     size_t file_count, file_cap;
-    heft__json_token last; /* the file name read last: neighbours often share a file */
+    heft__json_token last; /* the file name read last: neighbors often share a file */
     size_t last_file;      /* its number */
     bool has_map, has_metadata, unsorted;
 };

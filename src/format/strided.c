@@ -23,7 +23,7 @@ struct dim {
 
 struct heft__strided {
     heft_ctx *ctx;
-    heft__source *source;
+    heft__input *source;
     uint64_t offset;      /* of element 0 in the source */
     const uint8_t *whole; /* element 0 in memory, or NULL */
     size_t elem_bytes;
@@ -62,7 +62,7 @@ static void simplify(heft__strided *strided, const heft__file_tensor *tensor)
     strided->rank = rank;
 }
 
-heft_status heft__strided_new(heft_ctx *ctx, heft__source *source, uint64_t offset,
+heft_status heft__strided_new(heft_ctx *ctx, heft__input *source, uint64_t offset,
                               const uint8_t *whole, const heft__file_tensor *tensor,
                               size_t elem_bytes, heft__strided **out, heft_error *err)
 {
@@ -183,8 +183,8 @@ static heft_status read_window(heft__strided *strided, uint64_t in, uint64_t spa
         return HEFT_OK;
     }
     *src = strided->window;
-    return heft__source_read(strided->source, strided->offset + in * strided->elem_bytes,
-                             strided->window, (size_t)span * strided->elem_bytes, err);
+    return heft__input_read(strided->source, strided->offset + in * strided->elem_bytes,
+                            strided->window, (size_t)span * strided->elem_bytes, err);
 }
 
 /* How many steps of a dimension, given what is in the window already, may join it; 1: none. */

@@ -114,7 +114,7 @@ heft_status heft__tensor_reader_new(heft_ctx *ctx, const heft__file *file,
     heft_status status = heft__add_item(open_parts(reader, err), err, tensor->name);
     if (status != HEFT_OK) {
         heft__tensor_reader_free(reader);
-        return heft__add_path(status, err, heft__source_path(file->source));
+        return heft__add_path(status, err, heft__input_path(file->source));
     }
     *out = reader;
     return HEFT_OK;
@@ -182,13 +182,13 @@ heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, siz
     } else if (piece && reader->inflater) {
         status = heft__inflater_read(reader->inflater, dst, piece, err);
     } else if (piece) {
-        status = heft__source_read(reader->file->source,
-                                   reader->storage->offset + tensor->start + reader->done, dst,
-                                   piece, err);
+        status = heft__input_read(reader->file->source,
+                                  reader->storage->offset + tensor->start + reader->done, dst,
+                                  piece, err);
     }
     if (status != HEFT_OK) {
         heft__add_item(status, err, tensor->name);
-        return heft__add_path(status, err, heft__source_path(reader->file->source));
+        return heft__add_path(status, err, heft__input_path(reader->file->source));
     }
     resolve(reader, dst, piece);
     reader->done += piece;
@@ -212,7 +212,7 @@ static heft_status crc_of(heft_ctx *ctx, const heft__file *file, const heft__fil
         const size_t piece = left < scratch_bytes ? (size_t)left : scratch_bytes;
         status = inflater
                      ? heft__inflater_read(inflater, scratch, piece, err)
-                     : heft__source_read(file->source, storage->offset + done, scratch, piece, err);
+                     : heft__input_read(file->source, storage->offset + done, scratch, piece, err);
         if (status == HEFT_OK) {
             sum = heft__crc32(sum, scratch, piece);
         }
@@ -233,7 +233,7 @@ heft_status heft__storage_check_crc(heft_ctx *ctx, const heft__file *file, size_
         heft_status status = crc_of(ctx, file, run, scratch, scratch_bytes, &crc, err);
         if (status != HEFT_OK) {
             heft__add_item(status, err, run->record);
-            return heft__add_path(status, err, heft__source_path(file->source));
+            return heft__add_path(status, err, heft__input_path(file->source));
         }
     }
     *checked = run->has_crc;

@@ -98,7 +98,7 @@ static heft_status place_next(struct parse *p, size_t index, heft_error *err)
     uint8_t number[8];
     heft__file_storage *storage = &p->build.storages[index];
     const struct heft__pk_root *root = &p->build.roots[index];
-    heft_status status = heft__source_read(p->file->source, p->at, number, sizeof number, err);
+    heft_status status = heft__input_read(p->file->source, p->at, number, sizeof number, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -179,7 +179,7 @@ static heft_status read_object(struct parse *p, heft_error *err)
 
 heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
-    struct parse p = {.ctx = ctx, .file = file, .size = heft__source_size(file->source)};
+    struct parse p = {.ctx = ctx, .file = file, .size = heft__input_size(file->source)};
     file->format = HEFT_FORMAT_TORCH_LEGACY;
     heft_status status = read_magic(&p, err);
     if (status == HEFT_OK) {

@@ -108,12 +108,12 @@ static heft_status take_member(struct parse *p, const uint8_t *header, struct me
 static heft_status find_members(struct parse *p, heft_error *err)
 {
     static const uint8_t zeros[BLOCK];
-    const uint64_t size = heft__source_size(p->file->source);
+    const uint64_t size = heft__input_size(p->file->source);
     uint8_t header[BLOCK];
     heft_status status = HEFT_OK;
     for (uint64_t at = 0; at + BLOCK <= size && status == HEFT_OK;) {
         uint64_t bytes = 0;
-        status = heft__source_read(p->file->source, at, header, BLOCK, err);
+        status = heft__input_read(p->file->source, at, header, BLOCK, err);
         if (status == HEFT_OK && memcmp(header, zeros, BLOCK) == 0) {
             break;
         }
@@ -160,7 +160,7 @@ static heft_status next_bytes(struct parse *p, struct member *member, void *dst,
         return heft__fail_at(err, HEFT_FORMAT, member->at + member->bytes,
                              "member ends early, %zu bytes are needed", length);
     }
-    heft_status status = heft__source_read(p->file->source, member->at, dst, length, err);
+    heft_status status = heft__input_read(p->file->source, member->at, dst, length, err);
     member->at += length;
     member->bytes -= length;
     return status;

@@ -42,9 +42,9 @@ static heft_status read_end64(heft__zip *zip, const uint8_t *locator, uint64_t l
     if (at > locator_at || locator_at - at < END64_BYTES) {
         return heft__fail_at(
             err, HEFT_FORMAT, locator_at, "zip64 end record at %llu, file has %llu bytes",
-            (unsigned long long)at, (unsigned long long)heft__source_size(zip->source));
+            (unsigned long long)at, (unsigned long long)heft__input_size(zip->source));
     }
-    heft_status status = heft__source_read(zip->source, at, record, sizeof record, err);
+    heft_status status = heft__input_read(zip->source, at, record, sizeof record, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -131,14 +131,14 @@ static heft_status read_end(heft__zip *zip, const uint8_t *tail, uint64_t tail_a
 
 static heft_status find_directory(heft__zip *zip, struct directory *dir, heft_error *err)
 {
-    const uint64_t size = heft__source_size(zip->source),
+    const uint64_t size = heft__input_size(zip->source),
                    most = LOCATOR_BYTES + END_BYTES + COMMENT_MOST;
     const size_t length = (size_t)(size < most ? size : most);
     uint8_t *tail = heft__alloc(zip->ctx, length);
     if (!tail) {
         return heft__fail_nomem(err, length);
     }
-    heft_status status = heft__source_read(zip->source, size - length, tail, length, err);
+    heft_status status = heft__input_read(zip->source, size - length, tail, length, err);
     if (status == HEFT_OK) {
         status = read_end(zip, tail, size - length, length, dir, err);
     }
@@ -348,7 +348,7 @@ static heft_status read_directory(heft__zip *zip, const struct directory *dir, h
         heft__free(zip->ctx, bytes, length);
         return heft__fail_nomem(err, length);
     }
-    heft_status status = heft__source_read(zip->source, dir->offset, bytes, length, err);
+    heft_status status = heft__input_read(zip->source, dir->offset, bytes, length, err);
     while (status == HEFT_OK && zip->count < dir->count) {
         status = read_central(zip, dir, bytes + at, length - at, dir->offset + at, zip->count,
                               &used, err);
@@ -410,7 +410,7 @@ static heft_status read_local(heft__zip *zip, heft__zip_entry *entry,
             return heft__fail_nomem(err, length);
         }
     }
-    heft_status status = heft__source_read(zip->source, entry->header, header, length, err);
+    heft_status status = heft__input_read(zip->source, entry->header, header, length, err);
     if (status == HEFT_OK) {
         status = check_local(entry, header, err);
     }
@@ -468,7 +468,7 @@ static heft_status read_locals(heft__zip *zip, const struct directory *dir, heft
 }
 
 /* ---- open, find, read ------------------------------------------------------------------------ */
-heft_status heft__zip_open(heft_ctx *ctx, heft__source *source, heft__zip *zip, heft_error *err)
+heft_status heft__zip_open(heft_ctx *ctx, heft__input *source, heft__zip *zip, heft_error *err)
 {
     struct directory dir = {0};
     *zip = (heft__zip){.ctx = ctx, .source = source};
@@ -526,7 +526,7 @@ heft_status heft__zip_read(const heft__zip *zip, const heft__zip_entry *entry, u
         }
         heft__inflater_free(inflater);
     } else {
-        status = heft__source_read(zip->source, entry->data, buffer, length, err);
+        status = heft__input_read(zip->source, entry->data, buffer, length, err);
     }
     if (status == HEFT_OK && entry->crc != 0) {
         const uint32_t found = heft__crc32(0, buffer, length);
@@ -548,9 +548,9 @@ heft_status heft__zip_read(const heft__zip *zip, const heft__zip_entry *entry, u
 
 struct heft__inflater {
     heft_ctx *ctx;
-    heft__source *source; /* borrowed */
-    uint64_t at, left;    /* stored bytes not read yet */
-    uint64_t bytes_left;  /* to be given */
+    heft__input *source; /* borrowed */
+    uint64_t at, left;   /* stored bytes not read yet */
+    uint64_t bytes_left; /* to be given */
     z_stream stream;
     bool ready, ended;
     uint8_t input[INPUT_BYTES];
@@ -583,7 +583,7 @@ static void zlib_free(void *user, void *address)
     heft__free(user, block, bytes);
 }
 
-heft_status heft__inflater_new(heft_ctx *ctx, heft__source *source, uint64_t offset,
+heft_status heft__inflater_new(heft_ctx *ctx, heft__input *source, uint64_t offset,
                                uint64_t stored_bytes, uint64_t bytes, heft__inflater **out,
                                heft_error *err)
 {
@@ -615,7 +615,7 @@ static heft_status inflate_some(heft__inflater *inflater, heft_error *err)
     if (stream->avail_in == 0 && inflater->left) {
         const size_t piece = inflater->left < INPUT_BYTES ? (size_t)inflater->left : INPUT_BYTES;
         heft_status status =
-            heft__source_read(inflater->source, inflater->at, inflater->input, piece, err);
+            heft__input_read(inflater->source, inflater->at, inflater->input, piece, err);
         if (status != HEFT_OK) {
             return status;
         }

@@ -18,7 +18,7 @@ typedef struct heft__zip_entry {
 
 typedef struct heft__zip {
     heft_ctx *ctx;
-    heft__source *source;     /* borrowed */
+    heft__input *source;      /* borrowed */
     heft__arena arena;        /* names and entries */
     heft__zip_entry *entries; /* in the directory's order */
     size_t count;
@@ -28,7 +28,7 @@ typedef struct heft__zip {
 
 /* Read the directory and every local header; check that entries are distinct, lie inside the file
  * and do not overlap. Always call fini. */
-heft_status heft__zip_open(heft_ctx *ctx, heft__source *source, heft__zip *zip, heft_error *err);
+heft_status heft__zip_open(heft_ctx *ctx, heft__input *source, heft__zip *zip, heft_error *err);
 void heft__zip_fini(heft__zip *zip);
 /* Entry of a name, upper and lower case alike; *entry is NULL if there is none. The only failure is
  * NOMEM. */
@@ -41,7 +41,7 @@ heft_status heft__zip_read(const heft__zip *zip, const heft__zip_entry *entry, u
 
 /* A deflate stream of stored_bytes at offset that must give exactly `bytes`. */
 typedef struct heft__inflater heft__inflater;
-heft_status heft__inflater_new(heft_ctx *ctx, heft__source *source, uint64_t offset,
+heft_status heft__inflater_new(heft_ctx *ctx, heft__input *source, uint64_t offset,
                                uint64_t stored_bytes, uint64_t bytes, heft__inflater **out,
                                heft_error *err);
 /* Exactly `length` more bytes; with the last of them the stream must have ended. */

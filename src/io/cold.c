@@ -6,7 +6,7 @@
  * over both ends; else the middle is read directly, and the ends, which share their block with
  * something else, as ever.
  * Source: open(2) O_DIRECT, cachestat(2), mincore(2), statfs(2). */
-#include "io/source.h"
+#include "io/input.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -59,14 +59,14 @@ static bool ask_mapping(const uint8_t *base, uint64_t offset, uint64_t length, u
     return true;
 }
 
-double heft__source_residency(heft__source *source, uint64_t offset, uint64_t length)
+double heft__input_residency(heft__input *source, uint64_t offset, uint64_t length)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), begin = offset / page * page;
     const uint8_t *base = NULL;
     uint64_t there = 0, seen = 0, end = 0;
     int fd = -1;
     if (source->bytes || length == 0 || !heft__add_u64(offset, length, &end) ||
-        end > source->size || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
+        end > source->size || heft__input_take_fd(source, &fd, NULL) != HEFT_OK) {
         return 1;
     }
     const uint64_t share = (end - begin) / WINDOWS / WINDOW_BYTES * WINDOW_BYTES,
@@ -74,19 +74,19 @@ double heft__source_residency(heft__source *source, uint64_t offset, uint64_t le
     for (uint64_t at = begin; at < end && seen < WINDOWS * (WINDOW_BYTES / page); at += step) {
         const uint64_t window = end - at < WINDOW_BYTES ? end - at : WINDOW_BYTES;
         if (base || !ask_kernel(fd, at, window, &there)) {
-            bool mapped = base || heft__source_map(source, &base, NULL) == HEFT_OK;
+            bool mapped = base || heft__input_map(source, &base, NULL) == HEFT_OK;
             if (!mapped || !ask_mapping(base, at, window, page, &there)) {
                 break;
             }
         }
         seen += (window + page - 1) / page;
     }
-    heft__source_drop_fd(source);
+    heft__input_drop_fd(source);
     return seen ? (double)there / (double)seen : 1;
 }
 
 /* ---- file systems ---------------------------------------------------------------------------- */
-const char *heft__source_network(heft__source *source)
+const char *heft__input_network(heft__input *source)
 {
     static const struct {
         uint32_t magic;
@@ -111,7 +111,7 @@ const char *heft__source_network(heft__source *source)
     struct statfs facts;
     int fd = -1;
     const char *name = NULL;
-    if (source->bytes || heft__source_take_fd(source, &fd, NULL) != HEFT_OK) {
+    if (source->bytes || heft__input_take_fd(source, &fd, NULL) != HEFT_OK) {
         return NULL;
     }
     if (fstatfs(fd, &facts) == 0) {
@@ -119,13 +119,13 @@ const char *heft__source_network(heft__source *source)
             name = (uint32_t)facts.f_type == kinds[i].magic ? kinds[i].name : name;
         }
     }
-    heft__source_drop_fd(source);
+    heft__input_drop_fd(source);
     return name;
 }
 
 /* ---- direct reads ---------------------------------------------------------------------------- */
 /* The descriptor for direct reads, or -1. Kept until the source is gone. */
-static int direct_fd(heft__source *source)
+static int direct_fd(heft__input *source)
 {
     struct stat facts;
     pthread_mutex_lock(&source->lock);
@@ -147,7 +147,7 @@ static int direct_fd(heft__source *source)
 
 /* As much as can be had directly; what is left, an error included, is for an ordinary read, which
  * has the words for it. */
-static size_t read_blocks(heft__source *source, uint64_t offset, uint8_t *dst, size_t length)
+static size_t read_blocks(heft__input *source, uint64_t offset, uint8_t *dst, size_t length)
 {
     int fd = direct_fd(source);
     size_t done = 0;
@@ -170,8 +170,8 @@ static size_t read_blocks(heft__source *source, uint64_t offset, uint8_t *dst, s
     return done;
 }
 
-heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
-                                     size_t length, bool spill, heft_error *err)
+heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *dst, size_t length,
+                                    bool spill, heft_error *err)
 {
     const uint64_t block = HEFT__DIRECT_BLOCK, before = offset % block;
     const uint64_t head = spill ? 0 : (block - before) % block;
@@ -180,7 +180,7 @@ heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void
     bool phased = (uintptr_t)to % block == before;
     if (source->bytes || !phased || length < head + block || !heft__add_u64(offset, length, &end) ||
         end > source->size) {
-        return heft__source_read(source, offset, dst, length, err);
+        return heft__input_read(source, offset, dst, length, err);
     }
     if (spill) { /* whole blocks, over both ends; what is short at the end of the file is enough */
         size_t wanted = (size_t)((before + length + block - 1) / block * block);
@@ -188,13 +188,13 @@ heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void
         size_t done = got > before ? got - (size_t)before : 0;
         return done >= length
                    ? HEFT_OK
-                   : heft__source_read(source, offset + done, to + done, length - done, err);
+                   : heft__input_read(source, offset + done, to + done, length - done, err);
     }
-    heft_status status = heft__source_read(source, offset, to, (size_t)head, err);
+    heft_status status = heft__input_read(source, offset, to, (size_t)head, err);
     if (status == HEFT_OK) {
         size_t middle = (size_t)((length - head) / block * block);
         size_t done = (size_t)head + read_blocks(source, offset + head, to + head, middle);
-        status = heft__source_read(source, offset + done, to + done, length - done, err);
+        status = heft__input_read(source, offset + done, to + done, length - done, err);
     }
     return status;
 }

@@ -6,7 +6,7 @@
  * May open the door of: base.
  * Rules: only regular files are opened, and opening never blocks. The library itself reads with
  * pread, never through a mapping: a file that shrinks or a failing disk is a status with an offset
- * and not a signal. A mapping is handed to the caller alone, and heft__source_touch brings its
+ * and not a signal. A mapping is handed to the caller alone, and heft__input_touch brings its
  * pages in by a system call that reports faults. */
 #ifndef HEFT__IO_IO_H
 #define HEFT__IO_IO_H
@@ -14,30 +14,30 @@
 #include "base/base.h"
 
 /* ---- source: a file or bytes in memory to read from; refcounted ------------------------------ */
-typedef struct heft__source heft__source;
+typedef struct heft__input heft__input;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
-heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err);
+heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out, heft_error *err);
 /* Bytes are borrowed until the source is gone; `name` is copied and stands as the path in errors.
  */
-heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
-                                    size_t length, heft__source **out, heft_error *err);
-heft__source *heft__source_ref(heft__source *source);
-void heft__source_unref(heft__source *source);
-uint64_t heft__source_size(const heft__source *source); /* when it was opened */
-const char *heft__source_path(const heft__source *source);
+heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
+                                   size_t length, heft__input **out, heft_error *err);
+heft__input *heft__input_ref(heft__input *source);
+void heft__input_unref(heft__input *source);
+uint64_t heft__input_size(const heft__input *source); /* when it was opened */
+const char *heft__input_path(const heft__input *source);
 
 /* Read exactly `length` bytes. Past the end as it was when opened: FORMAT; the file has shrunk
  * since, or the disk fails: IO. offset is the first byte that is missing, the path is filled. Any
  * number of threads at once. */
-heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length,
-                              heft_error *err);
+heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, size_t length,
+                             heft_error *err);
 /* The whole file mapped read-only and shared, made at the first call and kept until the source is
  * gone. */
-heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_error *err);
+heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
-heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
-                               heft_error *err);
+heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
+                              heft_error *err);
 /* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
  * kernel that does not know how says true: the pages come one by one, then. */
 bool heft__touch_memory(const void *memory, size_t length);
@@ -51,17 +51,17 @@ void heft__forget_memory(const void *memory, size_t length);
 heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_error *err);
 /* Hold no descriptor between reads from now on: a checkpoint may have more files than a process may
  * open. The file is known again by device and inode; another in its place is IO. */
-void heft__source_park(heft__source *source);
+void heft__input_park(heft__input *source);
 /* ---- far and cold files (cold.c) ------------------------------------------------------------- */
 /* How much of a range is in the page cache, 0 to 1, by samples of it; 1 where nobody can say. */
-double heft__source_residency(heft__source *source, uint64_t offset, uint64_t length);
+double heft__input_residency(heft__input *source, uint64_t offset, uint64_t length);
 /* "NFS", "FUSE", ... for a file system that is a network's, or may be; NULL for a disk's. */
-const char *heft__source_network(heft__source *source);
-/* As heft__source_read, past the page cache where dst has the file's phase: dst and offset leave the
+const char *heft__input_network(heft__input *source);
+/* As heft__input_read, past the page cache where dst has the file's phase: dst and offset leave the
  * same rest by the block. spill: the rest of the first and of the last block may be written over. */
 #define HEFT__DIRECT_BLOCK 4096
-heft_status heft__source_read_direct(heft__source *source, uint64_t offset, void *dst,
-                                     size_t length, bool spill, heft_error *err);
+heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *dst, size_t length,
+                                    bool spill, heft_error *err);
 /* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,

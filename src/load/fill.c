@@ -459,8 +459,8 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
     if (range->memory) {
         (void)heft__touch_memory(range->memory + range->offset, (size_t)range->length);
     } else {
-        status = heft__source_touch(heft__file_of(t->ckpt, range->tensor)->source, range->offset,
-                                    range->length, err);
+        status = heft__input_touch(heft__file_of(t->ckpt, range->tensor)->source, range->offset,
+                                   range->length, err);
     }
     heft__add_item(status, err, t->ckpt->infos[range->tensor].name);
     const uint64_t done = atomic_fetch_add(&t->done, range->length) + range->length;

@@ -23,7 +23,7 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
     if (heft__address_space(&limit)) {
         return HEFT_OK;
     }
-    heft_status status = heft__source_map(heft__file_of(ckpt, tensor)->source, &base, err);
+    heft_status status = heft__input_map(heft__file_of(ckpt, tensor)->source, &base, err);
     if (status == HEFT_NOMEM) { /* no address space for a file of this size */
         return HEFT_OK;
     }

@@ -1,7 +1,7 @@
 /* load.c - heft_model_load: from a checkpoint's path to a model with its weights.
  *
  * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is
- * anything read. What the checkpoint lacks is initialised last.
+ * anything read. What the checkpoint lacks is initialized last.
  * Source: docs/loading.md. */
 #include "load/load.h"
 
@@ -71,9 +71,12 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
 
 static heft_status prepare(heft__loading *l, const char *path, heft_error *err)
 {
-    heft_checkpoint_options options = l->options->checkpoint;
+    heft_checkpoint_options options;
+    heft_status status = HEFT__TAKE_OPTIONS(&options, l->options->checkpoint, err);
     options.trust_shards |= !l->options->strict;
-    heft_status status = heft_checkpoint_open(l->ctx, path, &options, &l->ckpt, err);
+    if (status == HEFT_OK) {
+        status = heft_checkpoint_open(l->ctx, path, &options, &l->ckpt, err);
+    }
     if (status == HEFT_OK) {
         status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, err);
     }
@@ -128,7 +131,7 @@ static heft_status fill_alone(heft__loading *l, heft_error *err)
 
 static heft_status bring_in(heft__loading *l, heft_error *err)
 {
-    heft_init_options init = {.seed = l->options->seed};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = l->options->seed);
     const bool offload = l->options->offload_folder != NULL;
     heft_status status =
         offload ? heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err)
@@ -158,7 +161,7 @@ void heft__loading_choose_strategy(heft__loading *l)
     const heft_load_mode mode = l->options->mode;
     const char *network = NULL;
     for (size_t i = 0; i < l->ckpt->file_count && mode == HEFT_LOAD_AUTO && !network; i++) {
-        network = heft__source_network(l->ckpt->files[i].file->source);
+        network = heft__input_network(l->ckpt->files[i].file->source);
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
     l->fill.share = mode == HEFT_LOAD_SHARED;
@@ -219,13 +222,16 @@ static void finish_report(heft__report_memory *memory, heft_status status, doubl
 heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
                             heft_model **out, heft_load_report **report, heft_error *err)
 {
-    const heft_load_options standard = {0};
+    heft_load_options taken;
     if (!ctx || !path || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
     }
     double started = seconds_now();
-    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
-    heft_status status = load(&l, path, err);
+    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = load(&l, path, err);
+    }
     if (status == HEFT_OK) {
         *out = heft__loading_take_model(&l);
     }
@@ -264,7 +270,7 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
         return heft__fail(err, HEFT_INVALID_ARG, "model or folder is NULL");
     }
     double started = seconds_now();
-    const heft_load_options options = {.strict = strict};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .strict = strict);
     heft__loading l = {.ctx = model->ctx, .options = &options, .model = model};
     heft_status status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
     if (status == HEFT_OK) {

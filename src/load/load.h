@@ -1,7 +1,7 @@
 /* load - the door of the room.
  *
  * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
- * parameters, fills them (mapped, copied, cast, or left in their files), ties, has initialised what
+ * parameters, fills them (mapped, copied, cast, or left in their files), ties, has initialized what
  * is missing, reports; says beforehand what that takes; and saves a model.
  * May open the door of: base, io, json, tensor, format, checkpoint, model.
  * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
@@ -220,7 +220,7 @@ heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_erro
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
                               const heft__match *match, const heft__fill_counts *counts,
                               const heft__fill_options *options, const char *why, heft_error *err);
-/* After what the checkpoint lacks was initialised. */
+/* After what the checkpoint lacks was initialized. */
 heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
                                      const heft__match *match, heft_error *err);
 

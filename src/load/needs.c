@@ -15,10 +15,14 @@ static bool may_be_config(const char *path, heft_status status)
 /* The empty model of a path; l->ckpt stays NULL for a config alone. */
 static heft_status make_empty(heft__loading *l, const char *path, heft_error *err)
 {
-    heft_checkpoint_options open = l->options->checkpoint;
+    heft_checkpoint_options open;
     heft_error reason = {0};
+    heft_status status = HEFT__TAKE_OPTIONS(&open, l->options->checkpoint, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     open.trust_shards = true;
-    heft_status status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
+    status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
     if (status == HEFT_OK) {
         status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, &reason);
     } else if (may_be_config(path, status)) {
@@ -38,12 +42,15 @@ static heft_status make_empty(heft__loading *l, const char *path, heft_error *er
 heft_status heft_model_skeleton(heft_ctx *ctx, const char *path, const heft_load_options *options,
                                 heft_model **out, heft_error *err)
 {
-    const heft_load_options standard = {0};
+    heft_load_options taken;
     if (!ctx || !path || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
     }
-    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
-    heft_status status = make_empty(&l, path, err);
+    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = make_empty(&l, path, err);
+    }
     if (status == HEFT_OK) {
         *out = heft__loading_take_model(&l);
     }
@@ -96,7 +103,7 @@ static void count_alone(heft__loading *l)
 }
 
 /* What the checkpoint lacks gets memory, wherever it is to live. */
-static uint64_t count_initialised(const heft__loading *l)
+static uint64_t count_initialized(const heft__loading *l)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; l->ckpt && l->model->known_family && i < l->model->count; i++) {
@@ -125,7 +132,8 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     resident += PROGRAM_SPARE;
     mapped += LISTS_SPARE;
     *out = (heft_load_needs){
-        .resident_bytes = l->counts.copied_bytes + l->counts.shared_bytes + count_initialised(l),
+        .struct_size = sizeof *out,
+        .resident_bytes = l->counts.copied_bytes + l->counts.shared_bytes + count_initialized(l),
         .mapped_bytes = l->counts.mapped_bytes,
         .disk_bytes = l->counts.disk_bytes,
         .away_bytes = l->counts.away_bytes,
@@ -150,19 +158,24 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
 heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,
                              heft_load_needs *out, heft_error *err)
 {
-    const heft_load_options standard = {0};
+    heft_load_options taken;
     if (!ctx || !path || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
     }
-    heft__loading l = {.ctx = ctx, .options = options ? options : &standard};
-    heft_status status = make_empty(&l, path, err);
+    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = make_empty(&l, path, err);
+    }
     if (status == HEFT_OK && l.ckpt) {
         status = count_fill(&l, err);
     } else if (status == HEFT_OK) {
         count_alone(&l);
     }
     if (status == HEFT_OK) {
-        sum_needs(&l, out);
+        heft_load_needs needs;
+        sum_needs(&l, &needs);
+        status = HEFT__GIVE_SIZED(out, &needs, err);
     }
     heft__loading_fini(&l);
     return heft__add_path(status, err, path);

@@ -162,7 +162,7 @@ static heft_status read_source(heft__store *s, size_t root, uint64_t element, vo
     heft_status status = HEFT_OK;
     if (!is_whole(&s->model->parameters[root], info)) { /* a part: it lies in one plain run */
         const uint64_t at = (s->match->first[root] + element) * (heft_dtype_bits(info->dtype) / 8);
-        return heft__source_read(file->source, info->offset + at, dst, length, err);
+        return heft__input_read(file->source, info->offset + at, dst, length, err);
     }
     if (element == 0) {
         heft__tensor_reader_free(s->reader);
@@ -316,10 +316,10 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
     const char *name = dat_name(s, i);
     const char *path = name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
     uint8_t *ours = s->scratch, *theirs = ours + half;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft__offload_dat place;
     heft__file *file = NULL;
-    heft_status status = path ? heft__source_open(s->model->ctx, path, &source, err)
+    heft_status status = path ? heft__input_open(s->model->ctx, path, &source, err)
                               : heft__fail_nomem(err, strlen(entry->name));
     if (status == HEFT_OK) { /* its size */
         status = heft__offload_dat_open(s->model->ctx, source, entry, &place, &file, err);
@@ -329,7 +329,7 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
         const size_t piece = left < most ? (size_t)left : most;
         status = read_piece(s, &out, done, ours, piece, err);
         if (status == HEFT_OK) {
-            status = heft__source_read(source, done, theirs, piece, err);
+            status = heft__input_read(source, done, theirs, piece, err);
         }
         if (status == HEFT_OK && memcmp(ours, theirs, piece) != 0) {
             size_t at = 0;
@@ -343,7 +343,7 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
         done += piece;
     }
     heft__file_close(s->model->ctx, file);
-    heft__source_unref(source);
+    heft__input_unref(source);
     heft__add_item(status, err, entry->name);
     return heft__add_path(status, err, path);
 }
@@ -458,8 +458,8 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
     heft_tensor *mapped = NULL;
     heft_status status = heft__map_or_stay(s->folder, tensor, &mapped, err);
     if (mapped && s->options->touch) {
-        status = heft__source_touch(heft__file_of(s->folder, tensor)->source,
-                                    s->folder->infos[tensor].offset, bytes, err);
+        status = heft__input_touch(heft__file_of(s->folder, tensor)->source,
+                                   s->folder->infos[tensor].offset, bytes, err);
     }
     if (status != HEFT_OK) {
         heft_tensor_free(mapped);
@@ -482,7 +482,8 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
 /* The folder is opened as any other one: what was written is held against its index. */
 static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
-    const heft_checkpoint_options options = {.prefer = HEFT_FORMAT_OFFLOAD};
+    const heft_checkpoint_options options =
+        HEFT_OPTIONS(heft_checkpoint_options, .prefer = HEFT_FORMAT_OFFLOAD);
     heft_status status =
         heft_checkpoint_open(s->model->ctx, s->options->offload_folder, &options, &s->folder, err);
     for (size_t i = 0; i < s->model->count && status == HEFT_OK; i++) {

@@ -112,9 +112,9 @@ static heft_status read_bytes(const heft_checkpoint *ckpt, const heft__piece *pi
                               uint64_t offset, void *dst, size_t length, bool spill,
                               heft_error *err)
 {
-    heft__source *source = heft__file_of(ckpt, piece->tensor)->source;
-    return piece->direct ? heft__source_read_direct(source, offset, dst, length, spill, err)
-                         : heft__source_read(source, offset, dst, length, err);
+    heft__input *source = heft__file_of(ckpt, piece->tensor)->source;
+    return piece->direct ? heft__input_read_direct(source, offset, dst, length, spill, err)
+                         : heft__input_read(source, offset, dst, length, err);
 }
 
 /* Through a buffer, which for direct reads has the file's phase. */
@@ -196,10 +196,10 @@ size_t heft__reading_threads(heft_ctx *ctx, bool disk)
 
 bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file)
 {
-    heft__source *source = ckpt->files[file].file->source;
-    const uint64_t size = heft__source_size(source);
-    return size >= HEFT__DIRECT_LEAST && !heft__source_network(source) &&
-           heft__source_residency(source, 0, size) < HEFT__COLD;
+    heft__input *source = ckpt->files[file].file->source;
+    const uint64_t size = heft__input_size(source);
+    return size >= HEFT__DIRECT_LEAST && !heft__input_network(source) &&
+           heft__input_residency(source, 0, size) < HEFT__COLD;
 }
 
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,

@@ -153,11 +153,6 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
 {
-    const heft_save_options standard = {0};
-    options = options ? options : &standard;
-    if (!model || !dst) {
-        return heft__fail(err, HEFT_INVALID_ARG, "model or destination is NULL");
-    }
     heft_format format =
         options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
     if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
@@ -165,10 +160,10 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
                           heft_format_name(format));
     }
     if (random && !model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialised is not known",
+        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialized is not known",
                           model->model_type);
     }
-    struct saving s = {.model = model, .seed = init ? init->seed : 0};
+    struct saving s = {.model = model, .seed = init->seed};
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
     heft_status status = list_tensors(&s, format, !random, options->natural_order, err);
@@ -205,16 +200,32 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     return heft__add_path(status, err, dst);
 }
 
+static heft_status check_and_save(const heft_model *model, const char *dst,
+                                  const heft_init_options *init, const heft_save_options *options,
+                                  bool random, heft_write_report **report, heft_error *err)
+{
+    heft_init_options seed;
+    heft_save_options taken;
+    if (!model || !dst) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or destination is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&seed, init, err);
+    if (status == HEFT_OK) {
+        status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    }
+    return status == HEFT_OK ? save(model, dst, &seed, &taken, random, report, err) : status;
+}
+
 heft_status heft_model_save(const heft_model *model, const char *dst,
                             const heft_save_options *options, heft_write_report **report,
                             heft_error *err)
 {
-    return save(model, dst, NULL, options, false, report, err);
+    return check_and_save(model, dst, NULL, options, false, report, err);
 }
 
 heft_status heft_model_save_random(const heft_model *model, const char *dst,
                                    const heft_init_options *init, const heft_save_options *options,
                                    heft_write_report **report, heft_error *err)
 {
-    return save(model, dst, init, options, true, report, err);
+    return check_and_save(model, dst, init, options, true, report, err);
 }

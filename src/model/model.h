@@ -41,7 +41,7 @@ typedef enum heft__init_kind {
     HEFT__INIT_TRUNC_NORMAL, /* mean a, std b, bounds low, high */
     HEFT__INIT_UNIFORM,      /* from a to b */
     HEFT__INIT_ARANGE,       /* 0, 1, 2, ... along the last dimension */
-    HEFT__INIT_SINUSOID,     /* rows of sines and cosines; `a` picks the layout, see initialise.c */
+    HEFT__INIT_SINUSOID,     /* rows of sines and cosines; `a` picks the layout, see initialize.c */
     HEFT__INIT_ROTARY        /* frequencies of a rotary embedding, see rotary.c */
 } heft__init_kind;
 

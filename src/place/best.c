@@ -2,7 +2,7 @@
  *
  * The model is a row of units that are not split: blocks, modules without children, tensors that
  * stand beside modules. What is tied is one unit, at the place of its first name. Each accelerator
- * takes one run of neighbours, and of what no accelerator takes the processor has one run, the disk the others (rest.c).
+ * takes one run of neighbors, and of what no accelerator takes the processor has one run, the disk the others (rest.c).
  *
  *   best[state][i]: the most bytes that the accelerators of `state` can hold of the first i units
  *

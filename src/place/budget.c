@@ -93,7 +93,7 @@ static void look_at_groups(heft_machine *machine, bool newer)
     }
 }
 
-void heft_machine_memory(heft_machine *machine)
+void heft__machine_look(heft_machine *machine)
 {
     machine->bytes = read_number("/proc/meminfo", "MemAvailable:", 1024, UINT64_MAX);
     machine->reason = machine->bytes == UINT64_MAX ? "nobody knows" : "available memory";
@@ -109,6 +109,13 @@ void heft_machine_memory(heft_machine *machine)
 /* Buffers of the threads and lists; page tables, which containers count. */
 #define BESIDE ((uint64_t)16 << 20)
 #define PAGE_TABLES 256 /* one byte of them for so many, twice what they are */
+
+heft_status heft_machine_memory(heft_machine *machine, heft_error *err)
+{
+    heft_machine found = HEFT_SIZED(heft_machine);
+    heft__machine_look(&found);
+    return HEFT__GIVE_SIZED(machine, &found, err);
+}
 
 uint64_t heft__machine_for_weights(const heft_machine *machine)
 {

@@ -115,6 +115,7 @@ bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint
                           void *user);
 
 /* ---- budgets: what of the machine's memory weights may take ----------------------------------- */
+void heft__machine_look(heft_machine *machine); /* as heft_machine_memory() */
 uint64_t heft__machine_for_weights(const heft_machine *machine);
 
 /* ---- maps ------------------------------------------------------------------------------------ */
@@ -161,7 +162,7 @@ typedef struct heft__rest_unit {
 /* The run of units that the processor has, beside room to bring the others in. */
 void heft__rest_choose(const heft__rest_unit *units, size_t count, double budget, size_t *first,
                        size_t *end);
-/* The most that bringing in all of a row takes at once: two neighbours, the first behind the last; or one. */
+/* The most that bringing in all of a row takes at once: two neighbors, the first behind the last; or one. */
 double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,

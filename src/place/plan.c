@@ -59,7 +59,7 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
         plan->budgets[plan->budget_count++] = *budget;
     }
     if (options->budget_count == 0) {
-        heft_machine_memory(&plan->machine);
+        heft__machine_look(&plan->machine);
         plan->budgets[plan->budget_count++] =
             (heft_budget){HEFT_DEVICE_CPU, (double)heft__machine_for_weights(&plan->machine)};
     }
@@ -276,16 +276,18 @@ static bool wants_ties(const heft_model *model)
 heft_status heft_plan_new(const heft_model *model, const heft_plan_options *options,
                           heft_plan **out, heft_error *err)
 {
-    const heft_plan_options standard = {0};
+    heft_plan_options taken;
     heft__tree *tree = NULL;
     if (!model || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
     }
-    heft_status status = heft__tree_of_model(model, &tree, err);
-    return status == HEFT_OK
-               ? heft__plan_of_tree(tree, model->no_split, model->no_split_count, wants_ties(model),
-                                    options ? options : &standard, out, err)
-               : status;
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = heft__tree_of_model(model, &tree, err);
+    }
+    return status == HEFT_OK ? heft__plan_of_tree(tree, model->no_split, model->no_split_count,
+                                                  wants_ties(model), &taken, out, err)
+                             : status;
 }
 
 void heft_plan_free(heft_plan *plan)

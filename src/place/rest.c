@@ -1,6 +1,6 @@
 /* rest.c - what no accelerator takes: a run for the processor, the others for the disk.
  *
- * The processor keeps, beside its run, room to bring the others in: two neighbours at a time, one that
+ * The processor keeps, beside its run, room to bring the others in: two neighbors at a time, one that
  * is used and one that comes, the first behind the last. Where two have no room, one at a time.
  * Of very many units only the first runs are looked at.
  * Source: docs/placing.md [4], [6]. */

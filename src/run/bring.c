@@ -8,7 +8,7 @@
 
 #define WARM 0.9      /* of a block in the page cache: mapped, from there on */
 #define COLD 0.5      /* less than that: read past the page cache */
-#define GAP_MOST 4096 /* between neighbours in a file */
+#define GAP_MOST 4096 /* between neighbors in a file */
 
 struct bringing {
     const heft_residency *r;
@@ -32,7 +32,7 @@ static double share_cached(const heft_residency *r, const heft__block *block)
             const uint64_t length = elems * heft_dtype_bits(info->dtype) / 8;
             cached +=
                 (double)length *
-                heft__source_residency(heft__file_of(homes->ckpt, tensor)->source, offset, length);
+                heft__input_residency(heft__file_of(homes->ckpt, tensor)->source, offset, length);
             total += (double)length;
         }
     }
@@ -72,7 +72,7 @@ static heft_status touch(void *user, size_t i, heft_error *err)
     return HEFT_OK;
 }
 
-/* Only whole pages can be dropped: neighbours in a file go together. */
+/* Only whole pages can be dropped: neighbors in a file go together. */
 void heft__block_forget(const heft_residency *r, const heft__block *block)
 {
     for (size_t i = 0, next; i < block->brought_count; i = next) {
@@ -124,7 +124,7 @@ static bool is_far(const heft_residency *r, const heft__block *block)
 {
     const heft__homes *homes = heft__model_homes(r->model);
     const size_t tensor = homes->source[block->brought[0].parameter];
-    return heft__source_network(heft__file_of(homes->ckpt, tensor)->source) != NULL;
+    return heft__input_network(heft__file_of(homes->ckpt, tensor)->source) != NULL;
 }
 
 static heft_status read_block(struct bringing *b, uint8_t *base, bool cold, heft_error *err)

@@ -282,11 +282,12 @@ const heft_tensor *heft_residency_tensor(heft_residency *r, size_t parameter)
     return there ? &r->views[parameter] : NULL;
 }
 
-void heft_residency_tell(heft_residency *r, heft_residency_facts *facts)
+heft_status heft_residency_tell(heft_residency *r, heft_residency_facts *facts, heft_error *err)
 {
     pthread_mutex_lock(&r->lock);
-    *facts = r->facts;
+    const heft_residency_facts now = r->facts;
     pthread_mutex_unlock(&r->lock);
+    return HEFT__GIVE_SIZED(facts, &now, err);
 }
 
 size_t heft_residency_count(const heft_residency *r)
@@ -314,7 +315,7 @@ size_t heft_residency_find(const heft_residency *r, const char *name)
 }
 
 /* ---- making ----------------------------------------------------------------------------------- */
-/* As asked for, with what two blocks' tensors take beside their bytes; else what two neighbours among the
+/* As asked for, with what two blocks' tensors take beside their bytes; else what two neighbors among the
  * blocks that are brought in need. */
 static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *err)
 {
@@ -354,6 +355,11 @@ heft_status heft_residency_new(const heft_model *model, const heft_residency_opt
     if (!model || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
     }
+    heft_residency_options taken;
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     heft_residency *r = heft__alloc_zero(model->ctx, 1, sizeof *r);
     if (!r) {
         return heft__fail_nomem(err, sizeof *r);
@@ -363,9 +369,9 @@ heft_status heft_residency_new(const heft_model *model, const heft_residency_opt
     heft__arena_init(&r->arena, r->ctx);
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->changed, NULL);
-    heft_status status = heft__blocks_make(r, err);
+    status = heft__blocks_make(r, err);
     if (status == HEFT_OK) {
-        status = choose_budget(r, options ? options->budget_bytes : 0, err);
+        status = choose_budget(r, taken.budget_bytes, err);
     }
     if (status == HEFT_OK) {
         r->slots = heft__arena_array(&r->arena, r->slot_count, sizeof *r->slots);

@@ -29,7 +29,7 @@ typedef uint64_t mixed_word;
 typedef uint32_t mixed_word;
 #endif
 
-/* One array per word: neighbours in an array are neighbours in a vector register. */
+/* One array per word: neighbors in an array are neighbors in a vector register. */
 struct words {
     uint32_t x[4][HEFT__RANDOM_BLOCKS];
 };

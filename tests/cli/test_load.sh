@@ -34,7 +34,7 @@ silent "$err"
 shows "$out" '^class +BertModel \(bert\)$'
 shows "$out" '^parameters +23,392$'
 shows "$out" '^size +93\.6 KB \(93,568 bytes\)$'
-shows "$out" '^initialised +0 tensors$'
+shows "$out" '^initialized +0 tensors$'
 shows "$out" '^memory +peak '
 lacks "$out" 'MISSING|UNEXPECTED|MISMATCH'
 run 0 load -q "$work/base"
@@ -65,7 +65,7 @@ cp -r "$work/base" "$work/short"
 cp "$work/deep.json" "$work/short/config.json"
 run 0 load "$work/short"
 shows "$out" '^MISSING +encoder\.layer\.\{2\.\.4\}\.attention\.self\.query\.weight'
-shows "$out" '^initialised +48 tensors$'
+shows "$out" '^initialized +48 tensors$'
 [ "$(grep -c ^MISSING "$out")" = 16 ] || fail "$last: $(grep -c ^MISSING "$out") rows for 16 names of three layers"
 
 # strict and mismatched: the report comes all the same

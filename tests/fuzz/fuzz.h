@@ -20,19 +20,18 @@ static inline heft_ctx *fuzz_ctx(void)
 {
     static heft_ctx *ctx;
     if (!ctx) {
-        const heft_ctx_options options = {.threads = 1};
+        const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .threads = 1);
         ctx = heft_ctx_new(&options);
     }
     return ctx;
 }
 
-static inline heft__source *fuzz_source(const uint8_t *data, size_t size)
+static inline heft__input *fuzz_source(const uint8_t *data, size_t size)
 {
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error err;
-    return heft__source_from_bytes(fuzz_ctx(), "fuzz", data, size, &source, &err) == HEFT_OK
-               ? source
-               : NULL;
+    return heft__input_from_bytes(fuzz_ctx(), "fuzz", data, size, &source, &err) == HEFT_OK ? source
+                                                                                            : NULL;
 }
 
 /* Everything was given back. */
@@ -66,11 +65,11 @@ static inline void fuzz_read_tensors(const heft__file *file)
 static inline void fuzz_file(const uint8_t *data, size_t size, heft__file_parse_fn parse)
 {
     heft_ctx *ctx = fuzz_ctx();
-    heft__source *source = fuzz_source(data, size);
+    heft__input *source = fuzz_source(data, size);
     heft__file *file = source ? heft__alloc_zero(ctx, 1, sizeof *file) : NULL;
     heft_error err;
     if (file) {
-        file->source = heft__source_ref(source);
+        file->source = heft__input_ref(source);
         heft__arena_init(&file->arena, ctx);
         heft__warnings_init(&file->warnings, &file->arena);
         if (parse(ctx, file, &err) == HEFT_OK) {
@@ -78,7 +77,7 @@ static inline void fuzz_file(const uint8_t *data, size_t size, heft__file_parse_
         }
         heft__file_close(ctx, file);
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     fuzz_expect_nothing_live();
 }
 

@@ -15,7 +15,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t cap, unsigned 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     heft_ctx *ctx = fuzz_ctx();
-    heft__source *source = fuzz_source(data, size);
+    heft__input *source = fuzz_source(data, size);
     heft__zip zip;
     heft_error err;
     if (source && heft__zip_open(ctx, source, &zip, &err) == HEFT_OK) {
@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (source) {
         heft__zip_fini(&zip);
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     fuzz_expect_nothing_live();
     return 0;
 }

@@ -89,7 +89,7 @@ def pixels(path):
     return rows
 
 
-def colour(text):
+def color(text):
     return tuple(int(n) for n in re.findall(r"\d+", text)[:3])
 
 
@@ -100,7 +100,7 @@ def contrast(one, two):
         parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
-    high, low = sorted((light(colour(one)), light(colour(two))), reverse=True)
+    high, low = sorted((light(color(one)), light(color(two))), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
@@ -177,9 +177,9 @@ def test_it_is_not_blank(drawn, scratch, dark):
     scheme, shot = found[dark], scratch / "plan.png"
     browse(dark, f"--window-size={int(scheme['width'])},{int(scheme['height'])}", f"--screenshot={shot}", f"file://{picture}")
     rows = pixels(shot)
-    blocks = {colour(e["fill"]) for e in scheme["all"] if e["kind"] in ("m0", "m1")}
+    blocks = {color(e["fill"]) for e in scheme["all"] if e["kind"] in ("m0", "m1")}
     area = sum((e["right"] - e["left"]) * (e["bottom"] - e["top"]) for e in scheme["all"] if e["kind"] in ("m0", "m1"))
     painted = sum(pixel in blocks for row in rows for pixel in row)
     assert 0.75 * area < painted < 1.1 * area + 500, (painted, area)  # labels and lines are on them
-    back = colour(next(e for e in scheme["all"] if e["kind"] == "back")["fill"])
+    back = color(next(e for e in scheme["all"] if e["kind"] == "back")["fill"])
     assert rows[2][2] == back

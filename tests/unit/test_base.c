@@ -1,6 +1,9 @@
 /* base: sizes, errors, arenas, buffers, maps, threads. */
 #include "support.h"
 
+#include "model/model.h"
+#include "place/place.h"
+
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -169,7 +172,7 @@ static heft_status count_item(void *user, size_t item, heft_error *err)
 static void work_is_done_once_by_all_threads(void **state)
 {
     (void)state;
-    const heft_ctx_options options = {.threads = 7};
+    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .threads = 7);
     heft_ctx *ctx = heft_ctx_new(&options);
     atomic_size_t sums[2] = {0, 0};
     heft_error err;
@@ -201,9 +204,85 @@ static void memory_is_counted(void **state)
     heft_ctx_free(ctx);
 }
 
+/* ---- structures that carry their size ---------------------------------------------------------- */
+struct newer { /* heft_init_options of a later version */
+    heft_init_options known;
+    uint64_t added;
+};
+
+static void options_of_other_versions_are_taken_or_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t struct_size;
+        uint64_t added;
+        bool good;
+    } rows[] = {
+        {"same",                         sizeof(heft_init_options), 0, true },
+        {"same_what_lies_behind_is_not", sizeof(heft_init_options), 1, true },
+        {"older_without_seed",           sizeof(size_t),            0, true },
+        {"newer_at_its_default",         sizeof(struct newer),      0, true },
+        {"newer_and_set",                sizeof(struct newer),      1, false},
+        {"never_set",                    0,                         0, false},
+        {"too_short",                    sizeof(size_t) - 1,        0, false},
+        {"never_a_size",                 SIZE_MAX,                  0, false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        heft_error err = {0};
+        heft_init_options taken = {0};
+        struct newer given = {
+            .known = {.struct_size = rows[i].struct_size, .seed = 7},
+              .added = rows[i].added
+        };
+        test_expect_status(HEFT__TAKE_OPTIONS(&taken, &given.known, &err),
+                           rows[i].good ? HEFT_OK : HEFT_INVALID_ARG, &err, rows[i].name);
+        const bool has_seed = rows[i].good && rows[i].struct_size > sizeof(size_t);
+        assert_int_equal(taken.seed, has_seed ? 7 : 0);
+        assert_int_equal(taken.struct_size, rows[i].good ? sizeof taken : 0);
+    }
+}
+
+static void structures_are_filled_as_far_as_they_go(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    const heft_machine found = HEFT_OPTIONS(heft_machine, .bytes = 5, .reason = "because");
+    struct {
+        heft_machine known;
+        uint64_t added;
+    } newer = {.known = {.struct_size = sizeof newer}, .added = 9};
+    heft_machine older = {.struct_size = offsetof(heft_machine, reason), .reason = "mine"};
+    heft_machine none = {0};
+    assert_int_equal(HEFT__GIVE_SIZED(&newer, &found, &err), HEFT_OK);
+    assert_int_equal(newer.known.bytes, 5);
+    assert_int_equal(newer.known.struct_size, sizeof newer);
+    assert_int_equal(newer.added, 0); /* not what it was: it is not known */
+    assert_int_equal(HEFT__GIVE_SIZED(&older, &found, &err), HEFT_OK);
+    assert_int_equal(older.bytes, 5);
+    assert_string_equal(older.reason, "mine");
+    assert_int_equal(HEFT__GIVE_SIZED(&none, &found, &err), HEFT_INVALID_ARG);
+    assert_int_equal(none.bytes, 0);
+    assert_int_equal(heft_machine_memory(&none, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_machine_memory(NULL, &err), HEFT_INVALID_ARG);
+}
+
+/* Every public function that takes options asks for their size. */
+static void contexts_ask_for_sizes(void **state)
+{
+    (void)state;
+    const heft_ctx_options unsized = {.threads = 1};
+    assert_null(heft_ctx_new(&unsized));
+    const heft_limits bare = {.rank = 3};
+    assert_null(heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .limits = &bare)));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(options_of_other_versions_are_taken_or_refused),
+        cmocka_unit_test(structures_are_filled_as_far_as_they_go),
+        cmocka_unit_test(contexts_ask_for_sizes),
         cmocka_unit_test(sizes_are_parsed),
         cmocka_unit_test(errors_are_one_escaped_line),
         cmocka_unit_test(long_texts_are_cut),

@@ -1,6 +1,6 @@
 /* test_cast.c - casts against references that look numbers up instead of shifting bits.
  *
- * A small format is decoded with ldexp, code by code. To encode, the two neighbouring codes of a
+ * A small format is decoded with ldexp, code by code. To encode, the two neighboring codes of a
  * number are searched in that table, and the nearer one wins. Both know nothing of the tricks in
  * cast_lanes.c. */
 #include "tensor/lanes.h"

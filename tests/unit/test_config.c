@@ -183,7 +183,8 @@ static void golden_malformed_configs_are_refused(void **state)
 static void configs_are_read_from_a_file_or_a_folder(void **state)
 {
     (void)state;
-    static const heft_ctx_options small = {.limits = {.config_bytes = 64}};
+    const heft_ctx_options small =
+        HEFT_OPTIONS(heft_ctx_options, .limits = &HEFT_OPTIONS(heft_limits, .config_bytes = 64));
     char folder[256], path[400];
     heft_error err = {0};
     heft_config *config = NULL;

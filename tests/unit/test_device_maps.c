@@ -810,7 +810,8 @@ static heft_status plan_small(heft_ctx *with, void *user, heft_error *err)
         {0,               60000},
         {1,               60000}
     };
-    heft_plan_options options = {.budgets = budgets, .budget_count = 3};
+    heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .budgets = budgets, .budget_count = 3);
     heft_config *config = NULL;
     heft_model *model = NULL;
     heft_plan *plan = NULL;
@@ -866,7 +867,8 @@ static void budgets_are_checked(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_plan *plan = NULL;
         heft_error err = {0};
-        const heft_plan_options options = {.budgets = rows[i].budgets, .budget_count = 2};
+        const heft_plan_options options =
+            HEFT_OPTIONS(heft_plan_options, .budgets = rows[i].budgets, .budget_count = 2);
         test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_INVALID_ARG, &err,
                            rows[i].name);
         assert_null(plan);
@@ -877,8 +879,8 @@ static void budgets_are_checked(void **state)
 static void the_machine_has_memory(void **state)
 {
     (void)state;
-    heft_machine machine = {0};
-    heft_machine_memory(&machine);
+    heft_machine machine = HEFT_SIZED(heft_machine);
+    assert_int_equal(heft_machine_memory(&machine, NULL), HEFT_OK);
     assert_true(machine.bytes > 0);
     assert_non_null(machine.reason);
 }

@@ -159,7 +159,7 @@ static void compare_value(const char *what, const heft_model *model, const heft_
                 listed = listed || strcmp(report->initialized[k], parameter->name) == 0;
             }
             if (!listed && parameter->tied_to == i) {
-                fail_msg("%s: '%s' is not in the list of what was initialised", what, name);
+                fail_msg("%s: '%s' is not in the list of what was initialized", what, name);
             }
         }
     }
@@ -219,17 +219,21 @@ static void set_in_config(const char *key, const char *value)
 
 static heft_load_options read_arguments(const heft__json_value *root)
 {
-    heft_load_options options = {.class_name = heft__json_member(root, "class")->text};
+    static heft_checkpoint_options source; /* read before the next call */
+    source = HEFT_SIZED(heft_checkpoint_options);
+    heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .class_name = heft__json_member(root, "class")->text,
+                     .checkpoint = &source);
     const heft__json_value *kwargs = heft__json_member(root, "kwargs");
     for (const heft__json_value *one = kwargs->first; one; one = one->next) {
         if (strcmp(one->key, "dtype") == 0) {
             assert_int_equal(heft_dtype_parse(one->text, &options.dtype, NULL), HEFT_OK);
         } else if (strcmp(one->key, "use_safetensors") == 0) {
-            options.checkpoint.prefer = one->boolean ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
+            source.prefer = one->boolean ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
         } else if (strcmp(one->key, "variant") == 0) {
-            options.checkpoint.variant = one->text;
+            source.variant = one->text;
         } else if (strcmp(one->key, "subfolder") == 0) {
-            options.checkpoint.subfolder = one->text;
+            source.subfolder = one->text;
         } else if (strcmp(one->key, "ignore_mismatched_sizes") == 0) {
             options.ignore_mismatched_sizes = one->boolean;
         } else if (strcmp(one->key, "num_labels") == 0) {
@@ -339,7 +343,7 @@ static heft_status load_copy(bool strict, heft_model **model, heft_load_report *
                              heft_error *err)
 {
     char path[300];
-    const heft_load_options options = {.strict = strict};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .strict = strict);
     snprintf(path, sizeof path, "%s/at", folder);
     return heft_model_load(ctx, path, &options, model, report, err);
 }

@@ -35,71 +35,71 @@ static const char *in_folder(const char *name)
 static void only_regular_files_are_opened(void **state)
 {
     (void)state;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error err;
-    assert_int_equal(heft__source_open(ctx, in_folder("none"), &source, &err), HEFT_NOT_FOUND);
-    assert_int_equal(heft__source_open(ctx, folder, &source, &err), HEFT_UNSUPPORTED);
+    assert_int_equal(heft__input_open(ctx, in_folder("none"), &source, &err), HEFT_NOT_FOUND);
+    assert_int_equal(heft__input_open(ctx, folder, &source, &err), HEFT_UNSUPPORTED);
     assert_string_equal(err.message, "not a regular file but a folder");
     assert_int_equal(mkfifo(in_folder("fifo"), 0600), 0);
-    assert_int_equal(heft__source_open(ctx, in_folder("fifo"), &source, &err), HEFT_UNSUPPORTED);
-    assert_int_equal(heft__source_open(ctx, "/dev/zero", &source, &err), HEFT_UNSUPPORTED);
+    assert_int_equal(heft__input_open(ctx, in_folder("fifo"), &source, &err), HEFT_UNSUPPORTED);
+    assert_int_equal(heft__input_open(ctx, "/dev/zero", &source, &err), HEFT_UNSUPPORTED);
     assert_null(source);
 }
 
 static void reading_past_the_end_says_where(void **state)
 {
     (void)state;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error err;
     char bytes[16];
     test_write_file(folder, "f", "0123456789", 10);
-    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
-    assert_int_equal(heft__source_read(source, 8, bytes, 2, &err), HEFT_OK);
+    assert_int_equal(heft__input_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    assert_int_equal(heft__input_read(source, 8, bytes, 2, &err), HEFT_OK);
     assert_memory_equal(bytes, "89", 2);
-    assert_int_equal(heft__source_read(source, 8, bytes, 3, &err), HEFT_FORMAT);
+    assert_int_equal(heft__input_read(source, 8, bytes, 3, &err), HEFT_FORMAT);
     assert_int_equal(err.offset, 10);
-    assert_int_equal(heft__source_read(source, UINT64_MAX, bytes, 2, &err), HEFT_FORMAT);
-    heft__source_unref(source);
+    assert_int_equal(heft__input_read(source, UINT64_MAX, bytes, 2, &err), HEFT_FORMAT);
+    heft__input_unref(source);
 }
 
 static void a_file_that_shrinks_is_an_error_and_no_signal(void **state)
 {
     (void)state;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error err;
     const size_t size = 1 << 20;
     const uint8_t *base;
     char *bytes = calloc(1, size);
     test_write_file(folder, "f", bytes, size);
-    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
-    assert_int_equal(heft__source_map(source, &base, &err), HEFT_OK);
-    assert_int_equal(heft__source_touch(source, 0, size, &err), HEFT_OK);
+    assert_int_equal(heft__input_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    assert_int_equal(heft__input_map(source, &base, &err), HEFT_OK);
+    assert_int_equal(heft__input_touch(source, 0, size, &err), HEFT_OK);
     assert_int_equal(truncate(in_folder("f"), 5000), 0);
-    assert_int_equal(heft__source_read(source, 4000, bytes, 2000, &err), HEFT_IO);
+    assert_int_equal(heft__input_read(source, 4000, bytes, 2000, &err), HEFT_IO);
     assert_int_equal(err.offset, 5000);
-    assert_int_equal(heft__source_touch(source, 0, size, &err), HEFT_IO);
+    assert_int_equal(heft__input_touch(source, 0, size, &err), HEFT_IO);
     assert_int_equal(err.offset, 5000);
     assert_int_equal(heft__copy_mapped(bytes, base, size, &err), HEFT_IO);
-    heft__source_unref(source);
+    heft__input_unref(source);
     free(bytes);
 }
 
 static void a_parked_source_knows_its_file_again(void **state)
 {
     (void)state;
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     heft_error err;
     char bytes[4];
     test_write_file(folder, "f", "abcd", 4);
-    assert_int_equal(heft__source_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
-    heft__source_park(source);
-    assert_int_equal(heft__source_read(source, 0, bytes, 4, &err), HEFT_OK);
+    assert_int_equal(heft__input_open(ctx, in_folder("f"), &source, &err), HEFT_OK);
+    heft__input_park(source);
+    assert_int_equal(heft__input_read(source, 0, bytes, 4, &err), HEFT_OK);
     test_write_file(folder, "g", "efgh", 4);
     char other[512];
     snprintf(other, sizeof other, "%s", in_folder("g"));
     assert_int_equal(rename(other, in_folder("f")), 0);
-    assert_int_equal(heft__source_read(source, 0, bytes, 4, &err), HEFT_IO);
-    heft__source_unref(source);
+    assert_int_equal(heft__input_read(source, 0, bytes, 4, &err), HEFT_IO);
+    heft__input_unref(source);
 }
 
 static void put(heft__folder_writer *writer, const char *name, bool entry_point, const char *text)

@@ -247,7 +247,7 @@ static void specials_are_seen_at_every_position(void **state)
         for (size_t i = 0; i < COUNT(specials); i++) {
             char text[48];
             heft_error err;
-            memset(text, "!#[]"[i], sizeof text); /* the neighbours of '"' and '\\' */
+            memset(text, "!#[]"[i], sizeof text); /* the neighbors of '"' and '\\' */
             text[0] = '"';
             text[i % 2 ? 42 : 47] = '"';
             text[at] = (char)specials[i];
@@ -528,7 +528,7 @@ static void keys_that_occur_twice(void **state)
         uint64_t offset;
         const char *item;
     } rows[] = {
-        {"neighbours",           "{\"a\":1,\"a\":1}",                   7,   "a"},
+        {"neighbors",            "{\"a\":1,\"a\":1}",                   7,   "a"},
         {"spelt_in_two_ways",    "{\"a\":1,\"b\":2,\"\\u0061\":3}",     13,  "a"},
         {"empty",                "{\"\":1,\"b\":2,\"\":3}",             12,  "" },
         {"inside",               "[{\"x\":{\"k\":1,\"l\":2,\"l\":3}}]", 19,  "l"},

@@ -215,7 +215,7 @@ static void compare_save(const heft_model *model, const heft__json_value *save)
     heft_error err = {0};
     const heft__json_value *limit = heft__json_member(save, "max_shard_size"),
                            *files = heft__json_member(save, "files_in_file_order");
-    heft_save_options options = {.force = true};
+    heft_save_options options = HEFT_OPTIONS(heft_save_options, .force = true);
     options.natural_order = strcmp(text_of(save, "order"), "natural") == 0;
     test_expect_status(heft_size_parse(limit->text, &options.max_shard_bytes, &err), HEFT_OK, &err,
                        "size");
@@ -268,7 +268,8 @@ static void a_mixture_is_cut_between_its_experts(void **state)
     heft_model *model = test_make_model(ctx, heft__json_member(root, "config"),
                                         heft__json_member(root, "class")->text, HEFT_DTYPE_NONE,
                                         "full_mixtral_tiny");
-    const heft_save_options options = {.force = true, .max_shard_bytes = 20000};
+    const heft_save_options options =
+        HEFT_OPTIONS(heft_save_options, .force = true, .max_shard_bytes = 20000);
     test_expect_status(heft_model_save_random(model, folder, NULL, &options, &report, &err),
                        HEFT_OK, &err, "save");
     for (size_t i = 0; i < report->file_count; i++) {

@@ -58,8 +58,9 @@ static void make_checkpoint(const char *name, const char *class_name, heft_forma
 {
     heft_error err;
     heft_model *model = make_model(ctx, class_name);
-    heft_init_options init = {.seed = seed};
-    heft_save_options options = {.format = format, .max_shard_bytes = limit};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = seed);
+    heft_save_options options =
+        HEFT_OPTIONS(heft_save_options, .format = format, .max_shard_bytes = limit);
     test_expect_status(heft_model_save_random(model, at(name), &init, &options, NULL, &err),
                        HEFT_OK, &err, name);
     heft_model_free(model);
@@ -97,7 +98,7 @@ static void every_way_gives_the_same_values(void **state)
     (void)state;
     heft_error err;
     heft_model *made = make_model(ctx, "BertForMaskedLM");
-    heft_init_options init = {.seed = 7};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 7);
     test_expect_status(heft_model_init(made, &init, &err), HEFT_OK, &err, "init");
     static const struct {
         const char *name;
@@ -110,12 +111,14 @@ static void every_way_gives_the_same_values(void **state)
         {"pt2", HEFT_FORMAT_TORCH,       20000},
     };
     for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
-        heft_save_options save = {.format = rows[r].format, .max_shard_bytes = rows[r].limit};
+        heft_save_options save = HEFT_OPTIONS(heft_save_options, .format = rows[r].format,
+                                              .max_shard_bytes = rows[r].limit);
         test_expect_status(heft_model_save(made, at(rows[r].name), &save, NULL, &err), HEFT_OK,
                            &err, rows[r].name);
         for (int copy = 0; copy < 2; copy++) {
-            heft_load_options options = {
-                .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP, .strict = true, .touch = true};
+            heft_load_options options =
+                HEFT_OPTIONS(heft_load_options, .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP,
+                             .strict = true, .touch = true);
             heft_load_report *report = NULL;
             heft_model *model = load(rows[r].name, &options, &report);
             expect_equal(made, model, rows[r].name);
@@ -130,7 +133,7 @@ static void every_way_gives_the_same_values(void **state)
                    *other = make_model(ctx, "BertForMaskedLM");
         test_expect_status(heft_model_load_sharded(again, at(rows[r].name), true, NULL, &err),
                            HEFT_OK, &err, "into");
-        heft_init_options other_seed = {.seed = 8};
+        heft_init_options other_seed = HEFT_OPTIONS(heft_init_options, .seed = 8);
         test_expect_status(heft_model_init(again, &init, &err), HEFT_OK, &err, "transient buffers");
         test_expect_status(heft_model_init(other, &other_seed, &err), HEFT_OK, &err, "other");
         test_expect_status(heft_model_load_sharded(other, at(rows[r].name), true, NULL, &err),
@@ -150,7 +153,7 @@ static void a_random_save_is_the_same_as_init_and_save(void **state)
     size_t a_bytes, b_bytes;
     make_checkpoint("streamed", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 42);
     heft_model *model = make_model(ctx, "BertModel");
-    heft_init_options init = {.seed = 42};
+    heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 42);
     test_expect_status(heft_model_init(model, &init, &err), HEFT_OK, &err, "init");
     test_expect_status(heft_model_save(model, at("held"), NULL, NULL, &err), HEFT_OK, &err, "save");
     char *a = test_read_file(at("streamed/model.safetensors"), &a_bytes);
@@ -168,8 +171,8 @@ static void base_into_head_and_head_into_base(void **state)
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
     make_checkpoint("head", "BertForMaskedLM", HEFT_FORMAT_SAFETENSORS, 0, 1);
-    heft_load_options as_head = {.class_name = "BertForMaskedLM"},
-                      as_base = {.class_name = "BertModel"};
+    heft_load_options as_head = HEFT_OPTIONS(heft_load_options, .class_name = "BertForMaskedLM"),
+                      as_base = HEFT_OPTIONS(heft_load_options, .class_name = "BertModel");
     heft_model *model = load("base", &as_head, &report);
     assert_int_equal(report->unexpected_count, 2); /* the pooler */
     assert_string_equal(report->unexpected[0], "pooler.dense.bias");
@@ -193,7 +196,8 @@ static void strict_and_shapes_are_refused_with_a_report(void **state)
     heft_model *model = NULL;
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
-    heft_load_options strict = {.class_name = "BertForSequenceClassification", .strict = true};
+    heft_load_options strict = HEFT_OPTIONS(
+        heft_load_options, .class_name = "BertForSequenceClassification", .strict = true);
     assert_int_equal(heft_model_load(ctx, at("base"), &strict, &model, &report, &err),
                      HEFT_MISMATCH);
     assert_null(model);
@@ -209,7 +213,7 @@ static void strict_and_shapes_are_refused_with_a_report(void **state)
     assert_non_null(strstr(err.message, "shape [120, 32] in file, [130, 32] in model"));
     assert_int_equal(report->mismatched_count, 1);
     heft_load_report_free(report);
-    heft_load_options ignore = {.ignore_mismatched_sizes = true};
+    heft_load_options ignore = HEFT_OPTIONS(heft_load_options, .ignore_mismatched_sizes = true);
     model = load("base", &ignore, &report);
     assert_int_equal(report->mismatched_count, 1);
     assert_int_equal(report->missing_count, 0);
@@ -226,7 +230,7 @@ static void casts_happen_while_loading(void **state)
     make_checkpoint("f32", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 5);
     heft_model *exact = load("f32", NULL, NULL);
     for (size_t d = 0; d < 3; d++) {
-        heft_load_options options = {.dtype = dtypes[d]};
+        heft_load_options options = HEFT_OPTIONS(heft_load_options, .dtype = dtypes[d]);
         heft_load_report *report = NULL;
         heft_model *model = load("f32", &options, &report);
         assert_int_equal(report->dtype, dtypes[d]);
@@ -254,8 +258,9 @@ static heft_status load_and_save(heft_ctx *with, void *user, heft_error *err)
 {
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    heft_load_options copy = {.mode = HEFT_LOAD_COPY};
-    heft_save_options options = {.force = true, .max_shard_bytes = 30000};
+    heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
+    heft_save_options options =
+        HEFT_OPTIONS(heft_save_options, .force = true, .max_shard_bytes = 30000);
     heft_status status =
         heft_model_load(with, at("base"), user ? user : &copy, &model, &report, err);
     if (status == HEFT_OK) {
@@ -269,7 +274,8 @@ static heft_status load_and_save(heft_ctx *with, void *user, heft_error *err)
 static void memory_can_run_out_anywhere(void **state)
 {
     (void)state;
-    heft_load_options map = {.mode = HEFT_LOAD_MAP, .class_name = "BertForMaskedLM"};
+    heft_load_options map =
+        HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP, .class_name = "BertForMaskedLM");
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 30000, 1);
     test_oom_sweep(load_and_save, NULL);
     test_oom_sweep(load_and_save, &map);
@@ -284,7 +290,8 @@ static void loading_takes_the_model_and_little_more(void **state)
     for (int copy = 0; copy < 2; copy++) {
         test_heap heap = {.fail_at = -1};
         heft_ctx *counted = test_ctx_new(&heap);
-        heft_load_options options = {.mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP};
+        heft_load_options options =
+            HEFT_OPTIONS(heft_load_options, .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP);
         test_expect_status(heft_model_load(counted, at("base"), &options, &model, NULL, &err),
                            HEFT_OK, &err, "load");
         uint64_t bytes = heft_model_bytes(model), metadata = 256 << 10;

@@ -21,7 +21,8 @@ static const char config_text[] =
 static void make_checkpoint(const char *name, heft_format format)
 {
     heft_error err = {0};
-    const heft_save_options options = {.format = format, .max_shard_bytes = 200000};
+    const heft_save_options options =
+        HEFT_OPTIONS(heft_save_options, .format = format, .max_shard_bytes = 200000);
     heft_model *model = test_model_from_text(ctx, config_text, "BertModel");
     test_expect_status(heft_model_save_random(model, at(name), NULL, &options, NULL, &err), HEFT_OK,
                        &err, name);
@@ -67,12 +68,11 @@ static const struct {
 
 static heft_load_options options_of(size_t row)
 {
-    return (heft_load_options){.class_name = rows[row].class_name,
-                               .mode = rows[row].mode,
-                               .dtype = rows[row].dtype,
-                               .device_of = rows[row].device_of,
-                               .device_user = (void *)(uintptr_t)rows[row].device,
-                               .offload_folder = rows[row].offload ? at(rows[row].offload) : NULL};
+    return HEFT_OPTIONS(heft_load_options, .class_name = rows[row].class_name,
+                        .mode = rows[row].mode, .dtype = rows[row].dtype,
+                        .device_of = rows[row].device_of,
+                        .device_user = (void *)(uintptr_t)rows[row].device,
+                        .offload_folder = rows[row].offload ? at(rows[row].offload) : NULL);
 }
 
 /* Bytes of parameters with memory of the model's own, or in the shared copy. */
@@ -93,7 +93,7 @@ static void what_is_told_is_what_is_taken(void **state)
     (void)state;
     for (size_t i = 0; i < ROWS; i++) {
         const heft_load_options options = options_of(i);
-        heft_load_needs needs;
+        heft_load_needs needs = HEFT_SIZED(heft_load_needs);
         heft_model *model = NULL;
         heft_load_report *report = NULL;
         heft_error err = {0};
@@ -123,7 +123,7 @@ static void what_is_told_is_what_is_taken(void **state)
 static void a_config_alone_is_enough(void **state)
 {
     (void)state;
-    heft_load_needs alone, with;
+    heft_load_needs alone = HEFT_SIZED(heft_load_needs), with = alone;
     heft_error err = {0};
     for (size_t i = 0; i < ROWS; i++) {
         const heft_load_options options = options_of(i);
@@ -143,9 +143,10 @@ static void a_config_alone_is_enough(void **state)
 static void other_devices_are_away(void **state)
 {
     (void)state;
-    heft_load_needs needs, all;
+    heft_load_needs needs = HEFT_SIZED(heft_load_needs), all = needs;
     heft_error err = {0};
-    heft_load_options options = {.device_of = middle_on, .device_user = (void *)(uintptr_t)&gpu};
+    heft_load_options options = HEFT_OPTIONS(heft_load_options, .device_of = middle_on,
+                                             .device_user = (void *)(uintptr_t)&gpu);
     static const char *const paths[] = {"st", "st/config.json"};
     for (size_t i = 0; i < 2; i++) {
         test_expect_status(heft_model_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK,
@@ -163,7 +164,7 @@ static heft_status tell_once(heft_ctx *with, void *user, heft_error *err)
 {
     const size_t row = *(const size_t *)user;
     const heft_load_options options = options_of(row);
-    heft_load_needs needs;
+    heft_load_needs needs = HEFT_SIZED(heft_load_needs);
     const heft_status status = heft_model_needs(with, at(rows[row].from), &options, &needs, err);
     return status == HEFT_OK && !rows[row].class_name && rows[row].dtype == HEFT_DTYPE_NONE
                ? heft_model_needs(with, at("st/config.json"), &options, &needs, err)
@@ -181,11 +182,11 @@ static void memory_can_run_out_anywhere(void **state)
 static void what_cannot_be_is_refused(void **state)
 {
     (void)state;
-    heft_load_needs needs;
+    heft_load_needs needs = HEFT_SIZED(heft_load_needs);
     heft_error err = {0};
     static const int32_t none = HEFT_DEVICE_NONE;
-    const heft_load_options nowhere = {.device_of = middle_on,
-                                       .device_user = (void *)(uintptr_t)&none};
+    const heft_load_options nowhere = HEFT_OPTIONS(heft_load_options, .device_of = middle_on,
+                                                   .device_user = (void *)(uintptr_t)&none);
     assert_int_equal(heft_model_needs(ctx, NULL, NULL, &needs, &err), HEFT_INVALID_ARG);
     assert_int_equal(heft_model_needs(ctx, at("st"), NULL, NULL, &err), HEFT_INVALID_ARG);
     assert_int_equal(heft_model_needs(ctx, at("none"), NULL, &needs, &err), HEFT_NOT_FOUND);

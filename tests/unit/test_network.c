@@ -46,7 +46,8 @@ static heft_model *load(const char *name, heft_load_mode mode, heft_dtype dtype,
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options = {.mode = mode, .dtype = dtype, .strict = true, .touch = true};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = mode, .dtype = dtype,
+                                                   .strict = true, .touch = true);
     test_expect_status(heft_model_load(ctx, at(name), &options, &model, report, &err), HEFT_OK,
                        &err, name);
     return model;
@@ -139,12 +140,12 @@ static void direct_reads_are_reads(void **state)
     static uint8_t bytes[SIZE];
     static _Alignas(HEFT__DIRECT_BLOCK) uint8_t memory[SIZE + 2 * HEFT__DIRECT_BLOCK];
     heft_error err = {0};
-    heft__source *source = NULL;
+    heft__input *source = NULL;
     for (size_t i = 0; i < SIZE; i++) {
         bytes[i] = (uint8_t)(i * 31 + i / 251);
     }
     test_write_file(folder, "bytes", bytes, SIZE);
-    test_expect_status(heft__source_open(ctx, at("bytes"), &source, &err), HEFT_OK, &err, "open");
+    test_expect_status(heft__input_open(ctx, at("bytes"), &source, &err), HEFT_OK, &err, "open");
     static const size_t offsets[] = {0, 1, 511, 4095, 4096, 4097, 8192, SIZE - 1, SIZE};
     static const size_t lengths[] = {0, 1, 4095, 4096, 4097, 8191, 8192, 8193, 12288, SIZE};
     for (size_t o = 0; o < sizeof offsets / sizeof offsets[0]; o++) {
@@ -154,7 +155,7 @@ static void direct_reads_are_reads(void **state)
                 uint8_t *dst = memory + offsets[o] % HEFT__DIRECT_BLOCK + k % 2;
                 memset(memory, 0xee, sizeof memory);
                 heft_status status =
-                    heft__source_read_direct(source, offsets[o], dst, lengths[l], spill, &err);
+                    heft__input_read_direct(source, offsets[o], dst, lengths[l], spill, &err);
                 if (offsets[o] + lengths[l] > SIZE) {
                     assert_int_equal(status, HEFT_FORMAT);
                     continue;
@@ -166,9 +167,9 @@ static void direct_reads_are_reads(void **state)
         }
     }
     assert_int_equal(truncate(at("bytes"), 5000), 0);
-    assert_int_equal(heft__source_read_direct(source, 0, memory, SIZE, false, &err), HEFT_IO);
+    assert_int_equal(heft__input_read_direct(source, 0, memory, SIZE, false, &err), HEFT_IO);
     assert_int_equal(err.offset, 5000);
-    heft__source_unref(source);
+    heft__input_unref(source);
 }
 
 static int set_up(void **state)

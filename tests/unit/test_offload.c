@@ -128,7 +128,8 @@ static void golden_tensors_come_in_and_go_out(void **state)
     }
     heft_checkpoint_close(ckpt);
     /* and out again, each file byte for byte */
-    const heft_convert_options options = {.format = HEFT_FORMAT_OFFLOAD, .force = true};
+    const heft_convert_options options =
+        HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD, .force = true);
     test_expect_status(heft_checkpoint_convert(ctx, folder, other, &options, NULL, &err), HEFT_OK,
                        &err, other);
     assert_int_equal(test_count_entries(other), 19);
@@ -330,7 +331,9 @@ static void limits_are_kept(void **state)
     /* clang-format on */
     assert_int_equal(sizeof text - 1, 70);
     for (size_t i = 0; i < COUNT(rows); i++) {
-        const heft_ctx_options options = {.limits = rows[i].limits};
+        heft_limits limits = rows[i].limits;
+        limits.struct_size = sizeof limits;
+        const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .limits = &limits);
         heft_ctx *limited = heft_ctx_new(&options);
         heft__offload_index index;
         heft_error err;
@@ -507,7 +510,8 @@ static void two_names_on_one_tensor(void **state)
     assert_int_equal(heft_checkpoint_total_bytes(ckpt), 8);
     heft_checkpoint_close(ckpt);
     /* out: each name has its bytes, in the index's order */
-    const heft_convert_options options = {.format = HEFT_FORMAT_OFFLOAD};
+    const heft_convert_options options =
+        HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD);
     heft_write_report *report = NULL;
     test_expect_status(heft_checkpoint_convert(ctx, folder, other, &options, &report, &err),
                        HEFT_OK, &err, "convert");
@@ -549,7 +553,8 @@ static void what_cannot_be_written_is_refused_before_anything_is(void **state)
 static heft_status open_and_convert(heft_ctx *with, void *user, heft_error *err)
 {
     (void)user;
-    heft_convert_options options = {.format = HEFT_FORMAT_OFFLOAD, .force = true};
+    heft_convert_options options =
+        HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD, .force = true);
     heft_checkpoint *ckpt = NULL;
     uint8_t byte[8];
     heft_status status = heft_checkpoint_open(with, folder, NULL, &ckpt, err);
@@ -571,7 +576,7 @@ static heft_status open_and_convert(heft_ctx *with, void *user, heft_error *err)
 static heft_status verify_it(heft_ctx *with, void *user, heft_error *err)
 {
     (void)user;
-    const heft_verify_options options = {.deep = true};
+    const heft_verify_options options = HEFT_OPTIONS(heft_verify_options, .deep = true);
     heft_verify_report *report = NULL;
     heft_status status = heft_checkpoint_verify(with, folder, &options, &report, err);
     if (status == HEFT_OK) {

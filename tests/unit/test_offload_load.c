@@ -22,7 +22,8 @@ static void make_checkpoint(const char *name, heft_format format, uint64_t shard
         "\"num_attention_heads\":2,\"intermediate_size\":24,\"vocab_size\":30,"
         "\"max_position_embeddings\":10,\"dtype\":\"float32\",\"architectures\":[\"BertModel\"]}";
     heft_error err = {0};
-    const heft_save_options options = {.format = format, .max_shard_bytes = shard_bytes};
+    const heft_save_options options =
+        HEFT_OPTIONS(heft_save_options, .format = format, .max_shard_bytes = shard_bytes);
     heft_model *model = test_model_from_text(ctx, config, "BertModel");
     test_expect_status(heft_model_save_random(model, at(name), NULL, &options, NULL, &err), HEFT_OK,
                        &err, name);
@@ -60,12 +61,10 @@ static const struct {
 
 static heft_load_options options_of(size_t row, const char *to)
 {
-    return (heft_load_options){.class_name = rows[row].class_name,
-                               .dtype = rows[row].dtype,
-                               .seed = 5,
-                               .touch = true,
-                               .device_of = rows[row].all ? all_on_disk : layers_on_disk,
-                               .offload_folder = to};
+    return HEFT_OPTIONS(heft_load_options, .class_name = rows[row].class_name,
+                        .dtype = rows[row].dtype, .seed = 5, .touch = true,
+                        .device_of = rows[row].all ? all_on_disk : layers_on_disk,
+                        .offload_folder = to);
 }
 
 static void expect_equal(const heft_model *placed, const heft_model *whole, bool all,
@@ -100,10 +99,9 @@ static void values_are_those_without_a_folder(void **state)
             heft_model *placed = NULL, *whole = NULL;
             heft_load_report *report = NULL;
             heft_load_options options = options_of(i, at(rows[i].name));
-            heft_load_options copy = {.class_name = rows[i].class_name,
-                                      .dtype = rows[i].dtype,
-                                      .seed = 5,
-                                      .mode = HEFT_LOAD_COPY};
+            heft_load_options copy =
+                HEFT_OPTIONS(heft_load_options, .class_name = rows[i].class_name,
+                             .dtype = rows[i].dtype, .seed = 5, .mode = HEFT_LOAD_COPY);
             test_expect_status(
                 heft_model_load(ctx, at(rows[i].from), &options, &placed, &report, &err), HEFT_OK,
                 &err, rows[i].name);
@@ -179,7 +177,8 @@ static void cancelled_in_the_middle(void **state)
     for (int pieces = 1; pieces < 20; pieces += 6) {
         int left = pieces;
         size_t row = 3;
-        const heft_ctx_options options = {.progress = stop_offloading, .progress_user = &left};
+        const heft_ctx_options options =
+            HEFT_OPTIONS(heft_ctx_options, .progress = stop_offloading, .progress_user = &left);
         heft_ctx *with = heft_ctx_new(&options);
         heft_error err;
         const size_t before = test_count_entries(folder);
@@ -193,7 +192,7 @@ static void cancelled_in_the_middle(void **state)
 static void a_folder_without_a_map_is_refused(void **state)
 {
     (void)state;
-    const heft_load_options options = {.offload_folder = at("new")};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .offload_folder = at("new"));
     heft_model *model = NULL;
     heft_error err;
     test_expect_status(heft_model_load(ctx, at("st"), &options, &model, NULL, &err),
@@ -206,7 +205,8 @@ static int set_up(void **state)
 {
     (void)state;
     heft_error err;
-    const heft_convert_options offload = {.format = HEFT_FORMAT_OFFLOAD};
+    const heft_convert_options offload =
+        HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD);
     test_folder_make(folder);
     ctx = heft_ctx_new(NULL);
     make_checkpoint("st", HEFT_FORMAT_SAFETENSORS, 8000);

@@ -69,8 +69,8 @@ static const heft_budget thirds[] = {
 
 static heft_plan_options options_of(int strategy)
 {
-    return (heft_plan_options){
-        .strategy = (heft_strategy)strategy, .budgets = thirds, .budget_count = 3};
+    return HEFT_OPTIONS(heft_plan_options, .strategy = (heft_strategy)strategy, .budgets = thirds,
+                        .budget_count = 3);
 }
 
 static void plans_a_hundred_thousand_side_by_side(void **state)
@@ -121,8 +121,9 @@ static void plans_ever_smaller_modules(void **state)
         {0,               1e9},
         {HEFT_DEVICE_CPU, 1e9}
     };
-    const heft_plan_options options = {
-        .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets, .budget_count = 2};
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets,
+                     .budget_count = 2);
     for (uint32_t i = 0; i < MANY; i++) {
         tree->tensors[i].elems = MANY - i;
     }
@@ -150,7 +151,8 @@ static void a_plan_can_be_stopped(void **state)
     for (int strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST; strategy++) {
         for (int most = 0; most <= 2; most += 2) {
             struct patience patience = {.most = most};
-            const heft_ctx_options how = {.progress = look, .progress_user = &patience};
+            const heft_ctx_options how =
+                HEFT_OPTIONS(heft_ctx_options, .progress = look, .progress_user = &patience);
             const heft_plan_options options = options_of(strategy);
             heft_ctx *with = heft_ctx_new(&how);
             heft_plan *plan = NULL;
@@ -212,10 +214,9 @@ static void fallback_allocation_ends(void **state)
         {1,               14},
         {HEFT_DEVICE_CPU, 22}
     };
-    const heft_plan_options options = {.strategy = HEFT_STRATEGY_SEQUENTIAL,
-                                       .budgets = budgets,
-                                       .budget_count = 3,
-                                       .fallback_allocation = true};
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets,
+                     .budget_count = 3, .fallback_allocation = true);
     heft_plan *plan = plan_of(tree_of(paths, 4, rows, 5), &options);
     double sum = 0;
     for (int32_t device = HEFT_DEVICE_DISK; device < 2; device++) {
@@ -234,11 +235,9 @@ static double total_with(const heft_model *model, heft_dtype dtype, const heft_m
                          size_t count)
 {
     const heft_budget disk = {HEFT_DEVICE_DISK, (double)INFINITY};
-    const heft_plan_options options = {.budgets = &disk,
-                                       .budget_count = 1,
-                                       .dtype = dtype,
-                                       .dtypes = dtypes,
-                                       .dtype_count = count};
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .budgets = &disk, .budget_count = 1, .dtype = dtype,
+                     .dtypes = dtypes, .dtype_count = count);
     heft_plan *plan = NULL;
     heft_error err = {0};
     test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_OK, &err, "plan");
@@ -296,7 +295,8 @@ static void names_of_nothing_are_refused(void **state)
     };
     heft_model *model = test_model_from_text(ctx, llama, "LlamaForCausalLM");
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        const heft_plan_options options = {.dtypes = &rows[i].dtype, .dtype_count = 1};
+        const heft_plan_options options =
+            HEFT_OPTIONS(heft_plan_options, .dtypes = &rows[i].dtype, .dtype_count = 1);
         heft_plan *plan = NULL;
         heft_error err = {0};
         test_expect_status(heft_plan_new(model, &options, &plan, &err), rows[i].status, &err,
@@ -333,8 +333,9 @@ static void ties_across_devices_are_told(void **state)
         {1,               30  },
         {HEFT_DEVICE_CPU, 1000}
     };
-    const heft_plan_options options = {
-        .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets, .budget_count = 3};
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_SEQUENTIAL, .budgets = budgets,
+                     .budget_count = 3);
     static const char *const paths[] = {"", "m0", "am0", "x"};
     static const struct row rows[] = {
         {"m0.weight",  1, 0, 20},
@@ -408,8 +409,8 @@ static void check_family(const char *what, heft_model *model)
     for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
         for (heft_strategy strategy = HEFT_STRATEGY_AUTO; strategy <= HEFT_STRATEGY_BEST;
              strategy++) {
-            const heft_plan_options options = {
-                .strategy = strategy, .budgets = shares[i], .budget_count = 3};
+            const heft_plan_options options = HEFT_OPTIONS(heft_plan_options, .strategy = strategy,
+                                                           .budgets = shares[i], .budget_count = 3);
             check_family_plan(what, model, &options);
         }
     }
@@ -425,7 +426,7 @@ static void every_family_can_be_planned(void **state)
 /* ---- the rest: a run for the processor, with room to bring in the others ------------------------ */
 #define REST_MOST 7
 
-/* What is held at once when two neighbours among those on the disk are, or one; a tensor once. */
+/* What is held at once when two neighbors among those on the disk are, or one; a tensor once. */
 static double held_at_once(const heft__rest_unit *units, size_t count, size_t first, size_t end,
                            bool lone)
 {
@@ -509,8 +510,8 @@ static void best_tells_of_buffers(void **state)
         {0,               50 },
         {HEFT_DEVICE_CPU, 100}
     };
-    heft_plan_options options = {
-        .strategy = HEFT_STRATEGY_BEST, .budgets = budgets, .budget_count = 2};
+    heft_plan_options options = HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_BEST,
+                                             .budgets = budgets, .budget_count = 2);
     tree->tensors[0].buffer = tree->tensors[1].buffer = true;
     heft_plan *plan = plan_of(tree, &options);
     assert_non_null(strstr(heft_plan_warning(plan, 0), "requires 40 bytes of buffer"));
@@ -536,15 +537,10 @@ static heft_status plan_with_all(heft_ctx *with, void *user, heft_error *err)
         {"norm.weight", HEFT_DTYPE_F16}
     };
     static const char *const no_split[] = {"self_attn"};
-    const heft_plan_options options = {.strategy = *(const heft_strategy *)user,
-                                       .budgets = budgets,
-                                       .budget_count = 3,
-                                       .dtype = HEFT_DTYPE_F16,
-                                       .no_split = no_split,
-                                       .no_split_count = 1,
-                                       .dtypes = dtypes,
-                                       .dtype_count = 2,
-                                       .fallback_allocation = true};
+    const heft_plan_options options = HEFT_OPTIONS(
+        heft_plan_options, .strategy = *(const heft_strategy *)user, .budgets = budgets,
+        .budget_count = 3, .dtype = HEFT_DTYPE_F16, .no_split = no_split, .no_split_count = 1,
+        .dtypes = dtypes, .dtype_count = 2, .fallback_allocation = true);
     heft_config *config = NULL;
     heft_model *model = NULL;
     heft_plan *plan = NULL;

@@ -72,7 +72,7 @@ static void philox_known_answers(void **state)
     heft__lanes_force(-1);
 }
 
-/* These never change: a model initialised today and in a later version must be the same. */
+/* These never change: a model initialized today and in a later version must be the same. */
 static void values_are_pinned(void **state)
 {
     (void)state;

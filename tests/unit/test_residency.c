@@ -42,11 +42,9 @@ static int32_t layers_on_disk(void *user, const char *name)
 static heft_status load_into(heft_ctx *with, int32_t device, heft_dtype dtype, const char *offload,
                              heft_model **model, heft_error *err)
 {
-    heft_load_options options = {.device_of = layers_on_disk,
-                                 .device_user = &device,
-                                 .strict = true,
-                                 .dtype = dtype,
-                                 .offload_folder = offload};
+    heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .device_of = layers_on_disk, .device_user = &device,
+                     .strict = true, .dtype = dtype, .offload_folder = offload);
     return heft_model_load(with, at("model"), &options, model, NULL, err);
 }
 
@@ -57,7 +55,8 @@ static heft_status load_with(int32_t device, heft_dtype dtype, heft_model **mode
 
 static heft_residency *make_residency(const heft_model *model, uint64_t budget)
 {
-    const heft_residency_options options = {.budget_bytes = budget};
+    const heft_residency_options options =
+        HEFT_OPTIONS(heft_residency_options, .budget_bytes = budget);
     heft_residency *residency = NULL;
     heft_error err = {0};
     test_expect_status(heft_residency_new(model, &options, &residency, &err), HEFT_OK, &err,
@@ -145,7 +144,8 @@ static void modules_come_and_go(void **state)
     for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         heft_error err = {0};
         heft_model *model = NULL, *whole = NULL;
-        const heft_load_options copy = {.mode = HEFT_LOAD_COPY, .dtype = rows[row].dtype};
+        const heft_load_options copy =
+            HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY, .dtype = rows[row].dtype);
         const char *offload = rows[row].offload ? at(rows[row].offload) : NULL;
         test_expect_status(load_into(ctx, HEFT_DEVICE_DISK, rows[row].dtype, offload, &model, &err),
                            HEFT_OK, &err, rows[row].name);
@@ -167,8 +167,8 @@ static void modules_come_and_go(void **state)
                 assert_null(heft_residency_tensor(residency, block->parameters[0]));
             }
         }
-        heft_residency_facts facts;
-        heft_residency_tell(residency, &facts);
+        heft_residency_facts facts = HEFT_SIZED(heft_residency_facts);
+        assert_int_equal(heft_residency_tell(residency, &facts, NULL), HEFT_OK);
         assert_int_equal(facts.ahead + facts.waited, 16);
         assert_true(facts.peak_bytes <= facts.budget_bytes);
         const uint64_t seen = facts.read_bytes + facts.mapped_bytes;
@@ -192,7 +192,7 @@ static void any_order(void **state)
     (void)state;
     heft_error err = {0};
     heft_model *model = NULL, *whole = NULL;
-    const heft_load_options copy = {.mode = HEFT_LOAD_COPY};
+    const heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
     test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err,
                        "placed");
     test_expect_status(heft_model_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK, &err,
@@ -224,7 +224,8 @@ static void what_has_no_room_is_refused(void **state)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_residency *residency = NULL;
-    const heft_residency_options small = {.budget_bytes = LAYER_BYTES / 2};
+    const heft_residency_options small =
+        HEFT_OPTIONS(heft_residency_options, .budget_bytes = LAYER_BYTES / 2);
     test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err,
                        "placed");
     assert_int_equal(heft_residency_new(model, &small, &residency, &err), HEFT_LIMIT);
@@ -301,9 +302,12 @@ static void compare_family(const char *what, heft_model *model, heft_format form
 {
     heft_error err = {0};
     heft_model *placed = NULL, *whole = NULL;
-    const heft_save_options save = {.format = format, .max_shard_bytes = 50000};
-    const heft_load_options copy = {.mode = HEFT_LOAD_COPY, .dtype = dtype},
-                            place = {.device_of = all_on_disk, .dtype = dtype};
+    const heft_save_options save =
+        HEFT_OPTIONS(heft_save_options, .format = format, .max_shard_bytes = 50000);
+    const heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY,
+                                                .dtype = dtype),
+                            place = HEFT_OPTIONS(heft_load_options, .device_of = all_on_disk,
+                                                 .dtype = dtype);
     test_expect_status(heft_model_save_random(model, at("family"), NULL, &save, NULL, &err),
                        HEFT_OK, &err, what);
     test_expect_status(heft_model_load(ctx, at("family"), &copy, &whole, NULL, &err), HEFT_OK, &err,
@@ -349,8 +353,9 @@ static void every_family_comes_in_as_it_is(void **state)
 static heft_status bring_one(heft_ctx *with, void *user, heft_error *err)
 {
     const heft_dtype dtype = *(const heft_dtype *)user;
-    const heft_residency_options options = {
-        .budget_bytes = dtype == HEFT_DTYPE_BF16 ? LAYER_BYTES / 2 : LAYER_BYTES};
+    const heft_residency_options options =
+        HEFT_OPTIONS(heft_residency_options,
+                     .budget_bytes = dtype == HEFT_DTYPE_BF16 ? LAYER_BYTES / 2 : LAYER_BYTES);
     heft_model *model = NULL;
     heft_residency *residency = NULL;
     heft_status status = load_into(with, HEFT_DEVICE_DISK, dtype, NULL, &model, err);
@@ -389,7 +394,8 @@ static void cancelled_in_the_middle(void **state)
 {
     (void)state;
     int left = 4;
-    const heft_ctx_options options = {.progress = stop_bringing, .progress_user = &left};
+    const heft_ctx_options options =
+        HEFT_OPTIONS(heft_ctx_options, .progress = stop_bringing, .progress_user = &left);
     heft_ctx *with = heft_ctx_new(&options);
     heft_model *model = NULL;
     heft_error err = {0};

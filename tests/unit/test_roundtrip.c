@@ -354,7 +354,8 @@ static void expect_checkpoint(const char *path, uint64_t limit)
 
 static void convert(const char *src, const char *dst, heft_format format, uint64_t limit)
 {
-    const heft_convert_options options = {.format = format, .max_shard_bytes = limit};
+    const heft_convert_options options =
+        HEFT_OPTIONS(heft_convert_options, .format = format, .max_shard_bytes = limit);
     heft_error err = {0};
     heft_status status = heft_checkpoint_convert(ctx, src, dst, &options, NULL, &err);
     if (status != HEFT_OK) {
@@ -415,7 +416,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_checkpoints_come_through),
     };
-    const heft_ctx_options options = {.threads = 2, .staging_bytes = 4096};
+    const heft_ctx_options options =
+        HEFT_OPTIONS(heft_ctx_options, .threads = 2, .staging_bytes = 4096);
     ctx = heft_ctx_new(&options);
     test_folder_make(folder);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -329,7 +329,9 @@ static void limits_are_kept(void **state)
     };
     /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {
-        const heft_ctx_options options = {.limits = rows[i].limits};
+        heft_limits limits = rows[i].limits;
+        limits.struct_size = sizeof limits;
+        const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .limits = &limits);
         heft_ctx *limited = heft_ctx_new(&options);
         heft__shard_index index;
         heft_error err;

@@ -26,8 +26,8 @@ static void make_checkpoint(const char *name, uint64_t seed)
         "\"max_position_embeddings\":40,\"dtype\":\"float32\"}";
     heft_error err = {0};
     heft_model *model = test_model_from_text(ctx, tiny, "BertModel");
-    const heft_init_options init = {.seed = seed};
-    const heft_save_options save = {.force = true};
+    const heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = seed);
+    const heft_save_options save = HEFT_OPTIONS(heft_save_options, .force = true);
     test_expect_status(heft_model_save_random(model, at(name), &init, &save, NULL, &err), HEFT_OK,
                        &err, name);
     heft_model_free(model);
@@ -38,7 +38,8 @@ static heft_model *load(const char *name, heft_load_mode mode, bool *joined)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    const heft_load_options options = {.mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true};
+    const heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true);
     test_expect_status(heft_model_load(ctx, at(name), &options, &model, &report, &err), HEFT_OK,
                        &err, name);
     if (mode == HEFT_LOAD_SHARED) {

@@ -412,7 +412,8 @@ static heft_status build_odd(heft_ctx *own, const heft_config *config, heft_dtyp
 static void the_builder_has_limits(void **state)
 {
     (void)state;
-    static const heft_ctx_options options = {.limits = {.tensors = 100}};
+    const heft_ctx_options options =
+        HEFT_OPTIONS(heft_ctx_options, .limits = &HEFT_OPTIONS(heft_limits, .tensors = 100));
     static const struct {
         const char *name;
         void (*build)(heft__skeleton *s);

@@ -283,7 +283,7 @@ static heft_ctx *scarce_ctx(struct scarce *scarce)
 {
     *scarce = (struct scarce){.fail_at = SIZE_MAX};
     heft_allocator allocator = {scarce_alloc, NULL, scarce_free, scarce};
-    heft_ctx *ctx = heft_ctx_new(&(heft_ctx_options){.allocator = &allocator});
+    heft_ctx *ctx = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .allocator = &allocator));
     assert_non_null(ctx);
     return ctx;
 }

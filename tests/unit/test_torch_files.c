@@ -55,12 +55,12 @@ static heft__json_value *load_sidecar(heft__arena *arena, const char *folder, co
 static heft_status open_bytes(heft_ctx *on, const uint8_t *bytes, size_t length, heft__file **file,
                               heft_error *err)
 {
-    heft__source *source = NULL;
-    heft_status status = heft__source_from_bytes(on, "memory", bytes, length, &source, err);
+    heft__input *source = NULL;
+    heft_status status = heft__input_from_bytes(on, "memory", bytes, length, &source, err);
     if (status == HEFT_OK) {
         status = heft__file_open(on, source, file, err);
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     return status;
 }
 
@@ -385,7 +385,7 @@ static void fake_file(heft__file *file, heft__file_storage *storage, const uint8
     heft_error err;
     *storage = (heft__file_storage){.offset = 3, .bytes = length - 3, .stored_bytes = length - 3};
     *file = (heft__file){.storages = storage, .storage_count = 1};
-    assert_int_equal(heft__source_from_bytes(ctx, "memory", bytes, length, &file->source, &err),
+    assert_int_equal(heft__input_from_bytes(ctx, "memory", bytes, length, &file->source, &err),
                      HEFT_OK);
 }
 
@@ -448,7 +448,7 @@ static void strided_views_read_as_they_are_defined(void **state)
         free(found);
         free(expected);
     }
-    heft__source_unref(file.source);
+    heft__input_unref(file.source);
     free(bytes);
 }
 
@@ -482,7 +482,7 @@ static void transposed_matrix(void **state)
         assert_memory_equal(found, expected, tensor.size_bytes);
         free(found);
     }
-    heft__source_unref(file.source);
+    heft__input_unref(file.source);
     free(bytes);
     free(expected);
 }

@@ -32,7 +32,8 @@ static const char model_config[] =
 
 static heft_ctx *make_ctx(void)
 {
-    const heft_ctx_options options = {.threads = 1, .staging_bytes = 64 << 10, .progress = cut_now};
+    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .threads = 1,
+                                                  .staging_bytes = 64 << 10, .progress = cut_now);
     heft_ctx *ctx = heft_ctx_new(&options);
     assert_non_null(ctx);
     return ctx;
@@ -43,7 +44,7 @@ static void make_source(heft_ctx *ctx, heft_format format)
 {
     char path[300];
     struct stat info;
-    const heft_save_options options = {.format = format};
+    const heft_save_options options = HEFT_OPTIONS(heft_save_options, .format = format);
     heft_error err = {0};
     victim[0] = '\0';
     snprintf(path, sizeof path, "%s/source", folder);
@@ -77,19 +78,20 @@ static heft_status load_with(heft_ctx *ctx, const char *source, heft_load_option
 static heft_status load_copied(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
-    return load_with(ctx, source, (heft_load_options){.mode = HEFT_LOAD_COPY}, err);
+    return load_with(ctx, source, HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY), err);
 }
 
 static heft_status load_cast(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
-    return load_with(ctx, source, (heft_load_options){.dtype = HEFT_DTYPE_BF16}, err);
+    return load_with(ctx, source, HEFT_OPTIONS(heft_load_options, .dtype = HEFT_DTYPE_BF16), err);
 }
 
 static heft_status load_touched(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
-    return load_with(ctx, source, (heft_load_options){.mode = HEFT_LOAD_MAP, .touch = true}, err);
+    return load_with(ctx, source,
+                     HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP, .touch = true), err);
 }
 
 static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
@@ -104,7 +106,7 @@ static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst,
 /* The model is mapped, then its file is cut, then it is saved. */
 static heft_status save_mapped(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
-    const heft_load_options options = {.mode = HEFT_LOAD_MAP};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP);
     heft_model *model = NULL;
     heft_status status = heft_model_load(ctx, source, &options, &model, NULL, err);
     test_expect_status(status, HEFT_OK, err, "load");
@@ -171,7 +173,7 @@ static void verify_tells_of_a_cut(void **state)
     static const heft_format formats[] = {HEFT_FORMAT_SAFETENSORS, HEFT_FORMAT_TORCH};
     for (size_t i = 0; i < 2; i++) {
         char source[300];
-        const heft_verify_options options = {.deep = true};
+        const heft_verify_options options = HEFT_OPTIONS(heft_verify_options, .deep = true);
         heft_verify_report *report = NULL;
         heft_error err = {0};
         heft_ctx *ctx = make_ctx();

@@ -29,7 +29,8 @@ static heft_model *load(heft_ctx *with, const char *name, heft_dtype dtype,
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options = {.strict = true, .dtype = dtype};
+    const heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .strict = true, .dtype = dtype);
     test_expect_status(heft_model_load(with, at(name), &options, &model, report, &err), HEFT_OK,
                        &err, name);
     return model;
@@ -104,7 +105,7 @@ static void it_is_cast_and_saved_and_loaded_again(void **state)
     for (size_t i = 0; i < heft_model_count(model); i++) {
         assert_int_equal(heft_model_parameter(model, i)->dtype, HEFT_DTYPE_BF16);
     }
-    const heft_save_options save = {.max_shard_bytes = 5000};
+    const heft_save_options save = HEFT_OPTIONS(heft_save_options, .max_shard_bytes = 5000);
     test_expect_status(heft_model_save(model, at("saved"), &save, NULL, &err), HEFT_OK, &err,
                        "save");
     test_expect_status(heft_model_save_random(model, at("random"), NULL, &save, NULL, &err),
@@ -124,7 +125,7 @@ static void a_class_must_be_known(void **state)
     (void)state;
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options = {.class_name = "AutoModel"};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .class_name = "AutoModel");
     make_unknown("moe_per_expert", "unknown");
     test_expect_status(heft_model_load(ctx, at("unknown"), &options, &model, NULL, &err),
                        HEFT_UNSUPPORTED, &err, "class");

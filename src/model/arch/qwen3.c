@@ -1,4 +1,4 @@
-/* qwen3.c - Qwen3: queries and keys are normalised by head.
+/* qwen3.c - Qwen3: queries and keys are normalized by head.
  *
  *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
  *

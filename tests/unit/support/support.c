@@ -37,8 +37,8 @@ static void heap_free(void *user, void *block, size_t bytes)
 heft_ctx *test_ctx_new(test_heap *heap)
 {
     const heft_allocator allocator = {heap_alloc, NULL, heap_free, heap};
-    const heft_ctx_options options = {
-        .allocator = &allocator, .threads = 1, .staging_bytes = 1 << 20};
+    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .allocator = &allocator,
+                                                  .threads = 1, .staging_bytes = 1 << 20);
     long fail_at = heap->fail_at;
     *heap = (test_heap){.fail_at = -1};
     heft_ctx *ctx = heft_ctx_new(&options);

@@ -1,4 +1,4 @@
-/* source.c - a regular file, or bytes in memory, to read from at any offset.
+/* input.c - a regular file, or bytes in memory, to read from at any offset.
  *
  * The library reads with pread only. A read that comes up short says which byte is missing: FORMAT
  * where the file never had it, IO where it had when it was opened. Touching a mapping goes through
@@ -6,7 +6,7 @@
  * kernels before 5.14 lack it, and there the range is read with pread into a small buffer, which
  * brings the same pages into the cache.
  * Source: madvise(2), docs/mapping.md. */
-#include "io/source.h"
+#include "io/input.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,9 +19,9 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
+static heft_status source_new(heft_ctx *ctx, const char *path, heft__input **out, heft_error *err)
 {
-    heft__source *source = heft__alloc_zero(ctx, 1, sizeof *source);
+    heft__input *source = heft__alloc_zero(ctx, 1, sizeof *source);
     size_t path_bytes = strlen(path) + 1;
     char *copy = source ? heft__alloc(ctx, path_bytes) : NULL;
     if (!copy) {
@@ -29,11 +29,11 @@ static heft_status source_new(heft_ctx *ctx, const char *path, heft__source **ou
         return heft__fail_nomem(err, path_bytes);
     }
     memcpy(copy, path, path_bytes);
-    *source = (heft__source){.ctx = heft__ctx_ref(ctx),
-                             .path = copy,
-                             .path_bytes = path_bytes,
-                             .fd = -1,
-                             .direct_fd = -1};
+    *source = (heft__input){.ctx = heft__ctx_ref(ctx),
+                            .path = copy,
+                            .path_bytes = path_bytes,
+                            .fd = -1,
+                            .direct_fd = -1};
     atomic_init(&source->refs, 1);
     pthread_mutex_init(&source->lock, NULL);
     *out = source;
@@ -73,7 +73,7 @@ static heft_status open_regular(const char *path, int *fd, struct stat *facts, h
     return HEFT_OK;
 }
 
-heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **out, heft_error *err)
+heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out, heft_error *err)
 {
     int fd = -1;
     struct stat facts;
@@ -95,7 +95,7 @@ heft_status heft__source_open(heft_ctx *ctx, const char *path, heft__source **ou
 
 /* The descriptor for a read, opened again if the source is parked. Every take is followed by a
  * drop. */
-heft_status heft__source_take_fd(heft__source *source, int *fd, heft_error *err)
+heft_status heft__input_take_fd(heft__input *source, int *fd, heft_error *err)
 {
     heft_status status = HEFT_OK;
     pthread_mutex_lock(&source->lock);
@@ -118,7 +118,7 @@ heft_status heft__source_take_fd(heft__source *source, int *fd, heft_error *err)
     return heft__add_path(status, err, source->path);
 }
 
-void heft__source_drop_fd(heft__source *source)
+void heft__input_drop_fd(heft__input *source)
 {
     pthread_mutex_lock(&source->lock);
     if (--source->users == 0 && source->parked) {
@@ -128,7 +128,7 @@ void heft__source_drop_fd(heft__source *source)
     pthread_mutex_unlock(&source->lock);
 }
 
-void heft__source_park(heft__source *source)
+void heft__input_park(heft__input *source)
 {
     pthread_mutex_lock(&source->lock);
     if (!source->bytes && !source->parked) {
@@ -141,8 +141,8 @@ void heft__source_park(heft__source *source)
     pthread_mutex_unlock(&source->lock);
 }
 
-heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
-                                    size_t length, heft__source **out, heft_error *err)
+heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
+                                   size_t length, heft__input **out, heft_error *err)
 {
     heft_status status = source_new(ctx, name, out, err);
     if (status == HEFT_OK) {
@@ -152,13 +152,13 @@ heft_status heft__source_from_bytes(heft_ctx *ctx, const char *name, const void 
     return status;
 }
 
-heft__source *heft__source_ref(heft__source *source)
+heft__input *heft__input_ref(heft__input *source)
 {
     atomic_fetch_add_explicit(&source->refs, 1, memory_order_relaxed);
     return source;
 }
 
-void heft__source_unref(heft__source *source)
+void heft__input_unref(heft__input *source)
 {
     if (!source || atomic_fetch_sub_explicit(&source->refs, 1, memory_order_acq_rel) != 1) {
         return;
@@ -179,17 +179,17 @@ void heft__source_unref(heft__source *source)
     heft_ctx_free(ctx);
 }
 
-uint64_t heft__source_size(const heft__source *source)
+uint64_t heft__input_size(const heft__input *source)
 {
     return source->size;
 }
 
-const char *heft__source_path(const heft__source *source)
+const char *heft__input_path(const heft__input *source)
 {
     return source->path;
 }
 
-static heft_status short_read(const heft__source *source, uint64_t at, heft_error *err)
+static heft_status short_read(const heft__input *source, uint64_t at, heft_error *err)
 {
     heft_status status;
     if (at < source->size) {
@@ -203,7 +203,7 @@ static heft_status short_read(const heft__source *source, uint64_t at, heft_erro
     return heft__add_path(status, err, source->path);
 }
 
-static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, void *dst,
+static heft_status read_fd(const heft__input *source, int fd, uint64_t offset, void *dst,
                            size_t length, heft_error *err)
 {
     size_t done = 0;
@@ -225,8 +225,8 @@ static heft_status read_fd(const heft__source *source, int fd, uint64_t offset, 
     return HEFT_OK;
 }
 
-heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, size_t length,
-                              heft_error *err)
+heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, size_t length,
+                             heft_error *err)
 {
     uint64_t end;
     if (!heft__add_u64(offset, length, &end) || end > source->size) {
@@ -239,16 +239,16 @@ heft_status heft__source_read(heft__source *source, uint64_t offset, void *dst, 
         return HEFT_OK;
     }
     int fd = -1;
-    heft_status status = heft__source_take_fd(source, &fd, err);
+    heft_status status = heft__input_take_fd(source, &fd, err);
     if (status == HEFT_OK) {
         status = read_fd(source, fd, offset, dst, length, err);
-        heft__source_drop_fd(source);
+        heft__input_drop_fd(source);
     }
     return status;
 }
 
 /* Map the whole file; the lock is not held. */
-static heft_status map_file(heft__source *source, const uint8_t **base, heft_error *err)
+static heft_status map_file(heft__input *source, const uint8_t **base, heft_error *err)
 {
     size_t bytes = 0;
     int fd = -1;
@@ -256,7 +256,7 @@ static heft_status map_file(heft__source *source, const uint8_t **base, heft_err
         return heft__fail(err, HEFT_NOMEM, "%llu bytes do not fit into the address space",
                           (unsigned long long)source->size);
     }
-    heft_status status = heft__source_take_fd(source, &fd, err);
+    heft_status status = heft__input_take_fd(source, &fd, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -264,7 +264,7 @@ static heft_status map_file(heft__source *source, const uint8_t **base, heft_err
     if (mapped == MAP_FAILED) {
         status = heft__fail_errno(err, errno, "cannot map the file");
     }
-    heft__source_drop_fd(source);
+    heft__input_drop_fd(source);
     if (status != HEFT_OK) {
         return status;
     }
@@ -279,7 +279,7 @@ static heft_status map_file(heft__source *source, const uint8_t **base, heft_err
     return HEFT_OK;
 }
 
-heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_error *err)
+heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err)
 {
     pthread_mutex_lock(&source->lock);
     if (!source->mapped && (source->bytes || source->size == 0)) {
@@ -292,13 +292,13 @@ heft_status heft__source_map(heft__source *source, const uint8_t **base, heft_er
 }
 
 /* Read a range through a small buffer, for its effect on the page cache and for its errors. */
-static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint64_t length,
+static heft_status touch_by_reading(heft__input *source, uint64_t offset, uint64_t length,
                                     heft_error *err)
 {
     uint8_t scratch[16 << 10];
     while (length > 0) {
         size_t piece = length < sizeof scratch ? (size_t)length : sizeof scratch;
-        heft_status status = heft__source_read(source, offset, scratch, piece, err);
+        heft_status status = heft__input_read(source, offset, scratch, piece, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -308,8 +308,8 @@ static heft_status touch_by_reading(heft__source *source, uint64_t offset, uint6
     return HEFT_OK;
 }
 
-heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t length,
-                               heft_error *err)
+heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
+                              heft_error *err)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), step = (uint64_t)16 << 20;
     const uint8_t *base = NULL;
@@ -317,7 +317,7 @@ heft_status heft__source_touch(heft__source *source, uint64_t offset, uint64_t l
     if (!heft__add_u64(offset, length, &end) || end > source->size) {
         return short_read(source, source->size, err);
     }
-    heft_status status = heft__source_map(source, &base, err);
+    heft_status status = heft__input_map(source, &base, err);
     if (status != HEFT_OK || source->bytes || length == 0) {
         return status;
     }
@@ -385,8 +385,8 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err)
 {
-    heft__source *source = NULL;
-    heft_status status = heft__source_open(arena->ctx, path, &source, err);
+    heft__input *source = NULL;
+    heft_status status = heft__input_open(arena->ctx, path, &source, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -399,13 +399,13 @@ heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit
                !(copy = heft__arena_alloc(arena, bytes + 1))) {
         status = heft__fail_nomem(err, source->size);
     } else {
-        status = heft__source_read(source, 0, copy, bytes, err);
+        status = heft__input_read(source, 0, copy, bytes, err);
     }
     if (status == HEFT_OK) {
         copy[bytes] = '\0';
         *text = copy;
         *length = bytes;
     }
-    heft__source_unref(source);
+    heft__input_unref(source);
     return heft__add_path(status, err, path);
 }

@@ -1,4 +1,4 @@
-/* initialise.c - initial values by rule, and giving them to every absent parameter of a model.
+/* initialize.c - initial values by rule, and giving them to every absent parameter of a model.
  *
  * A value is a function of (seed, parameter name, element): whatever the threads, the pieces or the
  * order. Values are made in float32 and then cast to the parameter's dtype, so that models of
@@ -195,7 +195,7 @@ static heft_status fill_piece(void *user, size_t item, heft_error *err)
         atomic_fetch_add(&job->done_bytes, piece->count * element) + piece->count * element;
     if (status == HEFT_OK && pthread_equal(pthread_self(), job->caller)) {
         status =
-            heft__tell_progress(job->model->ctx, "initialising", done_bytes, job->total_bytes, err);
+            heft__tell_progress(job->model->ctx, "initializing", done_bytes, job->total_bytes, err);
     }
     return status;
 }
@@ -263,19 +263,23 @@ heft_status heft_model_init(heft_model *model, const heft_init_options *options,
         return heft__fail(err, HEFT_INVALID_ARG, "model is NULL");
     }
     if (!model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialised is not known",
+        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialized is not known",
                           model->model_type);
     }
-    struct job job = {
-        .model = model, .seed = options ? options->seed : 0, .caller = pthread_self()};
-    heft_status status = plan(&job, err);
+    heft_init_options taken;
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    struct job job = {.model = model, .seed = taken.seed, .caller = pthread_self()};
+    status = plan(&job, err);
     if (status == HEFT_OK) {
         status = heft__parallel(model->ctx, job.count, fill_piece, &job, err);
     }
     if (status == HEFT_OK &&
         job.count > 0) { /* the caller's last piece need not have been the last of all */
         status =
-            heft__tell_progress(model->ctx, "initialising", job.total_bytes, job.total_bytes, err);
+            heft__tell_progress(model->ctx, "initializing", job.total_bytes, job.total_bytes, err);
     }
     if (status == HEFT_OK) {
         bind_all(&job);

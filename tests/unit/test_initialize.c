@@ -96,7 +96,7 @@ static size_t compare_rules(const heft__json_value *config, const heft__json_val
     size_t rules = 0;
     heft_error err;
     heft_model *model = test_make_model(ctx, config, class->key, HEFT_DTYPE_NONE, class->key);
-    heft_init_options options = {.seed = 3};
+    heft_init_options options = HEFT_OPTIONS(heft_init_options, .seed = 3);
     test_expect_status(heft_model_init(model, &options, &err), HEFT_OK, &err, class->key);
     for (const heft__json_value *rule = class->first; rule; rule = rule->next, rules++) {
         compare_rule(model, rule);
@@ -427,7 +427,7 @@ static void values_do_not_hang_on_the_threads(void **state)
     static const unsigned threads[] = {1, 2, 7};
     char first[65] = "", other[65];
     for (size_t t = 0; t < 3; t++) {
-        const heft_ctx_options options = {.threads = threads[t]};
+        const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .threads = threads[t]);
         heft_ctx *own = heft_ctx_new(&options);
         heft_model *model = test_model_from_text(own, wide, "BertForMaskedLM");
         heft_error err;
@@ -567,8 +567,9 @@ static void progress_is_told_by_the_caller_and_can_cancel(void **state)
     (void)state;
     for (unsigned stop_at = 0; stop_at < 3; stop_at++) {
         struct watcher watcher = {.caller = pthread_self(), .stop_at = stop_at};
-        const heft_ctx_options options = {
-            .threads = stop_at == 2 ? 1 : 3, .progress = watch, .progress_user = &watcher};
+        const heft_ctx_options options =
+            HEFT_OPTIONS(heft_ctx_options, .threads = stop_at == 2 ? 1 : 3, .progress = watch,
+                         .progress_user = &watcher);
         heft_ctx *own = heft_ctx_new(&options);
         heft_model *model = test_model_from_text(own, wide, "BertForMaskedLM");
         heft_error err = {0};

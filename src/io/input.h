@@ -1,4 +1,4 @@
-/* source.h - a source's inside, for source.c and cold.c. */
+/* input.h - a source's inside, for input.c and cold.c. */
 #ifndef HEFT__IO_SOURCE_H
 #define HEFT__IO_SOURCE_H
 
@@ -7,7 +7,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-struct heft__source {
+struct heft__input {
     atomic_size_t refs;
     heft_ctx *ctx;
     char *path;
@@ -27,7 +27,7 @@ struct heft__source {
 
 /* The descriptor for a read, opened again if the source is parked. Every take is followed by a
  * drop. */
-heft_status heft__source_take_fd(heft__source *source, int *fd, heft_error *err);
-void heft__source_drop_fd(heft__source *source);
+heft_status heft__input_take_fd(heft__input *source, int *fd, heft_error *err);
+void heft__input_drop_fd(heft__input *source);
 
 #endif
