@@ -71,17 +71,24 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
-/* The largest block, or module without children. */
-static uint32_t find_largest(const heft__tree *tree)
+static double own_bytes(const heft__tree *tree, uint32_t module, double unit)
+{
+    return unit < 0 ? tree->modules[module].bytes : heft__tree_bytes_as(tree, module, unit);
+}
+
+/* The largest block, or module without children; unit: bytes of a floating-point number, < 0 for the
+ * sizes as they are. */
+static uint32_t find_largest(const heft__tree *tree, double unit)
 {
     uint32_t largest = 0;
     double most = -1;
     for (uint32_t i = 1; i < tree->module_count; i++) {
         const heft__tree_module *module = &tree->modules[i];
         const bool inside = tree->modules[module->parent].block;
-        if ((module->block || module->child_count == 0) && !inside && module->bytes > most) {
-            most = module->bytes;
-            largest = i;
+        if ((module->block || module->child_count == 0) && !inside) {
+            const double bytes = own_bytes(tree, i, unit);
+            largest = bytes > most ? i : largest;
+            most = bytes > most ? bytes : most;
         }
     }
     return largest;
@@ -155,8 +162,15 @@ static bool measure_streams(heft_plan *plan)
 static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
                             const heft_plan_options *options, heft_error *err)
 {
-    if (options->map_file) {
-        return heft__map_read(plan->tree, options->map_file, &plan->map, err);
+    if (options->device_map_file && options->device_map) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a device map and a file of one are given");
+    }
+    if (options->device_map_file) {
+        return heft__device_map_read(plan->tree, options->device_map_file, &plan->map, err);
+    }
+    if (options->device_map) {
+        return heft__device_map_take(plan->tree, options->device_map, options->device_map_count,
+                                     &plan->map, err);
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
         return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
@@ -187,7 +201,7 @@ static void note_facts(heft_plan *plan)
 static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_options *options)
 {
     heft__warnings *list = &plan->warnings;
-    if (options->map_file) {
+    if (options->device_map_file || options->device_map) {
         return true;
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
@@ -222,7 +236,7 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
         return status;
     }
     heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
-    plan->largest = find_largest(plan->tree);
+    plan->largest = find_largest(plan->tree, -1);
     if (options->no_split_count > 0) {
         blocks = options->no_split;
         block_count = options->no_split_count;
@@ -375,9 +389,45 @@ const char *heft_plan_reason(const heft_plan *plan)
     return plan->machine.reason ? plan->machine.reason : "given";
 }
 
-void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest)
+void heft_plan_sizes(const heft_plan *plan, double bytes_each, double *total, double *largest)
 {
-    heft__tree_size_as(plan->tree, bytes_each);
-    *total = plan->tree->modules[0].bytes;
-    *largest = plan->tree->modules[find_largest(plan->tree)].bytes;
+    const heft__tree *tree = plan->tree;
+    *total = heft__tree_bytes_as(tree, 0, bytes_each);
+    *largest = heft__tree_bytes_as(tree, find_largest(tree, bytes_each), bytes_each);
+}
+
+/* ---- for a load -------------------------------------------------------------------------------- */
+heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model, int32_t *devices,
+                               heft_error *err)
+{
+    const heft__tree *tree = plan->tree;
+    const size_t count = (size_t)tree->module_count + tree->tensor_count;
+    int32_t *nodes = heft__alloc(plan->ctx, count * sizeof *nodes);
+    if (!nodes) {
+        return heft__fail_nomem(err, count * sizeof *nodes);
+    }
+    heft_status status = HEFT_OK;
+    heft__devices_spread(tree, &plan->map, nodes);
+    if (tree->tensor_count != model->count) {
+        status = heft__fail(err, HEFT_INVALID_ARG,
+                            "the plan is of a model with %u parameters and buffers, this one has %zu",
+                            (unsigned)tree->tensor_count, model->count);
+    }
+    for (uint32_t i = 0; i < tree->tensor_count && status == HEFT_OK; i++) {
+        const size_t number = heft_model_find(model, tree->tensors[i].path);
+        uint64_t elems = 0;
+        if (number == SIZE_MAX ||
+            !heft__shape_elems(model->parameters[number].shape, model->parameters[number].rank,
+                               &elems) ||
+            elems != tree->tensors[i].elems) {
+            status = heft__add_item(
+                heft__fail(err, HEFT_INVALID_ARG,
+                           "the plan is of a model that has this tensor, this one does not"),
+                err, tree->tensors[i].path);
+        } else {
+            devices[number] = nodes[tree->module_count + i];
+        }
+    }
+    heft__free(plan->ctx, nodes, count * sizeof *nodes);
+    return status;
 }

@@ -300,14 +300,17 @@ void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft
     sum_up(tree);
 }
 
-void heft__tree_size_as(heft__tree *tree, double unit)
+double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit)
 {
-    for (uint32_t i = 0; i < tree->tensor_count; i++) {
-        heft__tree_tensor *tensor = &tree->tensors[i];
-        const double bytes = heft_dtype_is_floating(tensor->dtype) ? unit : unit_of(tensor->dtype);
-        tensor->bytes = tensor->first == i ? bytes * (double)tensor->elems : 0;
+    uint32_t first, end;
+    double bytes = 0;
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        const double each = heft_dtype_is_floating(tensor->dtype) ? unit : unit_of(tensor->dtype);
+        bytes += tensor->first == i ? each * (double)tensor->elems : 0;
     }
-    sum_up(tree);
+    return bytes;
 }
 
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor)
