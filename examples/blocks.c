@@ -10,20 +10,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int32_t device_of(void *plan, const char *parameter)
-{
-    return heft_plan_device_of(plan, parameter);
-}
-
 /* Where each parameter is to live: the skeleton costs nothing. */
-static heft_status make_plan(heft_ctx *ctx, const char *path, double bytes, heft_plan **plan,
+static heft_status make_plan(const heft_source *source, double bytes, heft_plan **plan,
                              heft_error *err)
 {
     const heft_budget budget = {HEFT_DEVICE_CPU, bytes};
     const heft_plan_options options = HEFT_OPTIONS(
         heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = &budget, .budget_count = 1);
     heft_model *skeleton = NULL;
-    heft_status status = heft_model_skeleton(ctx, path, NULL, &skeleton, err);
+    heft_status status = heft_model_skeleton(source, NULL, &skeleton, err);
     if (status == HEFT_OK) {
         status = heft_plan_new(skeleton, &options, plan, err);
     }
@@ -48,16 +43,20 @@ static heft_status use_block(heft_residency *residency, size_t number, heft_erro
 
 static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error *err)
 {
+    heft_source *source = NULL;
     heft_plan *plan = NULL;
     heft_model *model = NULL;
     heft_residency *residency = NULL;
     double one, two;
-    heft_status status = make_plan(ctx, path, bytes, &plan, err);
+    heft_status status = heft_source_open(ctx, path, NULL, &source, err);
     if (status == HEFT_OK) {
-        const heft_load_options options =
-            HEFT_OPTIONS(heft_load_options, .device_of = device_of, .device_user = plan);
-        status = heft_model_load(ctx, path, &options, &model, NULL, err);
+        status = make_plan(source, bytes, &plan, err);
     }
+    if (status == HEFT_OK) {
+        const heft_load_options options = HEFT_OPTIONS(heft_load_options, .plan = plan);
+        status = heft_model_load(source, &options, &model, NULL, err);
+    }
+    heft_source_close(source); /* the model keeps what it needs of it */
     if (status == HEFT_OK) {
         const heft_residency_options options = HEFT_OPTIONS(
             heft_residency_options, .budget_bytes = (uint64_t)heft_plan_stream(plan, &one, &two));

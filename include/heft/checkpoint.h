@@ -145,7 +145,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
                                                          heft_tensor **out, heft_error *err);
 
-/* ---- convert --------------------------------------------------------------------------------- */
+/* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
     heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
@@ -155,12 +155,8 @@ typedef struct heft_convert_options {
     bool force;               /* write into a folder that holds a checkpoint already */
     bool dry_run;             /* plan only */
     bool resume; /* keep finished shards if the work does not end, and take over those kept */
-    const char *const *order; /* names in the order of the state dict, where it is known; NULL: as
-                                 the source has them */
-    size_t order_count;
-    bool natural_order;        /* without an order of the caller's: the natural order of names */
-    uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
-    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
+    bool natural_order; /* of names, as Transformers saves a model that it has loaded; false: of the
+                           state dict, where it is known */
 } heft_convert_options;
 
 typedef struct heft_written_file {
@@ -177,39 +173,11 @@ typedef struct heft_write_report {
     uint64_t total_size; /* bytes of tensor data */
     const char *const *warnings;
     size_t warning_count;
+    uint64_t total_parameters; /* elements of the model's weights; 0: not known */
 } heft_write_report;
 
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_write_report_free(heft_write_report *report);
-
-/**
- * Rewrite a checkpoint: reshard, merge, cast, change format. Streams through the staging buffer.
- * With OFFLOAD the destination becomes Accelerate's offload folder: a file for each name, so neither
- * shards nor variants.
- *
- * Names are cut into shards by the reference's rule, in the order that the options give, else in
- * the order of the source: a pickle's own, the natural order of names for safetensors. Everything
- * else in the source folder (config.json, tokenizer, ...) is copied. The destination becomes
- * visible complete or not at all.
- *
- * @param ctx      borrowed
- * @param src      borrowed; as heft_checkpoint_open()
- * @param dst      borrowed; a folder
- * @param options  borrowed; NULL for defaults
- * @param report   filled with an owned report; may be NULL
- * @param err      filled on failure; may be NULL
- *
- * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
- * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
- *          INVALID_ARG if dst is the source or a dtype or name cannot be written; IO for a full
- *          disk; CANCELLED. src and dst stay as they were.
- * Source   docs/sharding.md, docs/formats/offload.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
-                                                             const char *dst,
-                                                             const heft_convert_options *options,
-                                                             heft_write_report **report,
-                                                             heft_error *err);
 
 /* ---- verify ---------------------------------------------------------------------------------- */
 typedef struct heft_problem {

@@ -66,7 +66,8 @@ typedef struct heft_plan_options {
     const char *const *no_split; /* [no_split_count] instead of the model's: classes, ends of
                                     modules' paths, or paths with a '*' for a number */
     size_t no_split_count;
-    const char *device_map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
+    const char
+        *device_map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
     const heft_module_dtype *dtypes; /* [dtype_count] that differ from `dtype`, larger ones too: the
                                         innermost name decides, of equals the last; integers have
                                         one only if the tensor itself is named */

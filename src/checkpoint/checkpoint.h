@@ -15,6 +15,8 @@
 
 #include "format/format.h"
 
+#include <stdatomic.h>
+
 /* ---- resolve: which files -------------------------------------------------------------------- */
 typedef struct heft__resolved {
     const char *folder;
@@ -23,6 +25,7 @@ typedef struct heft__resolved {
     bool offload;         /* the index is Accelerate's */
     const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
+    bool lone; /* the path named the weight file itself: nothing is known to belong to it */
 } heft__resolved;
 
 /* Strings live in the arena. */
@@ -79,6 +82,7 @@ typedef struct heft__checkpoint_file {
 
 struct heft_checkpoint {
     heft_ctx *ctx;
+    atomic_size_t refs;
     heft__arena arena;
     heft__resolved where;
     heft__offload offload; /* where.offload */
@@ -90,8 +94,13 @@ struct heft_checkpoint {
     heft__map names;
     uint64_t total_bytes;
     heft__warnings warnings;
-    bool trust_shards; /* see heft_checkpoint_options */
+    bool trust_shards;       /* see heft_checkpoint_options */
+    heft_error disagreement; /* the first that trust_shards made a warning of; HEFT_OK: none */
 };
+
+heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkpoint_close() */
+/* The first disagreement between index and shards, also where the shards are trusted. */
+heft_status heft__checkpoint_check_index(const heft_checkpoint *ckpt, heft_error *err);
 
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)
 {
@@ -152,5 +161,17 @@ heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors
                              uint64_t total_parameters, heft__buffer *text, heft_error *err);
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)
 #define HEFT__PIECE_BYTES ((size_t)8 << 20) /* of one read and one write while streaming */
+
+/* ---- convert ---------------------------------------------------------------------------------- */
+typedef struct heft__names { /* in the order in which they are to be written, where it is known */
+    const char *const *list;
+    size_t count;
+    uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
+} heft__names;
+
+/* As heft_source_convert(), with options of this version. */
+heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
+                                     const heft__names *names, const heft_convert_options *options,
+                                     heft_write_report **report, heft_error *err);
 
 #endif

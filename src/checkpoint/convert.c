@@ -13,6 +13,7 @@
 struct conversion {
     heft_ctx *ctx;
     const heft_checkpoint *ckpt;
+    const heft__names *names;
     const heft_convert_options *options;
     heft_format format;
     heft__arena arena;
@@ -106,7 +107,7 @@ static int by_rank(const void *left, const void *right)
 static void order_tensors(struct conversion *c, struct ranked *order)
 {
     const heft_checkpoint *ckpt = c->ckpt;
-    bool keep = c->options->order_count == 0 && !c->options->natural_order;
+    bool keep = c->names->count == 0 && !c->options->natural_order;
     for (size_t f = 0; f < ckpt->file_count; f++) {
         keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
     }
@@ -117,8 +118,8 @@ static void order_tensors(struct conversion *c, struct ranked *order)
     if (keep) {
         return;
     }
-    for (size_t i = 0; i < c->options->order_count; i++) {
-        size_t at = heft_checkpoint_find(ckpt, c->options->order[i]);
+    for (size_t i = 0; i < c->names->count; i++) {
+        size_t at = heft_checkpoint_find(ckpt, c->names->list[i]);
         if (at != SIZE_MAX) {
             order[at].rank = i;
         }
@@ -272,9 +273,9 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     return status;
 }
 
-static heft_status collect_sides(struct conversion *c, const char *src, heft_error *err)
+static heft_status collect_sides(struct conversion *c, heft_error *err)
 {
-    if (!heft__path_is_folder(src) && !c->ckpt->where.index) {
+    if (c->ckpt->where.lone) {
         return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
     }
     const char *index = heft__path_join(&c->arena, c->ckpt->where.folder, HEFT__OFFLOAD_INDEX);
@@ -366,15 +367,15 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     return key;
 }
 
-static heft_status convert_open(struct conversion *c, const char *src, const char *dst,
-                                heft_write_report **report, heft_error *err)
+static heft_status convert_open(struct conversion *c, const char *dst, heft_write_report **report,
+                                heft_error *err)
 {
     heft_status status = check_request(c, dst, err);
     if (status == HEFT_OK) {
         status = plan_tensors(c, err);
     }
     if (status == HEFT_OK) {
-        status = collect_sides(c, src, err);
+        status = collect_sides(c, err);
     }
     for (size_t i = 0; i < c->ckpt->warnings.count && status == HEFT_OK; i++) {
         if (!heft__warn(&c->warnings, "%s", c->ckpt->warnings.lines[i])) {
@@ -400,7 +401,7 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         .dry_run = c->options->dry_run,
         .tensors = c->tensors,
         .count = c->count,
-        .total_parameters = c->options->total_parameters,
+        .total_parameters = c->names->total_parameters,
         .sides = c->sides,
         .side_count = c->side_count,
         .read = read_piece,
@@ -417,30 +418,17 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
     return heft__write_checkpoint(c->ctx, &job, report, err);
 }
 
-heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src, const char *dst,
-                                    const heft_convert_options *options, heft_write_report **report,
-                                    heft_error *err)
+heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
+                                     const heft__names *names, const heft_convert_options *options,
+                                     heft_write_report **report, heft_error *err)
 {
-    heft_convert_options taken;
-    heft_checkpoint *ckpt = NULL;
-    if (!ctx || !src || !dst) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, source or destination is NULL");
-    }
-    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
-    if (status == HEFT_OK) {
-        status = heft_checkpoint_open(ctx, src, taken.source, &ckpt, err);
-    }
-    if (status != HEFT_OK) {
-        return status;
-    }
-    struct conversion c = {.ctx = ctx, .ckpt = ckpt, .options = &taken};
-    heft__arena_init(&c.arena, ctx);
+    struct conversion c = {.ctx = ckpt->ctx, .ckpt = ckpt, .names = names, .options = options};
+    heft__arena_init(&c.arena, c.ctx);
     heft__warnings_init(&c.warnings, &c.arena);
-    status = convert_open(&c, src, dst, report, err);
+    heft_status status = convert_open(&c, dst, report, err);
     heft__tensor_reader_free(c.reader);
-    heft__free(ctx, c.raw, c.raw_bytes);
-    heft__free(ctx, c.sides, c.side_cap * sizeof *c.sides);
+    heft__free(c.ctx, c.raw, c.raw_bytes);
+    heft__free(c.ctx, c.sides, c.side_cap * sizeof *c.sides);
     heft__arena_fini(&c.arena);
-    heft_checkpoint_close(ckpt);
     return status;
 }

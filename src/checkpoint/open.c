@@ -113,20 +113,32 @@ static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, s
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
+/* Where to say that index and shards disagree: to the caller, or with trust_shards to who asks
+ * later; NULL if somebody has said so before. */
+static heft_error *first_disagreement(heft_checkpoint *ckpt, heft_error *err)
+{
+    if (!ckpt->trust_shards) {
+        return err;
+    }
+    return ckpt->disagreement.status == HEFT_OK ? &ckpt->disagreement : NULL;
+}
+
 /* A name that an earlier file has too. */
 static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *slot,
                            const heft__file_tensor *tensor, const char *earlier, heft_error *err)
 {
+    heft_error *out = first_disagreement(ckpt, err);
+    heft_status status =
+        heft__fail_at(out, HEFT_FORMAT, tensor->item_offset, "is in '%.100s' too", earlier);
+    heft__add_item(status, out, tensor->name);
+    heft__add_path(status, out, slot->info.path);
     if (ckpt->trust_shards) {
         return heft__warn(&ckpt->warnings, "tensor '%s' is in %s and in %s: the latter counts",
                           tensor->name, earlier, slot->info.name)
                    ? HEFT_OK
                    : heft__fail_nomem(err, 0);
     }
-    heft_status status =
-        heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "is in '%.100s' too", earlier);
-    heft__add_item(status, err, tensor->name);
-    return heft__add_path(status, err, slot->info.path);
+    return status;
 }
 
 /* At the end of the table, or in the place of one of the same name. */
@@ -325,17 +337,19 @@ static heft_status misplaced(heft_checkpoint *ckpt, const heft__shard_index *ind
     const char *promised = index->files[entry->file];
     const bool nowhere = at == HEFT__MAP_NONE;
     const char *but = nowhere ? "" : ", but in ", *found = nowhere ? "" : ckpt->infos[at].file;
+    heft_error *out = first_disagreement(ckpt, err);
+    heft_status status =
+        heft__fail_at(out, HEFT_FORMAT, entry->offset,
+                      "not found in '%.100s', where the index has it%s%s%.100s%s", promised, but,
+                      nowhere ? "" : "'", found, nowhere ? "" : "'");
+    heft__add_item(status, out, entry->name);
     if (ckpt->trust_shards) {
         return heft__warn(&ckpt->warnings, "tensor '%s' is not in %s, where the index has it%s%s",
                           entry->name, promised, but, found)
                    ? HEFT_OK
                    : heft__fail_nomem(err, 0);
     }
-    heft_status status =
-        heft__fail_at(err, HEFT_FORMAT, entry->offset,
-                      "not found in '%.100s', where the index has it%s%s%.100s%s", promised, but,
-                      nowhere ? "" : "'", found, nowhere ? "" : "'");
-    return heft__add_item(status, err, entry->name);
+    return status;
 }
 
 /* `next`: by file, its first tensor. */
@@ -454,6 +468,7 @@ static heft_status open_index(heft_checkpoint *ckpt, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = heft__add_path(check_index(ckpt, &index, err), err, path);
+        (void)heft__add_path(ckpt->disagreement.status, &ckpt->disagreement, path);
     }
     if (status == HEFT_OK && ckpt->where.shadowed &&
         !heft__warn(&ckpt->warnings, "%s is older than %s and taken for stale",
@@ -515,6 +530,7 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
         return heft__fail_nomem(err, sizeof *ckpt);
     }
     ckpt->ctx = heft__ctx_ref(ctx);
+    atomic_init(&ckpt->refs, 1);
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
@@ -533,9 +549,23 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     return HEFT_OK;
 }
 
+heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt)
+{
+    atomic_fetch_add_explicit(&ckpt->refs, 1, memory_order_relaxed);
+    return ckpt;
+}
+
+heft_status heft__checkpoint_check_index(const heft_checkpoint *ckpt, heft_error *err)
+{
+    if (ckpt->disagreement.status != HEFT_OK && err) {
+        *err = ckpt->disagreement;
+    }
+    return ckpt->disagreement.status;
+}
+
 void heft_checkpoint_close(heft_checkpoint *ckpt)
 {
-    if (!ckpt) {
+    if (!ckpt || atomic_fetch_sub_explicit(&ckpt->refs, 1, memory_order_acq_rel) > 1) {
         return;
     }
     for (size_t i = 0; i < ckpt->file_count; i++) {

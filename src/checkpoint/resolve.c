@@ -210,6 +210,7 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
             return heft__fail_nomem(err, strlen(at));
         }
         *(ends_with(name, ".json") ? &found.index : &found.file) = name;
+        found.lone = found.file != NULL;
         if (strcmp(name, HEFT__OFFLOAD_INDEX) == 0) {
             status = heft__offload_is_index(arena->ctx, at, &found.offload, err);
         }

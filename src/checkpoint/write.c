@@ -191,6 +191,7 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     s->report->warnings = warnings;
     s->report->warning_count = s->job->warning_count;
     s->report->total_size = s->plan.total_size;
+    s->report->total_parameters = s->job->total_parameters;
     if (s->index_name) {
         s->report->index = heft__arena_text(arena, s->index_name, strlen(s->index_name));
     }

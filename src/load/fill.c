@@ -149,15 +149,15 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
     const heft_parameter *parameter = &f->model->parameters[i];
     int32_t number = HEFT_DEVICE_CPU;
     *fate = f->options->map && as_it_lies ? MAP : COPY;
-    if (f->options->device_of) {
-        number = f->options->device_of(f->options->device_user, parameter->name);
+    if (f->options->devices) {
+        number = f->options->devices[i];
     }
-    const heft_status status = heft__device_find(number, device, err);
+    const heft_status status = heft__device_find(number, device, f->options->count ? NULL : err);
     if (status != HEFT_OK) {
         *fate = AWAY;
-        return f->options->count && number != HEFT_DEVICE_NONE ? HEFT_OK : status;
+        return f->options->count ? HEFT_OK : status;
     }
-    if (f->options->device_of) {
+    if (f->options->devices) {
         const bool stays = !(*device)->new_memory && parameter->kind == HEFT_PARAMETER_WEIGHT;
         *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
     }
@@ -183,8 +183,8 @@ static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_
 {
     heft_status status = HEFT_OK;
     if (!f->options->count) {
-        status = f->options->device_of ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
-                                       : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
+        status = f->options->devices ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
+                                     : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
         if (status == HEFT_OK && !f->mapped[i]) {
             return plan_stay(f, i, tensor, counts);
         }

@@ -30,7 +30,7 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
     return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, out, err) : status;
 }
 
-heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__match *match,
+heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err)
 {
     bool any = false;
@@ -45,8 +45,7 @@ heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__ma
     if (!homes) {
         return heft__fail_nomem(err, sizeof *homes);
     }
-    *homes = (heft__homes){*ckpt, match->source, match->first, model->count};
-    *ckpt = NULL;
+    *homes = (heft__homes){heft__checkpoint_ref(ckpt), match->source, match->first, model->count};
     match->source = NULL;
     match->first = NULL;
     model->homes = homes;

@@ -259,6 +259,11 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
         match->source[target] = HEFT__NO_TENSOR;
         return HEFT_OK;
     }
+    if (match->count) {
+        match->doubt_bytes += model->parameters[target].size_bytes;
+        model->parameters[target].tied_to = target;
+        return HEFT_OK;
+    }
     heft_status status = heft__tensors_equal(ckpt, a, b, &equal, err);
     if (status != HEFT_OK) {
         return status;

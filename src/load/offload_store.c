@@ -18,8 +18,7 @@
 static bool is_on_disk(const heft__store *s, size_t i)
 {
     const heft_parameter *parameter = &s->model->parameters[i];
-    return parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT &&
-           s->options->device_of(s->options->device_user, parameter->name) == HEFT_DEVICE_DISK;
+    return parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT && s->devices[i] == HEFT_DEVICE_DISK;
 }
 
 /* Whether a parameter is its whole tensor. */
@@ -106,13 +105,15 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
 }
 
 heft_status heft__store_plan(heft__store *s, heft_model *model, const heft_checkpoint *ckpt,
-                             heft__match *match, const heft_load_options *options, heft_error *err)
+                             heft__match *match, const heft_load_options *options,
+                             const int32_t *devices, heft_error *err)
 {
     const size_t count = model->count;
-    *s = (heft__store){.model = model, .ckpt = ckpt, .match = match, .options = options};
+    *s = (heft__store){
+        .model = model, .ckpt = ckpt, .match = match, .options = options, .devices = devices};
     heft__arena_init(&s->arena, model->ctx);
-    if (!options->device_of) {
-        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a device map");
+    if (!devices) {
+        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a plan");
     }
     s->entries = heft__arena_array(&s->arena, count, sizeof *s->entries);
     s->root = heft__arena_array(&s->arena, count, sizeof *s->root);
@@ -499,19 +500,17 @@ static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_er
     return status;
 }
 
-void heft__store_move_home(heft__store *s, heft_checkpoint **ckpt, heft__match *match)
+heft_checkpoint *heft__store_move_home(heft__store *s, heft_checkpoint *ckpt, heft__match *match)
 {
     if (!s->folder) {
-        return;
+        return ckpt;
     }
     for (size_t i = 0; i < s->model->count; i++) {
         const size_t tensor = heft_checkpoint_find(s->folder, s->model->parameters[i].name);
         match->source[i] = tensor == SIZE_MAX ? HEFT__NO_TENSOR : tensor;
         match->first[i] = 0;
     }
-    heft_checkpoint_close(*ckpt);
-    *ckpt = s->folder;
-    s->folder = NULL;
+    return s->folder;
 }
 
 size_t heft__store_piece(heft_ctx *ctx)

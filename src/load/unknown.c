@@ -190,7 +190,7 @@ static heft_status build_model(struct listing *l, const heft_config *config, hef
 {
     const char *name = heft_config_architecture(config);
     const heft_dtype own = heft_config_dtype(config);
-    const heft__class class = {.name = name ? name : "PreTrainedModel", .build = build};
+    const heft__class class = {.name = name ? name : HEFT__UNKNOWN_CLASS, .build = build};
     const heft__recipe recipe = {
         .config = config,
         .family = &unknown_family,

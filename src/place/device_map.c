@@ -41,8 +41,8 @@ static heft_status put_entry(const heft__map *nodes, const heft_device_entry *en
     if (node == HEFT__MAP_NONE) {
         status = heft__fail_at(err, HEFT_MISMATCH, at, "is no module or tensor of the model");
     } else if (entry->device < HEFT_DEVICE_MPS) {
-        status = heft__fail_at(err, HEFT_INVALID_ARG, at, "there is no device %d",
-                               (int)entry->device);
+        status =
+            heft__fail_at(err, HEFT_INVALID_ARG, at, "there is no device %d", (int)entry->device);
     } else if (devices[node] != HEFT__NO_DEVICE) {
         status = heft__fail_at(err, HEFT_INVALID_ARG, at, "has two entries in the device map");
     } else {
@@ -155,9 +155,10 @@ static heft_status put_all(const heft__map *nodes, const struct given *given, in
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < given->count && status == HEFT_OK; i++) {
-        status = given->entries[i].name
-                     ? put_entry(nodes, &given->entries[i], HEFT_NO_OFFSET, devices, err)
-                     : heft__fail(err, HEFT_INVALID_ARG, "entry %zu of the device map has no name", i);
+        status =
+            given->entries[i].name
+                ? put_entry(nodes, &given->entries[i], HEFT_NO_OFFSET, devices, err)
+                : heft__fail(err, HEFT_INVALID_ARG, "entry %zu of the device map has no name", i);
     }
     const heft__json_value *value = given->object ? given->object->first : NULL;
     for (; value && status == HEFT_OK; value = value->next) {

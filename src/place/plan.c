@@ -409,9 +409,10 @@ heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model, i
     heft_status status = HEFT_OK;
     heft__devices_spread(tree, &plan->map, nodes);
     if (tree->tensor_count != model->count) {
-        status = heft__fail(err, HEFT_INVALID_ARG,
-                            "the plan is of a model with %u parameters and buffers, this one has %zu",
-                            (unsigned)tree->tensor_count, model->count);
+        status =
+            heft__fail(err, HEFT_INVALID_ARG,
+                       "the plan is of a model with %u parameters and buffers, this one has %zu",
+                       (unsigned)tree->tensor_count, model->count);
     }
     for (uint32_t i = 0; i < tree->tensor_count && status == HEFT_OK; i++) {
         const size_t number = heft_model_find(model, tree->tensors[i].path);

@@ -33,19 +33,15 @@ static void make_checkpoint(const char *name)
     heft_model_free(model);
 }
 
-static int32_t layers_on_disk(void *user, const char *name)
-{
-    const int32_t *device = user;
-    return strncmp(name, "encoder.layer.", 14) == 0 ? *device : HEFT_DEVICE_CPU;
-}
-
 static heft_status load_into(heft_ctx *with, int32_t device, heft_dtype dtype, const char *offload,
                              heft_model **model, heft_error *err)
 {
-    heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .device_of = layers_on_disk, .device_user = &device,
-                     .strict = true, .dtype = dtype, .offload_folder = offload);
-    return heft_model_load(with, at("model"), &options, model, NULL, err);
+    test_how options = {
+        .module = "encoder.layer",
+        .device = device,
+        .load = {.strict = true, .dtype = dtype, .offload_folder = offload}
+    };
+    return test_load(with, at("model"), &options, model, NULL, err);
 }
 
 static heft_status load_with(int32_t device, heft_dtype dtype, heft_model **model, heft_error *err)
@@ -144,13 +140,14 @@ static void modules_come_and_go(void **state)
     for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         heft_error err = {0};
         heft_model *model = NULL, *whole = NULL;
-        const heft_load_options copy =
-            HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY, .dtype = rows[row].dtype);
+        const test_how copy = {
+            .load = {.mode = HEFT_LOAD_COPY, .dtype = rows[row].dtype}
+        };
         const char *offload = rows[row].offload ? at(rows[row].offload) : NULL;
         test_expect_status(load_into(ctx, HEFT_DEVICE_DISK, rows[row].dtype, offload, &model, &err),
                            HEFT_OK, &err, rows[row].name);
-        test_expect_status(heft_model_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK,
-                           &err, rows[row].name);
+        test_expect_status(test_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK, &err,
+                           rows[row].name);
         make_cache(rows[row].warm);
         heft_residency *residency = make_residency(model, rows[row].budget);
         uint64_t brought = 0;
@@ -192,10 +189,10 @@ static void any_order(void **state)
     (void)state;
     heft_error err = {0};
     heft_model *model = NULL, *whole = NULL;
-    const heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
+    const test_how copy = {.load = {.mode = HEFT_LOAD_COPY}};
     test_expect_status(load_with(HEFT_DEVICE_DISK, HEFT_DTYPE_NONE, &model, &err), HEFT_OK, &err,
                        "placed");
-    test_expect_status(heft_model_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK, &err,
+    test_expect_status(test_load(ctx, at("model"), &copy, &whole, NULL, &err), HEFT_OK, &err,
                        "whole");
     make_cache(false);
     heft_residency *residency = make_residency(model, 3 * LAYER_BYTES + (LAYER_BYTES >> 1));
@@ -273,29 +270,24 @@ static void what_cannot_be_placed_is_refused(void **state)
     static const struct {
         const char *name;
         int32_t device;
-        const char *says;
+        heft_status status;
+        const char *says, *item;
     } rows[] = {
-        {"an_accelerator", 3,                "device 3" },
-        {"no_device",      HEFT_DEVICE_NONE, "no device"},
+        {"an_accelerator", 3,                HEFT_UNSUPPORTED, "device 3",  "encoder.layer.0."},
+        {"no_device",      HEFT_DEVICE_NONE, HEFT_INVALID_ARG, "no device", "encoder.layer"   },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_model *model = NULL;
         heft_error err = {0};
-        test_expect_status(load_with(rows[i].device, HEFT_DTYPE_NONE, &model, &err),
-                           HEFT_UNSUPPORTED, &err, rows[i].name);
+        test_expect_status(load_with(rows[i].device, HEFT_DTYPE_NONE, &model, &err), rows[i].status,
+                           &err, rows[i].name);
         assert_non_null(strstr(err.message, rows[i].says));
-        assert_non_null(strstr(err.item, "encoder.layer.0."));
+        assert_non_null(strstr(err.item, rows[i].item));
         assert_null(model);
     }
 }
 
 /* ---- every family ---------------------------------------------------------------------------- */
-static int32_t all_on_disk(void *user, const char *name)
-{
-    (void)user, (void)name;
-    return HEFT_DEVICE_DISK;
-}
-
 /* Whatever a file's tensors have to become (stacked, split, cast), a block's are the model's. */
 static void compare_family(const char *what, heft_model *model, heft_format format,
                            heft_dtype dtype)
@@ -304,16 +296,17 @@ static void compare_family(const char *what, heft_model *model, heft_format form
     heft_model *placed = NULL, *whole = NULL;
     const heft_save_options save =
         HEFT_OPTIONS(heft_save_options, .format = format, .max_shard_bytes = 50000);
-    const heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY,
-                                                .dtype = dtype),
-                            place = HEFT_OPTIONS(heft_load_options, .device_of = all_on_disk,
-                                                 .dtype = dtype);
+    const test_how copy =
+                       {
+                           .load = {.mode = HEFT_LOAD_COPY, .dtype = dtype}
+    },
+                   place = {.module = "", .device = HEFT_DEVICE_DISK, .load = {.dtype = dtype}};
     test_expect_status(heft_model_save_random(model, at("family"), NULL, &save, NULL, &err),
                        HEFT_OK, &err, what);
-    test_expect_status(heft_model_load(ctx, at("family"), &copy, &whole, NULL, &err), HEFT_OK, &err,
+    test_expect_status(test_load(ctx, at("family"), &copy, &whole, NULL, &err), HEFT_OK, &err,
                        what);
-    test_expect_status(heft_model_load(ctx, at("family"), &place, &placed, NULL, &err), HEFT_OK,
-                       &err, what);
+    test_expect_status(test_load(ctx, at("family"), &place, &placed, NULL, &err), HEFT_OK, &err,
+                       what);
     heft_residency *residency = make_residency(placed, 0);
     size_t seen = 0;
     for (size_t i = 0; i < heft_residency_count(residency); i++) {

@@ -3,6 +3,7 @@
  * The files are written by the test, with nothing of the library; everything is drawn from the
  * number of the round, which a failure prints. */
 #include "support.h"
+#include "support_model.h"
 
 #include <heft/checkpoint.h>
 
@@ -357,7 +358,7 @@ static void convert(const char *src, const char *dst, heft_format format, uint64
     const heft_convert_options options =
         HEFT_OPTIONS(heft_convert_options, .format = format, .max_shard_bytes = limit);
     heft_error err = {0};
-    heft_status status = heft_checkpoint_convert(ctx, src, dst, &options, NULL, &err);
+    heft_status status = test_convert(ctx, src, dst, &options, NULL, &err);
     if (status != HEFT_OK) {
         fprintf(stderr, "round %u\n", round_number);
     }

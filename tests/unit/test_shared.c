@@ -38,10 +38,11 @@ static heft_model *load(const char *name, heft_load_mode mode, bool *joined)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    const heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true);
-    test_expect_status(heft_model_load(ctx, at(name), &options, &model, &report, &err), HEFT_OK,
-                       &err, name);
+    const test_how options = {
+        .load = {.mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true}
+    };
+    test_expect_status(test_load(ctx, at(name), &options, &model, &report, &err), HEFT_OK, &err,
+                       name);
     if (mode == HEFT_LOAD_SHARED) {
         assert_string_equal(report->mode, "shared");
         assert_int_equal(report->copied_bytes, 0);

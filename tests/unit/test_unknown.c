@@ -2,6 +2,7 @@
  * repeated modules as blocks; loaded, saved and loaded again. */
 #include "load/load.h"
 #include "support.h"
+#include "support_model.h"
 
 #include <stdlib.h>
 
@@ -29,10 +30,11 @@ static heft_model *load(heft_ctx *with, const char *name, heft_dtype dtype,
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .strict = true, .dtype = dtype);
-    test_expect_status(heft_model_load(with, at(name), &options, &model, report, &err), HEFT_OK,
-                       &err, name);
+    const test_how options = {
+        .load = {.strict = true, .dtype = dtype}
+    };
+    test_expect_status(test_load(with, at(name), &options, &model, report, &err), HEFT_OK, &err,
+                       name);
     return model;
 }
 
@@ -125,9 +127,9 @@ static void a_class_must_be_known(void **state)
     (void)state;
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .class_name = "AutoModel");
+    const test_how options = {.class_name = "AutoModel"};
     make_unknown("moe_per_expert", "unknown");
-    test_expect_status(heft_model_load(ctx, at("unknown"), &options, &model, NULL, &err),
+    test_expect_status(test_load(ctx, at("unknown"), &options, &model, NULL, &err),
                        HEFT_UNSUPPORTED, &err, "class");
     assert_string_equal(err.item, "model_type");
 }
@@ -136,7 +138,7 @@ static heft_status attempt(heft_ctx *with, void *user, heft_error *err)
 {
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    heft_status status = heft_model_load(with, at(user), NULL, &model, &report, err);
+    heft_status status = test_load(with, at(user), NULL, &model, &report, err);
     heft_load_report_free(report);
     heft_model_free(model);
     return status;
