@@ -20,10 +20,10 @@ typedef struct heft_residency_options {
         budget_bytes; /* for the bytes of what is brought in; 0: as much as two neighbors need */
 } heft_residency_options;
 
-/** What comes and goes together: a block that must not be split, a module without children, or a
- * tensor beside modules. In the model's order. */
+/** What comes and goes together: the parameters of one unit of the model's tree (heft/model.h), or, outside
+ * of all units, those of one module. In the order of modules. */
 typedef struct heft_block {
-    const char *module;       /* its path; of a tensor its name */
+    const char *module;       /* its path */
     const size_t *parameters; /* [parameter_count] numbers in the model */
     size_t parameter_count;
     uint64_t bytes;         /* of all its parameters, tied ones once */

@@ -192,7 +192,7 @@ static heft_status read_piece(void *user, const heft__out_tensor *out, uint64_t 
         uint8_t *to = (uint8_t *)dst + done * to_bytes;
         count = elems - done < most ? elems - done : most;
         if (tensor == HEFT__NO_TENSOR) {
-            status = heft__init_fill(parameter, &s->model->rules[root], s->options->seed, element,
+            status = heft__init_fill(parameter, s->model->rules[root], s->options->seed, element,
                                      count, s->raw, to, err);
         } else if (from == parameter->dtype) {
             status = read_source(s, root, element, to, count * to_bytes, err);

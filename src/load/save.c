@@ -60,7 +60,7 @@ static heft_status make_part(void *user, size_t part, heft_error *err)
         return heft__fail_nomem(err, INIT_ELEMS * sizeof *scratch);
     }
     heft_status status =
-        heft__init_fill(parameter, &model->rules[m->parameter], m->saving->seed, m->first + at,
+        heft__init_fill(parameter, model->rules[m->parameter], m->saving->seed, m->first + at,
                         count, scratch, m->dst + at * (heft_dtype_bits(parameter->dtype) / 8), err);
     heft__free(model->ctx, scratch, INIT_ELEMS * sizeof *scratch);
     return status;
@@ -144,7 +144,7 @@ static heft_status list_modules(struct saving *s, heft_error *err)
         return heft__fail_nomem(err, model->module_count * sizeof *s->modules);
     }
     for (size_t i = 0; i < model->module_count; i++) {
-        s->modules[i].path = model->module_paths[i];
+        s->modules[i].path = model->modules[i].path;
     }
     return HEFT_OK;
 }

@@ -76,13 +76,15 @@ typedef struct heft__inner {
     const char *name;
     const uint64_t *shape; /* [rank] */
     uint32_t rank;
+    uint32_t parts;  /* how many parameters are parts of it */
+    uint32_t number; /* among the model's inner tensors */
 } heft__inner;
 
 /* A parameter's place there. */
 typedef struct heft__place {
     const heft__inner *inner; /* NULL: a tensor of the same name and shape */
-    uint64_t first;           /* element of `inner` with which it begins; the rest follows */
-    uint32_t turn;            /* among the parts of `inner` as they are saved */
+    uint32_t part;            /* begins after so many parts of its own size; the rest follows */
+    uint32_t turn;            /* 0 .. parts - 1: among the parts of `inner` as they are saved */
 } heft__place;
 
 struct heft_model {
@@ -97,14 +99,15 @@ struct heft_model {
     bool known_family;          /* false: the skeleton comes from a checkpoint */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
                                    that is in it */
-    heft__init_rule *rules;     /* [count] */
-    heft__binding *bindings;    /* [count] */
-    heft__place *places;        /* [count] */
-    /* Modules in registration order, "" first: those that hold parameters or buffers, and their
-     * ancestors. For
-     * `_metadata`, where the reference lists modules without any (dropout, activations) as well. */
-    const char **module_paths;
+    const heft__init_rule **rules; /* [count] equal ones are one */
+    heft__binding *bindings;       /* [count] */
+    heft__place *places;           /* [count]; NULL: all tensors are the same there */
+    /* In pre-order and the order of registration: those that hold parameters or buffers, and their
+     * ancestors. The reference's `_metadata` lists modules without any (dropout, activations) too. */
+    heft_module *modules;      /* [module_count] */
+    size_t *module_parameters; /* [count] lists of all modules, one after the other */
     size_t count, module_count;
+    uint32_t inner_count; /* tensors of the reference's memory that have another name or parts */
     uint32_t
         *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
     size_t name_slot_count;
@@ -117,6 +120,42 @@ struct heft_model {
 /* Drop a parameter's binding and take a new one: takes the caller's reference on storage. */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
+
+/* ---- modules.c: the tree
+ *
+ * Mark the outermost modules of the classes in the model's `no_split`, and the units: those, the
+ * outermost layers, and every expert. */
+void heft__modules_mark(heft_model *model);
+/* Sum up the bytes of all modules; again whenever ties have changed. */
+heft_status heft__modules_measure(heft_model *model, heft_error *err);
+
+/* What comes into memory and goes together. A parameter belongs to the innermost unit that is its
+ * module or above it; where there is none, to its module, which is a unit then. In the order of
+ * modules. */
+typedef struct heft__units {
+    size_t count;
+    size_t *modules;    /* [count] */
+    size_t *starts;     /* [count + 1] in `parameters` */
+    size_t *parameters; /* [model->count] unit by unit, in each in the order of modules */
+    size_t *unit_of;    /* [model->count] by parameter */
+} heft__units;
+/* Fill the list from the arena. */
+heft_status heft__units_list(const heft_model *model, heft__arena *arena, heft__units *units,
+                             heft_error *err);
+
+/* The place of a parameter in the reference's memory; `first`: the element of its inner tensor with
+ * which it begins. */
+static inline heft__place heft__model_place(const heft_model *model, size_t i)
+{
+    return model->places ? model->places[i] : (heft__place){0};
+}
+static inline uint64_t heft__model_place_first(const heft_model *model, size_t i)
+{
+    uint64_t elems = 0;
+    const heft_parameter *parameter = &model->parameters[i];
+    (void)heft__shape_elems(parameter->shape, parameter->rank, &elems);
+    return heft__model_place(model, i).part * elems; /* within `inner`, which the builder bounded */
+}
 
 /* What to say of a parameter that has no bytes. */
 const char *heft__why_absent(heft_parameter_state state);
@@ -140,7 +179,7 @@ void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
 /* A tensor that the reference makes of several of a file's, named from the module that is entered;
  * NULL in the run that counts. Then its parts, each with its place. */
 const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
-                                  uint32_t rank);
+                                  uint32_t rank, uint32_t parts);
 void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                    heft__init_rule rule, heft__place place);
 /* The class is saved in the natural order of its inner names, as the reference does wherever it

@@ -34,6 +34,7 @@ typedef struct heft__tree_module {
 typedef struct heft__tree_tensor {
     const char *path; /* the whole name */
     uint32_t module;
+    uint32_t parameter; /* its number in the model */
     uint32_t
         first; /* tensor (not node) number of the same tensor's first name, its own number else */
     heft_dtype dtype;
@@ -52,11 +53,11 @@ typedef struct heft__tree {
     size_t tie_count;
 } heft__tree;
 
-/* Modules must come in pre-order, tensors module by module. Paths are borrowed by the arena's owner. */
+/* Modules must come in pre-order, tensors module by module. Of a model, module i is its module i. */
 heft_status heft__tree_new(heft_ctx *ctx, uint32_t modules, uint32_t tensors, heft__tree **out,
                            heft_error *err);
-/* After modules (path, class, tensors) and tensors (path, module, first, ...) are filled in: parents,
- * ends, counts, ties. */
+/* After modules (path, class, parent) and tensors (path, module, first, ...) are filled in: ends,
+ * counts, ties. */
 heft_status heft__tree_finish(heft__tree *tree, heft_error *err);
 /* The tree of an empty model, blocks marked. */
 heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err);

@@ -9,12 +9,8 @@
 
 struct making {
     heft_residency *r;
-    const heft__tree *tree;
-    size_t *numbers; /* of all blocks' parameters, one behind the other */
-    size_t filled;
     size_t *last_block;   /* [model->count] that a root was counted in */
     size_t *last_brought; /* [model->count] its number among what that block brings in, or NONE */
-    heft_status status;
     heft_error *err;
 };
 
@@ -48,9 +44,7 @@ static void add_parameter(struct making *m, heft__block *block, size_t number)
     heft_residency *r = m->r;
     const size_t root = r->model->parameters[number].tied_to;
     const size_t own = (size_t)(block - r->blocks);
-    m->numbers[m->filled++] = number;
     block->shown.parameter_count++;
-    r->block_of[number] = own;
     if (m->last_block[root] != own) {
         m->last_block[root] = own;
         m->last_brought[root] = NONE;
@@ -84,39 +78,25 @@ static void finish_block(struct making *m, heft__block *block)
     }
 }
 
-static bool count_unit(void *user, uint32_t node)
+/* The block of a unit. */
+static heft_status add_block(struct making *m, const heft__units *units, size_t unit)
 {
-    (void)node;
-    ++*(size_t *)user;
-    return true;
-}
-
-/* The block of a node of the tree. */
-static bool add_block(void *user, uint32_t node)
-{
-    struct making *m = user;
     heft_residency *r = m->r;
-    const heft__tree *tree = m->tree;
-    const char *path = heft__tree_path(tree, node);
-    uint32_t first, end;
-    heft__tree_tensors(tree, node, &first, &end);
-    if (first == end) {
-        return true;
-    }
+    const char *path = heft_model_module(r->model, units->modules[unit])->path;
+    const size_t first = units->starts[unit], end = units->starts[unit + 1];
     heft__block *block = &r->blocks[r->block_count++];
     *block = (heft__block){.slot = HEFT__NO_SLOT};
     block->shown.module = heft__arena_text(&r->arena, path, strlen(path));
-    block->shown.parameters = m->numbers + m->filled;
+    block->shown.parameters = &units->parameters[first];
     block->brought = heft__arena_array(&r->arena, end - first, sizeof *block->brought);
     if (!block->shown.module || !block->brought) {
-        m->status = heft__fail_nomem(m->err, (end - first) * sizeof *block->brought);
-        return false;
+        return heft__fail_nomem(m->err, (end - first) * sizeof *block->brought);
     }
-    for (uint32_t i = first; i < end; i++) {
-        add_parameter(m, block, heft_model_find(r->model, tree->tensors[i].path));
+    for (size_t i = first; i < end; i++) {
+        add_parameter(m, block, units->parameters[i]);
     }
     finish_block(m, block);
-    return true;
+    return HEFT_OK;
 }
 
 /* Tensors as they are handed out: row by row, without memory yet. */
@@ -151,32 +131,28 @@ static heft_status make_views(heft_residency *r, heft_error *err)
 heft_status heft__blocks_make(heft_residency *r, heft_error *err)
 {
     const size_t count = r->model->count;
-    heft__tree *tree = NULL;
-    heft_status status = heft__tree_of_model(r->model, &tree, err);
+    heft__units units = {0};
+    heft_status status = heft__units_list(r->model, &r->arena, &units, err);
     if (status != HEFT_OK) {
         return status;
     }
-    struct making m = {.r = r, .tree = tree, .status = HEFT_OK, .err = err};
-    size_t units = 0;
-    (void)heft__tree_each_unit(tree, count_unit, &units);
-    m.numbers = heft__arena_array(&r->arena, count, sizeof *m.numbers);
+    struct making m = {.r = r, .err = err};
     m.last_block = heft__alloc(r->ctx, count * sizeof *m.last_block);
     m.last_brought = heft__alloc(r->ctx, count * sizeof *m.last_brought);
-    r->blocks = heft__arena_array(&r->arena, units, sizeof *r->blocks);
-    r->block_of = heft__arena_array(&r->arena, count, sizeof *r->block_of);
+    r->blocks = heft__arena_array(&r->arena, units.count, sizeof *r->blocks);
+    r->block_of = units.unit_of;
     r->brought_at = heft__arena_array(&r->arena, count, sizeof *r->brought_at);
     r->views = heft__arena_array(&r->arena, count, sizeof *r->views);
-    status = m.numbers && m.last_block && m.last_brought && r->blocks && r->block_of &&
-                     r->brought_at && r->views
+    status = m.last_block && m.last_brought && r->blocks && r->brought_at && r->views
                  ? make_views(r, err)
                  : heft__fail_nomem(err, count * sizeof *r->views);
     if (status == HEFT_OK) {
         memset(m.last_block, 0xff, count * sizeof *m.last_block); /* no block's number */
-        (void)heft__tree_each_unit(tree, add_block, &m);
-        status = m.status;
+    }
+    for (size_t unit = 0; unit < units.count && status == HEFT_OK; unit++) {
+        status = add_block(&m, &units, unit);
     }
     heft__free(r->ctx, m.last_block, count * sizeof *m.last_block);
     heft__free(r->ctx, m.last_brought, count * sizeof *m.last_brought);
-    heft__tree_free(tree);
     return status;
 }

@@ -302,12 +302,20 @@ const heft_block *heft_residency_block(const heft_residency *r, size_t i)
 
 size_t heft_residency_find(const heft_residency *r, const char *name)
 {
-    const size_t length = strlen(name);
-    for (size_t i = 0; i < r->block_count; i++) {
-        const char *module = r->blocks[i].shown.module;
-        const size_t own = strlen(module);
-        if (own <= length && strncmp(name, module, own) == 0 &&
-            (own == 0 || name[own] == '.' || !name[own])) {
+    const size_t parameter = heft_model_find(r->model, name);
+    const size_t at = heft_model_find_module(r->model, 0, name);
+    if (parameter != SIZE_MAX) {
+        return r->block_of[parameter];
+    }
+    const heft_module *module = heft_model_module(r->model, at);
+    if (module && module->parameter_count > 0) {
+        return r->block_of[module->parameters[0]];
+    }
+    while (module && !module->unit) {
+        module = heft_model_module(r->model, module->parent);
+    }
+    for (size_t i = 0; module && i < r->block_count; i++) {
+        if (strcmp(r->blocks[i].shown.module, module->path) == 0) {
             return i;
         }
     }

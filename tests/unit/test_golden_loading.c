@@ -53,7 +53,7 @@ static bool holds(const heft__json_value *list, const char *name)
 
 static const char *inner_name(const heft_model *model, size_t i)
 {
-    const heft__inner *inner = model->places[i].inner;
+    const heft__inner *inner = heft__model_place(model, i).inner;
     return inner ? inner->name : model->parameters[i].name;
 }
 
@@ -134,7 +134,7 @@ static void compare_value(const char *what, const heft_model *model, const heft_
     uint64_t size = 0, parts = 0;
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         heft_tensor *tensor = NULL;
         heft_error err;
         if (strcmp(inner_name(model, i), name) != 0) {
@@ -150,7 +150,8 @@ static void compare_value(const char *what, const heft_model *model, const heft_
                                           inner ? inner->rank : parameter->rank, &size));
             bytes = calloc(size ? size : 1, 1);
         }
-        memcpy(bytes + model->places[i].first * element, tensor->data, tensor->size_bytes);
+        memcpy(bytes + heft__model_place_first(model, i) * element, tensor->data,
+               tensor->size_bytes);
         heft_tensor_free(tensor);
         parts++;
         if (strcmp(sha256, "init") == 0) {

@@ -132,7 +132,8 @@ static bool is_stacked(const heft_model *model, const heft__json_value *row)
 {
     bool parts = false;
     for (size_t i = 0; i < model->count; i++) {
-        parts = parts || (model->places[i].inner && model->places[i].turn > 0);
+        parts =
+            parts || (heft__model_place(model, i).inner && heft__model_place(model, i).turn > 0);
     }
     return parts && !text_of(row, "views");
 }

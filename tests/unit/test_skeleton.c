@@ -36,7 +36,7 @@ static void compare_row(const char *what, const heft_model *model, size_t i,
 static bool has_inner_names(const heft_model *model)
 {
     for (size_t i = 0; i < model->count; i++) {
-        if (model->places[i].inner) {
+        if (heft__model_place(model, i).inner) {
             return true;
         }
     }
@@ -47,7 +47,7 @@ static bool has_inner_names(const heft_model *model)
 static size_t find_inner(const heft_model *model, const char *name)
 {
     for (size_t i = 0; i < model->count; i++) {
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         if (strcmp(inner ? inner->name : model->parameters[i].name, name) == 0) {
             return i;
         }
@@ -62,12 +62,12 @@ static void compare_parts(const char *what, const heft_model *model, const heft_
     assert_true(heft__shape_elems(inner->shape, inner->rank, &elements));
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
-        if (model->places[i].inner == inner) {
+        if (heft__model_place(model, i).inner == inner) {
             assert_true(heft__shape_elems(parameter->shape, parameter->rank, &part));
             sum += part;
-            covered += model->places[i].first;
+            covered += heft__model_place_first(model, i);
             count++;
-            assert_true(model->places[i].first + part <= elements);
+            assert_true(heft__model_place_first(model, i) + part <= elements);
         }
     }
     /* parts of one size, none twice: their beginnings are 0, 1, 2, ... of that size */
@@ -85,7 +85,7 @@ static void compare_inner(const char *what, const heft_model *model, const heft_
             fail_msg("%s: nothing is '%s' in the reference's memory", what, row->first->text);
             return;
         }
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         const heft__json_value *shape = row->first->next, *dim = shape->first;
         uint32_t rank = inner ? inner->rank : model->parameters[i].rank;
         const uint64_t *ours = inner ? inner->shape : model->parameters[i].shape;
@@ -219,7 +219,7 @@ static void compare_modules(const char *what, const heft_model *model,
     size_t i = 0;
     for (const heft__json_value *path = modules ? modules->first : NULL; path;
          path = path->next, i++) {
-        if (i >= model->module_count || strcmp(model->module_paths[i], path->text) != 0) {
+        if (i >= model->module_count || strcmp(model->modules[i].path, path->text) != 0) {
             fail_msg("%s: module %zu is not '%s'", what, i, path->text);
         }
     }
