@@ -119,6 +119,11 @@ HEFT_API const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *d
 /** Return the device of a parameter or module by its name; HEFT_DEVICE_NONE if the map has none. */
 #define HEFT_DEVICE_NONE INT32_MIN
 HEFT_API int32_t heft_plan_device_of(const heft_plan *plan, const char *name);
+/** Return the device of a module by its number in the model (heft_model_module()); HEFT_DEVICE_NONE if
+ * its parts are on several. */
+HEFT_API int32_t heft_plan_module_device(const heft_plan *plan, size_t module);
+/** Return the device of a parameter by its number in the model; HEFT_DEVICE_NONE past the end. */
+HEFT_API int32_t heft_plan_parameter_device(const heft_plan *plan, size_t parameter);
 /** Tell device i's budget after balancing and the bytes that are placed on it; false past the end. */
 HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget,
                                double *placed);

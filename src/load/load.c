@@ -74,13 +74,8 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
 
 heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
 {
-    if (!l->options->plan) {
-        return HEFT_OK;
-    }
-    l->device_count = l->model->count;
-    l->devices = heft__alloc(l->ctx, l->device_count * sizeof *l->devices);
-    return l->devices ? heft__plan_devices(l->options->plan, l->model, l->devices, err)
-                      : heft__fail_nomem(err, l->device_count * sizeof *l->devices);
+    return l->options->plan ? heft__plan_devices(l->options->plan, l->model, &l->devices, err)
+                            : HEFT_OK;
 }
 
 static heft_status prepare(heft__loading *l, heft_error *err)
@@ -269,7 +264,6 @@ void heft__loading_fini(heft__loading *l)
         heft__match_fini(l->model, &l->match);
     }
     heft_load_report_free(l->memory ? &l->memory->report : NULL);
-    heft__free(l->ctx, l->devices, l->device_count * sizeof *l->devices);
     heft_model_free(l->model);
 }
 

@@ -256,8 +256,7 @@ typedef struct heft__loading {
     const heft_source *source; /* NULL: into a model that exists */
     heft_checkpoint *ckpt;     /* lent; NULL: a config alone */
     heft_model *model;
-    int32_t *devices; /* [model->count] by the plan; NULL without */
-    size_t device_count;
+    const int32_t *devices; /* [model->count] lent by the plan; NULL without */
     heft__report_memory *memory;
     heft__match match;
     heft__fill_counts counts;

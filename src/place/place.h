@@ -34,7 +34,7 @@ typedef struct heft__tree_module {
 typedef struct heft__tree_tensor {
     const char *path; /* the whole name */
     uint32_t module;
-    uint32_t parameter; /* its number in the model */
+    uint32_t parameter; /* its number in the model; 0 in a tree without one */
     uint32_t
         first; /* tensor (not node) number of the same tensor's first name, its own number else */
     heft_dtype dtype;
@@ -203,9 +203,9 @@ heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size
                                bool ties_wanted, const heft_plan_options *options, heft_plan **out,
                                heft_error *err);
 
-/* Fill the device of each of a model's parameters, [model->count]. INVALID_ARG if the plan was made for
- * a model with other parameters. */
-heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model, int32_t *devices,
-                               heft_error *err);
+/* The devices of a model's parameters, [model->count], lent. INVALID_ARG if the plan was made for a
+ * model with other parameters. */
+heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
+                               const int32_t **devices, heft_error *err);
 
 #endif

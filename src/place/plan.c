@@ -19,6 +19,8 @@ struct heft_plan {
     heft__warnings warnings;       /* in the tree's arena */
     heft__map by_path;             /* path of an entry -> its number */
     double stream_one, stream_two; /* of blocks on the disk */
+    int32_t *devices;              /* [modules + tensors] by node */
+    int32_t *parameter_devices;    /* [tensors] by number of the model's parameter */
 };
 
 /* ---- budgets --------------------------------------------------------------------------------- */
@@ -128,8 +130,7 @@ static bool add_stream(void *user, uint32_t node)
     for (uint32_t i = first; i < end; i++) {
         const uint32_t root = tree->tensors[i].first;
         const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
-        const bool disk =
-            heft_plan_device_of(s->plan, tree->tensors[root].path) == HEFT_DEVICE_DISK;
+        const bool disk = s->plan->devices[tree->module_count + root] == HEFT_DEVICE_DISK;
         s->unit_of[i] = s->count;
         if (disk && heft__tree_is_first(tree, i, first)) {
             unit->stream += bytes;
@@ -214,6 +215,23 @@ static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_opt
            heft__warn_ties(list, plan->tree, &plan->map);
 }
 
+static bool spread_devices(heft_plan *plan)
+{
+    heft__tree *tree = plan->tree;
+    const size_t count = (size_t)tree->module_count + tree->tensor_count;
+    plan->devices = heft__arena_array(&tree->arena, count, sizeof *plan->devices);
+    plan->parameter_devices =
+        heft__arena_array(&tree->arena, tree->tensor_count, sizeof *plan->parameter_devices);
+    if (!plan->devices || !plan->parameter_devices) {
+        return false;
+    }
+    heft__devices_spread(tree, &plan->map, plan->devices);
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        plan->parameter_devices[tree->tensors[i].parameter] = plan->devices[tree->module_count + i];
+    }
+    return true;
+}
+
 static bool index_entries(heft_plan *plan)
 {
     size_t found;
@@ -249,7 +267,8 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
         return heft__fail_nomem(err, plan->tree->module_count);
     }
     sum_placed(plan);
-    return index_entries(plan) && measure_streams(plan) && make_warnings(plan, ties_wanted, options)
+    return index_entries(plan) && spread_devices(plan) && measure_streams(plan) &&
+                   make_warnings(plan, ties_wanted, options)
                ? HEFT_OK
                : heft__fail_nomem(err, plan->map.count);
 }
@@ -396,39 +415,39 @@ void heft_plan_sizes(const heft_plan *plan, double bytes_each, double *total, do
     *largest = heft__tree_bytes_as(tree, find_largest(tree, bytes_each), bytes_each);
 }
 
-/* ---- for a load -------------------------------------------------------------------------------- */
-heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model, int32_t *devices,
-                               heft_error *err)
+/* ---- by handle --------------------------------------------------------------------------------- */
+int32_t heft_plan_module_device(const heft_plan *plan, size_t module)
+{
+    return module < plan->tree->module_count ? plan->devices[module] : HEFT_DEVICE_NONE;
+}
+
+int32_t heft_plan_parameter_device(const heft_plan *plan, size_t parameter)
+{
+    return parameter < plan->tree->tensor_count ? plan->parameter_devices[parameter]
+                                                : HEFT_DEVICE_NONE;
+}
+
+heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
+                               const int32_t **devices, heft_error *err)
 {
     const heft__tree *tree = plan->tree;
-    const size_t count = (size_t)tree->module_count + tree->tensor_count;
-    int32_t *nodes = heft__alloc(plan->ctx, count * sizeof *nodes);
-    if (!nodes) {
-        return heft__fail_nomem(err, count * sizeof *nodes);
-    }
-    heft_status status = HEFT_OK;
-    heft__devices_spread(tree, &plan->map, nodes);
     if (tree->tensor_count != model->count) {
-        status =
-            heft__fail(err, HEFT_INVALID_ARG,
-                       "the plan is of a model with %u parameters and buffers, this one has %zu",
-                       (unsigned)tree->tensor_count, model->count);
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "the plan is of a model with %u parameters and buffers, this one has %zu",
+                          (unsigned)tree->tensor_count, model->count);
     }
-    for (uint32_t i = 0; i < tree->tensor_count && status == HEFT_OK; i++) {
-        const size_t number = heft_model_find(model, tree->tensors[i].path);
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const heft_parameter *parameter = &model->parameters[tree->tensors[i].parameter];
         uint64_t elems = 0;
-        if (number == SIZE_MAX ||
-            !heft__shape_elems(model->parameters[number].shape, model->parameters[number].rank,
-                               &elems) ||
-            elems != tree->tensors[i].elems) {
-            status = heft__add_item(
+        if (!heft__shape_elems(parameter->shape, parameter->rank, &elems) ||
+            elems != tree->tensors[i].elems ||
+            strcmp(parameter->name, tree->tensors[i].path) != 0) {
+            return heft__add_item(
                 heft__fail(err, HEFT_INVALID_ARG,
                            "the plan is of a model that has this tensor, this one does not"),
                 err, tree->tensors[i].path);
-        } else {
-            devices[number] = nodes[tree->module_count + i];
         }
     }
-    heft__free(plan->ctx, nodes, count * sizeof *nodes);
-    return status;
+    *devices = plan->parameter_devices;
+    return HEFT_OK;
 }

@@ -288,6 +288,27 @@ static void asking_a_plan_changes_nothing(void **state)
     heft_model_free(model);
 }
 
+static void devices_are_told_by_handle(void **state)
+{
+    (void)state;
+    heft_model *model = make_model("BertModel", 2);
+    heft_plan *plan = plan_of(model, "encoder", HEFT_DEVICE_DISK);
+    const size_t layer = heft_model_find_module(model, 0, "encoder.layer.1");
+    assert_int_equal(heft_plan_module_device(plan, 0), HEFT_DEVICE_NONE); /* on both */
+    assert_int_equal(heft_plan_module_device(plan, layer), HEFT_DEVICE_DISK);
+    assert_int_equal(heft_plan_module_device(plan, heft_model_module_count(model)),
+                     HEFT_DEVICE_NONE);
+    for (size_t i = 0; i < heft_model_count(model); i++) {
+        const char *name = heft_model_parameter(model, i)->name;
+        assert_int_equal(heft_plan_parameter_device(plan, i), heft_plan_device_of(plan, name));
+        assert_int_equal(heft_plan_parameter_device(plan, i),
+                         strncmp(name, "encoder.", 8) == 0 ? HEFT_DEVICE_DISK : HEFT_DEVICE_CPU);
+    }
+    assert_int_equal(heft_plan_parameter_device(plan, heft_model_count(model)), HEFT_DEVICE_NONE);
+    heft_plan_free(plan);
+    heft_model_free(model);
+}
+
 /* ---- memory ----------------------------------------------------------------------------------- */
 static heft_status attempt(heft_ctx *with, void *user, heft_error *err)
 {
@@ -376,6 +397,7 @@ int main(void)
         cmocka_unit_test(a_plan_of_another_model_is_refused),
         cmocka_unit_test(bad_device_maps_are_refused),
         cmocka_unit_test(asking_a_plan_changes_nothing),
+        cmocka_unit_test(devices_are_told_by_handle),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
