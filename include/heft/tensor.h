@@ -75,6 +75,29 @@ HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
 HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype,
                                                       heft_error *err);
 
+/** Tell whether heft_cast() converts a pair: float64, float32, float16, bfloat16 and the 8-bit
+ * floats to float64, float32, float16 and bfloat16, and every dtype to itself. */
+HEFT_API bool heft_cast_known(heft_dtype from, heft_dtype to);
+/**
+ * Convert an array of elements to another dtype, as PyTorch does: rounds to nearest even, overflow
+ * becomes infinity, NaN stays NaN. float64 goes to a half type through float32.
+ *
+ * @param to     dtype of dst
+ * @param dst    filled with elems elements; any alignment
+ * @param from   dtype of src
+ * @param src    borrowed; any alignment. Must not overlap dst, but may be dst if elements of both
+ *               dtypes have one size.
+ * @param elems  number of elements
+ * @param err    filled on failure; may be NULL
+ *
+ * Memory   no heap.
+ * Errors   INVALID_ARG for a pair that heft_cast_known() does not know, for src and dst that
+ *          overlap, and for elements below a byte that do not fill whole bytes; nothing is written.
+ * Threads  any number at once; the caller's thread does the work.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from,
+                                               const void *src, size_t elems, heft_error *err);
+
 /* Where bytes are. Accelerators are numbered from 0. */
 #define HEFT_DEVICE_CPU (-1)
 #define HEFT_DEVICE_DISK (-2)
