@@ -194,6 +194,32 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_tensor_new(heft_storage *storage,
 /** Free a tensor and drop its reference. NULL is allowed. */
 HEFT_API void heft_tensor_free(heft_tensor *tensor);
 
+struct DLManagedTensorVersioned; /* <heft/dlpack.h>, or any dlpack.h of version 1 */
+
+/**
+ * Describe a tensor for another library as DLPack 1.x does, without copying.
+ *
+ * dtypes are those of PyTorch: bfloat16, bool and complex have codes of their own, and so has each
+ * 8-bit float. float4_e2m1fn_x2 goes out in pairs (bits 4, lanes 2, the last dimension halved), as
+ * PyTorch takes it; the 6-bit floats one by one and packed, which PyTorch 2.13 refuses. NumPy refuses
+ * bfloat16, the floats below 16 bits and float4. `data` of a tensor without elements is NULL.
+ *
+ * @param tensor  borrowed; may be freed before the result
+ * @param out     filled with an owned structure. Whoever ends up with it calls its `deleter` once.
+ *                DLPACK_FLAG_BITMASK_READ_ONLY is set where HEFT_TENSOR_WRITABLE is not. PyTorch 2.13
+ *                ignores it, and a write to the memory raises SIGSEGV.
+ * @param err     filled on failure; may be NULL
+ *
+ * Memory   one small block from the storage's context, which the result keeps alive.
+ * Errors   UNSUPPORTED for the quantized and bits dtypes, for elements below a byte that are strided
+ *          or whose pairs cross rows, and for a dimension of 2^63 elements or more; NOMEM.
+ * Source   include/heft/dlpack.h, docs/dlpack.md.
+ * Threads  any thread may call the deleter; the context's `free` then runs there.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_tensor_to_dlpack(const heft_tensor *tensor,
+                                                           struct DLManagedTensorVersioned **out,
+                                                           heft_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -122,6 +122,11 @@ uint64_t heft_storage_bytes(const heft_storage *storage)
     return storage->memory.bytes;
 }
 
+heft_ctx *heft__storage_ctx(const heft_storage *storage)
+{
+    return storage->ctx;
+}
+
 uint32_t heft_storage_flags(const heft_storage *storage)
 {
     return storage->memory.flags;

@@ -34,6 +34,7 @@ heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 int heft__dtype_safetensors_rank(heft_dtype dtype);
 
 /* ---- storage and tensors --------------------------------------------------------------------- */
+heft_ctx *heft__storage_ctx(const heft_storage *storage); /* borrowed */
 /* Heap bytes from the context. Not zeroed. */
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
 /* What a storage is made of. Only heap blocks of the context have `heap`. */
