@@ -227,6 +227,7 @@ typedef struct heft_verify_report {
     size_t problem_count;
     size_t file_count, tensor_count;
     uint64_t bytes_read;
+    uint64_t total_bytes; /* of the tensors in the files that can be read, shared storages once */
 } heft_verify_report;
 
 typedef struct heft_verify_options {

@@ -68,8 +68,7 @@ static void print_problem(const heft_problem *problem)
     putchar('\n');
 }
 
-static void print_text(cli_run *run, const heft_checkpoint_options *source,
-                       const heft_verify_report *report)
+static void print_text(const cli_run *run, const heft_verify_report *report)
 {
     size_t fatal = 0;
     for (size_t i = 0; i < report->problem_count; i++) {
@@ -85,14 +84,9 @@ static void print_text(cli_run *run, const heft_checkpoint_options *source,
         printf("not sound: %zu problem%s\n", fatal, fatal == 1 ? "" : "s");
         return;
     }
-    heft_checkpoint *ckpt = NULL;
-    printf("ok: %zu file%s, %zu tensor%s", report->file_count, report->file_count == 1 ? "" : "s",
-           report->tensor_count, report->tensor_count == 1 ? "" : "s");
-    if (heft_checkpoint_open(run->ctx, run->arguments[0], source, &ckpt, NULL) == HEFT_OK) {
-        printf(", %" PRIu64 " bytes", heft_checkpoint_total_bytes(ckpt));
-    }
-    putchar('\n');
-    heft_checkpoint_close(ckpt);
+    printf("ok: %zu file%s, %zu tensor%s, %" PRIu64 " bytes\n", report->file_count,
+           report->file_count == 1 ? "" : "s", report->tensor_count,
+           report->tensor_count == 1 ? "" : "s", report->total_bytes);
 }
 
 /* heft-manifest.json in the folder that holds the files; owned. The checkpoint may be too broken to
@@ -146,7 +140,7 @@ static int run_verify(cli_run *run)
         if (run->json) {
             print_json(run, report);
         } else {
-            print_text(run, &source, report);
+            print_text(run, report);
         }
         code = report->ok ? 0 : CLI_EXIT_NO;
     }

@@ -74,7 +74,8 @@ static void shard_names_are_told_apart(void **state)
         {"pytorch_model-00001-of-00003.bin.bak",  HEFT_FORMAT_TORCH,       NULL,   false},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (heft__is_shard_name(rows[i].name, rows[i].format, rows[i].variant) != rows[i].is) {
+        if (heft__is_shard_name(rows[i].name, heft__format_find(rows[i].format), rows[i].variant) !=
+            rows[i].is) {
             fail_msg("%s", rows[i].name);
         }
     }
@@ -108,7 +109,7 @@ static heft_status save(const char *folder, heft_format format, uint64_t limit, 
                                         .storage = i};
     }
     heft__write_job job = {.dst = folder,
-                           .format = format,
+                           .format = heft__format_find(format),
                            .max_shard_bytes = limit,
                            .force = force,
                            .tensors = tensors,
