@@ -179,7 +179,7 @@ typedef struct heft_write_report {
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_write_report_free(heft_write_report *report);
 
-/* ---- verify ---------------------------------------------------------------------------------- */
+/* ---- verify: heft_source_verify() (heft/source.h) --------------------------------------------- */
 typedef struct heft_problem {
     const char *kind;   /* "missing_shard", "crc", "stale_file", ... */
     const char *file;   /* "" if none */
@@ -195,36 +195,18 @@ typedef struct heft_verify_report {
     size_t problem_count;
     size_t file_count, tensor_count;
     uint64_t bytes_read;
+    uint64_t total_bytes; /* of the tensors in the files that can be read, shared storages once */
 } heft_verify_report;
 
 typedef struct heft_verify_options {
-    size_t struct_size;                    /* set by HEFT_OPTIONS */
-    bool deep;                             /* read every byte: CRC, NaN and infinities */
-    const char *manifest;                  /* compare with this file; NULL for none */
-    const char *write_manifest;            /* write one; NULL for none */
-    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
+    size_t struct_size;         /* set by HEFT_OPTIONS */
+    bool deep;                  /* read every byte: CRC, NaN and infinities */
+    const char *manifest;       /* compare with this file; NULL for none */
+    const char *write_manifest; /* write one; NULL for none */
 } heft_verify_options;
 
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_verify_report_free(heft_verify_report *report);
-/**
- * Tell whether a checkpoint is whole and sound: every file opens, index and shards agree both ways,
- * sizes add up, nothing stale lies beside it.
- *
- * @param ctx      borrowed
- * @param path     borrowed
- * @param options  borrowed; NULL for defaults
- * @param report   filled with an owned report; problems are in it and not an error of the call
- * @param err      filled on failure; may be NULL
- *
- * Memory   the metadata, one staging buffer with deep.
- * Errors   NOT_FOUND if there is nothing at path; INVALID_ARG; NOMEM; CANCELLED.
- * Source   docs/commands/verify.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
-                                                            const heft_verify_options *options,
-                                                            heft_verify_report **report,
-                                                            heft_error *err);
 
 #ifdef __cplusplus
 }

@@ -26,6 +26,9 @@ typedef struct heft_source_options {
                                `architectures` */
     const heft_checkpoint_options *checkpoint; /* how to open it; NULL: defaults. `trust_shards` is
                                                   not looked at: each operation decides */
+    bool
+        damaged; /* open a checkpoint too of which files are missing or malformed: heft_source_verify()
+                     says what is wrong with it, and to everything else it has no weights */
 } heft_source_options;
 
 /**
@@ -120,6 +123,24 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *sour
                                                          const heft_convert_options *options,
                                                          heft_write_report **report,
                                                          heft_error *err);
+
+/**
+ * Check that a checkpoint is whole and sound: every file opens, index and shards agree both ways, sizes
+ * add up, nothing stale lies beside it.
+ *
+ * @param source   borrowed; opened with `damaged`, or else nothing that opening refuses is left to find
+ * @param options  borrowed; NULL for defaults
+ * @param report   filled with an owned report; problems are in it and not an error of the call
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   the metadata, one staging buffer with deep.
+ * Errors   NOT_FOUND for a source without weights; INVALID_ARG; NOMEM; CANCELLED.
+ * Source   docs/commands/verify.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_source_verify(const heft_source *source,
+                                                        const heft_verify_options *options,
+                                                        heft_verify_report **report,
+                                                        heft_error *err);
 
 #ifdef __cplusplus
 }

@@ -2,8 +2,8 @@
  *
  * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
  * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
- * that, so there the first name is kept and the others are named in a warning, as the reference
- * does with tied weights. An offload folder has every name's bytes, as Accelerate writes it.
+ * that, so there the first name is kept and the others are named in a warning, as Transformers
+ * does with tied weights. Where each tensor is a file, every name has its bytes.
  * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
@@ -15,7 +15,7 @@ struct conversion {
     const heft_checkpoint *ckpt;
     const heft__names *names;
     const heft_convert_options *options;
-    heft_format format;
+    const heft__format *format; /* what is written */
     heft__arena arena;
     heft__out_tensor *tensors;
     size_t count;
@@ -102,14 +102,14 @@ static int by_rank(const void *left, const void *right)
     return order ? order : a->number < b->number ? -1 : a->number > b->number;
 }
 
-/* A pickle holds the state dict's own order. A safetensors file does not: there names are taken in
- * the order that the caller gives, and the rest in natural order. */
+/* A file that holds the state dict's own order keeps it. Else names are taken in the order that the
+ * caller gives, and the rest in natural order. */
 static void order_tensors(struct conversion *c, struct ranked *order)
 {
     const heft_checkpoint *ckpt = c->ckpt;
     bool keep = c->names->count == 0 && !c->options->natural_order;
     for (size_t f = 0; f < ckpt->file_count; f++) {
-        keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
+        keep = keep && heft__format_find(ckpt->files[f].info.format)->has_order;
     }
     for (size_t i = 0; i < ckpt->count; i++) {
         order[i] =
@@ -172,7 +172,7 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
     for (size_t k = 0; k < ckpt->count && status == HEFT_OK; k++) {
         size_t i = order[k].number;
         size_t shared = first[i];
-        if (shared != i && c->format == HEFT_FORMAT_SAFETENSORS) {
+        if (shared != i && c->format->ties == HEFT__TIES_DROP) {
             if (same_shape(ckpt, i, shared)) {
                 if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
                                 ckpt->infos[i].name, ckpt->infos[shared].name)) {
@@ -190,29 +190,24 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
 }
 
 /* ---- side files ------------------------------------------------------------------------------ */
-static bool ends_with(const char *text, const char *end)
+/* Whether a name is that of a file of a format whose files' names say nothing by themselves, which is
+ * read or written here, or lies in the source's folder. */
+static bool is_beside_index(const char *name, const heft__format *const *formats)
 {
-    size_t length = strlen(text), tail = strlen(end);
-    return length >= tail && strcmp(text + length - tail, end) == 0;
-}
-
-/* Weights of any kind, indexes and hidden files stay behind. offload: an offload folder is read or
- * written, or lies in the source's folder. */
-static bool is_side_file(const char *name, bool offload)
-{
-    static const char *const weights[] = {
-        ".safetensors", ".bin",  ".pt", ".pth", ".ckpt",   ".h5",        ".msgpack",
-        ".onnx",        ".gguf", ".ot", ".npz", ".tflite", ".index.json"};
-    if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0 ||
-        (offload && (ends_with(name, ".dat") || strcmp(name, HEFT__OFFLOAD_INDEX) == 0))) {
-        return false;
-    }
-    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) {
-        if (ends_with(name, weights[i])) {
-            return false;
+    for (; *formats; formats++) {
+        if (heft__is_shard_name(name, *formats, NULL) ||
+            strcmp(name, (*formats)->index_name) == 0) {
+            return true;
         }
     }
-    return true;
+    return false;
+}
+
+/* Weights of any kind, indexes and hidden files stay behind. */
+static bool is_side_file(const char *name, const heft__format *const *formats)
+{
+    return name[0] != '.' && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
+           !heft__is_weights_ending(name) && !is_beside_index(name, formats);
 }
 
 static int by_name(const void *left, const void *right)
@@ -273,32 +268,62 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     return status;
 }
 
-static heft_status collect_sides(struct conversion *c, heft_error *err)
+/* The formats with a fixed index that are in play here: see is_beside_index(). NULL-terminated. */
+static heft_status find_fixed(struct conversion *c, const heft__format ***out, heft_error *err)
 {
-    if (c->ckpt->where.lone) {
-        return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
+    size_t most = 0, count = 0;
+    while (heft__format_in_folder(NULL, most)) {
+        most++;
     }
-    const char *index = heft__path_join(&c->arena, c->ckpt->where.folder, HEFT__OFFLOAD_INDEX);
-    bool offload = false;
-    heft_status status = index ? heft__offload_is_index(c->ctx, index, &offload, err)
-                               : heft__fail_nomem(err, strlen(c->ckpt->where.folder));
-    if (status != HEFT_OK) {
-        return status;
+    const heft__format **formats = heft__arena_array(&c->arena, most + 1, sizeof *formats);
+    heft_status status = formats ? HEFT_OK : heft__fail_nomem(err, most * sizeof *formats);
+    for (size_t i = 0; i < most && status == HEFT_OK; i++) {
+        const heft__format *format = heft__format_in_folder(NULL, i);
+        bool there =
+            format->index_name && (format == c->format || format == c->ckpt->where.index_format);
+        if (format->index_name && !there) {
+            heft__input *opened = NULL;
+            const char *path =
+                heft__path_join(&c->arena, c->ckpt->where.folder, format->index_name);
+            status =
+                path ? format->open_index(c->ctx, path, &opened, err) : heft__fail_nomem(err, 0);
+            there = opened != NULL;
+            heft__input_unref(opened);
+        }
+        if (there) {
+            formats[count++] = format;
+        }
     }
-    offload |= c->format == HEFT_FORMAT_OFFLOAD;
-    DIR *folder = opendir(c->ckpt->where.folder);
+    *out = formats;
+    return status;
+}
+
+static heft_status list_sides(struct conversion *c, heft_error *err)
+{
+    const heft__format **formats = NULL;
+    heft_status status = find_fixed(c, &formats, err);
+    DIR *folder = status == HEFT_OK ? opendir(c->ckpt->where.folder) : NULL;
     for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
          entry = readdir(folder)) {
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, entry->d_name);
         if (!path) {
             status = heft__fail_nomem(err, 0);
-        } else if (is_side_file(entry->d_name, offload) && heft__path_is_file(path)) {
+        } else if (is_side_file(entry->d_name, formats) && heft__path_is_file(path)) {
             status = add_side(c, entry->d_name, err);
         }
     }
     if (folder) {
         closedir(folder);
     }
+    return status;
+}
+
+static heft_status collect_sides(struct conversion *c, heft_error *err)
+{
+    if (c->ckpt->where.lone) {
+        return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
+    }
+    heft_status status = list_sides(c, err);
     if (c->side_count) {
         qsort(c->sides, c->side_count, sizeof *c->sides, by_name);
     }
@@ -313,21 +338,18 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
 /* ---- all of it ------------------------------------------------------------------------------- */
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
-    heft_format format = c->options->format;
-    if (format == HEFT_FORMAT_AUTO) { /* an offload folder is turned into a checkpoint */
-        const heft_format source = c->ckpt->files[0].info.format;
-        bool safetensors = source == HEFT_FORMAT_SAFETENSORS || source == HEFT_FORMAT_OFFLOAD;
-        format = safetensors ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
-    }
-    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH &&
-        format != HEFT_FORMAT_OFFLOAD) {
+    const heft_format asked = c->options->format;
+    const heft__format *source = heft__format_find(
+        c->ckpt->file_count ? c->ckpt->files[0].info.format : HEFT_FORMAT_SAFETENSORS);
+    const heft__format *format =
+        heft__format_find(asked == HEFT_FORMAT_AUTO ? source->convert_as : asked);
+    if (!format || !format->lay_out) {
         return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
-                          heft_format_name(format));
+                          heft_format_name(asked));
     }
-    if (format == HEFT_FORMAT_OFFLOAD && (c->options->variant || c->options->max_shard_bytes)) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "an offload folder has a file for each tensor: no %s",
-                          c->options->variant ? "variants" : "shards");
+    if (format->file_each && (c->options->variant || c->options->max_shard_bytes)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s has a file for each tensor: no %s",
+                          format->noun, c->options->variant ? "variants" : "shards");
     }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
         return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err,
@@ -349,7 +371,7 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     heft__buffer text;
     const char *key = NULL;
     heft__buffer_init(&text, c->ctx);
-    heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format,
+    heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format->id,
                         (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
                         c->options->variant ? c->options->variant : "");
     for (size_t i = 0; i < c->ckpt->file_count; i++) {
@@ -367,8 +389,7 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     return key;
 }
 
-static heft_status convert_open(struct conversion *c, const char *dst, heft_write_report **report,
-                                heft_error *err)
+static heft_status plan(struct conversion *c, const char *dst, heft_error *err)
 {
     heft_status status = check_request(c, dst, err);
     if (status == HEFT_OK) {
@@ -389,9 +410,12 @@ static heft_status convert_open(struct conversion *c, const char *dst, heft_writ
         c->raw = heft__alloc(c->ctx, c->raw_bytes);
         status = c->raw ? HEFT_OK : heft__fail_nomem(err, c->raw_bytes);
     }
-    if (status != HEFT_OK) {
-        return status;
-    }
+    return status;
+}
+
+static heft_status convert(struct conversion *c, const char *dst, heft_write_report **report,
+                           heft_error *err)
+{
     heft__write_job job = {
         .dst = dst,
         .format = c->format,
@@ -422,10 +446,15 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
                                      const heft__names *names, const heft_convert_options *options,
                                      heft_write_report **report, heft_error *err)
 {
-    struct conversion c = {.ctx = ckpt->ctx, .ckpt = ckpt, .names = names, .options = options};
+    const heft__names none = {0};
+    struct conversion c = {
+        .ctx = ckpt->ctx, .ckpt = ckpt, .names = names ? names : &none, .options = options};
     heft__arena_init(&c.arena, c.ctx);
     heft__warnings_init(&c.warnings, &c.arena);
-    heft_status status = convert_open(&c, dst, report, err);
+    heft_status status = plan(&c, dst, err);
+    if (status == HEFT_OK) {
+        status = convert(&c, dst, report, err);
+    }
     heft__tensor_reader_free(c.reader);
     heft__free(c.ctx, c.raw, c.raw_bytes);
     heft__free(c.ctx, c.sides, c.side_cap * sizeof *c.sides);

@@ -1,18 +1,6 @@
 /* read.c - looking into an open checkpoint: accessors, copying one tensor, mapping one tensor. */
 #include "checkpoint/checkpoint.h"
 
-static const char *const format_names[] = {
-    [HEFT_FORMAT_AUTO] = "auto",     [HEFT_FORMAT_SAFETENSORS] = "safetensors",
-    [HEFT_FORMAT_TORCH] = "bin",     [HEFT_FORMAT_TORCH_LEGACY] = "legacy",
-    [HEFT_FORMAT_TORCH_TAR] = "tar", [HEFT_FORMAT_OFFLOAD] = "offload",
-};
-
-const char *heft_format_name(heft_format format)
-{
-    return (size_t)format < sizeof format_names / sizeof format_names[0] ? format_names[format]
-                                                                         : "auto";
-}
-
 size_t heft_checkpoint_count(const heft_checkpoint *ckpt)
 {
     return ckpt->count;

@@ -382,30 +382,37 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
     return HEFT_OK;
 }
 
-heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
-                            size_t *length, heft_error *err)
+heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t limit, char **text,
+                             size_t *length, heft_error *err)
 {
-    heft__input *source = NULL;
-    heft_status status = heft__input_open(arena->ctx, path, &source, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
+    heft_status status = HEFT_OK;
     size_t bytes = 0;
     char *copy = NULL;
-    if (source->size > limit) {
+    if (input->size > limit) {
         status = heft__fail(err, HEFT_LIMIT, "file has %llu bytes, the limit is %llu",
-                            (unsigned long long)source->size, (unsigned long long)limit);
-    } else if (!heft__to_size(source->size, &bytes) ||
+                            (unsigned long long)input->size, (unsigned long long)limit);
+    } else if (!heft__to_size(input->size, &bytes) ||
                !(copy = heft__arena_alloc(arena, bytes + 1))) {
-        status = heft__fail_nomem(err, source->size);
+        status = heft__fail_nomem(err, input->size);
     } else {
-        status = heft__input_read(source, 0, copy, bytes, err);
+        status = heft__input_read(input, 0, copy, bytes, err);
     }
     if (status == HEFT_OK) {
         copy[bytes] = '\0';
         *text = copy;
         *length = bytes;
     }
-    heft__input_unref(source);
+    return heft__add_path(status, err, heft__input_path(input));
+}
+
+heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
+                            size_t *length, heft_error *err)
+{
+    heft__input *input = NULL;
+    heft_status status = heft__input_open(arena->ctx, path, &input, err);
+    if (status == HEFT_OK) {
+        status = heft__read_input(arena, input, limit, text, length, err);
+    }
+    heft__input_unref(input);
     return heft__add_path(status, err, path);
 }

@@ -66,6 +66,9 @@ heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
+/* The same of a file that is open. */
+heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t limit, char **text,
+                             size_t *length, heft_error *err);
 
 /* ---- segment: one copy on a host, shared by processes of one user (segment.c) ----------------- */
 typedef struct heft__segment heft__segment;

@@ -32,7 +32,8 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
         return heft_config_dtype(config);
     }
     const heft_tensor_info *first = NULL;
-    const bool all = ckpt && ckpt->where.offload; /* there a file has but one tensor */
+    /* where a file has but one tensor */
+    const bool all = ckpt && ckpt->where.index_format && ckpt->where.index_format->file_each;
     for (size_t i = 0; ckpt && i < ckpt->count && (all || ckpt->infos[i].file_index == 0); i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         if (counts_for_dtype(info->dtype) && (!first || strcmp(info->name, first->name) < 0)) {

@@ -24,7 +24,9 @@ struct heft_source {
     heft__arena arena;
     const char *path;
     const char *asked_class; /* NULL: as the config says */
-    heft_checkpoint *ckpt;   /* a reference; NULL: no_weights says why */
+    const char *variant;     /* NULL: none */
+    heft_checkpoint *survey; /* a reference; NULL: nothing was opened */
+    heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights says why not */
     heft_config *config;     /* owned; NULL: no_config says why */
     heft_error no_weights, no_config;
 };

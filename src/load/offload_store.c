@@ -395,12 +395,16 @@ static heft_status refuse_files(heft__store *s, heft_error *err)
 static heft_status write_dat(heft__store *s, heft__folder_writer *folder, size_t i, heft_error *err)
 {
     const heft__out_tensor out = out_tensor(s, i);
+    const heft__out_io io = {.folder = folder,
+                             .read = read_piece,
+                             .user = s,
+                             .scratch = s->scratch,
+                             .scratch_bytes = s->scratch_bytes};
     const char *name = dat_name(s, i);
     heft_status status = name ? heft__folder_file_begin(folder, name, false, err)
                               : heft__fail_nomem(err, strlen(out.name));
     if (status == HEFT_OK) {
-        status =
-            heft__offload_dat_write(folder, &out, read_piece, s, s->scratch, s->scratch_bytes, err);
+        status = heft__offload_dat_write(&io, &out, err);
     }
     return status == HEFT_OK ? heft__folder_file_end(folder, err) : status;
 }

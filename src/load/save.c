@@ -13,7 +13,7 @@ struct saving {
     heft__arena arena;
     heft__out_tensor *tensors;
     size_t count;
-    heft__torch_module *modules;
+    const char **modules; /* paths */
     heft__buffer config;
     uint64_t seed; /* of a random save */
 };
@@ -83,7 +83,7 @@ static heft_status read_random(void *user, const heft__out_tensor *tensor, uint6
 
 /* ---- what is written ------------------------------------------------------------------------- */
 /* `order`: numbers of parameters, or NULL for their own order. */
-static heft_status add_tensors(struct saving *s, heft_format format, bool stored,
+static heft_status add_tensors(struct saving *s, const heft__format *format, bool stored,
                                const size_t *order, heft_error *err)
 {
     const heft_model *model = s->model;
@@ -92,7 +92,7 @@ static heft_status add_tensors(struct saving *s, heft_format format, bool stored
         const heft_parameter *parameter = &model->parameters[i];
         bool tied = parameter->tied_to != i;
         if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
-            (tied && format == HEFT_FORMAT_SAFETENSORS)) {
+            (tied && format->ties == HEFT__TIES_DROP)) {
             continue;
         }
         if (stored && (parameter->state == HEFT_PARAMETER_ABSENT ||
@@ -114,8 +114,8 @@ static heft_status add_tensors(struct saving *s, heft_format format, bool stored
     return HEFT_OK;
 }
 
-static heft_status list_tensors(struct saving *s, heft_format format, bool stored, bool natural,
-                                heft_error *err)
+static heft_status list_tensors(struct saving *s, const heft__format *format, bool stored,
+                                bool natural, heft_error *err)
 {
     const heft_model *model = s->model;
     size_t *order = NULL;
@@ -144,7 +144,7 @@ static heft_status list_modules(struct saving *s, heft_error *err)
         return heft__fail_nomem(err, model->module_count * sizeof *s->modules);
     }
     for (size_t i = 0; i < model->module_count; i++) {
-        s->modules[i].path = model->modules[i].path;
+        s->modules[i] = model->modules[i].path;
     }
     return HEFT_OK;
 }
@@ -153,11 +153,11 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
 {
-    heft_format format =
-        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
-    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
+    const heft__format *format = heft__format_find(
+        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format);
+    if (!format || !format->lay_out || format->file_each) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model is saved as safetensors or bin, not '%s'",
-                          heft_format_name(format));
+                          heft_format_name(options->format));
     }
     if (random && !model->known_family) {
         return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialized is not known",

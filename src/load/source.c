@@ -1,19 +1,34 @@
 /* source.c - heft_source: what a path names, opened once.
  *
- * The checkpoint is opened so that an index that disagrees with its shards is remembered and not yet
- * an error: a conversion refuses it, a load that is not strict warns of it. What cannot be read beside
- * the weights (a config.json) is remembered as well, for those who need it.
+ * The checkpoint is surveyed, and its findings are kept: an index that disagrees with its shards is not
+ * yet an error, as a conversion refuses it and a load that is not strict warns of it. What cannot be
+ * read beside the weights (a config.json) is remembered as well, for those who need it.
  * Source: docs/loading.md. */
 #include "load/load.h"
 
-/* Where a config alone may be if there is no checkpoint: the folder in which no weights were found, or
- * the file itself; NULL for none. A missing shard is not found either, but there the path is a file. */
-static const char *config_instead(const char *path, heft_status status, const heft_error *why)
+/* Whether a path names a JSON file. */
+static bool is_json(const char *path)
 {
-    if (status == HEFT_NOT_FOUND) {
-        return heft__path_is_folder(why->path) ? why->path : NULL;
+    return heft__ends_with(path, ".json") && heft__path_is_file(path);
+}
+
+/* Where a config alone may be if there is no checkpoint: the folder in which no weights were found, or
+ * the file itself; NULL for none. */
+static const char *config_instead(const heft_source *source, const char *path, heft_status status)
+{
+    const char *folder = source->no_weights.path;
+    if (status == HEFT_NOT_FOUND && !source->survey) {
+        return heft__path_is_folder(folder) ? folder : NULL;
     }
-    return status == HEFT_FORMAT && heft__path_is_file(path) ? path : NULL;
+    return status == HEFT_FORMAT && is_json(path) ? path : NULL;
+}
+
+static heft_status tell(const heft_error *kept, heft_error *err)
+{
+    if (err) {
+        *err = *kept;
+    }
+    return kept->status;
 }
 
 /* Keep an error for later; NOMEM is one at once. */
@@ -31,18 +46,34 @@ static heft_status read_config(heft_source *source, heft_error *err)
 {
     heft_error why = {0};
     const heft_status status =
-        heft_config_read(source->ctx, source->ckpt->where.folder, &source->config, &why);
+        heft_config_read(source->ctx, source->survey->where.folder, &source->config, &why);
     return status == HEFT_OK ? HEFT_OK : keep_error(status, &why, &source->no_config, err);
 }
 
-/* Whether a path names a JSON file that is a config by its name: "x.json", but not "x.index.json" and not
- * "index.json", which an offload folder has. */
+/* Survey the checkpoint and judge it; no_weights is filled on failure. */
+static heft_status open_weights(heft_source *source, const char *path,
+                                const heft_checkpoint_options *options)
+{
+    heft_error *why = &source->no_weights;
+    heft_status status = heft__checkpoint_survey(source->ctx, path, options, &source->survey, why);
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_judge(source->survey, true, why);
+    }
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_warn(source->survey, why);
+    }
+    if (status == HEFT_OK) {
+        source->ckpt = source->survey;
+    }
+    return heft__add_path(status, why, path);
+}
+
+/* Whether a path is that of a config by its name: "x.json", but not "x.index.json" and not "index.json",
+ * which an offload folder has. */
 static bool is_config_name(const char *path)
 {
     const char *base = heft__path_base(path);
-    const size_t length = strlen(base);
-    return length > 5 && strcmp(base + length - 5, ".json") == 0 && !strstr(base, ".index.") &&
-           strcmp(base, HEFT__OFFLOAD_INDEX) != 0 && heft__path_is_file(path);
+    return !strstr(base, ".index.") && strcmp(base, HEFT__OFFLOAD_INDEX) != 0 && is_json(path);
 }
 
 /* Read a config by its name; an index that has such a name is left for the checkpoint. */
@@ -60,34 +91,37 @@ static heft_status read_config_alone(heft_source *source, const char *path, heft
     return status;
 }
 
-/* What the weights' error is, if it cannot be a config either. */
-static heft_status open_path(heft_source *source, const char *path,
-                             const heft_checkpoint_options *options, heft_error *err)
+/* A config where there is no checkpoint. */
+static heft_status open_config(heft_source *source, const char *at, heft_status status)
 {
     heft_error other = {0};
+    const heft_status config = heft_config_read(source->ctx, at, &source->config, &other);
+    if (config == HEFT_NOMEM) {
+        source->no_weights = other;
+    }
+    return config == HEFT_OK || config == HEFT_NOMEM ? config : status;
+}
+
+/* The error is that of the weights, if there is no config either. */
+static heft_status open_path(heft_source *source, const char *path,
+                             const heft_checkpoint_options *options, bool damaged, heft_error *err)
+{
     heft_status status = is_config_name(path) ? read_config_alone(source, path, err) : HEFT_OK;
     if (status != HEFT_OK || source->config) {
         return status;
     }
-    status = heft_checkpoint_open(source->ctx, path, options, &source->ckpt, &source->no_weights);
-    if (status == HEFT_OK) {
+    status = open_weights(source, path, options);
+    const char *at = config_instead(source, path, status);
+    if (at && !source->variant) {
+        status = open_config(source, at, status);
+    }
+    if (source->config) {
+        heft_checkpoint_close(source->survey); /* of a file that is none */
+        source->survey = NULL;
+    } else if (status == HEFT_OK || (damaged && source->survey && status != HEFT_NOMEM)) {
         return read_config(source, err);
     }
-    const char *at = config_instead(path, status, &source->no_weights);
-    if (at && !(options->variant && *options->variant)) {
-        const heft_status config = heft_config_read(source->ctx, at, &source->config, &other);
-        if (config == HEFT_OK) {
-            return HEFT_OK;
-        }
-        if (config == HEFT_NOMEM) {
-            status = config;
-            source->no_weights = other;
-        }
-    }
-    if (err) {
-        *err = source->no_weights;
-    }
-    return status;
+    return status == HEFT_OK ? HEFT_OK : tell(&source->no_weights, err);
 }
 
 /* A class that the caller asked for must be one, and have a config. */
@@ -101,8 +135,14 @@ static heft_status check_class(const heft_source *source, heft_error *err)
                : status;
 }
 
+static bool copy_text(heft_source *source, const char *text, const char **copy)
+{
+    *copy = text ? heft__arena_text(&source->arena, text, strlen(text)) : NULL;
+    return !text || *copy;
+}
+
 static heft_status source_new(heft_ctx *ctx, const char *path, const char *class_name,
-                              heft_source **out, heft_error *err)
+                              const char *variant, heft_source **out, heft_error *err)
 {
     heft_source *source = heft__alloc_zero(ctx, 1, sizeof *source);
     if (!source) {
@@ -110,13 +150,12 @@ static heft_status source_new(heft_ctx *ctx, const char *path, const char *class
     }
     source->ctx = heft__ctx_ref(ctx);
     heft__arena_init(&source->arena, ctx);
-    source->path = heft__arena_text(&source->arena, path, strlen(path));
-    if (class_name) {
-        source->asked_class = heft__arena_text(&source->arena, class_name, strlen(class_name));
-    }
     *out = source;
-    return source->path && (source->asked_class || !class_name) ? HEFT_OK
-                                                                : heft__fail_nomem(err, 0);
+    return copy_text(source, path, &source->path) &&
+                   copy_text(source, class_name, &source->asked_class) &&
+                   copy_text(source, variant && *variant ? variant : NULL, &source->variant)
+               ? HEFT_OK
+               : heft__fail_nomem(err, strlen(path));
 }
 
 heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_options *options,
@@ -135,10 +174,9 @@ heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_
     if (status != HEFT_OK) {
         return status;
     }
-    how.trust_shards = true;
-    status = source_new(ctx, path, taken.class_name, &source, err);
+    status = source_new(ctx, path, taken.class_name, how.variant, &source, err);
     if (status == HEFT_OK) {
-        status = open_path(source, path, &how, err);
+        status = open_path(source, path, &how, taken.damaged, err);
     }
     if (status == HEFT_OK) {
         status = check_class(source, err);
@@ -161,14 +199,15 @@ heft_status heft_source_new(heft_checkpoint *checkpoint, const heft_config *conf
     }
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
-        status = source_new(checkpoint ? checkpoint->ctx : config->ctx, "", taken.class_name,
+        status = source_new(checkpoint ? checkpoint->ctx : config->ctx, "", taken.class_name, NULL,
                             &source, err);
     }
     if (status == HEFT_OK && config) {
         status = heft__config_copy(config, &source->config, err);
     }
     if (status == HEFT_OK) {
-        source->ckpt = checkpoint ? heft__checkpoint_ref(checkpoint) : NULL;
+        source->survey = checkpoint ? heft__checkpoint_ref(checkpoint) : NULL;
+        source->ckpt = source->survey;
         (void)heft__fail(&source->no_weights, HEFT_NOT_FOUND, "the source has no checkpoint");
         (void)heft__fail(&source->no_config, HEFT_NOT_FOUND, "the source has no config");
         status = check_class(source, err);
@@ -185,7 +224,7 @@ void heft_source_close(heft_source *source)
 {
     if (source) {
         heft_ctx *ctx = source->ctx;
-        heft_checkpoint_close(source->ckpt);
+        heft_checkpoint_close(source->survey);
         heft_config_free(source->config);
         heft__arena_fini(&source->arena);
         heft__free(ctx, source, sizeof *source);
@@ -194,14 +233,6 @@ void heft_source_close(heft_source *source)
 }
 
 /* ---- what it has ----------------------------------------------------------------------------- */
-static heft_status tell(const heft_error *kept, heft_error *err)
-{
-    if (err) {
-        *err = *kept;
-    }
-    return kept->status;
-}
-
 heft_status heft__source_need_weights(const heft_source *source, heft_error *err)
 {
     return source->ckpt ? HEFT_OK : tell(&source->no_weights, err);
@@ -220,10 +251,12 @@ bool heft__source_is_unknown(const heft_source *source)
 
 heft_source_kind heft_source_what(const heft_source *source)
 {
-    return !source->ckpt                 ? HEFT_SOURCE_CONFIG
-           : source->ckpt->where.offload ? HEFT_SOURCE_OFFLOAD
-           : source->ckpt->where.index   ? HEFT_SOURCE_SHARDED
-                                         : HEFT_SOURCE_FILE;
+    const heft__format *index = source->ckpt ? source->ckpt->where.index_format : NULL;
+    const bool is_offload = source->ckpt && source->ckpt->where.index && index && index->file_each;
+    return !source->ckpt               ? HEFT_SOURCE_CONFIG
+           : is_offload                ? HEFT_SOURCE_OFFLOAD
+           : source->ckpt->where.index ? HEFT_SOURCE_SHARDED
+                                       : HEFT_SOURCE_FILE;
 }
 
 const char *heft_source_path(const heft_source *source)
@@ -259,5 +292,23 @@ const char *heft_source_class(const heft_source *source)
 
 heft_status heft_source_check_index(const heft_source *source, heft_error *err)
 {
-    return source->ckpt ? heft__checkpoint_check_index(source->ckpt, err) : HEFT_OK;
+    return source->ckpt ? heft__checkpoint_judge(source->ckpt, false, err) : HEFT_OK;
+}
+
+heft_status heft_source_verify(const heft_source *source, const heft_verify_options *options,
+                               heft_verify_report **report, heft_error *err)
+{
+    heft_verify_options taken;
+    if (!source || !report) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or report is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = source->survey ? HEFT_OK : tell(&source->no_weights, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_verify(source->survey, source->variant, &source->no_config,
+                                         &taken, report, err);
+    }
+    return heft__add_path(status, err, source->path);
 }

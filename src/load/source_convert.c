@@ -17,7 +17,7 @@ static bool has_own_order(const heft_checkpoint *ckpt)
 {
     bool pickles = true;
     for (size_t i = 0; i < ckpt->file_count; i++) {
-        pickles = pickles && ckpt->files[i].info.format != HEFT_FORMAT_SAFETENSORS;
+        pickles = pickles && heft__format_find(ckpt->files[i].info.format)->has_order;
     }
     return pickles;
 }

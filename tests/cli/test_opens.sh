@@ -17,7 +17,7 @@ once() {
     unset NOTE_OPENS
     for file in "$source"/*.safetensors "$source"/*.bin "$source"/*.json "$source"/*.dat; do
         [ -f "$file" ] || continue
-        count=$(grep -cF -- "$(basename "$file")" "$work/.opens" || true)
+        count=$(grep -cxF -- "$file" "$work/.opens" || true)
         most=1
         [ "$(basename "$file")" != config.json ] || most=$configs
         ((count <= most)) || fail "$last: opens $(basename "$file") $count times"
@@ -41,7 +41,7 @@ for kind in single sharded bin offload; do
     once 0 plan "$source" --max-memory cpu=60KB
     once 0 verify "$source"
     once 0 verify "$source" --deep
-    once 0 verify "$source" --write-manifest "$work/manifest"
+    once 0 verify "$source" --write-manifest="$work/manifest"
     once 0 verify "$source" --manifest "$work/manifest" --json
     configs=2 # it is copied beside the new weights as well
     once 0 convert "$source" "$work/to" --force --max-shard-size 30KB

@@ -578,7 +578,7 @@ static heft_status verify_it(heft_ctx *with, void *user, heft_error *err)
     (void)user;
     const heft_verify_options options = HEFT_OPTIONS(heft_verify_options, .deep = true);
     heft_verify_report *report = NULL;
-    heft_status status = heft_checkpoint_verify(with, folder, &options, &report, err);
+    heft_status status = test_verify(with, folder, &options, &report, err);
     if (status == HEFT_OK) {
         assert_true(report->ok);
         assert_int_equal(report->tensor_count, 2);

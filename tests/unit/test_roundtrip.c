@@ -347,7 +347,7 @@ static void expect_checkpoint(const char *path, uint64_t limit)
     }
     expect_shards(ckpt, limit, path);
     heft_checkpoint_close(ckpt);
-    test_expect_status(heft_checkpoint_verify(ctx, path, NULL, &report, &err), HEFT_OK, &err, path);
+    test_expect_status(test_verify(ctx, path, NULL, &report, &err), HEFT_OK, &err, path);
     EXPECT(report->ok, "%s: verify says %s", path,
            report->problem_count ? report->problems[0].message : "no");
     heft_verify_report_free(report);

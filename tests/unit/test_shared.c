@@ -119,10 +119,11 @@ static void tensors_say_whether_they_may_be_written(void **state)
         heft_error err = {0};
         heft_model *model = NULL;
         heft_tensor *tensor = NULL;
-        const heft_load_options options =
-            HEFT_OPTIONS(heft_load_options, .mode = rows[i].mode, .dtype = rows[i].dtype);
-        test_expect_status(heft_model_load(ctx, at("flags"), &options, &model, NULL, &err), HEFT_OK,
-                           &err, "load");
+        const test_how options = {
+            .load = {.mode = rows[i].mode, .dtype = rows[i].dtype}
+        };
+        test_expect_status(test_load(ctx, at("flags"), &options, &model, NULL, &err), HEFT_OK, &err,
+                           "load");
         assert_int_equal(heft_model_tensor(model, 0, &tensor, &err), HEFT_OK);
         assert_int_equal(tensor->flags, rows[i].flags);
         assert_int_equal(write_crashes(tensor), !(rows[i].flags & HEFT_TENSOR_WRITABLE));

@@ -182,8 +182,8 @@ static void verify_tells_of_a_cut(void **state)
         make_source(ctx, formats[i]);
         snprintf(source, sizeof source, "%s/source", folder);
         cut_at = 1;
-        test_expect_status(heft_checkpoint_verify(ctx, source, &options, &report, &err), HEFT_OK,
-                           &err, "verify");
+        test_expect_status(test_verify(ctx, source, &options, &report, &err), HEFT_OK, &err,
+                           "verify");
         assert_false(report->ok);
         assert_string_equal(report->problems[0].kind, "unreadable");
         assert_true(report->problems[0].offset >= (uint64_t)cut_to);

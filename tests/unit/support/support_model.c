@@ -178,3 +178,16 @@ heft_status test_convert(heft_ctx *with, const char *src, const char *dst,
     heft_source_close(source);
     return status;
 }
+
+heft_status test_verify(heft_ctx *with, const char *path, const heft_verify_options *options,
+                        heft_verify_report **report, heft_error *err)
+{
+    heft_source *source = NULL;
+    heft_status status = heft_source_open(
+        with, path, &HEFT_OPTIONS(heft_source_options, .damaged = true), &source, err);
+    if (status == HEFT_OK) {
+        status = heft_source_verify(source, options, report, err);
+    }
+    heft_source_close(source);
+    return status;
+}

@@ -22,6 +22,9 @@ heft_status test_convert(heft_ctx *ctx, const char *src, const char *dst,
                          const heft_convert_options *options, heft_write_report **report,
                          heft_error *err);
 
+heft_status test_verify(heft_ctx *ctx, const char *path, const heft_verify_options *options,
+                        heft_verify_report **report, heft_error *err);
+
 /* A file as a tree in the arena. */
 heft__json_value *test_read_json(heft__arena *arena, const char *path);
 /* The empty model of a config that is a tree already; `what` is for messages. */
