@@ -90,8 +90,18 @@ struct heft_checkpoint {
     heft__map names;
     uint64_t total_bytes;
     heft__warnings warnings;
-    bool trust_shards; /* see heft_checkpoint_options */
+    bool trust_shards;       /* see heft_checkpoint_options */
+    struct heft__maps *maps; /* of map_tensor.c */
 };
+
+/* Add the item and the path to an error in tensor i. */
+heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
+                                   heft_error *err);
+
+/* ---- map_tensor.c: storages that are handed out ------------------------------------------------- */
+/* A place for the storages of all files, in each map mode. NOMEM. */
+heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err);
+void heft__maps_free(heft_checkpoint *ckpt);
 
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)
 {

@@ -525,6 +525,9 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                  : ckpt->where.index ? open_index(ckpt, err)
                                      : open_single(ckpt, err);
     }
+    if (status == HEFT_OK) {
+        status = heft__maps_make(ckpt, err);
+    }
     if (status != HEFT_OK) {
         heft_checkpoint_close(ckpt);
         return heft__add_path(status, err, path);
@@ -538,6 +541,7 @@ void heft_checkpoint_close(heft_checkpoint *ckpt)
     if (!ckpt) {
         return;
     }
+    heft__maps_free(ckpt);
     for (size_t i = 0; i < ckpt->file_count; i++) {
         heft__file_close(ckpt->ctx, ckpt->files[i].file);
     }
