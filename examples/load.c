@@ -43,7 +43,7 @@ int main(int argc, char **argv)
         size_t i = argc > 2 ? heft_checkpoint_find(ckpt, argv[2]) : 0;
         printf("%zu tensors, %" PRIu64 " bytes\n", heft_checkpoint_count(ckpt),
                heft_checkpoint_total_bytes(ckpt));
-        status = heft_checkpoint_map(ckpt, i, &tensor, &err);
+        status = heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &tensor, &err);
         if (status == HEFT_OK) {
             print_tensor(heft_checkpoint_info(ckpt, i), tensor);
         }

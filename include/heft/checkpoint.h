@@ -21,6 +21,12 @@ typedef enum heft_format {
 /** Return "safetensors", "bin", "legacy", "tar", "offload" or "auto". Never NULL. */
 HEFT_API const char *heft_format_name(heft_format format);
 
+typedef enum heft_map_mode {
+    HEFT_MAP_READ_ONLY, /* a write raises SIGSEGV */
+    HEFT_MAP_PRIVATE /* copy-on-write: a page that is written to becomes this process's own memory,
+                           and the file stays as it is */
+} heft_map_mode;
+
 /** A checkpoint's metadata. May be read by many threads at once. */
 typedef struct heft_checkpoint heft_checkpoint;
 
@@ -131,19 +137,27 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
  * Hand out one tensor without copying it where the file allows that: it points into a mapping of
  * the file, strides as they are. Else (deflated, big-endian, conjugated) it is copied to the heap.
  *
+ * A file is mapped once for each mode, whole. Tensors that share bytes in the file get one storage in
+ * each mode, so that a write to a private tensor is seen through every other private tensor of this
+ * checkpoint that shows the same bytes, and through none in another mode or of another checkpoint.
+ *
  * @param ckpt  borrowed
  * @param i     number of the tensor
+ * @param mode  whether the mapping may be written; what is copied to the heap always may
  * @param out   filled with an owned tensor, which outlives the checkpoint
  * @param err   filled on failure; may be NULL
  *
- * Memory   no heap for the bytes of a mapped tensor. Mapped bytes lack HEFT_TENSOR_WRITABLE; if
- *          somebody truncates the file, touching them raises SIGBUS: use heft_checkpoint_read()
- *          where that can happen.
- * Errors   as heft_checkpoint_read.
+ * Memory   no heap for the bytes of a mapped tensor. Private pages are not reserved: a file larger
+ *          than the memory can be mapped (unless vm.overcommit_memory is 2), but a write that finds
+ *          no memory gets the process killed. If somebody truncates the file, touching a mapping
+ *          raises SIGBUS: use heft_checkpoint_read() where that can happen.
+ * Errors   as heft_checkpoint_read; INVALID_ARG for an unknown mode; NOMEM if the file does not fit
+ *          into the address space.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
-                                                         heft_tensor **out, heft_error *err);
+                                                         heft_map_mode mode, heft_tensor **out,
+                                                         heft_error *err);
 
 /* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {

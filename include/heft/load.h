@@ -41,6 +41,10 @@ typedef struct heft_load_options {
      * (.bin, casts, strides, tensors that the checkpoint lacks) is written, and lives there. A folder
      * that has an index already is EXISTS if anything in it differs. */
     const char *offload_folder;
+    /* How files are mapped where they are. PRIVATE: mapped parameters can be written to, and the
+     * files stay as they are. What a device map leaves on the disk, and what is in the copy of
+     * HEFT_LOAD_SHARED, stays read only. */
+    heft_map_mode map;
 } heft_load_options;
 
 typedef struct heft_mismatch {

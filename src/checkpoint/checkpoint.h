@@ -97,6 +97,7 @@ struct heft_checkpoint {
     uint64_t total_bytes;
     heft__warnings warnings;
     heft__findings findings;
+    struct heft__maps *maps; /* of map_tensor.c */
 };
 
 /* Open whatever can be opened. Errors: of finding the files (NOT_FOUND), NOMEM, INVALID_ARG; anything
@@ -113,6 +114,15 @@ heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkp
 
 /* Whether file f lies in the checkpoint's folder, under the name that it is called by. */
 bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
+
+/* Add the item and the path to an error in tensor i. */
+heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
+                                   heft_error *err);
+
+/* ---- map_tensor.c: storages that are handed out ------------------------------------------------- */
+/* A place for the storages of all files, in each map mode. NOMEM. */
+heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err);
+void heft__maps_free(heft_checkpoint *ckpt);
 
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)
 {

@@ -376,6 +376,9 @@ heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
     if (status == HEFT_OK) {
         status = survey(ckpt, err);
     }
+    if (status == HEFT_OK) {
+        status = heft__maps_make(ckpt, err);
+    }
     if (status != HEFT_OK) {
         heft_checkpoint_close(ckpt);
         return heft__add_path(status, err, path);
@@ -423,6 +426,7 @@ void heft_checkpoint_close(heft_checkpoint *ckpt)
     if (!ckpt || atomic_fetch_sub_explicit(&ckpt->refs, 1, memory_order_acq_rel) > 1) {
         return;
     }
+    heft__maps_free(ckpt);
     for (size_t i = 0; i < ckpt->file_count; i++) {
         heft__file_close(ckpt->ctx, ckpt->files[i].file);
     }

@@ -172,6 +172,7 @@ void heft__loading_choose_strategy(heft__loading *l)
         network = heft__input_network(l->ckpt->files[i].file->source);
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
+    l->fill.map_mode = l->options->map;
     l->fill.share = mode == HEFT_LOAD_SHARED;
     l->fill.devices = l->devices;
     l->why = network ? network : mode == HEFT_LOAD_AUTO ? "auto" : "asked for";

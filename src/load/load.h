@@ -163,7 +163,8 @@ typedef struct heft__fill_counts {
 } heft__fill_counts;
 
 typedef struct heft__fill_options {
-    bool map;               /* what can be used as it lies in its file is mapped */
+    bool map; /* what can be used as it lies in its file is mapped */
+    heft_map_mode map_mode;
     bool share;             /* the rest goes into one copy for all processes of the host */
     bool reuse;             /* write over storages that are owned already */
     bool count;             /* nothing is taken, read or bound: counts are all that is wanted */
@@ -190,8 +191,9 @@ typedef struct heft__homes {
  * the room is left to what cannot do without. */
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
-/* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is
- * mapped or on the disk: the match's lists are taken then. */
+/* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped
+ * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately have
+ * no home: they are this process's own. */
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */

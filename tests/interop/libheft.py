@@ -42,7 +42,7 @@ _ctx_free = _declare(_c, "heft_ctx_free", None, c_void_p)
 _open = _declare(_c, "heft_checkpoint_open", c_int, c_void_p, c_char_p, c_void_p, POINTER(c_void_p), POINTER(Error))
 _close = _declare(_c, "heft_checkpoint_close", None, c_void_p)
 _find = _declare(_c, "heft_checkpoint_find", c_size_t, c_void_p, c_char_p)
-_map = _declare(_c, "heft_checkpoint_map", c_int, c_void_p, c_size_t, POINTER(POINTER(CTensor)), POINTER(Error))
+_map = _declare(_c, "heft_checkpoint_map", c_int, c_void_p, c_size_t, c_int, POINTER(POINTER(CTensor)), POINTER(Error))
 _free = _declare(_c, "heft_tensor_free", None, POINTER(CTensor))
 _to_dlpack = _declare(_c, "heft_tensor_to_dlpack", c_int, POINTER(CTensor), POINTER(c_void_p), POINTER(Error))
 _status_name = _declare(_c, "heft_status_name", c_char_p, c_int)
@@ -102,11 +102,11 @@ class Checkpoint:
         self._ctx, self._checkpoint = c_void_p(_ctx_new(None)), c_void_p()
         _check(_open(self._ctx, os.fsencode(path), None, byref(self._checkpoint), byref(err)), err)
 
-    def map(self, name):
+    def map(self, name, private=False):
         tensor, err = POINTER(CTensor)(), Error()
         number = _find(self._checkpoint, name.encode())
         assert number != c_size_t(-1).value, name
-        _check(_map(self._checkpoint, number, byref(tensor), byref(err)), err)
+        _check(_map(self._checkpoint, number, private, byref(tensor), byref(err)), err)
         return Tensor(tensor)
 
     def close(self):

@@ -150,6 +150,42 @@ def test_numpy_may_write_what_was_copied(scratch):
     checkpoint.close()
 
 
+# ---- private mappings ------------------------------------------------------------------------------
+def test_writes_to_a_private_mapping_stay_in_the_process(scratch):
+    path = scratch / "private.bin"
+    weight = random_bits(torch.int32, 64, 32, seed=4)
+    torch.save({"a": weight, "tied": weight.t()}, path)
+    before = path.read_bytes()
+    checkpoint = Checkpoint(path)
+    ours, tied = checkpoint.map("a", private=True), checkpoint.map("tied", private=True)
+    assert ours.flags == MAPPED | WRITABLE
+    found, other, array = torch.from_dlpack(ours), torch.from_dlpack(tied), numpy.from_dlpack(ours)
+    assert torch.equal(found, weight) and array.flags.writeable
+    found.add_(1)
+    array[0, 0] = 42
+    expected = weight + 1
+    expected[0, 0] = 42
+    assert torch.equal(found, expected) and torch.equal(other, expected.t())
+    assert torch.equal(torch.from_dlpack(checkpoint.map("a")), weight)
+    ours.free()
+    tied.free()
+    checkpoint.close()
+    assert torch.equal(other, expected.t())
+    assert path.read_bytes() == before
+
+
+def test_an_optimizer_steps_on_a_private_mapping(scratch):
+    path = scratch / "train.bin"
+    torch.save({"a": torch.ones(8)}, path)
+    checkpoint = Checkpoint(path)
+    parameter = torch.nn.Parameter(torch.from_dlpack(checkpoint.map("a", private=True)))
+    checkpoint.close()
+    parameter.square().sum().backward()
+    torch.optim.SGD([parameter], lr=0.25).step()
+    assert torch.equal(parameter.detach(), torch.full((8,), 0.5))
+    assert torch.equal(torch.load(path)["a"], torch.ones(8))
+
+
 # ---- lifetime --------------------------------------------------------------------------------------
 def test_a_tensor_outlives_checkpoint_and_context(bin_file, everything):
     checkpoint = Checkpoint(bin_file)
