@@ -91,6 +91,7 @@ struct heft_checkpoint {
     size_t storage_count;    /* of all files */
     heft_tensor_info *infos; /* [count], file after file; of two with one name the later file's */
     const heft__file_tensor **entries;
+    bool *doubled; /* [count] an earlier file has one of this name too; NULL: none */
     size_t count;
     heft__map names;
     uint64_t total_bytes;
