@@ -145,6 +145,12 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
                                                          heft_tensor **out, heft_error *err);
 
+/** A pair of text in the header of a safetensors file (`__metadata__`). UTF-8. */
+typedef struct heft_metadata_pair {
+    const char *key;
+    const char *value; /* NULL: the key is taken out */
+} heft_metadata_pair;
+
 /* ---- convert --------------------------------------------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
@@ -161,6 +167,8 @@ typedef struct heft_convert_options {
     bool natural_order;        /* without an order of the caller's: the natural order of names */
     uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
     const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
+    const heft_metadata_pair *metadata;    /* set on top of the source's; NULL for none */
+    size_t metadata_count;
 } heft_convert_options;
 
 typedef struct heft_written_file {
@@ -192,6 +200,11 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  * else in the source folder (config.json, tokenizer, ...) is copied. The destination becomes
  * visible complete or not at all.
  *
+ * Metadata of safetensors files is kept: each file that is written has all pairs of the source's
+ * files. If two of them disagree about a key, the first file's value is kept, with a warning. A
+ * source without metadata gets {"format": "pt"}, as Transformers writes it. A format that holds no
+ * metadata drops it, with a warning.
+ *
  * @param ctx      borrowed
  * @param src      borrowed; as heft_checkpoint_open()
  * @param dst      borrowed; a folder
@@ -201,8 +214,9 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
  *
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
  * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
- *          INVALID_ARG if dst is the source or a dtype or name cannot be written; IO for a full
- *          disk; CANCELLED. src and dst stay as they were.
+ *          INVALID_ARG if dst is the source, a dtype or name cannot be written, or metadata is given
+ *          for a format that holds none; IO for a full disk; CANCELLED. src and dst stay as they
+ *          were.
  * Source   docs/sharding.md, docs/formats/offload.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
