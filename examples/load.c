@@ -16,7 +16,7 @@ static void print_tensor(const heft_tensor_info *info, const heft_tensor *tensor
         printf("%s%" PRIu64, d ? ", " : "", tensor->shape[d]);
         elems *= tensor->shape[d];
     }
-    printf("] in %s, %s\n", info->file, tensor->mapped ? "mapped" : "copied");
+    printf("] in %s, %s\n", info->file, tensor->flags & HEFT_TENSOR_MAPPED ? "mapped" : "copied");
     if (tensor->dtype == HEFT_DTYPE_F32 &&
         (tensor->rank == 0 || tensor->strides[tensor->rank - 1] == 1)) {
         const float *values = tensor->data; /* at least the last dimension lies in one piece */

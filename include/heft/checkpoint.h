@@ -136,9 +136,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
  * @param out   filled with an owned tensor, which outlives the checkpoint
  * @param err   filled on failure; may be NULL
  *
- * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody
- *          truncates the file, touching them raises SIGBUS: use heft_checkpoint_read() where that
- *          can happen.
+ * Memory   no heap for the bytes of a mapped tensor. Mapped bytes lack HEFT_TENSOR_WRITABLE; if
+ *          somebody truncates the file, touching them raises SIGBUS: use heft_checkpoint_read()
+ *          where that can happen.
  * Errors   as heft_checkpoint_read.
  * Source   docs/formats/.
  */

@@ -133,7 +133,8 @@ HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
  * @param out    filled with an owned tensor, which outlives the model
  * @param err    filled on failure; may be NULL
  *
- * Memory   no heap for the bytes: the tensor shares the model's storage.
+ * Memory   no heap for the bytes: the tensor shares the model's storage. Only an owned or privately
+ *          mapped parameter has HEFT_TENSOR_WRITABLE; a write to any other raises SIGSEGV.
  * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent, or stays on the disk.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,

@@ -8,11 +8,6 @@
 extern "C" {
 #endif
 
-/* Accelerators are numbered from 0. */
-#define HEFT_DEVICE_CPU (-1)
-#define HEFT_DEVICE_DISK (-2)
-#define HEFT_DEVICE_MPS (-3)
-
 typedef struct heft_budget {
     int32_t device;
     double bytes; /* a whole number but after balancing; infinite for a disk without a limit */
@@ -106,7 +101,6 @@ HEFT_API size_t heft_plan_count(const heft_plan *plan);
 HEFT_API const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device,
                                      double *bytes);
 /** Return the device of a parameter or module by its name; HEFT_DEVICE_NONE if the map has none. */
-#define HEFT_DEVICE_NONE INT32_MIN
 HEFT_API int32_t heft_plan_device_of(const heft_plan *plan, const char *name);
 /** Tell device i's budget after balancing and the bytes that are placed on it; false past the end. */
 HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget,

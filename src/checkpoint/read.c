@@ -116,15 +116,21 @@ static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor 
     heft_status status = heft__input_map(file->source, &base, err);
     if (status == HEFT_OK) {
         heft__input *source = heft__input_ref(file->source);
-        status = heft_storage_wrap(ckpt->ctx, (void *)(uintptr_t)(base + run->offset), run->bytes,
-                                   release_source, source, &storage, err);
+        const heft__memory memory = {.data = (void *)(uintptr_t)(base + run->offset),
+                                     .bytes = run->bytes,
+                                     .flags = HEFT_TENSOR_MAPPED,
+                                     .release = release_source,
+                                     .user = source};
+        status = heft__storage_make(ckpt->ctx, &memory, &storage, err);
         if (status != HEFT_OK) {
             heft__input_unref(source);
         }
     }
     if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, entry->dtype, entry->shape, entry->rank,
-                                  entry->strides, storage, entry->start, true, out, err);
+        const heft_tensor_spec spec = HEFT_OPTIONS(
+            heft_tensor_spec, .dtype = entry->dtype, .rank = entry->rank, .shape = entry->shape,
+            .strides = entry->strides, .offset_bytes = entry->start);
+        status = heft_tensor_new(storage, &spec, out, err);
     }
     heft_storage_unref(storage);
     return status;
@@ -140,8 +146,9 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
         status = heft_checkpoint_read(ckpt, i, heft_storage_data(storage), info->size_bytes, err);
     }
     if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, info->dtype, info->shape, info->rank, NULL, storage, 0,
-                                  false, out, err);
+        const heft_tensor_spec spec = HEFT_OPTIONS(heft_tensor_spec, .dtype = info->dtype,
+                                                   .rank = info->rank, .shape = info->shape);
+        status = heft_tensor_new(storage, &spec, out, err);
     }
     heft_storage_unref(storage);
     return status;

@@ -241,9 +241,8 @@ static void bind_all(struct fill *f)
     for (size_t i = 0; i < f->model->count; i++) {
         if (f->mapped[i]) {
             const heft_tensor *tensor = f->mapped[i];
-            uint64_t start =
-                (uint64_t)((uint8_t *)tensor->data - (uint8_t *)heft_storage_data(tensor->storage));
-            start += f->match->first[i] * (heft_dtype_bits(tensor->dtype) / 8);
+            const uint64_t start =
+                tensor->offset_bytes + f->match->first[i] * (heft_dtype_bits(tensor->dtype) / 8);
             heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start,
                              HEFT_PARAMETER_MAPPED);
         } else if (f->fresh[i]) {
@@ -330,8 +329,12 @@ static heft_status finish_copy(struct fill *f, heft_storage **out, heft_error *e
     heft_status status =
         heft__segment_is_new(f->segment) ? heft__segment_seal(f->segment, err) : HEFT_OK;
     if (status == HEFT_OK) {
-        status = heft_storage_wrap(f->model->ctx, heft__segment_base(f->segment), f->segment_bytes,
-                                   release_copy, f->segment, out, err);
+        const heft__memory memory = {.data = heft__segment_base(f->segment),
+                                     .bytes = f->segment_bytes,
+                                     .flags = HEFT_TENSOR_SHARED,
+                                     .release = release_copy,
+                                     .user = f->segment};
+        status = heft__storage_make(f->model->ctx, &memory, out, err);
     }
     if (status == HEFT_OK) {
         f->segment = NULL;

@@ -469,9 +469,7 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
         heft_tensor_free(mapped);
         return heft__add_item(status, err, model->parameters[root].name);
     }
-    const uint64_t start =
-        mapped ? (uint64_t)((uint8_t *)mapped->data - (uint8_t *)heft_storage_data(mapped->storage))
-               : 0;
+    const uint64_t start = mapped ? mapped->offset_bytes : 0;
     for (size_t k = 0; k < model->count; k++) {
         if (model->parameters[k].tied_to == root) {
             heft__model_bind(model, k, mapped ? heft_storage_ref(mapped->storage) : NULL, start,

@@ -322,11 +322,11 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
     }
     const heft_parameter *parameter = &model->parameters[i];
     const heft__binding *binding = &model->bindings[i];
-    heft_status status =
-        binding->storage
-            ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank,
-                               NULL, binding->storage, binding->byte_offset,
-                               parameter->state == HEFT_PARAMETER_MAPPED, out, err)
-            : heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state));
+    const heft_tensor_spec spec =
+        HEFT_OPTIONS(heft_tensor_spec, .dtype = parameter->dtype, .rank = parameter->rank,
+                     .shape = parameter->shape, .offset_bytes = binding->byte_offset);
+    heft_status status = binding->storage ? heft_tensor_new(binding->storage, &spec, out, err)
+                                          : heft__fail(err, HEFT_NOT_FOUND, "%s",
+                                                       heft__why_absent(parameter->state));
     return heft__add_item(status, err, parameter->name);
 }

@@ -139,10 +139,13 @@ static heft_status make_views(heft_residency *r, heft_error *err)
             .shape = parameter->shape,
             .strides = strides,
             .size_bytes = parameter->size_bytes,
+            .alignment = 1,
+            .device = HEFT_DEVICE_CPU,
         };
         if (binding->storage && !is_brought(r->model, parameter->tied_to)) {
             r->views[i].data =
                 (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
+            r->views[i].flags = heft_storage_flags(binding->storage);
         }
     }
     return HEFT_OK;

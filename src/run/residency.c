@@ -22,7 +22,8 @@ static void set_views(heft_residency *r, const heft__block *block, bool here)
         const size_t number = block->shown.parameters[k], at = r->brought_at[number];
         if (at != SIZE_MAX) {
             r->views[number].data = here ? block->brought[at].data : NULL;
-            r->views[number].mapped = here && !r->slots[block->slot].storage;
+            r->views[number].flags =
+                here && !r->slots[block->slot].storage ? HEFT_TENSOR_MAPPED : 0;
         }
     }
 }
