@@ -159,6 +159,12 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *
                                                          heft_map_mode mode, heft_tensor **out,
                                                          heft_error *err);
 
+/** A pair of text in the header of a safetensors file (`__metadata__`). UTF-8. */
+typedef struct heft_metadata_pair {
+    const char *key;
+    const char *value; /* NULL: the key is taken out */
+} heft_metadata_pair;
+
 /* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
@@ -171,6 +177,8 @@ typedef struct heft_convert_options {
     bool resume; /* keep finished shards if the work does not end, and take over those kept */
     bool natural_order; /* of names, as Transformers saves a model that it has loaded; false: of the
                            state dict, where it is known */
+    const heft_metadata_pair *metadata; /* set on top of the source's; NULL for none */
+    size_t metadata_count;
 } heft_convert_options;
 
 typedef struct heft_written_file {

@@ -207,6 +207,9 @@ typedef struct heft_save_options {
     bool natural_order; /* as the reference saves a model that it has loaded; false: as the state
                            dict has it */
     bool dry_run;       /* plan only */
+    const heft_metadata_pair *metadata; /* set on top of {"format": "pt"}; NULL for none. Only for
+                                           safetensors */
+    size_t metadata_count;
 } heft_save_options;
 
 /**

@@ -107,6 +107,11 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Everything else in the source folder (config.json, tokenizer, ...) is copied. The destination becomes
  * visible complete or not at all.
  *
+ * Metadata of safetensors files is kept: each file that is written has all pairs of the source's files.
+ * If two of them disagree about a key, the first file's value is kept, with a warning. A source without
+ * metadata gets {"format": "pt"}, as Transformers writes it. A format that holds no metadata drops it,
+ * with a warning.
+ *
  * @param source   borrowed
  * @param dst      borrowed; a folder
  * @param options  borrowed; NULL for defaults
@@ -115,8 +120,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  *
  * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
  * Errors   NOT_FOUND without weights; those of heft_source_check_index() and of reading; EXISTS if dst
- *          holds a checkpoint and force is not set; INVALID_ARG if dst is the source or a dtype or name
- *          cannot be written; IO for a full disk; CANCELLED. src and dst stay as they were.
+ *          holds a checkpoint and force is not set; INVALID_ARG if dst is the source, a dtype or name
+ *          cannot be written, or metadata is given for a format that holds none; IO for a full disk; CANCELLED. src and dst stay as they were.
  * Source   docs/sharding.md, docs/formats/offload.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *source, const char *dst,

@@ -92,6 +92,7 @@ struct heft_checkpoint {
     size_t storage_count;    /* of all files */
     heft_tensor_info *infos; /* [count], file after file; of two with one name the later file's */
     const heft__file_tensor **entries;
+    bool *doubled; /* [count] an earlier file has one of this name too; NULL: none */
     size_t count;
     heft__map names;
     uint64_t total_bytes;
@@ -158,6 +159,30 @@ heft_status heft__shard_plan_each(heft_ctx *ctx, const heft__out_tensor *tensors
                                   heft__shard_plan *out, heft_error *err);
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count);
 
+/* ---- metadata.c: pairs of text for formats that hold them -------------------------------------- */
+typedef struct heft__metadata {
+    heft__arena *arena; /* lent; texts are borrowed */
+    heft__map keys;
+    heft__text_pair *pairs; /* a value of NULL: the key was taken out */
+    size_t count, cap;
+} heft__metadata;
+
+void heft__metadata_init(heft__metadata *metadata, heft__arena *arena);
+void heft__metadata_fini(heft__metadata *metadata);
+/* {"format": "pt"}, as Transformers writes it. */
+heft_status heft__metadata_standard(heft__metadata *metadata, heft_error *err);
+/* The union of what the files hold, the standard where they hold nothing; a key with two values is a
+ * warning. */
+heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
+                                  heft__warnings *warnings, heft_error *err);
+/* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
+heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
+                               size_t count, heft_error *err);
+heft_status heft__metadata_check(const char *key, const char *value, heft_error *err);
+bool heft__metadata_is_standard(const heft__metadata *metadata); /* nothing is lost without it */
+/* The pairs, lent until the next is set. The last call but fini. */
+const heft__text_pair *heft__metadata_list(heft__metadata *metadata, size_t *count);
+
 /* ---- write: a folder of shards with its index ------------------------------------------------ */
 typedef struct heft__side_file { /* config.json and its like, written beside the weights */
     const char *name;
@@ -178,7 +203,9 @@ typedef struct heft__write_job {
     const heft__out_tensor
         *tensors; /* as they are to be written, in order; aliases as the format's `ties` has them */
     size_t count;
-    uint64_t total_parameters;  /* for the index; 0: leave it out */
+    uint64_t total_parameters;       /* for the index; 0: leave it out */
+    const heft__text_pair *metadata; /* of formats that hold it */
+    size_t metadata_count;
     const char *const *modules; /* as heft__out_file */
     size_t module_count;
     const heft__side_file *sides;

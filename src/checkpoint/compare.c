@@ -189,7 +189,9 @@ static heft_status compare_listed(heft_checkpoint *ckpt, const heft__index *inde
     for (size_t i = 0; i < index->entry_count && status == HEFT_OK; i++) {
         const heft__shard_entry *entry = &index->entries[i];
         const size_t at = find_entry(ckpt, entry, next);
-        if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
+        const bool here = at != HEFT__MAP_NONE && (ckpt->infos[at].file_index == entry->file ||
+                                                   (ckpt->doubled && ckpt->doubled[at]));
+        if (!here) {
             status = misplaced(ckpt, index, entry, at, err);
         }
         if (at != HEFT__MAP_NONE) {
@@ -283,7 +285,7 @@ static heft_status look_at_name(const heft_checkpoint *ckpt, const heft__map *us
 {
     const heft__finding finding = {
         .kind = "stale_file", .severity = HEFT__NOTE, .file = name, .offset = HEFT_NO_OFFSET};
-    if (is_weights(ckpt, name, variant) &&
+    if (ckpt->file_count > 0 && is_weights(ckpt, name, variant) && /* an index was read */
         heft__map_get(used, name, strlen(name)) == HEFT__MAP_NONE) {
         const bool each = ckpt->where.index_format && ckpt->where.index_format->file_each;
         return heft__find(findings, &finding, err,

@@ -22,6 +22,7 @@ struct conversion {
     heft__side_file *sides;
     size_t side_count, side_cap;
     heft__warnings warnings;
+    heft__metadata metadata;
     /* the tensor being read */
     heft__tensor_reader *reader;
     const heft__out_tensor *reading;
@@ -335,6 +336,27 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
     return status;
 }
 
+/* ---- metadata -------------------------------------------------------------------------------- */
+static heft_status gather_metadata(struct conversion *c, heft_error *err)
+{
+    heft_status status = heft__metadata_gather(&c->metadata, c->ckpt, &c->warnings, err);
+    if (status != HEFT_OK || c->format->metadata) {
+        return status == HEFT_OK ? heft__metadata_set(&c->metadata, c->options->metadata,
+                                                      c->options->metadata_count, err)
+                                 : status;
+    }
+    if (c->options->metadata_count) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", c->format->noun);
+    }
+    return heft__metadata_is_standard(&c->metadata) ||
+                   heft__warn(&c->warnings,
+                              "metadata is left out, %s holds none: %zu keys, '%.100s' %s",
+                              c->format->noun, c->metadata.count, c->metadata.pairs[0].key,
+                              c->metadata.count > 1 ? "and others" : "")
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
@@ -370,6 +392,8 @@ static const char *resume_key(struct conversion *c, heft_error *err)
 {
     heft__buffer text;
     const char *key = NULL;
+    size_t pairs = 0;
+    const heft__text_pair *metadata = heft__metadata_list(&c->metadata, &pairs);
     heft__buffer_init(&text, c->ctx);
     heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format->id,
                         (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
@@ -380,6 +404,12 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     }
     for (size_t i = 0; i < c->count; i++) {
         heft__buffer_format(&text, "%s %zu\n", c->tensors[i].name, c->tensors[i].storage);
+    }
+    for (size_t i = 0; i < pairs; i++) {
+        heft__buffer_append(&text, metadata[i].key, metadata[i].key_length);
+        heft__buffer_byte(&text, '\n');
+        heft__buffer_append(&text, metadata[i].value, metadata[i].value_length);
+        heft__buffer_byte(&text, '\n');
     }
     if (heft__buffer_check(&text, err) == HEFT_OK) {
         uint64_t hash = heft__stable_hash((const char *)text.data, text.size);
@@ -402,6 +432,9 @@ static heft_status plan(struct conversion *c, const char *dst, heft_error *err)
         if (!heft__warn(&c->warnings, "%s", c->ckpt->warnings.lines[i])) {
             status = heft__fail_nomem(err, 0);
         }
+    }
+    if (status == HEFT_OK) {
+        status = gather_metadata(c, err);
     }
     if (status == HEFT_OK) {
         c->raw_bytes = HEFT__PIECE_BYTES < heft__staging_bytes(c->ctx) / 4
@@ -433,6 +466,7 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .warnings = c->warnings.lines,
         .warning_count = c->warnings.count,
     };
+    job.metadata = heft__metadata_list(&c->metadata, &job.metadata_count);
     if (c->options->resume) {
         job.resume = resume_key(c, err);
         if (!job.resume) {
@@ -451,6 +485,7 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
         .ctx = ckpt->ctx, .ckpt = ckpt, .names = names ? names : &none, .options = options};
     heft__arena_init(&c.arena, c.ctx);
     heft__warnings_init(&c.warnings, &c.arena);
+    heft__metadata_init(&c.metadata, &c.arena);
     heft_status status = plan(&c, dst, err);
     if (status == HEFT_OK) {
         status = convert(&c, dst, report, err);
@@ -458,6 +493,7 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
     heft__tensor_reader_free(c.reader);
     heft__free(c.ctx, c.raw, c.raw_bytes);
     heft__free(c.ctx, c.sides, c.side_cap * sizeof *c.sides);
+    heft__metadata_fini(&c.metadata);
     heft__arena_fini(&c.arena);
     return status;
 }

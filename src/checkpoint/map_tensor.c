@@ -24,13 +24,11 @@ struct heft__maps {
 
 heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err)
 {
-    const heft__checkpoint_file *last =
-        ckpt->file_count ? &ckpt->files[ckpt->file_count - 1] : NULL;
     ckpt->maps = heft__arena_array(&ckpt->arena, 1, sizeof *ckpt->maps);
     if (!ckpt->maps) {
         return heft__fail_nomem(err, sizeof *ckpt->maps);
     }
-    ckpt->maps->count = last ? last->first_storage + last->file->storage_count : 0;
+    ckpt->maps->count = ckpt->storage_count;
     return HEFT_OK;
 }
 

@@ -189,9 +189,9 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
-/* A name that an earlier file has too. */
+/* Tensor `at` of the table is in a later file too; the table has room for `most`. */
 static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *slot,
-                           const heft__file_tensor *tensor, const char *earlier, heft_error *err)
+                           const heft__file_tensor *tensor, size_t at, size_t most, heft_error *err)
 {
     const heft__finding finding = {.kind = "duplicate_tensor",
                                    .severity = HEFT__CONTRADICTION,
@@ -200,12 +200,19 @@ static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *s
                                    .tensor = tensor->name,
                                    .path = slot->info.path,
                                    .offset = tensor->item_offset};
-    return heft__find(&ckpt->findings, &finding, err, "is in '%.100s' too", earlier);
+    if (!ckpt->doubled) {
+        ckpt->doubled = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->doubled);
+        if (!ckpt->doubled) {
+            return heft__fail_nomem(err, most * sizeof *ckpt->doubled);
+        }
+    }
+    ckpt->doubled[at] = true;
+    return heft__find(&ckpt->findings, &finding, err, "is in '%.100s' too", ckpt->infos[at].file);
 }
 
 /* At the end of the table, or in the place of one of the same name. */
 static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
-                              heft_error *err)
+                              size_t most, heft_error *err)
 {
     const heft__checkpoint_file *slot = &ckpt->files[file];
     size_t found, at = ckpt->count;
@@ -214,7 +221,7 @@ static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__fi
         return heft__fail_nomem(err, strlen(tensor->name));
     }
     if (found != HEFT__MAP_NONE) {
-        heft_status status = doubled(ckpt, slot, tensor, ckpt->infos[found].file, err);
+        heft_status status = doubled(ckpt, slot, tensor, found, most, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -257,7 +264,7 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
             continue;
         }
         for (size_t i = 0; i < file->tensor_count && status == HEFT_OK; i++) {
-            status = add_tensor(ckpt, f, &file->tensors[i], err);
+            status = add_tensor(ckpt, f, &file->tensors[i], most, err);
         }
         for (size_t i = 0; i < file->warnings.count && status == HEFT_OK; i++) {
             if (!heft__warn(&ckpt->warnings, "%s: %s", ckpt->files[f].info.name,

@@ -44,10 +44,6 @@ void heft_write_report_free(heft_write_report *report)
     }
 }
 
-/* What Transformers puts into every file. */
-static const heft__text_pair pt_format = {
-    .key = "format", .key_length = 6, .value = "pt", .value_length = 2};
-
 /* ---- names and plan -------------------------------------------------------------------------- */
 static heft_status make_plan(struct session *s, heft_error *err)
 {
@@ -151,8 +147,9 @@ static heft_status lay_out(struct session *s, heft_written_file *files, uint64_t
         const heft__out_file file = {.name = s->names[i],
                                      .tensors = s->tensors + s->first[i],
                                      .count = count_in(s, i),
-                                     .metadata = &pt_format,
-                                     .metadata_count = s->format->metadata ? 1 : 0,
+                                     .metadata = s->job->metadata,
+                                     .metadata_count =
+                                         s->format->metadata ? s->job->metadata_count : 0,
                                      .modules = s->job->modules,
                                      .module_count = s->job->module_count};
         status = s->format->lay_out(s->ctx, &file, &s->layouts[i], err);

@@ -15,6 +15,7 @@ struct saving {
     size_t count;
     const char **modules; /* paths */
     heft__buffer config;
+    heft__metadata metadata;
     uint64_t seed; /* of a random save */
 };
 
@@ -149,6 +150,35 @@ static heft_status list_modules(struct saving *s, heft_error *err)
     return HEFT_OK;
 }
 
+static heft_status take_metadata(struct saving *s, const heft__format *format,
+                                 const heft_save_options *options, heft_error *err)
+{
+    if (options->metadata_count && !format->metadata) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", format->noun);
+    }
+    heft_status status = heft__metadata_standard(&s->metadata, err);
+    return status == HEFT_OK
+               ? heft__metadata_set(&s->metadata, options->metadata, options->metadata_count, err)
+               : status;
+}
+
+/* Everything that is written but the bytes of the tensors. */
+static heft_status prepare(struct saving *s, const heft__format *format, bool stored,
+                           const heft_save_options *options, heft_error *err)
+{
+    const heft_model *model = s->model;
+    heft_status status = list_tensors(s, format, stored, options->natural_order, err);
+    if (status == HEFT_OK) {
+        status = list_modules(s, err);
+    }
+    if (status == HEFT_OK) {
+        status = take_metadata(s, format, options, err);
+    }
+    return status == HEFT_OK
+               ? heft__config_write(model->config, model->class_name, model->dtype, &s->config, err)
+               : status;
+}
+
 static heft_status save(const heft_model *model, const char *dst, const heft_init_options *init,
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
@@ -166,13 +196,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     struct saving s = {.model = model, .seed = init->seed};
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
-    heft_status status = list_tensors(&s, format, !random, options->natural_order, err);
-    if (status == HEFT_OK) {
-        status = list_modules(&s, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__config_write(model->config, model->class_name, model->dtype, &s.config, err);
-    }
+    heft__metadata_init(&s.metadata, &s.arena);
+    heft_status status = prepare(&s, format, !random, options, err);
     if (status == HEFT_OK) {
         heft__side_file config = {
             .name = "config.json", .bytes = s.config.data, .length = s.config.size};
@@ -193,9 +218,11 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .read = random ? read_random : read_stored,
             .user = &s,
         };
+        job.metadata = heft__metadata_list(&s.metadata, &job.metadata_count);
         status = heft__write_checkpoint(model->ctx, &job, report, err);
     }
     heft__buffer_fini(&s.config);
+    heft__metadata_fini(&s.metadata);
     heft__arena_fini(&s.arena);
     return heft__add_path(status, err, dst);
 }
