@@ -56,6 +56,31 @@ static void put_tensors(cli_json *json, const cli_listing *list)
     cli_json_close(json, ']');
 }
 
+static void put_modules(cli_json *json, const heft_model *model)
+{
+    cli_json_open(json, "modules", '[');
+    for (size_t i = 0; i < heft_model_module_count(model); i++) {
+        const heft_module *module = heft_model_module(model, i);
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "path", module->path);
+        cli_json_string(json, "class", module->class_name);
+        cli_json_string(json, "kind", heft_module_kind_name(module->kind));
+        cli_json_open(json, "parameters", '[');
+        for (size_t k = 0; k < module->parameter_count; k++) {
+            const heft_parameter *parameter = heft_model_parameter(model, module->parameters[k]);
+            if (parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT) {
+                cli_json_string(json, NULL, parameter->role);
+            }
+        }
+        cli_json_close(json, ']');
+        cli_json_u64(json, "bytes", module->bytes);
+        cli_json_bool(json, "no_split", module->no_split);
+        cli_json_bool(json, "unit", module->unit);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
 static void put_ties(cli_json *json, const cli_listing *list)
 {
     size_t begin = 0;
@@ -101,6 +126,9 @@ static bool print_json(const cli_run *run, const cli_listing *list)
     cli_json_string(&json, "index", list->ckpt ? heft_checkpoint_index(list->ckpt) : NULL);
     put_files(&json, list->ckpt);
     put_tensors(&json, list);
+    if (list->model) {
+        put_modules(&json, list->model);
+    }
     put_ties(&json, list);
     put_metadata(&json, list->ckpt);
     cli_json_u64(&json, "total_size", list->total_size);

@@ -157,7 +157,11 @@ static heft_status fill_model(heft_model *model, const heft__recipe *recipe, hef
         index_names(model);
         status = tie_parameters(&s, err);
     }
-    return status == HEFT_OK ? heft__modules_finish(model, err) : status;
+    if (status == HEFT_OK) {
+        status = heft__modules_finish(model, err);
+    }
+    return status == HEFT_OK && !model->known_family ? heft__modules_find_lists(model, err)
+                                                     : status;
 }
 
 static size_t list_length(const char *const *list)

@@ -167,8 +167,13 @@ const char *heft__why_absent(heft_parameter_state state);
  * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
 /* Errors stick; nothing is added after the first. Names are relative to the current module. */
-void heft__sk_enter(heft__skeleton *s, const char *format, ...)
-    __attribute__((format(printf, 2, 3))); /* child module(s): "encoder.layer.0" */
+/* Enter a child module. Its class is that of Transformers: static text; a '*' in front stands for the
+ * family's prefix: "*Attention"; "" where Transformers has no such module. A name of several parts,
+ * "layers.0", enters lists (ModuleList) on the way. */
+void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
+                    const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* Enter the body below a head: a module of the family's first class. */
+void heft__sk_enter_body(heft__skeleton *s, const char *name);
 void heft__sk_leave(heft__skeleton *s);
 void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                         heft__init_rule rule);
@@ -187,7 +192,11 @@ void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, u
 void heft__sk_natural_order(heft__skeleton *s);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-/* The usual modules. `name` is entered for the time of the call. */
+/* The parameters of a linear module or an embedding, in the module that is entered. */
+void heft__sk_matrix(heft__skeleton *s, uint64_t in, uint64_t out, bool bias);
+void heft__sk_table(heft__skeleton *s, uint64_t rows, uint64_t width, int64_t padding_row);
+/* The usual modules: Linear, Embedding, LayerNorm and the family's RMSNorm. `name` is entered for the
+ * time of the call. */
 void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias);
 void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
                         int64_t padding_row);
@@ -204,11 +213,11 @@ heft__init_rule heft__init_constant(float value);
 heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
 /* For a model that is listed by something else than its config (load/unknown.c): what that is; a
- * parameter by its whole name, from which its modules are taken; the no-split blocks. */
+ * parameter by its whole name, from which its modules are taken: names come in such an order that
+ * those of one module's subtree stand together. What must not be split is found by structure. */
 const void *heft__sk_user(const heft__skeleton *s);
 void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                     uint32_t rank);
-void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count);
 /* The class has another prefix than its family. */
 void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
 /* From here on look-ups read the object under a key of the config ("text_config"); where it is
@@ -261,6 +270,7 @@ typedef struct heft__class {
 typedef struct heft__family {
     const char *model_type;
     const char *base_prefix;
+    const char *class_prefix;    /* of modules' classes: "Llama" */
     const char *file_prefix;     /* one that files may have and the model has not; NULL for none */
     const heft__class *classes;  /* base model first; ends with a NULL name */
     const char *const *no_split; /* NULL-terminated, like all lists here */

@@ -95,37 +95,28 @@ heft_status heft__modules_finish(heft_model *model, heft_error *err)
 }
 
 /* ---- marks ----------------------------------------------------------------------------------- */
-static bool is_number(const char *text)
+static bool stays_whole(const heft_model *model, const char *class_name)
 {
-    return *text && text[strspn(text, "0123456789")] == '\0';
-}
-
-/* The family's class of a block: of its embeddings, or of its layers, of which an encoder-decoder
- * has two. NULL if it has none. */
-static const char *class_of_block(const heft_model *model, const char *path, bool embeddings)
-{
-    const char *found = NULL;
     for (size_t i = 0; i < model->no_split_count; i++) {
-        const char *name = model->no_split[i];
-        if ((strstr(name, "Embeddings") != NULL) != embeddings) {
-            continue;
+        if (strcmp(model->no_split[i], class_name) == 0) {
+            return true;
         }
-        bool fits = (strstr(name, "Decoder") != NULL) == (strstr(path, "decoder") != NULL);
-        found = !found || fits ? name : found;
     }
-    return found;
+    return false;
 }
 
 void heft__modules_mark(heft_model *model)
 {
-    size_t end = 0; /* of the block that was marked last */
-    for (size_t i = 1; i < model->module_count; i++) {
+    size_t whole_end = 0, layer_end = 0; /* of the one that was marked last */
+    for (size_t i = 0; i < model->module_count; i++) {
         heft_module *module = &model->modules[i];
-        if (i >= end && (is_number(module->name) || strcmp(module->name, "embeddings") == 0)) {
-            const char *name = class_of_block(model, module->path, !is_number(module->name));
-            module->class_name = name ? name : "";
-            module->no_split = module->unit = name != NULL;
-            end = name ? module->end : end;
+        if (i >= whole_end && stays_whole(model, module->class_name)) {
+            module->no_split = module->unit = true;
+            whole_end = module->end;
+        }
+        if (module->kind == HEFT_MODULE_LAYER && i >= layer_end) {
+            module->unit = true;
+            layer_end = module->end;
         }
         module->unit = module->unit || module->kind == HEFT_MODULE_EXPERT;
     }

@@ -109,10 +109,34 @@ static void note_module(heft__skeleton *s, heft_module_kind kind, const char *cl
     s->parts++;
 }
 
+/* The class of a module, NULL without memory. Families name the same few over and over. */
+static const char *class_text(heft__skeleton *s, const char *class_name)
+{
+    if (*class_name != '*' || !s->filling) {
+        return class_name;
+    }
+    for (size_t i = 0; i < HEFT__SKELETON_CLASSES; i++) {
+        if (s->classes[i][0] && strcmp(s->classes[i][0], class_name) == 0) {
+            return s->classes[i][1];
+        }
+    }
+    const char *text = heft__arena_format(&s->model->arena, "%s%s", s->model->family->class_prefix,
+                                          class_name + 1);
+    s->classes[s->next_class][0] = text ? class_name : NULL;
+    s->classes[s->next_class][1] = text;
+    s->next_class = (s->next_class + 1) % HEFT__SKELETON_CLASSES;
+    return text;
+}
+
 static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
                   const char *name)
 {
+    const char *text = failed(s) ? NULL : class_text(s, class_name);
     if (failed(s)) {
+        return;
+    }
+    if (!text) {
+        out_of_memory(s);
         return;
     }
     if (s->depth == HEFT__SKELETON_DEPTH) {
@@ -125,13 +149,14 @@ static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_na
         size_t length = strcspn(name, ".");
         const bool last = name[length] == '\0';
         if (append(s, s->path_length, name, length, &s->path_length)) {
-            note_module(s, last ? kind : HEFT_MODULE_CONTAINER, last ? class_name : "");
+            note_module(s, last ? kind : HEFT_MODULE_CONTAINER, last ? text : "ModuleList");
         }
-        name += length + (name[length] == '.');
+        name += length + !last;
     }
 }
 
-void heft__sk_enter(heft__skeleton *s, const char *format, ...)
+void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
+                    const char *format, ...)
 {
     char name[256];
     va_list args;
@@ -141,7 +166,12 @@ void heft__sk_enter(heft__skeleton *s, const char *format, ...)
     if (length < 0 || (size_t)length >= sizeof name) {
         heft__sk_fail(s, HEFT_LIMIT, NULL, "name of module '%.60s...' is too long", name);
     }
-    enter(s, HEFT_MODULE_OTHER, "", name);
+    enter(s, kind, class_name, name);
+}
+
+void heft__sk_enter_body(heft__skeleton *s, const char *name)
+{
+    enter(s, HEFT_MODULE_MODEL, s->model->family->classes[0].name, name);
 }
 
 void heft__sk_leave(heft__skeleton *s)
@@ -400,26 +430,6 @@ void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const
     s->path[0] = '\0';
 }
 
-void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count)
-{
-    if (failed(s) || !s->filling) {
-        return;
-    }
-    const char **copies = heft__arena_array(&s->model->arena, count, sizeof *copies);
-    for (size_t i = 0; copies && i < count && !failed(s); i++) {
-        copies[i] = heft__arena_text(&s->model->arena, blocks[i], strlen(blocks[i]));
-        if (!copies[i]) {
-            out_of_memory(s);
-        }
-    }
-    if (!copies) {
-        out_of_memory(s);
-        return;
-    }
-    s->model->no_split = copies;
-    s->model->no_split_count = count;
-}
-
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
 {
     if (failed(s)) {
@@ -459,13 +469,23 @@ void heft__sk_std(heft__skeleton *s, double std)
     s->std = (float)std;
 }
 
-void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+void heft__sk_matrix(heft__skeleton *s, uint64_t in, uint64_t out, bool bias)
 {
-    enter(s, HEFT_MODULE_LINEAR, "Linear", name);
     heft__sk_parameter(s, "weight", (const uint64_t[]){out, in}, 2, normal(s, -1));
     if (bias) {
         heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
     }
+}
+
+void heft__sk_table(heft__skeleton *s, uint64_t rows, uint64_t width, int64_t padding_row)
+{
+    heft__sk_parameter(s, "weight", (const uint64_t[]){rows, width}, 2, normal(s, padding_row));
+}
+
+void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+{
+    enter(s, HEFT_MODULE_LINEAR, "Linear", name);
+    heft__sk_matrix(s, in, out, bias);
     heft__sk_leave(s);
 }
 
@@ -473,7 +493,7 @@ void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint
                         int64_t padding_row)
 {
     enter(s, HEFT_MODULE_EMBEDDING, "Embedding", name);
-    heft__sk_parameter(s, "weight", (const uint64_t[]){rows, width}, 2, normal(s, padding_row));
+    heft__sk_table(s, rows, width, padding_row);
     heft__sk_leave(s);
 }
 
@@ -489,7 +509,7 @@ void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bo
 
 void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, float start)
 {
-    enter(s, HEFT_MODULE_NORM, "", name);
+    enter(s, HEFT_MODULE_NORM, "*RMSNorm", name);
     heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(start));
     heft__sk_leave(s);
 }

@@ -8,7 +8,8 @@
 #define HEFT__SKELETON_NAME 1024 /* bytes of the longest name, NUL included */
 #define HEFT__SKELETON_SHAPES 16 /* shapes remembered, so that equal layers share theirs */
 #define HEFT__SKELETON_RULES 8   /* rules remembered, for the same reason */
-#define HEFT__SKELETON_PARTS 64  /* modules above one another */
+#define HEFT__SKELETON_CLASSES 24
+#define HEFT__SKELETON_PARTS 64 /* modules above one another */
 
 typedef struct heft__skeleton_tie {
     const char *target, *source;
@@ -44,12 +45,16 @@ struct heft__skeleton {
     size_t next_shape;
     const heft__init_rule *rules[HEFT__SKELETON_RULES];
     size_t next_rule;
+    const char *classes[HEFT__SKELETON_CLASSES][2]; /* as families say them, and in full */
+    size_t next_class;
 };
 
 /* Returns a key's value, by its own or its other name; NULL if neither is there. (skeleton_config.c) */
 const heft__json_value *heft__sk_member(const heft__skeleton *s, const char *key);
 /* Make the finished lists of parameters into a tree: ends, parameters, bytes. (modules.c) */
 heft_status heft__modules_finish(heft_model *model, heft_error *err);
+/* Mark layers and units of a model whose type is not known, by structure. (lists.c) */
+heft_status heft__modules_find_lists(heft_model *model, heft_error *err);
 /* Put the first `count` parameters, with rules and places, into the natural order of their inner
  * names. Before names are numbered or tied: tied_to is the parameter's own number. (order.c) */
 heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *err);

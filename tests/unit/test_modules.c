@@ -224,6 +224,135 @@ static void layers_and_embeddings_stay_whole(void **state)
     heft_model_free(model);
 }
 
+/* ---- classes and kinds -------------------------------------------------------------------------- */
+static const struct class_row {
+    const char *file, *model, *path, *class_name; /* class_name: "" if Transformers has none */
+    heft_module_kind kind;
+} class_rows[] = {
+    {"llama__mha",          "LlamaForCausalLM",   "",                                       "LlamaForCausalLM",      HEFT_MODULE_MODEL      },
+    {"llama__mha",          "LlamaForCausalLM",   "model",                                  "LlamaModel",            HEFT_MODULE_MODEL      },
+    {"llama__mha",          "LlamaForCausalLM",   "model.embed_tokens",                     "Embedding",             HEFT_MODULE_EMBEDDING  },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers",                           "ModuleList",            HEFT_MODULE_CONTAINER  },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers.1",                         "LlamaDecoderLayer",     HEFT_MODULE_LAYER      },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers.1.self_attn",               "LlamaAttention",
+     HEFT_MODULE_ATTENTION                                                                                                                  },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers.1.self_attn.q_proj",        "Linear",
+     HEFT_MODULE_LINEAR                                                                                                                     },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers.1.mlp",                     "LlamaMLP",              HEFT_MODULE_MLP        },
+    {"llama__mha",          "LlamaForCausalLM",   "model.layers.1.input_layernorm",         "LlamaRMSNorm",
+     HEFT_MODULE_NORM                                                                                                                       },
+    {"llama__mha",          "LlamaForCausalLM",   "model.rotary_emb",                       "LlamaRotaryEmbedding",
+     HEFT_MODULE_ROTARY                                                                                                                     },
+    {"llama__mha",          "LlamaForCausalLM",   "lm_head",                                "Linear",                HEFT_MODULE_LINEAR     },
+    {"gemma3_text__base",   "Gemma3ForCausalLM",  "model",                                  "Gemma3TextModel",       HEFT_MODULE_MODEL      },
+    {"gemma3_text__base",   "Gemma3ForCausalLM",  "model.embed_tokens",
+     "Gemma3TextScaledWordEmbedding",                                                                                HEFT_MODULE_EMBEDDING  },
+    {"bert__heads",         "BertForMaskedLM",    "bert.embeddings",                        "BertEmbeddings",        HEFT_MODULE_EMBEDDING  },
+    {"bert__heads",         "BertForMaskedLM",    "bert.encoder",                           "BertEncoder",           HEFT_MODULE_MODEL      },
+    {"bert__heads",         "BertForMaskedLM",    "bert.encoder.layer.0",                   "BertLayer",             HEFT_MODULE_LAYER      },
+    {"bert__heads",         "BertForMaskedLM",    "bert.encoder.layer.0.attention.self",    "BertSelfAttention",
+     HEFT_MODULE_ATTENTION                                                                                                                  },
+    {"bert__heads",         "BertForMaskedLM",    "cls",                                    "BertOnlyMLMHead",       HEFT_MODULE_HEAD       },
+    {"bert__heads",         "BertForPreTraining", "cls",                                    "BertPreTrainingHeads",  HEFT_MODULE_HEAD       },
+    {"distilbert__base",    "DistilBertModel",    "transformer.layer.0",                    "TransformerBlock",
+     HEFT_MODULE_LAYER                                                                                                                      },
+    {"falcon__multi_query", "FalconModel",        "h.0.mlp.dense_h_to_4h",                  "FalconLinear",
+     HEFT_MODULE_LINEAR                                                                                                                     },
+    {"gpt2__base",          "GPT2Model",          "h.0.attn.c_attn",                        "Conv1D",                HEFT_MODULE_LINEAR     },
+    {"bart__base",          "BartModel",          "encoder.layers.0",                       "BartEncoderLayer",      HEFT_MODULE_LAYER      },
+    {"bart__base",          "BartModel",          "decoder.layers.0",                       "BartDecoderLayer",      HEFT_MODULE_LAYER      },
+    {"bart__base",          "BartForCausalLM",    "model",                                  "BartDecoderWrapper",    HEFT_MODULE_MODEL      },
+    {"t5__gated_noscale",   "T5Model",            "decoder",                                "T5Stack",               HEFT_MODULE_MODEL      },
+    {"t5__gated_noscale",   "T5Model",            "decoder.block.0",                        "T5Block",               HEFT_MODULE_LAYER      },
+    {"t5__gated_noscale",   "T5Model",            "decoder.block.0.layer.1",                "T5LayerCrossAttention",
+     HEFT_MODULE_ATTENTION                                                                                                                  },
+    {"t5__gated_noscale",   "T5Model",            "decoder.block.0.layer.2",                "T5LayerFF",             HEFT_MODULE_MLP        },
+    {"whisper__base",       "WhisperModel",       "encoder.conv1",                          "Conv1d",                HEFT_MODULE_CONVOLUTION},
+    {"clip__base",          "CLIPModel",          "vision_model",                           "CLIPVisionModel",       HEFT_MODULE_MODEL      },
+    {"vit__base",           "ViTModel",           "encoder",                                "",                      HEFT_MODULE_MODEL      },
+    {"vit__base",           "ViTModel",           "encoder.layer.0",                        "ViTLayer",              HEFT_MODULE_LAYER      },
+    {"mixtral__base",       "MixtralModel",       "layers.0.block_sparse_moe",              "MixtralSparseMoeBlock",
+     HEFT_MODULE_MLP                                                                                                                        },
+    {"mixtral__base",       "MixtralModel",       "layers.0.block_sparse_moe.gate",         "MixtralTopKRouter",
+     HEFT_MODULE_ROUTER                                                                                                                     },
+    {"mixtral__base",       "MixtralModel",       "layers.0.block_sparse_moe.experts",      "MixtralExperts",
+     HEFT_MODULE_EXPERTS                                                                                                                    },
+    {"mixtral__base",       "MixtralModel",       "layers.0.block_sparse_moe.experts.1",    "",
+     HEFT_MODULE_EXPERT                                                                                                                     },
+    {"mixtral__base",       "MixtralModel",       "layers.0.block_sparse_moe.experts.1.w2", "",
+     HEFT_MODULE_LINEAR                                                                                                                     },
+    {"deepseek_v3__base",   "DeepseekV3Model",    "layers.1.mlp.gate",                      "DeepseekV3TopkRouter",
+     HEFT_MODULE_ROUTER                                                                                                                     },
+};
+
+static void modules_have_their_classes(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof class_rows / sizeof class_rows[0]; i++) {
+        const struct class_row *row = &class_rows[i];
+        char path[512];
+        heft__arena arena;
+        heft__arena_init(&arena, ctx);
+        snprintf(path, sizeof path, HEFT_TEST_DATA "/skeletons/%s.json", row->file);
+        const heft__json_value *root = test_read_json(&arena, path);
+        heft_model *model = test_make_model(ctx, heft__json_member(root, "config"), row->model,
+                                            HEFT_DTYPE_NONE, row->file);
+        const heft_module *module =
+            heft_model_module(model, heft_model_find_module(model, 0, row->path));
+        if (!module || strcmp(module->class_name, row->class_name) != 0 ||
+            module->kind != row->kind) {
+            fail_msg("%s: '%s' is %s, a %s", row->model, row->path,
+                     module ? module->class_name : "not there",
+                     module ? heft_module_kind_name(module->kind) : "nothing");
+        }
+        heft_model_free(model);
+        heft__arena_fini(&arena);
+    }
+}
+
+/* An expert is a unit of its own; what is left of its layer is one too; all else comes by module. */
+static void experts_are_units_of_their_own(void **state)
+{
+    (void)state;
+    static const char config[] =
+        "{\"model_type\":\"mixtral\",\"hidden_size\":8,\"num_hidden_layers\":2,\"vocab_size\":12,"
+        "\"num_attention_heads\":2,\"num_key_value_heads\":2,\"intermediate_size\":16,"
+        "\"num_local_experts\":2}";
+    static const struct {
+        const char *path;
+        size_t parameters;
+    } rows[] = {
+        {"model.embed_tokens",                        1},
+        {"model.layers.0",                            7}, /* q, k, v, o, the router, two norms */
+        {"model.layers.0.block_sparse_moe.experts.0", 3},
+        {"model.layers.0.block_sparse_moe.experts.1", 3},
+        {"model.layers.1",                            7},
+        {"model.layers.1.block_sparse_moe.experts.0", 3},
+        {"model.layers.1.block_sparse_moe.experts.1", 3},
+        {"model.norm",                                1},
+        {"model.rotary_emb",                          2},
+        {"lm_head",                                   1},
+    };
+    heft__arena arena;
+    heft__units units = {0};
+    heft_error err = {0};
+    heft_model *model = test_model_from_text(ctx, config, "MixtralForCausalLM");
+    heft__arena_init(&arena, ctx);
+    test_expect_status(heft__units_list(model, &arena, &units, &err), HEFT_OK, &err, "units");
+    assert_int_equal(units.count, sizeof rows / sizeof rows[0]);
+    for (size_t u = 0; u < units.count; u++) {
+        assert_string_equal(heft_model_module(model, units.modules[u])->path, rows[u].path);
+        assert_int_equal(units.starts[u + 1] - units.starts[u], rows[u].parameters);
+    }
+    const heft_module *layer =
+        heft_model_module(model, heft_model_find_module(model, 0, "model.layers.0"));
+    const heft_module *expert = heft_model_module(
+        model, heft_model_find_module(model, 0, "model.layers.0.block_sparse_moe.experts.0"));
+    assert_true(layer->no_split && !expert->no_split && expert->unit);
+    heft__arena_fini(&arena);
+    heft_model_free(model);
+}
+
 static heft_status list_units(heft_ctx *with, void *user, heft_error *err)
 {
     heft_config *config = NULL;
@@ -260,6 +389,8 @@ int main(void)
         cmocka_unit_test(trees_hold_every_parameter_once),
         cmocka_unit_test(modules_are_found_by_relative_names),
         cmocka_unit_test(layers_and_embeddings_stay_whole),
+        cmocka_unit_test(modules_have_their_classes),
+        cmocka_unit_test(experts_are_units_of_their_own),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };
     ctx = heft_ctx_new(NULL);

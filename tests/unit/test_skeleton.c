@@ -345,7 +345,7 @@ static void builds_the_odd_one(heft__skeleton *s)
 static void nests_too_deep(heft__skeleton *s)
 {
     for (int i = 0; i < 40; i++) {
-        heft__sk_enter(s, "m%d", i);
+        heft__sk_enter(s, HEFT_MODULE_OTHER, "", "m%d", i);
     }
     for (int i = 0; i < 40; i++) {
         heft__sk_leave(s);
@@ -355,14 +355,14 @@ static void nests_too_deep(heft__skeleton *s)
 
 static void has_a_long_part(heft__skeleton *s)
 {
-    heft__sk_enter(s, "%0300d", 1);
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0300d", 1);
     heft__sk_leave(s);
 }
 
 static void has_a_long_name(heft__skeleton *s)
 {
     for (int i = 0; i < 8; i++) {
-        heft__sk_enter(s, "%0200d", 1);
+        heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0200d", 1);
     }
 }
 
@@ -507,14 +507,14 @@ static void mixture(heft__skeleton *s)
     const uint64_t hidden = 7168, width = 2048;
     heft__sk_embedding(s, "model.embed_tokens", 129280, hidden, -1);
     for (unsigned layer = 0; layer < 61; layer++) {
-        heft__sk_enter(s, "model.layers.%u", layer);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "DecoderLayer", "model.layers.%u", layer);
         for (unsigned i = 0; i < 7; i++) {
             char name[40];
             snprintf(name, sizeof name, "self_attn.part_%u_proj", i);
             heft__sk_linear(s, name, hidden, 1536 + i, false);
         }
         for (unsigned expert = 0; expert < 256; expert++) {
-            heft__sk_enter(s, "mlp.experts.%u", expert);
+            heft__sk_enter(s, HEFT_MODULE_EXPERT, "", "mlp.experts.%u", expert);
             heft__sk_linear(s, "gate_proj", hidden, width, false);
             heft__sk_linear(s, "up_proj", hidden, width, false);
             heft__sk_linear(s, "down_proj", width, hidden, false);

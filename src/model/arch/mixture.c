@@ -7,7 +7,7 @@
 static void matrix(heft__skeleton *s, const char *name, const uint64_t shape[2],
                    const heft__inner *inner, uint64_t part, uint64_t turn)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_LINEAR, "", "%s", name);
     heft__sk_part(s, "weight", shape, 2, heft__sk_normal(s),
                   (heft__place){inner, (uint32_t)part, (uint32_t)turn});
     heft__sk_leave(s);
@@ -18,16 +18,23 @@ void mixture_experts(heft__skeleton *s, const struct experts *e)
     const uint64_t in[2] = {e->intermediate, e->hidden}, out[2] = {e->hidden, e->intermediate};
     const uint64_t both[3] = {e->count, 2 * e->intermediate, e->hidden},
                    down[3] = {e->count, e->hidden, e->intermediate};
-    heft__sk_enter(s, "experts");
+    heft__sk_enter(s, HEFT_MODULE_EXPERTS, "*Experts", "experts");
     const heft__inner *gate_up = heft__sk_inner(s, "gate_up_proj", both, 3, 2 * (uint32_t)e->count);
     const heft__inner *below = heft__sk_inner(s, "down_proj", down, 3, (uint32_t)e->count);
     for (uint64_t i = 0; i < e->count && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_EXPERT, "", "%llu", (unsigned long long)i);
         matrix(s, e->gate, in, gate_up, 2 * i, i);
         matrix(s, e->up, in, gate_up, 2 * i + 1, e->count + i);
         matrix(s, e->down, out, below, i, i);
         heft__sk_leave(s);
     }
+    heft__sk_leave(s);
+}
+
+void mixture_router(heft__skeleton *s, const struct experts *e)
+{
+    heft__sk_enter(s, HEFT_MODULE_ROUTER, "*TopKRouter", "gate");
+    heft__sk_matrix(s, e->hidden, e->count, false);
     heft__sk_leave(s);
 }
 
