@@ -9,5 +9,6 @@
 #include <heft/place.h>
 #include <heft/run.h>
 #include <heft/tensor.h>
+#include <heft/writer.h>
 
 #endif
