@@ -10,5 +10,6 @@
 #include <heft/run.h>
 #include <heft/source.h>
 #include <heft/tensor.h>
+#include <heft/writer.h>
 
 #endif

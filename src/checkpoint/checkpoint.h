@@ -180,8 +180,8 @@ heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pai
                                size_t count, heft_error *err);
 heft_status heft__metadata_check(const char *key, const char *value, heft_error *err);
 bool heft__metadata_is_standard(const heft__metadata *metadata); /* nothing is lost without it */
-/* The pairs, lent until the next is set. The last call but fini. */
-const heft__text_pair *heft__metadata_list(heft__metadata *metadata, size_t *count);
+/* The pairs as they are now, in the arena; NULL without memory. */
+const heft__text_pair *heft__metadata_list(const heft__metadata *metadata, size_t *count);
 
 /* ---- write: a folder of shards with its index ------------------------------------------------ */
 typedef struct heft__side_file { /* config.json and its like, written beside the weights */

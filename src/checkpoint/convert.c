@@ -388,12 +388,10 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
 
 /* What decides the bytes of every shard, as a key: another source, order or option is another key.
  */
-static const char *resume_key(struct conversion *c, heft_error *err)
+static const char *resume_key(struct conversion *c, const heft__write_job *job, heft_error *err)
 {
     heft__buffer text;
     const char *key = NULL;
-    size_t pairs = 0;
-    const heft__text_pair *metadata = heft__metadata_list(&c->metadata, &pairs);
     heft__buffer_init(&text, c->ctx);
     heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format->id,
                         (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
@@ -405,10 +403,10 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     for (size_t i = 0; i < c->count; i++) {
         heft__buffer_format(&text, "%s %zu\n", c->tensors[i].name, c->tensors[i].storage);
     }
-    for (size_t i = 0; i < pairs; i++) {
-        heft__buffer_append(&text, metadata[i].key, metadata[i].key_length);
+    for (size_t i = 0; i < job->metadata_count; i++) {
+        heft__buffer_append(&text, job->metadata[i].key, job->metadata[i].key_length);
         heft__buffer_byte(&text, '\n');
-        heft__buffer_append(&text, metadata[i].value, metadata[i].value_length);
+        heft__buffer_append(&text, job->metadata[i].value, job->metadata[i].value_length);
         heft__buffer_byte(&text, '\n');
     }
     if (heft__buffer_check(&text, err) == HEFT_OK) {
@@ -467,8 +465,11 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .warning_count = c->warnings.count,
     };
     job.metadata = heft__metadata_list(&c->metadata, &job.metadata_count);
+    if (!job.metadata) {
+        return heft__fail_nomem(err, 0);
+    }
     if (c->options->resume) {
-        job.resume = resume_key(c, err);
+        job.resume = resume_key(c, &job, err);
         if (!job.resume) {
             return heft__fail_nomem(err, 0);
         }

@@ -146,14 +146,14 @@ bool heft__metadata_is_standard(const heft__metadata *metadata)
            metadata->pairs[0].value_length == 2 && memcmp(metadata->pairs[0].value, "pt", 2) == 0;
 }
 
-const heft__text_pair *heft__metadata_list(heft__metadata *metadata, size_t *count)
+const heft__text_pair *heft__metadata_list(const heft__metadata *metadata, size_t *count)
 {
-    size_t kept = 0;
-    for (size_t i = 0; i < metadata->count; i++) {
+    heft__text_pair *list = heft__arena_array(metadata->arena, metadata->count, sizeof *list);
+    *count = 0;
+    for (size_t i = 0; list && i < metadata->count; i++) {
         if (metadata->pairs[i].value) {
-            metadata->pairs[kept++] = metadata->pairs[i];
+            list[(*count)++] = metadata->pairs[i];
         }
     }
-    *count = metadata->count = kept;
-    return metadata->pairs;
+    return list;
 }

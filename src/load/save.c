@@ -219,7 +219,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .user = &s,
         };
         job.metadata = heft__metadata_list(&s.metadata, &job.metadata_count);
-        status = heft__write_checkpoint(model->ctx, &job, report, err);
+        status = job.metadata ? heft__write_checkpoint(model->ctx, &job, report, err)
+                              : heft__fail_nomem(err, 0);
     }
     heft__buffer_fini(&s.config);
     heft__metadata_fini(&s.metadata);
