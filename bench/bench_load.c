@@ -5,7 +5,7 @@
  *   bench_load init CONFIG             random values in float32
  *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
  *   bench_load place S BYTES PATH      plan by strategy S with BYTES for cpu, and load
- *   bench_load pass S BYTES PATH       the same; what is told is one pass over all blocks
+ *   bench_load pass S BYTES PATH       the same; the time is that of one pass over all units
  *   bench_load coldpass S BYTES PATH   after the files were pushed out of the page cache
  *   bench_load memcpy BYTES            two threads copy into fresh huge pages: a limit
  *   bench_load read HOW PATH           raw read of a file: buffered, direct
@@ -245,10 +245,11 @@ static int run_place(heft_ctx *ctx, const char *what, const char *strategy, cons
             return fail(&err);
         }
         for (size_t i = 0; code == 0 && i < heft_residency_count(residency); i++) {
-            if (heft_residency_acquire(residency, i, &err) != HEFT_OK) {
+            heft_lease *lease = NULL;
+            if (heft_residency_acquire(residency, &i, 1, &lease, &err) != HEFT_OK) {
                 return fail(&err);
             }
-            heft_residency_release(residency, i);
+            heft_lease_free(lease);
         }
     }
     if (code == 0) {

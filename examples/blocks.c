@@ -1,4 +1,4 @@
-/* blocks.c - run over a model that is larger than its memory, block by block, as an engine would.
+/* blocks.c - pass over a model that is larger than its memory, unit by unit, as an engine would.
  *
  *   cc blocks.c $(pkg-config --cflags --libs heft) -o blocks
  *   ./blocks FOLDER BYTES
@@ -26,18 +26,19 @@ static heft_status make_plan(const heft_source *source, double bytes, heft_plan 
     return status;
 }
 
-/* A block's tensors are there between acquire and release; the next ones are on their way meanwhile. */
-static heft_status use_block(heft_residency *residency, size_t number, heft_error *err)
+/* A unit's tensors are in memory while the lease is held; the next units are on their way meanwhile. */
+static heft_status use_unit(heft_residency *residency, size_t number, heft_error *err)
 {
-    const heft_block *block = heft_residency_block(residency, number);
-    heft_status status = heft_residency_acquire(residency, number, err);
+    const heft_unit *unit = heft_residency_unit(residency, number);
+    heft_lease *lease = NULL;
+    heft_status status = heft_residency_acquire(residency, &number, 1, &lease, err);
     if (status == HEFT_OK) {
-        const heft_tensor *first = heft_residency_tensor(residency, block->parameters[0]);
+        const heft_tensor *first = heft_lease_view(lease, unit->parameters[0]);
         printf("%s: %zu tensors, %" PRIu64 " bytes, %" PRIu64 " brought in, first byte 0x%02x\n",
-               block->module, block->parameter_count, block->bytes, block->brought_bytes,
-               first->size_bytes > 0 ? *(const unsigned char *)first->data : 0U);
-        heft_residency_release(residency, number);
+               unit->name, unit->parameter_count, unit->bytes, unit->brought_bytes,
+               first && first->size_bytes > 0 ? *(const unsigned char *)first->data : 0U);
     }
+    heft_lease_free(lease);
     return status;
 }
 
@@ -63,7 +64,7 @@ static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error
         status = heft_residency_new(model, &options, &residency, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
-        status = use_block(residency, i, err);
+        status = use_unit(residency, i, err);
     }
     heft_residency_free(residency);
     heft_model_free(model);

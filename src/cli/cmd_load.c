@@ -33,8 +33,8 @@ struct loaded {
     heft_plan *plan; /* NULL: none */
     heft_model *model;
     heft_load_report *report;
-    heft_residency_facts pass; /* over all blocks, with a plan and --touch */
-    size_t pass_blocks;        /* 0: none */
+    heft_residency_counts pass; /* over all units, with a plan and --touch */
+    size_t pass_blocks;         /* 0: none */
     double pass_seconds;
     double open_seconds;
 };
@@ -317,7 +317,7 @@ static heft_status make_plan(const cli_run *run, struct loaded *l, heft_error *e
     return status;
 }
 
-/* Every block once, in what the processor's budget leaves. */
+/* Every unit once, in what the processor's budget leaves. */
 static heft_status pass_over(struct loaded *l, heft_error *err)
 {
     double one, two;
@@ -328,15 +328,14 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
     const double started = cli_now();
     heft_status status = heft_residency_new(l->model, &wanted, &residency, err);
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
-        status = heft_residency_acquire(residency, i, err);
-        if (status == HEFT_OK) {
-            heft_residency_release(residency, i);
-            l->pass_blocks++;
-        }
+        heft_lease *lease = NULL;
+        status = heft_residency_acquire(residency, &i, 1, &lease, err);
+        heft_lease_free(lease);
+        l->pass_blocks += status == HEFT_OK;
     }
     if (status == HEFT_OK) {
-        l->pass = HEFT_SIZED(heft_residency_facts);
-        status = heft_residency_tell(residency, &l->pass, err);
+        l->pass = HEFT_SIZED(heft_residency_counts);
+        status = heft_residency_facts(residency, &l->pass, err);
     }
     l->pass_seconds = cli_now() - started;
     heft_residency_free(residency);

@@ -102,21 +102,29 @@ struct opened {
     heft_load_options load;
 };
 
+#define MODULES_MOST 8
+
 static heft_status make_plan(struct opened *o, const test_how *how, heft_error *err)
 {
     heft_model *skeleton = NULL;
-    const bool all = how->module && !*how->module;
-    const heft_device_entry entries[] = {
-        {"",                     all ? how->device : HEFT_DEVICE_CPU},
-        {all ? "" : how->module, how->device                        },
+    heft_device_entry entries[MODULES_MOST] = {
+        {"", *how->module ? HEFT_DEVICE_CPU : how->device}
     };
+    size_t count = 1;
+    char *names = strdup(how->module), *rest = names, *name;
+    assert_non_null(names);
+    while ((name = strsep(&rest, " ")) != NULL && *name) {
+        assert_true(count < MODULES_MOST);
+        entries[count++] = (heft_device_entry){name, how->device};
+    }
     const heft_plan_options options =
-        HEFT_OPTIONS(heft_plan_options, .device_map = entries, .device_map_count = all ? 1 : 2);
+        HEFT_OPTIONS(heft_plan_options, .device_map = entries, .device_map_count = count);
     heft_status status = heft_model_skeleton(o->source, &o->load, &skeleton, err);
     if (status == HEFT_OK) {
         status = heft_plan_new(skeleton, &options, &o->plan, err);
     }
     heft_model_free(skeleton);
+    free(names);
     o->load.plan = o->plan;
     return status;
 }
