@@ -107,30 +107,44 @@ struct streams {
     heft__rest_unit *units;
     size_t *unit_of; /* [tensors] */
     size_t count;
+    uint32_t first,
+        module; /* of the unit: its first tensor; whose own tensors it has, or NO_NODE */
 };
+
+/* A module's own tensors, which are placed one by one, come together: begin a unit, or go on with one. */
+static void begin_stream(struct streams *s, uint32_t node, uint32_t first)
+{
+    const bool own = heft__tree_is_tensor(s->plan->tree, node);
+    const uint32_t module = own ? heft__tree_parent(s->plan->tree, node) : HEFT__NO_NODE;
+    if (!own || s->count == 0 || s->module != module) {
+        s->units[s->count].leader = s->count;
+        s->first = first;
+        s->module = module;
+        s->count++;
+    }
+}
 
 /* Of a tied tensor the first name says where it is. */
 static bool add_stream(void *user, uint32_t node)
 {
     struct streams *s = user;
     const heft__tree *tree = s->plan->tree;
-    heft__rest_unit *unit = &s->units[s->count];
     uint32_t first, end;
-    unit->leader = s->count;
     heft__tree_tensors(tree, node, &first, &end);
+    begin_stream(s, node, first);
+    heft__rest_unit *unit = &s->units[s->count - 1];
     for (uint32_t i = first; i < end; i++) {
         const uint32_t root = tree->tensors[i].first;
         const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
         const bool disk =
             heft_plan_device_of(s->plan, tree->tensors[root].path) == HEFT_DEVICE_DISK;
-        s->unit_of[i] = s->count;
-        if (disk && heft__tree_is_first(tree, i, first)) {
+        s->unit_of[i] = s->count - 1;
+        if (disk && heft__tree_is_first(tree, i, s->first)) {
             unit->stream += bytes;
             unit->tied += root == i ? 0 : bytes;
             unit->leader = root == i ? unit->leader : s->unit_of[root];
         }
     }
-    s->count++;
     return true;
 }
 

@@ -61,6 +61,27 @@ static double placed_on(const heft_plan *plan, int32_t device)
     return -1;
 }
 
+/* Tensors beside modules are placed one by one, but a module's own come in together. */
+static void own_tensors_of_a_module_come_together(void **state)
+{
+    (void)state;
+    static const heft_budget disk[] = {
+        {HEFT_DEVICE_CPU,  0               },
+        {HEFT_DEVICE_DISK, (double)INFINITY}
+    };
+    const heft_plan_options options = HEFT_OPTIONS(
+        heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = disk, .budget_count = 2);
+    double one, two;
+    heft_plan *plan = plan_of(make_tree(ctx, 0, 3, false), &options);
+    (void)heft_plan_stream(plan, &one, &two);
+    assert_true(one == 120 && two == 120);
+    heft_plan_free(plan);
+    plan = plan_of(make_tree(ctx, 3, 3, false), &options);
+    (void)heft_plan_stream(plan, &one, &two);
+    assert_true(one == 40 && two == 80);
+    heft_plan_free(plan);
+}
+
 /* ---- very many ------------------------------------------------------------------------------- */
 static const heft_budget thirds[] = {
     {0,               1400000},
@@ -588,6 +609,7 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(own_tensors_of_a_module_come_together),
         cmocka_unit_test(plans_a_hundred_thousand_side_by_side),
         cmocka_unit_test(plans_a_hundred_thousand_names_of_one),
         cmocka_unit_test(plans_ever_smaller_modules),
