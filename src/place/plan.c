@@ -64,7 +64,7 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
             (heft_budget){HEFT_DEVICE_CPU, (double)heft__machine_for_weights(&plan->machine)};
     }
     if (!disk) {
-        plan->budgets[plan->budget_count++] = (heft_budget){HEFT_DEVICE_DISK, INFINITY};
+        plan->budgets[plan->budget_count++] = (heft_budget){HEFT_DEVICE_DISK, (double)INFINITY};
     }
     qsort(plan->budgets, plan->budget_count, sizeof *plan->budgets, by_device);
     return HEFT_OK;
@@ -166,8 +166,7 @@ static bool measure_streams(heft_plan *plan)
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */
-static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
-                            const heft_plan_options *options, heft_error *err)
+static heft_status make_map(heft_plan *plan, const heft_plan_options *options, heft_error *err)
 {
     if (options->map_file) {
         return heft__map_read(plan->tree, options->map_file, &plan->map, err);
@@ -175,8 +174,9 @@ static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t b
     if (options->strategy == HEFT_STRATEGY_BEST) {
         return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
     }
-    heft_status status = heft__balance(plan->tree, options->strategy, plan->budgets,
-                                       plan->budget_count, blocks, block_count, err);
+    heft_status status =
+        heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,
+                      options->no_split, options->no_split_count, err);
     if (status == HEFT_OK) {
         status = heft__compat_map(plan->tree, plan->budgets, plan->budget_count,
                                   options->fallback_allocation, &plan->facts, &plan->map, err);
@@ -225,8 +225,8 @@ static bool index_entries(heft_plan *plan)
     return good;
 }
 
-static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t block_count,
-                             bool ties_wanted, const heft_plan_options *options, heft_error *err)
+static heft_status make_plan(heft_plan *plan, bool ties_wanted, const heft_plan_options *options,
+                             heft_error *err)
 {
     heft_status status = take_budgets(plan, options, err);
     if (status == HEFT_OK) {
@@ -237,11 +237,7 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
     }
     heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
     plan->largest = find_largest(plan->tree);
-    if (options->no_split_count > 0) {
-        blocks = options->no_split;
-        block_count = options->no_split_count;
-    }
-    status = make_map(plan, blocks, block_count, options, err);
+    status = make_map(plan, options, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -254,9 +250,8 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
                : heft__fail_nomem(err, plan->map.count);
 }
 
-heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
-                               bool ties_wanted, const heft_plan_options *options, heft_plan **out,
-                               heft_error *err)
+heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
+                               heft_plan **out, heft_error *err)
 {
     heft_plan *plan = heft__alloc_zero(tree->ctx, 1, sizeof *plan);
     if (!plan) {
@@ -268,7 +263,7 @@ heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size
     plan->map.ctx = tree->ctx;
     heft__warnings_init(&plan->warnings, &tree->arena);
     heft__map_init(&plan->by_path, tree->ctx);
-    heft_status status = make_plan(plan, blocks, block_count, ties_wanted, options, err);
+    heft_status status = make_plan(plan, ties_wanted, options, err);
     if (status == HEFT_OK) {
         *out = plan;
     } else {
@@ -299,8 +294,7 @@ heft_status heft_plan_new(const heft_model *model, const heft_plan_options *opti
     if (status == HEFT_OK) {
         status = heft__tree_of_model(model, &tree, err);
     }
-    return status == HEFT_OK ? heft__plan_of_tree(tree, model->no_split, model->no_split_count,
-                                                  wants_ties(model), &taken, out, err)
+    return status == HEFT_OK ? heft__plan_of_tree(tree, wants_ties(model), &taken, out, err)
                              : status;
 }
 

@@ -383,7 +383,7 @@ static void a_model_keeps_its_config(void **state)
     assert_string_equal(heft_config_model_type(heft__model_config(model)), "bert");
     assert_int_equal(heft__model_read(model, read_what_is_not_there, &flag, &err), HEFT_FORMAT);
     assert_string_equal(err.item, "hidden_size");
-    assert_true(err.offset == strstr(tiny, "8,") - tiny);
+    assert_true(err.offset == (uint64_t)(strstr(tiny, "8,") - tiny));
     assert_int_equal(heft__model_read(model, read_what_is_not_there, &flag, NULL), HEFT_FORMAT);
     heft_model_free(model);
 }
