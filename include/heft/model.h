@@ -188,7 +188,8 @@ HEFT_API uint64_t heft_model_bytes(const heft_model *model);
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_natural_order(const heft_model *model,
                                                               size_t *order, heft_error *err);
-/** Return the names of modules' classes that must stay on one device, NULL past the end; lent. */
+/** Return the names of modules' classes that must stay on one device, NULL past the end; lent. Of a
+ * model of unknown type the paths of such modules, with a '*' for a number. */
 HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
 
 /**

@@ -164,6 +164,23 @@ static heft_status fill_model(heft_model *model, const heft__recipe *recipe, hef
                                                      : status;
 }
 
+const heft_config *heft__model_config(const heft_model *model)
+{
+    return model->config;
+}
+
+heft_status heft__model_read(const heft_model *model, void (*read)(heft__skeleton *s, void *out),
+                             void *out, heft_error *err)
+{
+    heft__skeleton s = {.model = (heft_model *)model, .config = model->config}; /* not changed */
+    begin_run(&s);
+    read(&s, out);
+    if (s.status != HEFT_OK && err) {
+        *err = s.error;
+    }
+    return s.status;
+}
+
 static size_t list_length(const char *const *list)
 {
     size_t count = 0;

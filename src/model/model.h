@@ -121,6 +121,8 @@ struct heft_model {
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
 
+/* The model's own copy of its config; lent. */
+const heft_config *heft__model_config(const heft_model *model);
 /* ---- modules.c: the tree
  *
  * Mark the outermost modules of the classes in the model's `no_split`, and the units: those, the
@@ -259,6 +261,11 @@ bool heft__sk_going(
 void heft__sk_std(heft__skeleton *s, double std);
 /* The std by the config's key, `standard` without it; 0 counts as 0.02. */
 void heft__sk_initializer_range(heft__skeleton *s, double standard);
+
+/* Have a family's function read numbers from a finished model's config, with the look-ups that it builds
+ * with: `read` fills `out` and lists nothing. Errors as of building. */
+heft_status heft__model_read(const heft_model *model, void (*read)(heft__skeleton *s, void *out),
+                             void *out, heft_error *err);
 
 /* ---- registry -------------------------------------------------------------------------------- */
 typedef struct heft__class {

@@ -40,8 +40,48 @@ static double mean_of_leaves(const heft__tree *tree)
     return room ? floor(sum / (count > 0 ? count : 1)) : -1;
 }
 
+static bool is_listed(const char *const *list, size_t count, const char *name)
+{
+    size_t i = 0;
+    while (i < count && strcmp(list[i], name) != 0) {
+        i++;
+    }
+    return i < count;
+}
+
+/* The largest of the first blocks of each class; where they have none, of the first below each parent.
+ * Below 0 without memory. */
+static double first_marked(const heft__tree *tree)
+{
+    double most = 0;
+    size_t count = 0, cap = 0;
+    const char **classes = NULL;
+    bool *seen = heft__alloc_zero(tree->ctx, tree->module_count, sizeof *seen);
+    bool good = seen != NULL;
+    for (uint32_t i = 1; good && i < tree->module_count; i++) {
+        const heft__tree_module *module = &tree->modules[i];
+        if (!module->block || tree->modules[module->parent].block) {
+            continue;
+        }
+        bool first = !seen[module->parent];
+        seen[module->parent] = true;
+        if (*module->class_name) {
+            first = !is_listed(classes, count, module->class_name);
+            good = !first ||
+                   heft__array_reserve(tree->ctx, (void **)&classes, count, &cap, sizeof *classes);
+            if (good && first) {
+                classes[count++] = module->class_name;
+            }
+        }
+        most = first && module->bytes > most ? module->bytes : most;
+    }
+    heft__free(tree->ctx, seen, tree->module_count * sizeof *seen);
+    heft__free(tree->ctx, classes, cap * sizeof *classes);
+    return good ? most : -1;
+}
+
 /* The largest of the first modules of each name. */
-static double first_blocks(const heft__tree *tree, const char *const *names, size_t count)
+static double first_named(const heft__tree *tree, const char *const *names, size_t count)
 {
     double most = 0;
     for (size_t k = 0; k < count; k++) {
@@ -103,8 +143,9 @@ heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_b
         return HEFT_OK;
     }
     double share = floor(total / (double)(low ? used - 1 : used));
-    double block = first_blocks(tree, names, name_count), mean = mean_of_leaves(tree);
-    if (mean < 0) {
+    double block = name_count > 0 ? first_named(tree, names, name_count) : first_marked(tree),
+           mean = mean_of_leaves(tree);
+    if (mean < 0 || block < 0) {
         return heft__fail_nomem(err, tree->module_count);
     }
     share += floor(1.25 * (block > mean ? block : mean));

@@ -142,7 +142,7 @@ typedef struct heft__map_facts {
     double offloaded_buffers; /* bytes of buffers on cpu and disk */
 } heft__map_facts;
 
-/* Budgets as the reference balances them, in place; `names` of blocks. */
+/* Budgets as the reference balances them, in place; `names` of blocks, none: those that are marked. */
 heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
                           size_t count, const char *const *names, size_t name_count,
                           heft_error *err);
@@ -197,11 +197,9 @@ bool heft__warn_empty(heft__warnings *list, const heft_budget *budgets, size_t c
 bool heft__warn_ties(heft__warnings *list, const heft__tree *tree, const heft__map_of_devices *map);
 
 /* ---- plans: heft_plan_new() behind the making of a tree ---------------------------------------- */
-/* Takes the tree, on failure too. `blocks`: names of what is a block, for balancing; ties_wanted: by
- * the config. */
-heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
-                               bool ties_wanted, const heft_plan_options *options, heft_plan **out,
-                               heft_error *err);
+/* Takes the tree, on failure too. ties_wanted: by the config. */
+heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
+                               heft_plan **out, heft_error *err);
 
 /* The devices of a model's parameters, [model->count], lent. INVALID_ARG if the plan was made for a
  * model with other parameters. */

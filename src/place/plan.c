@@ -66,7 +66,7 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
             (heft_budget){HEFT_DEVICE_CPU, (double)heft__machine_for_weights(&plan->machine)};
     }
     if (!disk) {
-        plan->budgets[plan->budget_count++] = (heft_budget){HEFT_DEVICE_DISK, INFINITY};
+        plan->budgets[plan->budget_count++] = (heft_budget){HEFT_DEVICE_DISK, (double)INFINITY};
     }
     qsort(plan->budgets, plan->budget_count, sizeof *plan->budgets, by_device);
     return HEFT_OK;
@@ -116,29 +116,43 @@ struct streams {
     heft__rest_unit *units;
     size_t *unit_of; /* [tensors] */
     size_t count;
+    uint32_t first,
+        module; /* of the unit: its first tensor; whose own tensors it has, or NO_NODE */
 };
+
+/* A module's own tensors, which are placed one by one, come together: begin a unit, or go on with one. */
+static void begin_stream(struct streams *s, uint32_t node, uint32_t first)
+{
+    const bool own = heft__tree_is_tensor(s->plan->tree, node);
+    const uint32_t module = own ? heft__tree_parent(s->plan->tree, node) : HEFT__NO_NODE;
+    if (!own || s->count == 0 || s->module != module) {
+        s->units[s->count].leader = s->count;
+        s->first = first;
+        s->module = module;
+        s->count++;
+    }
+}
 
 /* Of a tied tensor the first name says where it is. */
 static bool add_stream(void *user, uint32_t node)
 {
     struct streams *s = user;
     const heft__tree *tree = s->plan->tree;
-    heft__rest_unit *unit = &s->units[s->count];
     uint32_t first, end;
-    unit->leader = s->count;
     heft__tree_tensors(tree, node, &first, &end);
+    begin_stream(s, node, first);
+    heft__rest_unit *unit = &s->units[s->count - 1];
     for (uint32_t i = first; i < end; i++) {
         const uint32_t root = tree->tensors[i].first;
         const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
         const bool disk = s->plan->devices[tree->module_count + root] == HEFT_DEVICE_DISK;
-        s->unit_of[i] = s->count;
-        if (disk && heft__tree_is_first(tree, i, first)) {
+        s->unit_of[i] = s->count - 1;
+        if (disk && heft__tree_is_first(tree, i, s->first)) {
             unit->stream += bytes;
             unit->tied += root == i ? 0 : bytes;
             unit->leader = root == i ? unit->leader : s->unit_of[root];
         }
     }
-    s->count++;
     return true;
 }
 
@@ -160,8 +174,7 @@ static bool measure_streams(heft_plan *plan)
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */
-static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
-                            const heft_plan_options *options, heft_error *err)
+static heft_status make_map(heft_plan *plan, const heft_plan_options *options, heft_error *err)
 {
     if (options->device_map_file && options->device_map) {
         return heft__fail(err, HEFT_INVALID_ARG, "a device map and a file of one are given");
@@ -176,8 +189,9 @@ static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t b
     if (options->strategy == HEFT_STRATEGY_BEST) {
         return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
     }
-    heft_status status = heft__balance(plan->tree, options->strategy, plan->budgets,
-                                       plan->budget_count, blocks, block_count, err);
+    heft_status status =
+        heft__balance(plan->tree, options->strategy, plan->budgets, plan->budget_count,
+                      options->no_split, options->no_split_count, err);
     if (status == HEFT_OK) {
         status = heft__compat_map(plan->tree, plan->budgets, plan->budget_count,
                                   options->fallback_allocation, &plan->facts, &plan->map, err);
@@ -243,8 +257,8 @@ static bool index_entries(heft_plan *plan)
     return good;
 }
 
-static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t block_count,
-                             bool ties_wanted, const heft_plan_options *options, heft_error *err)
+static heft_status make_plan(heft_plan *plan, bool ties_wanted, const heft_plan_options *options,
+                             heft_error *err)
 {
     heft_status status = take_budgets(plan, options, err);
     if (status == HEFT_OK) {
@@ -255,11 +269,7 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
     }
     heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
     plan->largest = find_largest(plan->tree, -1);
-    if (options->no_split_count > 0) {
-        blocks = options->no_split;
-        block_count = options->no_split_count;
-    }
-    status = make_map(plan, blocks, block_count, options, err);
+    status = make_map(plan, options, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -273,9 +283,8 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
                : heft__fail_nomem(err, plan->map.count);
 }
 
-heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
-                               bool ties_wanted, const heft_plan_options *options, heft_plan **out,
-                               heft_error *err)
+heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
+                               heft_plan **out, heft_error *err)
 {
     heft_plan *plan = heft__alloc_zero(tree->ctx, 1, sizeof *plan);
     if (!plan) {
@@ -287,7 +296,7 @@ heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size
     plan->map.ctx = tree->ctx;
     heft__warnings_init(&plan->warnings, &tree->arena);
     heft__map_init(&plan->by_path, tree->ctx);
-    heft_status status = make_plan(plan, blocks, block_count, ties_wanted, options, err);
+    heft_status status = make_plan(plan, ties_wanted, options, err);
     if (status == HEFT_OK) {
         *out = plan;
     } else {
@@ -318,8 +327,7 @@ heft_status heft_plan_new(const heft_model *model, const heft_plan_options *opti
     if (status == HEFT_OK) {
         status = heft__tree_of_model(model, &tree, err);
     }
-    return status == HEFT_OK ? heft__plan_of_tree(tree, model->no_split, model->no_split_count,
-                                                  wants_ties(model), &taken, out, err)
+    return status == HEFT_OK ? heft__plan_of_tree(tree, wants_ties(model), &taken, out, err)
                              : status;
 }
 

@@ -513,8 +513,8 @@ static void run_case(const heft__json_value *test, const heft__json_value *golde
     read_arguments(test, &planning);
     ask_dtype(other, test, &planning);
     const bool tied = heft__json_member(golden, "all_tied_weights_keys")->count > 0;
-    test_expect_status(heft__plan_of_tree(other, NULL, 0, tied, &planning.options, &plan, &err),
-                       HEFT_OK, &err, id);
+    test_expect_status(heft__plan_of_tree(other, tied, &planning.options, &plan, &err), HEFT_OK,
+                       &err, id);
     const size_t row = better_at(id);
     if (row != SIZE_MAX) {
         check_map(id, tree, &placing, &map);

@@ -251,6 +251,7 @@ static void compare_loaded(const char *name, const heft_model *model,
     compare_mismatches(name, report, heft__json_member(root, "mismatched_keys"));
     compare_ties(name, model, heft__json_member(root, "tied_groups"));
     assert_string_equal(heft_dtype_name(report->dtype), heft__json_member(root, "dtype")->text);
+    assert_true(heft_model_module(model, 0)->bytes == heft_model_bytes(model)); /* also if untied */
     const heft__json_value *params = heft__json_member(root, "params");
     for (const heft__json_value *row = params->first; row; row = row->next) {
         compare_value(name, model, report, row);

@@ -353,6 +353,41 @@ static void experts_are_units_of_their_own(void **state)
     heft_model_free(model);
 }
 
+/* ---- the config, later ------------------------------------------------------------------------- */
+struct numbers {
+    uint64_t hidden, layers;
+};
+
+static void read_numbers(heft__skeleton *s, void *out)
+{
+    struct numbers *numbers = out;
+    numbers->hidden = heft__sk_count(s, "hidden_size", 1);
+    numbers->layers = heft__sk_layers(s, "num_hidden_layers", 1);
+}
+
+static void read_what_is_not_there(heft__skeleton *s, void *out)
+{
+    *(bool *)out = heft__sk_flag(s, "hidden_size", true);
+}
+
+static void a_model_keeps_its_config(void **state)
+{
+    (void)state;
+    heft_model *model = test_model_from_text(ctx, tiny, "BertModel");
+    struct numbers numbers = {0};
+    heft_error err = {0};
+    bool flag = false;
+    test_expect_status(heft__model_read(model, read_numbers, &numbers, &err), HEFT_OK, &err,
+                       "read");
+    assert_true(numbers.hidden == 8 && numbers.layers == 2);
+    assert_string_equal(heft_config_model_type(heft__model_config(model)), "bert");
+    assert_int_equal(heft__model_read(model, read_what_is_not_there, &flag, &err), HEFT_FORMAT);
+    assert_string_equal(err.item, "hidden_size");
+    assert_true(err.offset == (uint64_t)(strstr(tiny, "8,") - tiny));
+    assert_int_equal(heft__model_read(model, read_what_is_not_there, &flag, NULL), HEFT_FORMAT);
+    heft_model_free(model);
+}
+
 static heft_status list_units(heft_ctx *with, void *user, heft_error *err)
 {
     heft_config *config = NULL;
@@ -391,6 +426,7 @@ int main(void)
         cmocka_unit_test(layers_and_embeddings_stay_whole),
         cmocka_unit_test(modules_have_their_classes),
         cmocka_unit_test(experts_are_units_of_their_own),
+        cmocka_unit_test(a_model_keeps_its_config),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };
     ctx = heft_ctx_new(NULL);

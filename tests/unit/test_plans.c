@@ -44,8 +44,8 @@ static heft_plan *plan_of(heft__tree *tree, const heft_plan_options *options)
 {
     heft_plan *plan = NULL;
     heft_error err = {0};
-    test_expect_status(heft__plan_of_tree(tree, NULL, 0, false, options, &plan, &err), HEFT_OK,
-                       &err, "plan");
+    test_expect_status(heft__plan_of_tree(tree, false, options, &plan, &err), HEFT_OK, &err,
+                       "plan");
     return plan;
 }
 
@@ -59,6 +59,76 @@ static double placed_on(const heft_plan *plan, int32_t device)
         }
     }
     return -1;
+}
+
+/* Tensors beside modules are placed one by one, but a module's own come in together. */
+static void own_tensors_of_a_module_come_together(void **state)
+{
+    (void)state;
+    static const heft_budget disk[] = {
+        {HEFT_DEVICE_CPU,  0               },
+        {HEFT_DEVICE_DISK, (double)INFINITY}
+    };
+    const heft_plan_options options = HEFT_OPTIONS(
+        heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = disk, .budget_count = 2);
+    double one, two;
+    heft_plan *plan = plan_of(make_tree(ctx, 0, 3, false), &options);
+    (void)heft_plan_stream(plan, &one, &two);
+    assert_true(one == 120 && two == 120);
+    heft_plan_free(plan);
+    plan = plan_of(make_tree(ctx, 3, 3, false), &options);
+    (void)heft_plan_stream(plan, &one, &two);
+    assert_true(one == 40 && two == 80);
+    heft_plan_free(plan);
+}
+
+/* Without names, what the model marks stays whole, and budgets are balanced by it: the same as if its
+ * classes were named. */
+static void compare_with_names(const char *what, heft_model *model)
+{
+    const char *names[8];
+    heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_BALANCED, .no_split = names);
+    const double share = (double)heft_model_bytes(model) * 0.9;
+    const heft_budget given[] = {
+        {0, share},
+        {1, share}
+    };
+    heft_plan *plans[2] = {NULL, NULL};
+    heft_error err = {0};
+    if (heft_model_module_count(model) > 3000) {
+        return; /* takes long with sanitizers */
+    }
+    options.budgets = given;
+    options.budget_count = 2;
+    for (int named = 0; named < 2; named++) {
+        while (named && heft_model_no_split(model, options.no_split_count)) {
+            names[options.no_split_count] = heft_model_no_split(model, options.no_split_count);
+            options.no_split_count++;
+        }
+        test_expect_status(heft_plan_new(model, &options, &plans[named], &err), HEFT_OK, &err,
+                           what);
+    }
+    assert_int_equal(heft_plan_count(plans[0]), heft_plan_count(plans[1]));
+    for (size_t i = 0; i < 2; i++) {
+        heft_budget budgets[2];
+        double placed[2];
+        for (int named = 0; named < 2; named++) {
+            assert_true(heft_plan_device(plans[named], i, &budgets[named], &placed[named]));
+        }
+        if (budgets[0].bytes != budgets[1].bytes || placed[0] != placed[1]) {
+            fail_msg("%s: budget %zu is %.0f, by names %.0f", what, i, budgets[0].bytes,
+                     budgets[1].bytes);
+        }
+    }
+    heft_plan_free(plans[0]);
+    heft_plan_free(plans[1]);
+}
+
+static void marks_stand_for_names(void **state)
+{
+    (void)state;
+    assert_true(test_each_skeleton(ctx, compare_with_names) >= 190);
 }
 
 /* ---- very many ------------------------------------------------------------------------------- */
@@ -158,9 +228,9 @@ static void a_plan_can_be_stopped(void **state)
             heft_ctx *with = heft_ctx_new(&how);
             heft_plan *plan = NULL;
             heft_error err = {0};
-            test_expect_status(heft__plan_of_tree(make_tree(with, 0, MANY, false), NULL, 0, false,
-                                                  &options, &plan, &err),
-                               HEFT_CANCELLED, &err, "stopped");
+            test_expect_status(
+                heft__plan_of_tree(make_tree(with, 0, MANY, false), false, &options, &plan, &err),
+                HEFT_CANCELLED, &err, "stopped");
             assert_null(plan);
             assert_int_equal(patience.calls, most + 1); /* and not asked again */
             heft_ctx_free(with);
@@ -588,6 +658,8 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(marks_stand_for_names),
+        cmocka_unit_test(own_tensors_of_a_module_come_together),
         cmocka_unit_test(plans_a_hundred_thousand_side_by_side),
         cmocka_unit_test(plans_a_hundred_thousand_names_of_one),
         cmocka_unit_test(plans_ever_smaller_modules),

@@ -353,6 +353,28 @@ static void nests_too_deep(heft__skeleton *s)
     heft__sk_linear(s, "never", 2, 2, true);
 }
 
+static void has_deep_parts(heft__skeleton *s)
+{
+    for (int i = 0; i < 4; i++) {
+        heft__sk_enter(s, HEFT_MODULE_OTHER, "", "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a");
+    }
+    for (int i = 0; i < 4; i++) {
+        heft__sk_leave(s);
+    }
+}
+
+static void has_many_modules(heft__skeleton *s)
+{
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0200d", 1);
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0200d", 1);
+    for (unsigned i = 0; i < 1000000 && heft__sk_going(s); i++) {
+        heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0200u", i);
+        heft__sk_leave(s);
+    }
+    heft__sk_leave(s);
+    heft__sk_leave(s);
+}
+
 static void has_a_long_part(heft__skeleton *s)
 {
     heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%0300d", 1);
@@ -426,6 +448,8 @@ static void the_builder_has_limits(void **state)
         {"has_many_bytes",      has_many_bytes,      HEFT_LIMIT,  "e.weight", "[2147483648, 1048576]" },
         {"overflows_64_bits",   overflows_64_bits,   HEFT_LIMIT,  "p",        "2147483648, 2147483648"},
         {"has_many_tensors",    has_many_tensors,    HEFT_LIMIT,  "",         "over 100 tensors"      },
+        {"has_deep_parts",      has_deep_parts,      HEFT_LIMIT,  "",         "nested too deep"       },
+        {"has_many_modules",    has_many_modules,    HEFT_LIMIT,  "",         "modules"               },
         {"ties_unequal_shapes", ties_unequal_shapes, HEFT_FORMAT, "b.weight",
          "cannot be tied to 'a.wei"                                                                   },
     };

@@ -330,6 +330,50 @@ static void layers_are_found_by_structure(void **state)
     }
 }
 
+/* Whatever the names are: each parameter is in one module, each module is there once, in pre-order. */
+static void any_names_make_a_tree(void **state)
+{
+    (void)state;
+    static const char letters[] = "..01ab_";
+    static char names[NAMES_MOST][160];
+    srand(7);
+    for (int round = 0; round < 200; round++) {
+        size_t count = 0;
+        for (int i = 0; i < 40; i++) {
+            const int length = 1 + rand() % 9;
+            char name[160];
+            for (int k = 0; k < length; k++) {
+                name[k] = letters[rand() % (int)(sizeof letters - 1)];
+            }
+            name[length] = '\0';
+            if (!is_among(names, count, name)) {
+                snprintf(names[count++], sizeof names[0], "%s", name);
+            }
+        }
+        write_names(names, count);
+        heft_load_report *report = NULL;
+        heft_model *model = load(ctx, "names", HEFT_DTYPE_NONE, &report);
+        const size_t modules = heft_model_module_count(model);
+        size_t seen = 0;
+        for (size_t i = 0; i < modules; i++) {
+            const heft_module *module = heft_model_module(model, i);
+            for (size_t k = i + 1; k < modules; k++) {
+                assert_string_not_equal(module->path, heft_model_module(model, k)->path);
+            }
+            assert_true(i == 0 || (module->parent < i &&
+                                   heft_model_module(model, module->parent)->end >= module->end));
+            assert_int_equal(heft_model_find_module(model, 0, module->path), i);
+            seen += module->parameter_count;
+        }
+        assert_int_equal(seen, count);
+        for (size_t i = 0; i < count; i++) {
+            assert_true(heft_model_find(model, names[i]) != SIZE_MAX);
+        }
+        heft_load_report_free(report);
+        heft_model_free(model);
+    }
+}
+
 static void it_is_cast_and_saved_and_loaded_again(void **state)
 {
     (void)state;
@@ -406,6 +450,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_checkpoint_is_the_skeleton),
         cmocka_unit_test(layers_are_found_by_structure),
+        cmocka_unit_test(any_names_make_a_tree),
         cmocka_unit_test(it_is_cast_and_saved_and_loaded_again),
         cmocka_unit_test(a_class_must_be_known),
         cmocka_unit_test(memory_can_run_out_anywhere),
