@@ -120,7 +120,7 @@ static void write_like(const heft_model *model, const heft_save_options *how)
     size_t *order = malloc(model->count * sizeof *order), length;
     assert_non_null(paths);
     for (size_t i = 0; i < modules; i++) {
-        paths[i] = model->module_paths[i];
+        paths[i] = model->modules[i].path;
     }
     heft_writer_options options = HEFT_OPTIONS(
         heft_writer_options, .format = how->format, .max_shard_bytes = how->max_shard_bytes,
@@ -323,7 +323,8 @@ static void mapped_tensors(void **state)
     commit(w);
     test_expect_status(heft_checkpoint_open(ctx, at("a.safetensors"), NULL, &ckpt, &err), HEFT_OK,
                        &err, "open");
-    test_expect_status(heft_checkpoint_map(ckpt, 0, &mapped, &err), HEFT_OK, &err, "map");
+    test_expect_status(heft_checkpoint_map(ckpt, 0, HEFT_MAP_READ_ONLY, &mapped, &err), HEFT_OK,
+                       &err, "map");
     heft_checkpoint_close(ckpt);
     const heft_tensor_spec spec =
         HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .rank = 2, .shape = shape,
