@@ -72,6 +72,7 @@ static heft__stay *part(heft_residency *r, heft__unit *unit)
     r->counts.held_bytes -= stay->bytes;
     unit->stay = NULL;
     unit->state = HEFT__UNIT_AWAY;
+    r->away += heft__schedule_has(&r->schedule, (size_t)(unit - r->units));
     stay->unit = NULL;
     stay->residency = NULL;
     if (--stay->refs > 0) {
@@ -150,6 +151,7 @@ heft_status heft__unit_promise(heft_residency *r, heft__unit *unit, heft__stay *
     stay->refs = 1;
     unit->stay = stay;
     unit->state = HEFT__UNIT_PROMISED;
+    r->away -= heft__schedule_has(&r->schedule, (size_t)(unit - r->units));
     ledger->held += stay->bytes;
     r->counts.held_bytes += stay->bytes;
     const uint64_t held = ledger->held + ledger->reserved;

@@ -167,6 +167,7 @@ static heft_status wrap(const heft_lease *lease, size_t parameter, heft_storage 
     heft_residency *r = lease->residency;
     heft_ledger *ledger = r->ledger;
     const heft_tensor *view = &r->views[parameter];
+    const heft__unit *unit = &r->units[r->unit_of[parameter]];
     heft__hold *hold = heft__alloc_zero(ledger->ctx, 1, sizeof *hold);
     if (!hold) {
         return heft__fail_nomem(err, sizeof *hold);
@@ -183,9 +184,10 @@ static heft_status wrap(const heft_lease *lease, size_t parameter, heft_storage 
     }
     hold->ledger = heft__ledger_ref(ledger);
     hold->owner = pthread_self();
-    hold->stay = r->units[r->unit_of[parameter]].stay;
+    hold->stay = unit->stay;
     if (!hold->stay->memory) {
-        hold->mapping = heft_storage_ref(r->bound[parameter].storage);
+        const size_t root = unit->brought[r->brought_at[parameter]].parameter;
+        hold->mapping = heft_storage_ref(r->bound[root].storage);
     }
     pthread_mutex_lock(&ledger->lock);
     hold->stay->refs++;

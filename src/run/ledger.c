@@ -93,8 +93,7 @@ void heft__ledger_changed(heft_ledger *ledger)
 {
     pthread_cond_broadcast(&ledger->changed);
     for (heft_residency *r = ledger->residencies; r; r = r->next) {
-        r->resting = false;
-        pthread_cond_signal(&r->look);
+        heft__reader_wake(r);
     }
 }
 

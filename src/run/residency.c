@@ -111,7 +111,7 @@ static void *run_reader(void *user)
 
 static void begin_reader(heft_residency *r)
 {
-    if (!r->reading && !r->closed) {
+    if (!r->reading && !r->closed && r->away > 0) {
         r->reading = heft__thread_begin(&r->reader, run_reader, r);
     }
 }
@@ -324,12 +324,9 @@ static heft_status hold(heft_residency *r, heft_lease *lease, heft_error *err)
         note_lease(r->ledger, lease);
         r->counts.waited += away;
         r->counts.ahead += brought - away;
-        if (brought > 0) {
-            begin_reader(r);
-        }
+        begin_reader(r);
     }
-    r->resting = false; /* the reader has a new place to go on from */
-    pthread_cond_signal(&r->look);
+    heft__reader_wake(r); /* it has a new place to go on from */
     if (status != HEFT_OK) {
         heft__ledger_changed(r->ledger);
     }
@@ -414,6 +411,16 @@ static heft_status check_room(const heft_residency *r, const heft__schedule *sch
     return HEFT_OK;
 }
 
+/* Count the units of the schedule that are away. */
+static void count_scheduled(heft_residency *r)
+{
+    r->away = 0;
+    for (size_t i = 0; i < r->unit_count; i++) {
+        r->away += r->units[i].state == HEFT__UNIT_AWAY && r->units[i].shown.brought_bytes > 0 &&
+                   heft__schedule_has(&r->schedule, i);
+    }
+}
+
 heft_status heft_residency_set_schedule(heft_residency *r, const size_t *schedule, size_t count,
                                         size_t repeat_from, heft_error *err)
 {
@@ -430,8 +437,8 @@ heft_status heft_residency_set_schedule(heft_residency *r, const size_t *schedul
         const heft__schedule old = r->schedule;
         r->schedule = made;
         made = old;
-        r->resting = false;
-        pthread_cond_signal(&r->look);
+        count_scheduled(r);
+        heft__reader_wake(r);
         pthread_mutex_unlock(&r->ledger->lock);
     }
     heft__schedule_fini(&made);
@@ -476,6 +483,7 @@ static heft_status make(heft_residency *r, const heft_residency_options *options
     if (status == HEFT_OK) {
         r->idle = heft__arena_array(&r->arena, r->unit_count, sizeof *r->idle);
         r->batch = heft__arena_array(&r->arena, r->unit_count, sizeof *r->batch);
+        count_scheduled(r);
         status = r->idle && r->batch ? heft__ledger_attach(r->ledger, r, err)
                                      : heft__fail_nomem(err, r->unit_count * sizeof *r->idle);
     }

@@ -137,6 +137,7 @@ struct heft_residency {
     heft__unit **batch; /* [unit_count] what is coming; of whoever has set `coming` */
     bool coming;
     size_t wanting; /* threads that wait for a unit: the reader lets them go first */
+    size_t away;    /* units of the schedule that are: without any the reader need not look */
 
     pthread_t reader;    /* reads ahead */
     pthread_cond_t look; /* the reader may find something to do */
@@ -214,6 +215,14 @@ void heft__ledger_unref(heft_ledger *ledger);
 static inline uint64_t heft__ledger_left(const heft_ledger *ledger)
 {
     return ledger->budget - ledger->held - ledger->reserved;
+}
+/* The reader may have something to do. */
+static inline void heft__reader_wake(heft_residency *residency)
+{
+    if (residency->away > 0) {
+        residency->resting = false;
+        pthread_cond_signal(&residency->look);
+    }
 }
 /* Somebody may go on: bytes have become free, a unit is here. */
 void heft__ledger_changed(heft_ledger *ledger);

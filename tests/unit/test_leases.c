@@ -229,6 +229,44 @@ static void reservations_make_units_go(void **state)
     heft_residency_free(r);
 }
 
+static heft_status draw_on_a_ledger(heft_ctx *with, void *user, heft_error *err)
+{
+    heft_residency *r = NULL;
+    heft_lease *lease = NULL;
+    heft_ledger *ledger = NULL;
+    const size_t *unit = user;
+    heft_model *own = NULL;
+    const heft_load_options map = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP);
+    heft_status status = heft_model_load(with, at("model"), &map, &own, NULL, err);
+    if (status == HEFT_OK) {
+        status = heft_ledger_new(with, 2 * LAYER, &ledger, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_ledger_reserve(ledger, LAYER, err);
+        assert_int_equal(test_ledger_counts(ledger).reserved_bytes, status == HEFT_OK ? LAYER : 0);
+    }
+    if (status == HEFT_OK) {
+        const heft_residency_options options = HEFT_OPTIONS(
+            heft_residency_options, .ledger = ledger, .schedule = unit, .schedule_count = 1);
+        status = heft_residency_new(own, &options, &r, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_residency_acquire(r, unit, 1, &lease, err);
+        assert_int_equal(test_ledger_counts(ledger).held_bytes, status == HEFT_OK ? LAYER : 0);
+    }
+    heft_lease_free(lease);
+    heft_residency_free(r);
+    heft_ledger_free(ledger);
+    heft_model_free(own);
+    return status;
+}
+
+static void memory_can_run_out_anywhere(void **state)
+{
+    (void)state;
+    test_oom_sweep(draw_on_a_ledger, &first);
+}
+
 /* Two residencies take turns with one budget: what one needs makes the other's unused units go. */
 static void residencies_share_a_ledger(void **state)
 {
@@ -652,6 +690,7 @@ int main(void)
         cmocka_unit_test(tensors_outlive_lease_residency_and_model),
         cmocka_unit_test(tensors_count_until_they_are_freed),
         cmocka_unit_test(reservations_make_units_go),
+        cmocka_unit_test(memory_can_run_out_anywhere),
         cmocka_unit_test(residencies_share_a_ledger),
         cmocka_unit_test(a_second_thread_waits),
         cmocka_unit_test(a_tensor_that_is_freed_ends_waiting),
