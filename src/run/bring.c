@@ -135,8 +135,8 @@ static heft_status read_block(struct bringing *b, uint8_t *base, bool cold, heft
         status = place(b, i, base, cold, err);
     }
     if (status == HEFT_OK) {
-        status = heft__parallel_on(heft__reading_threads(b->r->ctx, cold), b->pieces.count,
-                                   read_piece, b, err);
+        status = heft__parallel_on(b->r->ctx, heft__reading_threads(b->r->ctx, cold),
+                                   b->pieces.count, read_piece, b, err);
     }
     heft__pieces_fini(&b->pieces);
     return status;
@@ -151,7 +151,8 @@ heft_status heft__block_bring(heft_residency *r, heft__block *block, heft_storag
     if (cached >= WARM && is_mapped(r, block)) {
         heft_storage_unref(*storage);
         *storage = NULL;
-        return heft__parallel_on(heft__threads(r->ctx), block->brought_count, touch, &b, err);
+        return heft__parallel_on(r->ctx, heft__threads(r->ctx), block->brought_count, touch, &b,
+                                 err);
     }
     if (!*storage) {
         status = heft__storage_new(r->ctx, block->room, storage, err);

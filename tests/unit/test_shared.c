@@ -248,7 +248,8 @@ static int set_up(void **state)
     test_folder_make(folder);
     test_folder_make(runtime);
     setenv("XDG_RUNTIME_DIR", runtime, 1);
-    ctx = heft_ctx_new(NULL);
+    const unsigned threads = TEST_THREAD_SANITIZER ? 1 : 0; /* children use the context */
+    ctx = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .threads = threads));
     return 0;
 }
 
