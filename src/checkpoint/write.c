@@ -271,7 +271,7 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
                                                                 : safetensors;
         const bool rival = safetensors || (is_offload(s) && torch);
         if (!s->job->force && (ours || rival || written || torch || stale)) {
-            status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; --force replaces it",
+            status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; 'force' replaces it",
                                 names[i]);
             heft__add_path(status, err, s->job->dst);
         } else if ((ours || rival) && !written) {

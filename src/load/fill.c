@@ -152,10 +152,11 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
     if (f->options->device_of) {
         number = f->options->device_of(f->options->device_user, parameter->name);
     }
-    const heft_status status = heft__device_find(number, device, err);
+    const bool may_be_away = f->options->count && number != HEFT_DEVICE_NONE;
+    const heft_status status = heft__device_find(number, device, may_be_away ? NULL : err);
     if (status != HEFT_OK) {
         *fate = AWAY;
-        return f->options->count && number != HEFT_DEVICE_NONE ? HEFT_OK : status;
+        return may_be_away ? HEFT_OK : status;
     }
     if (f->options->device_of) {
         const bool stays = !(*device)->new_memory && parameter->kind == HEFT_PARAMETER_WEIGHT;
@@ -305,6 +306,7 @@ static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_err
         status = heft__segment_open(f->model->ctx, key, f->segment_bytes, &f->segment, err);
     }
     if (status != HEFT_OK) {
+        counts->unshared = status == HEFT_UNSUPPORTED;
         return status;
     }
     counts->joined = !heft__segment_is_new(f->segment);
@@ -404,6 +406,7 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
     }
     if (status == HEFT_OK && f->segment) {
         status = finish_copy(f, &copy, err);
+        counts->unshared = status == HEFT_UNSUPPORTED;
     }
     if (status == HEFT_OK) {
         bind_copy(f, copy);

@@ -151,6 +151,11 @@ static void other_devices_are_away(void **state)
     for (size_t i = 0; i < 2; i++) {
         test_expect_status(heft_model_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK,
                            &err, paths[i]);
+        heft_error untouched;
+        memset(&err, 0x5a, sizeof err);
+        memset(&untouched, 0x5a, sizeof untouched);
+        assert_int_equal(heft_model_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK);
+        assert_memory_equal(&err, &untouched, sizeof err);
         options.device_user = (void *)(uintptr_t)&cpu;
         test_expect_status(heft_model_needs(ctx, at(paths[i]), &options, &all, &err), HEFT_OK, &err,
                            paths[i]);
