@@ -133,16 +133,17 @@ typedef struct heft_progress {
     uint64_t total_bytes; /* 0 if not known */
 } heft_progress;
 
-/** Called now and then from the thread that called the operation. Return false to cancel: the
- * operation then ends with HEFT_CANCELLED and leaves nothing half done. */
+/** Called now and then from the thread that called the operation, never from a thread of heft's.
+ * Return false to cancel: the operation then ends with HEFT_CANCELLED and leaves nothing half done. */
 typedef bool (*heft_progress_fn)(void *user, const heft_progress *progress);
-/** Called with one line, without newline, for what a person may want to know. */
+/** Called with one line, without newline, for what a person may want to know; from the thread that
+ * called the operation. */
 typedef void (*heft_log_fn)(void *user, const char *line);
 
 typedef struct heft_ctx_options {
     size_t struct_size;              /* set by HEFT_OPTIONS */
     const heft_allocator *allocator; /* copied; NULL: malloc, and huge pages for large blocks */
-    unsigned threads;                /* 0: as many as the process may use */
+    unsigned threads;                /* that work at once; 0: as many as the process may use */
     size_t staging_bytes;            /* buffer for copying and casting; 0: 64 MiB */
     const heft_limits *limits;       /* copied; NULL: defaults */
     heft_progress_fn progress;
@@ -151,7 +152,17 @@ typedef struct heft_ctx_options {
     void *log_user;
 } heft_ctx_options;
 
-/** Allocator, threads, limits and callbacks of everything made from it. No global state. */
+/**
+ * Allocator, threads, limits and callbacks of everything made from it. No global state.
+ *
+ * A context creates threads when an operation first needs them, keeps them for the next ones and ends
+ * them with itself. They block the signals that are sent to the process. Operations that wait for a
+ * disk may use more threads than `threads` says, up to four, and a residency one more. If the system
+ * grants no threads, the calling thread does all the work.
+ *
+ * After fork() the child may use the context: it creates threads of its own. fork() must not be
+ * called from inside a callback, and what another thread of the parent was doing stays undone.
+ */
 typedef struct heft_ctx heft_ctx;
 
 /**
@@ -160,13 +171,13 @@ typedef struct heft_ctx heft_ctx;
  * @param options  borrowed; NULL for defaults
  * @return         owned, or NULL if there is no memory or the options' sizes are invalid
  *
- * Memory   some hundred bytes. What is made from a context keeps it alive.
- * Threads  may be shared
- *          by all threads.
+ * Memory   some hundred bytes, and 264 KiB of address space for each thread's stack. What is made
+ *          from a context keeps it alive.
+ * Threads  may be shared by all threads.
  */
 HEFT_API heft_ctx *heft_ctx_new(const heft_ctx_options *options);
-/** Let go of a context. NULL is allowed. Its memory returns when the last thing made from it is
- * gone. */
+/** Let go of a context. NULL is allowed. Its memory returns, and its threads end, when the last thing
+ * made from it is gone; any thread may free that. */
 HEFT_API void heft_ctx_free(heft_ctx *ctx);
 
 /**

@@ -14,6 +14,7 @@
 
 #include <stdarg.h>
 #include <string.h>
+#include <sys/types.h>
 
 /* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */
 heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...)
@@ -93,6 +94,7 @@ heft_ctx *heft__ctx_ref(heft_ctx *ctx);
 const heft_limits *heft__limits(const heft_ctx *ctx); /* with every default filled in */
 unsigned heft__threads(const heft_ctx *ctx);          /* at least 1 */
 size_t heft__staging_bytes(const heft_ctx *ctx);
+/* Nothing on a thread of the pool, as heft__tell_progress. */
 void heft__log(const heft_ctx *ctx, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* CANCELLED if the caller's callback says stop. Cheap enough to call per tensor or per few MiB. */
 heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done,
@@ -191,19 +193,59 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* ---- work on several threads ----------------------------------------------------------------- */
-/* Begin a thread with a small stack: address space may be what there is little of. False if none can
- * be had. */
-bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user);
-#define HEFT__THREAD_BYTES ((size_t)264 << 10) /* of address space for each */
+/* The context has one pool of threads. It creates them when they are first needed and keeps them
+ * until the context is gone; a child process, which has none of them, creates its own. They allocate
+ * and free as any thread does, but the callbacks for progress and log lines are never called on them:
+ * heft__tell_progress and heft__log do nothing there. */
 
-/* Call fn(user, i, err) for every i below count, on up to heft__threads() threads, in any order.
- * After the first failure no new items start; that failure is returned. With one thread or one item
- * it runs in the caller. */
+/* Call fn(user, i, err) for every i below count, in any order, on this thread and on up to
+ * heft__threads() - 1 helpers. After the first failure no new items start; that failure is returned.
+ * With one thread or one item everything runs on this thread. An item may call this again: the
+ * calling thread always works itself, so that the inner call ends even if no helper is free. The
+ * helpers of all such calls together are at most heft__threads() - 1. */
 typedef heft_status (*heft__work_fn)(void *user, size_t item, heft_error *err);
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err);
-/* The same on this many threads: for work that waits for a disk rather than for a processor. */
-heft_status heft__parallel_on(size_t threads, size_t count, heft__work_fn fn, void *user,
-                              heft_error *err);
+/* The same on this many threads, for work that waits for a disk rather than for a processor. Its
+ * helpers do not count among those above, and are at most `threads` - 1 themselves. */
+heft_status heft__parallel_on(heft_ctx *ctx, size_t threads, size_t count, heft__work_fn fn,
+                              void *user, heft_error *err);
+
+/* Work that goes on beside the caller, on a thread of the pool that it keeps until it returns:
+ *
+ *     if (heft__background_begin(ctx, &r->reader, read_ahead, r)) ...
+ *     r->quit = true (under a lock of yours, and wake it)
+ *     heft__background_join(&r->reader)
+ *
+ * The structure lies in the caller's memory, zeroed before its first use, and stays where it is until
+ * it is joined. Who begins the work holds a reference on ctx until then. The work may itself call
+ * heft__parallel and begin other work. */
+typedef struct heft__background {
+    void (*fn)(void *user); /* NULL: not begun, or joined */
+    void *user;
+    pthread_mutex_t lock; /* guards done */
+    pthread_cond_t ended;
+    bool done;
+    pid_t process; /* in which it runs */
+    struct heft__background *next;
+} heft__background;
+
+/* Call fn(user) at once on a thread of the pool, an idle one or a new one. False if no thread can be
+ * created. */
+bool heft__background_begin(heft_ctx *ctx, heft__background *work, void (*fn)(void *user),
+                            void *user);
+/* Returns when fn has returned; at once if the work was not begun, is joined already, or belongs to
+ * the parent of this process. */
+void heft__background_join(heft__background *work);
+
+bool heft__on_pool_thread(void); /* whether this thread belongs to a pool, of any context */
+/* How many threads the pool has created in this process, ended ones included. */
+size_t heft__threads_created(heft_ctx *ctx);
+
+/* Begin a thread beside the pool. Use heft__background_begin for new work. False if none can be
+ * created. */
+bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user);
+#define HEFT__THREAD_BYTES                                                                         \
+    ((size_t)264 << 10) /* of address space for each thread, of the pool too */
 
 #endif

@@ -3,10 +3,9 @@
  * Everything made from a context holds a reference on it, so that a tensor may outlive the caller's
  * own handle. Large blocks come from mmap with huge pages asked for: copying into 4 KiB pages runs
  * at a fifth of the speed. */
-#include "base/base.h"
+#include "base/pool.h"
 
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -21,6 +20,7 @@ struct heft_ctx {
     heft_log_fn log;
     void *log_user;
     atomic_ullong live_bytes, peak_bytes;
+    heft__pool pool;
 };
 
 #define LARGE_BLOCK ((size_t)1 << 20)
@@ -148,6 +148,7 @@ void heft_ctx_free(heft_ctx *ctx)
 {
     if (ctx && atomic_fetch_sub_explicit(&ctx->refs, 1, memory_order_acq_rel) == 1) {
         heft_allocator allocator = ctx->allocator;
+        heft__pool_fini(&ctx->pool);
         allocator.free(allocator.user, ctx, sizeof *ctx);
     }
 }
@@ -172,6 +173,11 @@ unsigned heft__threads(const heft_ctx *ctx)
     return ctx->threads;
 }
 
+heft__pool *heft__ctx_pool(heft_ctx *ctx)
+{
+    return &ctx->pool;
+}
+
 size_t heft__staging_bytes(const heft_ctx *ctx)
 {
     return ctx->staging_bytes;
@@ -179,7 +185,7 @@ size_t heft__staging_bytes(const heft_ctx *ctx)
 
 void heft__log(const heft_ctx *ctx, const char *format, ...)
 {
-    if (ctx->log) {
+    if (ctx->log && !heft__on_pool_thread()) {
         char line[1024];
         va_list args;
         va_start(args, format);
@@ -193,7 +199,7 @@ heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t 
                                 uint64_t total, heft_error *err)
 {
     heft_progress progress = {.what = what, .done_bytes = done, .total_bytes = total};
-    if (ctx->progress && !ctx->progress(ctx->progress_user, &progress)) {
+    if (ctx->progress && !heft__on_pool_thread() && !ctx->progress(ctx->progress_user, &progress)) {
         return heft__fail(err, HEFT_CANCELLED, "cancelled while %s", what);
     }
     return HEFT_OK;

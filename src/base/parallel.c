@@ -1,10 +1,9 @@
-/* parallel.c - the same work on many items by several threads. Threads are made for one call and
- * gone after it. */
-#include "base/base.h"
+/* parallel.c - the same work on many items, by the calling thread and helpers of the pool. */
+#include "base/pool.h"
 
-#include <stdatomic.h>
+#define THREADS_MOST 256 /* for one call */
 
-struct job {
+struct items {
     atomic_size_t next;
     atomic_bool stop;
     size_t count;
@@ -15,72 +14,62 @@ struct job {
     heft_error error;
 };
 
-static void *work(void *argument)
+static void work(void *user)
 {
-    struct job *job = argument;
-    while (!atomic_load_explicit(&job->stop, memory_order_relaxed)) {
-        size_t item = atomic_fetch_add(&job->next, 1);
-        if (item >= job->count) {
+    struct items *items = user;
+    while (!atomic_load_explicit(&items->stop, memory_order_relaxed)) {
+        size_t item = atomic_fetch_add(&items->next, 1);
+        if (item >= items->count) {
             break;
         }
         heft_error error;
-        heft_status status = job->fn(job->user, item, &error);
+        heft_status status = items->fn(items->user, item, &error);
         if (status != HEFT_OK) {
-            pthread_mutex_lock(&job->lock);
-            if (job->status == HEFT_OK) {
-                job->status = status;
-                job->error = error;
+            pthread_mutex_lock(&items->lock);
+            if (items->status == HEFT_OK) {
+                items->status = status;
+                items->error = error;
             }
-            pthread_mutex_unlock(&job->lock);
-            atomic_store(&job->stop, true);
+            pthread_mutex_unlock(&items->lock);
+            atomic_store(&items->stop, true);
         }
     }
-    return NULL;
 }
 
-/* The default, 8 MiB as a rule, would be most of what a load takes beside its model. */
-#define STACK_BYTES (HEFT__THREAD_BYTES - ((size_t)8 << 10)) /* beside a guard page */
-
-bool heft__thread_begin(pthread_t *thread, void *(*work_fn)(void *), void *user)
+static heft_status run(heft_ctx *ctx, enum heft__work_kind kind, size_t threads, size_t count,
+                       heft__work_fn fn, void *user, heft_error *err)
 {
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes) != 0) {
-        return false;
+    struct items items = {.count = count, .fn = fn, .user = user, .status = HEFT_OK};
+    threads = threads < THREADS_MOST ? threads : THREADS_MOST;
+    const size_t used = threads < count ? threads : count;
+    heft__job job = {.work = work, .user = &items, .kind = kind};
+    pthread_mutex_init(&items.lock, NULL);
+    if (used > 1) {
+        job.most = used - 1;
+        job.limit = threads - 1;
+        heft__ctx_ref(ctx); /* an item may drop the last reference but this */
+        heft__pool_offer(heft__ctx_pool(ctx), &job);
     }
-    bool good = pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0 &&
-                pthread_create(thread, &attributes, work_fn, user) == 0;
-    pthread_attr_destroy(&attributes);
-    return good;
+    work(&items);
+    if (used > 1) {
+        heft__pool_withdraw(heft__ctx_pool(ctx), &job);
+        heft_ctx_free(ctx);
+    }
+    pthread_mutex_destroy(&items.lock);
+    if (items.status != HEFT_OK && err) {
+        *err = items.error;
+    }
+    return items.status;
 }
-
-#define THREADS_MOST 256
 
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err)
 {
-    return heft__parallel_on(heft__threads(ctx), count, fn, user, err);
+    return run(ctx, HEFT__WORK_COMPUTES, heft__threads(ctx), count, fn, user, err);
 }
 
-heft_status heft__parallel_on(size_t wanted, size_t count, heft__work_fn fn, void *user,
-                              heft_error *err)
+heft_status heft__parallel_on(heft_ctx *ctx, size_t threads, size_t count, heft__work_fn fn,
+                              void *user, heft_error *err)
 {
-    struct job job = {.count = count, .fn = fn, .user = user, .status = HEFT_OK};
-    pthread_t threads[THREADS_MOST];
-    size_t started = 0;
-    wanted = wanted > count ? count : wanted;
-    wanted = wanted > THREADS_MOST ? THREADS_MOST : wanted;
-    pthread_mutex_init(&job.lock, NULL);
-    /* The caller works too; if no thread can be had it does all of it. */
-    while (started + 1 < wanted && heft__thread_begin(&threads[started], work, &job)) {
-        started++;
-    }
-    work(&job);
-    for (size_t i = 0; i < started; i++) {
-        pthread_join(threads[i], NULL);
-    }
-    pthread_mutex_destroy(&job.lock);
-    if (job.status != HEFT_OK && err) {
-        *err = job.error;
-    }
-    return job.status;
+    return run(ctx, HEFT__WORK_WAITS, threads, count, fn, user, err);
 }

@@ -232,7 +232,7 @@ static bool is_of(const struct session *s, const struct rival *rival, const char
 static heft_status refuse(const struct session *s, const char *name, heft_error *err)
 {
     heft_status status =
-        heft__fail(err, HEFT_EXISTS, "holds '%.200s' already, and force is not set", name);
+        heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; 'force' replaces it", name);
     return heft__add_path(status, err, s->job->dst);
 }
 

@@ -124,7 +124,8 @@ const char *heft__input_network(heft__input *source)
 }
 
 /* ---- direct reads ---------------------------------------------------------------------------- */
-/* The descriptor for direct reads, or -1. Kept until the source is gone. */
+/* The descriptor for direct reads, or -1. Kept until the source is gone: another thread may be reading
+ * from it when the file system refuses. */
 static int direct_fd(heft__input *source)
 {
     struct stat facts;
@@ -140,9 +141,17 @@ static int direct_fd(heft__input *source)
         source->direct_fd = fd;
         source->no_direct = fd < 0;
     }
-    int fd = source->direct_fd;
+    int fd = source->no_direct ? -1 : source->direct_fd;
     pthread_mutex_unlock(&source->lock);
     return fd;
+}
+
+/* Some file systems open a file for direct reads, and refuse each of them. */
+static void note_refusal(heft__input *source)
+{
+    pthread_mutex_lock(&source->lock);
+    source->no_direct = true;
+    pthread_mutex_unlock(&source->lock);
 }
 
 /* As much as can be had directly; what is left, an error included, is for an ordinary read, which
@@ -159,10 +168,8 @@ static size_t read_blocks(heft__input *source, uint64_t offset, uint8_t *dst, si
                 break; /* the end of the file */
             }
         } else if (got == 0 || errno != EINTR) {
-            if (got < 0 && errno == EINVAL) {
-                pthread_mutex_lock(&source->lock);
-                source->no_direct = true;
-                pthread_mutex_unlock(&source->lock);
+            if (got < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) {
+                note_refusal(source);
             }
             break;
         }

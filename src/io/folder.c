@@ -37,6 +37,7 @@ struct heft__folder_writer {
     const char *temporary;
     const char *made_parent; /* highest parent folder that begin() made, NULL if none */
     int temporary_fd;        /* open and locked */
+    mode_t mode;             /* of the finished folder */
     const char *resume; /* keeps finished files under this key if the work does not end; NULL: no */
     bool in_place, committed;
     struct out_file *files;
@@ -164,6 +165,24 @@ static bool make_folder(heft__folder_writer *writer, char *path)
     return mkdir(path, 0700) == 0 || (errno == EEXIST && heft__path_is_folder(path));
 }
 
+/* The mode that a new folder gets in this place, by the process's umask, default access lists and
+ * group inheritance: that of an empty one, which is removed again. umask() would have to be set to be
+ * read, for all threads of the process. */
+static heft_status find_mode(heft__folder_writer *writer, heft_error *err)
+{
+    static const char probe[] = ".mode";
+    struct stat facts;
+    const int folder = writer->temporary_fd;
+    (void)unlinkat(folder, probe, AT_REMOVEDIR); /* of a run that did not end */
+    if (mkdirat(folder, probe, 0777) != 0 ||
+        fstatat(folder, probe, &facts, AT_SYMLINK_NOFOLLOW) != 0) {
+        return cannot_write(err, errno, "cannot create a folder", writer->temporary);
+    }
+    (void)unlinkat(folder, probe, AT_REMOVEDIR);
+    writer->mode = facts.st_mode & 07777;
+    return HEFT_OK;
+}
+
 static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
 {
     const char *home = writer->in_place ? writer->path : writer->parent;
@@ -187,7 +206,7 @@ static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
     if (writer->temporary_fd < 0 || flock(writer->temporary_fd, LOCK_EX | LOCK_NB) != 0) {
         return heft__add_path(heft__fail_errno(err, errno, "cannot lock the folder"), err, path);
     }
-    return HEFT_OK;
+    return writer->in_place ? HEFT_OK : find_mode(writer, err);
 }
 
 heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resume,
@@ -409,9 +428,7 @@ static bool sync_folder(const char *path)
 
 static heft_status publish_new(heft__folder_writer *writer, heft_error *err)
 {
-    mode_t mask = umask(0);
-    umask(mask);
-    (void)fchmod(writer->temporary_fd, 0777 & ~mask);
+    (void)fchmod(writer->temporary_fd, writer->mode);
     if (fsync(writer->temporary_fd) != 0 || rename(writer->temporary, writer->path) != 0) {
         heft_status status =
             errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR

@@ -82,7 +82,9 @@ typedef struct heft__segment heft__segment;
 #define HEFT__SEGMENT_KEY 80 /* letters, digits, '-'; NUL included */
 
 /* Join the segment of a key, which somebody has built, or make an empty one to be filled and sealed;
- * others who ask meanwhile wait. Waiting can be cancelled through the progress callback. */
+ * others who ask meanwhile wait. Waiting can be cancelled through the progress callback.
+ * UNSUPPORTED, here and from heft__segment_seal: there can be no segment here (no memfd, no folder of
+ * one's own, a register that is full or cannot be written), and the caller may go on without. */
 heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
                                heft_error *err);
 bool heft__segment_is_new(const heft__segment *segment); /* to be filled */

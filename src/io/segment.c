@@ -254,6 +254,19 @@ static heft_status join(heft__segment *segment, heft_error *err)
     return status;
 }
 
+/* Nothing is wrong with what the caller wants, and it can go on without the segment: only memory that
+ * is lacking and cancellation are failures. */
+static heft_status none_to_be_had(heft_status status, heft_error *err)
+{
+    if (status == HEFT_IO || status == HEFT_NOT_FOUND || status == HEFT_LIMIT) {
+        status = HEFT_UNSUPPORTED;
+        if (err) {
+            err->status = status;
+        }
+    }
+    return status;
+}
+
 heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
                                heft_error *err)
 {
@@ -274,7 +287,7 @@ heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, h
     if (status == HEFT_OK) {
         status = join(segment, err);
     }
-    heft__add_path(status, err, segment->path);
+    status = none_to_be_had(heft__add_path(status, err, segment->path), err);
     if (status == HEFT_OK) {
         *out = segment;
     } else {
@@ -309,7 +322,7 @@ heft_status heft__segment_seal(heft__segment *segment, heft_error *err)
         status = write_register(segment, "", true, err);
         unlock_register(segment);
     }
-    return heft__add_path(status, err, segment->path);
+    return none_to_be_had(heft__add_path(status, err, segment->path), err);
 }
 
 /* Take our line out of the register; the last one takes the register away. */

@@ -305,6 +305,7 @@ static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_err
         status = heft__segment_open(f->model->ctx, key, f->segment_bytes, &f->segment, err);
     }
     if (status != HEFT_OK) {
+        counts->unshared = status == HEFT_UNSUPPORTED;
         return status;
     }
     counts->joined = !heft__segment_is_new(f->segment);
@@ -400,7 +401,7 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
     heft_storage *copy = NULL;
     heft_status status = f->segment_bytes > 0 ? open_copy(f, counts, err) : HEFT_OK;
     if (status == HEFT_OK) {
-        status = heft__parallel_on(threads, f->pieces.count, fill_piece, f, err);
+        status = heft__parallel_on(f->model->ctx, threads, f->pieces.count, fill_piece, f, err);
     }
     if (status == HEFT_OK && f->pieces.count > 0) { /* others may have done all of it */
         status =
@@ -408,6 +409,7 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
     }
     if (status == HEFT_OK && f->segment) {
         status = finish_copy(f, &copy, err);
+        counts->unshared = status == HEFT_UNSUPPORTED;
     }
     if (status == HEFT_OK) {
         bind_copy(f, copy);
@@ -522,8 +524,8 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
         }
     }
     if (status == HEFT_OK) {
-        status = heft__parallel_on(heft__reading_threads(model->ctx, true), t.count, touch_range,
-                                   &t, err);
+        status = heft__parallel_on(model->ctx, heft__reading_threads(model->ctx, true), t.count,
+                                   touch_range, &t, err);
     }
     if (status == HEFT_OK && t.count > 0) {
         status = heft__tell_progress(t.ctx, "touching", t.total, t.total, err);

@@ -125,16 +125,23 @@ static heft_status judge(const heft__loading *l, heft_error *err)
     return HEFT_OK;
 }
 
-/* No shared copy can be had here (no memfd, no /proc, no folder of one's own): a private one. */
-static heft_status fill_alone(heft__loading *l, heft_error *err)
+/* Fill the model. Where there can be no shared copy it gets a private one, and a warning. */
+static heft_status fill(heft__loading *l, heft_error *err)
 {
-    heft_error reason = err ? *err : (heft_error){0};
-    l->fill.share = false;
-    l->counts = (heft__fill_counts){0};
-    if (!heft__warn(&l->memory->warnings, "no shared copy: %s", reason.message)) {
-        return heft__fail_nomem(err, 0);
+    heft_error reason = {0};
+    heft_status status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, &reason);
+    if (status != HEFT_OK && l->counts.unshared) {
+        l->fill.share = false;
+        l->counts = (heft__fill_counts){0};
+        if (!heft__warn(&l->memory->warnings, "no shared copy: %s", reason.message)) {
+            return heft__fail_nomem(err, 0);
+        }
+        return heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
     }
-    return heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+    if (status != HEFT_OK && err) {
+        *err = reason;
+    }
+    return status;
 }
 
 static heft_status bring_in(heft__loading *l, heft_error *err)
@@ -145,10 +152,7 @@ static heft_status bring_in(heft__loading *l, heft_error *err)
                                                     l->options, l->devices, err)
                                  : HEFT_OK;
     if (status == HEFT_OK) {
-        status = heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
-    }
-    if (status == HEFT_IO && l->fill.share && !l->counts.copied_bytes) {
-        status = fill_alone(l, err);
+        status = fill(l, err);
     }
     if (status == HEFT_OK && offload) {
         status = heft__store_finish(&l->store, &l->counts, err);
@@ -175,7 +179,10 @@ void heft__loading_choose_strategy(heft__loading *l)
     l->fill.map_mode = l->options->map;
     l->fill.share = mode == HEFT_LOAD_SHARED;
     l->fill.devices = l->devices;
-    l->why = network ? network : mode == HEFT_LOAD_AUTO ? "auto" : "asked for";
+    l->fill.network = network;
+    l->fill.reason = network                  ? HEFT__FILL_NETWORK
+                     : mode == HEFT_LOAD_AUTO ? HEFT__FILL_AUTO
+                                              : HEFT__FILL_ASKED;
 }
 
 static heft_status load(heft__loading *l, heft_error *err)
@@ -198,8 +205,7 @@ static heft_status load(heft__loading *l, heft_error *err)
     /* the lists are told even when they are the reason to refuse */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;
-        status =
-            heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, l->why, where);
+        status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, where);
         if (status == HEFT_OK && verdict == HEFT_OK) {
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }
@@ -290,11 +296,12 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
     heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
     if (verdict == HEFT_OK) {
         l.fill.reuse = true;
+        l.fill.reason = HEFT__FILL_EXISTING;
         verdict = heft__fill(model, l.ckpt, &l.match, &l.fill, &l.counts, err);
     }
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         status = heft__report_fill(l.memory, model, &l.match, &l.counts, &l.fill,
-                                   "into a model that exists", verdict == HEFT_OK ? err : NULL);
+                                   verdict == HEFT_OK ? err : NULL);
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     heft__match_fini(model, &l.match);

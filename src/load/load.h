@@ -160,10 +160,21 @@ typedef struct heft__fill_counts {
     uint64_t beside_bytes;  /* that memory of their own takes beside the parameters' bytes */
     bool direct;            /* some were read past the page cache */
     bool joined;            /* the shared copy was there already */
+    bool unshared;          /* failed only because there can be no shared copy here */
 } heft__fill_counts;
 
+/* Why a model is filled the way it is. */
+typedef enum heft__fill_reason {
+    HEFT__FILL_AUTO,
+    HEFT__FILL_ASKED,    /* by the options */
+    HEFT__FILL_EXISTING, /* the model has memory already */
+    HEFT__FILL_NETWORK,  /* auto, and a file lies on a network's file system */
+} heft__fill_reason;
+
 typedef struct heft__fill_options {
-    bool map; /* what can be used as it lies in its file is mapped */
+    heft__fill_reason reason;
+    const char *network; /* the file system's name; NULL unless that is the reason */
+    bool map;            /* what can be used as it lies in its file is mapped */
     heft_map_mode map_mode;
     bool share;             /* the rest goes into one copy for all processes of the host */
     bool reuse;             /* write over storages that are owned already */
@@ -245,10 +256,10 @@ typedef struct heft__report_memory {
 } heft__report_memory;
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err);
-/* Everything but seconds: from the model and the lists. why: what the strategy was chosen for. */
+/* Everything but seconds: from the model and the lists. */
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
                               const heft__match *match, const heft__fill_counts *counts,
-                              const heft__fill_options *options, const char *why, heft_error *err);
+                              const heft__fill_options *options, heft_error *err);
 /* After what the checkpoint lacks was initialized. */
 heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
                                      const heft__match *match, heft_error *err);
@@ -266,7 +277,6 @@ typedef struct heft__loading {
     heft__fill_counts counts;
     heft__fill_options fill;
     heft__store store; /* of the offload folder, if there is to be one */
-    const char *why;   /* it is filled like that */
 } heft__loading;
 
 /* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */

@@ -117,7 +117,7 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     }
     out->peak_bytes = out->resident_bytes + out->beside_bytes + out->staging_bytes +
                       out->program_bytes + (l->options->touch ? out->mapped_bytes : 0);
-    /* the threads that load are gone by then */
+    /* the buffers of the load are gone by then, and its threads are used again */
     const uint64_t more = out->stream_staging_bytes > out->staging_bytes
                               ? out->stream_staging_bytes - out->staging_bytes
                               : 0;

@@ -95,16 +95,21 @@ uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part)
 
 uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads)
 {
+    const heft_checkpoint *ckpt = pieces->ckpt;
+    const size_t openers = heft__threads(ckpt->ctx);
+    const size_t opened = ckpt->file_count < openers ? ckpt->file_count : openers;
     uint64_t most = 0, count = 0;
     threads = pieces->count < threads ? pieces->count : threads;
     for (size_t i = 0; i < pieces->count; i++) {
         const heft__piece *piece = &pieces->list[i];
         const heft__part part = {.tensor = piece->tensor, .to = piece->to, .direct = piece->direct};
-        const uint64_t bytes = heft__part_scratch(pieces->ckpt, &part);
+        const uint64_t bytes = heft__part_scratch(ckpt, &part);
         most = bytes > most ? bytes : most;
         count += bytes > 0;
     }
-    return most * (count < threads ? count : threads) + threads * HEFT__THREAD_BYTES;
+    /* the pool keeps the threads that opened the files */
+    const size_t stacks = opened > 1 && opened > threads ? opened : threads;
+    return most * (count < threads ? count : threads) + stacks * HEFT__THREAD_BYTES;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */

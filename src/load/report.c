@@ -108,7 +108,7 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
 
 /* One line: what was done, and why. */
 static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts,
-                            const heft__fill_options *options, const char *why)
+                            const heft__fill_options *options)
 {
     unsigned long long mapped = counts->mapped_bytes, cast = counts->cast_bytes,
                        rest = counts->copied_bytes + counts->shared_bytes;
@@ -123,13 +123,16 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
             rest, casts, direct, mapped + counts->disk_bytes);
     }
     if (!options->map) {
-        const bool asked = strcmp(why, "asked for") == 0 || strncmp(why, "into", 4) == 0;
-        return asked ? heft__arena_format(arena, "copied into memory of its own%s%s: %s", casts,
-                                          direct, why)
-                     : heft__arena_format(arena,
-                                          "copied by large reads in parallel%s: the files lie on "
-                                          "%s, where every page of a mapping is a round trip",
-                                          casts, why);
+        if (options->reason == HEFT__FILL_NETWORK) {
+            return heft__arena_format(arena,
+                                      "copied by large reads in parallel%s: the files lie on %s, "
+                                      "where every page of a mapping is a round trip",
+                                      casts, options->network);
+        }
+        const char *reason =
+            options->reason == HEFT__FILL_EXISTING ? "into a model that exists" : "asked for";
+        return heft__arena_format(arena, "copied into memory of its own%s%s: %s", casts, direct,
+                                  reason);
     }
     if (rest == 0) {
         return heft__arena_format(
@@ -149,7 +152,7 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
 
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
                               const heft__match *match, const heft__fill_counts *counts,
-                              const heft__fill_options *options, const char *why, heft_error *err)
+                              const heft__fill_options *options, heft_error *err)
 {
     heft_load_report *report = &memory->report;
     heft__arena *arena = &memory->arena;
@@ -157,7 +160,7 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     report->model_type = heft__arena_text(arena, model->model_type, strlen(model->model_type));
     report->dtype = model->dtype;
     report->mode = options->share ? "shared" : options->map ? "map" : "copy";
-    report->strategy = describe(memory, counts, options, why);
+    report->strategy = describe(memory, counts, options);
     if (!report->class_name || !report->model_type || !report->strategy) {
         return heft__fail_nomem(err, 0);
     }

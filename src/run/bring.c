@@ -162,10 +162,10 @@ heft_status heft__units_bring(heft_residency *r, size_t count, heft_error *err)
         status = add_unit(&b, r->batch[i], err);
     }
     if (status == HEFT_OK && b.mapped_count > 0) {
-        status = heft__parallel_on(heft__threads(r->ctx), b.mapped_count, touch, &b, err);
+        status = heft__parallel_on(r->ctx, heft__threads(r->ctx), b.mapped_count, touch, &b, err);
     }
     if (status == HEFT_OK && b.pieces.count > 0) {
-        status = heft__parallel_on(heft__reading_threads(r->ctx, b.cold), b.pieces.count,
+        status = heft__parallel_on(r->ctx, heft__reading_threads(r->ctx, b.cold), b.pieces.count,
                                    read_piece, &b, err);
     }
     heft__pieces_fini(&b.pieces);

@@ -4,10 +4,18 @@
 
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static heft_ctx *ctx;
 static char folder[256];
+static size_t masks_set; /* calls of umask(), which belongs to the whole process */
+
+mode_t umask(mode_t mask)
+{
+    masks_set++;
+    return (mode_t)syscall(SYS_umask, mask);
+}
 
 static int set_up(void **state)
 {
@@ -191,6 +199,47 @@ static void a_failing_commit_is_taken_back(void **state)
     assert_int_equal(test_count_entries(folder), 3);
 }
 
+static void modes_are_those_of_the_process(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        mode_t mask, parent, folder, file;
+    } rows[] = {
+        {"usual",        022,  0755,  0755,  0644},
+        {"open",         0,    0755,  0777,  0666},
+        {"group_only",   027,  0755,  0750,  0640},
+        {"mine_alone",   0077, 0755,  0700,  0600},
+        {"set_group_id", 022,  02755, 02755, 0644},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        for (size_t resumed = 0; resumed < 2; resumed++) {
+            heft__folder_writer *writer = NULL;
+            heft_error err = {0};
+            struct stat facts;
+            char parent[512], made[640];
+            snprintf(parent, sizeof parent, "%s/%s-%zu", folder, rows[i].name, resumed);
+            snprintf(made, sizeof made, "%s/made", parent);
+            assert_int_equal(mkdir(parent, 0700), 0);
+            assert_int_equal(chmod(parent, rows[i].parent), 0);
+            const mode_t before = umask(rows[i].mask);
+            masks_set = 0;
+            test_expect_status(heft__folder_begin(ctx, made, resumed ? "key" : NULL, &writer, &err),
+                               HEFT_OK, &err, rows[i].name);
+            put(writer, "f", false, "text");
+            test_expect_status(heft__folder_commit(writer, &err), HEFT_OK, &err, rows[i].name);
+            heft__folder_free(writer);
+            assert_int_equal(masks_set, 0);
+            umask(before);
+            assert_int_equal(stat(made, &facts), 0);
+            assert_int_equal(facts.st_mode & 07777, rows[i].folder);
+            assert_int_equal(test_count_entries(made), 1);
+            assert_int_equal(stat(test_path(made, "f"), &facts), 0);
+            assert_int_equal(facts.st_mode & 07777, rows[i].file);
+        }
+    }
+}
+
 static void too_little_room_is_said_before_writing(void **state)
 {
     (void)state;
@@ -246,6 +295,7 @@ int main(void)
         TEST(an_abandoned_folder_leaves_nothing),
         TEST(files_in_place_are_swapped_at_commit),
         TEST(a_failing_commit_is_taken_back),
+        TEST(modes_are_those_of_the_process),
         TEST(too_little_room_is_said_before_writing),
         TEST(a_resumed_folder_takes_over_what_was_finished),
     };

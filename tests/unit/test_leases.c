@@ -236,8 +236,8 @@ static heft_status draw_on_a_ledger(heft_ctx *with, void *user, heft_error *err)
     heft_ledger *ledger = NULL;
     const size_t *unit = user;
     heft_model *own = NULL;
-    const heft_load_options map = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP);
-    heft_status status = heft_model_load(with, at("model"), &map, &own, NULL, err);
+    const test_how map = {.load = {.mode = HEFT_LOAD_MAP}};
+    heft_status status = test_load(with, at("model"), &map, &own, NULL, err);
     if (status == HEFT_OK) {
         status = heft_ledger_new(with, 2 * LAYER, &ledger, err);
     }

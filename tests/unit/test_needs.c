@@ -142,6 +142,11 @@ static void other_devices_are_away(void **state)
     test_how options = {.module = MIDDLE, .device = GPU};
     static const char *const paths[] = {"st", "st/config.json"};
     for (size_t i = 0; i < 2; i++) {
+        heft_error untouched;
+        memset(&err, 0x5a, sizeof err);
+        memset(&untouched, 0x5a, sizeof untouched);
+        assert_int_equal(test_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK);
+        assert_memory_equal(&err, &untouched, sizeof err);
         test_expect_status(test_needs(ctx, at(paths[i]), &options, &needs, &err), HEFT_OK, &err,
                            paths[i]);
         options.device = CPU;

@@ -1,13 +1,17 @@
 /* Far and cold files: a network's file system is copied from by large reads and never mapped unless
  * asked; files that are not in the page cache are read past it, with the same values. This program
- * has an fstatfs of its own, so that any file system can be said to be any other. */
+ * has an fstatfs of its own, so that any file system can be said to be any other, and a pread of its
+ * own, so that any can refuse direct reads. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/statfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static heft_ctx *ctx;
@@ -20,6 +24,22 @@ int fstatfs(int fd, struct statfs *facts)
     memset(facts, 0, sizeof *facts);
     facts->f_type = pretended;
     return 0;
+}
+
+static int refusal;                /* errno of direct reads; 0: they are done */
+static atomic_size_t asked_direct; /* direct reads that were tried */
+
+ssize_t pread(int fd, void *dst, size_t length, off_t offset)
+{
+    struct iovec to = {dst, length};
+    if (fcntl(fd, F_GETFL) & O_DIRECT) {
+        atomic_fetch_add(&asked_direct, 1);
+        if (refusal) {
+            errno = refusal;
+            return -1;
+        }
+    }
+    return preadv(fd, &to, 1, offset);
 }
 
 static const char *at(const char *name)
@@ -173,6 +193,44 @@ static void direct_reads_are_reads(void **state)
     heft__input_unref(source);
 }
 
+/* Some file systems open a file for direct reads and then refuse each of them. */
+static void a_refusal_of_direct_reads_is_remembered(void **state)
+{
+    (void)state;
+    enum { SIZE = 8 * HEFT__DIRECT_BLOCK };
+    static const int refusals[] = {EINVAL, EOPNOTSUPP};
+    static uint8_t bytes[SIZE];
+    static _Alignas(HEFT__DIRECT_BLOCK) uint8_t memory[SIZE];
+    for (size_t i = 0; i < SIZE; i++) {
+        bytes[i] = (uint8_t)(i * 31 + i / 251);
+    }
+    test_write_file(folder, "refused", bytes, SIZE);
+    for (size_t k = 0; k < sizeof refusals / sizeof refusals[0]; k++) {
+        heft__input *sources[2] = {NULL, NULL};
+        heft_error err = {0};
+        for (size_t i = 0; i < 2; i++) {
+            test_expect_status(heft__input_open(ctx, at("refused"), &sources[i], &err), HEFT_OK,
+                               &err, "open");
+        }
+        atomic_store(&asked_direct, 0);
+        refusal = refusals[k];
+        for (size_t i = 0; i < 20; i++) {
+            memset(memory, 0xee, sizeof memory);
+            test_expect_status(
+                heft__input_read_direct(sources[0], 0, memory, SIZE, i % 2 == 0, &err), HEFT_OK,
+                &err, "read");
+            assert_memory_equal(memory, bytes, SIZE);
+        }
+        refusal = 0;
+        const size_t tried = atomic_load(&asked_direct);
+        assert_true(tried <= 1); /* none where the file system refuses at open() already */
+        (void)heft__input_read_direct(sources[1], 0, memory, SIZE, true, &err);
+        assert_int_equal(atomic_load(&asked_direct), 2 * tried); /* that file only */
+        heft__input_unref(sources[0]);
+        heft__input_unref(sources[1]);
+    }
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -196,6 +254,7 @@ int main(void)
         cmocka_unit_test(auto_copies_from_a_network),
         cmocka_unit_test(cold_files_give_the_same_values),
         cmocka_unit_test(direct_reads_are_reads),
+        cmocka_unit_test(a_refusal_of_direct_reads_is_remembered),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

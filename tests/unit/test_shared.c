@@ -1,17 +1,32 @@
 /* One copy a host: several processes that load the same weights in another dtype share them, a
- * builder that dies is replaced, nothing is left behind, and other weights are another copy. */
+ * builder that dies is replaced, nothing is left behind, and other weights are another copy. This
+ * program has a memfd_create of its own, which can fail. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 static heft_ctx *ctx;
 static char folder[256], runtime[256];
+
+static bool no_memfd; /* as in a kernel before 3.17, or below a strict filter */
+
+int memfd_create(const char *name, unsigned flags)
+{
+    if (no_memfd) {
+        errno = ENOSYS;
+        return -1;
+    }
+    return (int)syscall(SYS_memfd_create, name, flags);
+}
 
 static const char *at(const char *name)
 {
@@ -291,13 +306,74 @@ static void a_register_is_not_trusted(void **state)
     }
 }
 
+/* So many lines of a process that does hold the copy that there is no room for one more. */
+static void fill_register(void)
+{
+    char registers[600];
+    const char *path = NULL;
+    size_t length = 0;
+    snprintf(registers, sizeof registers, "%s/heft-%lu", runtime, (unsigned long)geteuid());
+    DIR *all = opendir(registers);
+    assert_non_null(all);
+    for (struct dirent *entry = readdir(all); entry; entry = readdir(all)) {
+        path = entry->d_name[0] != '.' ? test_path(registers, entry->d_name) : path;
+    }
+    closedir(all);
+    assert_non_null(path);
+    char *line = test_read_file(path, &length);
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    for (size_t i = 0; i < 65535 / length; i++) {
+        assert_int_equal(fwrite(line, 1, length, file), length);
+    }
+    assert_int_equal(fclose(file), 0);
+    free(line);
+}
+
+/* Whoever can have no shared copy gets one of its own, a warning, and no error. */
+static void without_a_shared_copy_there_is_a_private_one(void **state)
+{
+    (void)state;
+    static const char *const says[] = {"the register of shared copies is full",
+                                       "cannot make a shared copy"};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_SHARED,
+                                                   .dtype = HEFT_DTYPE_BF16, .strict = true);
+    for (size_t i = 0; i < sizeof says / sizeof says[0]; i++) {
+        heft_error err, untouched;
+        heft_load_report *report = NULL;
+        heft_model *own = NULL;
+        make_checkpoint("crowd", 6);
+        heft_model *first = load("crowd", i == 0 ? HEFT_LOAD_SHARED : HEFT_LOAD_COPY, NULL);
+        if (i == 0) {
+            fill_register();
+        }
+        no_memfd = i == 1;
+        memset(&err, 0x5a, sizeof err);
+        memset(&untouched, 0x5a, sizeof untouched);
+        test_expect_status(heft_model_load(ctx, at("crowd"), &options, &own, &report, &err),
+                           HEFT_OK, &err, says[i]);
+        no_memfd = false;
+        assert_memory_equal(&err, &untouched, sizeof err);
+        assert_int_equal(report->shared_bytes, 0);
+        assert_int_equal(report->copied_bytes, heft_model_bytes(own));
+        assert_int_equal(report->warning_count, 1);
+        assert_non_null(strstr(report->warnings[0], says[i]));
+        expect_equal(first, own);
+        heft_load_report_free(report);
+        heft_model_free(own);
+        heft_model_free(first);
+        assert_int_equal(count_registers(), 0);
+    }
+}
+
 static int set_up(void **state)
 {
     (void)state;
     test_folder_make(folder);
     test_folder_make(runtime);
     setenv("XDG_RUNTIME_DIR", runtime, 1);
-    ctx = heft_ctx_new(NULL);
+    const unsigned threads = TEST_THREAD_SANITIZER ? 1 : 0; /* children use the context */
+    ctx = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .threads = threads));
     return 0;
 }
 
@@ -319,6 +395,7 @@ int main(void)
         cmocka_unit_test(who_dies_leaves_nothing),
         cmocka_unit_test(other_weights_are_another_copy),
         cmocka_unit_test(a_register_is_not_trusted),
+        cmocka_unit_test(without_a_shared_copy_there_is_a_private_one),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

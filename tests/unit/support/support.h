@@ -12,6 +12,23 @@
 
 #include "base/base.h"
 
+/* ---- sanitizers ------------------------------------------------------------------------------ */
+#ifndef __has_feature
+#define __has_feature(name) 0
+#endif
+/* It does not allow threads in the child of a process that has threads. */
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define TEST_THREAD_SANITIZER 1
+#else
+#define TEST_THREAD_SANITIZER 0
+#endif
+/* They need memory beside what the program asks for. */
+#if TEST_THREAD_SANITIZER || defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define TEST_SANITIZED 1
+#else
+#define TEST_SANITIZED 0
+#endif
+
 /* ---- allocation failures --------------------------------------------------------------------- */
 typedef struct test_heap {
     long fail_at; /* the allocation with this number gives NULL; -1: none */
