@@ -133,6 +133,58 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
                                                           void *dst, uint64_t cap, heft_error *err);
+/** A tensor, or a part of one, that is read into the caller's memory. */
+typedef struct heft_read_request {
+    size_t tensor;         /* its number */
+    uint32_t rank;         /* of start and stop: the tensor's; not looked at if both are NULL */
+    heft_dtype dtype;      /* cast to this one (heft_cast_known()); NONE: as stored */
+    const uint64_t *start; /* [rank] first index of each dimension; NULL: 0 */
+    const uint64_t *stop;  /* [rank] index behind the last; NULL: the end */
+    void *dst;             /* filled with the slice, row by row; any alignment */
+    uint64_t cap;          /* bytes at dst, at least those of the slice in its dtype */
+} heft_read_request;
+
+/**
+ * Copy a part of a tensor into the caller's memory: row by row, little-endian, cast if asked for. Reads
+ * only the runs of bytes that the slice needs, and gaps between them that are at most 4 KiB or as long as
+ * what is wanted. A deflated tensor is unpacked from its beginning up to the slice's end.
+ *
+ * @param ckpt     borrowed
+ * @param request  borrowed
+ * @param err      filled on failure; may be NULL
+ *
+ * Shape    [stop - start] of each dimension. Elements below a byte (float4, the 6-bit floats) count one by
+ *          one, and a slice of them must begin and end between bytes in every row.
+ * Memory   1 MiB for each thread at most, whatever the sizes; for a strided tensor in a deflated storage,
+ *          that storage.
+ * Errors   INVALID_ARG, with the dimension and both numbers, for a slice of another rank, one that
+ *          leaves the tensor or starts behind its stop, one that splits a byte; for a cast that is not
+ *          known and a cap that is too small: nothing is written. IO and FORMAT with the byte in the
+ *          file, CANCELLED: what is at dst is undefined.
+ * Source   docs/formats/.
+ * Threads  reads large slices on the context's threads; progress is told on the caller's.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_slice(const heft_checkpoint *ckpt,
+                                                                const heft_read_request *request,
+                                                                heft_error *err);
+/**
+ * Read many tensors or parts of them at once: in the order of their files, on the context's threads.
+ *
+ * @param ckpt      borrowed
+ * @param requests  borrowed; in any order. The same tensor may come more than once; memory that is filled
+ *                  must not overlap.
+ * @param count     of requests; 0 does nothing
+ * @param err       filled on failure, its item names the tensor; may be NULL
+ *
+ * Memory   that of heft_checkpoint_read_slice(), and 300 bytes for each request. Strided tensors in
+ *          deflated storages are read one by one.
+ * Errors   as heft_checkpoint_read_slice(). Every request is checked before anything is read.
+ * Source   docs/formats/.
+ * Threads  as heft_checkpoint_read_slice().
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_many(const heft_checkpoint *ckpt,
+                                                               const heft_read_request *requests,
+                                                               size_t count, heft_error *err);
 /**
  * Hand out one tensor without copying it where the file allows that: it points into a mapping of
  * the file, strides as they are. Else (deflated, big-endian, conjugated) it is copied to the heap.

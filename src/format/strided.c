@@ -187,6 +187,13 @@ static heft_status read_window(heft__strided *strided, uint64_t in, uint64_t spa
                             strided->window, (size_t)span * strided->elem_bytes, err);
 }
 
+static heft_status read_run(heft__strided *strided, uint64_t in, uint64_t span, uint8_t *dst,
+                            heft_error *err)
+{
+    return heft__input_read(strided->source, strided->offset + in * strided->elem_bytes, dst,
+                            (size_t)span * strided->elem_bytes, err);
+}
+
 /* How many steps of a dimension, given what is in the window already, may join it; 1: none. */
 static uint64_t may_join(const heft__strided *strided, const struct dim *dim, uint64_t span)
 {
@@ -199,6 +206,14 @@ static uint64_t may_join(const heft__strided *strided, const struct dim *dim, ui
     }
     const uint64_t steps = (room - span) / dim->in + 1;
     return steps < dim->size ? steps : dim->size;
+}
+
+/* Whether a window is one run that also lies together in the output: it needs no window. */
+static bool is_run(const heft__strided *strided, const struct dim *dims, uint32_t joined,
+                   uint64_t steps)
+{
+    return !strided->whole && dims[0].in == 1 && dims[0].out == 1 &&
+           (joined == 0 || (joined == 1 && steps == 1));
 }
 
 /* Read a box: dims sorted by input step; the first `joined` and `steps` of the next make a window.
@@ -217,6 +232,10 @@ static heft_status read_box(heft__strided *strided, struct dim *dims, uint32_t c
         }
         span += (steps - 1) * dims[joined].in;
     }
+    const bool run = is_run(strided, dims, joined, joined < count ? steps : 1);
+    if (run && joined == 0) {
+        steps = dims[0].size;
+    }
     do {
         uint64_t done = 0, total = joined < count ? dims[joined].size : 1;
         while (done < total && status == HEFT_OK) {
@@ -224,14 +243,15 @@ static heft_status read_box(heft__strided *strided, struct dim *dims, uint32_t c
             const uint64_t now = joined < count && steps < total - done ? steps : total - done;
             const uint64_t step_in = joined < count ? dims[joined].in : 0,
                            step_out = joined < count ? dims[joined].out : 0;
+            uint8_t *to = dst + (out + done * step_out) * strided->elem_bytes;
             const uint8_t *src = NULL;
             memcpy(window, dims, joined * sizeof *dims);
             window[joined] = (struct dim){.size = now, .in = step_in, .out = step_out};
-            status =
-                read_window(strided, in + done * step_in, span + (now - 1) * step_in, &src, err);
-            if (status == HEFT_OK) {
-                scatter(window, joined + (joined < count ? 1 : 0), src,
-                        dst + (out + done * step_out) * strided->elem_bytes, strided->elem_bytes);
+            const uint64_t at = in + done * step_in, length = span + (now - 1) * step_in;
+            status = run ? read_run(strided, at, length, to, err)
+                         : read_window(strided, at, length, &src, err);
+            if (status == HEFT_OK && !run) {
+                scatter(window, joined + (joined < count ? 1 : 0), src, to, strided->elem_bytes);
             }
             done += now;
         }
