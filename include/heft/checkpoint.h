@@ -255,7 +255,7 @@ HEFT_API void heft_write_report_free(heft_write_report *report);
 
 /* ---- verify: heft_source_verify() (heft/source.h) --------------------------------------------- */
 typedef struct heft_problem {
-    const char *kind;   /* "missing_shard", "crc", "stale_file", ... */
+    const char *kind;   /* "missing_file", "crc", "stale_file", ...: docs/commands/verify.md */
     const char *file;   /* "" if none */
     const char *tensor; /* "" if none */
     uint64_t offset;    /* or HEFT_NO_OFFSET */

@@ -361,8 +361,7 @@ static heft_status gather_metadata(struct conversion *c, heft_error *err)
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
     const heft_format asked = c->options->format;
-    const heft__format *source = heft__format_find(
-        c->ckpt->file_count ? c->ckpt->files[0].info.format : HEFT_FORMAT_SAFETENSORS);
+    const heft__format *source = heft__format_find(c->ckpt->files[0].info.format);
     const heft__format *format =
         heft__format_find(asked == HEFT_FORMAT_AUTO ? source->convert_as : asked);
     if (!format || !format->lay_out) {

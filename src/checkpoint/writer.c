@@ -39,7 +39,8 @@ static heft_status find_format(heft_writer *w, heft_error *err)
                    : heft__fail(err, HEFT_INVALID_ARG,
                                 "the file's name does not tell its format: '%.200s'", w->single);
     }
-    w->format = heft__format_find(asked == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : asked);
+    w->format =
+        asked == HEFT_FORMAT_AUTO ? heft__format_in_folder(NULL, 0) : heft__format_find(asked);
     return w->format && w->format->lay_out
                ? HEFT_OK
                : heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",

@@ -183,8 +183,9 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
 {
-    const heft__format *format = heft__format_find(
-        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format);
+    const heft__format *format = options->format == HEFT_FORMAT_AUTO
+                                     ? heft__format_in_folder(NULL, 0)
+                                     : heft__format_find(options->format);
     if (!format || !format->lay_out || format->file_each) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model is saved as safetensors or bin, not '%s'",
                           heft_format_name(options->format));
