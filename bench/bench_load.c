@@ -5,7 +5,7 @@
  *   bench_load init CONFIG             random values in float32
  *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
  *   bench_load place S BYTES PATH      plan by strategy S with BYTES for cpu, and load
- *   bench_load pass S BYTES PATH       the same; what is told is one pass over all blocks
+ *   bench_load pass S BYTES PATH       the same; the time is that of one pass over all units
  *   bench_load coldpass S BYTES PATH   after the files were pushed out of the page cache
  *   bench_load memcpy BYTES            two threads copy into fresh huge pages: a limit
  *   bench_load read HOW PATH           raw read of a file: buffered, direct
@@ -88,6 +88,18 @@ static int fail(const heft_error *err)
 }
 
 /* ---- heft ------------------------------------------------------------------------------------ */
+static heft_status open_and_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
+                                 heft_model **model, heft_error *err)
+{
+    heft_source *source = NULL;
+    heft_status status = heft_source_open(ctx, path, NULL, &source, err);
+    if (status == HEFT_OK) {
+        status = heft_model_load(source, options, model, NULL, err);
+    }
+    heft_source_close(source);
+    return status;
+}
+
 static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const char *path)
 {
     static const char *const modes[] = {"auto", "map", "copy", "shared"};
@@ -101,7 +113,7 @@ static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const ch
         return fail(&err);
     }
     double started = seconds_now();
-    if (heft_model_load(ctx, path, &options, &model, NULL, &err) != HEFT_OK) {
+    if (open_and_load(ctx, path, &options, &model, &err) != HEFT_OK) {
         return fail(&err);
     }
     double seconds = seconds_now() - started;
@@ -154,7 +166,7 @@ static int run_save(heft_ctx *ctx, const char *path, const char *dst, const char
     heft_model *model = NULL;
     heft_save_options save =
         HEFT_OPTIONS(heft_save_options, .max_shard_bytes = strtoull(limit, NULL, 10));
-    if (heft_model_load(ctx, path, NULL, &model, NULL, &err) != HEFT_OK) {
+    if (open_and_load(ctx, path, NULL, &model, &err) != HEFT_OK) {
         return fail(&err);
     }
     double started = seconds_now();
@@ -166,11 +178,6 @@ static int run_save(heft_ctx *ctx, const char *path, const char *dst, const char
     return 0;
 }
 
-static int32_t device_of(void *plan, const char *parameter)
-{
-    return heft_plan_device_of(plan, parameter);
-}
-
 static int plan_and_load(heft_ctx *ctx, const char *strategy, const char *bytes, const char *path,
                          heft_plan **plan, heft_model **model)
 {
@@ -180,21 +187,24 @@ static int plan_and_load(heft_ctx *ctx, const char *strategy, const char *bytes,
     };
     heft_plan_options wanted =
         HEFT_OPTIONS(heft_plan_options, .budgets = budgets, .budget_count = 1);
-    heft_load_options options = HEFT_OPTIONS(heft_load_options, .device_of = device_of);
+    heft_load_options options = HEFT_SIZED(heft_load_options);
+    heft_source *source = NULL;
     heft_model *skeleton = NULL;
     heft_error err = {0};
     for (size_t i = 0; i < 5; i++) {
         wanted.strategy = strcmp(strategy, names[i]) == 0 ? (heft_strategy)i : wanted.strategy;
     }
-    if (heft_model_skeleton(ctx, path, NULL, &skeleton, &err) != HEFT_OK ||
+    if (heft_source_open(ctx, path, NULL, &source, &err) != HEFT_OK ||
+        heft_model_skeleton(source, NULL, &skeleton, &err) != HEFT_OK ||
         heft_plan_new(skeleton, &wanted, plan, &err) != HEFT_OK) {
         return fail(&err);
     }
-    options.device_user = *plan;
-    if (heft_model_load(ctx, path, &options, model, NULL, &err) != HEFT_OK) {
+    options.plan = *plan;
+    if (heft_model_load(source, &options, model, NULL, &err) != HEFT_OK) {
         return fail(&err);
     }
     heft_model_free(skeleton);
+    heft_source_close(source);
     return 0;
 }
 
@@ -235,10 +245,11 @@ static int run_place(heft_ctx *ctx, const char *what, const char *strategy, cons
             return fail(&err);
         }
         for (size_t i = 0; code == 0 && i < heft_residency_count(residency); i++) {
-            if (heft_residency_acquire(residency, i, &err) != HEFT_OK) {
+            heft_lease *lease = NULL;
+            if (heft_residency_acquire(residency, &i, 1, &lease, &err) != HEFT_OK) {
                 return fail(&err);
             }
-            heft_residency_release(residency, i);
+            heft_lease_free(lease);
         }
     }
     if (code == 0) {

@@ -1,4 +1,4 @@
-/* blocks.c - run over a model that is larger than its memory, block by block, as an engine would.
+/* blocks.c - pass over a model that is larger than its memory, unit by unit, as an engine would.
  *
  *   cc blocks.c $(pkg-config --cflags --libs heft) -o blocks
  *   ./blocks FOLDER BYTES
@@ -10,20 +10,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int32_t device_of(void *plan, const char *parameter)
-{
-    return heft_plan_device_of(plan, parameter);
-}
-
 /* Where each parameter is to live: the skeleton costs nothing. */
-static heft_status make_plan(heft_ctx *ctx, const char *path, double bytes, heft_plan **plan,
+static heft_status make_plan(const heft_source *source, double bytes, heft_plan **plan,
                              heft_error *err)
 {
     const heft_budget budget = {HEFT_DEVICE_CPU, bytes};
     const heft_plan_options options = HEFT_OPTIONS(
         heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = &budget, .budget_count = 1);
     heft_model *skeleton = NULL;
-    heft_status status = heft_model_skeleton(ctx, path, NULL, &skeleton, err);
+    heft_status status = heft_model_skeleton(source, NULL, &skeleton, err);
     if (status == HEFT_OK) {
         status = heft_plan_new(skeleton, &options, plan, err);
     }
@@ -31,40 +26,45 @@ static heft_status make_plan(heft_ctx *ctx, const char *path, double bytes, heft
     return status;
 }
 
-/* A block's tensors are there between acquire and release; the next ones are on their way meanwhile. */
-static heft_status use_block(heft_residency *residency, size_t number, heft_error *err)
+/* A unit's tensors are in memory while the lease is held; the next units are on their way meanwhile. */
+static heft_status use_unit(heft_residency *residency, size_t number, heft_error *err)
 {
-    const heft_block *block = heft_residency_block(residency, number);
-    heft_status status = heft_residency_acquire(residency, number, err);
+    const heft_unit *unit = heft_residency_unit(residency, number);
+    heft_lease *lease = NULL;
+    heft_status status = heft_residency_acquire(residency, &number, 1, &lease, err);
     if (status == HEFT_OK) {
-        const heft_tensor *first = heft_residency_tensor(residency, block->parameters[0]);
+        const heft_tensor *first = heft_lease_view(lease, unit->parameters[0]);
         printf("%s: %zu tensors, %" PRIu64 " bytes, %" PRIu64 " brought in, first byte 0x%02x\n",
-               block->module, block->parameter_count, block->bytes, block->brought_bytes,
-               first->size_bytes > 0 ? *(const unsigned char *)first->data : 0U);
-        heft_residency_release(residency, number);
+               unit->name, unit->parameter_count, unit->bytes, unit->brought_bytes,
+               first && first->size_bytes > 0 ? *(const unsigned char *)first->data : 0U);
     }
+    heft_lease_free(lease);
     return status;
 }
 
 static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error *err)
 {
+    heft_source *source = NULL;
     heft_plan *plan = NULL;
     heft_model *model = NULL;
     heft_residency *residency = NULL;
     double one, two;
-    heft_status status = make_plan(ctx, path, bytes, &plan, err);
+    heft_status status = heft_source_open(ctx, path, NULL, &source, err);
     if (status == HEFT_OK) {
-        const heft_load_options options =
-            HEFT_OPTIONS(heft_load_options, .device_of = device_of, .device_user = plan);
-        status = heft_model_load(ctx, path, &options, &model, NULL, err);
+        status = make_plan(source, bytes, &plan, err);
     }
+    if (status == HEFT_OK) {
+        const heft_load_options options = HEFT_OPTIONS(heft_load_options, .plan = plan);
+        status = heft_model_load(source, &options, &model, NULL, err);
+    }
+    heft_source_close(source); /* the model keeps what it needs of it */
     if (status == HEFT_OK) {
         const heft_residency_options options = HEFT_OPTIONS(
             heft_residency_options, .budget_bytes = (uint64_t)heft_plan_stream(plan, &one, &two));
         status = heft_residency_new(model, &options, &residency, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
-        status = use_block(residency, i, err);
+        status = use_unit(residency, i, err);
     }
     heft_residency_free(residency);
     heft_model_free(model);

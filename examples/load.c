@@ -16,7 +16,7 @@ static void print_tensor(const heft_tensor_info *info, const heft_tensor *tensor
         printf("%s%" PRIu64, d ? ", " : "", tensor->shape[d]);
         elems *= tensor->shape[d];
     }
-    printf("] in %s, %s\n", info->file, tensor->mapped ? "mapped" : "copied");
+    printf("] in %s, %s\n", info->file, tensor->flags & HEFT_TENSOR_MAPPED ? "mapped" : "copied");
     if (tensor->dtype == HEFT_DTYPE_F32 &&
         (tensor->rank == 0 || tensor->strides[tensor->rank - 1] == 1)) {
         const float *values = tensor->data; /* at least the last dimension lies in one piece */
@@ -43,7 +43,7 @@ int main(int argc, char **argv)
         size_t i = argc > 2 ? heft_checkpoint_find(ckpt, argv[2]) : 0;
         printf("%zu tensors, %" PRIu64 " bytes\n", heft_checkpoint_count(ckpt),
                heft_checkpoint_total_bytes(ckpt));
-        status = heft_checkpoint_map(ckpt, i, &tensor, &err);
+        status = heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &tensor, &err);
         if (status == HEFT_OK) {
             print_tensor(heft_checkpoint_info(ckpt, i), tensor);
         }

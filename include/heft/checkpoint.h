@@ -21,6 +21,12 @@ typedef enum heft_format {
 /** Return "safetensors", "bin", "legacy", "tar", "offload" or "auto". Never NULL. */
 HEFT_API const char *heft_format_name(heft_format format);
 
+typedef enum heft_map_mode {
+    HEFT_MAP_READ_ONLY, /* a write raises SIGSEGV */
+    HEFT_MAP_PRIVATE /* copy-on-write: a page that is written to becomes this process's own memory,
+                           and the file stays as it is */
+} heft_map_mode;
+
 /** A checkpoint's metadata. May be read by many threads at once. */
 typedef struct heft_checkpoint heft_checkpoint;
 
@@ -131,21 +137,35 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint 
  * Hand out one tensor without copying it where the file allows that: it points into a mapping of
  * the file, strides as they are. Else (deflated, big-endian, conjugated) it is copied to the heap.
  *
+ * A file is mapped once for each mode, whole. Tensors that share bytes in the file get one storage in
+ * each mode, so that a write to a private tensor is seen through every other private tensor of this
+ * checkpoint that shows the same bytes, and through none in another mode or of another checkpoint.
+ *
  * @param ckpt  borrowed
  * @param i     number of the tensor
+ * @param mode  whether the mapping may be written; what is copied to the heap always may
  * @param out   filled with an owned tensor, which outlives the checkpoint
  * @param err   filled on failure; may be NULL
  *
- * Memory   no heap for the bytes of a mapped tensor. Mapped bytes are read only; if somebody
- *          truncates the file, touching them raises SIGBUS: use heft_checkpoint_read() where that
- *          can happen.
- * Errors   as heft_checkpoint_read.
+ * Memory   no heap for the bytes of a mapped tensor. Private pages are not reserved: a file larger
+ *          than the memory can be mapped (unless vm.overcommit_memory is 2), but a write that finds
+ *          no memory gets the process killed. If somebody truncates the file, touching a mapping
+ *          raises SIGBUS: use heft_checkpoint_read() where that can happen.
+ * Errors   as heft_checkpoint_read; INVALID_ARG for an unknown mode; NOMEM if the file does not fit
+ *          into the address space.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
-                                                         heft_tensor **out, heft_error *err);
+                                                         heft_map_mode mode, heft_tensor **out,
+                                                         heft_error *err);
 
-/* ---- convert --------------------------------------------------------------------------------- */
+/** A pair of text in the header of a safetensors file (`__metadata__`). UTF-8. */
+typedef struct heft_metadata_pair {
+    const char *key;
+    const char *value; /* NULL: the key is taken out */
+} heft_metadata_pair;
+
+/* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
     heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
@@ -155,12 +175,10 @@ typedef struct heft_convert_options {
     bool force;               /* write into a folder that holds a checkpoint already */
     bool dry_run;             /* plan only */
     bool resume; /* keep finished shards if the work does not end, and take over those kept */
-    const char *const *order; /* names in the order of the state dict, where it is known; NULL: as
-                                 the source has them */
-    size_t order_count;
-    bool natural_order;        /* without an order of the caller's: the natural order of names */
-    uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
-    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
+    bool natural_order; /* of names, as Transformers saves a model that it has loaded; false: of the
+                           state dict, where it is known */
+    const heft_metadata_pair *metadata; /* set on top of the source's; NULL for none */
+    size_t metadata_count;
 } heft_convert_options;
 
 typedef struct heft_written_file {
@@ -177,41 +195,13 @@ typedef struct heft_write_report {
     uint64_t total_size; /* bytes of tensor data */
     const char *const *warnings;
     size_t warning_count;
+    uint64_t total_parameters; /* elements of the model's weights; 0: not known */
 } heft_write_report;
 
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_write_report_free(heft_write_report *report);
 
-/**
- * Rewrite a checkpoint: reshard, merge, cast, change format. Streams through the staging buffer.
- * With OFFLOAD the destination becomes Accelerate's offload folder: a file for each name, so neither
- * shards nor variants.
- *
- * Names are cut into shards by the reference's rule, in the order that the options give, else in
- * the order of the source: a pickle's own, the natural order of names for safetensors. Everything
- * else in the source folder (config.json, tokenizer, ...) is copied. The destination becomes
- * visible complete or not at all.
- *
- * @param ctx      borrowed
- * @param src      borrowed; as heft_checkpoint_open()
- * @param dst      borrowed; a folder
- * @param options  borrowed; NULL for defaults
- * @param report   filled with an owned report; may be NULL
- * @param err      filled on failure; may be NULL
- *
- * Memory   the metadata and one staging buffer, whatever the checkpoint's size.
- * Errors   those of opening and reading; EXISTS if dst holds a checkpoint and force is not set;
- *          INVALID_ARG if dst is the source or a dtype or name cannot be written; IO for a full
- *          disk; CANCELLED. src and dst stay as they were.
- * Source   docs/sharding.md, docs/formats/offload.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src,
-                                                             const char *dst,
-                                                             const heft_convert_options *options,
-                                                             heft_write_report **report,
-                                                             heft_error *err);
-
-/* ---- verify ---------------------------------------------------------------------------------- */
+/* ---- verify: heft_source_verify() (heft/source.h) --------------------------------------------- */
 typedef struct heft_problem {
     const char *kind;   /* "missing_shard", "crc", "stale_file", ... */
     const char *file;   /* "" if none */
@@ -227,36 +217,18 @@ typedef struct heft_verify_report {
     size_t problem_count;
     size_t file_count, tensor_count;
     uint64_t bytes_read;
+    uint64_t total_bytes; /* of the tensors in the files that can be read, shared storages once */
 } heft_verify_report;
 
 typedef struct heft_verify_options {
-    size_t struct_size;                    /* set by HEFT_OPTIONS */
-    bool deep;                             /* read every byte: CRC, NaN and infinities */
-    const char *manifest;                  /* compare with this file; NULL for none */
-    const char *write_manifest;            /* write one; NULL for none */
-    const heft_checkpoint_options *source; /* how to open it; NULL: defaults */
+    size_t struct_size;         /* set by HEFT_OPTIONS */
+    bool deep;                  /* read every byte: CRC, NaN and infinities */
+    const char *manifest;       /* compare with this file; NULL for none */
+    const char *write_manifest; /* write one; NULL for none */
 } heft_verify_options;
 
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_verify_report_free(heft_verify_report *report);
-/**
- * Tell whether a checkpoint is whole and sound: every file opens, index and shards agree both ways,
- * sizes add up, nothing stale lies beside it.
- *
- * @param ctx      borrowed
- * @param path     borrowed
- * @param options  borrowed; NULL for defaults
- * @param report   filled with an owned report; problems are in it and not an error of the call
- * @param err      filled on failure; may be NULL
- *
- * Memory   the metadata, one staging buffer with deep.
- * Errors   NOT_FOUND if there is nothing at path; INVALID_ARG; NOMEM; CANCELLED.
- * Source   docs/commands/verify.md.
- */
-HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_verify(heft_ctx *ctx, const char *path,
-                                                            const heft_verify_options *options,
-                                                            heft_verify_report **report,
-                                                            heft_error *err);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 
 #include <heft/model.h>
 #include <heft/place.h>
+#include <heft/source.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,26 +21,30 @@ typedef enum heft_load_mode {
 } heft_load_mode;
 
 typedef struct heft_load_options {
-    size_t struct_size;     /* set by HEFT_OPTIONS */
-    const char *class_name; /* NULL: the first of the config's `architectures` */
+    size_t struct_size; /* set by HEFT_OPTIONS */
     heft_load_mode mode;
     heft_dtype dtype; /* NONE: as the config, else the checkpoint says ("auto") */
-    bool strict; /* any missing, unexpected or mismatched key is MISMATCH; the report is filled all
-                    the same */
+    bool
+        strict; /* any missing, unexpected or mismatched key is MISMATCH (the report is filled all the
+                    same), and so an index that disagrees with its shards is FORMAT */
     bool ignore_mismatched_sizes;
-    bool touch;                                /* bring every byte in */
-    uint64_t seed;                             /* of what the checkpoint lacks */
-    const heft_checkpoint_options *checkpoint; /* how to open it; NULL: defaults */
-    /* Where a parameter is to live: HEFT_DEVICE_CPU gives it memory of its own, HEFT_DEVICE_DISK leaves
-     * a weight in the checkpoint's own files (mapped if it lies there as it is used and is not far
-     * away), for a residency to bring in (heft/run.h); another device is UNSUPPORTED. NULL: as `mode`
-     * says. */
-    int32_t (*device_of)(void *user, const char *parameter);
-    void *device_user;
-    /* With device_of: a folder that becomes Accelerate's offload folder of what is on the disk; NULL for
+    bool touch;    /* bring every byte in */
+    uint64_t seed; /* of what the checkpoint lacks */
+    /* Where each parameter is to live; NULL: as `mode` says. Made for this source's model
+     * (heft_model_skeleton(), heft_plan_new()). What is on HEFT_DEVICE_CPU gets memory of its own. A
+     * weight on HEFT_DEVICE_DISK stays in the checkpoint's own files (mapped if its bytes there are
+     * the ones that are needed and the file is not on a network), for a residency to bring in
+     * (heft/run.h). Another device is UNSUPPORTED. */
+    const heft_plan *plan;
+    /* With a plan: a folder that becomes Accelerate's offload folder of what is on the disk; NULL for
      * none. Entries point into the checkpoint's safetensors files; what cannot stay in such a file
-     * (.bin, casts, strides, tensors that the checkpoint lacks) is written, and lives there. A folder that has an index already is EXISTS if anything in it differs. */
+     * (.bin, casts, strides, tensors that the checkpoint lacks) is written, and lives there. A folder
+     * that has an index already is EXISTS if anything in it differs. */
     const char *offload_folder;
+    /* How files are mapped where they are. PRIVATE: mapped parameters can be written to, and the
+     * files stay as they are. What a device map leaves on the disk, and what is in the copy of
+     * HEFT_LOAD_SHARED, stays read only. */
+    heft_map_mode map;
 } heft_load_options;
 
 typedef struct heft_mismatch {
@@ -86,15 +91,14 @@ typedef struct heft_load_report {
 HEFT_API void heft_load_report_free(heft_load_report *report);
 
 /**
- * Instantiate a model from a checkpoint.
+ * Instantiate a model from a source.
  *
- * The config.json beside the weights says what the model is. Keys meet parameters as the reference
- * has it: per key, the base model's prefix is added or stripped; LayerNorm.gamma and beta are
- * weight and bias; tied parameters are found under either name. What the checkpoint lacks is
- * initialized, and listed.
+ * The source's config and class say what the model is. Keys meet parameters as Transformers does it:
+ * per key, the base model's prefix is added or stripped; LayerNorm.gamma and beta are weight and
+ * bias; tied parameters are found under either name. What the checkpoint lacks is initialized, and
+ * listed.
  *
- * @param ctx      borrowed; kept alive by the model
- * @param path     borrowed; folder, weight file or index
+ * @param source   borrowed; may be closed while the model lives
  * @param options  borrowed; NULL for defaults
  * @param out      filled with an owned model
  * @param report   filled with an owned report; may be NULL. With MISMATCH it is filled too.
@@ -102,30 +106,30 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  *
  * Memory   mapped: metadata only, and what must be cast or initialized. copied: the model and one
  *          staging buffer.
- * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create(); MISMATCH
+ * Errors   NOT_FOUND for a source without weights or config; those of heft_config_read() and
+ *          heft_model_create(); INVALID_ARG for a plan that was made for another model; MISMATCH
  *          for shapes that differ (unless ignored) and for strict; CANCELLED.
  * Source   docs/loading.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(heft_ctx *ctx, const char *path,
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(const heft_source *source,
                                                      const heft_load_options *options,
                                                      heft_model **out, heft_load_report **report,
                                                      heft_error *err);
 
 /**
- * The empty model that heft_model_load() would fill: for plans. A lone config.json, or a folder
- * without weights, will do where the model type is known; of another type the checkpoint is needed.
+ * Make the empty model that heft_model_load() would fill: for plans. A source without weights is
+ * enough where heft knows the model type; another type needs the checkpoint.
  *
- * @param ctx      borrowed; kept alive by the model
- * @param path     borrowed; as heft_model_load(), or a config.json
- * @param options  borrowed; NULL for defaults: class_name, dtype and checkpoint are looked at
+ * @param source   borrowed
+ * @param options  borrowed; NULL for defaults: dtype is looked at
  * @param out      filled with an owned model
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata only.
- * Errors   those of heft_checkpoint_open(), heft_config_read() and heft_model_create().
+ * Errors   those of heft_config_read() and heft_model_create().
  * Source   docs/placing.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(heft_ctx *ctx, const char *path,
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(const heft_source *source,
                                                          const heft_load_options *options,
                                                          heft_model **out, heft_error *err);
 
@@ -146,16 +150,19 @@ typedef struct heft_load_needs {
         peak_bytes; /* resident, beside, staging and program; with `touch` the mapped bytes too */
     /* Of a pass over what is on the disk, by a residency, whose budget comes on top (heft/run.h). */
     uint64_t stream_peak_bytes;
+    /* Of tied parameters with both names in the checkpoint, those of the second name: the load compares
+     * the values, and needs these bytes only if they differ. Counted above as if they did. */
+    uint64_t doubt_bytes;
 } heft_load_needs;
 
 /**
- * Say what heft_model_load() will take with these options. Names are matched and everything is
- * counted as it would be, but no tensor is read. Of a config alone it is told as if a checkpoint had
- * everything as the model wants it.
+ * Predict what heft_model_load() will take with these options. Names are matched and everything is
+ * counted as it would be, but no tensor is read. Given only a config, assumes a checkpoint with every
+ * tensor in the model's dtype and layout.
  *
- * @param ctx      borrowed
- * @param path     borrowed; as heft_model_skeleton()
- * @param options  borrowed; NULL for defaults. With `device_of`, other devices are counted as away.
+ * @param source   borrowed
+ * @param options  borrowed; NULL for defaults. With a plan, devices that this build does not have are
+ *                 counted as away.
  * @param out      filled; made with HEFT_SIZED
  * @param err      filled on failure; may be NULL
  *
@@ -163,7 +170,7 @@ typedef struct heft_load_needs {
  * Errors   those of heft_model_skeleton(); UNSUPPORTED for a parameter that cannot be had.
  * Source   docs/placing.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_needs(heft_ctx *ctx, const char *path,
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_needs(const heft_source *source,
                                                       const heft_load_options *options,
                                                       heft_load_needs *out, heft_error *err);
 
@@ -200,6 +207,9 @@ typedef struct heft_save_options {
     bool natural_order; /* as the reference saves a model that it has loaded; false: as the state
                            dict has it */
     bool dry_run;       /* plan only */
+    const heft_metadata_pair *metadata; /* set on top of {"format": "pt"}; NULL for none. Only for
+                                           safetensors */
+    size_t metadata_count;
 } heft_save_options;
 
 /**

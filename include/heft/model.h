@@ -61,9 +61,52 @@ typedef struct heft_parameter {
     uint64_t size_bytes;
     heft_parameter_kind kind;
     heft_parameter_state state;
-    size_t tied_to; /* number of the parameter whose storage it shares and that is saved; its own
+    size_t tied_to;   /* number of the parameter whose storage it shares and that is saved; its own
                        number if none */
+    size_t module;    /* number of the module that holds it */
+    const char *role; /* its name relative to that module: "weight" */
 } heft_parameter;
+
+typedef enum heft_module_kind {
+    HEFT_MODULE_CONTAINER, /* a list or dictionary of modules, without a computation of its own */
+    HEFT_MODULE_EMBEDDING, /* looks rows up; also several such tables together */
+    HEFT_MODULE_LINEAR,    /* one matrix, wherever it stands: "q_proj", "lm_head" */
+    HEFT_MODULE_NORM,
+    HEFT_MODULE_CONVOLUTION,
+    HEFT_MODULE_ATTENTION,
+    HEFT_MODULE_MLP, /* dense, or a router with its experts */
+    HEFT_MODULE_ROUTER,
+    HEFT_MODULE_EXPERTS, /* all experts of a layer */
+    HEFT_MODULE_EXPERT,
+    HEFT_MODULE_ROTARY, /* frequencies of rotary position embeddings */
+    HEFT_MODULE_LAYER,  /* a layer of an encoder or decoder */
+    HEFT_MODULE_MODEL,  /* the whole model, the body below a head, or an encoder or decoder in it */
+    HEFT_MODULE_HEAD,   /* a head of several modules */
+    HEFT_MODULE_OTHER
+} heft_module_kind;
+
+/**
+ * One module. Modules are numbered in pre-order: module 0 is the root, a module's subtree is
+ * [i, end), its first child is i + 1 if that is below `end`, and the sibling after child c is
+ * `end` of c if that is below the parent's `end`. A model has the modules that hold parameters or
+ * buffers, and their ancestors. Pointers are lent by the model; the structure may grow at its end.
+ */
+typedef struct heft_module {
+    const char *path;       /* "model.layers.0.self_attn"; "" for the root */
+    const char *name;       /* its part of the path: "self_attn" */
+    const char *class_name; /* in Transformers: "LlamaAttention", "Linear", "ModuleList"; "" if
+                               there is none or it is not known */
+    heft_module_kind kind;
+    bool no_split;            /* must stay on one device */
+    bool unit;                /* its parameters are brought into memory and dropped together. Units
+                                 nest: an expert's parameters are not those of its layer's unit */
+    size_t parent;            /* SIZE_MAX for the root */
+    size_t end;               /* the first module after its subtree */
+    const size_t *parameters; /* [parameter_count] its own, not its children's: numbers of weights,
+                                 then of buffers */
+    size_t parameter_count;
+    uint64_t bytes; /* of the subtree as it is saved, tied parameters once */
+} heft_module;
 
 /**
  * Create an empty model: names, shapes, ties and buffers, no weights.
@@ -104,6 +147,29 @@ HEFT_API size_t heft_model_count(const heft_model *model);
 HEFT_API const heft_parameter *heft_model_parameter(const heft_model *model, size_t i);
 /** Find a parameter by name: its number, or SIZE_MAX. */
 HEFT_API size_t heft_model_find(const heft_model *model, const char *name);
+/** Return the number of modules; at least 1. */
+HEFT_API size_t heft_model_module_count(const heft_model *model);
+/** Return module i, or NULL if there is none; lent, valid until the model changes. Module 0 is the
+ * root. */
+HEFT_API const heft_module *heft_model_module(const heft_model *model, size_t i);
+/**
+ * Find a module by its path relative to another.
+ *
+ * @param model     borrowed
+ * @param parent    number of the module below which to look; 0 takes whole paths
+ * @param relative  borrowed; "self_attn.q_proj"; "" is the parent itself
+ * @return          its number, or SIZE_MAX if there is none
+ *
+ * Compares the names of children at each level: call it when something is prepared, and keep the
+ * number.
+ */
+HEFT_API size_t heft_model_find_module(const heft_model *model, size_t parent,
+                                       const char *relative);
+/** Find a module's own parameter or buffer by its role, such as "weight": its number, or SIZE_MAX. */
+HEFT_API size_t heft_model_module_parameter(const heft_model *model, size_t module,
+                                            const char *role);
+/** Return the word for a kind of module: "attention"; static; NULL for a number that is no kind. */
+HEFT_API const char *heft_module_kind_name(heft_module_kind kind);
 /** Return the number of weights' elements, tied ones once, buffers not counted. */
 HEFT_API uint64_t heft_model_elements(const heft_model *model);
 /** Return the bytes of what would be saved: weights and persistent buffers, tied ones once. */
@@ -133,7 +199,8 @@ HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
  * @param out    filled with an owned tensor, which outlives the model
  * @param err    filled on failure; may be NULL
  *
- * Memory   no heap for the bytes: the tensor shares the model's storage.
+ * Memory   no heap for the bytes: the tensor shares the model's storage. Only an owned or privately
+ *          mapped parameter has HEFT_TENSOR_WRITABLE; a write to any other raises SIGSEGV.
  * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent, or stays on the disk.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,

@@ -8,11 +8,6 @@
 extern "C" {
 #endif
 
-/* Accelerators are numbered from 0. */
-#define HEFT_DEVICE_CPU (-1)
-#define HEFT_DEVICE_DISK (-2)
-#define HEFT_DEVICE_MPS (-3)
-
 typedef struct heft_budget {
     int32_t device;
     double bytes; /* a whole number but after balancing; infinite for a disk without a limit */
@@ -51,6 +46,12 @@ typedef struct heft_module_dtype {
     heft_dtype dtype;
 } heft_module_dtype;
 
+/** Where a module, and all that is below it, or a tensor is to live. */
+typedef struct heft_device_entry {
+    const char *name; /* path of a module, or name of a tensor; "" is the whole model */
+    int32_t device;
+} heft_device_entry;
+
 typedef struct heft_plan_options {
     size_t struct_size; /* set by HEFT_OPTIONS */
     heft_strategy strategy;
@@ -60,7 +61,8 @@ typedef struct heft_plan_options {
     const char *const *no_split; /* [no_split_count] instead of the model's: classes, ends of
                                     modules' paths, or paths with a '*' for a number */
     size_t no_split_count;
-    const char *map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
+    const char
+        *device_map_file; /* a JSON file {module: device} instead of a strategy; NULL: none */
     const heft_module_dtype *dtypes; /* [dtype_count] that differ from `dtype`, larger ones too: the
                                         innermost name decides, of equals the last; integers have
                                         one only if the tensor itself is named */
@@ -68,9 +70,12 @@ typedef struct heft_plan_options {
     bool offload_buffers; /* buffers go where their modules go: no warning if they fit nowhere */
     bool fallback_allocation; /* Accelerate's strategies: where a device would stay empty, bring a
                                  later module forward that fits */
+    const heft_device_entry *device_map; /* [device_map_count] instead of a strategy: the innermost
+                                            name decides; NULL: none */
+    size_t device_map_count;
 } heft_plan_options;
 
-/** A map of modules to devices with its sums. Read only but for heft_plan_sizes(). */
+/** A device map with its sums; heft_model_load() and heft_model_needs() take it (heft/load.h). */
 typedef struct heft_plan heft_plan;
 
 /**
@@ -88,9 +93,10 @@ typedef struct heft_plan heft_plan;
  *
  * Memory   lists of modules and tensors; BEST 20 bytes for each unit and set of accelerators.
  * Errors   INVALID_ARG for two budgets of a device or a negative one, or a dtype that is none;
- *          MISMATCH naming a name of `dtypes` that is nothing's; of a map's file: those of
- *          reading JSON, and MISMATCH naming a module that is not the model's, a tensor without a
- *          device, or one that is tied across devices; CANCELLED; NOMEM.
+ *          MISMATCH naming a name of `dtypes` that matches no module or tensor; of a device map:
+ *          INVALID_ARG for an invalid device or a name given twice, those of reading a JSON file, and
+ *          MISMATCH naming a module that the model does not have, a tensor without a device, or one
+ *          that is tied to a tensor on another device; CANCELLED; NOMEM.
  * Source   docs/placing.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_plan_new(const heft_model *model,
@@ -106,8 +112,12 @@ HEFT_API size_t heft_plan_count(const heft_plan *plan);
 HEFT_API const char *heft_plan_entry(const heft_plan *plan, size_t i, int32_t *device,
                                      double *bytes);
 /** Return the device of a parameter or module by its name; HEFT_DEVICE_NONE if the map has none. */
-#define HEFT_DEVICE_NONE INT32_MIN
 HEFT_API int32_t heft_plan_device_of(const heft_plan *plan, const char *name);
+/** Return the device of a module by its number in the model (heft_model_module()); HEFT_DEVICE_NONE if
+ * its parts are on several. */
+HEFT_API int32_t heft_plan_module_device(const heft_plan *plan, size_t module);
+/** Return the device of a parameter by its number in the model; HEFT_DEVICE_NONE past the end. */
+HEFT_API int32_t heft_plan_parameter_device(const heft_plan *plan, size_t parameter);
 /** Tell device i's budget after balancing and the bytes that are placed on it; false past the end. */
 HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *budget,
                                double *placed);
@@ -127,9 +137,10 @@ HEFT_API const char *heft_plan_reason(const heft_plan *plan);
  * none.
  */
 HEFT_API const char *heft_plan_warning(const heft_plan *plan, size_t i);
-/** Tell the bytes of the model and of its largest block if all floating-point numbers had `bytes_each`
- * bytes. Changes the sizes that the plan tells from then on. */
-HEFT_API void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest);
+/** Compute the bytes of the model and of its largest block if each floating-point number had
+ * `bytes_each` bytes. */
+HEFT_API void heft_plan_sizes(const heft_plan *plan, double bytes_each, double *total,
+                              double *largest);
 
 #ifdef __cplusplus
 }

@@ -75,12 +75,46 @@ HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
 HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype,
                                                       heft_error *err);
 
+/** Tell whether heft_cast() converts a pair: float64, float32, float16, bfloat16 and the 8-bit
+ * floats to float64, float32, float16 and bfloat16, and every dtype to itself. */
+HEFT_API bool heft_cast_known(heft_dtype from, heft_dtype to);
+/**
+ * Convert an array of elements to another dtype, as PyTorch does: rounds to nearest even, overflow
+ * becomes infinity, NaN stays NaN. float64 goes to a half type through float32.
+ *
+ * @param to     dtype of dst
+ * @param dst    filled with elems elements; any alignment
+ * @param from   dtype of src
+ * @param src    borrowed; any alignment. Must not overlap dst, but may be dst if elements of both
+ *               dtypes have one size.
+ * @param elems  number of elements
+ * @param err    filled on failure; may be NULL
+ *
+ * Memory   no heap.
+ * Errors   INVALID_ARG for a pair that heft_cast_known() does not know, for src and dst that
+ *          overlap, and for elements below a byte that do not fill whole bytes; nothing is written.
+ * Threads  any number at once; the caller's thread does the work.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from,
+                                               const void *src, size_t elems, heft_error *err);
+
+/* Where bytes are. Accelerators are numbered from 0. */
+#define HEFT_DEVICE_CPU (-1)
+#define HEFT_DEVICE_DISK (-2)
+#define HEFT_DEVICE_MPS (-3)
+#define HEFT_DEVICE_NONE INT32_MIN
+
+/* What may be done with a storage and its tensors, and where their bytes come from. */
+#define HEFT_TENSOR_WRITABLE (UINT32_C(1) << 0) /* without it, a write raises SIGSEGV */
+#define HEFT_TENSOR_MAPPED (UINT32_C(1) << 1)   /* a mapping of a file; with WRITABLE, private */
+#define HEFT_TENSOR_SHARED (UINT32_C(1) << 2)   /* the copy that processes of this host share */
+
 /** Refcounted bytes: a file mapping, heap, or the caller's own memory. Tied weights are two names
  * on one storage. */
 typedef struct heft_storage heft_storage;
 
 /**
- * Make a storage of the caller's own memory.
+ * Make a storage of the caller's own memory, which may be written.
  *
  * @param ctx      borrowed; kept alive by the storage
  * @param data     taken: stays valid until release is called
@@ -91,36 +125,100 @@ typedef struct heft_storage heft_storage;
  * @param err      filled on failure; may be NULL. release is not called on failure.
  *
  * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
- * Threads  references may be taken and
- *          dropped by any thread.
+ * Threads  references may be taken and dropped by any thread.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
                                                        void (*release)(void *user), void *user,
                                                        heft_storage **out, heft_error *err);
+/** As heft_storage_wrap(), of memory that must not be written: its tensors lack
+ * HEFT_TENSOR_WRITABLE. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap_const(heft_ctx *ctx, const void *data,
+                                                             uint64_t bytes,
+                                                             void (*release)(void *user),
+                                                             void *user, heft_storage **out,
+                                                             heft_error *err);
 /** Take one more reference; returns its argument. */
 HEFT_API heft_storage *heft_storage_ref(heft_storage *storage);
 /** Drop a reference. NULL is allowed. */
 HEFT_API void heft_storage_unref(heft_storage *storage);
-/** Return the bytes, lent for as long as a reference is held. */
+/** Return the bytes, lent for as long as a reference is held. heft_storage_flags() says whether
+ * they may be written. */
 HEFT_API void *heft_storage_data(const heft_storage *storage);
 /** Return the size in bytes. */
 HEFT_API uint64_t heft_storage_bytes(const heft_storage *storage);
+/** Return the HEFT_TENSOR_ flags that every tensor on this storage has. */
+HEFT_API uint32_t heft_storage_flags(const heft_storage *storage);
 
 /** A dense tensor. It holds a reference on its storage and outlives the checkpoint or model that it
- * came from. */
+ * came from. Made by heft, which may add members at the end. */
 typedef struct heft_tensor {
     heft_dtype dtype;
     uint32_t rank;          /* 0: one element */
     const uint64_t *shape;  /* [rank], PyTorch's order */
     const int64_t *strides; /* [rank], in elements */
-    void *data;             /* first element; read only where it is mapped */
+    void *data;             /* first element; flags say whether it may be written */
     uint64_t size_bytes;    /* of the elements laid out row by row */
-    bool mapped;            /* points into a file mapping */
+    uint64_t offset_bytes;  /* of data in its storage */
+    uint32_t alignment;     /* of data: a power of two that divides its address, 4096 at most */
+    uint32_t flags;         /* HEFT_TENSOR_WRITABLE, _MAPPED, _SHARED */
+    int32_t device;         /* HEFT_DEVICE_CPU: data can be dereferenced */
     heft_storage *storage;
 } heft_tensor;
 
+/** What a tensor on a storage looks like. */
+typedef struct heft_tensor_spec {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    heft_dtype dtype;
+    uint32_t rank;          /* 0: one element */
+    const uint64_t *shape;  /* [rank], PyTorch's order; may be NULL with rank 0 */
+    const int64_t *strides; /* [rank], in elements, not negative; NULL: row by row without gaps */
+    uint64_t offset_bytes;  /* of the first element in the storage */
+} heft_tensor_spec;
+
+/**
+ * Make a tensor on a storage. Several tensors may lie on one storage and overlap.
+ *
+ * @param storage  borrowed; the tensor takes a reference of its own
+ * @param spec     borrowed; shape and strides are copied
+ * @param out      filled with an owned tensor
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   one small block from the storage's context.
+ * Errors   INVALID_ARG if an element lies outside of the storage, if the dtype is NONE, for a
+ *          negative stride, and for elements below a byte that do not fill whole bytes; LIMIT for
+ *          more dimensions than heft_limits allows; NOMEM.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_tensor_new(heft_storage *storage,
+                                                     const heft_tensor_spec *spec,
+                                                     heft_tensor **out, heft_error *err);
 /** Free a tensor and drop its reference. NULL is allowed. */
 HEFT_API void heft_tensor_free(heft_tensor *tensor);
+
+struct DLManagedTensorVersioned; /* <heft/dlpack.h>, or any dlpack.h of version 1 */
+
+/**
+ * Describe a tensor for another library as DLPack 1.x does, without copying.
+ *
+ * dtypes are those of PyTorch: bfloat16, bool and complex have codes of their own, and so has each
+ * 8-bit float. float4_e2m1fn_x2 goes out in pairs (bits 4, lanes 2, the last dimension halved), as
+ * PyTorch takes it; the 6-bit floats one by one and packed, which PyTorch 2.13 refuses. NumPy refuses
+ * bfloat16, the floats below 16 bits and float4. `data` of a tensor without elements is NULL.
+ *
+ * @param tensor  borrowed; may be freed before the result
+ * @param out     filled with an owned structure. Whoever ends up with it calls its `deleter` once.
+ *                DLPACK_FLAG_BITMASK_READ_ONLY is set where HEFT_TENSOR_WRITABLE is not. PyTorch 2.13
+ *                ignores it, and a write to the memory raises SIGSEGV.
+ * @param err     filled on failure; may be NULL
+ *
+ * Memory   one small block from the storage's context, which the result keeps alive.
+ * Errors   UNSUPPORTED for the quantized and bits dtypes, for elements below a byte that are strided
+ *          or whose pairs cross rows, and for a dimension of 2^63 elements or more; NOMEM.
+ * Source   include/heft/dlpack.h, docs/dlpack.md.
+ * Threads  any thread may call the deleter; the context's `free` then runs there.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_tensor_to_dlpack(const heft_tensor *tensor,
+                                                           struct DLManagedTensorVersioned **out,
+                                                           heft_error *err);
 
 #ifdef __cplusplus
 }

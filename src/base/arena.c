@@ -1,7 +1,8 @@
 /* arena.c - memory that is freed in one call, growing buffers, growing arrays and lists of
  * warnings.
  *
- * Chunks double from 4 KiB to 1 MiB, so a small file costs little and a large one few calls. */
+ * Chunks double from 4 KiB to 1 MiB, so a small file costs little and a large one few calls. A block
+ * that would take much of a chunk has one of its own, so that large arrays waste nothing. */
 #include "base/base.h"
 
 #include <stdalign.h>
@@ -33,6 +34,26 @@ void heft__arena_fini(heft__arena *arena)
     arena->used = arena->cap = 0;
 }
 
+static struct heft__arena_chunk *new_chunk(heft__arena *arena, size_t bytes)
+{
+    struct heft__arena_chunk *chunk = heft__alloc(arena->ctx, bytes);
+    if (chunk) {
+        *chunk = (struct heft__arena_chunk){.bytes = bytes};
+    }
+    return chunk;
+}
+
+/* A large block has a chunk of its own, after the first one: that stays in use. */
+static void *alloc_alone(heft__arena *arena, size_t bytes)
+{
+    struct heft__arena_chunk *chunk = new_chunk(arena, bytes + CHUNK_HEAD);
+    if (chunk) {
+        chunk->next = arena->chunks->next;
+        arena->chunks->next = chunk;
+    }
+    return chunk ? (uint8_t *)chunk + CHUNK_HEAD : NULL;
+}
+
 static void *alloc_aligned(heft__arena *arena, size_t bytes, size_t align)
 {
     size_t start = (arena->used + align - 1) / align * align;
@@ -42,14 +63,17 @@ static void *alloc_aligned(heft__arena *arena, size_t bytes, size_t align)
         if (bytes > SIZE_MAX - CHUNK_HEAD) {
             return NULL;
         }
+        if (arena->chunks && bytes > chunk_bytes / 4 && bytes > CHUNK_LEAST) {
+            return alloc_alone(arena, bytes);
+        }
         if (chunk_bytes < bytes + CHUNK_HEAD) {
             chunk_bytes = bytes + CHUNK_HEAD;
         }
-        struct heft__arena_chunk *chunk = heft__alloc(arena->ctx, chunk_bytes);
+        struct heft__arena_chunk *chunk = new_chunk(arena, chunk_bytes);
         if (!chunk) {
             return NULL;
         }
-        *chunk = (struct heft__arena_chunk){.next = arena->chunks, .bytes = chunk_bytes};
+        chunk->next = arena->chunks;
         arena->chunks = chunk;
         arena->cap = chunk_bytes;
         start = CHUNK_HEAD;

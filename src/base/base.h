@@ -170,6 +170,8 @@ uint64_t heft__stable_hash(const char *bytes, size_t length);
 /* As strcmp, by the parts between dots: whole numbers by value and before text, text by its letters
  * and then by the number at its end. The reference's order of names. */
 int heft__compare_natural(const char *a, const char *b);
+/* The same of one part each. */
+int heft__compare_natural_part(const char *a, size_t a_length, const char *b, size_t b_length);
 
 /* ---- UTF-8 ----------------------------------------------------------------------------------- */
 /* Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or

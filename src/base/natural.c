@@ -7,7 +7,7 @@
 
 /* The reference's natural key: parts between dots; whole numbers by value and before text; text by
  * its letters, then by the number at its end. */
-static int compare_part(const char *a, size_t a_length, const char *b, size_t b_length)
+int heft__compare_natural_part(const char *a, size_t a_length, const char *b, size_t b_length)
 {
     size_t a_text = a_length, b_text = b_length;
     while (a_text > 0 && isdigit((unsigned char)a[a_text - 1])) {
@@ -44,7 +44,7 @@ int heft__compare_natural(const char *a, const char *b)
 {
     for (;;) {
         size_t a_length = strcspn(a, "."), b_length = strcspn(b, ".");
-        int order = compare_part(a, a_length, b, b_length);
+        int order = heft__compare_natural_part(a, a_length, b, b_length);
         if (order != 0) {
             return order;
         }

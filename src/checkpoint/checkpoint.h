@@ -1,13 +1,13 @@
-/* checkpoint - the door of the room.
+/* checkpoint - the internal header of the layer.
  *
- * What it does: takes a file, an index or a folder as one set of named tensors (resolve, open,
- * read), cuts tensors into shards by the reference's rule, writes a folder of shards with its
- * index, and on top of these converts and verifies. It knows names and bytes, but not which
- * parameters a model has.
- * May open the door of: base, io, json, tensor, format.
- * Rules: opening reads metadata only. Writing streams through one staging buffer. A name in an
- * index never leaves its folder, but for the safetensors files of an offload folder. What would win
- * at the next load and is not of this save is removed at commit, and nothing else is. */
+ * What it does: takes a file, an index or a folder as one set of named tensors (resolve, survey,
+ * open, read), cuts tensors into shards by the rule of Transformers, writes a folder of shards with
+ * its index or one file, and on top of these converts and verifies. It knows names and bytes, but not
+ * which parameters a model has, and of formats only what their tables say (heft__format).
+ * May include: base, io, json, tensor, format.
+ * Rules: opening reads metadata only, and each file once. Writing streams through one staging buffer.
+ * A name in an index never leaves its folder, unless the format says otherwise. What would win at the
+ * next load and is not of this save is removed at commit, and nothing else is. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 
@@ -15,14 +15,18 @@
 
 #include "format/format.h"
 
+#include <stdatomic.h>
+
 /* ---- resolve: which files -------------------------------------------------------------------- */
 typedef struct heft__resolved {
     const char *folder;
-    const char *file;     /* one weight file, base name; NULL if there is an index */
-    const char *index;    /* base name; NULL if there is one weight file */
-    bool offload;         /* the index is Accelerate's */
-    const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
+    const char *file;                 /* one weight file, base name; NULL if there is an index */
+    const char *index;                /* base name; NULL if there is one weight file */
+    const heft__format *index_format; /* how the index is read */
+    heft__input *index_input; /* owned; the index, where its content had to be looked at; or NULL */
+    const char *shadowed;     /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
+    bool lone; /* the path named the weight file itself: nothing is known to belong to it */
 } heft__resolved;
 
 /* Strings live in the arena. */
@@ -33,74 +37,111 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
 bool heft__hub_is_name(const char *path);
 heft_status heft__hub_find(heft__arena *arena, const char *path, const char **folder,
                            heft_error *err);
-/* "model", "model.fp16", "pytorch_model": what the names of weight files begin with. */
-const char *heft__weights_stem(heft__arena *arena, heft_format format, const char *variant);
-/* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors".
- * NULL if no memory. */
-const char *heft__weights_single(heft__arena *arena, heft_format format, const char *variant);
-const char *heft__weights_index(heft__arena *arena, heft_format format, const char *variant);
-const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant,
-                                size_t number, size_t count);
-/* Whether a name is that of a shard of this format and variant, whatever its numbers. */
-bool heft__is_shard_name(const char *name, heft_format format, const char *variant);
+/* ---- findings: where an index and its files, or a folder and its checkpoint, do not fit together - */
+typedef enum heft__severity {
+    HEFT__NOTE,          /* of no consequence for the checkpoint */
+    HEFT__DOUBT,         /* everything can be read, but somebody should look: opening warns */
+    HEFT__CONTRADICTION, /* an index and its shards: opening fails unless the shards are trusted */
+    HEFT__FAULT          /* something cannot be read: opening fails */
+} heft__severity;
 
-/* ---- offload_open.c: Accelerate's offload folder ----------------------------------------------- */
-typedef struct heft__offload_slot { /* a file */
-    const char *name, *path;
-    const heft__offload_entry **entries; /* [count] in it, in the order of the index */
-    size_t count;
-} heft__offload_slot;
+typedef struct heft__finding {
+    const char *kind; /* as heft_problem.kind; a literal */
+    heft__severity severity;
+    heft_status status; /* of the error that it is, where it is one */
+    int sys_errno;
+    const char *file;   /* base name of the file at fault, "" if none */
+    const char *tensor; /* "" if none */
+    const char *path;   /* of the file that `offset` is a byte of */
+    uint64_t offset;    /* or HEFT_NO_OFFSET */
+    const char *message;
+} heft__finding;
 
-typedef struct heft__offload {
-    heft__offload_index index;
-    const char *path; /* of the index */
-    heft__offload_slot *slots;
-    size_t slot_count;
-    heft__offload_dat *dats; /* [slot_count] room for what a .dat is */
-} heft__offload;
+typedef struct heft__findings { /* texts and list live in the arena */
+    heft__arena *arena;
+    heft__finding *list;
+    size_t count, cap;
+} heft__findings;
 
-#define HEFT__OFFLOAD_INDEX "index.json"
-/* Whether there is an index of Accelerate's at the path. NOMEM. */
-heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err);
-/* What is not the index's own lives in the arena; heft__offload_index_fini(&out->index) frees that. */
-heft_status heft__offload_read(heft__arena *arena, const char *folder, const char *index,
-                               heft__offload *out, heft_error *err);
-/* Open one of its files and hold it against the index. *source is filled with an owned reference
- * also where the rest fails, NULL where there is none. */
-heft_status heft__offload_open(heft_ctx *ctx, const heft__offload *offload, size_t number,
-                               heft__input **source, heft__file **out, heft_error *err);
+/* Copies the finding and its texts; the message is formatted. NOMEM. */
+heft_status heft__find(heft__findings *findings, const heft__finding *finding, heft_error *err,
+                       const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* An error of the library as a fault of `file`. What is no fault of the checkpoint (NOMEM, CANCELLED,
+ * INVALID_ARG) stays an error. */
+heft_status heft__find_failure(heft__findings *findings, const char *kind, const char *file,
+                               const heft_error *failure, heft_error *err);
 
 /* ---- the object ------------------------------------------------------------------------------ */
 typedef struct heft__checkpoint_file {
     heft_file_info info;
-    heft__file *file;
+    heft__file *file;     /* NULL: it cannot be opened, and a finding says why */
     size_t first_storage; /* number of its storage 0 in the checkpoint */
 } heft__checkpoint_file;
 
+/* A survey is a checkpoint of which not everything need be well: `findings` says what is wrong, files
+ * that cannot be opened are NULL, and the table has the tensors of the others. Everything but
+ * heft__checkpoint_verify() takes checkpoints that were judged. */
 struct heft_checkpoint {
     heft_ctx *ctx;
+    atomic_size_t refs;
     heft__arena arena;
     heft__resolved where;
-    heft__offload offload; /* where.offload */
+    heft__index index; /* kept where tensors lend from it, else empty */
     heft__checkpoint_file *files;
     size_t file_count;
-    heft_tensor_info *infos; /* [count], file after file */
+    size_t storage_count;    /* of all files */
+    heft_tensor_info *infos; /* [count], file after file; of two with one name the later file's */
     const heft__file_tensor **entries;
+    bool *doubled; /* [count] an earlier file has one of this name too; NULL: none */
     size_t count;
     heft__map names;
     uint64_t total_bytes;
     heft__warnings warnings;
-    bool trust_shards; /* see heft_checkpoint_options */
+    heft__findings findings;
+    struct heft__maps *maps; /* of map_tensor.c */
 };
+
+/* Open whatever can be opened. Errors: of finding the files (NOT_FOUND), NOMEM, INVALID_ARG; anything
+ * else is a finding. options: of this version; trust_shards is not looked at. */
+heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
+                                    const heft_checkpoint_options *options, heft_checkpoint **out,
+                                    heft_error *err);
+/* The first finding that is an error, faults always and contradictions unless the shards are trusted:
+ * what heft_checkpoint_open() fails with. */
+heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shards, heft_error *err);
+/* Make the other findings into warnings, once. NOMEM. */
+heft_status heft__checkpoint_warn(heft_checkpoint *ckpt, heft_error *err);
+heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkpoint_close() */
+
+/* Whether file f lies in the checkpoint's folder, under the name that it is called by. */
+bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
+
+/* Add the item and the path to an error in tensor i. */
+heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
+                                   heft_error *err);
+
+/* ---- map_tensor.c: storages that are handed out ------------------------------------------------- */
+/* A place for the storages of all files, in each map mode. NOMEM. */
+heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err);
+void heft__maps_free(heft_checkpoint *ckpt);
 
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)
 {
     return ckpt->files[ckpt->infos[i].file_index].file;
 }
-/* Number of the first tensor that shows the same bytes in the same way (a tied name), its own
- * number if it is that. */
-/* The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
+/* aliases.c: number of the first tensor that shows the same bytes in the same way (a tied name), its
+ * own number if it is that. The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err);
+
+/* ---- compare: an index against its files, in one place ---------------------------------------- */
+/* Before the table is made: keep what an index with claims names, under its names, and compare what it
+ * says of each. */
+heft_status heft__compare_claims(heft_checkpoint *ckpt, heft_error *err);
+/* After it: what is listed, what is not, the total. */
+heft_status heft__compare_index(heft_checkpoint *ckpt, const heft__index *index, heft_error *err);
+/* What lies in the folder, looks like weights or the rest of a save, and is not of this checkpoint. */
+heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *variant,
+                                 heft__findings *findings, heft_error *err);
 
 /* ---- shard: the greedy rule ------------------------------------------------------------------ */
 typedef struct heft__shard_plan {
@@ -113,7 +154,34 @@ typedef struct heft__shard_plan {
  * docs/sharding.md [2]. */
 heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
                                   uint64_t max_bytes, heft__shard_plan *out, heft_error *err);
+/* Every tensor in a shard of its own. */
+heft_status heft__shard_plan_each(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                                  heft__shard_plan *out, heft_error *err);
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count);
+
+/* ---- metadata.c: pairs of text for formats that hold them -------------------------------------- */
+typedef struct heft__metadata {
+    heft__arena *arena; /* lent; texts are borrowed */
+    heft__map keys;
+    heft__text_pair *pairs; /* a value of NULL: the key was taken out */
+    size_t count, cap;
+} heft__metadata;
+
+void heft__metadata_init(heft__metadata *metadata, heft__arena *arena);
+void heft__metadata_fini(heft__metadata *metadata);
+/* {"format": "pt"}, as Transformers writes it. */
+heft_status heft__metadata_standard(heft__metadata *metadata, heft_error *err);
+/* The union of what the files hold, the standard where they hold nothing; a key with two values is a
+ * warning. */
+heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
+                                  heft__warnings *warnings, heft_error *err);
+/* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
+heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
+                               size_t count, heft_error *err);
+heft_status heft__metadata_check(const char *key, const char *value, heft_error *err);
+bool heft__metadata_is_standard(const heft__metadata *metadata); /* nothing is lost without it */
+/* The pairs as they are now, in the arena; NULL without memory. */
+const heft__text_pair *heft__metadata_list(const heft__metadata *metadata, size_t *count);
 
 /* ---- write: a folder of shards with its index ------------------------------------------------ */
 typedef struct heft__side_file { /* config.json and its like, written beside the weights */
@@ -124,17 +192,21 @@ typedef struct heft__side_file { /* config.json and its like, written beside the
 } heft__side_file;
 
 typedef struct heft__write_job {
-    const char *dst;
-    heft_format format;       /* SAFETENSORS, TORCH or OFFLOAD */
-    const char *variant;      /* not with OFFLOAD, as the next */
-    uint64_t max_shard_bytes; /* 0: 50 GB */
+    const char *dst;    /* a folder */
+    const char *single; /* NULL; or the base name of the one file that is written there, of which
+                                   nothing else is a part: no shards, no variant, nothing removed */
+    const heft__format *format; /* one that is written */
+    const char *variant;        /* not with file_each, as the next */
+    uint64_t max_shard_bytes;   /* 0: 50 GB */
     bool force, dry_run;
     const char *resume; /* key of heft__folder_begin(), or NULL */
     const heft__out_tensor
-        *tensors; /* as they are to be written, in order; aliases already dropped for safetensors */
+        *tensors; /* as they are to be written, in order; aliases as the format's `ties` has them */
     size_t count;
-    uint64_t total_parameters; /* for the index; 0: leave it out */
-    const heft__torch_module *modules;
+    uint64_t total_parameters;       /* for the index; 0: leave it out */
+    const heft__text_pair *metadata; /* of formats that hold it */
+    size_t metadata_count;
+    const char *const *modules; /* as heft__out_file */
     size_t module_count;
     const heft__side_file *sides;
     size_t side_count;
@@ -146,11 +218,25 @@ typedef struct heft__write_job {
 
 heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
                                    heft_write_report **report, heft_error *err);
-/* What the index says: append it. `files`: by shard. total_parameters 0: left out. */
-heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors, size_t count,
-                             const heft__shard_plan *plan, const char *const *files,
-                             uint64_t total_parameters, heft__buffer *text, heft_error *err);
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)
 #define HEFT__PIECE_BYTES ((size_t)8 << 20) /* of one read and one write while streaming */
+
+/* ---- convert, verify: of what is open already -------------------------------------------------- */
+typedef struct heft__names { /* in the order in which they are to be written, where it is known */
+    const char *const *list;
+    size_t count;
+    uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
+} heft__names;
+
+/* As heft_source_convert(), of a checkpoint that was judged; options of this version. */
+heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
+                                     const heft__names *names, const heft_convert_options *options,
+                                     heft_write_report **report, heft_error *err);
+/* As heft_source_verify(), of a survey, whatever its findings; options of this version. variant: of the
+ * names beside which nothing stale may lie; NULL for none. config: the error of reading config.json;
+ * NULL or HEFT_OK for none. */
+heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
+                                    const heft_error *config, const heft_verify_options *options,
+                                    heft_verify_report **report, heft_error *err);
 
 #endif

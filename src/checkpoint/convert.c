@@ -2,8 +2,8 @@
  *
  * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
  * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
- * that, so there the first name is kept and the others are named in a warning, as the reference
- * does with tied weights. An offload folder has every name's bytes, as Accelerate writes it.
+ * that, so there the first name is kept and the others are named in a warning, as Transformers
+ * does with tied weights. Where each tensor is a file, every name has its bytes.
  * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
@@ -13,14 +13,16 @@
 struct conversion {
     heft_ctx *ctx;
     const heft_checkpoint *ckpt;
+    const heft__names *names;
     const heft_convert_options *options;
-    heft_format format;
+    const heft__format *format; /* what is written */
     heft__arena arena;
     heft__out_tensor *tensors;
     size_t count;
     heft__side_file *sides;
     size_t side_count, side_cap;
     heft__warnings warnings;
+    heft__metadata metadata;
     /* the tensor being read */
     heft__tensor_reader *reader;
     const heft__out_tensor *reading;
@@ -101,14 +103,14 @@ static int by_rank(const void *left, const void *right)
     return order ? order : a->number < b->number ? -1 : a->number > b->number;
 }
 
-/* A pickle holds the state dict's own order. A safetensors file does not: there names are taken in
- * the order that the caller gives, and the rest in natural order. */
+/* A file that holds the state dict's own order keeps it. Else names are taken in the order that the
+ * caller gives, and the rest in natural order. */
 static void order_tensors(struct conversion *c, struct ranked *order)
 {
     const heft_checkpoint *ckpt = c->ckpt;
-    bool keep = c->options->order_count == 0 && !c->options->natural_order;
+    bool keep = c->names->count == 0 && !c->options->natural_order;
     for (size_t f = 0; f < ckpt->file_count; f++) {
-        keep = keep && ckpt->files[f].info.format != HEFT_FORMAT_SAFETENSORS;
+        keep = keep && heft__format_find(ckpt->files[f].info.format)->has_order;
     }
     for (size_t i = 0; i < ckpt->count; i++) {
         order[i] =
@@ -117,8 +119,8 @@ static void order_tensors(struct conversion *c, struct ranked *order)
     if (keep) {
         return;
     }
-    for (size_t i = 0; i < c->options->order_count; i++) {
-        size_t at = heft_checkpoint_find(ckpt, c->options->order[i]);
+    for (size_t i = 0; i < c->names->count; i++) {
+        size_t at = heft_checkpoint_find(ckpt, c->names->list[i]);
         if (at != SIZE_MAX) {
             order[at].rank = i;
         }
@@ -171,7 +173,7 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
     for (size_t k = 0; k < ckpt->count && status == HEFT_OK; k++) {
         size_t i = order[k].number;
         size_t shared = first[i];
-        if (shared != i && c->format == HEFT_FORMAT_SAFETENSORS) {
+        if (shared != i && c->format->ties == HEFT__TIES_DROP) {
             if (same_shape(ckpt, i, shared)) {
                 if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
                                 ckpt->infos[i].name, ckpt->infos[shared].name)) {
@@ -189,29 +191,24 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
 }
 
 /* ---- side files ------------------------------------------------------------------------------ */
-static bool ends_with(const char *text, const char *end)
+/* Whether a name is that of a file of a format whose files' names say nothing by themselves, which is
+ * read or written here, or lies in the source's folder. */
+static bool is_beside_index(const char *name, const heft__format *const *formats)
 {
-    size_t length = strlen(text), tail = strlen(end);
-    return length >= tail && strcmp(text + length - tail, end) == 0;
-}
-
-/* Weights of any kind, indexes and hidden files stay behind. offload: an offload folder is read or
- * written, or lies in the source's folder. */
-static bool is_side_file(const char *name, bool offload)
-{
-    static const char *const weights[] = {
-        ".safetensors", ".bin",  ".pt", ".pth", ".ckpt",   ".h5",        ".msgpack",
-        ".onnx",        ".gguf", ".ot", ".npz", ".tflite", ".index.json"};
-    if (name[0] == '.' || strstr(name, ".index.") || strcmp(name, "heft-manifest.json") == 0 ||
-        (offload && (ends_with(name, ".dat") || strcmp(name, HEFT__OFFLOAD_INDEX) == 0))) {
-        return false;
-    }
-    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) {
-        if (ends_with(name, weights[i])) {
-            return false;
+    for (; *formats; formats++) {
+        if (heft__is_shard_name(name, *formats, NULL) ||
+            strcmp(name, (*formats)->index_name) == 0) {
+            return true;
         }
     }
-    return true;
+    return false;
+}
+
+/* Weights of any kind, indexes and hidden files stay behind. */
+static bool is_side_file(const char *name, const heft__format *const *formats)
+{
+    return name[0] != '.' && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
+           !heft__is_weights_ending(name) && !is_beside_index(name, formats);
 }
 
 static int by_name(const void *left, const void *right)
@@ -272,32 +269,62 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     return status;
 }
 
-static heft_status collect_sides(struct conversion *c, const char *src, heft_error *err)
+/* The formats with a fixed index that are in play here: see is_beside_index(). NULL-terminated. */
+static heft_status find_fixed(struct conversion *c, const heft__format ***out, heft_error *err)
 {
-    if (!heft__path_is_folder(src) && !c->ckpt->where.index) {
-        return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
+    size_t most = 0, count = 0;
+    while (heft__format_in_folder(NULL, most)) {
+        most++;
     }
-    const char *index = heft__path_join(&c->arena, c->ckpt->where.folder, HEFT__OFFLOAD_INDEX);
-    bool offload = false;
-    heft_status status = index ? heft__offload_is_index(c->ctx, index, &offload, err)
-                               : heft__fail_nomem(err, strlen(c->ckpt->where.folder));
-    if (status != HEFT_OK) {
-        return status;
+    const heft__format **formats = heft__arena_array(&c->arena, most + 1, sizeof *formats);
+    heft_status status = formats ? HEFT_OK : heft__fail_nomem(err, most * sizeof *formats);
+    for (size_t i = 0; i < most && status == HEFT_OK; i++) {
+        const heft__format *format = heft__format_in_folder(NULL, i);
+        bool there =
+            format->index_name && (format == c->format || format == c->ckpt->where.index_format);
+        if (format->index_name && !there) {
+            heft__input *opened = NULL;
+            const char *path =
+                heft__path_join(&c->arena, c->ckpt->where.folder, format->index_name);
+            status =
+                path ? format->open_index(c->ctx, path, &opened, err) : heft__fail_nomem(err, 0);
+            there = opened != NULL;
+            heft__input_unref(opened);
+        }
+        if (there) {
+            formats[count++] = format;
+        }
     }
-    offload |= c->format == HEFT_FORMAT_OFFLOAD;
-    DIR *folder = opendir(c->ckpt->where.folder);
+    *out = formats;
+    return status;
+}
+
+static heft_status list_sides(struct conversion *c, heft_error *err)
+{
+    const heft__format **formats = NULL;
+    heft_status status = find_fixed(c, &formats, err);
+    DIR *folder = status == HEFT_OK ? opendir(c->ckpt->where.folder) : NULL;
     for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
          entry = readdir(folder)) {
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, entry->d_name);
         if (!path) {
             status = heft__fail_nomem(err, 0);
-        } else if (is_side_file(entry->d_name, offload) && heft__path_is_file(path)) {
+        } else if (is_side_file(entry->d_name, formats) && heft__path_is_file(path)) {
             status = add_side(c, entry->d_name, err);
         }
     }
     if (folder) {
         closedir(folder);
     }
+    return status;
+}
+
+static heft_status collect_sides(struct conversion *c, heft_error *err)
+{
+    if (c->ckpt->where.lone) {
+        return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
+    }
+    heft_status status = list_sides(c, err);
     if (c->side_count) {
         qsort(c->sides, c->side_count, sizeof *c->sides, by_name);
     }
@@ -309,24 +336,42 @@ static heft_status collect_sides(struct conversion *c, const char *src, heft_err
     return status;
 }
 
+/* ---- metadata -------------------------------------------------------------------------------- */
+static heft_status gather_metadata(struct conversion *c, heft_error *err)
+{
+    heft_status status = heft__metadata_gather(&c->metadata, c->ckpt, &c->warnings, err);
+    if (status != HEFT_OK || c->format->metadata) {
+        return status == HEFT_OK ? heft__metadata_set(&c->metadata, c->options->metadata,
+                                                      c->options->metadata_count, err)
+                                 : status;
+    }
+    if (c->options->metadata_count) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", c->format->noun);
+    }
+    return heft__metadata_is_standard(&c->metadata) ||
+                   heft__warn(&c->warnings,
+                              "metadata is left out, %s holds none: %zu keys, '%.100s' %s",
+                              c->format->noun, c->metadata.count, c->metadata.pairs[0].key,
+                              c->metadata.count > 1 ? "and others" : "")
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
-    heft_format format = c->options->format;
-    if (format == HEFT_FORMAT_AUTO) { /* an offload folder is turned into a checkpoint */
-        const heft_format source = c->ckpt->files[0].info.format;
-        bool safetensors = source == HEFT_FORMAT_SAFETENSORS || source == HEFT_FORMAT_OFFLOAD;
-        format = safetensors ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
-    }
-    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH &&
-        format != HEFT_FORMAT_OFFLOAD) {
+    const heft_format asked = c->options->format;
+    const heft__format *source = heft__format_find(
+        c->ckpt->file_count ? c->ckpt->files[0].info.format : HEFT_FORMAT_SAFETENSORS);
+    const heft__format *format =
+        heft__format_find(asked == HEFT_FORMAT_AUTO ? source->convert_as : asked);
+    if (!format || !format->lay_out) {
         return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
-                          heft_format_name(format));
+                          heft_format_name(asked));
     }
-    if (format == HEFT_FORMAT_OFFLOAD && (c->options->variant || c->options->max_shard_bytes)) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "an offload folder has a file for each tensor: no %s",
-                          c->options->variant ? "variants" : "shards");
+    if (format->file_each && (c->options->variant || c->options->max_shard_bytes)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s has a file for each tensor: no %s",
+                          format->noun, c->options->variant ? "variants" : "shards");
     }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
         return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err,
@@ -343,12 +388,12 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
 
 /* What decides the bytes of every shard, as a key: another source, order or option is another key.
  */
-static const char *resume_key(struct conversion *c, heft_error *err)
+static const char *resume_key(struct conversion *c, const heft__write_job *job, heft_error *err)
 {
     heft__buffer text;
     const char *key = NULL;
     heft__buffer_init(&text, c->ctx);
-    heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format,
+    heft__buffer_format(&text, "%d %llu %d %s\n", (int)c->format->id,
                         (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
                         c->options->variant ? c->options->variant : "");
     for (size_t i = 0; i < c->ckpt->file_count; i++) {
@@ -358,6 +403,12 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     for (size_t i = 0; i < c->count; i++) {
         heft__buffer_format(&text, "%s %zu\n", c->tensors[i].name, c->tensors[i].storage);
     }
+    for (size_t i = 0; i < job->metadata_count; i++) {
+        heft__buffer_append(&text, job->metadata[i].key, job->metadata[i].key_length);
+        heft__buffer_byte(&text, '\n');
+        heft__buffer_append(&text, job->metadata[i].value, job->metadata[i].value_length);
+        heft__buffer_byte(&text, '\n');
+    }
     if (heft__buffer_check(&text, err) == HEFT_OK) {
         uint64_t hash = heft__stable_hash((const char *)text.data, text.size);
         key = heft__arena_format(&c->arena, "%016llx", (unsigned long long)hash);
@@ -366,20 +417,22 @@ static const char *resume_key(struct conversion *c, heft_error *err)
     return key;
 }
 
-static heft_status convert_open(struct conversion *c, const char *src, const char *dst,
-                                heft_write_report **report, heft_error *err)
+static heft_status plan(struct conversion *c, const char *dst, heft_error *err)
 {
     heft_status status = check_request(c, dst, err);
     if (status == HEFT_OK) {
         status = plan_tensors(c, err);
     }
     if (status == HEFT_OK) {
-        status = collect_sides(c, src, err);
+        status = collect_sides(c, err);
     }
     for (size_t i = 0; i < c->ckpt->warnings.count && status == HEFT_OK; i++) {
         if (!heft__warn(&c->warnings, "%s", c->ckpt->warnings.lines[i])) {
             status = heft__fail_nomem(err, 0);
         }
+    }
+    if (status == HEFT_OK) {
+        status = gather_metadata(c, err);
     }
     if (status == HEFT_OK) {
         c->raw_bytes = HEFT__PIECE_BYTES < heft__staging_bytes(c->ctx) / 4
@@ -388,9 +441,12 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         c->raw = heft__alloc(c->ctx, c->raw_bytes);
         status = c->raw ? HEFT_OK : heft__fail_nomem(err, c->raw_bytes);
     }
-    if (status != HEFT_OK) {
-        return status;
-    }
+    return status;
+}
+
+static heft_status convert(struct conversion *c, const char *dst, heft_write_report **report,
+                           heft_error *err)
+{
     heft__write_job job = {
         .dst = dst,
         .format = c->format,
@@ -400,7 +456,7 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         .dry_run = c->options->dry_run,
         .tensors = c->tensors,
         .count = c->count,
-        .total_parameters = c->options->total_parameters,
+        .total_parameters = c->names->total_parameters,
         .sides = c->sides,
         .side_count = c->side_count,
         .read = read_piece,
@@ -408,8 +464,12 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
         .warnings = c->warnings.lines,
         .warning_count = c->warnings.count,
     };
+    job.metadata = heft__metadata_list(&c->metadata, &job.metadata_count);
+    if (!job.metadata) {
+        return heft__fail_nomem(err, 0);
+    }
     if (c->options->resume) {
-        job.resume = resume_key(c, err);
+        job.resume = resume_key(c, &job, err);
         if (!job.resume) {
             return heft__fail_nomem(err, 0);
         }
@@ -417,30 +477,24 @@ static heft_status convert_open(struct conversion *c, const char *src, const cha
     return heft__write_checkpoint(c->ctx, &job, report, err);
 }
 
-heft_status heft_checkpoint_convert(heft_ctx *ctx, const char *src, const char *dst,
-                                    const heft_convert_options *options, heft_write_report **report,
-                                    heft_error *err)
+heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
+                                     const heft__names *names, const heft_convert_options *options,
+                                     heft_write_report **report, heft_error *err)
 {
-    heft_convert_options taken;
-    heft_checkpoint *ckpt = NULL;
-    if (!ctx || !src || !dst) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, source or destination is NULL");
-    }
-    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
-    if (status == HEFT_OK) {
-        status = heft_checkpoint_open(ctx, src, taken.source, &ckpt, err);
-    }
-    if (status != HEFT_OK) {
-        return status;
-    }
-    struct conversion c = {.ctx = ctx, .ckpt = ckpt, .options = &taken};
-    heft__arena_init(&c.arena, ctx);
+    const heft__names none = {0};
+    struct conversion c = {
+        .ctx = ckpt->ctx, .ckpt = ckpt, .names = names ? names : &none, .options = options};
+    heft__arena_init(&c.arena, c.ctx);
     heft__warnings_init(&c.warnings, &c.arena);
-    status = convert_open(&c, src, dst, report, err);
+    heft__metadata_init(&c.metadata, &c.arena);
+    heft_status status = plan(&c, dst, err);
+    if (status == HEFT_OK) {
+        status = convert(&c, dst, report, err);
+    }
     heft__tensor_reader_free(c.reader);
-    heft__free(ctx, c.raw, c.raw_bytes);
-    heft__free(ctx, c.sides, c.side_cap * sizeof *c.sides);
+    heft__free(c.ctx, c.raw, c.raw_bytes);
+    heft__free(c.ctx, c.sides, c.side_cap * sizeof *c.sides);
+    heft__metadata_fini(&c.metadata);
     heft__arena_fini(&c.arena);
-    heft_checkpoint_close(ckpt);
     return status;
 }

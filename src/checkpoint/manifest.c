@@ -16,23 +16,37 @@
 #define HEX_BYTES 65
 
 #ifdef HEFT_HAVE_OPENSSL
-static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, size_t scratch_bytes,
-                             uint64_t *size, char hex[HEX_BYTES], heft_error *err)
+/* The survey's own input of a file in its folder; NULL if it has none. */
+static heft__input *find_input(const heft_checkpoint *survey, const char *name)
 {
-    heft__input *source = NULL;
+    for (size_t f = 0; f < survey->file_count; f++) {
+        const heft__checkpoint_file *file = &survey->files[f];
+        if (file->file && heft__file_is_local(survey, f) && strcmp(file->info.name, name) == 0) {
+            return heft__input_ref(file->file->source);
+        }
+    }
+    return NULL;
+}
+
+static heft_status hash_file(const heft__hashing *job, const char *path, uint64_t *size,
+                             char hex[HEX_BYTES], heft_error *err)
+{
+    heft_ctx *ctx = job->survey->ctx;
+    heft__input *source = find_input(job->survey, heft__path_base(path));
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned length = 0;
-    heft_status status = heft__input_open(ctx, path, &source, err);
+    heft_status status = source ? HEFT_OK : heft__input_open(ctx, path, &source, err);
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     if (status == HEFT_OK && (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)) {
         status = heft__fail(err, HEFT_UNSUPPORTED, "SHA-256 cannot be had from OpenSSL");
     }
     *size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < *size && status == HEFT_OK;) {
-        size_t piece = *size - done < scratch_bytes ? (size_t)(*size - done) : scratch_bytes;
-        status = heft__input_read(source, done, scratch, piece, err);
+        const size_t most = job->scratch_bytes,
+                     piece = *size - done < most ? (size_t)(*size - done) : most;
+        status = heft__input_read(source, done, job->scratch, piece, err);
         if (status == HEFT_OK) {
-            EVP_DigestUpdate(hash, scratch, piece);
+            EVP_DigestUpdate(hash, job->scratch, piece);
             done += piece;
             status = heft__tell_progress(ctx, "hashing", done, *size, err);
         }
@@ -48,21 +62,21 @@ static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, siz
     return status;
 }
 #else
-static heft_status hash_file(heft_ctx *ctx, const char *path, void *scratch, size_t scratch_bytes,
-                             uint64_t *size, char hex[HEX_BYTES], heft_error *err)
+static heft_status hash_file(const heft__hashing *job, const char *path, uint64_t *size,
+                             char hex[HEX_BYTES], heft_error *err)
 {
-    (void)ctx, (void)scratch, (void)scratch_bytes, (void)size, (void)hex;
+    (void)job, (void)size, (void)hex;
     return heft__add_path(
         heft__fail(err, HEFT_UNSUPPORTED, "manifests need heft built with OpenSSL"), err, path);
 }
 #endif
 
-static heft_status compare_entry(heft__arena *arena, const char *folder,
-                                 const heft__json_value *entry, void *scratch, size_t scratch_bytes,
-                                 heft__manifest_fn differs, void *user, heft_error *err)
+static heft_status compare_entry(const heft__hashing *job, heft__arena *arena,
+                                 const heft__json_value *entry, heft__manifest_fn differs,
+                                 void *user, heft_error *err)
 {
     const heft__json_value *sha = heft__json_member(entry, "sha256");
-    const char *path = heft__path_join(arena, folder, entry->key);
+    const char *path = heft__path_join(arena, job->survey->where.folder, entry->key);
     char hex[HEX_BYTES] = "";
     uint64_t size, said;
     if (!path) {
@@ -75,7 +89,7 @@ static heft_status compare_entry(heft__arena *arena, const char *folder,
     if (!heft__path_exists(path)) {
         return differs(user, entry->key, "is in the manifest, but not here", err);
     }
-    heft_status status = hash_file(arena->ctx, path, scratch, scratch_bytes, &size, hex, err);
+    heft_status status = hash_file(job, path, &size, hex, err);
     if (status == HEFT_OK && size != said) {
         return differs(user, entry->key,
                        heft__arena_format(arena, "has %llu bytes, the manifest says %llu",
@@ -91,10 +105,10 @@ static heft_status compare_entry(heft__arena *arena, const char *folder,
     return status;
 }
 
-heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const char *folder,
-                                   void *scratch, size_t scratch_bytes, heft__manifest_fn differs,
-                                   void *user, heft_error *err)
+heft_status heft__manifest_compare(const heft__hashing *job, const char *manifest,
+                                   heft__manifest_fn differs, void *user, heft_error *err)
 {
+    heft_ctx *ctx = job->survey->ctx;
     heft__arena arena;
     char *text = NULL;
     size_t length = 0;
@@ -111,20 +125,19 @@ heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const ch
     }
     for (const heft__json_value *entry = files ? files->first : NULL; entry && status == HEFT_OK;
          entry = entry->next) {
-        status = compare_entry(&arena, folder, entry, scratch, scratch_bytes, differs, user, err);
+        status = compare_entry(job, &arena, entry, differs, user, err);
     }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, manifest);
 }
 
-static heft_status add_entry(heft__arena *arena, heft__json_value *files, const char *folder,
-                             const char *name, void *scratch, size_t scratch_bytes, heft_error *err)
+static heft_status add_entry(const heft__hashing *job, heft__arena *arena, heft__json_value *files,
+                             const char *name, heft_error *err)
 {
     char hex[HEX_BYTES] = "";
     uint64_t size = 0;
-    const char *path = heft__path_join(arena, folder, name);
-    heft_status status = path ? hash_file(arena->ctx, path, scratch, scratch_bytes, &size, hex, err)
-                              : heft__fail_nomem(err, 0);
+    const char *path = heft__path_join(arena, job->survey->where.folder, name);
+    heft_status status = path ? hash_file(job, path, &size, hex, err) : heft__fail_nomem(err, 0);
     if (status != HEFT_OK) {
         return status;
     }
@@ -163,20 +176,21 @@ static heft_status write_text(heft__arena *arena, const char *path, const heft__
     return status;
 }
 
-heft_status heft__manifest_write(heft_ctx *ctx, const char *manifest, const char *folder,
-                                 const char *const *names, size_t count, void *scratch,
-                                 size_t scratch_bytes, heft_error *err)
+heft_status heft__manifest_write(const heft__hashing *job, const char *manifest, heft_error *err)
 {
+    const heft_checkpoint *survey = job->survey;
     heft__arena arena;
-    heft__arena_init(&arena, ctx);
+    heft__arena_init(&arena, survey->ctx);
     heft__json_value *root = heft__json_new_object(&arena), *files = heft__json_new_object(&arena);
     heft_status status =
         root && files && heft__json_set(&arena, root, "files", files) &&
                 heft__json_set(&arena, root, "version", heft__json_new_number(&arena, "1"))
             ? HEFT_OK
             : heft__fail_nomem(err, 0);
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        status = add_entry(&arena, files, folder, names[i], scratch, scratch_bytes, err);
+    for (size_t f = 0; f < survey->file_count && status == HEFT_OK; f++) {
+        if (heft__file_is_local(survey, f)) { /* an index may name others */
+            status = add_entry(job, &arena, files, survey->files[f].info.name, err);
+        }
     }
     if (status == HEFT_OK) {
         status = write_text(&arena, manifest, root, err);

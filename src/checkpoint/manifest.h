@@ -5,17 +5,20 @@
 
 #include "checkpoint/checkpoint.h"
 
+typedef struct heft__hashing {
+    const heft_checkpoint *survey; /* whose files are hashed */
+    void *scratch;
+    size_t scratch_bytes;
+} heft__hashing;
+
 /* Called for each file that differs from the manifest. */
 typedef heft_status (*heft__manifest_fn)(void *user, const char *file, const char *message,
                                          heft_error *err);
 
-/* Errors: UNSUPPORTED if heft was built without OpenSSL; FORMAT for a manifest that is none. */
-heft_status heft__manifest_compare(heft_ctx *ctx, const char *manifest, const char *folder,
-                                   void *scratch, size_t scratch_bytes, heft__manifest_fn differs,
-                                   void *user, heft_error *err);
-/* Written under a temporary name and renamed. */
-heft_status heft__manifest_write(heft_ctx *ctx, const char *manifest, const char *folder,
-                                 const char *const *names, size_t count, void *scratch,
-                                 size_t scratch_bytes, heft_error *err);
+/* Errors: UNSUPPORTED if heft was built without OpenSSL; FORMAT for a malformed manifest. */
+heft_status heft__manifest_compare(const heft__hashing *job, const char *manifest,
+                                   heft__manifest_fn differs, void *user, heft_error *err);
+/* Of the files in the checkpoint's folder. */
+heft_status heft__manifest_write(const heft__hashing *job, const char *manifest, heft_error *err);
 
 #endif

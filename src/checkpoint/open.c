@@ -1,40 +1,40 @@
 /* open.c - opening a checkpoint: every file's metadata, one table of names.
  *
- * An index is a hint, the shards are the truth: both are compared, and what an index promises must
- * be there, unless the caller trusts the shards. Files are read in the order of their names; with many of them no descriptor is held
- * between reads. */
+ * A survey opens whatever can be opened, each file once, and lists what is wrong; opening is a survey
+ * and a judgement on its findings. Files are read in the order of the index; with many of them no
+ * descriptor is held between reads. */
 #include "checkpoint/checkpoint.h"
-
-#include <pthread.h>
 
 #define FILES_HELD_OPEN 64
 #define FILES_IN_PARALLEL 8 /* fewer are not worth the threads */
 
 /* ---- files ----------------------------------------------------------------------------------- */
+struct failure { /* of one file */
+    heft_status status;
+    heft_error *error; /* NULL: there was no memory for it */
+};
+
 struct opening {
     heft_checkpoint *ckpt;
-    pthread_mutex_t lock;
-    size_t failed; /* the first file, by number, that cannot be opened; file_count if none */
-    heft_error error;
-    heft_status status;
+    struct failure *failures; /* [file_count] */
 };
 
 static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *err)
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
-    const bool offload = ckpt->where.offload;
+    const heft__format *format = ckpt->where.index_format;
     heft__input *source = NULL;
-    heft_status status =
-        offload ? heft__offload_open(ckpt->ctx, &ckpt->offload, i, &source, &slot->file, err)
-                : heft__input_open(ckpt->ctx, slot->info.path, &source, err);
-    if (status == HEFT_OK && !offload) {
-        status = heft__file_open(ckpt->ctx, source, &slot->file, err);
+    heft_status status = heft__input_open(ckpt->ctx, slot->info.path, &source, err);
+    if (status == HEFT_OK) {
+        status = format && format->open_file
+                     ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &slot->file, err)
+                     : heft__file_open(ckpt->ctx, source, &slot->file, err);
     }
     if (source && ckpt->file_count > FILES_HELD_OPEN) {
         heft__input_park(source);
     }
     if (status == HEFT_OK) {
-        slot->info.format = offload ? HEFT_FORMAT_OFFLOAD : slot->file->format;
+        slot->info.format = format && format->open_file ? format->id : slot->file->format;
         slot->info.size_bytes = heft__input_size(source);
         slot->info.tensors = slot->file->tensor_count;
     }
@@ -42,96 +42,177 @@ static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *
     return heft__add_path(status, err, slot->info.path);
 }
 
-/* One item of parallel work. It never fails as such: which error is told must not hang on the
- * threads, so the one of the file that comes first is kept. Items are handed out in order. */
+/* One item of parallel work. It never fails as such: what is wrong with a file is noted beside it. */
 static heft_status open_item(void *user, size_t i, heft_error *err)
 {
     struct opening *opening = user;
-    heft_status status = open_file(opening->ckpt, i, err);
-    if (status != HEFT_OK) {
-        pthread_mutex_lock(&opening->lock);
-        if (i < opening->failed) {
-            opening->failed = i;
-            opening->error = *err;
-            opening->status = status;
+    struct failure *failure = &opening->failures[i];
+    heft_error error = {0};
+    (void)err;
+    failure->status = open_file(opening->ckpt, i, &error);
+    if (failure->status != HEFT_OK) {
+        failure->error = heft__alloc(opening->ckpt->ctx, sizeof error);
+        if (failure->error) {
+            *failure->error = error;
         }
-        pthread_mutex_unlock(&opening->lock);
     }
-    return status;
+    return HEFT_OK;
 }
 
-/* Open all files, several at once if there are many. */
-static heft_status open_slots(heft_checkpoint *ckpt, heft_error *err)
+/* The first entry of each file, one pass for all; owned; NULL without memory. */
+static size_t *first_entries(const heft_checkpoint *ckpt)
 {
-    struct opening opening = {.ckpt = ckpt, .failed = ckpt->file_count};
+    size_t *first = heft__alloc_zero(ckpt->ctx, ckpt->file_count, sizeof *first);
+    for (size_t i = ckpt->index.entry_count; first && i-- > 0;) {
+        first[ckpt->index.entries[i].file] = i;
+    }
+    return first;
+}
+
+/* A shard that is missing is the index's fault, with one tensor that needs it. */
+static heft_status blame_index(heft_checkpoint *ckpt, size_t i, size_t first, heft_error *err)
+{
+    const heft__shard_entry *entry = &ckpt->index.entries[first];
+    const heft__finding finding = {.kind = "missing_file",
+                                   .severity = HEFT__FAULT,
+                                   .status = HEFT_NOT_FOUND,
+                                   .file = ckpt->files[i].info.name,
+                                   .tensor = entry->name,
+                                   .path = ckpt->index.path,
+                                   .offset = entry->offset};
+    return heft__find(&ckpt->findings, &finding, err, "shard '%.200s' is missing",
+                      ckpt->files[i].info.name);
+}
+
+static heft_status list_failure(heft_checkpoint *ckpt, size_t i, const struct failure *failure,
+                                size_t first, heft_error *err)
+{
+    const heft__checkpoint_file *slot = &ckpt->files[i];
+    const bool missing = failure->status == HEFT_NOT_FOUND;
+    if (!failure->error) {
+        return heft__fail_nomem(err, sizeof *failure->error);
+    }
+    if (ckpt->index.claims) {
+        heft__add_item(failure->status, failure->error, ckpt->index.entries[first].name);
+    } else if (missing && ckpt->where.index && !heft__path_exists(slot->info.path)) {
+        return blame_index(ckpt, i, first, err);
+    }
+    return heft__find_failure(&ckpt->findings, missing ? "missing_file" : "malformed_file",
+                              slot->info.name, failure->error, err);
+}
+
+static heft_status list_failures(const struct opening *opening, heft_error *err)
+{
+    heft_checkpoint *ckpt = opening->ckpt;
+    size_t *first = NULL;
     heft_status status = HEFT_OK;
-    if (ckpt->file_count < FILES_IN_PARALLEL) {
-        for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
-            status = open_file(ckpt, i, err);
-        }
-        return status;
-    }
-    pthread_mutex_init(&opening.lock, NULL);
-    (void)heft__parallel(ckpt->ctx, ckpt->file_count, open_item, &opening, NULL);
-    pthread_mutex_destroy(&opening.lock);
-    if (opening.status != HEFT_OK && err) {
-        *err = opening.error;
-    }
-    return opening.status;
-}
-
-static heft_status make_slots(heft_checkpoint *ckpt, size_t count, heft_error *err)
-{
-    ckpt->files = heft__arena_array(&ckpt->arena, count, sizeof *ckpt->files);
-    ckpt->file_count = ckpt->files ? count : 0;
-    return ckpt->files ? HEFT_OK : heft__fail_nomem(err, count * sizeof *ckpt->files);
-}
-
-/* Open all, and number their storages. */
-static heft_status open_and_number(heft_checkpoint *ckpt, heft_error *err)
-{
-    heft_status status = open_slots(ckpt, err);
-    size_t storages = 0;
     for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
-        ckpt->files[i].first_storage = storages;
-        storages += ckpt->files[i].file->storage_count;
+        if (opening->failures[i].status == HEFT_OK) {
+            continue;
+        }
+        first = first ? first : first_entries(ckpt);
+        status = first ? list_failure(ckpt, i, &opening->failures[i], first[i], err)
+                       : heft__fail_nomem(err, ckpt->file_count * sizeof *first);
+    }
+    heft__free(ckpt->ctx, first, ckpt->file_count * sizeof *first);
+    return status;
+}
+
+/* Open all files, several at once if there are many, and number their storages. */
+static heft_status open_files(heft_checkpoint *ckpt, heft_error *err)
+{
+    const size_t count = ckpt->file_count;
+    struct opening opening = {
+        .ckpt = ckpt, .failures = heft__alloc_zero(ckpt->ctx, count, sizeof *opening.failures)};
+    if (!opening.failures) {
+        return heft__fail_nomem(err, count * sizeof *opening.failures);
+    }
+    if (count < FILES_IN_PARALLEL) {
+        for (size_t i = 0; i < count; i++) {
+            (void)open_item(&opening, i, NULL);
+        }
+    } else {
+        (void)heft__parallel(ckpt->ctx, count, open_item, &opening, NULL);
+    }
+    heft_status status = list_failures(&opening, err);
+    for (size_t i = 0; i < count; i++) {
+        heft__free(ckpt->ctx, opening.failures[i].error, sizeof(heft_error));
+        ckpt->files[i].first_storage = ckpt->storage_count;
+        ckpt->storage_count += ckpt->files[i].file ? ckpt->files[i].file->storage_count : 0;
+    }
+    heft__free(ckpt->ctx, opening.failures, count * sizeof *opening.failures);
+    return status;
+}
+
+/* A file of the checkpoint; where the index goes away its texts are copied. */
+static heft_status name_file(heft_checkpoint *ckpt, size_t i, const char *name, const char *path,
+                             bool copy, heft_error *err)
+{
+    heft_file_info *info = &ckpt->files[i].info;
+    info->name = copy ? heft__arena_text(&ckpt->arena, name, strlen(name)) : name;
+    info->path = copy && path ? heft__arena_text(&ckpt->arena, path, strlen(path)) : path;
+    return info->name && info->path ? HEFT_OK : heft__fail_nomem(err, strlen(name));
+}
+
+static heft_status make_slots(heft_checkpoint *ckpt, heft_error *err)
+{
+    const heft__index *index = &ckpt->index;
+    const size_t count = ckpt->where.index ? index->file_count : 1;
+    heft_status status = HEFT_OK;
+    ckpt->files = heft__arena_array(&ckpt->arena, count, sizeof *ckpt->files);
+    if (!ckpt->files) {
+        return heft__fail_nomem(err, count * sizeof *ckpt->files);
+    }
+    ckpt->file_count = count;
+    if (!ckpt->where.index) {
+        const char *name = ckpt->where.file;
+        return name_file(ckpt, 0, name, heft__path_join(&ckpt->arena, ckpt->where.folder, name),
+                         false, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status =
+            name_file(ckpt, i, index->files[i].name, index->files[i].path, !index->claims, err);
     }
     return status;
 }
 
-static heft_status open_files(heft_checkpoint *ckpt, const char *const *names, size_t count,
-                              heft_error *err)
+bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 {
-    heft_status status = make_slots(ckpt, count, err);
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, names[i]);
-        status = path ? HEFT_OK : heft__fail_nomem(err, strlen(names[i]));
-        ckpt->files[i].info.name = names[i];
-        ckpt->files[i].info.path = path;
+    const char *path = ckpt->files[f].info.path, *folder = ckpt->where.folder;
+    const size_t length = strlen(folder);
+    if (strncmp(path, folder, length) != 0) {
+        return false;
     }
-    return status == HEFT_OK ? open_and_number(ckpt, err) : status;
+    path += length;
+    path += length > 0 && folder[length - 1] != '/' && *path == '/';
+    return strcmp(path, ckpt->files[f].info.name) == 0;
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
-/* A name that an earlier file has too. */
+/* Tensor `at` of the table is in a later file too; the table has room for `most`. */
 static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *slot,
-                           const heft__file_tensor *tensor, const char *earlier, heft_error *err)
+                           const heft__file_tensor *tensor, size_t at, size_t most, heft_error *err)
 {
-    if (ckpt->trust_shards) {
-        return heft__warn(&ckpt->warnings, "tensor '%s' is in %s and in %s: the latter counts",
-                          tensor->name, earlier, slot->info.name)
-                   ? HEFT_OK
-                   : heft__fail_nomem(err, 0);
+    const heft__finding finding = {.kind = "duplicate_tensor",
+                                   .severity = HEFT__CONTRADICTION,
+                                   .status = HEFT_FORMAT,
+                                   .file = slot->info.name,
+                                   .tensor = tensor->name,
+                                   .path = slot->info.path,
+                                   .offset = tensor->item_offset};
+    if (!ckpt->doubled) {
+        ckpt->doubled = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->doubled);
+        if (!ckpt->doubled) {
+            return heft__fail_nomem(err, most * sizeof *ckpt->doubled);
+        }
     }
-    heft_status status =
-        heft__fail_at(err, HEFT_FORMAT, tensor->item_offset, "is in '%.100s' too", earlier);
-    heft__add_item(status, err, tensor->name);
-    return heft__add_path(status, err, slot->info.path);
+    ckpt->doubled[at] = true;
+    return heft__find(&ckpt->findings, &finding, err, "is in '%.100s' too", ckpt->infos[at].file);
 }
 
 /* At the end of the table, or in the place of one of the same name. */
 static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
-                              heft_error *err)
+                              size_t most, heft_error *err)
 {
     const heft__checkpoint_file *slot = &ckpt->files[file];
     size_t found, at = ckpt->count;
@@ -140,7 +221,7 @@ static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__fi
         return heft__fail_nomem(err, strlen(tensor->name));
     }
     if (found != HEFT__MAP_NONE) {
-        heft_status status = doubled(ckpt, slot, tensor, ckpt->infos[found].file, err);
+        heft_status status = doubled(ckpt, slot, tensor, found, most, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -169,7 +250,7 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
 {
     size_t most = 0;
     for (size_t f = 0; f < ckpt->file_count; f++) {
-        most += ckpt->files[f].file->tensor_count;
+        most += ckpt->files[f].info.tensors;
     }
     ckpt->infos = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->infos);
     ckpt->entries = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->entries);
@@ -179,8 +260,11 @@ static heft_status build_table(heft_checkpoint *ckpt, heft_error *err)
     heft_status status = HEFT_OK;
     for (size_t f = 0; f < ckpt->file_count && status == HEFT_OK; f++) {
         const heft__file *file = ckpt->files[f].file;
+        if (!file) {
+            continue;
+        }
         for (size_t i = 0; i < file->tensor_count && status == HEFT_OK; i++) {
-            status = add_tensor(ckpt, f, &file->tensors[i], err);
+            status = add_tensor(ckpt, f, &file->tensors[i], most, err);
         }
         for (size_t i = 0; i < file->warnings.count && status == HEFT_OK; i++) {
             if (!heft__warn(&ckpt->warnings, "%s: %s", ckpt->files[f].info.name,
@@ -198,299 +282,64 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
 {
     size_t *first = NULL;
     heft_status status = heft__checkpoint_aliases(ckpt, &first, err);
-    for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        if (first[i] == i &&
-            !heft__add_u64(ckpt->total_bytes, ckpt->infos[i].size_bytes, &ckpt->total_bytes)) {
-            status = heft__fail(err, HEFT_FORMAT, "the tensors have over 2^64 bytes");
-        }
+    bool fits = true;
+    for (size_t i = 0; i < ckpt->count && status == HEFT_OK && fits; i++) {
+        fits = first[i] != i ||
+               heft__add_u64(ckpt->total_bytes, ckpt->infos[i].size_bytes, &ckpt->total_bytes);
+    }
+    if (!fits) {
+        const heft__finding finding = {.kind = "malformed_file",
+                                       .severity = HEFT__FAULT,
+                                       .status = HEFT_FORMAT,
+                                       .offset = HEFT_NO_OFFSET};
+        status = heft__find(&ckpt->findings, &finding, err, "the tensors have over 2^64 bytes");
     }
     heft__free(ckpt->ctx, first, ckpt->count * sizeof *first);
     return status;
 }
 
-/* ---- aliases --------------------------------------------------------------------------------- */
-/* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ.
- */
-static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
+/* ---- a survey -------------------------------------------------------------------------------- */
+/* false where the index cannot be read, which is a finding. */
+static heft_status read_index(heft_checkpoint *ckpt, bool *good, heft_error *err)
 {
-    const heft__file_tensor *left = ckpt->entries[a], *right = ckpt->entries[b];
-    if (left->dtype != right->dtype || left->start != right->start ||
-        left->size_bytes != right->size_bytes || left->conj != right->conj ||
-        left->neg != right->neg || !left->strides != !right->strides) {
-        return false;
-    }
-    return !left->strides ||
-           (heft__shape_equal(left->shape, left->rank, right->shape, right->rank) &&
-            memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0);
+    const heft__format *format = ckpt->where.index_format;
+    heft_error failure = {0};
+    heft_status status = format->read_index(ckpt->ctx, ckpt->where.folder, ckpt->where.index,
+                                            ckpt->where.index_input, &ckpt->index, &failure);
+    heft__input_unref(ckpt->where.index_input);
+    ckpt->where.index_input = NULL;
+    *good = status == HEFT_OK;
+    ckpt->index.format = format;
+    return *good ? HEFT_OK
+                 : heft__find_failure(&ckpt->findings, "index", ckpt->where.index, &failure, err);
 }
 
-/* What tells one view of a storage from another, as plain bytes: a hostile file may hold very many
- * views of one storage, so they are found by hash and not by walking. */
-struct view_key {
-    uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
-};
-
-/* How many tensors lie on each storage, and how many of them do not have one to themselves; owned,
- * NULL without memory. */
-static uint32_t *count_users(const heft_checkpoint *ckpt, size_t *storages, size_t *sharing)
+/* A single file and an index beside each other: one of the two is stale. */
+static heft_status compare_entry_points(heft_checkpoint *ckpt, heft_error *err)
 {
-    const heft__checkpoint_file *last =
-        ckpt->file_count ? &ckpt->files[ckpt->file_count - 1] : NULL;
-    *storages = last ? last->first_storage + last->file->storage_count : 0;
-    *sharing = 0;
-    uint32_t *users = heft__alloc_zero(ckpt->ctx, *storages, sizeof *users);
-    for (size_t i = 0; users && i < ckpt->count; i++) {
-        uint32_t before = users[ckpt->infos[i].storage]++;
-        *sharing += before == 0 ? 0 : before == 1 ? 2 : 1;
+    const heft__resolved *where = &ckpt->where;
+    const heft__finding finding = {.kind = where->index ? "stale_file" : "shadowed_index",
+                                   .severity = HEFT__DOUBT,
+                                   .file = where->shadowed,
+                                   .offset = HEFT_NO_OFFSET};
+    if (!where->shadowed) {
+        return HEFT_OK;
     }
-    return users;
+    return where->index
+               ? heft__find(&ckpt->findings, &finding, err,
+                            "%.200s is older than %.200s and taken "
+                            "for stale",
+                            where->shadowed, where->index)
+               : heft__find(&ckpt->findings, &finding, err,
+                            "%.200s wins over %.200s, which may be newer: one of them is stale",
+                            where->file, where->shadowed);
 }
 
-/* Fill `result` for the tensors that share a storage; `keys` has room for them. */
-static heft_status find_aliases(const heft_checkpoint *ckpt, const uint32_t *users,
-                                struct view_key *keys, size_t *result, heft_error *err)
+static heft_status make_table(heft_checkpoint *ckpt, heft_error *err)
 {
-    heft__map seen;
-    heft_status status = HEFT_OK;
-    heft__map_init(&seen, ckpt->ctx);
-    for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        const heft__file_tensor *entry = ckpt->entries[i];
-        size_t bytes = entry->rank * sizeof *entry->shape, found;
-        if (users[ckpt->infos[i].storage] == 1) {
-            continue;
-        }
-        *keys = (struct view_key){
-            .storage = ckpt->infos[i].storage,
-            .start = entry->start,
-            .bytes = entry->size_bytes,
-            .shape = entry->strides ? heft__stable_hash((const char *)entry->shape, bytes) : 0,
-            .strides = entry->strides ? heft__stable_hash((const char *)entry->strides, bytes) : 0,
-        };
-        if (!heft__map_put(&seen, (const char *)keys, sizeof *keys, i, &found)) {
-            status = heft__fail_nomem(err, sizeof *keys);
-        } else if (found != HEFT__MAP_NONE && same_view(ckpt, found, i)) {
-            result[i] = found;
-        }
-        keys++;
-    }
-    heft__map_fini(&seen);
-    return status;
-}
-
-heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err)
-{
-    size_t storages = 0, sharing = 0; /* none shares in safetensors files */
-    uint32_t *users = count_users(ckpt, &storages, &sharing);
-    size_t *result = heft__alloc(ckpt->ctx, ckpt->count * sizeof *result);
-    struct view_key *keys = heft__alloc_zero(ckpt->ctx, sharing, sizeof *keys);
-    heft_status status =
-        users && result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *result);
-    for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        result[i] = i;
-    }
-    if (status == HEFT_OK && sharing > 0) {
-        status = find_aliases(ckpt, users, keys, result, err);
-    }
-    heft__free(ckpt->ctx, users, storages * sizeof *users);
-    heft__free(ckpt->ctx, keys, sharing * sizeof *keys);
-    if (status == HEFT_OK) {
-        *first = result;
-    } else {
-        heft__free(ckpt->ctx, result, ckpt->count * sizeof *result);
-    }
-    return status;
-}
-
-/* ---- index against shards -------------------------------------------------------------------- */
-/* The number of an entry's tensor: most often the one behind the last that was found in its file,
- * since both lists are sorted by name more often than not; else by hash. */
-static size_t find_entry(const heft_checkpoint *ckpt, const heft__shard_entry *entry, size_t *next)
-{
-    const size_t guess = next[entry->file];
-    size_t at = HEFT__MAP_NONE;
-    if (guess < ckpt->count && ckpt->infos[guess].file_index == entry->file &&
-        strcmp(ckpt->infos[guess].name, entry->name) == 0) {
-        at = guess;
-    } else {
-        at = heft__map_get(&ckpt->names, entry->name, strlen(entry->name));
-    }
-    next[entry->file] = at != HEFT__MAP_NONE ? at + 1 : guess;
-    return at;
-}
-
-/* A tensor that is not where the index has it, but at `at`, or nowhere. */
-static heft_status misplaced(heft_checkpoint *ckpt, const heft__shard_index *index,
-                             const heft__shard_entry *entry, size_t at, heft_error *err)
-{
-    const char *promised = index->files[entry->file];
-    const bool nowhere = at == HEFT__MAP_NONE;
-    const char *but = nowhere ? "" : ", but in ", *found = nowhere ? "" : ckpt->infos[at].file;
-    if (ckpt->trust_shards) {
-        return heft__warn(&ckpt->warnings, "tensor '%s' is not in %s, where the index has it%s%s",
-                          entry->name, promised, but, found)
-                   ? HEFT_OK
-                   : heft__fail_nomem(err, 0);
-    }
-    heft_status status =
-        heft__fail_at(err, HEFT_FORMAT, entry->offset,
-                      "not found in '%.100s', where the index has it%s%s%.100s%s", promised, but,
-                      nowhere ? "" : "'", found, nowhere ? "" : "'");
-    return heft__add_item(status, err, entry->name);
-}
-
-/* `next`: by file, its first tensor. */
-static heft_status check_listed(heft_checkpoint *ckpt, const heft__shard_index *index, bool *listed,
-                                size_t *next, heft_error *err)
-{
-    for (size_t i = 0; i < index->entry_count; i++) {
-        const heft__shard_entry *entry = &index->entries[i];
-        size_t at = find_entry(ckpt, entry, next);
-        if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
-            heft_status status = misplaced(ckpt, index, entry, at, err);
-            if (status != HEFT_OK) {
-                return status;
-            }
-        }
-        if (at != HEFT__MAP_NONE) {
-            listed[at] = true;
-        }
-    }
-    return HEFT_OK;
-}
-
-static heft_status check_unlisted(heft_checkpoint *ckpt, const bool *listed, heft_error *err)
-{
-    for (size_t i = 0; i < ckpt->count; i++) {
-        if (!listed[i] && !heft__warn(&ckpt->warnings, "tensor '%s' is in %s but not in the index",
-                                      ckpt->infos[i].name, ckpt->infos[i].file)) {
-            return heft__fail_nomem(err, 0);
-        }
-    }
-    return HEFT_OK;
-}
-
-static heft_status check_total(heft_checkpoint *ckpt, const heft__shard_index *index,
-                               heft_error *err)
-{
-    double said;
-    const heft__json_value *total = heft__json_member(index->metadata, "total_size");
-    if (total && heft__json_as_double(total, &said) && said != (double)ckpt->total_bytes &&
-        !heft__warn(&ckpt->warnings, "the index says total_size %s, the tensors have %llu bytes",
-                    total->text, (unsigned long long)ckpt->total_bytes)) {
-        return heft__fail_nomem(err, 0);
-    }
-    return HEFT_OK;
-}
-
-static heft_status check_index(heft_checkpoint *ckpt, const heft__shard_index *index,
-                               heft_error *err)
-{
-    bool *listed = heft__alloc_zero(ckpt->ctx, ckpt->count, sizeof *listed);
-    size_t *next = heft__alloc_zero(ckpt->ctx, index->file_count, sizeof *next), at = 0;
-    for (size_t f = 0; next && f < index->file_count; f++) {
-        next[f] = at;
-        at += ckpt->files[f].file->tensor_count;
-    }
-    heft_status status = listed && next ? check_listed(ckpt, index, listed, next, err)
-                                        : heft__fail_nomem(err, ckpt->count);
-    if (status == HEFT_OK) {
-        status = check_unlisted(ckpt, listed, err);
-    }
-    if (status == HEFT_OK) {
-        status = check_total(ckpt, index, err);
-    }
-    heft__free(ckpt->ctx, listed, ckpt->count * sizeof *listed);
-    heft__free(ckpt->ctx, next, index->file_count * sizeof *next);
-    return status;
-}
-
-/* A shard that is missing is blamed on the index, with one tensor that needs it. */
-static heft_status blame_index(const heft_checkpoint *ckpt, const heft__shard_index *index,
-                               const char *path, heft_status status, heft_error *err)
-{
-    size_t needs = 0, missing = 0;
-    if (status != HEFT_NOT_FOUND) {
-        return status;
-    }
-    while (missing < ckpt->file_count && heft__path_exists(ckpt->files[missing].info.path)) {
-        missing++;
-    }
-    if (missing == ckpt->file_count) { /* it has come back */
-        return status;
-    }
-    while (index->entries[needs].file != missing) {
-        needs++;
-    }
-    status = heft__fail_at(err, HEFT_NOT_FOUND, index->entries[needs].offset,
-                           "shard '%.200s' is missing", index->files[missing]);
-    heft__add_item(status, err, index->entries[needs].name);
-    return heft__add_path(status, err, path);
-}
-
-static heft_status open_index(heft_checkpoint *ckpt, heft_error *err)
-{
-    heft__shard_index index = {0};
-    const char *path = heft__path_join(&ckpt->arena, ckpt->where.folder, ckpt->where.index);
-    heft_status status = path ? heft__shard_index_read(ckpt->ctx, path, &index, err)
-                              : heft__fail_nomem(err, strlen(ckpt->where.index));
-    if (status != HEFT_OK) {
-        return heft__add_path(status, err, path);
-    }
-    const char **names = heft__arena_array(&ckpt->arena, index.file_count, sizeof *names);
-    status = names ? HEFT_OK : heft__fail_nomem(err, index.file_count * sizeof *names);
-    for (size_t i = 0; i < index.file_count && status == HEFT_OK; i++) {
-        names[i] = heft__arena_text(&ckpt->arena, index.files[i], strlen(index.files[i]));
-        status = names[i] ? HEFT_OK : heft__fail_nomem(err, 0);
-    }
-    if (status == HEFT_OK) {
-        status = open_files(ckpt, names, index.file_count, err);
-        status = blame_index(ckpt, &index, path, status, err);
-    }
-    if (status == HEFT_OK) {
-        status = build_table(ckpt, err);
-    }
-    if (status == HEFT_OK) {
-        status = sum_bytes(ckpt, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__add_path(check_index(ckpt, &index, err), err, path);
-    }
-    if (status == HEFT_OK && ckpt->where.shadowed &&
-        !heft__warn(&ckpt->warnings, "%s is older than %s and taken for stale",
-                    ckpt->where.shadowed, ckpt->where.index)) {
-        status = heft__fail_nomem(err, 0);
-    }
-    heft__shard_index_fini(&index);
-    return status;
-}
-
-static heft_status open_single(heft_checkpoint *ckpt, heft_error *err)
-{
-    heft_status status = open_files(ckpt, &ckpt->where.file, 1, err);
-    if (status == HEFT_OK) {
-        status = build_table(ckpt, err);
-    }
-    if (status == HEFT_OK && ckpt->where.shadowed &&
-        !heft__warn(&ckpt->warnings, "%s wins over %s, which may be newer: one of them is stale",
-                    ckpt->where.file, ckpt->where.shadowed)) {
-        status = heft__fail_nomem(err, 0);
-    }
-    return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
-}
-
-static heft_status open_offload(heft_checkpoint *ckpt, heft_error *err)
-{
-    heft_status status = heft__offload_read(&ckpt->arena, ckpt->where.folder, ckpt->where.index,
-                                            &ckpt->offload, err);
-    if (status == HEFT_OK) {
-        status = make_slots(ckpt, ckpt->offload.slot_count, err);
-    }
-    for (size_t i = 0; i < ckpt->file_count; i++) {
-        ckpt->files[i].info.name = ckpt->offload.slots[i].name;
-        ckpt->files[i].info.path = ckpt->offload.slots[i].path;
-    }
-    if (status == HEFT_OK) {
-        status = open_and_number(ckpt, err);
+    heft_status status = open_files(ckpt, err);
+    if (status == HEFT_OK && ckpt->index.claims) {
+        status = heft__compare_claims(ckpt, err);
     }
     if (status == HEFT_OK) {
         status = build_table(ckpt, err);
@@ -498,32 +347,44 @@ static heft_status open_offload(heft_checkpoint *ckpt, heft_error *err)
     return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
 }
 
-heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
-                                 const heft_checkpoint_options *options, heft_checkpoint **out,
-                                 heft_error *err)
+static heft_status survey(heft_checkpoint *ckpt, heft_error *err)
 {
-    heft_checkpoint_options taken;
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
-    }
-    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
-    if (status != HEFT_OK) {
+    bool good = true;
+    heft_status status = ckpt->where.index ? read_index(ckpt, &good, err) : HEFT_OK;
+    if (status != HEFT_OK || !good) {
         return status;
     }
+    status = make_slots(ckpt, err);
+    if (status == HEFT_OK) {
+        status = make_table(ckpt, err);
+    }
+    if (status == HEFT_OK && ckpt->where.index && !ckpt->index.claims) {
+        status = heft__compare_index(ckpt, &ckpt->index, err);
+        heft__index_fini(&ckpt->index);
+    }
+    return status == HEFT_OK ? compare_entry_points(ckpt, err) : status;
+}
+
+heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
+                                    const heft_checkpoint_options *options, heft_checkpoint **out,
+                                    heft_error *err)
+{
     heft_checkpoint *ckpt = heft__alloc_zero(ctx, 1, sizeof *ckpt);
     if (!ckpt) {
         return heft__fail_nomem(err, sizeof *ckpt);
     }
     ckpt->ctx = heft__ctx_ref(ctx);
+    atomic_init(&ckpt->refs, 1);
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
-    ckpt->trust_shards = taken.trust_shards;
-    status = heft__resolve(&ckpt->arena, path, &taken, &ckpt->where, err);
+    ckpt->findings.arena = &ckpt->arena;
+    heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
     if (status == HEFT_OK) {
-        status = ckpt->where.offload ? open_offload(ckpt, err)
-                 : ckpt->where.index ? open_index(ckpt, err)
-                                     : open_single(ckpt, err);
+        status = survey(ckpt, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__maps_make(ckpt, err);
     }
     if (status != HEFT_OK) {
         heft_checkpoint_close(ckpt);
@@ -533,16 +394,52 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     return HEFT_OK;
 }
 
+/* ---- opening --------------------------------------------------------------------------------- */
+heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
+                                 const heft_checkpoint_options *options, heft_checkpoint **out,
+                                 heft_error *err)
+{
+    heft_checkpoint_options taken;
+    heft_checkpoint *ckpt = NULL;
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_survey(ctx, path, &taken, &ckpt, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_judge(ckpt, taken.trust_shards, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_warn(ckpt, err);
+    }
+    if (status != HEFT_OK) {
+        heft_checkpoint_close(ckpt);
+        return heft__add_path(status, err, path);
+    }
+    *out = ckpt;
+    return HEFT_OK;
+}
+
+heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt)
+{
+    atomic_fetch_add_explicit(&ckpt->refs, 1, memory_order_relaxed);
+    return ckpt;
+}
+
 void heft_checkpoint_close(heft_checkpoint *ckpt)
 {
-    if (!ckpt) {
+    if (!ckpt || atomic_fetch_sub_explicit(&ckpt->refs, 1, memory_order_acq_rel) > 1) {
         return;
     }
+    heft__maps_free(ckpt);
     for (size_t i = 0; i < ckpt->file_count; i++) {
         heft__file_close(ckpt->ctx, ckpt->files[i].file);
     }
     heft_ctx *ctx = ckpt->ctx;
-    heft__offload_index_fini(&ckpt->offload.index);
+    heft__input_unref(ckpt->where.index_input);
+    heft__index_fini(&ckpt->index);
     heft__map_fini(&ckpt->names);
     heft__arena_fini(&ckpt->arena);
     heft__free(ctx, ckpt, sizeof *ckpt);

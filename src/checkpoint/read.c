@@ -1,17 +1,5 @@
-/* read.c - looking into an open checkpoint: accessors, copying one tensor, mapping one tensor. */
+/* read.c - looking into an open checkpoint: accessors, copying one tensor. */
 #include "checkpoint/checkpoint.h"
-
-static const char *const format_names[] = {
-    [HEFT_FORMAT_AUTO] = "auto",     [HEFT_FORMAT_SAFETENSORS] = "safetensors",
-    [HEFT_FORMAT_TORCH] = "bin",     [HEFT_FORMAT_TORCH_LEGACY] = "legacy",
-    [HEFT_FORMAT_TORCH_TAR] = "tar", [HEFT_FORMAT_OFFLOAD] = "offload",
-};
-
-const char *heft_format_name(heft_format format)
-{
-    return (size_t)format < sizeof format_names / sizeof format_names[0] ? format_names[format]
-                                                                         : "auto";
-}
 
 size_t heft_checkpoint_count(const heft_checkpoint *ckpt)
 {
@@ -80,8 +68,8 @@ const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t i)
     return i < ckpt->warnings.count ? ckpt->warnings.lines[i] : NULL;
 }
 
-/* The item and the path of an error in tensor i. */
-static heft_status blame(const heft_checkpoint *ckpt, size_t i, heft_status status, heft_error *err)
+heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
+                                   heft_error *err)
 {
     heft__add_item(status, err, ckpt->infos[i].name);
     return heft__add_path(status, err, ckpt->files[ckpt->infos[i].file_index].info.path);
@@ -96,10 +84,11 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
     }
     uint64_t needed = ckpt->infos[i].size_bytes;
     if (cap < needed) {
-        return blame(ckpt, i,
-                     heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
-                                (unsigned long long)cap, (unsigned long long)needed),
-                     err);
+        return heft__checkpoint_blame(
+            ckpt, i,
+            heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
+                       (unsigned long long)cap, (unsigned long long)needed),
+            err);
     }
     heft__tensor_reader *reader = NULL;
     heft_status status =
@@ -108,65 +97,5 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
         status = heft__tensor_reader_fill(reader, dst, (size_t)needed, err);
     }
     heft__tensor_reader_free(reader);
-    return blame(ckpt, i, status, err);
-}
-
-/* ---- mapping --------------------------------------------------------------------------------- */
-static void release_source(void *user)
-{
-    heft__input_unref(user);
-}
-
-static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
-                             heft_error *err)
-{
-    const heft__file *file = heft__file_of(ckpt, i);
-    const heft__file_tensor *entry = ckpt->entries[i];
-    const heft__file_storage *run = &file->storages[entry->storage];
-    const uint8_t *base;
-    heft_storage *storage = NULL;
-    heft_status status = heft__input_map(file->source, &base, err);
-    if (status == HEFT_OK) {
-        heft__input *source = heft__input_ref(file->source);
-        status = heft_storage_wrap(ckpt->ctx, (void *)(uintptr_t)(base + run->offset), run->bytes,
-                                   release_source, source, &storage, err);
-        if (status != HEFT_OK) {
-            heft__input_unref(source);
-        }
-    }
-    if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, entry->dtype, entry->shape, entry->rank,
-                                  entry->strides, storage, entry->start, true, out, err);
-    }
-    heft_storage_unref(storage);
-    return status;
-}
-
-static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
-                                heft_error *err)
-{
-    const heft_tensor_info *info = &ckpt->infos[i];
-    heft_storage *storage = NULL;
-    heft_status status = heft__storage_new(ckpt->ctx, info->size_bytes, &storage, err);
-    if (status == HEFT_OK) {
-        status = heft_checkpoint_read(ckpt, i, heft_storage_data(storage), info->size_bytes, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__tensor_new(ckpt->ctx, info->dtype, info->shape, info->rank, NULL, storage, 0,
-                                  false, out, err);
-    }
-    heft_storage_unref(storage);
-    return status;
-}
-
-heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_tensor **out,
-                                heft_error *err)
-{
-    if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
-                          i, ckpt->count);
-    }
-    bool mappable = heft__tensor_is_mappable(heft__file_of(ckpt, i), ckpt->entries[i]);
-    heft_status status = mappable ? map_plain(ckpt, i, out, err) : copy_to_heap(ckpt, i, out, err);
-    return blame(ckpt, i, status, err);
+    return heft__checkpoint_blame(ckpt, i, status, err);
 }

@@ -1,87 +1,15 @@
-/* resolve.c - from a path to the files of a checkpoint, and the names that files have.
+/* resolve.c - from a path to the files of a checkpoint.
  *
- *   model[.V].safetensors   model.safetensors.index[.V].json   model[.V]-00001-of-00003.safetensors
- *   pytorch_model[.V].bin   pytorch_model.bin.index[.V].json   pytorch_model[.V]-00001-of-00003.bin
- *
- * A path that is not there may be a name in the hub's cache: hub.c. In a folder the first of the four
- * entry points wins, safetensors before .bin, single before index, as in the reference; without any of
- * them, an index.json that is Accelerate's makes it an offload folder.
+ * A path that is not there may be a name in the hub's cache: hub.c. In a folder the formats that are
+ * found in folders are tried by precedence, single file before index, as in Transformers.
  * Source: docs/sharding.md [1], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
-#include <ctype.h>
 #include <errno.h>
-
-static const char *stem_of(heft_format format)
-{
-    return format == HEFT_FORMAT_TORCH ? "pytorch_model" : "model";
-}
-
-static const char *extension_of(heft_format format)
-{
-    return format == HEFT_FORMAT_TORCH ? "bin" : "safetensors";
-}
 
 static bool is_given(const char *text)
 {
     return text && *text;
-}
-
-const char *heft__weights_stem(heft__arena *arena, heft_format format, const char *variant)
-{
-    bool given = is_given(variant);
-    return heft__arena_format(arena, "%s%s%s", stem_of(format), given ? "." : "",
-                              given ? variant : "");
-}
-
-const char *heft__weights_single(heft__arena *arena, heft_format format, const char *variant)
-{
-    const char *stem = heft__weights_stem(arena, format, variant);
-    return stem ? heft__arena_format(arena, "%s.%s", stem, extension_of(format)) : NULL;
-}
-
-const char *heft__weights_index(heft__arena *arena, heft_format format, const char *variant)
-{
-    bool given = is_given(variant);
-    return heft__arena_format(arena, "%s.%s.index%s%s.json", stem_of(format), extension_of(format),
-                              given ? "." : "", given ? variant : "");
-}
-
-const char *heft__weights_shard(heft__arena *arena, heft_format format, const char *variant,
-                                size_t number, size_t count)
-{
-    const char *stem = heft__weights_stem(arena, format, variant);
-    return stem ? heft__arena_format(arena, "%s-%05zu-of-%05zu.%s", stem, number, count,
-                                     extension_of(format))
-                : NULL;
-}
-
-/* At least five digits at p, as "%05zu" prints them; NULL if not, else where they end. */
-static const char *number_at(const char *p)
-{
-    const char *start = p;
-    while (isdigit((unsigned char)*p)) {
-        p++;
-    }
-    return p - start >= 5 ? p : NULL;
-}
-
-bool heft__is_shard_name(const char *name, heft_format format, const char *variant)
-{
-    const char *p = name, *stem = stem_of(format);
-    if (strncmp(p, stem, strlen(stem)) != 0) {
-        return false;
-    }
-    p += strlen(stem);
-    if (is_given(variant)) {
-        if (*p != '.' || strncmp(p + 1, variant, strlen(variant)) != 0) {
-            return false;
-        }
-        p += 1 + strlen(variant);
-    }
-    p = *p == '-' ? number_at(p + 1) : NULL;
-    p = p && strncmp(p, "-of-", 4) == 0 ? number_at(p + 4) : NULL;
-    return p && *p == '.' && strcmp(p + 1, extension_of(format)) == 0;
 }
 
 /* ---- a folder -------------------------------------------------------------------------------- */
@@ -102,74 +30,113 @@ static bool is_stale(heft__arena *arena, const char *folder, const char *single,
     return one && other && heft__path_is_newer(other, one, STALE_SECONDS);
 }
 
-static heft_status nothing_found(const heft__resolved *out, const char *variant, heft_error *err)
+/* "neither model.safetensors nor pytorch_model.bin, nor an index of either" */
+static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, const char *variant,
+                                 heft_error *err)
 {
-    bool given = is_given(variant);
-    heft_status status = heft__fail(
-        err, HEFT_NOT_FOUND,
-        "no weights here: neither model%s%s.safetensors nor pytorch_model%s%s.bin, nor an index of "
-        "either",
-        given ? "." : "", given ? variant : "", given ? "." : "", given ? variant : "");
+    const heft__format *format;
+    const char *names = "";
+    for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL; i++) {
+        if (!format->index_name) {
+            const char *single = heft__weights_single(arena, format, variant);
+            names = heft__arena_format(arena, "%s%s%s", names, *names ? " nor " : "",
+                                       single ? single : "");
+            if (!single || !names) {
+                return heft__fail_nomem(err, 0);
+            }
+        }
+    }
+    heft_status status = heft__fail(err, HEFT_NOT_FOUND,
+                                    "no weights here: neither %s, nor an index of either", names);
     return heft__add_path(status, err, out->folder);
 }
 
-/* Whether the folder has an index of Accelerate's, which knows no variants. */
-static heft_status try_offload(heft__arena *arena, const heft_checkpoint_options *options,
-                               heft__resolved *out, heft_error *err)
+/* Whether the folder has an index of a format that has no variants and always the same name. */
+static heft_status try_fixed_index(heft__arena *arena, const heft__format *format,
+                                   const heft_checkpoint_options *options, heft__resolved *out,
+                                   heft_error *err)
 {
-    const char *path = heft__path_join(arena, out->folder, HEFT__OFFLOAD_INDEX);
+    const char *path = heft__path_join(arena, out->folder, format->index_name);
     if (!path) {
         return heft__fail_nomem(err, strlen(out->folder));
     }
     heft_status status = is_given(options->variant)
                              ? HEFT_OK
-                             : heft__offload_is_index(arena->ctx, path, &out->offload, err);
-    out->index = out->offload ? HEFT__OFFLOAD_INDEX : NULL;
+                             : format->open_index(arena->ctx, path, &out->index_input, err);
+    out->index = out->index_input ? format->index_name : NULL;
     return status;
+}
+
+/* Whether the folder has a file or an index of a format; *out is filled if so. */
+static heft_status try_format(heft__arena *arena, const heft__format *format,
+                              const heft_checkpoint_options *options, heft__resolved *out,
+                              heft_error *err)
+{
+    if (format->index_name) {
+        return try_fixed_index(arena, format, options, out, err);
+    }
+    const char *single = heft__weights_single(arena, format, options->variant);
+    const char *index = heft__weights_index(arena, format, options->variant);
+    if (!single || !index) {
+        return heft__fail_nomem(err, 0);
+    }
+    const bool has_single = is_there(arena, out->folder, single);
+    const bool has_index = is_there(arena, out->folder, index);
+    if (has_single && !(has_index && is_stale(arena, out->folder, single, index))) {
+        out->file = single;
+        out->shadowed = has_index ? index : NULL;
+    } else if (has_index) {
+        out->index = index;
+        out->shadowed = has_single ? single : NULL;
+    }
+    return HEFT_OK;
 }
 
 static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_options *options,
                                   heft__resolved *out, heft_error *err)
 {
-    heft_format order[2] = {HEFT_FORMAT_SAFETENSORS, HEFT_FORMAT_TORCH};
-    if (options->prefer == HEFT_FORMAT_TORCH) {
-        order[0] = HEFT_FORMAT_TORCH;
-        order[1] = HEFT_FORMAT_SAFETENSORS;
-    }
-    heft_status status = HEFT_OK;
-    if (options->prefer == HEFT_FORMAT_OFFLOAD) {
-        status = try_offload(arena, options, out, err);
-        if (status != HEFT_OK || out->offload) {
+    const heft__format *prefer = heft__format_find(options->prefer), *format;
+    for (size_t i = 0; (format = heft__format_in_folder(prefer, i)) != NULL; i++) {
+        heft_status status = try_format(arena, format, options, out, err);
+        if (status != HEFT_OK || out->file || out->index) {
+            out->index_format = out->index ? format : NULL;
             return status;
         }
     }
-    for (size_t i = 0; i < 2; i++) {
-        const char *single = heft__weights_single(arena, order[i], options->variant);
-        const char *index = heft__weights_index(arena, order[i], options->variant);
-        if (!single || !index) {
-            return heft__fail_nomem(err, 0);
-        }
-        bool has_single = is_there(arena, out->folder, single);
-        bool has_index = is_there(arena, out->folder, index);
-        if (has_single && !(has_index && is_stale(arena, out->folder, single, index))) {
-            out->file = single;
-            out->shadowed = has_index ? index : NULL;
-            return HEFT_OK;
-        }
-        if (has_index) {
-            out->index = index;
-            out->shadowed = has_single ? single : NULL;
-            return HEFT_OK;
-        }
-    }
-    status = try_offload(arena, options, out, err);
-    return status != HEFT_OK || out->offload ? status : nothing_found(out, options->variant, err);
+    return nothing_found(arena, out, options->variant, err);
 }
 
-static bool ends_with(const char *text, const char *end)
+/* A path that is a file: a weight file, or an index by its name and, where that is not enough, by its
+ * content. */
+static heft_status resolve_file(heft__arena *arena, const char *path, heft__resolved *out,
+                                heft_error *err)
 {
-    size_t length = strlen(text), tail = strlen(end);
-    return length >= tail && strcmp(text + length - tail, end) == 0;
+    const char *base = heft__path_base(path);
+    const size_t length = (size_t)(base - path);
+    const heft__format *format;
+    /* "dir/" without its slash; "/" stays, "" is the folder we stand in */
+    out->folder = length > 1 ? heft__arena_text(arena, path, length - 1) : length == 1 ? "/" : ".";
+    const char *name = heft__arena_text(arena, base, strlen(base));
+    if (!out->folder || !name) {
+        return heft__fail_nomem(err, strlen(path));
+    }
+    if (!heft__ends_with(name, ".json")) {
+        out->file = name;
+        out->lone = true;
+        return HEFT_OK;
+    }
+    out->index = name;
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL && status == HEFT_OK;
+         i++) {
+        bool known = !format->index_name && !out->index_format;
+        if (format->index_name && strcmp(name, format->index_name) == 0) {
+            status = format->open_index(arena->ctx, path, &out->index_input, err);
+            known = out->index_input != NULL;
+        }
+        out->index_format = known ? format : out->index_format;
+    }
+    return status;
 }
 
 heft_status heft__resolve(heft__arena *arena, const char *path,
@@ -199,23 +166,8 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
         status =
             found.folder ? resolve_folder(arena, options, &found, err) : heft__fail_nomem(err, 0);
     } else {
-        const char *base = heft__path_base(at);
-        size_t length = (size_t)(base - at);
-        /* "dir/" without its slash; "/" stays, "" is the folder we stand in */
-        found.folder = length > 1    ? heft__arena_text(arena, at, length - 1)
-                       : length == 1 ? "/"
-                                     : ".";
-        const char *name = heft__arena_text(arena, base, strlen(base));
-        if (!found.folder || !name) {
-            return heft__fail_nomem(err, strlen(at));
-        }
-        *(ends_with(name, ".json") ? &found.index : &found.file) = name;
-        if (strcmp(name, HEFT__OFFLOAD_INDEX) == 0) {
-            status = heft__offload_is_index(arena->ctx, at, &found.offload, err);
-        }
+        status = resolve_file(arena, at, &found, err);
     }
-    if (status == HEFT_OK) {
-        *out = found;
-    }
+    *out = found; /* what is open in it is the caller's to close, in any case */
     return status;
 }

@@ -91,6 +91,26 @@ heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors
     return status;
 }
 
+heft_status heft__shard_plan_each(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
+                                  heft__shard_plan *out, heft_error *err)
+{
+    heft__shard_plan plan = {.shard = heft__alloc_zero(ctx, count, sizeof *plan.shard),
+                             .shard_count = count};
+    heft_status status = plan.shard ? HEFT_OK : heft__fail_nomem(err, count * sizeof *plan.shard);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        plan.shard[i] = i;
+        if (!heft__add_u64(plan.total_size, tensors[i].size_bytes, &plan.total_size)) {
+            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+        }
+    }
+    if (status != HEFT_OK) {
+        heft__shard_plan_fini(ctx, &plan, count);
+        return status;
+    }
+    *out = plan;
+    return HEFT_OK;
+}
+
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count)
 {
     heft__free(ctx, plan->shard, count * sizeof *plan->shard);

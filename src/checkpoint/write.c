@@ -1,23 +1,26 @@
 /* write.c - writing a folder: side files, weights in shards, the index last; and taking away what
- * would win over them. In Accelerate's offload folder every tensor is a shard of its own.
+ * would win over them. Or one file, of which nothing else is a part.
  *
- * All of it goes through one folder writer, so the destination changes at commit or not at all. The
- * staging buffer is the only memory that grows with nothing.
+ * Everything goes through one folder writer, so the destination changes at commit or not at all. Each
+ * file is laid out once, before anything is written. The staging buffer is the only memory that grows
+ * with nothing.
  * Source: docs/sharding.md [3], [4]; docs/formats/offload.md [4]. */
 #include "checkpoint/checkpoint.h"
 
 struct session {
     heft_ctx *ctx;
     const heft__write_job *job;
+    const heft__format *format;
     heft__arena arena;
     heft__folder_writer *folder;
     heft__shard_plan plan;
-    heft__out_tensor *room;  /* [job->count] for the tensors of one shard */
-    const char **names;      /* [shard_count] files */
-    heft__map written;       /* names of all files that are written */
-    heft__map stale;         /* of the offload folder that is there already */
-    heft__offload_index old; /* its index */
-    const char *index_name;  /* NULL if there is one file */
+    size_t file_count;
+    heft__out_tensor *tensors; /* [job->count] file after file */
+    size_t *first;             /* [file_count + 1] the first of each file in `tensors` */
+    const char **names;        /* [file_count] */
+    heft__layout **layouts;    /* [file_count] NULL where done */
+    heft__map written;         /* names of all files that are written */
+    const char *index_name;    /* NULL if there is one file */
     void *scratch;
     size_t scratch_bytes;
     uint64_t done_bytes; /* for progress */
@@ -41,156 +44,152 @@ void heft_write_report_free(heft_write_report *report)
     }
 }
 
-static const heft__text_pair pt_format = {"format",
-                                          "pt"}; /* what the reference puts into every file */
-
 /* ---- names and plan -------------------------------------------------------------------------- */
-static bool is_offload(const struct session *s)
-{
-    return s->job->format == HEFT_FORMAT_OFFLOAD;
-}
-
-/* Every tensor is a file. */
-static heft_status plan_each(struct session *s, heft_error *err)
-{
-    const heft__write_job *job = s->job;
-    s->plan.shard = heft__alloc_zero(s->ctx, job->count, sizeof *s->plan.shard);
-    heft_status status =
-        s->plan.shard ? HEFT_OK : heft__fail_nomem(err, job->count * sizeof *s->plan.shard);
-    for (size_t i = 0; i < job->count && status == HEFT_OK; i++) {
-        const heft__out_tensor *tensor = &job->tensors[i];
-        status = heft__offload_check_writable(tensor->name, tensor->dtype, err);
-        s->plan.shard[i] = i;
-        if (status == HEFT_OK &&
-            !heft__add_u64(s->plan.total_size, tensor->size_bytes, &s->plan.total_size)) {
-            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
-        }
-    }
-    s->plan.shard_count = job->count;
-    return status;
-}
-
 static heft_status make_plan(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
-    const uint64_t limit = job->max_shard_bytes ? job->max_shard_bytes : HEFT__SHARD_BYTES_STANDARD;
-    return is_offload(s)
-               ? plan_each(s, err)
-               : heft__shard_plan_make(s->ctx, job->tensors, job->count, limit, &s->plan, err);
+    const uint64_t limit = job->single            ? UINT64_MAX
+                           : job->max_shard_bytes ? job->max_shard_bytes
+                                                  : HEFT__SHARD_BYTES_STANDARD;
+    if (s->format->file_each && (job->count == 0 || job->single)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s %s", s->format->noun,
+                          job->single ? "is not one file" : "holds one tensor at least");
+    }
+    heft_status status =
+        s->format->file_each
+            ? heft__shard_plan_each(s->ctx, job->tensors, job->count, &s->plan, err)
+            : heft__shard_plan_make(s->ctx, job->tensors, job->count, limit, &s->plan, err);
+    s->file_count = s->plan.shard_count ? s->plan.shard_count : 1; /* no tensors are a file too */
+    return status;
 }
 
 static const char *name_of_file(struct session *s, size_t i)
 {
     const heft__write_job *job = s->job;
-    const size_t count = s->plan.shard_count;
-    return is_offload(s) ? heft__arena_format(&s->arena, "%s.dat", job->tensors[i].name)
-           : count == 1  ? heft__weights_single(&s->arena, job->format, job->variant)
-                         : heft__weights_shard(&s->arena, job->format, job->variant, i + 1, count);
+    const size_t count = s->file_count;
+    return job->single ? job->single
+           : s->format->file_each
+               ? heft__weights_of_tensor(&s->arena, s->format, job->tensors[i].name)
+           : count == 1 ? heft__weights_single(&s->arena, s->format, job->variant)
+                        : heft__weights_shard(&s->arena, s->format, job->variant, i + 1, count);
 }
 
+/* A name that is written twice is a side file in the place of weights. */
 static heft_status note_written(struct session *s, const char *name, heft_error *err)
 {
     size_t found;
-    return name && heft__map_put(&s->written, name, strlen(name), 0, &found)
+    if (!name || !heft__map_put(&s->written, name, strlen(name), 0, &found)) {
+        return heft__fail_nomem(err, 0);
+    }
+    return found == HEFT__MAP_NONE
                ? HEFT_OK
-               : heft__fail_nomem(err, 0);
+               : heft__fail(err, HEFT_INVALID_ARG, "two files would be called '%.200s'", name);
 }
 
 static heft_status name_files(struct session *s, heft_error *err)
 {
     const heft__write_job *job = s->job;
-    size_t count = s->plan.shard_count;
+    const size_t count = s->file_count;
     heft_status status = HEFT_OK;
     s->names = heft__arena_array(&s->arena, count, sizeof *s->names);
-    s->room = heft__arena_array(&s->arena, job->count, sizeof *s->room);
-    if (!s->names || !s->room) {
-        return heft__fail_nomem(err, job->count * sizeof *s->room);
+    s->layouts = heft__arena_array(&s->arena, count, sizeof(heft__layout *));
+    if (!s->names || !s->layouts) {
+        return heft__fail_nomem(err, count * sizeof *s->names);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         s->names[i] = name_of_file(s, i);
         status = note_written(s, s->names[i], err);
     }
+    if (status == HEFT_OK && (count > 1 || s->format->file_each)) {
+        s->index_name = heft__weights_index(&s->arena, s->format, job->variant);
+        status = note_written(s, s->index_name, err);
+    }
     for (size_t i = 0; i < job->side_count && status == HEFT_OK; i++) {
         status = note_written(s, job->sides[i].name, err);
-    }
-    if (status == HEFT_OK && (count > 1 || is_offload(s))) {
-        s->index_name = is_offload(s) ? HEFT__OFFLOAD_INDEX
-                                      : heft__weights_index(&s->arena, job->format, job->variant);
-        status = note_written(s, s->index_name, err);
     }
     return status;
 }
 
-/* A file name's part before its extension: the prefix of a zip's records. */
-static const char *stem_of_file(heft__arena *arena, const char *name)
+/* The tensors file after file, each file's in their order. */
+static heft_status sort_tensors(struct session *s, heft_error *err)
 {
-    const char *dot = strrchr(name, '.');
-    return heft__arena_text(arena, name, dot ? (size_t)(dot - name) : strlen(name));
+    const size_t count = s->job->count;
+    s->tensors = heft__arena_array(&s->arena, count, sizeof *s->tensors);
+    s->first = heft__arena_array(&s->arena, (uint64_t)s->file_count + 2, sizeof *s->first);
+    if (!s->tensors || !s->first) {
+        return heft__fail_nomem(err, count * sizeof *s->tensors);
+    }
+    for (size_t i = 0; i < count; i++) {
+        s->first[s->plan.shard[i] + 2]++;
+    }
+    for (size_t f = 0; f < s->file_count; f++) {
+        s->first[f + 2] += s->first[f + 1];
+    }
+    for (size_t i = 0; i < count;
+         i++) { /* moves first[f + 1] from the beginning of file f to its end */
+        s->tensors[s->first[s->plan.shard[i] + 1]++] = s->job->tensors[i];
+    }
+    return HEFT_OK;
 }
 
-/* The tensors of a shard, in order. */
-static const heft__out_tensor *gather(struct session *s, size_t shard, size_t *count)
+static size_t count_in(const struct session *s, size_t file)
 {
-    *count = 0;
-    if (is_offload(s)) {
-        *count = 1;
-        return &s->job->tensors[shard];
-    }
-    for (size_t i = 0; i < s->job->count; i++) {
-        if (s->plan.shard[i] == shard) {
-            s->room[(*count)++] = s->job->tensors[i];
+    return s->first[file + 1] - s->first[file];
+}
+
+/* Lay every file out: their sizes, for the report and for the disk. */
+static heft_status lay_out(struct session *s, heft_written_file *files, uint64_t *total,
+                           heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    *total = 0;
+    for (size_t i = 0; i < s->file_count && status == HEFT_OK; i++) {
+        const heft__out_file file = {.name = s->names[i],
+                                     .tensors = s->tensors + s->first[i],
+                                     .count = count_in(s, i),
+                                     .metadata = s->job->metadata,
+                                     .metadata_count =
+                                         s->format->metadata ? s->job->metadata_count : 0,
+                                     .modules = s->job->modules,
+                                     .module_count = s->job->module_count};
+        status = s->format->lay_out(s->ctx, &file, &s->layouts[i], err);
+        if (status == HEFT_OK) {
+            files[i].tensors = file.count;
+            files[i].size_bytes = s->layouts[i]->bytes;
+            *total +=
+                s->layouts[i]->bytes; /* for a look at the disk: where this wraps, writing fails */
         }
     }
-    return s->room;
+    return status;
 }
 
-static heft_status measure(struct session *s, size_t shard, const heft__out_tensor *tensors,
-                           size_t count, uint64_t *bytes, heft_error *err)
-{
-    if (is_offload(s)) {
-        *bytes = heft__offload_dat_bytes(tensors->size_bytes);
-        return HEFT_OK;
-    }
-    if (s->job->format == HEFT_FORMAT_SAFETENSORS) {
-        return heft__safetensors_measure(s->ctx, tensors, count, &pt_format, 1, bytes, err);
-    }
-    const char *stem = stem_of_file(&s->arena, s->names[shard]);
-    return stem ? heft__torch_zip_measure(s->ctx, stem, tensors, count, s->job->modules,
-                                          s->job->module_count, bytes, err)
-                : heft__fail_nomem(err, 0);
-}
-
-/* Every file's size, for the report and for the disk. */
 static heft_status fill_report(struct session *s, uint64_t *total, heft_error *err)
 {
-    const size_t count = s->plan.shard_count;
+    const size_t count = s->file_count;
     heft__arena *arena = &((struct report_memory *)s->report)->arena;
     heft_written_file *files = heft__arena_array(arena, count, sizeof *files);
     const char **warnings = heft__arena_array(arena, s->job->warning_count, sizeof *warnings);
     if (!files || !warnings) {
         return heft__fail_nomem(err, count * sizeof *files);
     }
-    *total = 0;
-    for (size_t i = 0; i < count; i++) {
-        const heft__out_tensor *tensors = gather(s, i, &files[i].tensors);
+    heft_status status = lay_out(s, files, total, err);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         files[i].name = heft__arena_text(arena, s->names[i], strlen(s->names[i]));
-        heft_status status = measure(s, i, tensors, files[i].tensors, &files[i].size_bytes, err);
-        if (status != HEFT_OK || !files[i].name) {
-            return status != HEFT_OK ? status : heft__fail_nomem(err, 0);
-        }
-        *total += files[i].size_bytes;
+        status = files[i].name ? HEFT_OK : heft__fail_nomem(err, 0);
     }
-    for (size_t i = 0; i < s->job->warning_count; i++) {
+    for (size_t i = 0; i < s->job->warning_count && status == HEFT_OK; i++) {
         warnings[i] = heft__arena_text(arena, s->job->warnings[i], strlen(s->job->warnings[i]));
-        if (!warnings[i]) {
-            return heft__fail_nomem(err, 0);
-        }
+        status = warnings[i] ? HEFT_OK : heft__fail_nomem(err, 0);
+    }
+    if (status != HEFT_OK) {
+        return status;
     }
     s->report->files = files;
     s->report->file_count = count;
     s->report->warnings = warnings;
     s->report->warning_count = s->job->warning_count;
     s->report->total_size = s->plan.total_size;
+    s->report->total_parameters = s->job->total_parameters;
     if (s->index_name) {
         s->report->index = heft__arena_text(arena, s->index_name, strlen(s->index_name));
     }
@@ -198,46 +197,22 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
 }
 
 /* ---- what is there already ------------------------------------------------------------------- */
-struct entry_points { /* of a format */
-    heft_format format;
-    const char *single, *index;
+struct rival { /* a format that the folder may hold */
+    const heft__format *format;
+    const char *single, *index; /* by names */
+    heft__map listed;           /* by its own list */
 };
 
-static heft_status name_entry_points(struct session *s, heft_format format,
-                                     struct entry_points *out, heft_error *err)
+static heft_status know_rival(struct session *s, struct rival *rival, heft_error *err)
 {
-    *out = (struct entry_points){format, heft__weights_single(&s->arena, format, s->job->variant),
-                                 heft__weights_index(&s->arena, format, s->job->variant)};
-    return out->single && out->index ? HEFT_OK : heft__fail_nomem(err, 0);
-}
-
-static bool is_weights(const struct session *s, const char *name, const struct entry_points *points)
-{
-    return strcmp(name, points->single) == 0 || strcmp(name, points->index) == 0 ||
-           heft__is_shard_name(name, points->format, s->job->variant);
-}
-
-/* Note which files the offload folder that is there already consists of. */
-static heft_status look_at_offload(struct session *s, heft_error *err)
-{
-    const char *path = heft__path_join(&s->arena, s->job->dst, HEFT__OFFLOAD_INDEX);
-    bool known = false;
-    size_t found;
-    heft_error reason = {0}; /* an index that cannot be read says nothing of other files */
-    heft_status status = path ? heft__offload_is_index(s->ctx, path, &known, err)
-                              : heft__fail_nomem(err, strlen(s->job->dst));
-    if (status != HEFT_OK || !known) {
-        return status;
+    const heft__format *format = rival->format;
+    heft__map_init(&rival->listed, s->ctx);
+    if (format->list_files) {
+        return format->list_files(&s->arena, s->job->dst, &rival->listed, err);
     }
-    status = heft__offload_index_read(s->ctx, path, &s->old, &reason);
-    bool good = status != HEFT_NOMEM && heft__map_put(&s->stale, HEFT__OFFLOAD_INDEX,
-                                                      strlen(HEFT__OFFLOAD_INDEX), 0, &found);
-    for (size_t i = 0; i < s->old.count && good; i++) {
-        const char *name = heft__arena_format(&s->arena, "%s.dat", s->old.entries[i].name);
-        good = name &&
-               (s->old.entries[i].file || heft__map_put(&s->stale, name, strlen(name), 0, &found));
-    }
-    return good ? HEFT_OK : heft__fail_nomem(err, 0);
+    rival->single = heft__weights_single(&s->arena, format, s->job->variant);
+    rival->index = heft__weights_index(&s->arena, format, s->job->variant);
+    return rival->single && rival->index ? HEFT_OK : heft__fail_nomem(err, 0);
 }
 
 static bool has(const heft__map *map, const char *name)
@@ -245,38 +220,61 @@ static bool has(const heft__map *map, const char *name)
     return heft__map_get(map, name, strlen(name)) != HEFT__MAP_NONE;
 }
 
-/* Without force nothing that exists is replaced. With it, weights of an earlier save that are not
- * rewritten go: those of our own format, and what would win over it. */
+static bool is_of(const struct session *s, const struct rival *rival, const char *name)
+{
+    return rival->format->list_files
+               ? has(&rival->listed, name)
+               : strcmp(name, rival->single) == 0 || strcmp(name, rival->index) == 0 ||
+                     heft__is_shard_name(name, rival->format, s->job->variant);
+}
+
+/* Without force nothing that exists is replaced. */
+static heft_status refuse(const struct session *s, const char *name, heft_error *err)
+{
+    heft_status status =
+        heft__fail(err, HEFT_EXISTS, "holds '%.200s' already, and force is not set", name);
+    return heft__add_path(status, err, s->job->dst);
+}
+
+/* With force, what is there of a format and is not written again goes, if the format is ours or would
+ * win over it. */
+static heft_status look_at_rival(struct session *s, struct rival *rival, const char *const *names,
+                                 size_t count, heft_error *err)
+{
+    const bool goes = rival->format->precedence <= s->format->precedence;
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (!is_of(s, rival, names[i])) {
+            continue;
+        }
+        if (!s->job->force) {
+            status = refuse(s, names[i], err);
+        } else if (goes && !has(&s->written, names[i])) {
+            status = heft__folder_remove(s->folder, names[i], err);
+        }
+    }
+    return status;
+}
+
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
     size_t count = 0;
-    struct entry_points torch_points, safetensors_points;
+    struct rival rival = {0};
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
-    if (status == HEFT_OK) {
-        status = name_entry_points(s, HEFT_FORMAT_TORCH, &torch_points, err);
+    for (size_t i = 0; i < count && status == HEFT_OK && !s->job->force; i++) {
+        status = has(&s->written, names[i]) ? refuse(s, names[i], err) : HEFT_OK;
     }
-    if (status == HEFT_OK) {
-        status = name_entry_points(s, HEFT_FORMAT_SAFETENSORS, &safetensors_points, err);
-    }
-    if (status == HEFT_OK) {
-        status = look_at_offload(s, err);
-    }
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        const bool stale = has(&s->stale, names[i]), written = has(&s->written, names[i]),
-                   torch = is_weights(s, names[i], &torch_points),
-                   safetensors = is_weights(s, names[i], &safetensors_points);
-        const bool ours = is_offload(s)                         ? stale
-                          : s->job->format == HEFT_FORMAT_TORCH ? torch
-                                                                : safetensors;
-        const bool rival = safetensors || (is_offload(s) && torch);
-        if (!s->job->force && (ours || rival || written || torch || stale)) {
-            status = heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; 'force' replaces it",
-                                names[i]);
-            heft__add_path(status, err, s->job->dst);
-        } else if ((ours || rival) && !written) {
-            status = heft__folder_remove(s->folder, names[i], err);
+    for (size_t i = 0; status == HEFT_OK && !s->job->single; i++) {
+        rival.format = heft__format_in_folder(NULL, i);
+        if (!rival.format) {
+            break;
         }
+        status = know_rival(s, &rival, err);
+        if (status == HEFT_OK) {
+            status = look_at_rival(s, &rival, names, count, err);
+        }
+        heft__map_fini(&rival.listed);
     }
     return status;
 }
@@ -329,100 +327,47 @@ static heft_status read_counted(void *user, const heft__out_tensor *tensor, uint
     return status;
 }
 
-/* The bytes of one open file. */
-static heft_status write_format(struct session *s, const char *name,
-                                const heft__out_tensor *tensors, size_t count, heft_error *err)
+static heft_status write_weights(struct session *s, size_t file, heft_error *err)
 {
-    const heft__write_job *job = s->job;
-    if (is_offload(s)) {
-        return heft__offload_dat_write(s->folder, tensors, read_counted, s, s->scratch,
-                                       s->scratch_bytes, err);
-    }
-    if (job->format == HEFT_FORMAT_SAFETENSORS) {
-        return heft__safetensors_write(s->ctx, s->folder, tensors, count, &pt_format, 1,
-                                       read_counted, s, s->scratch, s->scratch_bytes, err);
-    }
-    const char *stem = stem_of_file(&s->arena, name);
-    return !stem ? heft__fail_nomem(err, 0)
-                 : heft__torch_zip_write(s->ctx, s->folder, stem, tensors, count, job->modules,
-                                         job->module_count, read_counted, s, s->scratch,
-                                         s->scratch_bytes, err);
-}
-
-static heft_status write_weights(struct session *s, size_t shard, heft_error *err)
-{
-    size_t count = 0;
-    const heft__out_tensor *tensors = gather(s, shard, &count);
-    const char *name = s->names[shard];
+    const heft__out_io io = {.folder = s->folder,
+                             .read = read_counted,
+                             .user = s,
+                             .scratch = s->scratch,
+                             .scratch_bytes = s->scratch_bytes};
+    const char *name = s->names[file];
     bool kept = false;
     heft_status status = heft__folder_file_keep(s->folder, name, !s->index_name,
-                                                s->report->files[shard].size_bytes, &kept, err);
+                                                s->report->files[file].size_bytes, &kept, err);
     if (status == HEFT_OK && kept) {
         heft__log(s->ctx, "%s was finished by an earlier run", name);
-        for (size_t i = 0; i < count; i++) {
-            s->done_bytes += tensors[i].size_bytes;
+        for (size_t i = s->first[file]; i < s->first[file + 1]; i++) {
+            s->done_bytes += s->tensors[i].size_bytes;
         }
-        return HEFT_OK;
-    }
-    if (status == HEFT_OK) {
+    } else if (status == HEFT_OK) {
         status = heft__folder_file_begin(s->folder, name, !s->index_name, err);
+        if (status == HEFT_OK) {
+            status = s->format->write(s->layouts[file], &io, err);
+        }
+        if (status == HEFT_OK) {
+            status = heft__folder_file_end(s->folder, err);
+        }
     }
-    if (status == HEFT_OK) {
-        status = write_format(s, name, tensors, count, err);
-    }
-    return status == HEFT_OK ? heft__folder_file_end(s->folder, err) : status;
-}
-
-heft_status heft__index_text(heft__arena *arena, const heft__out_tensor *tensors, size_t count,
-                             const heft__shard_plan *plan, const char *const *files,
-                             uint64_t total_parameters, heft__buffer *text, heft_error *err)
-{
-    const char **names = heft__arena_array(arena, count, sizeof *names);
-    const char **places = heft__arena_array(arena, count, sizeof *places);
-    heft__json_value *metadata = heft__json_new_object(arena);
-    char *total = heft__arena_format(arena, "%llu", (unsigned long long)plan->total_size);
-    char *elements = heft__arena_format(arena, "%llu", (unsigned long long)total_parameters);
-    if (!names || !places || !metadata || !total || !elements ||
-        !heft__json_set(arena, metadata, "total_size", heft__json_new_number(arena, total)) ||
-        (total_parameters && !heft__json_set(arena, metadata, "total_parameters",
-                                             heft__json_new_number(arena, elements)))) {
-        return heft__fail_nomem(err, count * sizeof *names);
-    }
-    for (size_t i = 0; i < count; i++) {
-        names[i] = tensors[i].name;
-        places[i] = files[plan->shard[i]];
-    }
-    heft__shard_index_write(text, metadata, names, places, count);
-    return heft__buffer_check(text, err);
-}
-
-static heft_status offload_text(struct session *s, heft__buffer *text, heft_error *err)
-{
-    const heft__write_job *job = s->job;
-    heft__offload_entry *entries = heft__arena_array(&s->arena, job->count, sizeof *entries);
-    if (!entries) {
-        return heft__fail_nomem(err, job->count * sizeof *entries);
-    }
-    for (size_t i = 0; i < job->count; i++) {
-        const heft__out_tensor *tensor = &job->tensors[i];
-        entries[i] = (heft__offload_entry){.name = tensor->name,
-                                           .dtype = tensor->dtype,
-                                           .rank = tensor->rank,
-                                           .shape = tensor->shape};
-    }
-    heft__offload_index_write(text, entries, job->count);
-    return heft__buffer_check(text, err);
+    s->format->layout_free(s->layouts[file]);
+    s->layouts[file] = NULL;
+    return status;
 }
 
 static heft_status write_index(struct session *s, heft_error *err)
 {
-    const heft__write_job *job = s->job;
+    const heft__out_index index = {.tensors = s->job->tensors,
+                                   .count = s->job->count,
+                                   .file_of = s->plan.shard,
+                                   .files = s->names,
+                                   .total_size = s->plan.total_size,
+                                   .total_parameters = s->job->total_parameters};
     heft__buffer text;
     heft__buffer_init(&text, s->ctx);
-    heft_status status = is_offload(s)
-                             ? offload_text(s, &text, err)
-                             : heft__index_text(&s->arena, job->tensors, job->count, &s->plan,
-                                                s->names, job->total_parameters, &text, err);
+    heft_status status = s->format->write_index(&s->arena, &index, &text, err);
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(s->folder, s->index_name, true, err);
     }
@@ -440,6 +385,8 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
 {
     s->scratch_bytes = heft__staging_bytes(s->ctx) / 4;
     s->scratch_bytes = s->scratch_bytes > HEFT__PIECE_BYTES ? HEFT__PIECE_BYTES : s->scratch_bytes;
+    s->scratch_bytes -= s->scratch_bytes % HEFT__OUT_GRAIN;
+    s->scratch_bytes = s->scratch_bytes ? s->scratch_bytes : HEFT__OUT_GRAIN;
     s->scratch = heft__alloc(s->ctx, s->scratch_bytes);
     if (!s->scratch) {
         return heft__fail_nomem(err, s->scratch_bytes);
@@ -454,7 +401,7 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     if (status == HEFT_OK) {
         status = write_sides(s, err);
     }
-    for (size_t i = 0; i < s->plan.shard_count && status == HEFT_OK; i++) {
+    for (size_t i = 0; i < s->file_count && status == HEFT_OK; i++) {
         status = write_weights(s, i, err);
     }
     if (status == HEFT_OK && s->index_name) {
@@ -482,14 +429,16 @@ static heft_status report_new(struct session *s, heft_error *err)
 heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
                                    heft_write_report **report, heft_error *err)
 {
-    struct session s = {.ctx = ctx, .job = job};
+    struct session s = {.ctx = ctx, .job = job, .format = job->format};
     uint64_t needed = 0;
     heft__arena_init(&s.arena, ctx);
     heft__map_init(&s.written, ctx);
-    heft__map_init(&s.stale, ctx);
     heft_status status = make_plan(&s, err);
     if (status == HEFT_OK) {
         status = name_files(&s, err);
+    }
+    if (status == HEFT_OK) {
+        status = sort_tensors(&s, err);
     }
     if (status == HEFT_OK) {
         status = report_new(&s, err);
@@ -505,12 +454,13 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
     } else {
         heft_write_report_free(s.report);
     }
+    for (size_t i = 0; s.layouts && i < s.file_count; i++) {
+        job->format->layout_free(s.layouts[i]);
+    }
     heft__folder_free(s.folder);
     heft__free(ctx, s.scratch, s.scratch_bytes);
     heft__shard_plan_fini(ctx, &s.plan, job->count);
-    heft__offload_index_fini(&s.old);
     heft__map_fini(&s.written);
-    heft__map_fini(&s.stale);
     heft__arena_fini(&s.arena);
     return status;
 }

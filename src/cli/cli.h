@@ -140,8 +140,6 @@ void cli_json_error(cli_json *json, const heft_error *err);
 /* "0", "cpu", ...; dst holds the text of a number. */
 #define CLI_DEVICE_TEXT 16
 const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT]);
-/* As `device_of` of heft_load_options. */
-int32_t cli_plan_device_of(void *plan, const char *parameter);
 /* A plan's warnings, each line as one; false without memory. */
 bool cli_plan_warn(cli_run *run, const heft_plan *plan);
 /* As members of an open list. plan: NULL for none. */
@@ -233,8 +231,7 @@ int cli_treemap_write(const cli_listing *list, const char *title, const char *pa
 
 /* ---- write_output.c: what `init` and `convert` say */
 /* `total_parameters` 0: not known. Returns the exit code. */
-int cli_print_written(cli_run *run, const heft_write_report *report, uint64_t total_parameters,
-                      bool dry_run);
+int cli_print_written(cli_run *run, const heft_write_report *report, bool dry_run);
 
 /* ---- proc_memory.c */
 /* Note how much anonymous memory the process holds now, at most every 20 ms. */

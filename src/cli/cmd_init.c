@@ -57,8 +57,7 @@ static int run_init(cli_run *run)
         status = heft_model_save_random(model, run->arguments[1], &request.init, &request.save,
                                         &report, &err);
     }
-    int code = status == HEFT_OK ? cli_print_written(run, report, heft_model_elements(model),
-                                                     request.save.dry_run)
+    int code = status == HEFT_OK ? cli_print_written(run, report, request.save.dry_run)
                                  : cli_fail(run, &err);
     heft_write_report_free(report);
     heft_model_free(model);

@@ -56,6 +56,31 @@ static void put_tensors(cli_json *json, const cli_listing *list)
     cli_json_close(json, ']');
 }
 
+static void put_modules(cli_json *json, const heft_model *model)
+{
+    cli_json_open(json, "modules", '[');
+    for (size_t i = 0; i < heft_model_module_count(model); i++) {
+        const heft_module *module = heft_model_module(model, i);
+        cli_json_open(json, NULL, '{');
+        cli_json_string(json, "path", module->path);
+        cli_json_string(json, "class", module->class_name);
+        cli_json_string(json, "kind", heft_module_kind_name(module->kind));
+        cli_json_open(json, "parameters", '[');
+        for (size_t k = 0; k < module->parameter_count; k++) {
+            const heft_parameter *parameter = heft_model_parameter(model, module->parameters[k]);
+            if (parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT) {
+                cli_json_string(json, NULL, parameter->role);
+            }
+        }
+        cli_json_close(json, ']');
+        cli_json_u64(json, "bytes", module->bytes);
+        cli_json_bool(json, "no_split", module->no_split);
+        cli_json_bool(json, "unit", module->unit);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, ']');
+}
+
 static void put_ties(cli_json *json, const cli_listing *list)
 {
     size_t begin = 0;
@@ -101,6 +126,9 @@ static bool print_json(const cli_run *run, const cli_listing *list)
     cli_json_string(&json, "index", list->ckpt ? heft_checkpoint_index(list->ckpt) : NULL);
     put_files(&json, list->ckpt);
     put_tensors(&json, list);
+    if (list->model) {
+        put_modules(&json, list->model);
+    }
     put_ties(&json, list);
     put_metadata(&json, list->ckpt);
     cli_json_u64(&json, "total_size", list->total_size);
@@ -236,41 +264,13 @@ static int print_listing(cli_run *run, cli_listing *list, bool good)
 }
 
 /* ---- the empty model ------------------------------------------------------------------------- */
-static bool is_folder(const char *path)
-{
-    struct stat facts;
-    return stat(path, &facts) == 0 && S_ISDIR(facts.st_mode);
-}
-
-/* A .json that is no index, by its name. One that is called index.json may be Accelerate's: it is a
- * config if it says of which model. */
-static bool is_config(const cli_run *run, const char *path)
-{
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    size_t length = strlen(name);
-    if (strcmp(name, "index.json") == 0 && !is_folder(path)) {
-        heft_config *config = NULL;
-        bool known = heft_config_read(run->ctx, path, &config, NULL) == HEFT_OK &&
-                     *heft_config_model_type(config);
-        heft_config_free(config);
-        return known;
-    }
-    return length > 5 && strcmp(name + length - 5, ".json") == 0 && !strstr(name, ".index.") &&
-           !is_folder(path);
-}
-
-static int inspect_model(cli_run *run, const char *path, heft_format format)
+static int inspect_model(cli_run *run, const heft_config *config, heft_format format)
 {
     heft_error err = {0};
-    heft_config *config = NULL;
     heft_model *model = NULL;
     int code;
-    heft_status status = heft_config_read(run->ctx, path, &config, &err);
-    if (status == HEFT_OK) {
-        status = heft_model_create(run->ctx, config, run->values[OPTION_CLASS],
-                                   heft_config_dtype(config), &model, &err);
-    }
-    if (status == HEFT_OK) {
+    if (heft_model_create(run->ctx, config, run->values[OPTION_CLASS], heft_config_dtype(config),
+                          &model, &err) == HEFT_OK) {
         cli_listing list;
         bool good = cli_listing_of_model(
             &list, model, format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : format);
@@ -279,61 +279,44 @@ static int inspect_model(cli_run *run, const char *path, heft_format format)
         code = cli_fail(run, &err);
     }
     heft_model_free(model);
-    heft_config_free(config);
     return code;
-}
-
-/* The config.json of a folder in which nothing was found that could hold weights; owned, NULL if
- * there is none. A missing shard is not found either, but there the error names the shard. */
-static char *config_instead(const heft_checkpoint_options *request, const heft_error *err)
-{
-    char *path = NULL;
-    if (err->status != HEFT_NOT_FOUND || request->variant || !is_folder(err->path) ||
-        asprintf(&path, "%s/config.json", err->path) < 0) {
-        return NULL;
-    }
-    struct stat facts;
-    if (stat(path, &facts) != 0) {
-        free(path);
-        return NULL;
-    }
-    return path;
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
-static int inspect_checkpoint(cli_run *run, const char *path,
-                              const heft_checkpoint_options *request)
+static int inspect_checkpoint(cli_run *run, const heft_source *source)
 {
     heft_error err = {0};
-    heft_checkpoint *ckpt = NULL;
-    if (heft_checkpoint_open(run->ctx, path, request, &ckpt, &err) != HEFT_OK) {
-        char *config = config_instead(request, &err);
-        int code = config ? inspect_model(run, config, request->prefer) : cli_fail(run, &err);
-        free(config);
-        return code;
+    if (heft_source_check_index(source, &err) != HEFT_OK) {
+        return cli_fail(run, &err);
     }
     if (run->values[OPTION_CLASS]) {
-        cli_warn(run, "--class is of no use: there are weights here");
+        cli_warn(run, "--class is ignored: this folder contains weights");
     }
     cli_listing list;
-    bool good = cli_listing_of_checkpoint(&list, ckpt);
-    int code = print_listing(run, &list, good);
-    heft_checkpoint_close(ckpt);
-    return code;
+    bool good = cli_listing_of_checkpoint(&list, heft_source_checkpoint(source));
+    return print_listing(run, &list, good);
 }
 
 static int run_inspect(cli_run *run)
 {
-    const char *path = run->arguments[0];
     heft_error err = {0};
-    heft_checkpoint_options request =
+    heft_source *source = NULL;
+    heft_checkpoint_options where =
         HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
                      .subfolder = run->values[OPTION_SUBFOLDER]);
-    if (!cli_value_format(run, OPTION_FORMAT, &request.prefer, &err)) {
+    if (!cli_value_format(run, OPTION_FORMAT, &where.prefer, &err)) {
         return cli_fail(run, &err);
     }
-    return is_config(run, path) ? inspect_model(run, path, request.prefer)
-                                : inspect_checkpoint(run, path, &request);
+    if (heft_source_open(run->ctx, run->arguments[0],
+                         &HEFT_OPTIONS(heft_source_options, .checkpoint = &where), &source,
+                         &err) != HEFT_OK) {
+        return cli_fail(run, &err);
+    }
+    int code = heft_source_checkpoint(source)
+                   ? inspect_checkpoint(run, source)
+                   : inspect_model(run, heft_source_config(source), where.prefer);
+    heft_source_close(source);
+    return code;
 }
 
 const cli_command cli_cmd_inspect = {

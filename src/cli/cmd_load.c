@@ -28,13 +28,15 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 /* What is asked, and what came of it. */
 struct loaded {
     heft_load_options request;
-    heft_checkpoint_options source;
+    heft_checkpoint_options where;
+    heft_source *source;
     heft_plan *plan; /* NULL: none */
     heft_model *model;
     heft_load_report *report;
-    heft_residency_facts pass; /* over all blocks, with a plan and --touch */
-    size_t pass_blocks;        /* 0: none */
+    heft_residency_counts pass; /* over all units, with a plan and --touch */
+    size_t pass_blocks;         /* 0: none */
     double pass_seconds;
+    double open_seconds;
 };
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
@@ -142,7 +144,7 @@ static void print_json(const cli_run *run, const struct loaded *l, const heft_er
     cli_plan_put_warnings(&json, l->plan);
     cli_json_close(&json, ']');
     put_pass(&json, l);
-    cli_json_double(&json, "seconds", report->seconds);
+    cli_json_double(&json, "seconds", l->open_seconds + report->seconds);
     cli_json_memory(&json, "memory", &run->memory);
     cli_json_close(&json, '}');
     cli_json_end(&json);
@@ -236,7 +238,7 @@ static bool print_text(const cli_run *run, const struct loaded *l)
                cli_grouped(report->offload_bytes, number),
                report->offload_kept ? ", which were there already" : "");
     }
-    printf("time         %.3f s\n", report->seconds);
+    printf("time         %.3f s\n", l->open_seconds + report->seconds);
     if (l->pass_blocks > 0) {
         printf("pass         %.3f s over %zu blocks, %s bytes read\n", l->pass_seconds,
                l->pass_blocks, cli_grouped(l->pass.read_bytes, number));
@@ -249,18 +251,22 @@ static bool print_text(const cli_run *run, const struct loaded *l)
 static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
 {
     heft_load_options *request = &l->request;
-    l->source = HEFT_SIZED(heft_checkpoint_options);
-    *request = HEFT_OPTIONS(heft_load_options, .checkpoint = &l->source);
-    request->class_name = run->values[OPTION_CLASS];
+    l->where = HEFT_SIZED(heft_checkpoint_options);
+    *request = HEFT_SIZED(heft_load_options);
     request->strict = run->values[OPTION_STRICT] != NULL;
     request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
     request->touch = run->values[OPTION_TOUCH] != NULL;
     request->offload_folder = run->values[OPTION_OFFLOAD_FOLDER];
-    l->source.variant = run->values[OPTION_VARIANT];
-    l->source.subfolder = run->values[OPTION_SUBFOLDER];
+    if (request->offload_folder && !run->values[OPTION_DEVICE_MAP] &&
+        !run->values[OPTION_MAX_MEMORY]) {
+        return cli_refuse(err, "--offload-folder",
+                          "needs a device map: --device-map or --max-memory");
+    }
+    l->where.variant = run->values[OPTION_VARIANT];
+    l->where.subfolder = run->values[OPTION_SUBFOLDER];
     return cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&
            cli_value_mode(run, OPTION_MODE, &request->mode, err) &&
-           cli_value_format(run, OPTION_FORMAT, &l->source.prefer, err) &&
+           cli_value_format(run, OPTION_FORMAT, &l->where.prefer, err) &&
            cli_value_seed(run, OPTION_SEED, &request->seed, err);
 }
 
@@ -297,14 +303,13 @@ static heft_status make_plan(const cli_run *run, struct loaded *l, heft_error *e
     if (cli_value_map(run, OPTION_DEVICE_MAP, &wanted, err) &&
         cli_value_budgets(run, OPTION_MAX_MEMORY, &budgets, &wanted.budget_count, err)) {
         wanted.budgets = budgets;
-        status = heft_model_skeleton(run->ctx, run->arguments[0], &l->request, &skeleton, err);
+        status = heft_model_skeleton(l->source, &l->request, &skeleton, err);
     }
     if (status == HEFT_OK) {
         status = heft_plan_new(skeleton, &wanted, &l->plan, err);
     }
     if (status == HEFT_OK) {
-        l->request.device_of = cli_plan_device_of;
-        l->request.device_user = l->plan;
+        l->request.plan = l->plan;
         l->request.touch = false; /* blocks on the disk come in one after the other */
     }
     heft_model_free(skeleton);
@@ -312,7 +317,7 @@ static heft_status make_plan(const cli_run *run, struct loaded *l, heft_error *e
     return status;
 }
 
-/* Every block once, in what the processor's budget leaves. */
+/* Every unit once, in what the processor's budget leaves. */
 static heft_status pass_over(struct loaded *l, heft_error *err)
 {
     double one, two;
@@ -323,15 +328,14 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
     const double started = cli_now();
     heft_status status = heft_residency_new(l->model, &wanted, &residency, err);
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
-        status = heft_residency_acquire(residency, i, err);
-        if (status == HEFT_OK) {
-            heft_residency_release(residency, i);
-            l->pass_blocks++;
-        }
+        heft_lease *lease = NULL;
+        status = heft_residency_acquire(residency, &i, 1, &lease, err);
+        heft_lease_free(lease);
+        l->pass_blocks += status == HEFT_OK;
     }
     if (status == HEFT_OK) {
-        l->pass = HEFT_SIZED(heft_residency_facts);
-        status = heft_residency_tell(residency, &l->pass, err);
+        l->pass = HEFT_SIZED(heft_residency_counts);
+        status = heft_residency_facts(residency, &l->pass, err);
     }
     l->pass_seconds = cli_now() - started;
     heft_residency_free(residency);
@@ -340,10 +344,16 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
 
 static heft_status load(cli_run *run, struct loaded *l, heft_error *err)
 {
-    heft_status status = make_plan(run, l, err);
+    const heft_source_options how = HEFT_OPTIONS(
+        heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &l->where);
+    const double started = cli_now();
+    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &l->source, err);
+    l->open_seconds = cli_now() - started;
     if (status == HEFT_OK) {
-        status =
-            heft_model_load(run->ctx, run->arguments[0], &l->request, &l->model, &l->report, err);
+        status = make_plan(run, l, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_model_load(l->source, &l->request, &l->model, &l->report, err);
     }
     if (status == HEFT_OK && l->plan && run->values[OPTION_TOUCH]) {
         status = pass_over(l, err);
@@ -372,6 +382,7 @@ static int run_load(cli_run *run)
     heft_load_report_free(l.report);
     heft_model_free(l.model);
     heft_plan_free(l.plan);
+    heft_source_close(l.source);
     return code;
 }
 

@@ -26,7 +26,8 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
 struct request {
     heft_load_options load;
-    heft_checkpoint_options source;
+    heft_checkpoint_options where;
+    heft_source_options source;
     heft_plan_options plan;
     heft_budget *budgets;      /* owned */
     const char **no_split;     /* owned; texts lie in `words` */
@@ -94,11 +95,12 @@ static bool read_dtypes(const cli_run *run, struct request *request, heft_error 
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
 {
     request->plan = HEFT_SIZED(heft_plan_options);
-    request->source = HEFT_SIZED(heft_checkpoint_options);
-    request->load = HEFT_OPTIONS(heft_load_options, .checkpoint = &request->source,
-                                 .class_name = run->values[OPTION_CLASS]);
-    request->source.variant = run->values[OPTION_VARIANT];
-    request->source.subfolder = run->values[OPTION_SUBFOLDER];
+    request->where = HEFT_SIZED(heft_checkpoint_options);
+    request->load = HEFT_SIZED(heft_load_options);
+    request->source = HEFT_OPTIONS(heft_source_options, .checkpoint = &request->where,
+                                   .class_name = run->values[OPTION_CLASS]);
+    request->where.variant = run->values[OPTION_VARIANT];
+    request->where.subfolder = run->values[OPTION_SUBFOLDER];
     bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
                 cli_value_map(run, OPTION_STRATEGY, &request->plan, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
@@ -356,13 +358,17 @@ static int print_plan(cli_run *run, const struct answer *answer)
     return run->quiet || print_text(answer) ? 0 : cli_fail_nomem(run);
 }
 
-/* The skeleton is gone before it is asked what loading takes, as it is when that begins. */
+/* The skeleton is gone before the needs are computed, as it is when a load begins. */
 static heft_status make_plan(const cli_run *run, struct request *request, struct answer *answer,
                              heft_error *err)
 {
+    heft_source *source = NULL;
     heft_model *skeleton = NULL;
     heft_status status =
-        heft_model_skeleton(run->ctx, run->arguments[0], &request->load, &skeleton, err);
+        heft_source_open(run->ctx, run->arguments[0], &request->source, &source, err);
+    if (status == HEFT_OK) {
+        status = heft_model_skeleton(source, &request->load, &skeleton, err);
+    }
     if (status == HEFT_OK) {
         status = heft_plan_new(skeleton, &request->plan, &answer->plan, err);
     }
@@ -372,11 +378,11 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
     }
     heft_model_free(skeleton);
     if (status == HEFT_OK) {
-        request->load.device_of = cli_plan_device_of;
-        request->load.device_user = answer->plan;
+        request->load.plan = answer->plan;
         answer->needs = HEFT_SIZED(heft_load_needs);
-        status = heft_model_needs(run->ctx, run->arguments[0], &request->load, &answer->needs, err);
+        status = heft_model_needs(source, &request->load, &answer->needs, err);
     }
+    heft_source_close(source);
     return status;
 }
 

@@ -68,8 +68,7 @@ static void print_problem(const heft_problem *problem)
     putchar('\n');
 }
 
-static void print_text(cli_run *run, const heft_checkpoint_options *source,
-                       const heft_verify_report *report)
+static void print_text(const cli_run *run, const heft_verify_report *report)
 {
     size_t fatal = 0;
     for (size_t i = 0; i < report->problem_count; i++) {
@@ -85,14 +84,9 @@ static void print_text(cli_run *run, const heft_checkpoint_options *source,
         printf("not sound: %zu problem%s\n", fatal, fatal == 1 ? "" : "s");
         return;
     }
-    heft_checkpoint *ckpt = NULL;
-    printf("ok: %zu file%s, %zu tensor%s", report->file_count, report->file_count == 1 ? "" : "s",
-           report->tensor_count, report->tensor_count == 1 ? "" : "s");
-    if (heft_checkpoint_open(run->ctx, run->arguments[0], source, &ckpt, NULL) == HEFT_OK) {
-        printf(", %" PRIu64 " bytes", heft_checkpoint_total_bytes(ckpt));
-    }
-    putchar('\n');
-    heft_checkpoint_close(ckpt);
+    printf("ok: %zu file%s, %zu tensor%s, %" PRIu64 " bytes\n", report->file_count,
+           report->file_count == 1 ? "" : "s", report->tensor_count,
+           report->tensor_count == 1 ? "" : "s", report->total_bytes);
 }
 
 /* heft-manifest.json in the folder that holds the files; owned. The checkpoint may be too broken to
@@ -122,23 +116,30 @@ static int run_verify(cli_run *run)
     const char *path = run->arguments[0];
     heft_error err = {0};
     heft_verify_report *report = NULL;
-    const heft_checkpoint_options source =
+    heft_source *source = NULL;
+    const heft_checkpoint_options where =
         HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
                      .subfolder = run->values[OPTION_SUBFOLDER]);
     heft_verify_options request =
         HEFT_OPTIONS(heft_verify_options, .deep = run->values[OPTION_DEEP] != NULL,
                      .manifest = run->values[OPTION_MANIFEST],
-                     .write_manifest = run->values[OPTION_WRITE_MANIFEST], .source = &source);
+                     .write_manifest = run->values[OPTION_WRITE_MANIFEST]);
     char *manifest = NULL;
     if (request.write_manifest && !*request.write_manifest) {
-        manifest = standard_manifest(path, source.subfolder);
+        manifest = standard_manifest(path, where.subfolder);
         if (!manifest) {
             return cli_fail_nomem(run);
         }
         request.write_manifest = manifest;
     }
     int code;
-    if (heft_checkpoint_verify(run->ctx, path, &request, &report, &err) != HEFT_OK) {
+    heft_status status = heft_source_open(
+        run->ctx, path, &HEFT_OPTIONS(heft_source_options, .checkpoint = &where, .damaged = true),
+        &source, &err);
+    if (status == HEFT_OK) {
+        status = heft_source_verify(source, &request, &report, &err);
+    }
+    if (status != HEFT_OK) {
         code = cli_fail(run, &err);
     } else {
         cli_memory_finish(&run->memory);
@@ -146,11 +147,12 @@ static int run_verify(cli_run *run)
         if (run->json) {
             print_json(run, report);
         } else {
-            print_text(run, &source, report);
+            print_text(run, report);
         }
         code = report->ok ? 0 : CLI_EXIT_NO;
     }
     heft_verify_report_free(report);
+    heft_source_close(source);
     free(manifest);
     return code;
 }

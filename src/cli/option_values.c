@@ -143,7 +143,7 @@ bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted,
 {
     const char *text = run->values[option];
     if (text && (strchr(text, '/') || strchr(text, '.'))) { /* no strategy has these in its name */
-        wanted->map_file = text;
+        wanted->device_map_file = text;
         return true;
     }
     return cli_value_strategy(run, option, &wanted->strategy, err);

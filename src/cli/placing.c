@@ -19,11 +19,6 @@ const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
     }
 }
 
-int32_t cli_plan_device_of(void *plan, const char *parameter)
-{
-    return heft_plan_device_of(plan, parameter);
-}
-
 bool cli_plan_warn(cli_run *run, const heft_plan *plan)
 {
     for (size_t i = 0; heft_plan_warning(plan, i); i++) {

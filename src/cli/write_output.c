@@ -3,8 +3,7 @@
 
 #include <inttypes.h>
 
-static void print_json(cli_run *run, const heft_write_report *report, uint64_t total_parameters,
-                       bool dry_run, double seconds)
+static void print_json(cli_run *run, const heft_write_report *report, bool dry_run, double seconds)
 {
     cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');
@@ -19,8 +18,8 @@ static void print_json(cli_run *run, const heft_write_report *report, uint64_t t
     cli_json_close(&json, ']');
     cli_json_string(&json, "index", report->index);
     cli_json_u64(&json, "total_size", report->total_size);
-    if (total_parameters) {
-        cli_json_u64(&json, "total_parameters", total_parameters);
+    if (report->total_parameters) {
+        cli_json_u64(&json, "total_parameters", report->total_parameters);
     }
     cli_json_bool(&json, "dry_run", dry_run);
     cli_json_strings(&json, "warnings", report->warnings, report->warning_count);
@@ -43,8 +42,7 @@ static bool print_files(const heft_write_report *report)
     return cli_table_print(&table, 0, stdout);
 }
 
-static bool print_text(cli_run *run, const heft_write_report *report, uint64_t total_parameters,
-                       bool dry_run, double seconds)
+static bool print_text(cli_run *run, const heft_write_report *report, bool dry_run, double seconds)
 {
     char bytes[32], exact[32], elements[32], memory[128];
     if (!print_files(report)) {
@@ -57,8 +55,8 @@ static bool print_text(cli_run *run, const heft_write_report *report, uint64_t t
     }
     printf("total       %s (%s bytes)\n", cli_bytes(report->total_size, bytes),
            cli_grouped(report->total_size, exact));
-    if (total_parameters) {
-        printf("parameters  %s\n", cli_grouped(total_parameters, elements));
+    if (report->total_parameters) {
+        printf("parameters  %s\n", cli_grouped(report->total_parameters, elements));
     }
     if (dry_run) {
         printf("nothing is written: --dry-run\n");
@@ -67,8 +65,7 @@ static bool print_text(cli_run *run, const heft_write_report *report, uint64_t t
     return true;
 }
 
-int cli_print_written(cli_run *run, const heft_write_report *report, uint64_t total_parameters,
-                      bool dry_run)
+int cli_print_written(cli_run *run, const heft_write_report *report, bool dry_run)
 {
     double seconds = cli_now() - run->started;
     cli_memory_finish(&run->memory);
@@ -77,8 +74,8 @@ int cli_print_written(cli_run *run, const heft_write_report *report, uint64_t to
         cli_warn(run, report->warnings[i]);
     }
     if (run->json) {
-        print_json(run, report, total_parameters, dry_run, seconds);
-    } else if (!run->quiet && !print_text(run, report, total_parameters, dry_run, seconds)) {
+        print_json(run, report, dry_run, seconds);
+    } else if (!run->quiet && !print_text(run, report, dry_run, seconds)) {
         return cli_fail_nomem(run);
     }
     return 0;

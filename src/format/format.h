@@ -1,14 +1,14 @@
-/* format - the door of the room.
+/* format - the internal header of the layer.
  *
- * What it does: one file format per file. Reading turns a source into a heft__file: named tensors
- * that lie on storages that lie in the file. Writing lays given tensors out and asks for their
- * bytes piece by piece. It knows one file at a time and nothing of folders, models or what a
- * parameter is for.
- * May open the door of: base, io, json, tensor.
+ * What it does: a file format is a table of functions and facts, heft__format: how its files are
+ * recognized, parsed, laid out and written, what they are called in a folder, and what they can hold.
+ * Reading turns an input into a heft__file: named tensors that lie on storages that lie in the file.
+ * Writing lays given tensors out once and then asks for their bytes piece by piece. It knows files
+ * and what an index says of them, but not models or what a parameter is for.
+ * May include: base, io, json, tensor.
  * Rules: every byte is hostile. Opening reads metadata only; nothing is allocated by a claim that
  * the file's own size does not bear out. A pickle is interpreted over a fixed list of names and
- * never calls anything. Errors carry path, item and offset. A format is one file here and one line
- * in format_registry.c. */
+ * never calls anything. Errors carry path, item and offset. Adding a format: docs/howto/format.md. */
 #ifndef HEFT__FORMAT_FORMAT_H
 #define HEFT__FORMAT_FORMAT_H
 
@@ -44,9 +44,13 @@ typedef struct heft__file_tensor {
     bool conj, neg;  /* the bytes are unconjugated, unnegated: reading applies it */
 } heft__file_tensor;
 
+/* Texts may hold NULs, since files may: the lengths count. */
 typedef struct heft__text_pair {
     const char *key, *value;
+    size_t key_length, value_length;
 } heft__text_pair;
+
+typedef struct heft__format heft__format;
 
 typedef struct heft__file {
     heft__input *source;
@@ -71,12 +75,8 @@ typedef struct heft__file {
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
 void heft__file_close(heft_ctx *ctx, heft__file *file); /* NULL allowed */
 
-/* One parser per format; fills a zeroed heft__file whose arena and source are set. */
+/* A format's parser fills a zeroed heft__file whose arena and source are set. */
 typedef heft_status (*heft__file_parse_fn)(heft_ctx *ctx, heft__file *file, heft_error *err);
-heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
-heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
-heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
-heft_status heft__torch_tar_parse(heft_ctx *ctx, heft__file *file, heft_error *err);
 
 /* ---- reading a tensor's bytes: row by row, little-endian, conj and neg applied, in pieces ---- */
 typedef struct heft__tensor_reader heft__tensor_reader;
@@ -107,8 +107,7 @@ heft_status heft__storage_check_crc(heft_ctx *ctx, const heft__file *file, size_
                                     uint32_t *found, heft_error *err);
 
 /* ---- writing --------------------------------------------------------------------------------- */
-/* What a file is to hold, in state-dict order. Tensors with the same `storage` share one run of
- * bytes (torch only; safetensors takes one name per storage). */
+/* Tensors with the same `storage` share one run of bytes, where the format can. */
 typedef struct heft__out_tensor {
     const char *name;
     heft_dtype dtype;
@@ -120,38 +119,172 @@ typedef struct heft__out_tensor {
 } heft__out_tensor;
 
 /* Fill dst with `length` bytes of the tensor from byte `first` on; called in rising order of bytes,
- * tensor after tensor. */
+ * tensor after tensor, for whole elements. */
 typedef heft_status (*heft__out_read_fn)(void *user, const heft__out_tensor *tensor, uint64_t first,
                                          void *dst, size_t length, heft_error *err);
 
-/* Size of the file that would be written. */
-heft_status heft__safetensors_measure(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
-                                      const heft__text_pair *metadata, size_t metadata_count,
-                                      uint64_t *bytes, heft_error *err);
-/* Write one file through the open file of a folder writer. `scratch` is the staging buffer.
- * Byte-identical to the reference's writer for the same tensors. INVALID_ARG for dtypes that it
- * cannot hold, a tensor called __metadata__, a name twice, two names on one storage. */
-heft_status heft__safetensors_write(heft_ctx *ctx, heft__folder_writer *folder,
-                                    const heft__out_tensor *tensors, size_t count,
-                                    const heft__text_pair *metadata, size_t metadata_count,
-                                    heft__out_read_fn read, void *user, void *scratch,
-                                    size_t scratch_bytes, heft_error *err);
-/* A PyTorch zip: records data.pkl, .format_version, .storage_alignment, byteorder, data/N, version;
- * 64-byte alignment, data descriptors, zip64 where needed; pickle protocol 2 of an OrderedDict with
- * `_metadata` (module path -> version 1) when modules are given, else of a plain dict. `stem` is
- * the prefix of the record names. Data records in the order of first use. */
-typedef struct heft__torch_module {
-    const char *path; /* "" for the root */
-} heft__torch_module;
-heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem,
-                                    const heft__out_tensor *tensors, size_t count,
-                                    const heft__torch_module *modules, size_t module_count,
-                                    uint64_t *bytes, heft_error *err);
-heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, const char *stem,
-                                  const heft__out_tensor *tensors, size_t count,
-                                  const heft__torch_module *modules, size_t module_count,
-                                  heft__out_read_fn read, void *user, void *scratch,
-                                  size_t scratch_bytes, heft_error *err);
+/* One file to be written. All is borrowed; `tensors` until the layout is freed, as is `name`. */
+typedef struct heft__out_file {
+    const char *name;                /* of the file: the records of a zip begin with its stem */
+    const heft__out_tensor *tensors; /* [count] in state-dict order */
+    size_t count;
+    const heft__text_pair *metadata; /* for formats that hold metadata */
+    size_t metadata_count;
+    const char *const *modules; /* paths, "" for the root: a pickle is then an OrderedDict with
+                                   `_metadata` (version 1 of each), else a plain dict */
+    size_t module_count;
+} heft__out_file;
+
+/* How a file will look, made before anything is written. Formats embed it as their first member. */
+typedef struct heft__layout {
+    heft_ctx *ctx;
+    uint64_t bytes; /* of the file */
+} heft__layout;
+
+typedef struct heft__out_io {
+    heft__folder_writer *folder; /* with an open file */
+    heft__out_read_fn read;
+    void *user;
+    void *scratch; /* the staging buffer */
+    size_t
+        scratch_bytes; /* a multiple of HEFT__OUT_GRAIN: a piece holds whole elements of any dtype */
+} heft__out_io;
+#define HEFT__OUT_GRAIN 16
+
+/* Write the bytes of a tensor through the staging buffer. `crc` is continued; it may be NULL. */
+heft_status heft__out_copy(const heft__out_io *io, const heft__out_tensor *tensor, uint32_t *crc,
+                           heft_error *err);
+
+/* ---- an index: what it says of files and tensors --------------------------------------------- */
+typedef struct heft__shard_entry {
+    const char *name; /* tensor */
+    size_t file;      /* index into files */
+    uint64_t offset;  /* of the key in the index */
+} heft__shard_entry;
+
+typedef struct heft__claim { /* what an index says of one tensor beside where it is */
+    const char *weight;      /* its name in the file */
+    heft_dtype dtype;        /* NONE: not said */
+    uint32_t rank;
+    const uint64_t *shape; /* NULL: not said */
+} heft__claim;
+
+typedef struct heft__index_file {
+    const char *name, *path; /* base name; whole path */
+} heft__index_file;
+
+typedef struct heft__index {
+    heft__arena arena;
+    const heft__format *format;
+    const char *path;
+    const heft__index_file *files;
+    size_t file_count;
+    const heft__shard_entry *entries; /* in the order of the index */
+    size_t entry_count;
+    /* [entry_count], or NULL. With claims the checkpoint is what the index names and nothing else, and
+     * its tensors lend from the index. */
+    const heft__claim *claims;
+    const heft__json_value *metadata; /* an object or NULL */
+    void *own;                        /* the format's */
+} heft__index;
+
+void heft__index_fini(heft__index *index);
+
+/* What is to be written into an index. */
+typedef struct heft__out_index {
+    const heft__out_tensor *tensors;
+    size_t count;
+    const size_t *file_of;    /* [count] */
+    const char *const *files; /* base names */
+    uint64_t total_size;
+    uint64_t total_parameters; /* 0: left out */
+} heft__out_index;
+
+/* ---- the table ------------------------------------------------------------------------------- */
+/* What becomes of several names on one storage. */
+typedef enum heft__ties {
+    HEFT__TIES_DROP,  /* one name a storage: the first is written */
+    HEFT__TIES_SHARE, /* they share it in the file */
+    HEFT__TIES_COPY   /* each has its bytes */
+} heft__ties;
+
+/* A member that a format does not need is NULL or 0. */
+struct heft__format {
+    heft_format id;
+    const char *name;       /* heft_format_name() */
+    const char *noun;       /* in messages: "a safetensors file" */
+    heft_format convert_as; /* what a conversion without a format makes of it */
+    bool has_order;         /* its files hold the order of the state dict */
+
+    /* Reading one file. */
+    bool (*sniff)(const uint8_t *head, size_t length); /* by at most HEFT__HEAD_BYTES */
+    heft__file_parse_fn parse;
+    const char *const *endings; /* of its files' names as a rule, NULL-terminated */
+    bool insist; /* a file with the first ending that looks like nothing else is parsed as this, so
+                    that its error says what is wrong with it */
+
+    /* In a folder: `STEM[.V].EXT`, `STEM[.V]-00001-of-00003.EXT`, `STEM.EXT.index[.V].json`; with
+     * file_each TENSOR.EXT for each tensor, and no variants. */
+    unsigned precedence; /* of several in one folder the lowest is taken; 0: not found in folders */
+    const char *stem, *extension;
+    bool file_each;         /* every tensor is a file of its own, and there always is an index */
+    const char *index_name; /* the index is always called this; its content is looked at */
+    /* Open such a file if it is an index; *opened stays NULL if it is none. */
+    heft_status (*open_index)(heft_ctx *ctx, const char *path, heft__input **opened,
+                              heft_error *err);
+    /* The index's own faults are those of the file at `folder`/`name`, which is open already if
+     * `opened` is not NULL. */
+    heft_status (*read_index)(heft_ctx *ctx, const char *folder, const char *name,
+                              heft__input *opened, heft__index *out, heft_error *err);
+    /* One of the index's files; NULL: heft__file_open(). */
+    heft_status (*open_file)(heft_ctx *ctx, const heft__index *index, size_t file,
+                             heft__input *input, heft__file **out, heft_error *err);
+    /* Put the names of all files of a checkpoint that is in the folder into the map; the texts live in
+     * the arena. NULL: names tell by themselves, see heft__is_weights(). */
+    heft_status (*list_files)(heft__arena *arena, const char *folder, heft__map *names,
+                              heft_error *err);
+
+    /* Writing. */
+    heft__ties ties;
+    bool metadata; /* holds pairs of text */
+    /* INVALID_ARG, with the item, for a name or dtype that it cannot hold and for a size that is not
+     * the shape's. */
+    heft_status (*check)(const heft__out_tensor *tensor, heft_error *err);
+    /* INVALID_ARG as `check`, and for a name twice or names on one storage that cannot be. */
+    heft_status (*lay_out)(heft_ctx *ctx, const heft__out_file *file, heft__layout **out,
+                           heft_error *err);
+    heft_status (*write)(heft__layout *layout, const heft__out_io *io, heft_error *err);
+    void (*layout_free)(heft__layout *layout); /* NULL allowed */
+    heft_status (*write_index)(heft__arena *arena, const heft__out_index *index, heft__buffer *text,
+                               heft_error *err);
+};
+
+#define HEFT__HEAD_BYTES 512
+/* NULL for AUTO and for what is no format. */
+const heft__format *heft__format_find(heft_format id);
+/* The formats that are found in folders, by precedence but for `first` (NULL: none), which is the
+ * first if it is one of them; NULL past the end. */
+const heft__format *heft__format_in_folder(const heft__format *first, size_t i);
+/* The format whose files have such a name as a rule, if it is one that is written; else NULL. */
+const heft__format *heft__format_by_name(const char *name);
+/* Whether a file with this name holds weights of whatever kind, other libraries' included. */
+bool heft__is_weights_ending(const char *name);
+
+/* ---- names of files (file_names.c); NULL if there is no memory --------------------------------- */
+/* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors". */
+const char *heft__weights_single(heft__arena *arena, const heft__format *format,
+                                 const char *variant);
+const char *heft__weights_index(heft__arena *arena, const heft__format *format,
+                                const char *variant);
+const char *heft__weights_shard(heft__arena *arena, const heft__format *format, const char *variant,
+                                size_t number, size_t count);
+/* Of one tensor's file, where each has its own. */
+const char *heft__weights_of_tensor(heft__arena *arena, const heft__format *format,
+                                    const char *tensor);
+/* Whether a name is that of a shard of this format and variant, whatever its numbers, or of a tensor's
+ * own file. */
+bool heft__is_shard_name(const char *name, const heft__format *format, const char *variant);
+bool heft__ends_with(const char *text, const char *end);
 
 /* ---- Accelerate's offload folder: index.json, NAME.dat, tensors of safetensors files ---------- */
 typedef struct heft__offload_entry {
@@ -184,6 +317,9 @@ bool heft__offload_index_sniff(const void *head, size_t length);
 /* As json.dump(index, f, indent=2) writes it: in this order, ASCII only, no final newline. */
 void heft__offload_index_write(heft__buffer *out, const heft__offload_entry *entries, size_t count);
 
+#define HEFT__OFFLOAD_INDEX "index.json"
+/* Whether there is an index of Accelerate's at the path. NOMEM. */
+heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err);
 bool heft__offload_holds(heft_dtype dtype);            /* whether a .dat can have it */
 uint64_t heft__offload_dat_bytes(uint64_t size_bytes); /* of the file */
 /* INVALID_ARG for a name that cannot be a file's and a dtype that a .dat cannot have. */
@@ -199,27 +335,14 @@ typedef struct heft__offload_dat { /* what a .dat's heft__file points to: the ca
 heft_status heft__offload_dat_open(heft_ctx *ctx, heft__input *source,
                                    const heft__offload_entry *entry, heft__offload_dat *place,
                                    heft__file **out, heft_error *err);
-/* Leave only these tensors in an open safetensors file, in this order, under the index's names, which
- * are borrowed; a storage's `record` is the name in the file. FORMAT, blamed on the index, for what is
- * not there or has another dtype or shape. */
-heft_status heft__offload_select(heft_ctx *ctx, heft__file *file, const char *index_path,
-                                 const heft__offload_entry *const *entries, size_t count,
-                                 heft_error *err);
-/* The bytes of NAME.dat, through the open file of a folder writer. */
-heft_status heft__offload_dat_write(heft__folder_writer *folder, const heft__out_tensor *tensor,
-                                    heft__out_read_fn read, void *user, void *scratch,
-                                    size_t scratch_bytes, heft_error *err);
+/* The bytes of NAME.dat. */
+heft_status heft__offload_dat_write(const heft__out_io *io, const heft__out_tensor *tensor,
+                                    heft_error *err);
 
 /* CRC-32 as zip uses it, continued from `crc` (0 at first); as fast as the machine can. */
 uint32_t heft__crc32(uint32_t crc, const void *bytes, size_t length);
 
 /* ---- shard index: *.index.json --------------------------------------------------------------- */
-typedef struct heft__shard_entry {
-    const char *name; /* tensor */
-    size_t file;      /* index into files */
-    uint64_t offset;  /* of the key in the index */
-} heft__shard_entry;
-
 typedef struct heft__shard_index {
     heft__arena arena;
     const char **files; /* distinct, in byte order */
@@ -240,5 +363,10 @@ void heft__shard_index_fini(heft__shard_index *index);
  * is an object. */
 void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata,
                              const char *const *names, const char *const *files, size_t count);
+/* The members read_index and write_index of formats that have this index. */
+heft_status heft__shard_index_open(heft_ctx *ctx, const char *folder, const char *name,
+                                   heft__input *opened, heft__index *out, heft_error *err);
+heft_status heft__shard_index_text(heft__arena *arena, const heft__out_index *index,
+                                   heft__buffer *text, heft_error *err);
 
 #endif

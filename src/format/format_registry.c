@@ -1,69 +1,107 @@
-/* format_registry.c - which format a file has, told by its first bytes; opening and closing.
+/* format_registry.c - the list of formats; which format a file has, told by its first bytes; opening
+ * and closing.
  *
- *   50 4B 03 04 | 50 4B 05 06             zip: torch
- *   80 pp [95 + 8 bytes] 8A 0A + magic    torch before 1.6
- *   "ustar" at 257, or a right checksum   tar: torch 0.1
- *   u64 N | '{' or white space            safetensors; any content of a file so called
- *
- * Names of files decide nothing but that a file called .safetensors which looks like nothing else
- * is read as one, so that its error says what is wrong with it. Source: docs/formats/. */
+ * A format is told by its content. Names of files decide nothing but that a file called .safetensors
+ * which looks like nothing else is read as one, so that its error says what is wrong with it.
+ * Source: docs/formats/, docs/howto/format.md. */
 #include "format/format.h"
 
-#define HEAD_BYTES 512
-#define TAR_BLOCK 512
+/* In the order in which content is looked at: what has a magic number before what has none. */
+#define FORMATS(X) X(torch) X(torch_legacy) X(torch_tar) X(safetensors) X(offload)
 
-static bool is_zip(const uint8_t *head, size_t length)
-{
-    return length >= 4 && (memcmp(head, "PK\3\4", 4) == 0 || memcmp(head, "PK\5\6", 4) == 0);
-}
+#define DECLARE(name) extern const heft__format heft__format_##name;
+FORMATS(DECLARE)
+#undef DECLARE
 
-static bool is_legacy(const uint8_t *head, size_t length)
-{
-    static const uint8_t magic[] = {0x8A, 0x0A, 0x6C, 0xFC, 0x9C, 0x46, 0xF9,
-                                    0x20, 0x6A, 0xA8, 0x50, 0x19, '.'};
-    if (length < 2 || head[0] != 0x80) {
-        return false;
-    }
-    size_t at = length > 2 && head[2] == 0x95 ? 11 : 2; /* behind a frame's opcode and length */
-    return length >= at + sizeof magic && memcmp(head + at, magic, sizeof magic) == 0;
-}
-
-static bool is_tar(const uint8_t *head, size_t length)
-{
-    unsigned sum = 0, said = 0;
-    if (length < TAR_BLOCK || head[0] == 0) {
-        return false;
-    }
-    for (size_t i = 0; i < TAR_BLOCK; i++) {
-        sum += i >= 148 && i < 156 ? (unsigned)' ' : head[i];
-    }
-    size_t at = 148;
-    while (at < 156 && head[at] == ' ') {
-        at++;
-    }
-    for (; at < 156 && head[at] >= '0' && head[at] <= '7'; at++) {
-        said = said * 8 + (unsigned)(head[at] - '0');
-    }
-    return memcmp(head + 257, "ustar", 5) == 0 || said == sum;
-}
-
-static bool is_safetensors(const uint8_t *head, size_t length)
-{
-    return length > 8 && memchr("{ \t\n\r", head[8], 5) && heft__le64(head) < UINT64_C(1) << 48 &&
-           memcmp(head, "GGUF", 4) != 0;
-}
-
-static const struct format {
-    bool (*sniff)(const uint8_t *head, size_t length);
-    heft__file_parse_fn parse;
-    heft_format format;
-} formats[] = {
-    {is_zip,         heft__torch_zip_parse,    HEFT_FORMAT_TORCH       },
-    {is_legacy,      heft__torch_legacy_parse, HEFT_FORMAT_TORCH_LEGACY},
-    {is_tar,         heft__torch_tar_parse,    HEFT_FORMAT_TORCH_TAR   },
-    {is_safetensors, heft__safetensors_parse,  HEFT_FORMAT_SAFETENSORS },
+static const heft__format *const formats[] = {
+#define LIST(name) &heft__format_##name,
+    FORMATS(LIST)
+#undef LIST
 };
+#define FORMAT_COUNT (sizeof formats / sizeof formats[0])
 
+/* ---- looking up ------------------------------------------------------------------------------ */
+const heft__format *heft__format_find(heft_format id)
+{
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->id == id) {
+            return formats[i];
+        }
+    }
+    return NULL;
+}
+
+const char *heft_format_name(heft_format format)
+{
+    const heft__format *found = heft__format_find(format);
+    return found ? found->name : "auto";
+}
+
+/* The format that comes after one of this precedence, NULL if it is the last. */
+static const heft__format *next_in_folder(unsigned precedence, const heft__format *but)
+{
+    const heft__format *next = NULL;
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->precedence > precedence && formats[i] != but &&
+            (!next || formats[i]->precedence < next->precedence)) {
+            next = formats[i];
+        }
+    }
+    return next;
+}
+
+const heft__format *heft__format_in_folder(const heft__format *first, size_t i)
+{
+    const heft__format *but = first && first->precedence ? first : NULL;
+    if (but && i-- == 0) {
+        return but;
+    }
+    const heft__format *found = next_in_folder(0, but);
+    while (found && i-- > 0) {
+        found = next_in_folder(found->precedence, but);
+    }
+    return found;
+}
+
+/* ---- names ----------------------------------------------------------------------------------- */
+static bool has_ending(const heft__format *format, const char *name)
+{
+    for (const char *const *ending = format->endings; ending && *ending; ending++) {
+        if (heft__ends_with(name, *ending)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+const heft__format *heft__format_by_name(const char *name)
+{
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->lay_out && has_ending(formats[i], name)) {
+            return formats[i];
+        }
+    }
+    return NULL;
+}
+
+bool heft__is_weights_ending(const char *name)
+{
+    static const char *const others[] = {".h5", ".msgpack", ".onnx",  ".gguf",
+                                         ".ot", ".npz",     ".tflite"};
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (has_ending(formats[i], name)) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (heft__ends_with(name, others[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- content --------------------------------------------------------------------------------- */
 /* What people have in place of a checkpoint. */
 static const struct stranger {
     const char *start, *what;
@@ -100,33 +138,36 @@ static heft_status unknown(const uint8_t *head, size_t length, heft_error *err)
     return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "unknown content, it begins with %s", shown);
 }
 
-static bool is_called_safetensors(const char *path)
+static const heft__format *recognize(const uint8_t *head, size_t length, const char *path)
 {
-    static const char ending[] = ".safetensors";
-    const size_t length = strlen(path), tail = sizeof ending - 1;
-    return length > tail && strcmp(path + length - tail, ending) == 0;
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->sniff && formats[i]->sniff(head, length)) {
+            return formats[i];
+        }
+    }
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->insist && heft__ends_with(path, formats[i]->endings[0])) {
+            return formats[i];
+        }
+    }
+    return NULL;
 }
 
 static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
-    uint8_t head[HEAD_BYTES];
+    uint8_t head[HEFT__HEAD_BYTES];
     const uint64_t size = heft__input_size(file->source);
     const size_t length = size < sizeof head ? (size_t)size : sizeof head;
     heft_status status = heft__input_read(file->source, 0, head, length, err);
     if (status != HEFT_OK) {
         return status;
     }
-    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++) {
-        if (formats[i].sniff(head, length)) {
-            file->format = formats[i].format;
-            return formats[i].parse(ctx, file, err);
-        }
+    const heft__format *format = recognize(head, length, heft__input_path(file->source));
+    if (!format) {
+        return unknown(head, length, err);
     }
-    if (is_called_safetensors(heft__input_path(file->source))) {
-        file->format = HEFT_FORMAT_SAFETENSORS;
-        return heft__safetensors_parse(ctx, file, err);
-    }
-    return unknown(head, length, err);
+    file->format = format->id;
+    return format->parse(ctx, file, err);
 }
 
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)

@@ -340,22 +340,6 @@ heft_status heft__offload_index_parse(heft_ctx *ctx, const void *bytes, size_t l
     return status;
 }
 
-heft_status heft__offload_index_read(heft_ctx *ctx, const char *path, heft__offload_index *out,
-                                     heft_error *err)
-{
-    heft__arena arena; /* of the text, which is not needed afterwards */
-    char *text = NULL;
-    size_t length = 0;
-    heft__arena_init(&arena, ctx);
-    heft_status status =
-        heft__read_file(&arena, path, heft__limits(ctx)->index_bytes, &text, &length, err);
-    if (status == HEFT_OK) {
-        status = heft__offload_index_parse(ctx, text, length, out, err);
-    }
-    heft__arena_fini(&arena);
-    return heft__add_path(status, err, path);
-}
-
 void heft__offload_index_fini(heft__offload_index *index)
 {
     if (index && index->arena.ctx) {

@@ -10,7 +10,7 @@
  * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
  * NUL in a name.
  * Source: docs/formats/safetensors.md [1]-[3]. */
-#include "format/format.h"
+#include "format/safetensors.h"
 
 #include <stdlib.h>
 
@@ -229,12 +229,11 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
     }
     for (;;) {
         heft__text_pair pair = {0};
-        size_t length;
         status = heft__json_next(&p->json, &token, err);
         if (status != HEFT_OK || token.kind == HEFT__JSON_OBJECT_END) {
             return status;
         }
-        status = heft__json_string(&token, &p->file->arena, &pair.key, &length, err);
+        status = heft__json_string(&token, &p->file->arena, &pair.key, &pair.key_length, err);
         if (status == HEFT_OK) {
             status = heft__json_next(&p->json, &token, err);
         }
@@ -244,7 +243,8 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
                                    pair.key, heft__json_kind_name(token.kind));
         }
         if (status == HEFT_OK) {
-            status = heft__json_string(&token, &p->file->arena, &pair.value, &length, err);
+            status =
+                heft__json_string(&token, &p->file->arena, &pair.value, &pair.value_length, err);
         }
         if (status == HEFT_OK &&
             !heft__array_reserve(p->ctx, (void **)&p->metadata, p->metadata_count, &p->metadata_cap,
@@ -451,7 +451,7 @@ static heft_status header_length(struct parse *p, uint64_t *length, heft_error *
     return HEFT_OK;
 }
 
-heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
+static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
     struct parse p = {.ctx = ctx, .file = file};
     uint64_t length = 0;
@@ -482,3 +482,34 @@ heft_status heft__safetensors_parse(heft_ctx *ctx, heft__file *file, heft_error 
     heft__map_fini(&p.names);
     return status;
 }
+
+/* ---- the format ------------------------------------------------------------------------------ */
+static bool sniff(const uint8_t *head, size_t length)
+{
+    return length > LENGTH_BYTES && memchr("{ \t\n\r", head[LENGTH_BYTES], 5) &&
+           heft__le64(head) < UINT64_C(1) << 48 && memcmp(head, "GGUF", 4) != 0;
+}
+
+static const char *const endings[] = {".safetensors", NULL};
+
+const heft__format heft__format_safetensors = {
+    .id = HEFT_FORMAT_SAFETENSORS,
+    .name = "safetensors",
+    .noun = "a safetensors file",
+    .convert_as = HEFT_FORMAT_SAFETENSORS,
+    .sniff = sniff,
+    .parse = parse_file,
+    .endings = endings,
+    .insist = true,
+    .precedence = 1,
+    .stem = "model",
+    .extension = "safetensors",
+    .read_index = heft__shard_index_open,
+    .ties = HEFT__TIES_DROP,
+    .metadata = true,
+    .check = heft__safetensors_check,
+    .lay_out = heft__safetensors_lay_out,
+    .write = heft__safetensors_write,
+    .layout_free = heft__safetensors_layout_free,
+    .write_index = heft__shard_index_text,
+};

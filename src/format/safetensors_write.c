@@ -5,13 +5,15 @@
  * a multiple of 8. Metadata goes out sorted by key; the reference's own order of two or more pairs
  * is random.
  * Source: docs/formats/safetensors.md [4]. */
-#include "format/format.h"
+#include "format/safetensors.h"
 
 #include <stdlib.h>
 
 struct plan {
+    heft__layout layout;            /* first */
     const heft__out_tensor **order; /* [count] as they lie in the file */
-    heft__buffer header;            /* with its length in front and its padding */
+    size_t count;
+    heft__buffer header; /* with its length in front and its padding */
     uint64_t data_bytes;
 };
 
@@ -31,7 +33,7 @@ static int by_storage(const void *left, const void *right)
     return a->storage < b->storage ? -1 : a->storage > b->storage;
 }
 
-static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
+heft_status heft__safetensors_check(const heft__out_tensor *tensor, heft_error *err)
 {
     heft_status status = HEFT_OK;
     uint64_t bytes;
@@ -44,6 +46,11 @@ static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
     } else if (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
                bytes != tensor->size_bytes) {
         status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not fit its shape");
+    } else {
+        const size_t length = strlen(tensor->name);
+        if (heft__utf8_invalid_at((const uint8_t *)tensor->name, length) != length) {
+            status = heft__fail(err, HEFT_INVALID_ARG, "the name is not valid UTF-8");
+        }
     }
     return heft__add_item(status, err, tensor->name);
 }
@@ -51,7 +58,9 @@ static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
 /* Two names on one storage would be written as two tensors; the caller is to drop one. */
 static heft_status check_sharing(const heft__out_tensor **order, size_t count, heft_error *err)
 {
-    qsort(order, count, sizeof *order, by_storage);
+    if (count) {
+        qsort(order, count, sizeof *order, by_storage);
+    }
     for (size_t i = 1; i < count; i++) {
         if (order[i]->storage == order[i - 1]->storage) {
             heft_status status = heft__fail(err, HEFT_INVALID_ARG, "shares its bytes with '%.100s'",
@@ -64,7 +73,10 @@ static heft_status check_sharing(const heft__out_tensor **order, size_t count, h
 
 static int by_key(const void *left, const void *right)
 {
-    return strcmp(((const heft__text_pair *)left)->key, ((const heft__text_pair *)right)->key);
+    const heft__text_pair *a = left, *b = right;
+    const size_t least = a->key_length < b->key_length ? a->key_length : b->key_length;
+    const int order = memcmp(a->key, b->key, least);
+    return order ? order : (a->key_length > b->key_length) - (a->key_length < b->key_length);
 }
 
 static heft_status put_metadata(heft__buffer *out, const heft__text_pair *metadata, size_t count,
@@ -79,9 +91,9 @@ static heft_status put_metadata(heft__buffer *out, const heft__text_pair *metada
     heft__buffer_text(out, "\"__metadata__\":{");
     for (size_t i = 0; i < count; i++) {
         heft__buffer_text(out, i ? "," : "");
-        heft__json_write_string(out, sorted[i].key, strlen(sorted[i].key), false);
+        heft__json_write_string(out, sorted[i].key, sorted[i].key_length, false);
         heft__buffer_byte(out, ':');
-        heft__json_write_string(out, sorted[i].value, strlen(sorted[i].value), false);
+        heft__json_write_string(out, sorted[i].value, sorted[i].value_length, false);
     }
     heft__buffer_byte(out, '}');
     heft__free(out->ctx, sorted, count * sizeof *sorted);
@@ -100,19 +112,17 @@ static void put_entry(heft__buffer *out, const heft__out_tensor *tensor, uint64_
                         (unsigned long long)(begin + tensor->size_bytes));
 }
 
-static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count,
-                              const heft__text_pair *metadata, size_t metadata_count,
-                              heft_error *err)
+static heft_status put_header(struct plan *plan, const heft__out_file *file, heft_error *err)
 {
     heft__buffer *out = &plan->header;
     heft_status status = HEFT_OK;
     heft__buffer_append(out, (const uint8_t[8]){0}, 8); /* the length, filled in below */
     heft__buffer_byte(out, '{');
-    if (metadata_count) {
-        status = put_metadata(out, metadata, metadata_count, err);
+    if (file->metadata_count) {
+        status = put_metadata(out, file->metadata, file->metadata_count, err);
     }
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        if (i > 0 || metadata_count) {
+    for (size_t i = 0; i < plan->count && status == HEFT_OK; i++) {
+        if (i > 0 || file->metadata_count) {
             heft__buffer_byte(out, ',');
         }
         put_entry(out, plan->order[i], plan->data_bytes);
@@ -128,7 +138,7 @@ static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count,
         status = heft__buffer_check(out, err);
     }
     if (status == HEFT_OK) {
-        uint64_t length = out->size - 8, limit = heft__limits(ctx)->header_bytes;
+        uint64_t length = out->size - 8, limit = heft__limits(out->ctx)->header_bytes;
         if (length > limit) {
             return heft__fail(err, HEFT_LIMIT, "header has %llu bytes, the limit is %llu",
                               (unsigned long long)length, (unsigned long long)limit);
@@ -138,77 +148,74 @@ static heft_status put_header(heft_ctx *ctx, struct plan *plan, size_t count,
     return status;
 }
 
-static void plan_fini(heft_ctx *ctx, struct plan *plan, size_t count)
-{
-    heft__free(ctx, plan->order, count * sizeof *plan->order);
-    heft__buffer_fini(&plan->header);
-}
-
-static heft_status plan_file(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
-                             const heft__text_pair *metadata, size_t metadata_count,
-                             struct plan *plan, heft_error *err)
+static heft_status order_tensors(struct plan *plan, const heft__out_file *file, heft_error *err)
 {
     heft_status status = HEFT_OK;
-    *plan = (struct plan){.order = heft__alloc_zero(ctx, count, sizeof *plan->order)};
-    heft__buffer_init(&plan->header, ctx);
-    if (!plan->order) {
-        return heft__fail_nomem(err, count * sizeof *plan->order);
-    }
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        plan->order[i] = &tensors[i];
-        status = check_tensor(&tensors[i], err);
+    for (size_t i = 0; i < plan->count && status == HEFT_OK; i++) {
+        plan->order[i] = &file->tensors[i];
+        status = heft__safetensors_check(&file->tensors[i], err);
     }
     if (status == HEFT_OK) {
-        status = check_sharing(plan->order, count, err);
+        status = check_sharing(plan->order, plan->count, err);
     }
-    if (status == HEFT_OK) {
-        qsort(plan->order, count, sizeof *plan->order, by_rank_then_name);
-        for (size_t i = 1; i < count && status == HEFT_OK; i++) {
-            if (strcmp(plan->order[i]->name, plan->order[i - 1]->name) == 0) {
-                status = heft__fail(err, HEFT_INVALID_ARG, "name is given twice");
-                heft__add_item(status, err, plan->order[i]->name);
-            }
+    if (status != HEFT_OK || plan->count == 0) {
+        return status;
+    }
+    qsort(plan->order, plan->count, sizeof *plan->order, by_rank_then_name);
+    for (size_t i = 1; i < plan->count && status == HEFT_OK; i++) {
+        if (strcmp(plan->order[i]->name, plan->order[i - 1]->name) == 0) {
+            status = heft__fail(err, HEFT_INVALID_ARG, "name is given twice");
+            heft__add_item(status, err, plan->order[i]->name);
         }
     }
-    return status == HEFT_OK ? put_header(ctx, plan, count, metadata, metadata_count, err) : status;
-}
-
-heft_status heft__safetensors_measure(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
-                                      const heft__text_pair *metadata, size_t metadata_count,
-                                      uint64_t *bytes, heft_error *err)
-{
-    struct plan plan;
-    heft_status status = plan_file(ctx, tensors, count, metadata, metadata_count, &plan, err);
-    if (status == HEFT_OK && !heft__add_u64(plan.data_bytes, plan.header.size, bytes)) {
-        status = heft__fail(err, HEFT_LIMIT, "the file has over 2^64 bytes");
-    }
-    plan_fini(ctx, &plan, count);
     return status;
 }
 
-heft_status heft__safetensors_write(heft_ctx *ctx, heft__folder_writer *folder,
-                                    const heft__out_tensor *tensors, size_t count,
-                                    const heft__text_pair *metadata, size_t metadata_count,
-                                    heft__out_read_fn read, void *user, void *scratch,
-                                    size_t scratch_bytes, heft_error *err)
+void heft__safetensors_layout_free(heft__layout *layout)
 {
-    struct plan plan;
-    heft_status status = plan_file(ctx, tensors, count, metadata, metadata_count, &plan, err);
+    struct plan *plan = (struct plan *)layout;
+    if (plan) {
+        heft_ctx *ctx = plan->layout.ctx;
+        heft__free(ctx, plan->order, plan->count * sizeof *plan->order);
+        heft__buffer_fini(&plan->header);
+        heft__free(ctx, plan, sizeof *plan);
+    }
+}
+
+heft_status heft__safetensors_lay_out(heft_ctx *ctx, const heft__out_file *file, heft__layout **out,
+                                      heft_error *err)
+{
+    struct plan *plan = heft__alloc_zero(ctx, 1, sizeof *plan);
+    if (!plan) {
+        return heft__fail_nomem(err, sizeof *plan);
+    }
+    plan->layout.ctx = ctx;
+    plan->count = file->count;
+    heft__buffer_init(&plan->header, ctx);
+    plan->order = heft__alloc_zero(ctx, file->count, sizeof *plan->order);
+    heft_status status = plan->order ? order_tensors(plan, file, err)
+                                     : heft__fail_nomem(err, file->count * sizeof *plan->order);
     if (status == HEFT_OK) {
-        status = heft__folder_write(folder, plan.header.data, plan.header.size, err);
+        status = put_header(plan, file, err);
     }
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        const heft__out_tensor *tensor = plan.order[i];
-        for (uint64_t done = 0; done < tensor->size_bytes && status == HEFT_OK;) {
-            uint64_t left = tensor->size_bytes - done;
-            size_t piece = left < scratch_bytes ? (size_t)left : scratch_bytes;
-            status = read(user, tensor, done, scratch, piece, err);
-            if (status == HEFT_OK) {
-                status = heft__folder_write(folder, scratch, piece, err);
-            }
-            done += piece;
-        }
+    if (status == HEFT_OK &&
+        !heft__add_u64(plan->data_bytes, plan->header.size, &plan->layout.bytes)) {
+        status = heft__fail(err, HEFT_LIMIT, "the file has over 2^64 bytes");
     }
-    plan_fini(ctx, &plan, count);
+    if (status != HEFT_OK) {
+        heft__safetensors_layout_free(&plan->layout);
+        return status;
+    }
+    *out = &plan->layout;
+    return HEFT_OK;
+}
+
+heft_status heft__safetensors_write(heft__layout *layout, const heft__out_io *io, heft_error *err)
+{
+    const struct plan *plan = (const struct plan *)layout;
+    heft_status status = heft__folder_write(io->folder, plan->header.data, plan->header.size, err);
+    for (size_t i = 0; i < plan->count && status == HEFT_OK; i++) {
+        status = heft__out_copy(io, plan->order[i], NULL, err);
+    }
     return status;
 }

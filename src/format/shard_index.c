@@ -390,3 +390,72 @@ void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata
     }
     heft__arena_fini(&arena);
 }
+
+/* ---- as a format's index --------------------------------------------------------------------- */
+heft_status heft__shard_index_open(heft_ctx *ctx, const char *folder, const char *name,
+                                   heft__input *opened, heft__index *out, heft_error *err)
+{
+    (void)opened; /* its name says what it is, so that nobody had to look at it */
+    heft__arena arena;
+    heft__shard_index read = {0};
+    heft__arena_init(&arena, ctx);
+    const char *path = heft__path_join(&arena, folder, name);
+    heft_status status = path ? heft__shard_index_read(ctx, path, &read, err)
+                              : heft__fail_nomem(err, strlen(folder));
+    heft__index_file *files = NULL;
+    heft__index index = {0};
+    if (status == HEFT_OK) {
+        files = heft__arena_array(&read.arena, read.file_count, sizeof *files);
+        index = (heft__index){.path = heft__path_join(&read.arena, folder, name),
+                              .files = files,
+                              .file_count = read.file_count,
+                              .entries = read.entries,
+                              .entry_count = read.entry_count,
+                              .metadata = read.metadata};
+        status = files && index.path ? HEFT_OK : heft__fail_nomem(err, strlen(folder));
+    }
+    for (size_t i = 0; i < read.file_count && status == HEFT_OK; i++) {
+        files[i].name = read.files[i];
+        files[i].path = heft__path_join(&read.arena, folder, read.files[i]);
+        status = files[i].path ? HEFT_OK : heft__fail_nomem(err, strlen(folder));
+    }
+    heft__arena_fini(&arena);
+    if (status != HEFT_OK) {
+        heft__shard_index_fini(&read);
+        return status;
+    }
+    index.arena = read.arena; /* everything lies in it */
+    *out = index;
+    return HEFT_OK;
+}
+
+void heft__index_fini(heft__index *index)
+{
+    if (index->arena.ctx) {
+        heft__arena_fini(&index->arena);
+    }
+    *index = (heft__index){0};
+}
+
+heft_status heft__shard_index_text(heft__arena *arena, const heft__out_index *index,
+                                   heft__buffer *text, heft_error *err)
+{
+    const size_t count = index->count;
+    const char **names = heft__arena_array(arena, count, sizeof *names);
+    const char **places = heft__arena_array(arena, count, sizeof *places);
+    heft__json_value *metadata = heft__json_new_object(arena);
+    char *total = heft__arena_format(arena, "%llu", (unsigned long long)index->total_size);
+    char *elements = heft__arena_format(arena, "%llu", (unsigned long long)index->total_parameters);
+    if (!names || !places || !metadata || !total || !elements ||
+        !heft__json_set(arena, metadata, "total_size", heft__json_new_number(arena, total)) ||
+        (index->total_parameters && !heft__json_set(arena, metadata, "total_parameters",
+                                                    heft__json_new_number(arena, elements)))) {
+        return heft__fail_nomem(err, count * sizeof *names);
+    }
+    for (size_t i = 0; i < count; i++) {
+        names[i] = index->tensors[i].name;
+        places[i] = index->files[index->file_of[i]];
+    }
+    heft__shard_index_write(text, metadata, names, places, count);
+    return heft__buffer_check(text, err);
+}

@@ -177,7 +177,7 @@ static heft_status read_object(struct parse *p, heft_error *err)
     return status == HEFT_OK ? heft__pickle_tensors_publish(&p->build, err) : status;
 }
 
-heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
+static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
     struct parse p = {.ctx = ctx, .file = file, .size = heft__input_size(file->source)};
     file->format = HEFT_FORMAT_TORCH_LEGACY;
@@ -197,3 +197,25 @@ heft_status heft__torch_legacy_parse(heft_ctx *ctx, heft__file *file, heft_error
     heft__pickle_fini(&p.keys);
     return status;
 }
+
+/* ---- the format ------------------------------------------------------------------------------ */
+static bool sniff(const uint8_t *head, size_t length)
+{
+    static const uint8_t magic[] = {0x8A, 0x0A, 0x6C, 0xFC, 0x9C, 0x46, 0xF9,
+                                    0x20, 0x6A, 0xA8, 0x50, 0x19, '.'};
+    if (length < 2 || head[0] != 0x80) {
+        return false;
+    }
+    size_t at = length > 2 && head[2] == 0x95 ? 11 : 2; /* after a frame's opcode and length */
+    return length >= at + sizeof magic && memcmp(head + at, magic, sizeof magic) == 0;
+}
+
+const heft__format heft__format_torch_legacy = {
+    .id = HEFT_FORMAT_TORCH_LEGACY,
+    .name = "legacy",
+    .noun = "a PyTorch stream",
+    .convert_as = HEFT_FORMAT_TORCH,
+    .has_order = true,
+    .sniff = sniff,
+    .parse = parse_file,
+};

@@ -448,7 +448,7 @@ static heft_status no_place(void *user, const char *key, size_t key_length,
     return heft__fail(err, HEFT_FORMAT, "a storage by name, where the format has numbers");
 }
 
-heft_status heft__torch_tar_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
+static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
     struct parse p = {.ctx = ctx, .file = file};
     file->format = HEFT_FORMAT_TORCH_TAR;
@@ -480,3 +480,34 @@ heft_status heft__torch_tar_parse(heft_ctx *ctx, heft__file *file, heft_error *e
     heft__arena_fini(&p.arena);
     return heft__add_item(status, err, status == HEFT_OK ? NULL : "pickle");
 }
+
+/* ---- the format ------------------------------------------------------------------------------ */
+/* "ustar" at 257, or a right checksum. */
+static bool sniff(const uint8_t *head, size_t length)
+{
+    unsigned sum = 0, said = 0;
+    if (length < HEFT__HEAD_BYTES || head[0] == 0) {
+        return false;
+    }
+    for (size_t i = 0; i < HEFT__HEAD_BYTES; i++) {
+        sum += i >= 148 && i < 156 ? (unsigned)' ' : head[i];
+    }
+    size_t at = 148;
+    while (at < 156 && head[at] == ' ') {
+        at++;
+    }
+    for (; at < 156 && head[at] >= '0' && head[at] <= '7'; at++) {
+        said = said * 8 + (unsigned)(head[at] - '0');
+    }
+    return memcmp(head + 257, "ustar", 5) == 0 || said == sum;
+}
+
+const heft__format heft__format_torch_tar = {
+    .id = HEFT_FORMAT_TORCH_TAR,
+    .name = "tar",
+    .noun = "a PyTorch tar",
+    .convert_as = HEFT_FORMAT_TORCH,
+    .has_order = true,
+    .sniff = sniff,
+    .parse = parse_file,
+};

@@ -11,6 +11,7 @@
  * `.format_version` and `.storage_alignment`, which promise where records lie, are ignored, the
  * directory says so itself; a data record's CRC is not looked at before heft__storage_check_crc;
  * TorchScript (constants.pkl) is refused. Source: docs/formats/torch_zip.md [1]. */
+#include "format/torch_zip.h"
 #include "format/pickle.h"
 #include "format/zip.h"
 
@@ -214,7 +215,7 @@ static heft_status read_pickle(struct parse *p, heft_error *err)
     return heft__add_item(status, err, "data.pkl");
 }
 
-heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *err)
+static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
 {
     struct parse p = {.ctx = ctx, .file = file};
     file->format = HEFT_FORMAT_TORCH;
@@ -242,3 +243,32 @@ heft_status heft__torch_zip_parse(heft_ctx *ctx, heft__file *file, heft_error *e
     heft__zip_fini(&p.zip);
     return status;
 }
+
+/* ---- the format ------------------------------------------------------------------------------ */
+static bool sniff(const uint8_t *head, size_t length)
+{
+    return length >= 4 && (memcmp(head, "PK\3\4", 4) == 0 || memcmp(head, "PK\5\6", 4) == 0);
+}
+
+static const char *const endings[] = {".bin", ".pt", ".pth", ".ckpt", NULL};
+
+const heft__format heft__format_torch = {
+    .id = HEFT_FORMAT_TORCH,
+    .name = "bin",
+    .noun = "a torch file",
+    .convert_as = HEFT_FORMAT_TORCH,
+    .has_order = true,
+    .sniff = sniff,
+    .parse = parse_file,
+    .endings = endings,
+    .precedence = 2,
+    .stem = "pytorch_model",
+    .extension = "bin",
+    .read_index = heft__shard_index_open,
+    .ties = HEFT__TIES_SHARE,
+    .check = heft__torch_zip_check,
+    .lay_out = heft__torch_zip_lay_out,
+    .write = heft__torch_zip_write,
+    .layout_free = heft__torch_zip_layout_free,
+    .write_index = heft__shard_index_text,
+};

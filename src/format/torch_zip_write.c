@@ -11,6 +11,7 @@
  * `.data/serialization_id`, which nothing checks, is left out; nothing is deflated. Source:
  * docs/formats/torch_zip.md [3], [4]. */
 #include "format/pickle.h"
+#include "format/torch_zip.h"
 
 #define ALIGNMENT 64
 #define LOCAL_BYTES 30
@@ -32,8 +33,10 @@ struct record {
 };
 
 struct writer {
+    heft__layout layout; /* first */
     heft_ctx *ctx;
-    const char *stem;
+    const char *stem; /* not terminated */
+    size_t stem_length;
     const heft__out_tensor *tensors;
     size_t count;
     heft__map storages;              /* the tensors' storage number -> key */
@@ -42,7 +45,8 @@ struct writer {
     heft__buffer pickle;
     struct record *records; /* storage_count + 5 */
     size_t record_count;
-    uint64_t directory, directory_bytes, total;
+    uint64_t directory, directory_bytes;
+    heft__buffer head; /* what is to be written before the next bytes of a tensor */
 };
 
 /* ---- the pickle ------------------------------------------------------------------------------ */
@@ -157,7 +161,7 @@ static void batch(heft__buffer *out, size_t i, size_t count)
     }
 }
 
-static void put_metadata(heft__buffer *out, const heft__torch_module *modules, size_t count)
+static void put_metadata(heft__buffer *out, const char *const *modules, size_t count)
 {
     heft__buffer_byte(out, '}');
     put_text(out, "_metadata");
@@ -165,7 +169,7 @@ static void put_metadata(heft__buffer *out, const heft__torch_module *modules, s
     for (size_t i = 0; i <= count; i++) {
         batch(out, i, count);
         if (i < count) {
-            put_text(out, modules[i].path);
+            put_text(out, modules[i]);
             heft__buffer_byte(out, '}');
             put_text(out, "version");
             put_integer(out, 1);
@@ -175,8 +179,8 @@ static void put_metadata(heft__buffer *out, const heft__torch_module *modules, s
     heft__buffer_text(out, "sb");
 }
 
-static heft_status build_pickle(struct writer *w, const heft__torch_module *modules,
-                                size_t module_count, heft_error *err)
+static heft_status build_pickle(struct writer *w, const char *const *modules, size_t module_count,
+                                heft_error *err)
 {
     heft__buffer *out = &w->pickle;
     uint32_t rank = 0;
@@ -226,7 +230,7 @@ static bool torch_saves(heft_dtype dtype)
     }
 }
 
-static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
+static heft_status check(const heft__out_tensor *tensor, heft_error *err)
 {
     uint64_t bytes;
     const size_t length = strlen(tensor->name);
@@ -250,6 +254,11 @@ static heft_status check_tensor(const heft__out_tensor *tensor, heft_error *err)
                           heft_dtype_name(tensor->dtype));
     }
     return HEFT_OK;
+}
+
+heft_status heft__torch_zip_check(const heft__out_tensor *tensor, heft_error *err)
+{
+    return heft__add_item(check(tensor, err), err, tensor->name);
 }
 
 static heft_status add_storage(struct writer *w, const heft__out_tensor *tensor, heft_error *err)
@@ -280,7 +289,7 @@ static heft_status collect(struct writer *w, heft_error *err)
     for (size_t i = 0; i < w->count && status == HEFT_OK; i++) {
         const heft__out_tensor *tensor = &w->tensors[i];
         size_t found = HEFT__MAP_NONE;
-        status = check_tensor(tensor, err);
+        status = check(tensor, err);
         if (status == HEFT_OK &&
             !heft__map_put(&names, tensor->name, strlen(tensor->name), i, &found)) {
             status = heft__fail_nomem(err, strlen(tensor->name));
@@ -319,7 +328,7 @@ static size_t full_name_bytes(const struct writer *w, size_t i)
 {
     char name[48];
     record_name(w, i, name);
-    return strlen(w->stem) + 1 + strlen(name);
+    return w->stem_length + 1 + strlen(name);
 }
 
 static size_t local_zip64_bytes(const struct record *record)
@@ -382,43 +391,65 @@ static heft_status lay_out(struct writer *w, heft_error *err)
         w->directory_bytes += CENTRAL_BYTES + full_name_bytes(w, i) + central_zip64_bytes(record);
     }
     w->directory = at;
-    w->total = at + w->directory_bytes + 56 + 20 + 22;
+    w->layout.bytes = at + w->directory_bytes + 56 + 20 + 22;
     return HEFT_OK;
 }
 
-static void writer_fini(struct writer *w)
+void heft__torch_zip_layout_free(heft__layout *layout)
 {
-    heft__map_fini(&w->storages);
-    heft__buffer_fini(&w->pickle);
-    heft__free(w->ctx, w->records, w->record_count * sizeof *w->records);
-    heft__free(w->ctx, w->firsts, w->count * sizeof *w->firsts);
-}
-
-static const char *usable_stem(const char *stem)
-{
-    for (const char *c = stem; *c; c++) {
-        if (*c < ' ' || *c > '~' || *c == '/' || *c == '\\') {
-            return "archive";
-        }
+    struct writer *w = (struct writer *)layout;
+    if (w) {
+        heft_ctx *ctx = w->ctx;
+        heft__map_fini(&w->storages);
+        heft__buffer_fini(&w->pickle);
+        heft__buffer_fini(&w->head);
+        heft__free(ctx, w->records, w->record_count * sizeof *w->records);
+        heft__free(ctx, w->firsts, w->count * sizeof *w->firsts);
+        heft__free(ctx, w, sizeof *w);
     }
-    return *stem && strlen(stem) < NAME_MOST && strcmp(stem, "..") != 0 ? stem : "archive";
 }
 
-static heft_status writer_init(struct writer *w, heft_ctx *ctx, const char *stem,
-                               const heft__out_tensor *tensors, size_t count,
-                               const heft__torch_module *modules, size_t module_count,
-                               heft_error *err)
+/* A file name's part before its extension, if it can be the prefix of records. */
+static void set_stem(struct writer *w, const char *name)
 {
-    *w = (struct writer){.ctx = ctx, .stem = usable_stem(stem), .tensors = tensors, .count = count};
+    const char *dot = strrchr(name, '.');
+    const size_t length = dot ? (size_t)(dot - name) : strlen(name);
+    bool usable = length > 0 && length < NAME_MOST && !(length == 2 && memcmp(name, "..", 2) == 0);
+    for (size_t i = 0; i < length; i++) {
+        usable = usable && name[i] >= ' ' && name[i] <= '~' && name[i] != '/' && name[i] != '\\';
+    }
+    w->stem = usable ? name : "archive";
+    w->stem_length = usable ? length : strlen("archive");
+}
+
+heft_status heft__torch_zip_lay_out(heft_ctx *ctx, const heft__out_file *file, heft__layout **out,
+                                    heft_error *err)
+{
+    struct writer *w = heft__alloc_zero(ctx, 1, sizeof *w);
+    if (!w) {
+        return heft__fail_nomem(err, sizeof *w);
+    }
+    *w = (struct writer){
+        .layout = {.ctx = ctx}, .ctx = ctx, .tensors = file->tensors, .count = file->count};
+    set_stem(w, file->name);
     heft__map_init(&w->storages, ctx);
     heft__buffer_init(&w->pickle, ctx);
-    w->firsts = heft__alloc_zero(ctx, count, sizeof *w->firsts);
+    heft__buffer_init(&w->head, ctx);
+    w->firsts = heft__alloc_zero(ctx, w->count, sizeof *w->firsts);
     heft_status status =
-        w->firsts ? collect(w, err) : heft__fail_nomem(err, count * sizeof *w->firsts);
+        w->firsts ? collect(w, err) : heft__fail_nomem(err, w->count * sizeof *w->firsts);
     if (status == HEFT_OK) {
-        status = build_pickle(w, modules, module_count, err);
+        status = build_pickle(w, file->modules, file->module_count, err);
     }
-    return status == HEFT_OK ? lay_out(w, err) : status;
+    if (status == HEFT_OK) {
+        status = lay_out(w, err);
+    }
+    if (status != HEFT_OK) {
+        heft__torch_zip_layout_free(&w->layout);
+        return status;
+    }
+    *out = &w->layout;
+    return HEFT_OK;
 }
 
 /* ---- records --------------------------------------------------------------------------------- */
@@ -447,7 +478,7 @@ static void put_name(const struct writer *w, size_t i, heft__buffer *out)
 {
     char name[48];
     record_name(w, i, name);
-    heft__buffer_text(out, w->stem);
+    heft__buffer_append(out, w->stem, w->stem_length);
     heft__buffer_byte(out, '/');
     heft__buffer_text(out, name);
 }
@@ -565,113 +596,50 @@ static void put_end(const struct writer *w, heft__buffer *out)
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
-struct output {
-    heft__folder_writer *folder;
-    heft__out_read_fn read;
-    void *user;
-    void *scratch;
-    size_t scratch_bytes; /* whole elements of any dtype */
-    heft__buffer head;
-};
-
-static heft_status flush(struct output *output, heft_error *err)
+static heft_status flush(struct writer *w, const heft__out_io *io, heft_error *err)
 {
-    heft_status status = heft__buffer_check(&output->head, err);
+    heft_status status = heft__buffer_check(&w->head, err);
     if (status == HEFT_OK) {
-        status = heft__folder_write(output->folder, output->head.data, output->head.size, err);
-        output->head.size = 0;
+        status = heft__folder_write(io->folder, w->head.data, w->head.size, err);
+        w->head.size = 0;
     }
     return status;
 }
 
-static heft_status write_storage(struct output *output, const heft__out_tensor *tensor,
-                                 struct record *record, heft_error *err)
-{
-    heft_status status = HEFT_OK;
-    for (uint64_t done = 0; done < tensor->size_bytes && status == HEFT_OK;) {
-        const uint64_t left = tensor->size_bytes - done;
-        const size_t piece = left < output->scratch_bytes ? (size_t)left : output->scratch_bytes;
-        status = output->read(output->user, tensor, done, output->scratch, piece, err);
-        if (status == HEFT_OK) {
-            record->crc = heft__crc32(record->crc, output->scratch, piece);
-            status = heft__folder_write(output->folder, output->scratch, piece, err);
-        }
-        done += piece;
-    }
-    return heft__add_item(status, err, tensor->name);
-}
-
-static heft_status write_record(struct writer *w, struct output *output, size_t i, heft_error *err)
+static heft_status write_record(struct writer *w, const heft__out_io *io, size_t i, heft_error *err)
 {
     struct record *record = &w->records[i];
-    put_local(w, i, &output->head);
-    heft_status status = flush(output, err);
+    put_local(w, i, &w->head);
+    record->crc = 0;
+    heft_status status = flush(w, io, err);
     if (status == HEFT_OK && i >= RECORD_DATA && i < w->record_count - 1) {
-        status = write_storage(output, w->firsts[i - RECORD_DATA], record, err);
+        status = heft__out_copy(io, w->firsts[i - RECORD_DATA], &record->crc, err);
     } else if (status == HEFT_OK) {
         const void *bytes = i == RECORD_PICKLE ? (const void *)w->pickle.data
                             : i < RECORD_DATA  ? (const void *)small_records[i]
                                                : (const void *)version_text;
         record->crc = heft__crc32(0, bytes, (size_t)record->size);
-        status = heft__folder_write(output->folder, bytes, (size_t)record->size, err);
+        status = heft__folder_write(io->folder, bytes, (size_t)record->size, err);
     }
-    put_descriptor(record, &output->head);
-    return status == HEFT_OK ? flush(output, err) : status;
+    put_descriptor(record, &w->head);
+    return status == HEFT_OK ? flush(w, io, err) : status;
 }
 
-static heft_status write_all(struct writer *w, struct output *output, heft_error *err)
+heft_status heft__torch_zip_write(heft__layout *layout, const heft__out_io *io, heft_error *err)
 {
+    struct writer *w = (struct writer *)layout;
     heft_status status = HEFT_OK;
+    w->head.size = 0;
     for (size_t i = 0; i < w->record_count && status == HEFT_OK; i++) {
-        status = write_record(w, output, i, err);
+        status = write_record(w, io, i, err);
     }
     for (size_t i = 0; i < w->record_count && status == HEFT_OK; i++) {
-        put_central(w, i, &output->head);
-        status = output->head.size >= 65536 ? flush(output, err) : HEFT_OK;
+        put_central(w, i, &w->head);
+        status = w->head.size >= 65536 ? flush(w, io, err) : HEFT_OK;
     }
     if (status == HEFT_OK) {
-        put_end(w, &output->head);
-        status = flush(output, err);
+        put_end(w, &w->head);
+        status = flush(w, io, err);
     }
-    return status;
-}
-
-heft_status heft__torch_zip_measure(heft_ctx *ctx, const char *stem,
-                                    const heft__out_tensor *tensors, size_t count,
-                                    const heft__torch_module *modules, size_t module_count,
-                                    uint64_t *bytes, heft_error *err)
-{
-    struct writer w;
-    heft_status status = writer_init(&w, ctx, stem, tensors, count, modules, module_count, err);
-    if (status == HEFT_OK) {
-        *bytes = w.total;
-    }
-    writer_fini(&w);
-    return status;
-}
-
-heft_status heft__torch_zip_write(heft_ctx *ctx, heft__folder_writer *folder, const char *stem,
-                                  const heft__out_tensor *tensors, size_t count,
-                                  const heft__torch_module *modules, size_t module_count,
-                                  heft__out_read_fn read, void *user, void *scratch,
-                                  size_t scratch_bytes, heft_error *err)
-{
-    struct writer w;
-    struct output output = {.folder = folder,
-                            .read = read,
-                            .user = user,
-                            .scratch = scratch,
-                            .scratch_bytes = scratch_bytes - scratch_bytes % 16};
-    if (output.scratch_bytes == 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the staging buffer has %zu bytes, 16 are needed",
-                          scratch_bytes);
-    }
-    heft__buffer_init(&output.head, ctx);
-    heft_status status = writer_init(&w, ctx, stem, tensors, count, modules, module_count, err);
-    if (status == HEFT_OK) {
-        status = write_all(&w, &output, err);
-    }
-    heft__buffer_fini(&output.head);
-    writer_fini(&w);
     return status;
 }

@@ -166,6 +166,9 @@ void heft__input_unref(heft__input *source)
     if (!source->bytes && source->mapped && source->size > 0) {
         munmap((void *)(uintptr_t)source->mapped, (size_t)source->size);
     }
+    if (source->private && source->size > 0) {
+        munmap(source->private, (size_t)source->size);
+    }
     if (source->fd >= 0) {
         close(source->fd);
     }
@@ -182,6 +185,11 @@ void heft__input_unref(heft__input *source)
 uint64_t heft__input_size(const heft__input *source)
 {
     return source->size;
+}
+
+bool heft__input_is_file(const heft__input *source)
+{
+    return !source->bytes;
 }
 
 const char *heft__input_path(const heft__input *source)
@@ -248,7 +256,8 @@ heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, si
 }
 
 /* Map the whole file; the lock is not held. */
-static heft_status map_file(heft__input *source, const uint8_t **base, heft_error *err)
+static heft_status map_file(heft__input *source, int protection, int flags, void **mapped,
+                            heft_error *err)
 {
     size_t bytes = 0;
     int fd = -1;
@@ -260,23 +269,14 @@ static heft_status map_file(heft__input *source, const uint8_t **base, heft_erro
     if (status != HEFT_OK) {
         return status;
     }
-    void *mapped = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-    if (mapped == MAP_FAILED) {
+    void *base = mmap(NULL, bytes, protection, flags, fd, 0);
+    if (base == MAP_FAILED) {
         status = heft__fail_errno(err, errno, "cannot map the file");
+    } else {
+        *mapped = base;
     }
     heft__input_drop_fd(source);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    pthread_mutex_lock(&source->lock);
-    if (!source->mapped) {
-        source->mapped = mapped;
-    } else {
-        munmap(mapped, bytes); /* another thread was first */
-    }
-    *base = source->mapped;
-    pthread_mutex_unlock(&source->lock);
-    return HEFT_OK;
+    return status;
 }
 
 heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err)
@@ -287,7 +287,48 @@ heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_erro
     }
     *base = source->mapped;
     pthread_mutex_unlock(&source->lock);
-    heft_status status = *base ? HEFT_OK : map_file(source, base, err);
+    if (*base) {
+        return HEFT_OK;
+    }
+    void *mapped = NULL;
+    heft_status status = map_file(source, PROT_READ, MAP_SHARED, &mapped, err);
+    if (status == HEFT_OK) {
+        pthread_mutex_lock(&source->lock);
+        if (!source->mapped) {
+            source->mapped = mapped;
+        } else {
+            munmap(mapped, (size_t)source->size); /* another thread was first */
+        }
+        *base = source->mapped;
+        pthread_mutex_unlock(&source->lock);
+    }
+    return heft__add_path(status, err, source->path);
+}
+
+/* NORESERVE: a writable mapping would otherwise count as memory that must be there, and a file
+ * larger than the memory could not be mapped. */
+heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err)
+{
+    static uint8_t nothing;
+    pthread_mutex_lock(&source->lock);
+    *base = source->size == 0 ? &nothing : source->private;
+    pthread_mutex_unlock(&source->lock);
+    if (*base) {
+        return HEFT_OK;
+    }
+    void *mapped = NULL;
+    heft_status status =
+        map_file(source, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, &mapped, err);
+    if (status == HEFT_OK) {
+        pthread_mutex_lock(&source->lock);
+        if (!source->private) {
+            source->private = mapped;
+        } else {
+            munmap(mapped, (size_t)source->size); /* another thread was first */
+        }
+        *base = source->private;
+        pthread_mutex_unlock(&source->lock);
+    }
     return heft__add_path(status, err, source->path);
 }
 
@@ -311,15 +352,22 @@ static heft_status touch_by_reading(heft__input *source, uint64_t offset, uint64
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err)
 {
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), step = (uint64_t)16 << 20;
     const uint8_t *base = NULL;
+    heft_status status = heft__input_map(source, &base, err);
+    return status == HEFT_OK ? heft__input_touch_at(source, base, offset, length, err) : status;
+}
+
+heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint64_t offset,
+                                 uint64_t length, heft_error *err)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), step = (uint64_t)16 << 20;
+    heft_status status = HEFT_OK;
     uint64_t end;
     if (!heft__add_u64(offset, length, &end) || end > source->size) {
         return short_read(source, source->size, err);
     }
-    heft_status status = heft__input_map(source, &base, err);
-    if (status != HEFT_OK || source->bytes || length == 0) {
-        return status;
+    if (source->bytes || length == 0) {
+        return HEFT_OK;
     }
     for (uint64_t at = offset / page * page; at < end; at += step) {
         uint64_t piece = end - at < step ? end - at : step;
@@ -382,30 +430,37 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
     return HEFT_OK;
 }
 
-heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
-                            size_t *length, heft_error *err)
+heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t limit, char **text,
+                             size_t *length, heft_error *err)
 {
-    heft__input *source = NULL;
-    heft_status status = heft__input_open(arena->ctx, path, &source, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
+    heft_status status = HEFT_OK;
     size_t bytes = 0;
     char *copy = NULL;
-    if (source->size > limit) {
+    if (input->size > limit) {
         status = heft__fail(err, HEFT_LIMIT, "file has %llu bytes, the limit is %llu",
-                            (unsigned long long)source->size, (unsigned long long)limit);
-    } else if (!heft__to_size(source->size, &bytes) ||
+                            (unsigned long long)input->size, (unsigned long long)limit);
+    } else if (!heft__to_size(input->size, &bytes) ||
                !(copy = heft__arena_alloc(arena, bytes + 1))) {
-        status = heft__fail_nomem(err, source->size);
+        status = heft__fail_nomem(err, input->size);
     } else {
-        status = heft__input_read(source, 0, copy, bytes, err);
+        status = heft__input_read(input, 0, copy, bytes, err);
     }
     if (status == HEFT_OK) {
         copy[bytes] = '\0';
         *text = copy;
         *length = bytes;
     }
-    heft__input_unref(source);
+    return heft__add_path(status, err, heft__input_path(input));
+}
+
+heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
+                            size_t *length, heft_error *err)
+{
+    heft__input *input = NULL;
+    heft_status status = heft__input_open(arena->ctx, path, &input, err);
+    if (status == HEFT_OK) {
+        status = heft__read_input(arena, input, limit, text, length, err);
+    }
+    heft__input_unref(input);
     return heft__add_path(status, err, path);
 }

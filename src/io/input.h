@@ -21,6 +21,7 @@ struct heft__input {
     size_t users;           /* reads under way */
     bool parked;            /* no descriptor is held between reads */
     const uint8_t *mapped;  /* NULL until asked for */
+    uint8_t *private;       /* the same, copy-on-write */
     int direct_fd;          /* past the page cache; -1: not opened */
     bool no_direct;         /* the file system does not do it */
 };

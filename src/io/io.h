@@ -35,9 +35,16 @@ heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, si
 /* The whole file mapped read-only and shared, made at the first call and kept until the source is
  * gone. */
 heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err);
+/* The same as a private copy: pages are the file's until they are written to, and then this
+ * process's own. No memory is reserved for them. Of a file only. */
+heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err);
+bool heft__input_is_file(const heft__input *source);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err);
+/* The same through one of its mappings. */
+heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint64_t offset,
+                                 uint64_t length, heft_error *err);
 /* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
  * kernel that does not know how says true: the pages come one by one, then. */
 bool heft__touch_memory(const void *memory, size_t length);
@@ -66,6 +73,9 @@ heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
+/* The same of a file that is open. */
+heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t limit, char **text,
+                             size_t *length, heft_error *err);
 
 /* ---- segment: one copy on a host, shared by processes of one user (segment.c) ----------------- */
 typedef struct heft__segment heft__segment;

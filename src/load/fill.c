@@ -149,16 +149,15 @@ static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum 
     const heft_parameter *parameter = &f->model->parameters[i];
     int32_t number = HEFT_DEVICE_CPU;
     *fate = f->options->map && as_it_lies ? MAP : COPY;
-    if (f->options->device_of) {
-        number = f->options->device_of(f->options->device_user, parameter->name);
+    if (f->options->devices) {
+        number = f->options->devices[i];
     }
-    const bool may_be_away = f->options->count && number != HEFT_DEVICE_NONE;
-    const heft_status status = heft__device_find(number, device, may_be_away ? NULL : err);
+    const heft_status status = heft__device_find(number, device, f->options->count ? NULL : err);
     if (status != HEFT_OK) {
         *fate = AWAY;
-        return may_be_away ? HEFT_OK : status;
+        return f->options->count ? HEFT_OK : status;
     }
-    if (f->options->device_of) {
+    if (f->options->devices) {
         const bool stays = !(*device)->new_memory && parameter->kind == HEFT_PARAMETER_WEIGHT;
         *fate = !stays ? COPY : *fate == MAP ? MAP : STAY;
     }
@@ -184,8 +183,9 @@ static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_
 {
     heft_status status = HEFT_OK;
     if (!f->options->count) {
-        status = f->options->device_of ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
-                                       : heft_checkpoint_map(f->ckpt, tensor, &f->mapped[i], err);
+        status = f->options->devices ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
+                                     : heft_checkpoint_map(f->ckpt, tensor, f->options->map_mode,
+                                                           &f->mapped[i], err);
         if (status == HEFT_OK && !f->mapped[i]) {
             return plan_stay(f, i, tensor, counts);
         }
@@ -242,9 +242,8 @@ static void bind_all(struct fill *f)
     for (size_t i = 0; i < f->model->count; i++) {
         if (f->mapped[i]) {
             const heft_tensor *tensor = f->mapped[i];
-            uint64_t start =
-                (uint64_t)((uint8_t *)tensor->data - (uint8_t *)heft_storage_data(tensor->storage));
-            start += f->match->first[i] * (heft_dtype_bits(tensor->dtype) / 8);
+            const uint64_t start =
+                tensor->offset_bytes + f->match->first[i] * (heft_dtype_bits(tensor->dtype) / 8);
             heft__model_bind(f->model, i, heft_storage_ref(tensor->storage), start,
                              HEFT_PARAMETER_MAPPED);
         } else if (f->fresh[i]) {
@@ -332,8 +331,12 @@ static heft_status finish_copy(struct fill *f, heft_storage **out, heft_error *e
     heft_status status =
         heft__segment_is_new(f->segment) ? heft__segment_seal(f->segment, err) : HEFT_OK;
     if (status == HEFT_OK) {
-        status = heft_storage_wrap(f->model->ctx, heft__segment_base(f->segment), f->segment_bytes,
-                                   release_copy, f->segment, out, err);
+        const heft__memory memory = {.data = heft__segment_base(f->segment),
+                                     .bytes = f->segment_bytes,
+                                     .flags = HEFT_TENSOR_SHARED,
+                                     .release = release_copy,
+                                     .user = f->segment};
+        status = heft__storage_make(f->model->ctx, &memory, out, err);
     }
     if (status == HEFT_OK) {
         f->segment = NULL;
@@ -441,6 +444,7 @@ heft_status heft__fill(heft_model *model, const heft_checkpoint *ckpt, const hef
 struct range { /* of a file, or of memory that is shared, to be brought in */
     size_t tensor;
     const uint8_t *memory; /* NULL: of the tensor's file */
+    bool private;          /* through the file's private mapping */
     uint64_t offset, length;
 };
 
@@ -462,8 +466,15 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
     if (range->memory) {
         (void)heft__touch_memory(range->memory + range->offset, (size_t)range->length);
     } else {
-        status = heft__input_touch(heft__file_of(t->ckpt, range->tensor)->source, range->offset,
-                                   range->length, err);
+        heft__input *source = heft__file_of(t->ckpt, range->tensor)->source;
+        const uint8_t *base = NULL;
+        uint8_t *private = NULL;
+        status = range->private ? heft__input_map_private(source, &private, err)
+                                : heft__input_map(source, &base, err);
+        if (status == HEFT_OK) {
+            status = heft__input_touch_at(source, range->private ? private : base, range->offset,
+                                          range->length, err);
+        }
     }
     heft__add_item(status, err, t->ckpt->infos[range->tensor].name);
     const uint64_t done = atomic_fetch_add(&t->done, range->length) + range->length;
@@ -472,19 +483,20 @@ static heft_status touch_range(void *user, size_t i, heft_error *err)
                : status;
 }
 
-static heft_status add_ranges(struct touching *t, size_t tensor, const uint8_t *memory,
-                              uint64_t offset, uint64_t length, heft_error *err)
+static heft_status add_ranges(struct touching *t, struct range whole, heft_error *err)
 {
-    for (uint64_t at = 0; at < length; at += HEFT__READ_BYTES) {
+    for (uint64_t at = 0; at < whole.length; at += HEFT__READ_BYTES) {
         if (!heft__array_reserve(t->ctx, (void **)&t->ranges, t->count, &t->cap,
                                  sizeof *t->ranges)) {
             return heft__fail_nomem(err, sizeof *t->ranges);
         }
-        uint64_t left = length - at;
-        t->ranges[t->count++] = (struct range){tensor, memory, offset + at,
-                                               left < HEFT__READ_BYTES ? left : HEFT__READ_BYTES};
+        const uint64_t left = whole.length - at;
+        struct range *range = &t->ranges[t->count++];
+        *range = whole;
+        range->offset += at;
+        range->length = left < HEFT__READ_BYTES ? left : HEFT__READ_BYTES;
     }
-    t->total += length;
+    t->total += whole.length;
     return HEFT_OK;
 }
 
@@ -494,17 +506,21 @@ heft_status heft__fill_touch(const heft_model *model, const heft_checkpoint *ckp
     struct touching t = {.ckpt = ckpt, .ctx = model->ctx, .caller = pthread_self()};
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
-        size_t tensor = match->source[i];
-        if (tensor != HEFT__NO_TENSOR && model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
-            const heft_tensor_info *info = &ckpt->infos[tensor];
-            const uint64_t skipped = match->first[i] * (heft_dtype_bits(info->dtype) / 8);
-            status = add_ranges(&t, tensor, NULL, info->offset + skipped,
-                                model->parameters[i].size_bytes, err);
-        } else if (tensor != HEFT__NO_TENSOR &&
-                   model->parameters[i].state == HEFT_PARAMETER_SHARED) {
-            const heft__binding *binding = &model->bindings[i];
-            status = add_ranges(&t, tensor, heft_storage_data(binding->storage),
-                                binding->byte_offset, model->parameters[i].size_bytes, err);
+        const heft__binding *binding = &model->bindings[i];
+        struct range range = {.tensor = match->source[i],
+                              .length = model->parameters[i].size_bytes};
+        if (range.tensor == HEFT__NO_TENSOR) {
+            continue;
+        }
+        if (model->parameters[i].state == HEFT_PARAMETER_MAPPED) {
+            const heft_tensor_info *info = &ckpt->infos[range.tensor];
+            range.offset = info->offset + match->first[i] * (heft_dtype_bits(info->dtype) / 8);
+            range.private = heft_storage_flags(binding->storage) & HEFT_TENSOR_WRITABLE;
+            status = add_ranges(&t, range, err);
+        } else if (model->parameters[i].state == HEFT_PARAMETER_SHARED) {
+            range.memory = heft_storage_data(binding->storage);
+            range.offset = binding->byte_offset;
+            status = add_ranges(&t, range, err);
         }
     }
     if (status == HEFT_OK) {

@@ -27,14 +27,20 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
     if (status == HEFT_NOMEM) { /* no address space for a file of this size */
         return HEFT_OK;
     }
-    return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, out, err) : status;
+    return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, HEFT_MAP_READ_ONLY, out, err)
+                             : status;
 }
 
-heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__match *match,
+heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err)
 {
     bool any = false;
     for (size_t i = 0; i < model->count; i++) {
+        if (model->parameters[i].state == HEFT_PARAMETER_MAPPED &&
+            heft_storage_flags(model->bindings[i].storage) & HEFT_TENSOR_WRITABLE) {
+            match->source[i] = HEFT__NO_TENSOR; /* its pages must not go: writes are nowhere else */
+            continue;
+        }
         any = any || model->parameters[i].state == HEFT_PARAMETER_MAPPED ||
               model->parameters[i].state == HEFT_PARAMETER_DISK;
     }
@@ -45,8 +51,7 @@ heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__ma
     if (!homes) {
         return heft__fail_nomem(err, sizeof *homes);
     }
-    *homes = (heft__homes){*ckpt, match->source, match->first, model->count};
-    *ckpt = NULL;
+    *homes = (heft__homes){heft__checkpoint_ref(ckpt), match->source, match->first, model->count};
     match->source = NULL;
     match->first = NULL;
     model->homes = homes;

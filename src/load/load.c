@@ -32,7 +32,8 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
         return heft_config_dtype(config);
     }
     const heft_tensor_info *first = NULL;
-    const bool all = ckpt && ckpt->where.offload; /* there a file has but one tensor */
+    /* where a file has but one tensor */
+    const bool all = ckpt && ckpt->where.index_format && ckpt->where.index_format->file_each;
     for (size_t i = 0; ckpt && i < ckpt->count && (all || ckpt->infos[i].file_index == 0); i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         if (counts_for_dtype(info->dtype) && (!first || strcmp(info->name, first->name) < 0)) {
@@ -45,46 +46,53 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
 /* ---- one load -------------------------------------------------------------------------------- */
 heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
 {
-    const heft_dtype dtype = choose_dtype(l->ckpt, l->config, l->options->dtype);
-    const char *type = heft_config_model_type(l->config);
-    heft__recipe recipe = {.config = l->config, .dtype = dtype, .keep_f32 = true};
-    if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
-                          heft_dtype_name(dtype));
+    const heft_source *source = l->source;
+    heft__recipe recipe = {.config = source->config, .keep_f32 = true};
+    heft_status status = heft__source_need_config(source, err);
+    if (status != HEFT_OK) {
+        return status;
     }
-    if (*type && l->ckpt && !heft__family_find(type) && !l->options->class_name) {
-        heft_status status =
-            heft__unknown_model(l->ckpt, l->config, l->options->dtype, &l->model, err);
+    recipe.dtype = choose_dtype(l->ckpt, source->config, l->options->dtype);
+    if (!heft__cast_known(HEFT_DTYPE_F32, recipe.dtype)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+                          heft_dtype_name(recipe.dtype));
+    }
+    if (heft__source_is_unknown(source)) {
+        status = heft__unknown_model(l->ckpt, source->config, l->options->dtype, &l->model, err);
         if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
                         "model type '%s' is not known: its names, shapes and blocks are taken from "
                         "the checkpoint, and nothing can be missing",
-                        type)) {
+                        heft_config_model_type(source->config))) {
             status = heft__fail_nomem(err, 0);
         }
         return status;
     }
-    heft_status status =
-        heft__class_find(l->config, l->options->class_name, &recipe.family, &recipe.class, err);
+    status =
+        heft__class_find(source->config, source->asked_class, &recipe.family, &recipe.class, err);
     return status == HEFT_OK ? heft__model_build(l->ctx, &recipe, &l->model, err) : status;
 }
 
-static heft_status prepare(heft__loading *l, const char *path, heft_error *err)
+heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
 {
-    heft_checkpoint_options options;
-    heft_status status = HEFT__TAKE_OPTIONS(&options, l->options->checkpoint, err);
-    options.trust_shards |= !l->options->strict;
-    if (status == HEFT_OK) {
-        status = heft_checkpoint_open(l->ctx, path, &options, &l->ckpt, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, err);
+    return l->options->plan ? heft__plan_devices(l->options->plan, l->model, &l->devices, err)
+                            : HEFT_OK;
+}
+
+static heft_status prepare(heft__loading *l, heft_error *err)
+{
+    heft_status status = heft__source_need_weights(l->source, err);
+    if (status == HEFT_OK && l->options->strict) {
+        status = heft_source_check_index(l->source, err);
     }
     if (status == HEFT_OK) {
         status = heft__report_new(l->ctx, &l->memory, err);
     }
     if (status == HEFT_OK) {
         status = heft__loading_make_model(l, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__loading_take_plan(l, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
         if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {
@@ -140,9 +148,9 @@ static heft_status bring_in(heft__loading *l, heft_error *err)
 {
     heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = l->options->seed);
     const bool offload = l->options->offload_folder != NULL;
-    heft_status status =
-        offload ? heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err)
-                : HEFT_OK;
+    heft_status status = offload ? heft__store_plan(&l->store, l->model, l->ckpt, &l->match,
+                                                    l->options, l->devices, err)
+                                 : HEFT_OK;
     if (status == HEFT_OK) {
         status = fill(l, err);
     }
@@ -168,18 +176,18 @@ void heft__loading_choose_strategy(heft__loading *l)
         network = heft__input_network(l->ckpt->files[i].file->source);
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
+    l->fill.map_mode = l->options->map;
     l->fill.share = mode == HEFT_LOAD_SHARED;
-    l->fill.device_of = l->options->device_of;
-    l->fill.device_user = l->options->device_user;
+    l->fill.devices = l->devices;
     l->fill.network = network;
     l->fill.reason = network                  ? HEFT__FILL_NETWORK
                      : mode == HEFT_LOAD_AUTO ? HEFT__FILL_AUTO
                                               : HEFT__FILL_ASKED;
 }
 
-static heft_status load(heft__loading *l, const char *path, heft_error *err)
+static heft_status load(heft__loading *l, heft_error *err)
 {
-    heft_status status = prepare(l, path, err);
+    heft_status status = prepare(l, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -202,12 +210,12 @@ static heft_status load(heft__loading *l, const char *path, heft_error *err)
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }
         if (status == HEFT_OK && verdict == HEFT_OK) {
-            heft__store_move_home(&l->store, &l->ckpt, &l->match);
-            status = heft__homes_keep(l->model, &l->ckpt, &l->match, err);
+            heft_checkpoint *home = heft__store_move_home(&l->store, l->ckpt, &l->match);
+            status = heft__homes_keep(l->model, home, &l->match, err);
         }
         verdict = verdict == HEFT_OK ? status : verdict;
     }
-    return heft__add_path(verdict, err, path);
+    return heft__add_path(verdict, err, l->source->path);
 }
 
 /* Hand a filled report to who asked for it, also where its lists are the reason to refuse; else
@@ -225,18 +233,19 @@ static void finish_report(heft__report_memory *memory, heft_status status, doubl
     }
 }
 
-heft_status heft_model_load(heft_ctx *ctx, const char *path, const heft_load_options *options,
+heft_status heft_model_load(const heft_source *source, const heft_load_options *options,
                             heft_model **out, heft_load_report **report, heft_error *err)
 {
     heft_load_options taken;
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    if (!source || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or result is NULL");
     }
     double started = seconds_now();
-    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft__loading l = {
+        .ctx = source->ctx, .source = source, .ckpt = source->ckpt, .options = &taken};
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
-        status = load(&l, path, err);
+        status = load(&l, err);
     }
     if (status == HEFT_OK) {
         *out = heft__loading_take_model(&l);
@@ -264,8 +273,6 @@ void heft__loading_fini(heft__loading *l)
     }
     heft_load_report_free(l->memory ? &l->memory->report : NULL);
     heft_model_free(l->model);
-    heft_config_free(l->config);
-    heft_checkpoint_close(l->ckpt);
 }
 
 /* ---- into a model that exists ---------------------------------------------------------------- */

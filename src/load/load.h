@@ -3,7 +3,7 @@
  * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
  * parameters, fills them (mapped, copied, cast, or left in their files), ties, has initialized what
  * is missing, reports; says beforehand what that takes; and saves a model.
- * May open the door of: base, io, json, tensor, format, checkpoint, model.
+ * May open the door of: base, io, json, tensor, format, checkpoint, model, place.
  * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
  * thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
  * caller's model is as it was, but for an IO error in the middle of heft_model_load_sharded(). */
@@ -14,8 +14,30 @@
 
 #include "checkpoint/checkpoint.h"
 #include "model/model.h"
+#include "place/place.h"
 
 #define HEFT__NO_TENSOR SIZE_MAX
+
+/* ---- source: what a path names, opened once (source.c) ---------------------------------------- */
+struct heft_source {
+    heft_ctx *ctx;
+    heft__arena arena;
+    const char *path;
+    const char *asked_class; /* NULL: as the config says */
+    const char *variant;     /* NULL: none */
+    heft_checkpoint *survey; /* a reference; NULL: nothing was opened */
+    heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights says why not */
+    heft_config *config;     /* owned; NULL: no_config says why */
+    heft_error no_weights, no_config;
+};
+
+#define HEFT__UNKNOWN_CLASS "PreTrainedModel" /* of a config without architectures */
+
+/* HEFT_OK, or why there is none. */
+heft_status heft__source_need_weights(const heft_source *source, heft_error *err);
+heft_status heft__source_need_config(const heft_source *source, heft_error *err);
+/* Whether the model is to be made by the checkpoint's own names. */
+bool heft__source_is_unknown(const heft_source *source);
 
 /* ---- match: which tensor of the checkpoint fills which parameter ----------------------------- */
 typedef enum heft__lack {
@@ -38,6 +60,8 @@ typedef struct heft__match {
     heft_mismatch *mismatched;
     size_t mismatched_count;
     heft__warnings *warnings; /* of the report */
+    bool count; /* no tensor is read: of a tie with both names in the checkpoint both count */
+    uint64_t doubt_bytes; /* of the second names of these ties */
 } heft__match;
 
 /* The reference's rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
@@ -151,11 +175,11 @@ typedef struct heft__fill_options {
     heft__fill_reason reason;
     const char *network; /* the file system's name; NULL unless that is the reason */
     bool map;            /* what can be used as it lies in its file is mapped */
-    bool share;          /* the rest goes into one copy for all processes of the host */
-    bool reuse;          /* write over storages that are owned already */
-    bool count;          /* nothing is taken, read or bound: counts are all that is wanted */
-    int32_t (*device_of)(void *user, const char *parameter); /* of heft_load_options, or NULL */
-    void *device_user;
+    heft_map_mode map_mode;
+    bool share;             /* the rest goes into one copy for all processes of the host */
+    bool reuse;             /* write over storages that are owned already */
+    bool count;             /* nothing is taken, read or bound: counts are all that is wanted */
+    const int32_t *devices; /* [model->count] by a plan; NULL: as `map` says */
 } heft__fill_options;
 
 /* Bind every parameter that has a source, or say what that would take. */
@@ -178,9 +202,10 @@ typedef struct heft__homes {
  * the room is left to what cannot do without. */
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
-/* Let the model keep the checkpoint, and where its parameters are in it, if any is mapped or on the
- * disk: *ckpt and the match's lists are taken then. */
-heft_status heft__homes_keep(heft_model *model, heft_checkpoint **ckpt, heft__match *match,
+/* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped
+ * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately have
+ * no home: they are this process's own. */
+heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
 
@@ -190,6 +215,7 @@ typedef struct heft__store {
     const heft_checkpoint *ckpt;
     heft__match *match;
     const heft_load_options *options;
+    const int32_t *devices; /* [model->count] */
     heft__arena arena;
     heft__offload_entry *entries; /* [count] of the index that is to be there */
     size_t *root;                 /* [count] the parameter that has the bytes of each */
@@ -208,14 +234,17 @@ typedef struct heft__store {
 /* Before filling: what goes where. Parameters that cannot stay in the checkpoint's own files lose
  * their source in the match. heft__store_fini() is called whatever comes of it. */
 heft_status heft__store_plan(heft__store *store, heft_model *model, const heft_checkpoint *ckpt,
-                             heft__match *match, const heft_load_options *options, heft_error *err);
+                             heft__match *match, const heft_load_options *options,
+                             const int32_t *devices, heft_error *err);
 /* After filling: write the folder, or hold the one that is there against it, and bind what lives in a
  * .dat. EXISTS for a folder that differs. */
 heft_status heft__store_finish(heft__store *store, heft__fill_counts *counts, heft_error *err);
 /* The bytes of each of its two buffers. */
 size_t heft__store_piece(heft_ctx *ctx);
-/* Last: the model's home is the folder, which has all that stays on the disk. */
-void heft__store_move_home(heft__store *store, heft_checkpoint **ckpt, heft__match *match);
+/* Last: the model's home is the folder, which has all that stays on the disk. Returns its checkpoint,
+ * lent; `ckpt` if there is no folder. */
+heft_checkpoint *heft__store_move_home(heft__store *store, heft_checkpoint *ckpt,
+                                       heft__match *match);
 void heft__store_fini(heft__store *store);
 
 /* ---- report ---------------------------------------------------------------------------------- */
@@ -239,9 +268,10 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
 typedef struct heft__loading {
     heft_ctx *ctx;
     const heft_load_options *options;
-    heft_checkpoint *ckpt;
-    heft_config *config;
+    const heft_source *source; /* NULL: into a model that exists */
+    heft_checkpoint *ckpt;     /* lent; NULL: a config alone */
     heft_model *model;
+    const int32_t *devices; /* [model->count] lent by the plan; NULL without */
     heft__report_memory *memory;
     heft__match match;
     heft__fill_counts counts;
@@ -251,6 +281,8 @@ typedef struct heft__loading {
 
 /* The empty model: of its family; of a type that heft does not know, as the checkpoint has it. */
 heft_status heft__loading_make_model(heft__loading *loading, heft_error *err);
+/* Take the plan's devices, if there is a plan. */
+heft_status heft__loading_take_plan(heft__loading *loading, heft_error *err);
 void heft__loading_choose_strategy(heft__loading *loading);
 /* Hand the model out; the rest is freed by fini. */
 heft_model *heft__loading_take_model(heft__loading *loading);

@@ -68,10 +68,10 @@ static heft_status start_lookup(struct lookup *lookup, const heft_model *model, 
     lookup->taken = heft__alloc(model->ctx, model->count * sizeof *lookup->taken);
     heft_status status = lookup->taken ? HEFT_OK : heft__fail_nomem(err, model->count);
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         size_t found;
         lookup->taken[i] = HEFT__NO_TENSOR;
-        if (inner && (i == 0 || model->places[i - 1].inner != inner) &&
+        if (inner && (i == 0 || heft__model_place(model, i - 1).inner != inner) &&
             !heft__map_put(&lookup->inner, inner->name, strlen(inner->name), i, &found)) {
             status = heft__fail_nomem(err, 0);
         }
@@ -99,10 +99,11 @@ static struct target find_target(const struct lookup *lookup, const char *name)
     if (i == HEFT__MAP_NONE) {
         return (struct target){0};
     }
-    for (end = i + 1; end < model->count && model->places[end].inner == model->places[i].inner;) {
+    for (end = i + 1; end < model->count &&
+                      heft__model_place(model, end).inner == heft__model_place(model, i).inner;) {
         end++;
     }
-    return (struct target){i, end - i, model->places[i].inner};
+    return (struct target){i, end - i, heft__model_place(model, i).inner};
 }
 
 static const char *without_prefix(const char *key, const char *prefix)
@@ -231,7 +232,7 @@ static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt,
     for (size_t i = target->first; i < target->first + target->count; i++) {
         if (fits) {
             match->source[i] = tensor;
-            match->first[i] = inner ? model->places[i].first : 0;
+            match->first[i] = inner ? heft__model_place_first(model, i) : 0;
         } else {
             match->lack[i] = HEFT__LACKS_SHAPE;
         }
@@ -257,6 +258,11 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
     }
     if (b == HEFT__NO_TENSOR || equal) {
         match->source[target] = HEFT__NO_TENSOR;
+        return HEFT_OK;
+    }
+    if (match->count) {
+        match->doubt_bytes += model->parameters[target].size_bytes;
+        model->parameters[target].tied_to = target;
         return HEFT_OK;
     }
     heft_status status = heft__tensors_equal(ckpt, a, b, &equal, err);
@@ -287,7 +293,7 @@ static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, h
         }
     }
     heft__free(match->ctx, aliases, ckpt->count * sizeof *aliases);
-    return status;
+    return status == HEFT_OK ? heft__modules_measure(model, err) : status; /* some are untied now */
 }
 
 /* ---- missing --------------------------------------------------------------------------------- */

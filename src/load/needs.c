@@ -6,56 +6,24 @@
 #include "load/load.h"
 
 /* ---- the empty model ------------------------------------------------------------------------- */
-/* Whether what is no checkpoint may be a config alone: a folder without weights, a file that is none. */
-static bool may_be_config(const char *path, heft_status status)
-{
-    return status == HEFT_NOT_FOUND || (status == HEFT_FORMAT && !heft__path_is_folder(path));
-}
-
-/* The empty model of a path; l->ckpt stays NULL for a config alone. */
-static heft_status make_empty(heft__loading *l, const char *path, heft_error *err)
-{
-    heft_checkpoint_options open;
-    heft_error reason = {0};
-    heft_status status = HEFT__TAKE_OPTIONS(&open, l->options->checkpoint, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    open.trust_shards = true;
-    status = heft_checkpoint_open(l->ctx, path, &open, &l->ckpt, &reason);
-    if (status == HEFT_OK) {
-        status = heft_config_read(l->ctx, l->ckpt->where.folder, &l->config, &reason);
-    } else if (may_be_config(path, status)) {
-        heft_error other = {0};
-        const heft_status config = heft_config_read(l->ctx, path, &l->config, &other);
-        if (config == HEFT_OK || config == HEFT_NOMEM) {
-            status = config;
-            reason = other;
-        }
-    }
-    if (status != HEFT_OK && err) {
-        *err = reason;
-    }
-    return status == HEFT_OK ? heft__loading_make_model(l, err) : status;
-}
-
-heft_status heft_model_skeleton(heft_ctx *ctx, const char *path, const heft_load_options *options,
+heft_status heft_model_skeleton(const heft_source *source, const heft_load_options *options,
                                 heft_model **out, heft_error *err)
 {
     heft_load_options taken;
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    if (!source || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or result is NULL");
     }
-    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft__loading l = {
+        .ctx = source->ctx, .source = source, .ckpt = source->ckpt, .options = &taken};
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
-        status = make_empty(&l, path, err);
+        status = heft__loading_make_model(&l, err);
     }
     if (status == HEFT_OK) {
         *out = heft__loading_take_model(&l);
     }
     heft__loading_fini(&l);
-    return heft__add_path(status, err, path);
+    return heft__add_path(status, err, source->path);
 }
 
 /* ---- counting -------------------------------------------------------------------------------- */
@@ -66,10 +34,12 @@ static heft_status count_fill(heft__loading *l, heft_error *err)
     if (status != HEFT_OK) {
         return status;
     }
-    l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
+    l->match =
+        (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings, .count = true};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
     if (status == HEFT_OK && l->options->offload_folder) {
-        status = heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, err);
+        status =
+            heft__store_plan(&l->store, l->model, l->ckpt, &l->match, l->options, l->devices, err);
     }
     if (status == HEFT_OK) {
         heft__loading_choose_strategy(l);
@@ -85,13 +55,11 @@ static void count_alone(heft__loading *l)
     const heft_load_options *options = l->options;
     for (size_t i = 0; i < l->model->count; i++) {
         const heft_parameter *parameter = &l->model->parameters[i];
-        const int32_t device = options->device_of
-                                   ? options->device_of(options->device_user, parameter->name)
-                                   : HEFT_DEVICE_CPU;
+        const int32_t device = l->devices ? l->devices[i] : HEFT_DEVICE_CPU;
         const bool weight = parameter->kind == HEFT_PARAMETER_WEIGHT,
                    transient = parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
-        const bool maps = options->device_of ? device == HEFT_DEVICE_DISK && weight
-                                             : options->mode != HEFT_LOAD_COPY;
+        const bool maps =
+            l->devices ? device == HEFT_DEVICE_DISK && weight : options->mode != HEFT_LOAD_COPY;
         uint64_t *sum = &l->counts.copied_bytes;
         if (!transient && maps) {
             sum = &l->counts.mapped_bytes;
@@ -142,6 +110,7 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
         .stream_staging_bytes =
             (l->counts.stay_scratch + HEFT__THREAD_BYTES) * heft__reading_threads(l->ctx, true),
         .program_bytes = mapped < resident ? mapped : resident,
+        .doubt_bytes = l->match.doubt_bytes,
     };
     for (size_t i = 0; l->store.taken && i < l->model->count; i++) {
         out->mapped_bytes += l->store.taken[i] ? l->model->parameters[i].size_bytes : 0;
@@ -155,17 +124,21 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     out->stream_peak_bytes = out->peak_bytes + more + STREAM_SPARE + l->model->count * STREAM_LIST;
 }
 
-heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_options *options,
+heft_status heft_model_needs(const heft_source *source, const heft_load_options *options,
                              heft_load_needs *out, heft_error *err)
 {
     heft_load_options taken;
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    if (!source || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or result is NULL");
     }
-    heft__loading l = {.ctx = ctx, .options = &taken};
+    heft__loading l = {
+        .ctx = source->ctx, .source = source, .ckpt = source->ckpt, .options = &taken};
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
-        status = make_empty(&l, path, err);
+        status = heft__loading_make_model(&l, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__loading_take_plan(&l, err);
     }
     if (status == HEFT_OK && l.ckpt) {
         status = count_fill(&l, err);
@@ -178,5 +151,5 @@ heft_status heft_model_needs(heft_ctx *ctx, const char *path, const heft_load_op
         status = HEFT__GIVE_SIZED(out, &needs, err);
     }
     heft__loading_fini(&l);
-    return heft__add_path(status, err, path);
+    return heft__add_path(status, err, source->path);
 }

@@ -18,8 +18,7 @@
 static bool is_on_disk(const heft__store *s, size_t i)
 {
     const heft_parameter *parameter = &s->model->parameters[i];
-    return parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT &&
-           s->options->device_of(s->options->device_user, parameter->name) == HEFT_DEVICE_DISK;
+    return parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT && s->devices[i] == HEFT_DEVICE_DISK;
 }
 
 /* Whether a parameter is its whole tensor. */
@@ -106,13 +105,15 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
 }
 
 heft_status heft__store_plan(heft__store *s, heft_model *model, const heft_checkpoint *ckpt,
-                             heft__match *match, const heft_load_options *options, heft_error *err)
+                             heft__match *match, const heft_load_options *options,
+                             const int32_t *devices, heft_error *err)
 {
     const size_t count = model->count;
-    *s = (heft__store){.model = model, .ckpt = ckpt, .match = match, .options = options};
+    *s = (heft__store){
+        .model = model, .ckpt = ckpt, .match = match, .options = options, .devices = devices};
     heft__arena_init(&s->arena, model->ctx);
-    if (!options->device_of) {
-        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a device map");
+    if (!devices) {
+        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a plan");
     }
     s->entries = heft__arena_array(&s->arena, count, sizeof *s->entries);
     s->root = heft__arena_array(&s->arena, count, sizeof *s->root);
@@ -191,7 +192,7 @@ static heft_status read_piece(void *user, const heft__out_tensor *out, uint64_t 
         uint8_t *to = (uint8_t *)dst + done * to_bytes;
         count = elems - done < most ? elems - done : most;
         if (tensor == HEFT__NO_TENSOR) {
-            status = heft__init_fill(parameter, &s->model->rules[root], s->options->seed, element,
+            status = heft__init_fill(parameter, s->model->rules[root], s->options->seed, element,
                                      count, s->raw, to, err);
         } else if (from == parameter->dtype) {
             status = read_source(s, root, element, to, count * to_bytes, err);
@@ -394,12 +395,16 @@ static heft_status refuse_files(heft__store *s, heft_error *err)
 static heft_status write_dat(heft__store *s, heft__folder_writer *folder, size_t i, heft_error *err)
 {
     const heft__out_tensor out = out_tensor(s, i);
+    const heft__out_io io = {.folder = folder,
+                             .read = read_piece,
+                             .user = s,
+                             .scratch = s->scratch,
+                             .scratch_bytes = s->scratch_bytes};
     const char *name = dat_name(s, i);
     heft_status status = name ? heft__folder_file_begin(folder, name, false, err)
                               : heft__fail_nomem(err, strlen(out.name));
     if (status == HEFT_OK) {
-        status =
-            heft__offload_dat_write(folder, &out, read_piece, s, s->scratch, s->scratch_bytes, err);
+        status = heft__offload_dat_write(&io, &out, err);
     }
     return status == HEFT_OK ? heft__folder_file_end(folder, err) : status;
 }
@@ -465,9 +470,7 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
         heft_tensor_free(mapped);
         return heft__add_item(status, err, model->parameters[root].name);
     }
-    const uint64_t start =
-        mapped ? (uint64_t)((uint8_t *)mapped->data - (uint8_t *)heft_storage_data(mapped->storage))
-               : 0;
+    const uint64_t start = mapped ? mapped->offset_bytes : 0;
     for (size_t k = 0; k < model->count; k++) {
         if (model->parameters[k].tied_to == root) {
             heft__model_bind(model, k, mapped ? heft_storage_ref(mapped->storage) : NULL, start,
@@ -499,19 +502,17 @@ static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_er
     return status;
 }
 
-void heft__store_move_home(heft__store *s, heft_checkpoint **ckpt, heft__match *match)
+heft_checkpoint *heft__store_move_home(heft__store *s, heft_checkpoint *ckpt, heft__match *match)
 {
     if (!s->folder) {
-        return;
+        return ckpt;
     }
     for (size_t i = 0; i < s->model->count; i++) {
         const size_t tensor = heft_checkpoint_find(s->folder, s->model->parameters[i].name);
         match->source[i] = tensor == SIZE_MAX ? HEFT__NO_TENSOR : tensor;
         match->first[i] = 0;
     }
-    heft_checkpoint_close(*ckpt);
-    *ckpt = s->folder;
-    s->folder = NULL;
+    return s->folder;
 }
 
 size_t heft__store_piece(heft_ctx *ctx)

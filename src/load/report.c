@@ -115,7 +115,7 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     heft__arena *arena = &memory->arena;
     const char *casts = cast ? ", cast on the way" : "",
                *direct = counts->direct ? ", past the page cache, which has little of it" : "";
-    if (options->device_of) {
+    if (options->devices) {
         return heft__arena_format(
             arena,
             "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in their "

@@ -13,8 +13,9 @@ struct saving {
     heft__arena arena;
     heft__out_tensor *tensors;
     size_t count;
-    heft__torch_module *modules;
+    const char **modules; /* paths */
     heft__buffer config;
+    heft__metadata metadata;
     uint64_t seed; /* of a random save */
 };
 
@@ -60,7 +61,7 @@ static heft_status make_part(void *user, size_t part, heft_error *err)
         return heft__fail_nomem(err, INIT_ELEMS * sizeof *scratch);
     }
     heft_status status =
-        heft__init_fill(parameter, &model->rules[m->parameter], m->saving->seed, m->first + at,
+        heft__init_fill(parameter, model->rules[m->parameter], m->saving->seed, m->first + at,
                         count, scratch, m->dst + at * (heft_dtype_bits(parameter->dtype) / 8), err);
     heft__free(model->ctx, scratch, INIT_ELEMS * sizeof *scratch);
     return status;
@@ -83,7 +84,7 @@ static heft_status read_random(void *user, const heft__out_tensor *tensor, uint6
 
 /* ---- what is written ------------------------------------------------------------------------- */
 /* `order`: numbers of parameters, or NULL for their own order. */
-static heft_status add_tensors(struct saving *s, heft_format format, bool stored,
+static heft_status add_tensors(struct saving *s, const heft__format *format, bool stored,
                                const size_t *order, heft_error *err)
 {
     const heft_model *model = s->model;
@@ -92,7 +93,7 @@ static heft_status add_tensors(struct saving *s, heft_format format, bool stored
         const heft_parameter *parameter = &model->parameters[i];
         bool tied = parameter->tied_to != i;
         if (parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ||
-            (tied && format == HEFT_FORMAT_SAFETENSORS)) {
+            (tied && format->ties == HEFT__TIES_DROP)) {
             continue;
         }
         if (stored && (parameter->state == HEFT_PARAMETER_ABSENT ||
@@ -114,8 +115,8 @@ static heft_status add_tensors(struct saving *s, heft_format format, bool stored
     return HEFT_OK;
 }
 
-static heft_status list_tensors(struct saving *s, heft_format format, bool stored, bool natural,
-                                heft_error *err)
+static heft_status list_tensors(struct saving *s, const heft__format *format, bool stored,
+                                bool natural, heft_error *err)
 {
     const heft_model *model = s->model;
     size_t *order = NULL;
@@ -144,20 +145,49 @@ static heft_status list_modules(struct saving *s, heft_error *err)
         return heft__fail_nomem(err, model->module_count * sizeof *s->modules);
     }
     for (size_t i = 0; i < model->module_count; i++) {
-        s->modules[i].path = model->module_paths[i];
+        s->modules[i] = model->modules[i].path;
     }
     return HEFT_OK;
+}
+
+static heft_status take_metadata(struct saving *s, const heft__format *format,
+                                 const heft_save_options *options, heft_error *err)
+{
+    if (options->metadata_count && !format->metadata) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", format->noun);
+    }
+    heft_status status = heft__metadata_standard(&s->metadata, err);
+    return status == HEFT_OK
+               ? heft__metadata_set(&s->metadata, options->metadata, options->metadata_count, err)
+               : status;
+}
+
+/* Everything that is written but the bytes of the tensors. */
+static heft_status prepare(struct saving *s, const heft__format *format, bool stored,
+                           const heft_save_options *options, heft_error *err)
+{
+    const heft_model *model = s->model;
+    heft_status status = list_tensors(s, format, stored, options->natural_order, err);
+    if (status == HEFT_OK) {
+        status = list_modules(s, err);
+    }
+    if (status == HEFT_OK) {
+        status = take_metadata(s, format, options, err);
+    }
+    return status == HEFT_OK
+               ? heft__config_write(model->config, model->class_name, model->dtype, &s->config, err)
+               : status;
 }
 
 static heft_status save(const heft_model *model, const char *dst, const heft_init_options *init,
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
 {
-    heft_format format =
-        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format;
-    if (format != HEFT_FORMAT_SAFETENSORS && format != HEFT_FORMAT_TORCH) {
+    const heft__format *format = heft__format_find(
+        options->format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : options->format);
+    if (!format || !format->lay_out || format->file_each) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model is saved as safetensors or bin, not '%s'",
-                          heft_format_name(format));
+                          heft_format_name(options->format));
     }
     if (random && !model->known_family) {
         return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialized is not known",
@@ -166,13 +196,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     struct saving s = {.model = model, .seed = init->seed};
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
-    heft_status status = list_tensors(&s, format, !random, options->natural_order, err);
-    if (status == HEFT_OK) {
-        status = list_modules(&s, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__config_write(model->config, model->class_name, model->dtype, &s.config, err);
-    }
+    heft__metadata_init(&s.metadata, &s.arena);
+    heft_status status = prepare(&s, format, !random, options, err);
     if (status == HEFT_OK) {
         heft__side_file config = {
             .name = "config.json", .bytes = s.config.data, .length = s.config.size};
@@ -193,9 +218,12 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .read = random ? read_random : read_stored,
             .user = &s,
         };
-        status = heft__write_checkpoint(model->ctx, &job, report, err);
+        job.metadata = heft__metadata_list(&s.metadata, &job.metadata_count);
+        status = job.metadata ? heft__write_checkpoint(model->ctx, &job, report, err)
+                              : heft__fail_nomem(err, 0);
     }
     heft__buffer_fini(&s.config);
+    heft__metadata_fini(&s.metadata);
     heft__arena_fini(&s.arena);
     return heft__add_path(status, err, dst);
 }

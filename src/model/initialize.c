@@ -187,7 +187,7 @@ static heft_status fill_piece(void *user, size_t item, heft_error *err)
     for (uint64_t done = 0; done < piece->count && status == HEFT_OK; done += step) {
         uint64_t first = piece->first + done, left = piece->count - done;
         status =
-            heft__init_fill(parameter, &job->model->rules[piece->parameter], job->seed, first,
+            heft__init_fill(parameter, job->model->rules[piece->parameter], job->seed, first,
                             left < step ? (size_t)left : step, scratch, dst + first * element, err);
     }
     heft__free(job->model->ctx, scratch, step * sizeof *scratch);

@@ -20,34 +20,14 @@ static void begin_run(heft__skeleton *s)
 {
     s->std = 0.02F;
     s->object = s->config->root;
-    s->path_length = s->last_length = s->depth = 0;
+    s->path_length = s->last_length = s->depth = s->parts = 0;
     s->path[0] = s->last[0] = '\0';
     s->saved_count = s->transient_count = s->tie_count = 0;
-    s->total_bytes = 0;
+    s->inner_count = 0;
+    s->has_inner = s->model->family->inner_names != NULL;
+    s->total_bytes = s->tree_bytes = 0;
     s->module_count = 1; /* the root, whose path is "" */
-}
-
-/* Room for what the first run has counted. */
-static heft_status make_room(heft__skeleton *s, heft_error *err)
-{
-    heft_model *model = s->model;
-    heft__arena *arena = &model->arena;
-    const size_t count = s->saved_count + s->transient_count;
-    model->module_paths = heft__arena_array(arena, s->module_count, sizeof *model->module_paths);
-    model->parameters = heft__arena_array(arena, count, sizeof *model->parameters);
-    model->rules = heft__arena_array(arena, count, sizeof *model->rules);
-    model->bindings = heft__arena_array(arena, count, sizeof *model->bindings);
-    model->places = heft__arena_array(arena, count, sizeof *model->places);
-    s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
-    if (!model->module_paths || !model->parameters || !model->rules || !model->bindings ||
-        !model->places || !s->ties) {
-        return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
-    }
-    model->module_paths[0] = "";
-    model->module_count = s->module_count;
-    model->count = count;
-    s->saved_total = s->saved_count;
-    return HEFT_OK;
+    s->chain[0] = 0;
 }
 
 /* ---- names -> numbers ------------------------------------------------------------------------ */
@@ -72,30 +52,61 @@ size_t heft_model_find(const heft_model *model, const char *name)
     return (size_t)*name_slot(model, name) - 1; /* SIZE_MAX for a free slot */
 }
 
-static heft_status index_names(heft_model *model, heft_error *err)
+/* A power of two of which at most two thirds are used. */
+static size_t slots_for(size_t count)
 {
-    if (model->count >= UINT32_MAX / 2) {
-        return heft__fail(err, HEFT_LIMIT, "the model has %zu tensors", model->count);
+    size_t slots = 2;
+    while (slots / 3 * 2 <= count) {
+        slots *= 2;
     }
-    model->name_slot_count = 2;
-    while (model->name_slot_count / 3 * 2 <= model->count) { /* at most two thirds full */
-        model->name_slot_count *= 2;
-    }
-    model->name_slots =
-        heft__arena_array(&model->arena, model->name_slot_count, sizeof *model->name_slots);
-    if (!model->name_slots) {
-        return heft__fail(err, HEFT_NOMEM, "no memory for the names of %zu parameters",
-                          model->count);
-    }
+    return slots;
+}
+
+static void index_names(heft_model *model)
+{
     for (size_t i = 0; i < model->count; i++) {
         uint32_t *slot = name_slot(model, model->parameters[i].name);
         assert(*slot == 0); /* a family lists every name once */
         *slot = (uint32_t)i + 1;
     }
-    return HEFT_OK;
 }
 
 /* ---- building -------------------------------------------------------------------------------- */
+/* Room for what the first run has counted. */
+static heft_status make_room(heft__skeleton *s, heft_error *err)
+{
+    heft_model *model = s->model;
+    heft__arena *arena = &model->arena;
+    const size_t count = s->saved_count + s->transient_count;
+    if (count >= UINT32_MAX / 2) {
+        return heft__fail(err, HEFT_LIMIT, "the model has %zu tensors", count);
+    }
+    model->name_slot_count = slots_for(count);
+    model->name_slots = heft__arena_array(arena, model->name_slot_count, sizeof *model->name_slots);
+    model->modules = heft__arena_array(arena, s->module_count, sizeof *model->modules);
+    model->module_parameters = heft__arena_array(arena, count, sizeof *model->module_parameters);
+    model->parameters = heft__arena_array(arena, count, sizeof *model->parameters);
+    model->rules = heft__arena_array(arena, count, sizeof *model->rules);
+    model->bindings = heft__arena_array(arena, count, sizeof *model->bindings);
+    if (s->has_inner) {
+        model->places = heft__arena_array(arena, count, sizeof *model->places);
+    }
+    s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
+    if (!model->name_slots || !model->modules || !model->module_parameters || !model->parameters ||
+        !model->rules || !model->bindings || (!model->places && (s->has_inner)) || !s->ties) {
+        return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
+    }
+    model->modules[0] = (heft_module){.path = "",
+                                      .name = "",
+                                      .class_name = model->class_name,
+                                      .kind = HEFT_MODULE_MODEL,
+                                      .parent = SIZE_MAX};
+    model->module_count = s->module_count;
+    model->count = count;
+    s->saved_total = s->saved_count;
+    return HEFT_OK;
+}
+
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
 {
     heft_parameter *parameters = s->model->parameters;
@@ -139,12 +150,18 @@ static heft_status fill_model(heft_model *model, const heft__recipe *recipe, hef
     }
     if (status == HEFT_OK) {
         assert(s.saved_count == s.saved_total && s.saved_count + s.transient_count == model->count);
+        model->inner_count = s.inner_count;
         status = s.natural_order ? heft__order_naturally(model, s.saved_count, err) : HEFT_OK;
     }
     if (status == HEFT_OK) {
-        status = index_names(model, err);
+        index_names(model);
+        status = tie_parameters(&s, err);
     }
-    return status == HEFT_OK ? tie_parameters(&s, err) : status;
+    if (status == HEFT_OK) {
+        status = heft__modules_finish(model, err);
+    }
+    return status == HEFT_OK && !model->known_family ? heft__modules_find_lists(model, err)
+                                                     : status;
 }
 
 static size_t list_length(const char *const *list)
@@ -322,11 +339,11 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
     }
     const heft_parameter *parameter = &model->parameters[i];
     const heft__binding *binding = &model->bindings[i];
-    heft_status status =
-        binding->storage
-            ? heft__tensor_new(model->ctx, parameter->dtype, parameter->shape, parameter->rank,
-                               NULL, binding->storage, binding->byte_offset,
-                               parameter->state == HEFT_PARAMETER_MAPPED, out, err)
-            : heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state));
+    const heft_tensor_spec spec =
+        HEFT_OPTIONS(heft_tensor_spec, .dtype = parameter->dtype, .rank = parameter->rank,
+                     .shape = parameter->shape, .offset_bytes = binding->byte_offset);
+    heft_status status = binding->storage ? heft_tensor_new(binding->storage, &spec, out, err)
+                                          : heft__fail(err, HEFT_NOT_FOUND, "%s",
+                                                       heft__why_absent(parameter->state));
     return heft__add_item(status, err, parameter->name);
 }

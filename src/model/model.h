@@ -76,13 +76,15 @@ typedef struct heft__inner {
     const char *name;
     const uint64_t *shape; /* [rank] */
     uint32_t rank;
+    uint32_t parts;  /* how many parameters are parts of it */
+    uint32_t number; /* among the model's inner tensors */
 } heft__inner;
 
 /* A parameter's place there. */
 typedef struct heft__place {
     const heft__inner *inner; /* NULL: a tensor of the same name and shape */
-    uint64_t first;           /* element of `inner` with which it begins; the rest follows */
-    uint32_t turn;            /* among the parts of `inner` as they are saved */
+    uint32_t part;            /* begins after so many parts of its own size; the rest follows */
+    uint32_t turn;            /* 0 .. parts - 1: among the parts of `inner` as they are saved */
 } heft__place;
 
 struct heft_model {
@@ -97,14 +99,15 @@ struct heft_model {
     bool known_family;          /* false: the skeleton comes from a checkpoint */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
                                    that is in it */
-    heft__init_rule *rules;     /* [count] */
-    heft__binding *bindings;    /* [count] */
-    heft__place *places;        /* [count] */
-    /* Modules in registration order, "" first: those that hold parameters or buffers, and their
-     * ancestors. For
-     * `_metadata`, where the reference lists modules without any (dropout, activations) as well. */
-    const char **module_paths;
+    const heft__init_rule **rules; /* [count] equal ones are one */
+    heft__binding *bindings;       /* [count] */
+    heft__place *places;           /* [count]; NULL: all tensors are the same there */
+    /* In pre-order and the order of registration: those that hold parameters or buffers, and their
+     * ancestors. The reference's `_metadata` lists modules without any (dropout, activations) too. */
+    heft_module *modules;      /* [module_count] */
+    size_t *module_parameters; /* [count] lists of all modules, one after the other */
     size_t count, module_count;
+    uint32_t inner_count; /* tensors of the reference's memory that have another name or parts */
     uint32_t
         *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
     size_t name_slot_count;
@@ -118,6 +121,42 @@ struct heft_model {
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
 
+/* ---- modules.c: the tree
+ *
+ * Mark the outermost modules of the classes in the model's `no_split`, and the units: those, the
+ * outermost layers, and every expert. */
+void heft__modules_mark(heft_model *model);
+/* Sum up the bytes of all modules; again whenever ties have changed. */
+heft_status heft__modules_measure(heft_model *model, heft_error *err);
+
+/* What comes into memory and goes together. A parameter belongs to the innermost unit that is its
+ * module or above it; where there is none, to its module, which is a unit then. In the order of
+ * modules. */
+typedef struct heft__units {
+    size_t count;
+    size_t *modules;    /* [count] */
+    size_t *starts;     /* [count + 1] in `parameters` */
+    size_t *parameters; /* [model->count] unit by unit, in each in the order of modules */
+    size_t *unit_of;    /* [model->count] by parameter */
+} heft__units;
+/* Fill the list from the arena. */
+heft_status heft__units_list(const heft_model *model, heft__arena *arena, heft__units *units,
+                             heft_error *err);
+
+/* The place of a parameter in the reference's memory; `first`: the element of its inner tensor with
+ * which it begins. */
+static inline heft__place heft__model_place(const heft_model *model, size_t i)
+{
+    return model->places ? model->places[i] : (heft__place){0};
+}
+static inline uint64_t heft__model_place_first(const heft_model *model, size_t i)
+{
+    uint64_t elems = 0;
+    const heft_parameter *parameter = &model->parameters[i];
+    (void)heft__shape_elems(parameter->shape, parameter->rank, &elems);
+    return heft__model_place(model, i).part * elems; /* within `inner`, which the builder bounded */
+}
+
 /* What to say of a parameter that has no bytes. */
 const char *heft__why_absent(heft_parameter_state state);
 
@@ -128,8 +167,13 @@ const char *heft__why_absent(heft_parameter_state state);
  * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
 /* Errors stick; nothing is added after the first. Names are relative to the current module. */
-void heft__sk_enter(heft__skeleton *s, const char *format, ...)
-    __attribute__((format(printf, 2, 3))); /* child module(s): "encoder.layer.0" */
+/* Enter a child module. Its class is that of Transformers: static text; a '*' in front stands for the
+ * family's prefix: "*Attention"; "" where Transformers has no such module. A name of several parts,
+ * "layers.0", enters lists (ModuleList) on the way. */
+void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
+                    const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* Enter the body below a head: a module of the family's first class. */
+void heft__sk_enter_body(heft__skeleton *s, const char *name);
 void heft__sk_leave(heft__skeleton *s);
 void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                         heft__init_rule rule);
@@ -140,7 +184,7 @@ void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
 /* A tensor that the reference makes of several of a file's, named from the module that is entered;
  * NULL in the run that counts. Then its parts, each with its place. */
 const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
-                                  uint32_t rank);
+                                  uint32_t rank, uint32_t parts);
 void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                    heft__init_rule rule, heft__place place);
 /* The class is saved in the natural order of its inner names, as the reference does wherever it
@@ -148,7 +192,11 @@ void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, u
 void heft__sk_natural_order(heft__skeleton *s);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-/* The usual modules. `name` is entered for the time of the call. */
+/* The parameters of a linear module or an embedding, in the module that is entered. */
+void heft__sk_matrix(heft__skeleton *s, uint64_t in, uint64_t out, bool bias);
+void heft__sk_table(heft__skeleton *s, uint64_t rows, uint64_t width, int64_t padding_row);
+/* The usual modules: Linear, Embedding, LayerNorm and the family's RMSNorm. `name` is entered for the
+ * time of the call. */
 void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias);
 void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
                         int64_t padding_row);
@@ -165,11 +213,11 @@ heft__init_rule heft__init_constant(float value);
 heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
 /* For a model that is listed by something else than its config (load/unknown.c): what that is; a
- * parameter by its whole name, from which its modules are taken; the no-split blocks. */
+ * parameter by its whole name, from which its modules are taken: names come in such an order that
+ * those of one module's subtree stand together. What must not be split is found by structure. */
 const void *heft__sk_user(const heft__skeleton *s);
 void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                     uint32_t rank);
-void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count);
 /* The class has another prefix than its family. */
 void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
 /* From here on look-ups read the object under a key of the config ("text_config"); where it is
@@ -222,6 +270,7 @@ typedef struct heft__class {
 typedef struct heft__family {
     const char *model_type;
     const char *base_prefix;
+    const char *class_prefix;    /* of modules' classes: "Llama" */
     const char *file_prefix;     /* one that files may have and the model has not; NULL for none */
     const heft__class *classes;  /* base model first; ends with a NULL name */
     const char *const *no_split; /* NULL-terminated, like all lists here */

@@ -1,40 +1,54 @@
 /* order.c - a state dict in the natural order of the reference's own names.
  *
- * A merge sort over numbers that begins with the runs that are there: a family lists most of a
- * layer in order, and the layers one after another, so that most merges find nothing to do.
+ * A tensor of the reference's memory is sorted as one, by its name; its parts then take their turns
+ * in its place. So a layer's many experts cost a few comparisons. The sort is a merge sort over
+ * numbers that begins with the runs that are there: a family lists most of a layer in order, and the
+ * layers one after another, so that most merges find nothing to do.
  *
  * Source: docs/models.md. */
 #include "model/skeleton.h"
 
+#include <assert.h>
+
 struct sorting {
     const heft_model *model;
-    uint32_t *order, *spare; /* [count] numbers of parameters */
-    size_t *ends;            /* [runs] where each run ends */
-    size_t runs;
+    uint32_t *order, *spare; /* [most] numbers of parameters: of parts the first one's */
+    uint32_t *ends;          /* [most + 1] where each run ends */
+    size_t most, runs;
 };
 
-/* Whether a stands behind b. */
+static const char *name_of(const heft_model *model, uint32_t i)
+{
+    const heft__inner *inner = heft__model_place(model, i).inner;
+    return inner ? inner->name : model->parameters[i].name;
+}
+
+/* Whether a comes after b. */
 static bool is_behind(const heft_model *model, uint32_t a, uint32_t b)
 {
-    const heft__place *left = &model->places[a], *right = &model->places[b];
-    if (left->inner && left->inner == right->inner) {
-        return left->turn > right->turn;
-    }
-    int order =
-        heft__compare_natural(left->inner ? left->inner->name : model->parameters[a].name,
-                              right->inner ? right->inner->name : model->parameters[b].name);
-    return order > 0 || (order == 0 && left->turn > right->turn);
+    return heft__compare_natural(name_of(model, a), name_of(model, b)) > 0;
+}
+
+/* Whether a parameter stands for itself, or for all parts of its inner tensor. */
+static bool leads(const heft_model *model, size_t i)
+{
+    return !heft__model_place(model, i).inner || heft__model_place(model, i).turn == 0;
 }
 
 static void find_runs(struct sorting *sorting, size_t count)
 {
+    size_t found = 0;
     for (size_t i = 0; i < count; i++) {
-        sorting->order[i] = (uint32_t)i;
-        if (i > 0 && is_behind(sorting->model, (uint32_t)(i - 1), (uint32_t)i)) {
-            sorting->ends[sorting->runs++] = i;
+        if (leads(sorting->model, i)) {
+            sorting->order[found] = (uint32_t)i;
+            if (found > 0 &&
+                is_behind(sorting->model, sorting->order[found - 1], sorting->order[found])) {
+                sorting->ends[sorting->runs++] = (uint32_t)found;
+            }
+            found++;
         }
     }
-    sorting->ends[sorting->runs++] = count;
+    sorting->ends[sorting->runs++] = (uint32_t)found;
 }
 
 /* How many of the sorted numbers stand in front of b or beside it. */
@@ -54,7 +68,7 @@ static size_t count_before(const heft_model *model, const uint32_t *sorted, size
 }
 
 /* order[first .. middle) and order[middle .. end) become one run: the left one's numbers move in
- * stretches, so that a layer's many experts cost a few comparisons. */
+ * stretches. */
 static void merge(struct sorting *sorting, size_t first, size_t middle, size_t end)
 {
     uint32_t *order = sorting->order, *left = sorting->spare;
@@ -84,9 +98,17 @@ static void merge_runs(struct sorting *sorting)
             if (end != sorting->ends[i]) {
                 merge(sorting, first, sorting->ends[i], end);
             }
-            sorting->ends[kept++] = first = end;
+            sorting->ends[kept++] = (uint32_t)end;
+            first = end;
         }
         sorting->runs = kept;
+    }
+}
+
+static void set_place(heft_model *model, size_t i, heft__place place)
+{
+    if (model->places) {
+        model->places[i] = place;
     }
 }
 
@@ -96,20 +118,20 @@ static void apply(heft_model *model, uint32_t *order, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         const heft_parameter parameter = model->parameters[i];
-        const heft__init_rule rule = model->rules[i];
-        const heft__place place = model->places[i];
+        const heft__init_rule *rule = model->rules[i];
+        const heft__place place = heft__model_place(model, i);
         size_t at = i;
         while (order[at] != i) {
             const size_t from = order[at];
             model->parameters[at] = model->parameters[from];
             model->rules[at] = model->rules[from];
-            model->places[at] = model->places[from];
+            set_place(model, at, heft__model_place(model, from));
             order[at] = (uint32_t)at;
             at = from;
         }
         model->parameters[at] = parameter;
         model->rules[at] = rule;
-        model->places[at] = place;
+        set_place(model, at, place);
         order[at] = (uint32_t)at;
     }
     for (size_t i = 0; i < count; i++) {
@@ -117,28 +139,66 @@ static void apply(heft_model *model, uint32_t *order, size_t count)
     }
 }
 
+/* From the sorted leaders to all parameters: parts go where their inner tensor stands. `starts`:
+ * [inner_count] scratch. */
+static void spread(const struct sorting *sorting, size_t count, uint32_t *starts, uint32_t *all)
+{
+    const heft_model *model = sorting->model;
+    const size_t leaders = sorting->ends[0];
+    uint32_t at = 0;
+    for (size_t k = 0; k < leaders; k++) {
+        const uint32_t i = sorting->order[k];
+        const heft__inner *inner = heft__model_place(model, i).inner;
+        if (inner) {
+            starts[inner->number] = at;
+            at += inner->parts;
+        } else {
+            all[at++] = i;
+        }
+    }
+    assert(at == count);
+    for (size_t i = 0; i < count; i++) {
+        const heft__place place = heft__model_place(model, i);
+        if (place.inner) {
+            all[starts[place.inner->number] + place.turn] = (uint32_t)i;
+        }
+    }
+}
+
+static void free_sorting(struct sorting *sorting)
+{
+    heft_ctx *ctx = sorting->model->ctx;
+    heft__free(ctx, sorting->order, sorting->most * sizeof *sorting->order);
+    heft__free(ctx, sorting->spare, sorting->most * sizeof *sorting->spare);
+    heft__free(ctx, sorting->ends, (sorting->most + 1) * sizeof *sorting->ends);
+}
+
 /* Numbers 0 .. count - 1 in order; owned, NULL without memory. */
 static uint32_t *sort(const heft_model *model, size_t count)
 {
     heft_ctx *ctx = model->ctx;
-    struct sorting sorting = {
-        .model = model,
-        .order = heft__alloc(ctx, count * sizeof *sorting.order),
-        .spare = heft__alloc(ctx, count * sizeof *sorting.spare),
-        .ends = heft__alloc(ctx, (count + 1) * sizeof *sorting.ends),
-    };
-    bool room = sorting.order && sorting.spare && sorting.ends;
+    struct sorting sorting = {.model = model};
+    for (size_t i = 0; i < count; i++) {
+        sorting.most += leads(model, i);
+    }
+    sorting.order = heft__alloc(ctx, sorting.most * sizeof *sorting.order);
+    sorting.spare = heft__alloc(ctx, sorting.most * sizeof *sorting.spare);
+    sorting.ends = heft__alloc(ctx, (sorting.most + 1) * sizeof *sorting.ends);
+    uint32_t *starts = heft__alloc(ctx, model->inner_count * sizeof *starts);
+    uint32_t *all = heft__alloc(ctx, count * sizeof *all);
+    const bool room = sorting.order && sorting.spare && sorting.ends && starts && all;
     if (room) {
         find_runs(&sorting, count);
         merge_runs(&sorting);
+        spread(&sorting, count, starts, all);
     }
-    heft__free(ctx, sorting.spare, count * sizeof *sorting.spare);
-    heft__free(ctx, sorting.ends, (count + 1) * sizeof *sorting.ends);
+    heft__free(ctx, starts, model->inner_count * sizeof *starts);
+    free_sorting(&sorting);
     if (!room) {
-        heft__free(ctx, sorting.order, count * sizeof *sorting.order);
+        heft__free(ctx, all, count * sizeof *all);
         return NULL;
     }
-    return sorting.order;
+    return all;
 }
 
 heft_status heft__order_naturally(heft_model *model, size_t count, heft_error *err)

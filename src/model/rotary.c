@@ -232,7 +232,7 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
     if (s->filling) {
         rule.rotary = read_rotary(s, layer_type, width);
     }
-    heft__sk_enter(s, "rotary_emb");
+    heft__sk_enter(s, HEFT_MODULE_ROTARY, "*RotaryEmbedding", "rotary_emb");
     for (int original = 0; original < 2; original++) {
         snprintf(name, sizeof name, "%s%s%s", layer_type ? layer_type : "", layer_type ? "_" : "",
                  original ? "original_inv_freq" : "inv_freq");

@@ -8,23 +8,9 @@
  * Source: docs/howto/architecture.md. */
 #include "model/skeleton.h"
 
-#include <math.h>
-
-#define DIMENSION_MOST (((uint64_t)1 << 31) - 1)
 #define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
-
-/* A key's value, by its own or its other name; NULL if neither is there. */
-static const heft__json_value *member(const heft__skeleton *s, const char *key)
-{
-    const char *const(*other)[2] = s->model->family->other_keys;
-    const heft__json_value *value = s->object ? heft__json_member(s->object, key) : NULL;
-    for (; s->object && !value && other && (*other)[0]; other++) {
-        if (strcmp((*other)[0], key) == 0) {
-            value = heft__json_member(s->object, (*other)[1]);
-        }
-    }
-    return value;
-}
+#define NAMED_PARTS_MOST 32 /* modules that are made of one name; the rest is a role */
+#define TREE_BYTES_MOST ((uint64_t)256 << 20) /* that modules take with their paths */
 
 /* ---- errors ---------------------------------------------------------------------------------- */
 static bool failed(const heft__skeleton *s)
@@ -54,7 +40,7 @@ void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    const heft__json_value *value = key ? member(s, key) : NULL;
+    const heft__json_value *value = key ? heft__sk_member(s, key) : NULL;
     s->status =
         heft__fail_at(&s->error, status, value ? value->offset : HEFT_NO_OFFSET, "%s", message);
     heft__add_item(s->status, &s->error, key);
@@ -80,48 +66,97 @@ static bool append(heft__skeleton *s, size_t at, const char *text, size_t length
     return true;
 }
 
-/* Modules are entered in the order of a walk through the tree, parents first. So one that was
- * entered before is the last one noted, or an ancestor of it. */
-static void note_module(heft__skeleton *s)
+/* Note a new module at the path, as a child of the one that is entered. */
+static void add_module(heft__skeleton *s, heft_module_kind kind, const char *class_name)
 {
-    const size_t length = s->path_length;
-    if (s->last_length >= length && memcmp(s->last, s->path, length) == 0 &&
-        (s->last[length] == '\0' || s->last[length] == '.')) {
+    const size_t length = s->path_length, number = s->module_count++;
+    s->tree_bytes += sizeof(heft_module) + length + 1;
+    if (number >= UINT32_MAX || s->tree_bytes > TREE_BYTES_MOST) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has over %zu modules", number);
         return;
     }
     if (s->filling) {
+        const size_t parent = s->chain[s->parts];
+        heft_module *module = &s->model->modules[number];
         const char *path = heft__arena_text(&s->model->arena, s->path, length);
         if (!path) {
             out_of_memory(s);
             return;
         }
-        s->model->module_paths[s->module_count] = path;
+        const size_t above = strlen(s->model->modules[parent].path);
+        *module = (heft_module){.path = path,
+                                .name = path + above + (above > 0),
+                                .class_name = class_name,
+                                .kind = kind,
+                                .parent = parent};
     }
     memcpy(s->last, s->path, length + 1);
     s->last_length = length;
-    s->module_count++;
+    s->chain[s->parts + 1] = (uint32_t)number;
 }
 
-static void enter(heft__skeleton *s, const char *name)
+/* Modules are entered in the order of a walk through the tree, parents first. So one that was
+ * entered before is the last one noted, or an ancestor of it. */
+static void note_module(heft__skeleton *s, heft_module_kind kind, const char *class_name)
 {
+    const size_t length = s->path_length;
+    if (s->parts == HEFT__SKELETON_PARTS) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s...' is nested too deep", s->path);
+    } else if (s->last_length < length || memcmp(s->last, s->path, length) != 0 ||
+               (s->last[length] != '\0' && s->last[length] != '.')) {
+        add_module(s, kind, class_name);
+    }
+    s->parts++;
+}
+
+/* The class of a module, NULL without memory. Families name the same few over and over. */
+static const char *class_text(heft__skeleton *s, const char *class_name)
+{
+    if (*class_name != '*' || !s->filling) {
+        return class_name;
+    }
+    for (size_t i = 0; i < HEFT__SKELETON_CLASSES; i++) {
+        if (s->classes[i][0] && strcmp(s->classes[i][0], class_name) == 0) {
+            return s->classes[i][1];
+        }
+    }
+    const char *text = heft__arena_format(&s->model->arena, "%s%s", s->model->family->class_prefix,
+                                          class_name + 1);
+    s->classes[s->next_class][0] = text ? class_name : NULL;
+    s->classes[s->next_class][1] = text;
+    s->next_class = (s->next_class + 1) % HEFT__SKELETON_CLASSES;
+    return text;
+}
+
+static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
+                  const char *name)
+{
+    const char *text = failed(s) ? NULL : class_text(s, class_name);
     if (failed(s)) {
+        return;
+    }
+    if (!text) {
+        out_of_memory(s);
         return;
     }
     if (s->depth == HEFT__SKELETON_DEPTH) {
         heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s' is nested too deep", name);
         return;
     }
+    s->part_counts[s->depth] = s->parts;
     s->lengths[s->depth++] = s->path_length;
     while (*name && !failed(s)) { /* each part between dots is a module of its own */
         size_t length = strcspn(name, ".");
+        const bool last = name[length] == '\0';
         if (append(s, s->path_length, name, length, &s->path_length)) {
-            note_module(s);
+            note_module(s, last ? kind : HEFT_MODULE_CONTAINER, last ? text : "ModuleList");
         }
-        name += length + (name[length] == '.');
+        name += length + !last;
     }
 }
 
-void heft__sk_enter(heft__skeleton *s, const char *format, ...)
+void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
+                    const char *format, ...)
 {
     char name[256];
     va_list args;
@@ -131,13 +166,19 @@ void heft__sk_enter(heft__skeleton *s, const char *format, ...)
     if (length < 0 || (size_t)length >= sizeof name) {
         heft__sk_fail(s, HEFT_LIMIT, NULL, "name of module '%.60s...' is too long", name);
     }
-    enter(s, name);
+    enter(s, kind, class_name, name);
+}
+
+void heft__sk_enter_body(heft__skeleton *s, const char *name)
+{
+    enter(s, HEFT_MODULE_MODEL, s->model->family->classes[0].name, name);
 }
 
 void heft__sk_leave(heft__skeleton *s)
 {
     if (!failed(s)) { /* after an error nobody looks at the path any more */
         s->path_length = s->lengths[--s->depth];
+        s->parts = s->part_counts[s->depth];
         s->path[s->path_length] = '\0';
     }
 }
@@ -159,6 +200,26 @@ static const uint64_t *keep_shape(heft__skeleton *s, const uint64_t *shape, uint
         s->shapes[s->next_shape] = copy;
         s->ranks[s->next_shape] = rank;
         s->next_shape = (s->next_shape + 1) % HEFT__SKELETON_SHAPES;
+    }
+    return copy;
+}
+
+/* Likewise; NULL without memory. */
+static const heft__init_rule *keep_rule(heft__skeleton *s, const heft__init_rule *rule)
+{
+    for (size_t i = 0; i < HEFT__SKELETON_RULES; i++) {
+        const heft__init_rule *kept = s->rules[i];
+        if (kept && kept->kind == rule->kind && kept->a == rule->a && kept->b == rule->b &&
+            kept->low == rule->low && kept->high == rule->high &&
+            kept->zero_row == rule->zero_row && kept->rotary == rule->rotary) {
+            return kept;
+        }
+    }
+    heft__init_rule *copy = heft__arena_alloc(&s->model->arena, sizeof *copy);
+    if (copy) {
+        *copy = *rule;
+        s->rules[s->next_rule] = copy;
+        s->next_rule = (s->next_rule + 1) % HEFT__SKELETON_RULES;
     }
     return copy;
 }
@@ -193,7 +254,7 @@ static heft__place whole(heft__skeleton *s, const heft_parameter *parameter)
     const char *name = inner_name(s);
     heft__inner *inner = name ? heft__arena_alloc(&s->model->arena, sizeof *inner) : NULL;
     if (inner) {
-        *inner = (heft__inner){name, parameter->shape, parameter->rank};
+        *inner = (heft__inner){name, parameter->shape, parameter->rank, 1, s->inner_count++};
         place.inner = inner;
     } else if (name) {
         out_of_memory(s);
@@ -209,14 +270,19 @@ static void fill(heft__skeleton *s, heft_parameter parameter, heft__init_rule ru
     size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
     parameter.name = heft__arena_text(&s->model->arena, s->path, name_length);
     parameter.shape = keep_shape(s, parameter.shape, parameter.rank);
-    if (!parameter.name || !parameter.shape) {
+    const heft__init_rule *kept = keep_rule(s, &rule);
+    if (!parameter.name || !parameter.shape || !kept) {
         out_of_memory(s);
         return;
     }
     parameter.tied_to = at;
+    parameter.module = s->chain[s->parts];
+    parameter.role = parameter.name + s->path_length + (s->path_length > 0);
     s->model->parameters[at] = parameter;
-    s->model->rules[at] = rule;
-    s->model->places[at] = place.inner ? place : whole(s, &parameter);
+    s->model->rules[at] = kept;
+    if (s->model->places) {
+        s->model->places[at] = place.inner ? place : whole(s, &parameter);
+    }
 }
 
 static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
@@ -301,10 +367,11 @@ void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *sha
 }
 
 const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
-                                  uint32_t rank)
+                                  uint32_t rank, uint32_t parts)
 {
     size_t length;
     heft__inner *inner = NULL;
+    s->has_inner = true;
     if (!s->filling || failed(s) || !append(s, s->path_length, name, strlen(name), &length)) {
         return NULL;
     }
@@ -319,7 +386,7 @@ const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uin
         out_of_memory(s);
         return NULL;
     }
-    *inner = (heft__inner){renamed, kept, rank};
+    *inner = (heft__inner){renamed, kept, rank, parts, s->inner_count++};
     return inner;
 }
 
@@ -350,34 +417,17 @@ void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const
 {
     const heft_parameter parameter = {
         .dtype = dtype, .rank = rank, .shape = shape, .kind = HEFT_PARAMETER_WEIGHT};
-    for (const char *dot = strchr(name, '.'); dot && !failed(s); dot = strchr(dot + 1, '.')) {
-        s->path_length = 0;
-        if (append(s, 0, name, (size_t)(dot - name), &s->path_length) && s->path_length > 0) {
-            note_module(s);
+    const char *role = name;
+    for (const char *dot = strchr(name, '.'); dot && !failed(s) && s->parts < NAMED_PARTS_MOST;
+         dot = strchr(dot + 1, '.')) {
+        if (dot > name && append(s, 0, name, (size_t)(dot - name), &s->path_length)) {
+            note_module(s, HEFT_MODULE_OTHER, "");
+            role = dot + 1;
         }
     }
-    s->path_length = 0;
-    add(s, name, parameter, heft__init_constant(0), (heft__place){0});
-}
-
-void heft__sk_no_split(heft__skeleton *s, const char *const *blocks, size_t count)
-{
-    if (failed(s) || !s->filling) {
-        return;
-    }
-    const char **copies = heft__arena_array(&s->model->arena, count, sizeof *copies);
-    for (size_t i = 0; copies && i < count && !failed(s); i++) {
-        copies[i] = heft__arena_text(&s->model->arena, blocks[i], strlen(blocks[i]));
-        if (!copies[i]) {
-            out_of_memory(s);
-        }
-    }
-    if (!copies) {
-        out_of_memory(s);
-        return;
-    }
-    s->model->no_split = copies;
-    s->model->no_split_count = count;
+    add(s, role, parameter, heft__init_constant(0), (heft__place){0});
+    s->path_length = s->parts = 0;
+    s->path[0] = '\0';
 }
 
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)
@@ -419,27 +469,37 @@ void heft__sk_std(heft__skeleton *s, double std)
     s->std = (float)std;
 }
 
-void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+void heft__sk_matrix(heft__skeleton *s, uint64_t in, uint64_t out, bool bias)
 {
-    enter(s, name);
     heft__sk_parameter(s, "weight", (const uint64_t[]){out, in}, 2, normal(s, -1));
     if (bias) {
         heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
     }
+}
+
+void heft__sk_table(heft__skeleton *s, uint64_t rows, uint64_t width, int64_t padding_row)
+{
+    heft__sk_parameter(s, "weight", (const uint64_t[]){rows, width}, 2, normal(s, padding_row));
+}
+
+void heft__sk_linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+{
+    enter(s, HEFT_MODULE_LINEAR, "Linear", name);
+    heft__sk_matrix(s, in, out, bias);
     heft__sk_leave(s);
 }
 
 void heft__sk_embedding(heft__skeleton *s, const char *name, uint64_t rows, uint64_t width,
                         int64_t padding_row)
 {
-    enter(s, name);
-    heft__sk_parameter(s, "weight", (const uint64_t[]){rows, width}, 2, normal(s, padding_row));
+    enter(s, HEFT_MODULE_EMBEDDING, "Embedding", name);
+    heft__sk_table(s, rows, width, padding_row);
     heft__sk_leave(s);
 }
 
 void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bool bias)
 {
-    enter(s, name);
+    enter(s, HEFT_MODULE_NORM, "LayerNorm", name);
     heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(1));
     if (bias) {
         heft__sk_parameter(s, "bias", &width, 1, heft__init_constant(0));
@@ -449,7 +509,7 @@ void heft__sk_layer_norm(heft__skeleton *s, const char *name, uint64_t width, bo
 
 void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, float start)
 {
-    enter(s, name);
+    enter(s, HEFT_MODULE_NORM, "*RMSNorm", name);
     heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(start));
     heft__sk_leave(s);
 }
@@ -457,252 +517,4 @@ void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, floa
 void heft__sk_base_prefix(heft__skeleton *s, const char *prefix)
 {
     s->model->base_prefix = prefix;
-}
-
-/* ---- look-ups of the config ------------------------------------------------------------------ */
-void heft__sk_config_enter(heft__skeleton *s, const char *key)
-{
-    const heft__json_value *value = heft__json_member(s->config->root, key);
-    s->object = value && value->type == HEFT__JSON_TYPE_OBJECT ? value : NULL;
-    if (value && !s->object && value->type != HEFT__JSON_TYPE_NULL) {
-        s->object = s->config->root;
-        heft__sk_fail(s, HEFT_FORMAT, key, "expected an object");
-    }
-}
-
-void heft__sk_config_leave(heft__skeleton *s)
-{
-    s->object = s->config->root;
-}
-
-/* A key's value; NULL if it is absent or the builder has failed. */
-static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
-{
-    return failed(s) ? NULL : member(s, key);
-}
-
-/* The same; null counts as absent. */
-static const heft__json_value *look_up_set(const heft__skeleton *s, const char *key)
-{
-    const heft__json_value *value = look_up(s, key);
-    return value && value->type != HEFT__JSON_TYPE_NULL ? value : NULL;
-}
-
-/* "expected ..., found ..." with the value as it stands in the file. */
-static void refuse(heft__skeleton *s, heft_status status, const char *key, const char *expected,
-                   const heft__json_value *value)
-{
-    switch (value->type) {
-    case HEFT__JSON_TYPE_NUMBER:
-        heft__sk_fail(s, status, key, "expected %s, found %.60s", expected, value->text);
-        break;
-    case HEFT__JSON_TYPE_STRING:
-        heft__sk_fail(s, status, key, "expected %s, found the string '%.60s'", expected,
-                      value->text);
-        break;
-    case HEFT__JSON_TYPE_BOOL:
-        heft__sk_fail(s, status, key, "expected %s, found %s", expected,
-                      value->boolean ? "true" : "false");
-        break;
-    case HEFT__JSON_TYPE_NULL:
-        heft__sk_fail(s, status, key, "expected %s, found null", expected);
-        break;
-    case HEFT__JSON_TYPE_ARRAY:
-    case HEFT__JSON_TYPE_OBJECT:
-        heft__sk_fail(s, status, key, "expected %s, found an %s of %zu", expected,
-                      value->type == HEFT__JSON_TYPE_ARRAY ? "array" : "object", value->count);
-        break;
-    }
-}
-
-/* Whether a number is a positive integer, of any size. */
-static bool is_positive_integer(const heft__json_value *value)
-{
-    return value->type == HEFT__JSON_TYPE_NUMBER &&
-           value->text[strspn(value->text, "0123456789")] == '\0' &&
-           value->text[strspn(value->text, "0")] != '\0';
-}
-
-static bool read_count(const heft__json_value *value, uint64_t most, uint64_t *number)
-{
-    return is_positive_integer(value) && heft__json_as_u64(value, number) && *number <= most;
-}
-
-static uint64_t count_to(heft__skeleton *s, const char *key, uint64_t standard, uint64_t most)
-{
-    const heft__json_value *value = look_up(s, key);
-    uint64_t number = 0;
-    if (!value) {
-        return standard;
-    }
-    if (read_count(value, most, &number)) {
-        return number;
-    }
-    char expected[80];
-    snprintf(expected, sizeof expected, "an integer from 1 to %llu", (unsigned long long)most);
-    refuse(s, is_positive_integer(value) ? HEFT_LIMIT : HEFT_FORMAT, key, expected, value);
-    return 1;
-}
-
-uint64_t heft__sk_count(heft__skeleton *s, const char *key, uint64_t standard)
-{
-    return count_to(s, key, standard, DIMENSION_MOST);
-}
-
-uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null)
-{
-    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_count(s, key, standard);
-}
-
-uint64_t heft__sk_layers(heft__skeleton *s, const char *key, uint64_t standard)
-{
-    return count_to(s, key, standard, HEFT__LAYERS_MOST);
-}
-
-int64_t heft__sk_integer(heft__skeleton *s, const char *key, int64_t standard)
-{
-    const heft__json_value *value = look_up_set(s, key);
-    int64_t number = standard;
-    if (value && !heft__json_as_i64(value, &number)) {
-        refuse(s, HEFT_FORMAT, key, "an integer of 64 bits", value);
-    }
-    return number;
-}
-
-bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard)
-{
-    const heft__json_value *value = look_up_set(s, key);
-    if (value && value->type != HEFT__JSON_TYPE_BOOL) {
-        refuse(s, HEFT_FORMAT, key, "true or false", value);
-    }
-    return value && !failed(s) ? value->boolean : standard;
-}
-
-double heft__sk_real(heft__skeleton *s, const char *key, double standard)
-{
-    const heft__json_value *value = look_up_set(s, key);
-    double number = standard;
-    if (value && (!heft__json_as_double(value, &number) || !isfinite(number))) {
-        refuse(s, HEFT_FORMAT, key, "a finite number", value);
-        number = standard;
-    }
-    return number;
-}
-
-const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard)
-{
-    const heft__json_value *value = look_up_set(s, key);
-    if (value && (value->type != HEFT__JSON_TYPE_STRING || strlen(value->text) != value->length)) {
-        refuse(s, HEFT_FORMAT, key, "a string without NUL", value);
-    }
-    return value && !failed(s) ? value->text : standard;
-}
-
-uint64_t heft__sk_members(heft__skeleton *s, const char *key, uint64_t standard)
-{
-    const heft__json_value *value = look_up_set(s, key);
-    if (value && (value->type != HEFT__JSON_TYPE_OBJECT || value->count == 0)) {
-        refuse(s, HEFT_FORMAT, key, "an object with members", value);
-    }
-    return value && !failed(s) ? value->count : standard;
-}
-
-bool heft__sk_has(const heft__skeleton *s, const char *key)
-{
-    return look_up_set(s, key) != NULL;
-}
-
-void heft__sk_pair(heft__skeleton *s, const char *key, uint64_t standard, uint64_t pair[2])
-{
-    const heft__json_value *value = look_up_set(s, key);
-    pair[0] = pair[1] = standard;
-    if (value && value->type == HEFT__JSON_TYPE_ARRAY) {
-        if (value->count != 2 || !read_count(value->first, DIMENSION_MOST, &pair[0]) ||
-            !read_count(value->first->next, DIMENSION_MOST, &pair[1])) {
-            refuse(s, HEFT_FORMAT, key, "one count or two", value);
-            pair[0] = pair[1] = standard;
-        }
-    } else if (value) {
-        pair[0] = pair[1] = heft__sk_count(s, key, standard);
-    }
-}
-
-bool heft__sk_list_has(heft__skeleton *s, const char *key, uint64_t wanted)
-{
-    const heft__json_value *list = look_up_set(s, key);
-    if (!list) {
-        return false;
-    }
-    if (list->type != HEFT__JSON_TYPE_ARRAY || list->count > HEFT__LAYERS_MOST) {
-        refuse(s, HEFT_FORMAT, key, "a list of layers", list);
-        return false;
-    }
-    for (const heft__json_value *item = list->first; item; item = item->next) {
-        int64_t number;
-        if (!heft__json_as_i64(item, &number)) {
-            refuse(s, HEFT_FORMAT, key, "a list of integers", list);
-            return false;
-        }
-        if (number >= 0 && (uint64_t)number == wanted) {
-            return true;
-        }
-    }
-    return false;
-}
-
-const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i)
-{
-    const heft__json_value *list = look_up_set(s, key);
-    const heft__json_value *item = list ? list->first : NULL;
-    if (!list) {
-        return NULL;
-    }
-    if (list->type != HEFT__JSON_TYPE_ARRAY || i >= list->count) {
-        refuse(s, HEFT_FORMAT, key, "a list with an item for each layer", list);
-        return NULL;
-    }
-    while (item && i-- > 0) {
-        item = item->next;
-    }
-    if (!item || item->type != HEFT__JSON_TYPE_STRING || strlen(item->text) != item->length) {
-        refuse(s, HEFT_FORMAT, key, "a list of strings", list);
-        return NULL;
-    }
-    return item->text;
-}
-
-int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows)
-{
-    const heft__json_value *value = look_up(s, key);
-    int64_t row = standard, end = (int64_t)rows; /* a count: below 2^31 */
-    if (!value || value->type == HEFT__JSON_TYPE_NULL) {
-        return value ? -1 : standard;
-    }
-    if (!heft__json_as_i64(value, &row) || row < -end || row >= end) {
-        char expected[80];
-        snprintf(expected, sizeof expected, "null or one of %llu rows", (unsigned long long)rows);
-        refuse(s, HEFT_FORMAT, key, expected, value);
-        return -1;
-    }
-    return row < 0 ? row + end : row;
-}
-
-uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard)
-{
-    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", standard)
-                                       : heft__sk_count(s, "num_labels", standard);
-}
-
-uint64_t heft__sk_labels(heft__skeleton *s)
-{
-    return heft__sk_labels_or(s, 2);
-}
-
-void heft__sk_initializer_range(heft__skeleton *s, double standard)
-{
-    double std = heft__sk_real(s, "initializer_range", standard);
-    if (std < 0 || std > 1e6) {
-        heft__sk_fail(s, HEFT_FORMAT, "initializer_range", "expected 0 to 1e6, found %g", std);
-    }
-    heft__sk_std(s, std == 0 ? 0.02 : std);
 }

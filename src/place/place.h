@@ -34,6 +34,7 @@ typedef struct heft__tree_module {
 typedef struct heft__tree_tensor {
     const char *path; /* the whole name */
     uint32_t module;
+    uint32_t parameter; /* its number in the model; 0 in a tree without one */
     uint32_t
         first; /* tensor (not node) number of the same tensor's first name, its own number else */
     heft_dtype dtype;
@@ -52,11 +53,11 @@ typedef struct heft__tree {
     size_t tie_count;
 } heft__tree;
 
-/* Modules must come in pre-order, tensors module by module. Paths are borrowed by the arena's owner. */
+/* Modules must come in pre-order, tensors module by module. Of a model, module i is its module i. */
 heft_status heft__tree_new(heft_ctx *ctx, uint32_t modules, uint32_t tensors, heft__tree **out,
                            heft_error *err);
-/* After modules (path, class, tensors) and tensors (path, module, first, ...) are filled in: parents,
- * ends, counts, ties. */
+/* After modules (path, class, parent) and tensors (path, module, first, ...) are filled in: ends,
+ * counts, ties. */
 heft_status heft__tree_finish(heft__tree *tree, heft_error *err);
 /* The tree of an empty model, blocks marked. */
 heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err);
@@ -64,8 +65,8 @@ void heft__tree_free(heft__tree *tree);
 /* Sizes by a dtype that has `unit` bytes an element (NONE: each its own): integers are never cast,
  * nothing gets larger. `special`: dtypes of tensors by number, NONE where there is none; or NULL. */
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
-/* Sizes as if all floating-point tensors had `unit` bytes an element. */
-void heft__tree_size_as(heft__tree *tree, double unit);
+/* Bytes of the tensors in a node as if all floating-point ones had `unit` bytes an element. */
+double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit);
 /* Sizes by options' dtype and dtypes; as they are if there are none. MISMATCH for a name of nothing. */
 heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
 /* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */
@@ -169,8 +170,11 @@ heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, s
                            heft__map_of_devices *map, heft_error *err);
 /* A map from a JSON file: MISMATCH naming what the model does not have, what has no device, or what is
  * tied across devices. */
-heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_of_devices *map,
-                           heft_error *err);
+heft_status heft__device_map_read(const heft__tree *tree, const char *path,
+                                  heft__map_of_devices *map, heft_error *err);
+/* The same from entries. */
+heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
+                                  size_t count, heft__map_of_devices *map, heft_error *err);
 /* Join modules all of whose parts are on one device, as the reference does; in the order of nodes.
  * false if no memory. */
 bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
@@ -198,5 +202,10 @@ bool heft__warn_ties(heft__warnings *list, const heft__tree *tree, const heft__m
 heft_status heft__plan_of_tree(heft__tree *tree, const char *const *blocks, size_t block_count,
                                bool ties_wanted, const heft_plan_options *options, heft_plan **out,
                                heft_error *err);
+
+/* The devices of a model's parameters, [model->count], lent. INVALID_ARG if the plan was made for a
+ * model with other parameters. */
+heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
+                               const int32_t **devices, heft_error *err);
 
 #endif

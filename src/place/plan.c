@@ -19,6 +19,8 @@ struct heft_plan {
     heft__warnings warnings;       /* in the tree's arena */
     heft__map by_path;             /* path of an entry -> its number */
     double stream_one, stream_two; /* of blocks on the disk */
+    int32_t *devices;              /* [modules + tensors] by node */
+    int32_t *parameter_devices;    /* [tensors] by number of the model's parameter */
 };
 
 /* ---- budgets --------------------------------------------------------------------------------- */
@@ -71,17 +73,24 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
-/* The largest block, or module without children. */
-static uint32_t find_largest(const heft__tree *tree)
+static double own_bytes(const heft__tree *tree, uint32_t module, double unit)
+{
+    return unit < 0 ? tree->modules[module].bytes : heft__tree_bytes_as(tree, module, unit);
+}
+
+/* The largest block, or module without children; unit: bytes of a floating-point number, < 0 for the
+ * sizes as they are. */
+static uint32_t find_largest(const heft__tree *tree, double unit)
 {
     uint32_t largest = 0;
     double most = -1;
     for (uint32_t i = 1; i < tree->module_count; i++) {
         const heft__tree_module *module = &tree->modules[i];
         const bool inside = tree->modules[module->parent].block;
-        if ((module->block || module->child_count == 0) && !inside && module->bytes > most) {
-            most = module->bytes;
-            largest = i;
+        if ((module->block || module->child_count == 0) && !inside) {
+            const double bytes = own_bytes(tree, i, unit);
+            largest = bytes > most ? i : largest;
+            most = bytes > most ? bytes : most;
         }
     }
     return largest;
@@ -121,8 +130,7 @@ static bool add_stream(void *user, uint32_t node)
     for (uint32_t i = first; i < end; i++) {
         const uint32_t root = tree->tensors[i].first;
         const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
-        const bool disk =
-            heft_plan_device_of(s->plan, tree->tensors[root].path) == HEFT_DEVICE_DISK;
+        const bool disk = s->plan->devices[tree->module_count + root] == HEFT_DEVICE_DISK;
         s->unit_of[i] = s->count;
         if (disk && heft__tree_is_first(tree, i, first)) {
             unit->stream += bytes;
@@ -155,8 +163,15 @@ static bool measure_streams(heft_plan *plan)
 static heft_status make_map(heft_plan *plan, const char *const *blocks, size_t block_count,
                             const heft_plan_options *options, heft_error *err)
 {
-    if (options->map_file) {
-        return heft__map_read(plan->tree, options->map_file, &plan->map, err);
+    if (options->device_map_file && options->device_map) {
+        return heft__fail(err, HEFT_INVALID_ARG, "a device map and a file of one are given");
+    }
+    if (options->device_map_file) {
+        return heft__device_map_read(plan->tree, options->device_map_file, &plan->map, err);
+    }
+    if (options->device_map) {
+        return heft__device_map_take(plan->tree, options->device_map, options->device_map_count,
+                                     &plan->map, err);
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
         return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
@@ -187,7 +202,7 @@ static void note_facts(heft_plan *plan)
 static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_options *options)
 {
     heft__warnings *list = &plan->warnings;
-    if (options->map_file) {
+    if (options->device_map_file || options->device_map) {
         return true;
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
@@ -198,6 +213,23 @@ static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_opt
             heft__warn_buffers(list, plan->budgets, plan->budget_count, &plan->facts)) &&
            heft__warn_empty(list, plan->budgets, plan->budget_count, &plan->facts) &&
            heft__warn_ties(list, plan->tree, &plan->map);
+}
+
+static bool spread_devices(heft_plan *plan)
+{
+    heft__tree *tree = plan->tree;
+    const size_t count = (size_t)tree->module_count + tree->tensor_count;
+    plan->devices = heft__arena_array(&tree->arena, count, sizeof *plan->devices);
+    plan->parameter_devices =
+        heft__arena_array(&tree->arena, tree->tensor_count, sizeof *plan->parameter_devices);
+    if (!plan->devices || !plan->parameter_devices) {
+        return false;
+    }
+    heft__devices_spread(tree, &plan->map, plan->devices);
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        plan->parameter_devices[tree->tensors[i].parameter] = plan->devices[tree->module_count + i];
+    }
+    return true;
 }
 
 static bool index_entries(heft_plan *plan)
@@ -222,7 +254,7 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
         return status;
     }
     heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
-    plan->largest = find_largest(plan->tree);
+    plan->largest = find_largest(plan->tree, -1);
     if (options->no_split_count > 0) {
         blocks = options->no_split;
         block_count = options->no_split_count;
@@ -235,7 +267,8 @@ static heft_status make_plan(heft_plan *plan, const char *const *blocks, size_t 
         return heft__fail_nomem(err, plan->tree->module_count);
     }
     sum_placed(plan);
-    return index_entries(plan) && measure_streams(plan) && make_warnings(plan, ties_wanted, options)
+    return index_entries(plan) && spread_devices(plan) && measure_streams(plan) &&
+                   make_warnings(plan, ties_wanted, options)
                ? HEFT_OK
                : heft__fail_nomem(err, plan->map.count);
 }
@@ -375,9 +408,46 @@ const char *heft_plan_reason(const heft_plan *plan)
     return plan->machine.reason ? plan->machine.reason : "given";
 }
 
-void heft_plan_sizes(heft_plan *plan, double bytes_each, double *total, double *largest)
+void heft_plan_sizes(const heft_plan *plan, double bytes_each, double *total, double *largest)
 {
-    heft__tree_size_as(plan->tree, bytes_each);
-    *total = plan->tree->modules[0].bytes;
-    *largest = plan->tree->modules[find_largest(plan->tree)].bytes;
+    const heft__tree *tree = plan->tree;
+    *total = heft__tree_bytes_as(tree, 0, bytes_each);
+    *largest = heft__tree_bytes_as(tree, find_largest(tree, bytes_each), bytes_each);
+}
+
+/* ---- by handle --------------------------------------------------------------------------------- */
+int32_t heft_plan_module_device(const heft_plan *plan, size_t module)
+{
+    return module < plan->tree->module_count ? plan->devices[module] : HEFT_DEVICE_NONE;
+}
+
+int32_t heft_plan_parameter_device(const heft_plan *plan, size_t parameter)
+{
+    return parameter < plan->tree->tensor_count ? plan->parameter_devices[parameter]
+                                                : HEFT_DEVICE_NONE;
+}
+
+heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
+                               const int32_t **devices, heft_error *err)
+{
+    const heft__tree *tree = plan->tree;
+    if (tree->tensor_count != model->count) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "the plan is of a model with %u parameters and buffers, this one has %zu",
+                          (unsigned)tree->tensor_count, model->count);
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const heft_parameter *parameter = &model->parameters[tree->tensors[i].parameter];
+        uint64_t elems = 0;
+        if (!heft__shape_elems(parameter->shape, parameter->rank, &elems) ||
+            elems != tree->tensors[i].elems ||
+            strcmp(parameter->name, tree->tensors[i].path) != 0) {
+            return heft__add_item(
+                heft__fail(err, HEFT_INVALID_ARG,
+                           "the plan is of a model that has this tensor, this one does not"),
+                err, tree->tensors[i].path);
+        }
+    }
+    *devices = plan->parameter_devices;
+    return HEFT_OK;
 }

@@ -37,13 +37,6 @@ void heft__tree_free(heft__tree *tree)
     }
 }
 
-/* Whether a path lies below another, "" above all. */
-static bool lies_below(const char *path, const char *above)
-{
-    const size_t length = strlen(above);
-    return length == 0 || (strncmp(path, above, length) == 0 && path[length] == '.');
-}
-
 struct tied_name {
     const char *path;
     uint32_t first, tensor;
@@ -86,24 +79,17 @@ static heft_status list_ties(heft__tree *tree, heft_error *err)
 
 heft_status heft__tree_finish(heft__tree *tree, heft_error *err)
 {
-    uint32_t open = 0; /* the module whose subtree we are in */
-    for (uint32_t i = 0; i < tree->module_count; i++) {
+    for (uint32_t i = tree->module_count;
+         i-- > 0;) { /* a subtree ends where its last module's does */
         heft__tree_module *module = &tree->modules[i];
-        module->parent = HEFT__NO_NODE;
-        while (i > 0 && open != HEFT__NO_NODE &&
-               !lies_below(module->path, tree->modules[open].path)) {
-            tree->modules[open].end = i;
-            open = tree->modules[open].parent;
-        }
+        module->end = module->end ? module->end : i + 1;
         if (i > 0) {
-            module->parent = open == HEFT__NO_NODE ? 0 : open;
-            tree->modules[module->parent].child_count++;
+            heft__tree_module *parent = &tree->modules[module->parent];
+            parent->child_count++;
+            parent->end = parent->end ? parent->end : module->end;
+        } else {
+            module->parent = HEFT__NO_NODE;
         }
-        open = i;
-    }
-    while (open != HEFT__NO_NODE && tree->module_count > 0) {
-        tree->modules[open].end = tree->module_count;
-        open = tree->modules[open].parent;
     }
     for (uint32_t i = 0; i < tree->tensor_count; i++) {
         heft__tree_module *module = &tree->modules[tree->tensors[i].module];
@@ -114,153 +100,110 @@ heft_status heft__tree_finish(heft__tree *tree, heft_error *err)
 }
 
 /* ---- of a model ------------------------------------------------------------------------------ */
-/* The number of the module in which a tensor is, by its name. */
-static uint32_t module_of(const heft__map *modules, const char *name)
-{
-    const char *dot = strrchr(name, '.');
-    size_t at = heft__map_get(modules, name, dot ? (size_t)(dot - name) : 0);
-    return at == HEFT__MAP_NONE ? 0 : (uint32_t)at;
-}
+#define CLASSES_MOST 64 /* remembered, so that each class's name is copied once */
 
-struct entry { /* a parameter, for sorting by module */
-    uint32_t module, parameter;
-    bool buffer;
+struct copying {
+    heft__tree *tree;
+    const char *from[CLASSES_MOST], *to[CLASSES_MOST];
+    size_t next;
 };
 
-/* Stable: by module, parameters before buffers. */
-static heft_status group_by_module(const heft_model *model, const heft__map *modules,
-                                   struct entry *entries, heft_error *err)
+/* A class's name in the tree's arena, NULL without memory. */
+static const char *copy_class(struct copying *c, const char *name)
 {
-    uint32_t *starts = heft__alloc_zero(model->ctx, 2 * model->module_count + 1, sizeof *starts);
-    struct entry *grouped = heft__alloc(model->ctx, model->count * sizeof *grouped);
-    bool room = starts && grouped;
-    for (uint32_t i = 0; room && i < model->count; i++) {
-        bool buffer = model->parameters[i].kind != HEFT_PARAMETER_WEIGHT;
-        entries[i] = (struct entry){module_of(modules, model->parameters[i].name), i, buffer};
-        starts[2 * entries[i].module + buffer + 1]++;
-    }
-    for (size_t i = 1; room && i < 2 * model->module_count + 1; i++) {
-        starts[i] += starts[i - 1];
-    }
-    for (uint32_t i = 0; room && i < model->count; i++) {
-        grouped[starts[2 * entries[i].module + entries[i].buffer]++] = entries[i];
-    }
-    if (room && model->count > 0) {
-        memcpy(entries, grouped, model->count * sizeof *entries);
-    }
-    heft__free(model->ctx, starts, (2 * model->module_count + 1) * sizeof *starts);
-    heft__free(model->ctx, grouped, model->count * sizeof *grouped);
-    return room ? HEFT_OK : heft__fail_nomem(err, model->count * sizeof *grouped);
-}
-
-static bool is_number(const char *text)
-{
-    return *text && text[strspn(text, "0123456789")] == '\0';
-}
-
-/* The family's class of a block: of its embeddings, or of its layers, of which an encoder-decoder has
- * two. NULL if it has none. */
-static const char *class_of_block(const heft_model *model, const char *path, bool embeddings)
-{
-    const char *found = NULL;
-    for (size_t i = 0; i < model->no_split_count; i++) {
-        const char *name = model->no_split[i];
-        if ((strstr(name, "Embeddings") != NULL) != embeddings) {
-            continue;
-        }
-        bool fits = (strstr(name, "Decoder") != NULL) == (strstr(path, "decoder") != NULL);
-        found = !found || fits ? name : found;
-    }
-    return found;
-}
-
-/* Which modules must not be split: the outermost numbered ones, where the family has such a class
- * ("LlamaDecoderLayer"), and the embeddings, where it has ("BertEmbeddings"). A type that is not
- * known has its blocks by name ("model.layers.*"). */
-static void mark_blocks(heft__tree *tree, const heft_model *model)
-{
-    for (uint32_t i = 1; i < tree->module_count; i++) {
-        heft__tree_module *module = &tree->modules[i];
-        const char *dot = strrchr(module->path, '.'), *last = dot ? dot + 1 : module->path;
-        const char *name = NULL;
-        if (is_number(last) || strcmp(last, "embeddings") == 0) {
-            name = class_of_block(model, module->path, !is_number(last));
-        }
-        module->class_name = name ? name : "";
-        module->block = name || tree->modules[module->parent].block; /* blocks do not nest */
-        if (tree->modules[module->parent].block) {
-            module->class_name = "";
+    for (size_t i = 0; i < CLASSES_MOST; i++) {
+        if (c->from[i] == name) {
+            return c->to[i];
         }
     }
+    c->from[c->next] = name;
+    const char *copy = heft__arena_text(&c->tree->arena, name, strlen(name));
+    c->to[c->next] = copy;
+    c->next = (c->next + 1) % CLASSES_MOST;
+    return copy;
 }
 
-static bool fill_tensors(heft__tree *tree, const heft_model *model, const struct entry *entries,
-                         uint32_t *numbers)
+/* The model may be gone before the tree. */
+static bool copy_modules(heft__tree *tree, const heft_model *model)
 {
-    for (uint32_t i = 0; i < model->count; i++) {
-        numbers[entries[i].parameter] = i;
-    }
-    for (uint32_t i = 0; i < model->count; i++) {
-        const heft_parameter *parameter = &model->parameters[entries[i].parameter];
-        heft__tree_tensor *tensor = &tree->tensors[i];
-        tensor->path = heft__arena_text(&tree->arena, parameter->name, strlen(parameter->name));
-        if (!tensor->path) {
+    struct copying c = {.tree = tree};
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        const heft_module *from = heft_model_module(model, i);
+        heft__tree_module *to = &tree->modules[i];
+        to->path = heft__arena_text(&tree->arena, from->path, strlen(from->path));
+        to->class_name = copy_class(&c, from->class_name);
+        if (!to->path || !to->class_name) {
             return false;
         }
-        tensor->module = entries[i].module;
-        tensor->dtype = parameter->dtype;
-        tensor->buffer = entries[i].buffer;
-        tensor->transient = parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
-        (void)heft__shape_elems(parameter->shape, parameter->rank, &tensor->elems);
-        tensor->first = i;
-    }
-    /* the name that comes first stands for the group */
-    for (uint32_t i = 0; i < model->count; i++) {
-        uint32_t source = numbers[model->parameters[entries[i].parameter].tied_to];
-        uint32_t first = tree->tensors[source].first < i ? tree->tensors[source].first : i;
-        tree->tensors[source].first = first;
-        tree->tensors[i].first = first;
+        to->parent = i > 0 ? (uint32_t)from->parent : HEFT__NO_NODE;
+        to->block = from->no_split || (i > 0 && tree->modules[to->parent].block);
     }
     return true;
 }
 
-heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err)
+/* Module by module, in each as the model lists them. `numbers`: [count] filled with each parameter's
+ * tensor. */
+static bool copy_tensors(heft__tree *tree, const heft_model *model, uint32_t *numbers)
 {
-    heft__map modules;
-    heft__tree *tree = NULL;
-    struct entry *entries = heft__alloc(model->ctx, model->count * sizeof *entries);
-    uint32_t *numbers = heft__alloc(model->ctx, model->count * sizeof *numbers);
-    heft_status status = entries && numbers
-                             ? heft__tree_new(model->ctx, (uint32_t)model->module_count,
-                                              (uint32_t)model->count, &tree, err)
-                             : heft__fail_nomem(err, model->count * sizeof *entries);
-    heft__map_init(&modules, model->ctx);
-    for (uint32_t i = 0; i < model->module_count && status == HEFT_OK; i++) {
-        size_t found;
-        const char *path = model->module_paths[i];
-        tree->modules[i].path = heft__arena_text(&tree->arena, path, strlen(path));
-        tree->modules[i].class_name = "";
-        if (!tree->modules[i].path || !heft__map_put(&modules, model->module_paths[i],
-                                                     strlen(model->module_paths[i]), i, &found)) {
-            status = heft__fail_nomem(err, 0);
+    uint32_t at = 0;
+    for (uint32_t m = 0; m < tree->module_count; m++) {
+        const heft_module *module = heft_model_module(model, m);
+        for (size_t k = 0; k < module->parameter_count; k++, at++) {
+            const size_t number = module->parameters[k];
+            const heft_parameter *parameter = &model->parameters[number];
+            heft__tree_tensor *tensor = &tree->tensors[at];
+            *tensor = (heft__tree_tensor){
+                .path = heft__arena_text(&tree->arena, parameter->name, strlen(parameter->name)),
+                .module = m,
+                .parameter = (uint32_t)number,
+                .first = at,
+                .dtype = parameter->dtype,
+                .buffer = parameter->kind != HEFT_PARAMETER_WEIGHT,
+                .transient = parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT,
+            };
+            if (!tensor->path) {
+                return false;
+            }
+            (void)heft__shape_elems(parameter->shape, parameter->rank, &tensor->elems);
+            numbers[number] = at;
         }
     }
+    return true;
+}
+
+/* The name that comes first stands for all that are tied. */
+static void find_first_names(heft__tree *tree, const heft_model *model, const uint32_t *numbers)
+{
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const uint32_t source = numbers[model->parameters[tree->tensors[i].parameter].tied_to];
+        const uint32_t first = tree->tensors[source].first < i ? tree->tensors[source].first : i;
+        tree->tensors[source].first = first;
+        tree->tensors[i].first = first;
+    }
+}
+
+heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_error *err)
+{
+    heft__tree *tree = NULL;
+    uint32_t *numbers = heft__alloc(model->ctx, model->count * sizeof *numbers);
+    heft_status status = numbers ? heft__tree_new(model->ctx, (uint32_t)model->module_count,
+                                                  (uint32_t)model->count, &tree, err)
+                                 : heft__fail_nomem(err, model->count * sizeof *numbers);
     if (status == HEFT_OK) {
-        status = group_by_module(model, &modules, entries, err);
+        status = copy_modules(tree, model) && copy_tensors(tree, model, numbers)
+                     ? HEFT_OK
+                     : heft__fail_nomem(err, model->count * sizeof *tree->tensors);
     }
     if (status == HEFT_OK) {
-        status = fill_tensors(tree, model, entries, numbers) ? heft__tree_finish(tree, err)
-                                                             : heft__fail_nomem(err, model->count);
+        find_first_names(tree, model, numbers);
+        status = heft__tree_finish(tree, err);
     }
     if (status == HEFT_OK) {
-        mark_blocks(tree, model);
         heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
         *out = tree;
     } else {
         heft__tree_free(tree);
     }
-    heft__map_fini(&modules);
-    heft__free(model->ctx, entries, model->count * sizeof *entries);
     heft__free(model->ctx, numbers, model->count * sizeof *numbers);
     return status;
 }
@@ -300,14 +243,17 @@ void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft
     sum_up(tree);
 }
 
-void heft__tree_size_as(heft__tree *tree, double unit)
+double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit)
 {
-    for (uint32_t i = 0; i < tree->tensor_count; i++) {
-        heft__tree_tensor *tensor = &tree->tensors[i];
-        const double bytes = heft_dtype_is_floating(tensor->dtype) ? unit : unit_of(tensor->dtype);
-        tensor->bytes = tensor->first == i ? bytes * (double)tensor->elems : 0;
+    uint32_t first, end;
+    double bytes = 0;
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        const double each = heft_dtype_is_floating(tensor->dtype) ? unit : unit_of(tensor->dtype);
+        bytes += tensor->first == i ? each * (double)tensor->elems : 0;
     }
-    sum_up(tree);
+    return bytes;
 }
 
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor)

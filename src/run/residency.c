@@ -1,352 +1,485 @@
-/* residency.c - blocks in memory while they are used, and the next ones ahead of time.
+/* residency.c - units in memory while they are held, and the next ones ahead of time.
  *
- * A block is away, coming or here. Whoever acquires one that is away brings it in itself; a thread of
- * the residency's own brings in those behind the one that was acquired last, as long as there is
- * room and nobody waits. One comes at a time, by all threads that read. Memory of blocks that nobody
- * uses is taken for others, from the block whose turn is farthest.
- * Source: docs/placing.md [6]. */
+ *   away -> promised -> coming -> here -> away
+ *
+ * Whoever acquires units that are away is granted all of them at once, as soon as the budget has room for
+ * them, and brings them in itself. A thread of the residency's own brings in those that the schedule has
+ * next, as long as nobody waits. One set of units comes at a time, by all threads that read. The ledger's
+ * lock guards all of it; it is given up while bytes are read and while a callback runs.
+ *
+ * Not done here: choosing what is dropped (evict.c), the queue (ledger.c), reading (bring.c).
+ * Source: docs/residency.md. */
 #include "run/run.h"
 
-#define SLOTS_MOST 4096 /* blocks in memory at once */
-
-/* ---- memory; the lock is held ----------------------------------------------------------------- */
-/* How many blocks there are until this one's turn. */
-static size_t distance(const heft_residency *r, size_t block)
-{
-    return (block + r->block_count - r->cursor) % r->block_count;
-}
-
-static void set_views(heft_residency *r, const heft__block *block, bool here)
-{
-    for (size_t k = 0; k < block->shown.parameter_count; k++) {
-        const size_t number = block->shown.parameters[k], at = r->brought_at[number];
-        if (at != SIZE_MAX) {
-            r->views[number].data = here ? block->brought[at].data : NULL;
-            r->views[number].mapped = here && !r->slots[block->slot].storage;
-        }
-    }
-}
-
-static void drop_slot(heft_residency *r, heft__slot *slot)
-{
-    heft_storage_unref(slot->storage);
-    r->held -= slot->bytes;
-    *slot = (heft__slot){.block = HEFT__NO_BLOCK};
-}
-
-/* Send a block away. Its buffer stays, to be used again. */
-static void send_away(heft_residency *r, size_t number)
-{
-    heft__block *block = &r->blocks[number];
-    heft__slot *slot = &r->slots[block->slot];
-    set_views(r, block, false);
-    if (slot->storage) {
-        slot->block = HEFT__NO_BLOCK;
-    } else {
-        heft__block_forget(r, block);
-        drop_slot(r, slot);
-    }
-    block->state = HEFT__BLOCK_AWAY;
-    block->slot = HEFT__NO_SLOT;
-}
-
-/* The block that can go: nobody uses it, and its turn is farther than that of `than`. */
-static size_t find_farthest(const heft_residency *r, size_t than)
-{
-    size_t found = HEFT__NO_BLOCK, most = distance(r, than);
-    for (size_t i = 0; i < r->slot_count; i++) {
-        const size_t number = r->slots[i].block;
-        if (number != HEFT__NO_BLOCK && r->blocks[number].state == HEFT__BLOCK_HERE &&
-            r->blocks[number].users == 0 && distance(r, number) > most) {
-            most = distance(r, number);
-            found = number;
-        }
-    }
-    return found;
-}
-
-/* A slot for a block: a buffer that is free and not much too large, or fresh if there is room. */
-static heft__slot *find_slot(heft_residency *r, uint64_t room)
-{
-    heft__slot *fresh = NULL, *fits = NULL;
-    for (size_t i = 0; i < r->slot_count; i++) {
-        heft__slot *slot = &r->slots[i];
-        if (slot->bytes == 0) {
-            fresh = slot;
-        } else if (slot->block == HEFT__NO_BLOCK && slot->bytes >= room &&
-                   slot->bytes - room <= room / 4 && (!fits || slot->bytes < fits->bytes)) {
-            fits = slot;
-        }
-    }
-    if (fits) {
-        return fits;
-    }
-    return fresh && room <= r->budget && r->held <= r->budget - room ? fresh : NULL;
-}
-
-static bool drop_free(heft_residency *r)
-{
-    for (size_t i = 0; i < r->slot_count; i++) {
-        if (r->slots[i].bytes > 0 && r->slots[i].block == HEFT__NO_BLOCK) {
-            drop_slot(r, &r->slots[i]);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Give the system memory back: of a block that nobody uses, or a buffer that is free. */
-static bool give_back(heft_residency *r)
-{
-    if (drop_free(r)) {
-        return true;
-    }
-    const size_t victim = find_farthest(r, r->cursor);
-    if (victim != HEFT__NO_BLOCK) {
-        send_away(r, victim);
-        (void)drop_free(r);
-    }
-    return victim != HEFT__NO_BLOCK;
-}
-
-/* Find memory for a block; false if what is used, coming, or sooner needed leaves none. */
-static bool take_slot(heft_residency *r, size_t number)
-{
-    heft__block *block = &r->blocks[number];
-    heft__slot *slot = find_slot(r, block->room);
-    while (!slot) {
-        if (!drop_free(r)) {
-            const size_t victim = find_farthest(r, number);
-            if (victim == HEFT__NO_BLOCK) {
-                return false;
-            }
-            send_away(r, victim);
-        }
-        slot = find_slot(r, block->room);
-    }
-    if (slot->bytes == 0) {
-        slot->bytes = block->room;
-        r->held += slot->bytes;
-        r->facts.peak_bytes = r->held > r->facts.peak_bytes ? r->held : r->facts.peak_bytes;
-    }
-    slot->block = number;
-    block->slot = (size_t)(slot - r->slots);
-    block->state = HEFT__BLOCK_COMING;
-    return true;
-}
+#define BATCH_BYTES HEFT__READ_BYTES /* of small units that come together */
+#define STALE                                                                                      \
+    16 /* acquires of others on the ledger, after which a residency reads no further ahead */
 
 /* ---- bringing in ------------------------------------------------------------------------------ */
-/* A block that is coming: the lock is given up meanwhile. */
-static heft_status bring(heft_residency *r, size_t number, heft_error *err)
+/* Bring in the first `count` units of the batch, which are promised; the lock is given up meanwhile. On
+ * failure those that somebody holds stay promised: who waits for them tries again, and hears why. */
+static heft_status bring(heft_residency *r, size_t count, heft_error *err)
 {
-    heft__block *block = &r->blocks[number];
-    heft__slot *slot = &r->slots[block->slot]; /* nobody else's until the block is here */
     r->coming = true;
-    pthread_mutex_unlock(&r->lock);
-    const heft_status status = heft__block_bring(r, block, &slot->storage, err);
-    pthread_mutex_lock(&r->lock);
-    r->coming = false;
-    if (status == HEFT_OK) {
-        block->state = HEFT__BLOCK_HERE;
-        set_views(r, block, true);
-        *(slot->storage ? &r->facts.read_bytes : &r->facts.mapped_bytes) +=
-            block->shown.brought_bytes;
-    } else {
-        drop_slot(r, slot);
-        block->state = HEFT__BLOCK_AWAY;
-        block->slot = HEFT__NO_SLOT;
+    for (size_t i = 0; i < count; i++) {
+        r->batch[i]->state = HEFT__UNIT_COMING;
     }
-    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->ledger->lock);
+    const heft_status status = heft__units_bring(r, count, err);
+    pthread_mutex_lock(&r->ledger->lock);
+    r->coming = false;
+    for (size_t i = 0; i < count; i++) {
+        heft__unit *unit = r->batch[i];
+        unit->state = status == HEFT_OK ? HEFT__UNIT_HERE : HEFT__UNIT_PROMISED;
+        unit->used = r->ledger->tick;
+        if (status == HEFT_OK) {
+            heft__views_set(r, unit, true);
+            *(unit->stay->memory ? &r->counts.read_bytes : &r->counts.mapped_bytes) +=
+                unit->shown.brought_bytes;
+            r->counts.brought_units++;
+        }
+        heft__unit_settle(r, unit);
+    }
+    heft__ledger_changed(r->ledger);
     return status;
 }
 
-/* The next block that is away and has room, NO_BLOCK if there is none. */
-static size_t take_next(heft_residency *r)
+/* ---- reading ahead ----------------------------------------------------------------------------- */
+/* Whether units can be dropped for one that has so many bytes of others before it in the schedule. Only
+ * if it would else be late: each unit that goes too early has to be read once more. */
+static bool is_near(const heft_residency *r, const heft__unit *unit, uint64_t between)
 {
-    for (size_t step = 1; step < r->block_count; step++) {
-        const size_t number = (r->cursor + step) % r->block_count;
-        heft__block *block = &r->blocks[number];
-        if (block->shown.brought_bytes > 0 && block->state == HEFT__BLOCK_AWAY) {
-            return take_slot(r, number) ? number : HEFT__NO_BLOCK;
-        }
-    }
-    return HEFT__NO_BLOCK;
+    const uint64_t sixteenth = r->ledger->budget / 16,
+                   small = sixteenth < BATCH_BYTES ? sixteenth : BATCH_BYTES;
+    return between < unit->shown.brought_bytes || between < small;
 }
 
-/* Read ahead until it is told to go. A block that cannot be read stays away: who acquires it will
- * hear why. */
-static void *read_ahead(void *user)
+/* Promise the next units that are away and have room: one, or several small ones. Returns how many. */
+static size_t take_ahead(heft_residency *r)
 {
-    heft_residency *r = user;
-    pthread_mutex_lock(&r->lock);
+    const heft__schedule *s = &r->schedule;
+    const size_t most =
+        s->count - s->next + (s->repeat == HEFT__NO_PLACE ? 0 : s->count - s->repeat);
+    uint64_t between = 0, total = 0;
+    heft__stay *dropped = NULL;
+    size_t taken = 0;
+    for (size_t i = 0; i < most && total < BATCH_BYTES; i++) {
+        heft__unit *unit = &r->units[heft__schedule_ahead(s, i)];
+        const uint64_t bytes = unit->shown.brought_bytes;
+        if (bytes > 0 && unit->state == HEFT__UNIT_AWAY) {
+            /* as far as it is itself, and as the residency is behind others */
+            const uint64_t reach = i + (r->ledger->tick - r->tick);
+            if (!heft__make_room(r->ledger, bytes,
+                                 is_near(r, unit, between) ? reach : HEFT__NEVER - 1, &dropped) ||
+                heft__unit_promise(r, unit, &dropped, NULL) != HEFT_OK) {
+                break;
+            }
+            r->batch[taken++] = unit;
+            total += bytes;
+        }
+        between += bytes;
+    }
+    heft__stays_free(dropped);
+    return taken;
+}
+
+/* Read ahead until it is told to go. A unit that cannot be read stays away: who acquires it will
+ * hear why. */
+static void read_ahead(heft_residency *r)
+{
+    pthread_mutex_lock(&r->ledger->lock);
     while (!r->quit) {
-        const bool idle = !r->failed && !r->coming && r->wanting == 0;
-        const size_t number = idle ? take_next(r) : HEFT__NO_BLOCK;
-        if (number == HEFT__NO_BLOCK) {
-            pthread_cond_wait(&r->changed, &r->lock);
+        const bool fresh = r->ledger->tick - r->tick < STALE,
+                   free = !r->failed && !r->coming && r->wanting == 0 && !r->ledger->first;
+        const size_t count = free && fresh ? take_ahead(r) : 0;
+        if (count > 0) {
+            r->failed = bring(r, count, NULL) != HEFT_OK;
         } else {
-            r->failed = bring(r, number, NULL) != HEFT_OK;
+            r->resting = true;
+            pthread_cond_broadcast(&r->ledger->changed); /* for heft__residency_settle() */
+            pthread_cond_wait(&r->look, &r->ledger->lock);
         }
     }
-    pthread_mutex_unlock(&r->lock);
+    pthread_mutex_unlock(&r->ledger->lock);
+}
+
+static void *run_reader(void *user)
+{
+    read_ahead(user);
     return NULL;
 }
 
-/* Bring a block in that is away; the lock is held, and nothing else is coming. */
-static heft_status bring_now(heft_residency *r, size_t number, heft_error *err)
+static void begin_reader(heft_residency *r)
 {
-    heft__block *block = &r->blocks[number];
-    heft_status status = HEFT_NOMEM;
-    do { /* what nobody uses makes room where the system has none */
-        if (!take_slot(r, number)) {
-            return heft__add_item(
-                heft__fail(err, HEFT_LIMIT,
-                           "no room for %llu bytes: of a budget of %llu, acquired blocks hold %llu",
-                           (unsigned long long)block->shown.brought_bytes,
-                           (unsigned long long)r->budget, (unsigned long long)r->held),
-                err, block->shown.module);
+    if (!r->reading && !r->closed) {
+        r->reading = heft__thread_begin(&r->reader, run_reader, r);
+    }
+}
+
+void heft__residency_settle(heft_residency *r)
+{
+    pthread_mutex_lock(&r->ledger->lock);
+    while (r->reading && !r->resting) {
+        pthread_cond_wait(&r->ledger->changed, &r->ledger->lock);
+    }
+    pthread_mutex_unlock(&r->ledger->lock);
+}
+
+/* ---- granting ---------------------------------------------------------------------------------- */
+/* What a lease's units have, each once: all, and those that are away. */
+static void measure(heft_residency *r, heft__request *request)
+{
+    const uint64_t mark = ++r->ledger->mark;
+    request->bytes = request->needed = 0;
+    for (size_t i = 0; i < request->lease->count; i++) {
+        heft__unit *unit = &r->units[request->lease->units[i]];
+        if (unit->mark != mark) {
+            unit->mark = mark;
+            request->bytes += unit->shown.brought_bytes;
+            request->needed += unit->state == HEFT__UNIT_AWAY ? unit->shown.brought_bytes : 0;
         }
-        status = bring(r, number, err);
-    } while (status == HEFT_NOMEM && give_back(r));
-    r->facts.waited += status == HEFT_OK;
+    }
+}
+
+static void use_all(heft_residency *r, const heft_lease *lease)
+{
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__unit_use(r, &r->units[lease->units[i]]);
+    }
+}
+
+static void let_go(heft_residency *r, const heft_lease *lease)
+{
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__unit *unit = &r->units[lease->units[i]];
+        unit->users--;
+        heft__unit_settle(r, unit);
+    }
+}
+
+/* Hold all units, and promise those that are away, if there is room: *granted says so. */
+static heft_status try_grant(heft_residency *r, const heft__request *request, bool *granted,
+                             heft_error *err)
+{
+    const heft_lease *lease = request->lease;
+    heft__stay *dropped = NULL;
+    heft_status status = HEFT_OK;
+    use_all(r, lease); /* what it has already does not make room for the rest */
+    *granted = heft__make_room(r->ledger, request->needed, 0, &dropped);
+    for (size_t i = 0; i < lease->count && *granted && status == HEFT_OK; i++) {
+        heft__unit *unit = &r->units[lease->units[i]];
+        if (unit->state == HEFT__UNIT_AWAY && unit->shown.brought_bytes > 0) {
+            status = heft__unit_promise(r, unit, &dropped, err);
+        }
+    }
+    if (!*granted || status != HEFT_OK) {
+        let_go(r, lease);
+    }
+    heft__stays_free(dropped);
     return status;
 }
 
-/* Have a block here; the lock is held. */
-static heft_status have(heft_residency *r, size_t number, heft_error *err)
+static heft_status too_large(const heft_residency *r, const heft__request *request, heft_error *err)
 {
-    const heft__block *block = &r->blocks[number];
+    const heft__unit *largest = &r->units[request->lease->units[0]];
+    for (size_t i = 1; i < request->lease->count; i++) {
+        const heft__unit *unit = &r->units[request->lease->units[i]];
+        largest = unit->shown.brought_bytes > largest->shown.brought_bytes ? unit : largest;
+    }
+    return heft__add_item(heft__fail(err, HEFT_LIMIT, "needs %llu bytes, the budget is %llu",
+                                     (unsigned long long)request->bytes,
+                                     (unsigned long long)r->ledger->budget),
+                          err, largest->shown.name);
+}
+
+/* Wait for a grant. Requests that need no more bytes need not wait for those that do, but let them go
+ * first if this thread holds nothing that they may wait for. */
+static heft_status grant(heft_residency *r, heft__request *request, heft_error *err)
+{
+    heft_ledger *ledger = r->ledger;
+    struct timespec due = {0};
+    bool granted = false, patient = true;
     heft_status status = HEFT_OK;
-    const bool begun = block->state != HEFT__BLOCK_AWAY;
+    measure(r, request);
+    if (request->bytes > ledger->budget) {
+        return too_large(r, request, err);
+    }
+    while (status == HEFT_OK && !granted) {
+        measure(r, request);
+        const bool queued = ledger->first && ledger->first != request;
+        if (queued && request->needed == 0 && patient) {
+            patient = false;
+            if (!heft__ledger_is_holder(ledger, request->thread)) {
+                heft__ledger_yield(ledger);
+                continue;
+            }
+        }
+        if (!queued || request->needed == 0) {
+            status = try_grant(r, request, &granted, err);
+        }
+        if (status == HEFT_OK && !granted) {
+            status = heft__ledger_join(ledger, request, err);
+        }
+        if (status == HEFT_OK && !granted) {
+            status = heft__ledger_wait(ledger, r->ctx, &due, err);
+        }
+    }
+    heft__ledger_leave(ledger, request);
+    if (status == HEFT_LIMIT && request->lease->count > 0) {
+        (void)heft__add_item(status, err, r->units[request->lease->units[0]].shown.name);
+    }
+    return status;
+}
+
+/* ---- having them here -------------------------------------------------------------------------- */
+/* The promised units of a lease into the batch; *coming says whether another thread brings some. */
+static size_t batch_of(heft_residency *r, const heft_lease *lease, bool *coming)
+{
+    const uint64_t mark = ++r->ledger->mark;
+    size_t count = 0;
+    *coming = false;
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__unit *unit = &r->units[lease->units[i]];
+        *coming = *coming || unit->state == HEFT__UNIT_COMING;
+        if (unit->state == HEFT__UNIT_PROMISED && unit->mark != mark && !r->coming) {
+            unit->mark = mark;
+            r->batch[count++] = unit;
+        }
+        *coming = *coming || (unit->state == HEFT__UNIT_PROMISED && r->coming);
+    }
+    return count;
+}
+
+/* Bring in what is promised, by whoever comes first, and wait for what others bring. */
+static heft_status have(heft_residency *r, const heft_lease *lease, heft_error *err)
+{
+    struct timespec due = {0};
+    heft_status status = HEFT_OK;
+    bool coming = true;
     r->wanting++;
-    while (status == HEFT_OK && block->state != HEFT__BLOCK_HERE) {
-        if (r->coming) {
-            pthread_cond_wait(&r->changed, &r->lock);
-        } else {
-            status = bring_now(r, number, err);
+    while (status == HEFT_OK && coming) {
+        const size_t count = batch_of(r, lease, &coming);
+        if (count > 0) {
+            coming = true; /* look again after it */
+            do {           /* what nobody uses makes room where the system has none */
+                status = bring(r, count, err);
+            } while (status == HEFT_NOMEM && heft__drop_one(r->ledger) &&
+                     batch_of(r, lease, &coming) == count);
+        } else if (coming) {
+            status = heft__ledger_wait(r->ledger, r->ctx, &due, err);
         }
     }
     r->wanting--;
-    r->facts.ahead += status == HEFT_OK && begun;
     return status;
 }
 
-/* ---- the interface ---------------------------------------------------------------------------- */
-heft_status heft_residency_acquire(heft_residency *r, size_t number, heft_error *err)
+/* How many of a lease's units are not even on their way, and how many are brought in at all. */
+static size_t count_away(const heft_residency *r, const heft_lease *lease, size_t *brought)
 {
-    if (!r || number >= r->block_count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no block %zu", number);
+    size_t away = 0;
+    *brought = 0;
+    for (size_t i = 0; i < lease->count; i++) {
+        const heft__unit *unit = &r->units[lease->units[i]];
+        *brought += unit->shown.brought_bytes > 0;
+        away += unit->shown.brought_bytes > 0 && unit->state == HEFT__UNIT_AWAY;
     }
-    pthread_mutex_lock(&r->lock);
-    heft__block *block = &r->blocks[number];
-    heft_status status = heft__tell_progress(r->ctx, "bringing in",
-                                             r->facts.read_bytes + r->facts.mapped_bytes, 0, err);
-    if (status == HEFT_OK && block->shown.brought_bytes > 0) {
-        r->cursor = number;
-        r->failed = false;
-        status = have(r, number, err);
+    return away;
+}
+
+/* Move the position along, and have the reader look again. */
+static void move_on(heft_residency *r, const heft_lease *lease)
+{
+    r->tick = ++r->ledger->tick;
+    r->failed = false;
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__schedule_advance(&r->schedule, lease->units[i]);
+    }
+}
+
+static void note_lease(heft_ledger *ledger, heft_lease *lease)
+{
+    lease->before = NULL;
+    lease->next = ledger->leases;
+    if (lease->next) {
+        lease->next->before = lease;
+    }
+    ledger->leases = lease;
+}
+
+/* Hold a lease's units; the lock is held. */
+static heft_status hold(heft_residency *r, heft_lease *lease, heft_error *err)
+{
+    heft__request request = {.thread = lease->owner, .residency = r, .lease = lease};
+    size_t brought;
+    const size_t away = count_away(r, lease, &brought);
+    move_on(r, lease);
+    heft_status status = grant(r, &request, err);
+    if (status == HEFT_OK) {
+        status = have(r, lease, err);
+        if (status != HEFT_OK) {
+            let_go(r, lease);
+        }
     }
     if (status == HEFT_OK) {
-        block->users++;
-        if (!r->reading && r->facts.budget_bytes > 0) {
-            r->reading = heft__thread_begin(&r->reader, read_ahead, r);
+        note_lease(r->ledger, lease);
+        r->counts.waited += away;
+        r->counts.ahead += brought - away;
+        if (brought > 0) {
+            begin_reader(r);
         }
     }
-    pthread_cond_broadcast(&r->changed); /* the reader has a new place to go on from */
-    pthread_mutex_unlock(&r->lock);
+    r->resting = false; /* the reader has a new place to go on from */
+    pthread_cond_signal(&r->look);
+    if (status != HEFT_OK) {
+        heft__ledger_changed(r->ledger);
+    }
     return status;
 }
 
-void heft_residency_release(heft_residency *r, size_t number)
+heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_t count,
+                                   heft_lease **out, heft_error *err)
 {
-    if (r && number < r->block_count) {
-        pthread_mutex_lock(&r->lock);
-        if (r->blocks[number].users > 0) {
-            r->blocks[number].users--;
-            pthread_cond_broadcast(&r->changed);
-        }
-        pthread_mutex_unlock(&r->lock);
+    heft_lease *lease = NULL;
+    heft_error failure = {0};
+    if (!r || !out || (!units && count > 0)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "residency, units or result is NULL");
     }
-}
-
-const heft_tensor *heft_residency_tensor(heft_residency *r, size_t parameter)
-{
-    if (!r || parameter >= r->model->count) {
-        return NULL;
-    }
-    pthread_mutex_lock(&r->lock);
-    const bool own = r->brought_at[parameter] == SIZE_MAX;
-    const bool there =
-        r->views[parameter].data != NULL && (own || r->blocks[r->block_of[parameter]].users > 0);
-    pthread_mutex_unlock(&r->lock);
-    return there ? &r->views[parameter] : NULL;
-}
-
-heft_status heft_residency_tell(heft_residency *r, heft_residency_facts *facts, heft_error *err)
-{
-    pthread_mutex_lock(&r->lock);
-    const heft_residency_facts now = r->facts;
-    pthread_mutex_unlock(&r->lock);
-    return HEFT__GIVE_SIZED(facts, &now, err);
-}
-
-size_t heft_residency_count(const heft_residency *r)
-{
-    return r->block_count;
-}
-
-const heft_block *heft_residency_block(const heft_residency *r, size_t i)
-{
-    return i < r->block_count ? &r->blocks[i].shown : NULL;
-}
-
-size_t heft_residency_find(const heft_residency *r, const char *name)
-{
-    const size_t length = strlen(name);
-    for (size_t i = 0; i < r->block_count; i++) {
-        const char *module = r->blocks[i].shown.module;
-        const size_t own = strlen(module);
-        if (own <= length && strncmp(name, module, own) == 0 &&
-            (own == 0 || name[own] == '.' || !name[own])) {
-            return i;
+    for (size_t i = 0; i < count; i++) {
+        if (units[i] >= r->unit_count) {
+            return heft__fail(err, HEFT_INVALID_ARG, "there is no unit %zu", units[i]);
         }
     }
-    return SIZE_MAX;
+    pthread_mutex_lock(&r->ledger->lock);
+    const uint64_t done = r->counts.read_bytes + r->counts.mapped_bytes;
+    pthread_mutex_unlock(&r->ledger->lock);
+    heft_status status = heft__tell_progress(r->ctx, "bringing in", done, 0, err);
+    if (status == HEFT_OK) {
+        status = heft__lease_take(r, units, count, &lease, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    pthread_mutex_lock(&r->ledger->lock);
+    status = hold(r, lease, &failure);
+    if (status != HEFT_OK) {
+        heft__lease_put(lease);
+    }
+    pthread_mutex_unlock(&r->ledger->lock);
+    if (status == HEFT_OK) {
+        *out = lease;
+    } else {
+        heft__residency_unref(r); /* the lease's */
+        if (err) {                /* an attempt may have failed and another one not */
+            *err = failure;
+        }
+    }
+    return status;
 }
 
-/* ---- making ----------------------------------------------------------------------------------- */
-/* As asked for, with what two blocks' tensors take beside their bytes; else what two neighbors among the
- * blocks that are brought in need. */
-static heft_status choose_budget(heft_residency *r, uint64_t asked, heft_error *err)
+heft_status heft_residency_facts(heft_residency *r, heft_residency_counts *counts, heft_error *err)
 {
-    uint64_t first = 0, before = 0, most = 0, pair = 0, spare = 0;
-    for (size_t i = 0; i < r->block_count; i++) {
-        const heft__block *block = &r->blocks[i];
-        if (block->shown.brought_bytes == 0) {
-            continue;
-        }
-        if (asked > 0 && block->shown.brought_bytes > asked) {
-            return heft__add_item(heft__fail(err, HEFT_LIMIT,
-                                             "needs %llu bytes, the budget is %llu",
-                                             (unsigned long long)block->shown.brought_bytes,
-                                             (unsigned long long)asked),
-                                  err, block->shown.module);
-        }
-        const uint64_t beside = block->room - block->shown.brought_bytes;
-        spare = beside > spare ? beside : spare;
-        first = first ? first : block->room;
-        most = block->room > most ? block->room : most;
-        pair = before && before + block->room > pair ? before + block->room : pair;
-        before = block->room;
-        r->slot_count++;
+    if (!r) {
+        return heft__fail(err, HEFT_INVALID_ARG, "residency is NULL");
     }
-    if (r->slot_count > 2 && before + first > pair) {
-        pair = before + first; /* the first comes behind the last */
+    pthread_mutex_lock(&r->ledger->lock);
+    const heft_residency_counts now = r->counts;
+    pthread_mutex_unlock(&r->ledger->lock);
+    return HEFT__GIVE_SIZED(counts, &now, err);
+}
+
+/* ---- schedules --------------------------------------------------------------------------------- */
+/* What was asked for, or the model's own order; LIMIT if one of its units has no room. */
+static heft_status make_schedule(const heft_residency *r, const size_t *units, size_t count,
+                                 size_t repeat_from, heft__schedule *out, heft_error *err)
+{
+    if (!units && count > 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "the schedule is NULL, and has %zu places", count);
     }
-    r->budget = asked > 0 ? asked + 2 * spare : pair > most ? pair : most;
-    r->facts.budget_bytes = r->budget;
-    r->slot_count = r->slot_count < SLOTS_MOST ? r->slot_count : SLOTS_MOST;
+    return heft__schedule_make(r->ctx, units ? units : r->order, units ? count : r->order_count,
+                               repeat_from, r->unit_count, out, err);
+}
+
+static heft_status check_room(const heft_residency *r, const heft__schedule *schedule,
+                              uint64_t budget, heft_error *err)
+{
+    for (size_t i = 0; i < schedule->count; i++) {
+        const heft_unit *unit = &r->units[schedule->units[i]].shown;
+        if (unit->brought_bytes > budget) {
+            return heft__add_item(
+                heft__fail(err, HEFT_LIMIT, "needs %llu bytes, the budget is %llu",
+                           (unsigned long long)unit->brought_bytes, (unsigned long long)budget),
+                err, unit->name);
+        }
+    }
     return HEFT_OK;
+}
+
+heft_status heft_residency_set_schedule(heft_residency *r, const size_t *schedule, size_t count,
+                                        size_t repeat_from, heft_error *err)
+{
+    heft__schedule made = {0};
+    if (!r) {
+        return heft__fail(err, HEFT_INVALID_ARG, "residency is NULL");
+    }
+    heft_status status = make_schedule(r, schedule, count, repeat_from, &made, err);
+    if (status == HEFT_OK) {
+        status = check_room(r, &made, r->ledger->budget, err);
+    }
+    if (status == HEFT_OK) {
+        pthread_mutex_lock(&r->ledger->lock);
+        const heft__schedule old = r->schedule;
+        r->schedule = made;
+        made = old;
+        r->resting = false;
+        pthread_cond_signal(&r->look);
+        pthread_mutex_unlock(&r->ledger->lock);
+    }
+    heft__schedule_fini(&made);
+    return status;
+}
+
+/* ---- the object -------------------------------------------------------------------------------- */
+static heft_status choose_ledger(heft_residency *r, const heft_residency_options *options,
+                                 heft_error *err)
+{
+    uint64_t budget = options->budget_bytes;
+    if (options->ledger) {
+        if (budget > 0) {
+            return heft__fail(err, HEFT_INVALID_ARG,
+                              "budget_bytes is %llu: with a ledger, the budget is the ledger's",
+                              (unsigned long long)budget);
+        }
+        r->ledger = heft__ledger_ref(options->ledger);
+        budget = r->ledger->budget;
+    } else if (budget == 0) {
+        budget = heft__units_two_neighbors(r, &r->schedule);
+        budget = budget > 0 ? budget : 1; /* nothing is brought in */
+    }
+    heft_status status = check_room(r, &r->schedule, budget, err);
+    if (status == HEFT_OK && !r->ledger) {
+        status = heft_ledger_new(r->ctx, budget, &r->ledger, err);
+    }
+    r->counts = (heft_residency_counts){.struct_size = sizeof r->counts, .budget_bytes = budget};
+    return status;
+}
+
+static heft_status make(heft_residency *r, const heft_residency_options *options, heft_error *err)
+{
+    heft_status status = heft__units_make(r, err);
+    if (status == HEFT_OK) {
+        status = make_schedule(r, options->schedule, options->schedule_count, options->repeat_from,
+                               &r->schedule, err);
+    }
+    if (status == HEFT_OK) {
+        status = choose_ledger(r, options, err);
+    }
+    if (status == HEFT_OK) {
+        r->idle = heft__arena_array(&r->arena, r->unit_count, sizeof *r->idle);
+        r->batch = heft__arena_array(&r->arena, r->unit_count, sizeof *r->batch);
+        status = r->idle && r->batch ? heft__ledger_attach(r->ledger, r, err)
+                                     : heft__fail_nomem(err, r->unit_count * sizeof *r->idle);
+    }
+    return status;
 }
 
 heft_status heft_residency_new(const heft_model *model, const heft_residency_options *options,
@@ -364,54 +497,71 @@ heft_status heft_residency_new(const heft_model *model, const heft_residency_opt
     if (!r) {
         return heft__fail_nomem(err, sizeof *r);
     }
+    atomic_init(&r->refs, 1);
     r->ctx = heft__ctx_ref(model->ctx);
     r->model = model;
     heft__arena_init(&r->arena, r->ctx);
-    pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->changed, NULL);
-    status = heft__blocks_make(r, err);
+    pthread_cond_init(&r->look, NULL);
+    status = make(r, &taken, err);
     if (status == HEFT_OK) {
-        status = choose_budget(r, taken.budget_bytes, err);
+        *out = r;
+    } else {
+        heft__residency_unref(r);
     }
-    if (status == HEFT_OK) {
-        r->slots = heft__arena_array(&r->arena, r->slot_count, sizeof *r->slots);
-        status = r->slots ? HEFT_OK : heft__fail_nomem(err, r->slot_count * sizeof *r->slots);
+    return status;
+}
+
+void heft__residency_unref(heft_residency *r)
+{
+    if (atomic_fetch_sub_explicit(&r->refs, 1, memory_order_acq_rel) != 1) {
+        return;
     }
-    if (status != HEFT_OK) {
-        r->slot_count = 0;
-        heft_residency_free(r);
-        return status;
+    heft_ctx *ctx = r->ctx;
+    heft__leases_free(r);
+    for (size_t i = 0; r->bound && i < r->count; i++) {
+        heft_storage_unref(r->bound[i].storage);
     }
-    for (size_t i = 0; i < r->slot_count; i++) {
-        r->slots[i] = (heft__slot){.block = HEFT__NO_BLOCK};
+    heft__schedule_fini(&r->schedule);
+    pthread_cond_destroy(&r->look);
+    heft__ledger_unref(r->ledger);
+    heft__free(ctx, r->units, r->unit_cap * sizeof *r->units);
+    heft__arena_fini(&r->arena);
+    heft__free(ctx, r, sizeof *r);
+    heft_ctx_free(ctx);
+}
+
+/* End reading ahead, drop what no lease holds, and leave the ledger. */
+static void close_residency(heft_residency *r)
+{
+    heft_ledger *ledger = r->ledger;
+    pthread_mutex_lock(&ledger->lock);
+    r->quit = true;
+    pthread_cond_signal(&r->look);
+    pthread_mutex_unlock(&ledger->lock);
+    if (r->reading) {
+        pthread_join(r->reader, NULL);
     }
-    *out = r;
-    return HEFT_OK;
+    pthread_mutex_lock(&ledger->lock);
+    r->reading = false;
+    r->closed = true;
+    for (size_t i = 0; i < r->unit_count; i++) {
+        heft__unit_settle(r, &r->units[i]);
+    }
+    heft_residency **at = &ledger->residencies;
+    while (*at && *at != r) {
+        at = &(*at)->next;
+    }
+    if (*at) {
+        *at = r->next;
+    }
+    heft__ledger_changed(ledger);
+    pthread_mutex_unlock(&ledger->lock);
 }
 
 void heft_residency_free(heft_residency *r)
 {
-    if (!r) {
-        return;
+    if (r) {
+        close_residency(r);
+        heft__residency_unref(r);
     }
-    heft_ctx *ctx = r->ctx;
-    pthread_mutex_lock(&r->lock);
-    r->quit = true;
-    pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-    if (r->reading) {
-        pthread_join(r->reader, NULL);
-    }
-    for (size_t i = 0; i < r->slot_count; i++) {
-        const size_t block = r->slots[i].block;
-        if (block != HEFT__NO_BLOCK && !r->slots[i].storage) {
-            heft__block_forget(r, &r->blocks[block]);
-        }
-        heft_storage_unref(r->slots[i].storage);
-    }
-    pthread_cond_destroy(&r->changed);
-    pthread_mutex_destroy(&r->lock);
-    heft__arena_fini(&r->arena);
-    heft__free(ctx, r, sizeof *r);
-    heft_ctx_free(ctx);
 }

@@ -1,11 +1,13 @@
-/* run - the door of the room.
+/* run - internal header.
  *
- * What it does: keeps a loaded model's blocks in memory while they are used: brings them in from the
- * checkpoint's files inside a budget, ahead of time, and lets them go. Not yet: forward passes.
- * May open the door of: base, io, json, tensor, format, checkpoint, kernel, model, load, place.
- * Rules: never more memory than the budget, but for a fixed margin; never a page fault that could be
- * a signal where a status can be had; nothing is written. A failure leaves the block as it was, not
- * in memory. */
+ * What it does: keeps a loaded model's units in memory while they are used: brings them in from the
+ * checkpoint's files within a budget, ahead of time along a schedule, and drops them. Not yet: forward
+ * passes.
+ * May include the internal headers of: base, io, json, tensor, format, checkpoint, kernel, model, load,
+ * place.
+ * Rules: tensors never take more than the budget, and memory beside it is bounded per tensor; never a
+ * page fault that could be a signal where a status can be returned; nothing is written; no callback but
+ * the allocator's runs under the lock. A failure leaves a unit as it was, not in memory. */
 #ifndef HEFT__RUN_RUN_H
 #define HEFT__RUN_RUN_H
 
@@ -15,74 +17,260 @@
 #include "place/place.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
 
-#define HEFT__NO_BLOCK SIZE_MAX
-#define HEFT__NO_SLOT SIZE_MAX
+#define HEFT__NO_UNIT SIZE_MAX
+#define HEFT__NO_PLACE SIZE_MAX /* of a schedule, or of a list */
 
-/* A parameter that is brought in with its block; tied ones under one of their names. In the order of the
+/* ---- schedule.c: the order of use --------------------------------------------------------------- */
+#define HEFT__NEVER UINT64_MAX /* distance of a unit that the schedule has no further use for */
+
+typedef struct heft__schedule {
+    heft_ctx *ctx;
+    uint32_t *units; /* [count] */
+    size_t count, unit_count;
+    size_t repeat;    /* place that follows the last; HEFT__NO_PLACE: it ends */
+    uint32_t *begins; /* [unit_count + 1] where the places of each unit begin in `places` */
+    uint32_t *places; /* [count] of each unit, ascending */
+    size_t last;      /* place of the unit that was acquired last; HEFT__NO_PLACE: none yet */
+    size_t next;      /* the place after it; count: the schedule is over */
+} heft__schedule;
+
+/* INVALID_ARG as heft_residency_new(). *out is not touched on failure. */
+heft_status heft__schedule_make(heft_ctx *ctx, const size_t *units, size_t count,
+                                size_t repeat_from, size_t unit_count, heft__schedule *out,
+                                heft_error *err);
+void heft__schedule_fini(heft__schedule *schedule);
+/* Move to the unit's next place, its current one included; stay if it has none. */
+void heft__schedule_advance(heft__schedule *schedule, size_t unit);
+/* Places until a unit is used next, 0 for the one that comes next; HEFT__NEVER. */
+uint64_t heft__schedule_distance(const heft__schedule *schedule, size_t unit);
+bool heft__schedule_has(const heft__schedule *schedule, size_t unit);
+/* The unit so many places after the next one; HEFT__NO_UNIT past the end. */
+size_t heft__schedule_ahead(const heft__schedule *schedule, size_t places);
+
+/* ---- units ----------------------------------------------------------------------------------- */
+/* A parameter that is brought in with its unit; tied ones under one of their names. In the order of the
  * files. */
 typedef struct heft__brought {
     size_t parameter; /* the one that others are tied to */
     size_t file;
-    uint64_t offset; /* in the file; HEFT_NO_OFFSET behind all that have one */
-    uint64_t at;     /* of its room in the block's buffer */
+    uint64_t offset; /* in the file; HEFT_NO_OFFSET after all that have one */
+    uint64_t at;     /* of its room in the unit's buffer */
     uint8_t *data;   /* while it is in memory */
 } heft__brought;
 
-typedef enum heft__block_state {
-    HEFT__BLOCK_AWAY,
-    HEFT__BLOCK_COMING,
-    HEFT__BLOCK_HERE
-} heft__block_state;
+typedef enum heft__unit_state {
+    HEFT__UNIT_AWAY,
+    HEFT__UNIT_PROMISED, /* has its part of the budget, and nobody brings it in yet */
+    HEFT__UNIT_COMING,
+    HEFT__UNIT_HERE
+} heft__unit_state;
 
-typedef struct heft__block {
-    heft_block shown; /* first: the public pointer is this one */
+/* A unit's part of the budget and its bytes. Lives on without the unit while tensors of it are out. */
+typedef struct heft__stay {
+    heft_ledger *ledger; /* a reference */
+    heft_ctx *ctx;       /* a reference */
+    heft_residency *residency;
+    struct heft__unit *unit; /* NULL: the residency has dropped it */
+    uint64_t bytes;          /* of the budget */
+    uint8_t *memory;         /* [room] NULL: used where the page cache has it, or not here yet */
+    size_t room;
+    size_t refs;   /* of the unit, and of each tensor that is out */
+    uint64_t mark; /* of the count that has seen it */
+    struct heft__stay *next;
+} heft__stay;
+
+typedef struct heft__unit {
+    heft_unit shown; /* first: the public pointer is this one */
     heft__brought *brought;
     size_t brought_count;
-    uint64_t room; /* that its buffer needs */
-    heft__block_state state;
-    size_t users; /* that have acquired it */
-    size_t slot;
-} heft__block;
+    uint64_t room;  /* that its buffer needs */
+    uint32_t group; /* the same for a layer and its experts */
+    bool mappable;  /* all of it is mapped */
+    heft__unit_state state;
+    size_t users;     /* leases, and requests that have been granted it */
+    heft__stay *stay; /* NULL: away */
+    uint64_t used;    /* tick at which it was given back */
+    size_t idle_at;   /* in the list of idle units; HEFT__NO_PLACE */
+    uint64_t mark;    /* of the request that has counted it */
+} heft__unit;
 
-typedef struct heft__slot { /* memory of a block that is here or coming */
-    uint64_t bytes;         /* that count; 0: the slot is not used */
-    heft_storage *storage;  /* NULL: used where the page cache has it, or not yet there */
-    size_t block;           /* NO_BLOCK: free to be used again */
-} heft__slot;
+typedef struct heft__module_span { /* of the tree's modules, which are in pre-order */
+    uint32_t end, first_tensor;    /* its first tensor in `tensors` */
+    uint32_t unit;                 /* UINT32_MAX: none */
+} heft__module_span;
+
+typedef struct heft__bound { /* a parameter's storage in the model */
+    heft_storage *storage;   /* a reference; NULL: none */
+    uint64_t offset;
+    bool mapped;
+} heft__bound;
 
 struct heft_residency {
+    atomic_size_t refs; /* of its owner and of each lease */
     heft_ctx *ctx;
     heft__arena arena; /* names and lists */
     const heft_model *model;
-    heft__block *blocks;
-    size_t block_count;
-    size_t *block_of;   /* [model->count] */
-    size_t *brought_at; /* [model->count] number in its block's list; SIZE_MAX: has memory */
-    heft_tensor *views; /* [model->count] */
-    heft__slot *slots;
-    size_t slot_count;
-    uint64_t budget, held;
-    size_t cursor;        /* the block that was acquired last */
-    pthread_mutex_t lock; /* guards all that changes: states, users, slots, views, facts */
-    pthread_cond_t changed;
-    pthread_t reader;   /* reads ahead */
-    bool reading, quit; /* the reader is there; is to go */
-    bool coming;        /* a block is: one at a time */
-    size_t wanting;     /* that wait for a block: the reader lets them go first */
-    bool failed;        /* what it read last: it waits for the next acquire */
-    heft_residency_facts facts;
+    heft_ledger *ledger;
+
+    heft__unit *units; /* [unit_count] */
+    size_t unit_count, unit_cap;
+    size_t count;               /* of parameters */
+    size_t *unit_of;            /* [count] */
+    size_t *brought_at;         /* [count] number in its unit's list; SIZE_MAX: has memory */
+    heft_tensor *views;         /* [count] */
+    heft__bound *bound;         /* [count] */
+    heft__module_span *modules; /* [module_count] */
+    uint32_t *tensors;          /* [count] parameters, by module */
+    size_t module_count;
+    size_t *order; /* [order_count] the standard schedule */
+    size_t order_count;
+
+    /* all below is guarded by the ledger's lock */
+    heft__schedule schedule;
+    size_t *idle; /* [idle_count] units that are here and that nobody holds */
+    size_t idle_count;
+    heft_lease *spare;  /* leases to be used again */
+    uint64_t tick;      /* of the ledger, at which it was used last */
+    heft__unit **batch; /* [unit_count] what is coming; of whoever has set `coming` */
+    bool coming;
+    size_t wanting; /* threads that wait for a unit: the reader lets them go first */
+
+    pthread_t reader;    /* reads ahead */
+    pthread_cond_t look; /* the reader may find something to do */
+    bool reading, quit;  /* the reader is there; is to go */
+    bool resting;        /* the reader has found nothing to do */
+    bool failed;         /* what it read last: it waits for the next acquire */
+    bool closed;         /* its owner has freed it */
+    heft_residency_counts counts;
+    heft_residency *next; /* of the ledger */
 };
 
-/* ---- blocks.c: what comes and goes together -------------------------------------------------- */
-heft_status heft__blocks_make(heft_residency *residency, heft_error *err);
+/* ---- units.c: what comes and goes together --------------------------------------------------- */
+heft_status heft__units_make(heft_residency *residency, heft_error *err);
+/* What the two largest neighbors of a schedule take, at least the largest unit of it. */
+uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
 
-/* ---- bring.c: one block from its files into memory -------------------------------------------- */
-/* Bring it in, into the storage, which is made if there is none; or use it where the page cache has it: then
- * *storage is NULL, and what was there is freed. The block's tensors have data then. No lock is held. */
-heft_status heft__block_bring(heft_residency *residency, heft__block *block, heft_storage **storage,
+/* ---- bring.c: units from their files into memory --------------------------------------------- */
+/* Bring in residency->batch, into the memory of each unit's stay, which is allocated if there is none; or
+ * use a unit where the page cache has it: its stay has no memory then. Tensors have data then. The lock is
+ * not held. */
+heft_status heft__units_bring(heft_residency *residency, size_t count, heft_error *err);
+/* Drop the pages of a unit that is used in the page cache from the page tables. */
+void heft__unit_forget(const heft_residency *residency, const heft__unit *unit);
+
+/* ---- ledger.c: the budget, and who waits for it ----------------------------------------------- */
+typedef struct heft__share { /* what a thread has reserved */
+    pthread_t thread;
+    uint64_t bytes;
+} heft__share;
+
+typedef struct heft__request { /* that waits; on the stack of its thread */
+    pthread_t thread;
+    heft_residency *residency; /* NULL: a reservation */
+    const heft_lease *lease;
+    uint64_t bytes;  /* of all of it */
+    uint64_t needed; /* of what is not in memory */
+    struct heft__request *next;
+} heft__request;
+
+typedef struct heft__hold { /* a tensor that is out */
+    heft__stay *stay;
+    heft_ledger *ledger;   /* a reference */
+    heft_storage *mapping; /* a reference; NULL: the bytes are the stay's */
+    pthread_t owner;
+    struct heft__hold *next, *before;
+} heft__hold;
+
+typedef struct heft__victim {
+    uint64_t key, used; /* how far its next use is, and when it was used last */
+    heft_residency *residency;
+    size_t unit;
+} heft__victim;
+
+struct heft_ledger {
+    atomic_size_t refs;
+    heft_ctx *ctx;
+    pthread_mutex_t lock; /* guards the rest, and what changes in residencies */
+    pthread_cond_t changed;
+    uint64_t budget, held, reserved, peak;
+    uint64_t tick;        /* counts acquires */
+    uint64_t mark;        /* the last one given to a count */
+    heft__request *first; /* of the queue */
+    heft__share *shares;
+    size_t share_count, share_cap;
+    heft_residency *residencies;
+    heft_lease *leases;
+    heft__hold *holds;
+    heft__victim *victims; /* [victim_cap] scratch: as many as the residencies have units */
+    size_t victim_cap;
+};
+
+heft_ledger *heft__ledger_ref(heft_ledger *ledger);
+void heft__ledger_unref(heft_ledger *ledger);
+/* The lock is held for all that follows, if nothing else is said. */
+static inline uint64_t heft__ledger_left(const heft_ledger *ledger)
+{
+    return ledger->budget - ledger->held - ledger->reserved;
+}
+/* Somebody may go on: bytes have become free, a unit is here. */
+void heft__ledger_changed(heft_ledger *ledger);
+/* Wait until something may have changed; calls the progress callback, without the lock, every 50 ms. `due`:
+ * when it is to be called; zeroed before the first wait. */
+heft_status heft__ledger_wait(heft_ledger *ledger, const heft_ctx *ctx, struct timespec *due,
                               heft_error *err);
-/* Drop the pages of one that is used in the page cache from the page tables. */
-void heft__block_forget(const heft_residency *residency, const heft__block *block);
+/* A request that cannot be granted now takes its place in the queue, or is in it already. LIMIT if
+ * waiting is of no use. Only the first in the queue may take bytes. */
+heft_status heft__ledger_join(heft_ledger *ledger, heft__request *request, heft_error *err);
+void heft__ledger_leave(heft_ledger *ledger, heft__request *request);
+/* Let those in the queue go first, for a short time at most. */
+void heft__ledger_yield(heft_ledger *ledger);
+/* Whether a thread holds a lease, a tensor or a reservation. */
+bool heft__ledger_is_holder(const heft_ledger *ledger, pthread_t thread);
+/* Not held: make room for a residency's units among the victims. */
+heft_status heft__ledger_attach(heft_ledger *ledger, heft_residency *residency, heft_error *err);
+
+/* ---- evict.c: who makes room ------------------------------------------------------------------ */
+/* Drop units until so many bytes are left, those whose next use is farthest, and only those whose next use
+ * is farther than `reach` (0: any). False, with nothing dropped, if that is not enough. What is dropped is in the
+ * list then, to be used again or freed. */
+bool heft__make_room(heft_ledger *ledger, uint64_t bytes, uint64_t reach, heft__stay **dropped);
+/* Drop and free whatever nobody uses, but for what the first request of the queue needs itself. */
+void heft__drop_idle(heft_ledger *ledger);
+/* Drop the one whose next use is farthest, and free it: the system has no memory. False if there is none. */
+bool heft__drop_one(heft_ledger *ledger);
+void heft__stays_free(heft__stay *list);
+/* A unit's users or tensors have become fewer: it may be idle now, or gone. */
+void heft__unit_settle(heft_residency *residency, heft__unit *unit);
+void heft__unit_use(heft_residency *residency, heft__unit *unit);
+/* Give a unit its part of the budget, for which there is room, and the memory of one in the list if it
+ * has just the size. */
+heft_status heft__unit_promise(heft_residency *residency, heft__unit *unit, heft__stay **dropped,
+                               heft_error *err);
+void heft__views_set(heft_residency *residency, const heft__unit *unit, bool here);
+
+/* ---- lease.c ---------------------------------------------------------------------------------- */
+struct heft_lease {
+    atomic_size_t refs;
+    heft_residency *residency; /* a reference */
+    pthread_t owner;           /* the thread that has acquired it */
+    size_t *units;             /* [count] */
+    size_t count, cap;
+    heft_lease *next, *before; /* of the ledger's, or of those to be used again */
+};
+
+/* One that is not counted yet: a reference on the residency, the list filled. */
+heft_status heft__lease_take(heft_residency *residency, const size_t *units, size_t count,
+                             heft_lease **out, heft_error *err);
+/* Put it away to be used again, or free it; the reference on the residency is the caller's then. */
+void heft__lease_put(heft_lease *lease);
+void heft__leases_free(heft_residency *residency);
+
+/* ---- residency.c ------------------------------------------------------------------------------ */
+void heft__residency_unref(heft_residency *residency); /* the lock is not held */
+/* Not held: wait until the reader has found nothing to do. For tests. */
+void heft__residency_settle(heft_residency *residency);
 
 #endif

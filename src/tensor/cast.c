@@ -115,3 +115,42 @@ void heft__cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size
         narrow((uint8_t *)dst + done * to_bytes, piece, count);
     }
 }
+
+/* ---- the public edge ---------------------------------------------------------------------- */
+bool heft_cast_known(heft_dtype from, heft_dtype to)
+{
+    return heft__cast_known(from, to);
+}
+
+/* Whether two runs share a byte. */
+static bool overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    const uintptr_t first = (uintptr_t)a;
+    const uintptr_t second = (uintptr_t)b;
+    return first < second ? second - first < a_bytes : first - second < b_bytes;
+}
+
+heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size_t elems,
+                      heft_error *err)
+{
+    uint64_t to_bytes = 0;
+    uint64_t from_bytes = 0;
+    if (!heft__cast_known(from, to)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s cannot be cast to %s", heft_dtype_name(from),
+                          heft_dtype_name(to));
+    }
+    if (!heft__dtype_bytes(to, elems, &to_bytes) || !heft__dtype_bytes(from, elems, &from_bytes) ||
+        to_bytes > SIZE_MAX || from_bytes > SIZE_MAX) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%zu elements of %s have no size in bytes", elems,
+                          heft_dtype_name(from));
+    }
+    if (elems > 0 && (dst == NULL || src == NULL)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or destination of a cast is NULL");
+    }
+    const bool in_place = dst == src && to_bytes == from_bytes;
+    if (elems > 0 && !in_place && overlap(dst, (size_t)to_bytes, src, (size_t)from_bytes)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source and destination of a cast overlap");
+    }
+    heft__cast(to, dst, from, src, elems);
+    return HEFT_OK;
+}

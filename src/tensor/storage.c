@@ -11,49 +11,61 @@
 
 #include <stdatomic.h>
 
+#define ALIGNMENT_MOST 4096u /* more than a page says nothing to anybody */
+
 struct heft_storage {
     atomic_size_t refs;
     heft_ctx *ctx; /* a reference of its own */
-    void *data;
-    uint64_t bytes;
-    void (*release)(void *user); /* NULL: nobody to tell */
-    void *user;
-    bool heap; /* data is from heft__alloc */
+    heft__memory memory;
 };
 
 /* ---- storage ------------------------------------------------------------------------------ */
-static heft_storage *storage_make(heft_ctx *ctx, void *data, uint64_t bytes)
+heft_status heft__storage_make(heft_ctx *ctx, const heft__memory *memory, heft_storage **out,
+                               heft_error *err)
 {
     heft_storage *storage = heft__alloc_zero(ctx, 1, sizeof *storage);
     if (storage == NULL) {
-        return NULL;
+        return heft__fail_nomem(err, sizeof *storage);
     }
     atomic_init(&storage->refs, 1);
     storage->ctx = heft__ctx_ref(ctx);
-    storage->data = data;
-    storage->bytes = bytes;
-    return storage;
+    storage->memory = *memory;
+    *out = storage;
+    return HEFT_OK;
+}
+
+static heft_status wrap(heft_ctx *ctx, const heft__memory *memory, heft_storage **out,
+                        heft_error *err)
+{
+    if (ctx == NULL || out == NULL) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context or destination of a storage is NULL");
+    }
+    if (memory->data == NULL && memory->bytes > 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "storage of %llu bytes has NULL data",
+                          (unsigned long long)memory->bytes);
+    }
+    return heft__storage_make(ctx, memory, out, err);
 }
 
 heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
                               void (*release)(void *user), void *user, heft_storage **out,
                               heft_error *err)
 {
-    if (ctx == NULL || out == NULL) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context or destination of a storage is NULL");
-    }
-    if (data == NULL && bytes > 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "storage of %llu bytes has NULL data",
-                          (unsigned long long)bytes);
-    }
-    heft_storage *storage = storage_make(ctx, data, bytes);
-    if (storage == NULL) {
-        return heft__fail_nomem(err, sizeof *storage);
-    }
-    storage->release = release;
-    storage->user = user;
-    *out = storage;
-    return HEFT_OK;
+    const heft__memory memory = {.data = data,
+                                 .bytes = bytes,
+                                 .flags = HEFT_TENSOR_WRITABLE,
+                                 .release = release,
+                                 .user = user};
+    return wrap(ctx, &memory, out, err);
+}
+
+heft_status heft_storage_wrap_const(heft_ctx *ctx, const void *data, uint64_t bytes,
+                                    void (*release)(void *user), void *user, heft_storage **out,
+                                    heft_error *err)
+{
+    const heft__memory memory = {
+        .data = (void *)(uintptr_t)data, .bytes = bytes, .release = release, .user = user};
+    return wrap(ctx, &memory, out, err);
 }
 
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err)
@@ -63,14 +75,13 @@ heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out,
     if (data == NULL) {
         return heft__fail_nomem(err, bytes);
     }
-    heft_storage *storage = storage_make(ctx, data, bytes);
-    if (storage == NULL) {
+    const heft__memory memory = {
+        .data = data, .bytes = bytes, .flags = HEFT_TENSOR_WRITABLE, .heap = true};
+    heft_status status = heft__storage_make(ctx, &memory, out, err);
+    if (status != HEFT_OK) {
         heft__free(ctx, data, size);
-        return heft__fail_nomem(err, sizeof *storage);
     }
-    storage->heap = true;
-    *out = storage;
-    return HEFT_OK;
+    return status;
 }
 
 heft_storage *heft_storage_ref(heft_storage *storage)
@@ -90,11 +101,12 @@ void heft_storage_unref(heft_storage *storage)
         return;
     }
     heft_ctx *ctx = storage->ctx;
-    if (storage->heap) {
-        heft__free(ctx, storage->data, (size_t)storage->bytes);
+    const heft__memory *memory = &storage->memory;
+    if (memory->heap) {
+        heft__free(ctx, memory->data, (size_t)memory->bytes);
     }
-    if (storage->release != NULL) {
-        storage->release(storage->user);
+    if (memory->release != NULL) {
+        memory->release(memory->user);
     }
     heft__free(ctx, storage, sizeof *storage);
     heft_ctx_free(ctx);
@@ -102,12 +114,22 @@ void heft_storage_unref(heft_storage *storage)
 
 void *heft_storage_data(const heft_storage *storage)
 {
-    return storage->data;
+    return storage->memory.data;
 }
 
 uint64_t heft_storage_bytes(const heft_storage *storage)
 {
-    return storage->bytes;
+    return storage->memory.bytes;
+}
+
+heft_ctx *heft__storage_ctx(const heft_storage *storage)
+{
+    return storage->ctx;
+}
+
+uint32_t heft_storage_flags(const heft_storage *storage)
+{
+    return storage->memory.flags;
 }
 
 /* ---- tensor ------------------------------------------------------------------------------- */
@@ -139,70 +161,93 @@ static bool strided_extent(const uint64_t *shape, const int64_t *strides, uint32
 }
 
 /* Check that every element lies inside the storage; size_bytes is filled. */
-static heft_status tensor_check(heft_dtype dtype, const uint64_t *shape, uint32_t rank,
-                                const int64_t *strides, const heft_storage *storage,
-                                uint64_t byte_offset, uint64_t *size_bytes, heft_error *err)
+static heft_status tensor_check(const heft_tensor_spec *spec, const heft_storage *storage,
+                                uint64_t *size_bytes, heft_error *err)
 {
     char text[HEFT__SHAPE_TEXT];
     uint64_t extent = 0;
     uint64_t reach = 0;
     uint64_t end = 0;
-    if (!heft__shape_bytes(dtype, shape, rank, size_bytes)) {
+    if (!heft__shape_bytes(spec->dtype, spec->shape, spec->rank, size_bytes)) {
         return heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no size in bytes",
-                          heft__shape_text(shape, rank, text), heft_dtype_name(dtype));
+                          heft__shape_text(spec->shape, spec->rank, text),
+                          heft_dtype_name(spec->dtype));
     }
     reach = *size_bytes;
-    if (strides != NULL && (!strided_extent(shape, strides, rank, &extent) ||
-                            !heft__dtype_bytes(dtype, extent, &reach))) {
+    if (spec->strides != NULL &&
+        (!strided_extent(spec->shape, spec->strides, spec->rank, &extent) ||
+         !heft__dtype_bytes(spec->dtype, extent, &reach))) {
         return heft__fail(err, HEFT_INVALID_ARG, "strides of shape %s leave 64 bits",
-                          heft__shape_text(shape, rank, text));
+                          heft__shape_text(spec->shape, spec->rank, text));
     }
-    if (!heft__add_u64(byte_offset, reach, &end) || end > storage->bytes) {
+    if (!heft__add_u64(spec->offset_bytes, reach, &end) || end > storage->memory.bytes) {
         return heft__fail(err, HEFT_INVALID_ARG,
                           "tensor of %llu bytes at byte %llu leaves its storage of %llu bytes",
-                          (unsigned long long)reach, (unsigned long long)byte_offset,
-                          (unsigned long long)storage->bytes);
+                          (unsigned long long)reach, (unsigned long long)spec->offset_bytes,
+                          (unsigned long long)storage->memory.bytes);
     }
     return HEFT_OK;
 }
 
-heft_status heft__tensor_new(heft_ctx *ctx, heft_dtype dtype, const uint64_t *shape, uint32_t rank,
-                             const int64_t *strides, heft_storage *storage, uint64_t byte_offset,
-                             bool mapped, heft_tensor **out, heft_error *err)
+/* The largest power of two that divides an address. */
+static uint32_t alignment_of(const void *data)
 {
+    const uintptr_t address = (uintptr_t)data | ALIGNMENT_MOST;
+    return (uint32_t)(address & (0 - address));
+}
+
+heft_status heft_tensor_new(heft_storage *storage, const heft_tensor_spec *given, heft_tensor **out,
+                            heft_error *err)
+{
+    heft_tensor_spec spec;
     uint64_t size_bytes = 0;
-    heft_status status =
-        tensor_check(dtype, shape, rank, strides, storage, byte_offset, &size_bytes, err);
+    if (storage == NULL || given == NULL || out == NULL) {
+        return heft__fail(err, HEFT_INVALID_ARG, "storage, spec or destination is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&spec, given, err);
+    if (status == HEFT_OK && spec.rank > 0 && spec.shape == NULL) {
+        status = heft__fail(err, HEFT_INVALID_ARG, "a tensor of rank %u has no shape", spec.rank);
+    }
+    const uint32_t most = heft__limits(storage->ctx)->rank;
+    if (status == HEFT_OK && spec.rank > most) {
+        status =
+            heft__fail(err, HEFT_LIMIT, "a tensor of rank %u, the limit is %u", spec.rank, most);
+    }
+    if (status == HEFT_OK) {
+        status = tensor_check(&spec, storage, &size_bytes, err);
+    }
     if (status != HEFT_OK) {
         return status;
     }
-    /* From the storage's context, which lives as long as the tensor: it also gets the block back.
-     */
-    (void)ctx;
-    heft_tensor *tensor = heft__alloc(storage->ctx, tensor_block_bytes(rank));
+    /* From the storage's context, which lives as long as the tensor. */
+    heft_tensor *tensor = heft__alloc(storage->ctx, tensor_block_bytes(spec.rank));
     if (tensor == NULL) {
-        return heft__fail_nomem(err, tensor_block_bytes(rank));
+        return heft__fail_nomem(err, tensor_block_bytes(spec.rank));
     }
     uint64_t *own_shape = (uint64_t *)(tensor + 1);
-    int64_t *own_strides = (int64_t *)(own_shape + rank);
-    if (rank > 0) {
-        memcpy(own_shape, shape, rank * sizeof *own_shape);
+    int64_t *own_strides = (int64_t *)(own_shape + spec.rank);
+    if (spec.rank > 0) {
+        memcpy(own_shape, spec.shape, spec.rank * sizeof *own_shape);
     }
-    if (strides == NULL) {
-        heft__shape_strides(shape, rank, own_strides);
-    } else if (rank > 0) {
-        memcpy(own_strides, strides, rank * sizeof *own_strides);
+    if (spec.strides == NULL) {
+        heft__shape_strides(spec.shape, spec.rank, own_strides);
+    } else if (spec.rank > 0) {
+        memcpy(own_strides, spec.strides, spec.rank * sizeof *own_strides);
     }
+    uint8_t *bytes = storage->memory.data;
     *tensor = (heft_tensor){
-        .dtype = dtype,
-        .rank = rank,
+        .dtype = spec.dtype,
+        .rank = spec.rank,
         .shape = own_shape,
         .strides = own_strides,
-        .data = storage->data == NULL ? NULL : (uint8_t *)storage->data + byte_offset,
+        .data = bytes == NULL ? NULL : bytes + spec.offset_bytes,
         .size_bytes = size_bytes,
-        .mapped = mapped,
+        .offset_bytes = spec.offset_bytes,
+        .flags = storage->memory.flags,
+        .device = HEFT_DEVICE_CPU,
         .storage = heft_storage_ref(storage),
     };
+    tensor->alignment = alignment_of(tensor->data);
     *out = tensor;
     return HEFT_OK;
 }

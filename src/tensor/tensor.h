@@ -34,12 +34,22 @@ heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 int heft__dtype_safetensors_rank(heft_dtype dtype);
 
 /* ---- storage and tensors --------------------------------------------------------------------- */
+heft_ctx *heft__storage_ctx(const heft_storage *storage); /* borrowed */
 /* Heap bytes from the context. Not zeroed. */
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
-/* A tensor on a storage: takes a new reference of its own. Strides are row by row if NULL. */
-heft_status heft__tensor_new(heft_ctx *ctx, heft_dtype dtype, const uint64_t *shape, uint32_t rank,
-                             const int64_t *strides, heft_storage *storage, uint64_t byte_offset,
-                             bool mapped, heft_tensor **out, heft_error *err);
+/* What a storage is made of. Only heap blocks of the context have `heap`. */
+typedef struct heft__memory {
+    void *data;
+    uint64_t bytes;
+    uint32_t flags; /* HEFT_TENSOR_ flags */
+    bool heap;
+    void (*release)(void *user); /* NULL: nobody to tell */
+    void *user;
+} heft__memory;
+
+/* A storage of any memory; release is not called on failure. */
+heft_status heft__storage_make(heft_ctx *ctx, const heft__memory *memory, heft_storage **out,
+                               heft_error *err);
 
 /* ---- casts ----------------------------------------------------------------------------------- */
 /* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64

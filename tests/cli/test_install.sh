@@ -33,7 +33,7 @@ JSON
 "$heft" init -q "$work/config.json" "$work/tiny"
 
 cmake --install "$build" --prefix "$prefix" >"$work/log" || fail "cmake --install: $(cat "$work/log")"
-for header in base checkpoint heft load model tensor; do
+for header in base checkpoint dlpack heft load model tensor; do
     [ -f "$prefix/include/heft/$header.h" ] || fail "heft/$header.h is not installed"
 done
 "$prefix/bin/heft" --help >/dev/null || fail "the installed command does not run"
@@ -57,7 +57,7 @@ grep -q "$work/none" "$work/err" || fail "the error does not name the folder: $(
 
 # the headers hold in C++ too, where there is a compiler for it
 if command -v g++ >/dev/null; then
-    echo '#include <heft/heft.h>' | g++ -x c++ -std=c++17 -Wall -Wextra -Werror -fsyntax-only \
+    printf '#include <heft/%s.h>\n' heft dlpack | g++ -x c++ -std=c++17 -Wall -Wextra -Werror -fsyntax-only \
         "-I$prefix/include" - || fail "the headers do not hold in C++"
 fi
 

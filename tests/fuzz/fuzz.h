@@ -62,7 +62,7 @@ static inline void fuzz_read_tensors(const heft__file *file)
 }
 
 /* Bytes through the parser of one format, whatever they begin with. */
-static inline void fuzz_file(const uint8_t *data, size_t size, heft__file_parse_fn parse)
+static inline void fuzz_file(const uint8_t *data, size_t size, heft_format format)
 {
     heft_ctx *ctx = fuzz_ctx();
     heft__input *source = fuzz_source(data, size);
@@ -72,7 +72,7 @@ static inline void fuzz_file(const uint8_t *data, size_t size, heft__file_parse_
         file->source = heft__input_ref(source);
         heft__arena_init(&file->arena, ctx);
         heft__warnings_init(&file->warnings, &file->arena);
-        if (parse(ctx, file, &err) == HEFT_OK) {
+        if (heft__format_find(format)->parse(ctx, file, &err) == HEFT_OK) {
             fuzz_read_tensors(file);
         }
         heft__file_close(ctx, file);

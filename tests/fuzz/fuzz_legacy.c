@@ -3,6 +3,6 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    fuzz_file(data, size, heft__torch_legacy_parse);
+    fuzz_file(data, size, HEFT_FORMAT_TORCH_LEGACY);
     return 0;
 }

@@ -74,7 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t length = 0;
     uint8_t *zip = wrap(data, size, &length);
     if (zip) {
-        fuzz_file(zip, length, heft__torch_zip_parse);
+        fuzz_file(zip, length, HEFT_FORMAT_TORCH);
         free(zip);
     }
     return 0;

@@ -12,6 +12,6 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t cap, unsigned 
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    fuzz_file(data, size, heft__safetensors_parse);
+    fuzz_file(data, size, HEFT_FORMAT_SAFETENSORS);
     return 0;
 }

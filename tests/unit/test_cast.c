@@ -411,6 +411,62 @@ static void known_pairs(void **state)
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         assert_int_equal(heft__cast_known(rows[i].from, rows[i].to), rows[i].known);
+        assert_int_equal(heft_cast_known(rows[i].from, rows[i].to), rows[i].known);
+    }
+}
+
+static void public_cast_refuses_what_it_cannot_do(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        heft_dtype from, to;
+        size_t elems;
+        int src, dst; /* byte in the buffer; -1: NULL */
+        bool good;
+    } rows[] = {
+        {"apart",                  HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            0,  32, true },
+        {"touching",               HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            0,  16, true },
+        {"touching_from_below",    HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            8,  0,  true },
+        {"one_byte_shared",        HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            0,  15, false},
+        {"one_byte_shared_below",  HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            7,  0,  false},
+        {"in_place_of_one_size",   HEFT_DTYPE_F16,          HEFT_DTYPE_BF16,         4,            0,  0,  true },
+        {"in_place_of_two_sizes",  HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         4,            0,  0,  false},
+        {"same_dtype_in_place",    HEFT_DTYPE_I64,          HEFT_DTYPE_I64,          2,            0,  0,  true },
+        {"same_dtype_shifted",     HEFT_DTYPE_I64,          HEFT_DTYPE_I64,          2,            0,  8,  false},
+        {"nothing_anywhere",       HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         0,            -1, -1, true },
+        {"no_source",              HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         1,            -1, 0,  false},
+        {"no_destination",         HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         1,            0,  -1, false},
+        {"integer_to_float",       HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          1,            0,  32, false},
+        {"to_eight_bits",          HEFT_DTYPE_F32,          HEFT_DTYPE_F8_E4M3FN,    1,            0,  32, false},
+        {"no_dtype",               HEFT_DTYPE_NONE,         HEFT_DTYPE_F32,          1,            0,  32, false},
+        {"number_is_no_dtype",     (heft_dtype)999,         HEFT_DTYPE_F32,          1,            0,  32, false},
+        {"pairs_of_four_bits",     HEFT_DTYPE_F4_E2M1FN_X2, HEFT_DTYPE_F4_E2M1FN_X2, 6,            0,  32, true },
+        {"ends_inside_a_byte",     HEFT_DTYPE_F4_E2M1FN_X2, HEFT_DTYPE_F4_E2M1FN_X2, 5,            0,  32, false},
+        {"bytes_leave_the_memory", HEFT_DTYPE_F64,          HEFT_DTYPE_F32,          SIZE_MAX / 4, 0,  32, false},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint8_t bytes[64];
+        uint8_t before[64];
+        heft_error err = {0};
+        for (size_t k = 0; k < sizeof bytes; k++) {
+            bytes[k] = (uint8_t)(k * 7);
+        }
+        memcpy(before, bytes, sizeof bytes);
+        const heft_status status =
+            heft_cast(rows[i].to, rows[i].dst < 0 ? NULL : bytes + rows[i].dst, rows[i].from,
+                      rows[i].src < 0 ? NULL : bytes + rows[i].src, rows[i].elems, &err);
+        if (status != (rows[i].good ? HEFT_OK : HEFT_INVALID_ARG) || err.status != status) {
+            fail_msg("%s: %s %s", rows[i].name, heft_status_name(status), err.message);
+        }
+        if (!rows[i].good) {
+            assert_memory_equal(bytes, before, sizeof bytes);
+        } else if (rows[i].src >= 0) {
+            uint8_t want[64];
+            heft__cast(rows[i].to, want, rows[i].from, before + rows[i].src, rows[i].elems);
+            assert_memory_equal(bytes + rows[i].dst, want,
+                                rows[i].elems * heft_dtype_bits(rows[i].to) / 8);
+        }
     }
 }
 
@@ -506,6 +562,7 @@ int main(void)
         cmocka_unit_test(double_goes_to_half_through_float),
         cmocka_unit_test(double_rounds_to_float),
         cmocka_unit_test(known_pairs),
+        cmocka_unit_test(public_cast_refuses_what_it_cannot_do),
         cmocka_unit_test(every_pair_is_the_same_on_every_level),
         cmocka_unit_test(float_to_half_is_the_same_on_every_level),
     };

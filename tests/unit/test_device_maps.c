@@ -3,6 +3,7 @@
 #include "place/place.h"
 #include "support.h"
 #include "support_model.h"
+#include "support_place.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -101,7 +102,7 @@ static heft__tree *make_tree(const heft__json_value *golden)
         add_tensors(tree, row->first->next->next, module, &at);
     }
     tie(tree, heft__json_member(golden, "tied_groups"));
-    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    test_tree_finish(tree);
     return tree;
 }
 
@@ -701,7 +702,7 @@ static heft__tree *random_tree(uint32_t units, double bytes[UNITS_MOST])
         };
         bytes[i] = (double)tree->tensors[i].elems;
     }
-    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    test_tree_finish(tree);
     heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
     return tree;
 }
@@ -786,7 +787,7 @@ static void best_fills_in_proportion(void **state)
                                                .dtype = HEFT_DTYPE_U8,
                                                .elems = 20};
     }
-    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    test_tree_finish(tree);
     heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
     test_expect_status(heft__best_map(tree, budgets, 2, &map, &err), HEFT_OK, &err, "best");
     double on_first = 0;

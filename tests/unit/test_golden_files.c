@@ -72,8 +72,10 @@ static void compare_tensor(const char *file, const heft_checkpoint *ckpt, const 
         fail_msg("%s: '%s' has other bytes", file, name);
     }
     heft_tensor *tensor = NULL;
-    test_expect_status(heft_checkpoint_map(ckpt, i, &tensor, &err), HEFT_OK, &err, file);
-    if (!tensor->mapped || tensor->size_bytes == 0 || info->offset != HEFT_NO_OFFSET) {
+    test_expect_status(heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &tensor, &err), HEFT_OK,
+                       &err, file);
+    if (!(tensor->flags & HEFT_TENSOR_MAPPED) || tensor->size_bytes == 0 ||
+        info->offset != HEFT_NO_OFFSET) {
         assert_memory_equal(tensor->data, bytes, info->size_bytes);
     }
     heft_tensor_free(tensor);

@@ -53,7 +53,7 @@ static bool holds(const heft__json_value *list, const char *name)
 
 static const char *inner_name(const heft_model *model, size_t i)
 {
-    const heft__inner *inner = model->places[i].inner;
+    const heft__inner *inner = heft__model_place(model, i).inner;
     return inner ? inner->name : model->parameters[i].name;
 }
 
@@ -134,7 +134,7 @@ static void compare_value(const char *what, const heft_model *model, const heft_
     uint64_t size = 0, parts = 0;
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         heft_tensor *tensor = NULL;
         heft_error err;
         if (strcmp(inner_name(model, i), name) != 0) {
@@ -150,7 +150,8 @@ static void compare_value(const char *what, const heft_model *model, const heft_
                                           inner ? inner->rank : parameter->rank, &size));
             bytes = calloc(size ? size : 1, 1);
         }
-        memcpy(bytes + model->places[i].first * element, tensor->data, tensor->size_bytes);
+        memcpy(bytes + heft__model_place_first(model, i) * element, tensor->data,
+               tensor->size_bytes);
         heft_tensor_free(tensor);
         parts++;
         if (strcmp(sha256, "init") == 0) {
@@ -217,25 +218,21 @@ static void set_in_config(const char *key, const char *value)
     free(text);
 }
 
-static heft_load_options read_arguments(const heft__json_value *root)
+static test_how read_arguments(const heft__json_value *root)
 {
-    static heft_checkpoint_options source; /* read before the next call */
-    source = HEFT_SIZED(heft_checkpoint_options);
-    heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .class_name = heft__json_member(root, "class")->text,
-                     .checkpoint = &source);
+    test_how options = {.class_name = heft__json_member(root, "class")->text};
     const heft__json_value *kwargs = heft__json_member(root, "kwargs");
     for (const heft__json_value *one = kwargs->first; one; one = one->next) {
         if (strcmp(one->key, "dtype") == 0) {
-            assert_int_equal(heft_dtype_parse(one->text, &options.dtype, NULL), HEFT_OK);
+            assert_int_equal(heft_dtype_parse(one->text, &options.load.dtype, NULL), HEFT_OK);
         } else if (strcmp(one->key, "use_safetensors") == 0) {
-            source.prefer = one->boolean ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
+            options.where.prefer = one->boolean ? HEFT_FORMAT_SAFETENSORS : HEFT_FORMAT_TORCH;
         } else if (strcmp(one->key, "variant") == 0) {
-            source.variant = one->text;
+            options.where.variant = one->text;
         } else if (strcmp(one->key, "subfolder") == 0) {
-            source.subfolder = one->text;
+            options.where.subfolder = one->text;
         } else if (strcmp(one->key, "ignore_mismatched_sizes") == 0) {
-            options.ignore_mismatched_sizes = one->boolean;
+            options.load.ignore_mismatched_sizes = one->boolean;
         } else if (strcmp(one->key, "num_labels") == 0) {
             set_in_config(one->key, one->text);
         } else {
@@ -305,10 +302,10 @@ static void run_scenario(const char *name, heft_load_mode mode)
     heft__arena_init(&arena, ctx);
     snprintf(path, sizeof path, "%s/loading/%s/expected.json", HEFT_TEST_DATA, name);
     const heft__json_value *root = test_read_json(&arena, path);
-    heft_load_options options = read_arguments(root);
-    options.mode = mode;
+    test_how options = read_arguments(root);
+    options.load.mode = mode;
     snprintf(path, sizeof path, "%s/at", folder);
-    heft_status status = heft_model_load(ctx, path, &options, &model, &report, &err);
+    heft_status status = test_load(ctx, path, &options, &model, &report, &err);
     if (status != HEFT_OK) {
         compare_refused(name, status, report, root, &err);
     } else if (heft__json_member(root, "error")->type != HEFT__JSON_TYPE_NULL) {
@@ -343,9 +340,9 @@ static heft_status load_copy(bool strict, heft_model **model, heft_load_report *
                              heft_error *err)
 {
     char path[300];
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .strict = strict);
+    const test_how options = {.load = {.strict = strict}};
     snprintf(path, sizeof path, "%s/at", folder);
-    return heft_model_load(ctx, path, &options, model, report, err);
+    return test_load(ctx, path, &options, model, report, err);
 }
 
 static void strict_refuses_an_index_that_disagrees(void **state)

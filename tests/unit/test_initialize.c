@@ -73,7 +73,7 @@ static void compare_rule(const heft_model *model, const heft__json_value *rule)
     const char *name = heft__json_member(rule, "name")->text;
     size_t parts = 0;
     for (size_t i = 0; i < model->count; i++) {
-        const heft__inner *inner = model->places[i].inner;
+        const heft__inner *inner = heft__model_place(model, i).inner;
         heft_tensor *tensor = NULL;
         heft_error err;
         if (strcmp(inner ? inner->name : model->parameters[i].name, name) != 0) {
@@ -513,11 +513,11 @@ static void padding_and_deviation_come_from_the_config(void **state)
         snprintf(text, sizeof text, "{%s,%s", rows[i].keys, tiny + 1);
         heft_model *model = test_model_from_text(ctx, text, "BertModel");
         const heft__init_rule *rule =
-            &model->rules[heft_model_find(model, "embeddings.word_embeddings.weight")];
+            model->rules[heft_model_find(model, "embeddings.word_embeddings.weight")];
         assert_int_equal(rule->kind, HEFT__INIT_NORMAL);
         assert_int_equal(rule->zero_row, rows[i].row);
         assert_true(rule->a == 0 && rule->b == rows[i].std);
-        rule = &model->rules[heft_model_find(model, "embeddings.position_embeddings.weight")];
+        rule = model->rules[heft_model_find(model, "embeddings.position_embeddings.weight")];
         assert_true(rule->zero_row == -1 && rule->b == rows[i].std);
         heft_model_free(model);
     }

@@ -52,9 +52,10 @@ static void plan_shards(struct layout *l, const char *limit, heft_format format,
                        HEFT_OK, &err, limit);
     heft__arena_init(&l->arena, ctx);
     l->files = heft__arena_array(&l->arena, l->plan.shard_count, sizeof *l->files);
+    const heft__format *known = heft__format_find(format);
     for (size_t i = 0; i < l->plan.shard_count; i++) {
-        l->files[i] = l->plan.shard_count == 1 ? heft__weights_single(&l->arena, format, variant)
-                                               : heft__weights_shard(&l->arena, format, variant,
+        l->files[i] = l->plan.shard_count == 1 ? heft__weights_single(&l->arena, known, variant)
+                                               : heft__weights_shard(&l->arena, known, variant,
                                                                      i + 1, l->plan.shard_count);
     }
 }
@@ -108,9 +109,13 @@ static void compare_index(const char *what, struct layout *l, const heft__json_v
     assert_true(heft__json_as_u64(heft__json_member(metadata, "total_parameters"), &parameters));
     assert_int_equal(parameters, heft_model_elements(l->model));
     heft__buffer_init(&text, ctx);
-    test_expect_status(heft__index_text(&l->arena, l->tensors, l->count, &l->plan, l->files,
-                                        parameters, &text, &err),
-                       HEFT_OK, &err, what);
+    const heft__out_index index = {.tensors = l->tensors,
+                                   .count = l->count,
+                                   .file_of = l->plan.shard,
+                                   .files = l->files,
+                                   .total_size = l->plan.total_size,
+                                   .total_parameters = parameters};
+    test_expect_status(heft__shard_index_text(&l->arena, &index, &text, &err), HEFT_OK, &err, what);
     test_sha256(text.data, text.size, hex);
     heft__buffer_fini(&text);
     if (strcmp(hex, heft__json_member(row, "index_sha256")->text) != 0) {
@@ -132,7 +137,8 @@ static bool is_stacked(const heft_model *model, const heft__json_value *row)
 {
     bool parts = false;
     for (size_t i = 0; i < model->count; i++) {
-        parts = parts || (model->places[i].inner && model->places[i].turn > 0);
+        parts =
+            parts || (heft__model_place(model, i).inner && heft__model_place(model, i).turn > 0);
     }
     return parts && !text_of(row, "views");
 }

@@ -3,6 +3,7 @@
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
 #include "support.h"
+#include "support_model.h"
 
 #include <stdlib.h>
 
@@ -83,12 +84,11 @@ static void expect_equal(const heft_model *a, const heft_model *b, const char *w
     }
 }
 
-static heft_model *load(const char *name, const heft_load_options *options,
-                        heft_load_report **report)
+static heft_model *load(const char *name, const test_how *options, heft_load_report **report)
 {
     heft_error err;
     heft_model *model = NULL;
-    test_expect_status(heft_model_load(ctx, at(name), options, &model, report, &err), HEFT_OK, &err,
+    test_expect_status(test_load(ctx, at(name), options, &model, report, &err), HEFT_OK, &err,
                        name);
     return model;
 }
@@ -116,9 +116,10 @@ static void every_way_gives_the_same_values(void **state)
         test_expect_status(heft_model_save(made, at(rows[r].name), &save, NULL, &err), HEFT_OK,
                            &err, rows[r].name);
         for (int copy = 0; copy < 2; copy++) {
-            heft_load_options options =
-                HEFT_OPTIONS(heft_load_options, .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP,
-                             .strict = true, .touch = true);
+            test_how options = {
+                .load = {
+                         .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP, .strict = true, .touch = true}
+            };
             heft_load_report *report = NULL;
             heft_model *model = load(rows[r].name, &options, &report);
             expect_equal(made, model, rows[r].name);
@@ -171,8 +172,7 @@ static void base_into_head_and_head_into_base(void **state)
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
     make_checkpoint("head", "BertForMaskedLM", HEFT_FORMAT_SAFETENSORS, 0, 1);
-    heft_load_options as_head = HEFT_OPTIONS(heft_load_options, .class_name = "BertForMaskedLM"),
-                      as_base = HEFT_OPTIONS(heft_load_options, .class_name = "BertModel");
+    test_how as_head = {.class_name = "BertForMaskedLM"}, as_base = {.class_name = "BertModel"};
     heft_model *model = load("base", &as_head, &report);
     assert_int_equal(report->unexpected_count, 2); /* the pooler */
     assert_string_equal(report->unexpected[0], "pooler.dense.bias");
@@ -196,10 +196,8 @@ static void strict_and_shapes_are_refused_with_a_report(void **state)
     heft_model *model = NULL;
     heft_load_report *report = NULL;
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 1);
-    heft_load_options strict = HEFT_OPTIONS(
-        heft_load_options, .class_name = "BertForSequenceClassification", .strict = true);
-    assert_int_equal(heft_model_load(ctx, at("base"), &strict, &model, &report, &err),
-                     HEFT_MISMATCH);
+    test_how strict = {.class_name = "BertForSequenceClassification", .load = {.strict = true}};
+    assert_int_equal(test_load(ctx, at("base"), &strict, &model, &report, &err), HEFT_MISMATCH);
     assert_null(model);
     assert_int_equal(report->missing_count, 2);
     heft_load_report_free(report);
@@ -208,12 +206,12 @@ static void strict_and_shapes_are_refused_with_a_report(void **state)
     memcpy(found, "130", 3);
     test_write_file(at("base"), "config.json", text, strlen(text));
     free(text);
-    assert_int_equal(heft_model_load(ctx, at("base"), NULL, &model, &report, &err), HEFT_MISMATCH);
+    assert_int_equal(test_load(ctx, at("base"), NULL, &model, &report, &err), HEFT_MISMATCH);
     assert_string_equal(err.item, "embeddings.word_embeddings.weight");
     assert_non_null(strstr(err.message, "shape [120, 32] in file, [130, 32] in model"));
     assert_int_equal(report->mismatched_count, 1);
     heft_load_report_free(report);
-    heft_load_options ignore = HEFT_OPTIONS(heft_load_options, .ignore_mismatched_sizes = true);
+    test_how ignore = {.load = {.ignore_mismatched_sizes = true}};
     model = load("base", &ignore, &report);
     assert_int_equal(report->mismatched_count, 1);
     assert_int_equal(report->missing_count, 0);
@@ -230,7 +228,7 @@ static void casts_happen_while_loading(void **state)
     make_checkpoint("f32", "BertModel", HEFT_FORMAT_SAFETENSORS, 0, 5);
     heft_model *exact = load("f32", NULL, NULL);
     for (size_t d = 0; d < 3; d++) {
-        heft_load_options options = HEFT_OPTIONS(heft_load_options, .dtype = dtypes[d]);
+        test_how options = {.load = {.dtype = dtypes[d]}};
         heft_load_report *report = NULL;
         heft_model *model = load("f32", &options, &report);
         assert_int_equal(report->dtype, dtypes[d]);
@@ -258,11 +256,10 @@ static heft_status load_and_save(heft_ctx *with, void *user, heft_error *err)
 {
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    heft_load_options copy = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
+    test_how copy = {.load = {.mode = HEFT_LOAD_COPY}};
     heft_save_options options =
         HEFT_OPTIONS(heft_save_options, .force = true, .max_shard_bytes = 30000);
-    heft_status status =
-        heft_model_load(with, at("base"), user ? user : &copy, &model, &report, err);
+    heft_status status = test_load(with, at("base"), user ? user : &copy, &model, &report, err);
     if (status == HEFT_OK) {
         status = heft_model_save(model, at("again"), &options, NULL, err);
     }
@@ -274,8 +271,7 @@ static heft_status load_and_save(heft_ctx *with, void *user, heft_error *err)
 static void memory_can_run_out_anywhere(void **state)
 {
     (void)state;
-    heft_load_options map =
-        HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP, .class_name = "BertForMaskedLM");
+    test_how map = {.class_name = "BertForMaskedLM", .load = {.mode = HEFT_LOAD_MAP}};
     make_checkpoint("base", "BertModel", HEFT_FORMAT_SAFETENSORS, 30000, 1);
     test_oom_sweep(load_and_save, NULL);
     test_oom_sweep(load_and_save, &map);
@@ -290,10 +286,9 @@ static void loading_takes_the_model_and_little_more(void **state)
     for (int copy = 0; copy < 2; copy++) {
         test_heap heap = {.fail_at = -1};
         heft_ctx *counted = test_ctx_new(&heap);
-        heft_load_options options =
-            HEFT_OPTIONS(heft_load_options, .mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP);
-        test_expect_status(heft_model_load(counted, at("base"), &options, &model, NULL, &err),
-                           HEFT_OK, &err, "load");
+        test_how options = {.load = {.mode = copy ? HEFT_LOAD_COPY : HEFT_LOAD_MAP}};
+        test_expect_status(test_load(counted, at("base"), &options, &model, NULL, &err), HEFT_OK,
+                           &err, "load");
         uint64_t bytes = heft_model_bytes(model), metadata = 256 << 10;
         if (heap.peak > (copy ? bytes : 0) + metadata) {
             fail_msg("peak %llu bytes, the model has %llu", (unsigned long long)heap.peak,

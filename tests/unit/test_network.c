@@ -66,10 +66,11 @@ static heft_model *load(const char *name, heft_load_mode mode, heft_dtype dtype,
 {
     heft_error err = {0};
     heft_model *model = NULL;
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = mode, .dtype = dtype,
-                                                   .strict = true, .touch = true);
-    test_expect_status(heft_model_load(ctx, at(name), &options, &model, report, &err), HEFT_OK,
-                       &err, name);
+    const test_how options = {
+        .load = {.mode = mode, .dtype = dtype, .strict = true, .touch = true}
+    };
+    test_expect_status(test_load(ctx, at(name), &options, &model, report, &err), HEFT_OK, &err,
+                       name);
     return model;
 }
 

@@ -99,8 +99,9 @@ static void expect_row(const heft_checkpoint *ckpt, size_t i, const heft__json_v
     assert_int_equal(info->size_bytes, strcmp(info->name, "empty") == 0 ? 0 : length);
     assert_memory_equal(found, wanted, info->size_bytes);
     heft_tensor *mapped = NULL;
-    test_expect_status(heft_checkpoint_map(ckpt, i, &mapped, &err), HEFT_OK, &err, info->name);
-    assert_true(mapped->mapped);
+    test_expect_status(heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &mapped, &err), HEFT_OK,
+                       &err, info->name);
+    assert_int_equal(mapped->flags, HEFT_TENSOR_MAPPED);
     assert_memory_equal(mapped->data, wanted, info->size_bytes);
     heft_tensor_free(mapped);
 }
@@ -130,8 +131,8 @@ static void golden_tensors_come_in_and_go_out(void **state)
     /* and out again, each file byte for byte */
     const heft_convert_options options =
         HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD, .force = true);
-    test_expect_status(heft_checkpoint_convert(ctx, folder, other, &options, NULL, &err), HEFT_OK,
-                       &err, other);
+    test_expect_status(test_convert(ctx, folder, other, &options, NULL, &err), HEFT_OK, &err,
+                       other);
     assert_int_equal(test_count_entries(other), 19);
     for (const heft__json_value *row = tensors->first; row; row = row->next) {
         char path[512];
@@ -513,8 +514,8 @@ static void two_names_on_one_tensor(void **state)
     const heft_convert_options options =
         HEFT_OPTIONS(heft_convert_options, .format = HEFT_FORMAT_OFFLOAD);
     heft_write_report *report = NULL;
-    test_expect_status(heft_checkpoint_convert(ctx, folder, other, &options, &report, &err),
-                       HEFT_OK, &err, "convert");
+    test_expect_status(test_convert(ctx, folder, other, &options, &report, &err), HEFT_OK, &err,
+                       "convert");
     assert_int_equal(report->file_count, 2);
     assert_string_equal(report->files[0].name, "y.dat");
     assert_int_equal(report->files[1].size_bytes, 8);
@@ -565,7 +566,7 @@ static heft_status open_and_convert(heft_ctx *with, void *user, heft_error *err)
     if (status == HEFT_OK) {
         char fresh[300];
         snprintf(fresh, sizeof fresh, "%s/new", other);
-        status = heft_checkpoint_convert(with, folder, fresh, &options, NULL, err);
+        status = test_convert(with, folder, fresh, &options, NULL, err);
         if (status == HEFT_OK) {
             test_folder_remove(fresh);
         }
@@ -578,7 +579,7 @@ static heft_status verify_it(heft_ctx *with, void *user, heft_error *err)
     (void)user;
     const heft_verify_options options = HEFT_OPTIONS(heft_verify_options, .deep = true);
     heft_verify_report *report = NULL;
-    heft_status status = heft_checkpoint_verify(with, folder, &options, &report, err);
+    heft_status status = test_verify(with, folder, &options, &report, err);
     if (status == HEFT_OK) {
         assert_true(report->ok);
         assert_int_equal(report->tensor_count, 2);

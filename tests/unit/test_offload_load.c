@@ -30,18 +30,6 @@ static void make_checkpoint(const char *name, heft_format format, uint64_t shard
     heft_model_free(model);
 }
 
-static int32_t all_on_disk(void *user, const char *name)
-{
-    (void)user, (void)name;
-    return HEFT_DEVICE_DISK;
-}
-
-static int32_t layers_on_disk(void *user, const char *name)
-{
-    (void)user;
-    return strstr(name, "encoder.layer.1.") ? HEFT_DEVICE_DISK : HEFT_DEVICE_CPU;
-}
-
 static const struct {
     const char *name, *from, *class_name;
     heft_dtype dtype;
@@ -59,12 +47,14 @@ static const struct {
 };
 #define ROWS (sizeof rows / sizeof rows[0])
 
-static heft_load_options options_of(size_t row, const char *to)
+static test_how options_of(size_t row, const char *to)
 {
-    return HEFT_OPTIONS(heft_load_options, .class_name = rows[row].class_name,
-                        .dtype = rows[row].dtype, .seed = 5, .touch = true,
-                        .device_of = rows[row].all ? all_on_disk : layers_on_disk,
-                        .offload_folder = to);
+    return (test_how){
+        .class_name = rows[row].class_name,
+        .module = rows[row].all ? "" : "encoder.layer.1",
+        .device = HEFT_DEVICE_DISK,
+        .load = {.dtype = rows[row].dtype, .seed = 5, .touch = true, .offload_folder = to}
+    };
 }
 
 static void expect_equal(const heft_model *placed, const heft_model *whole, bool all,
@@ -75,7 +65,7 @@ static void expect_equal(const heft_model *placed, const heft_model *whole, bool
     for (size_t i = 0; i < heft_model_count(placed); i++) {
         const heft_parameter *parameter = heft_model_parameter(placed, i);
         heft_tensor *left = NULL, *right = NULL;
-        const bool disk = all || layers_on_disk(NULL, parameter->name) == HEFT_DEVICE_DISK;
+        const bool disk = all || strstr(parameter->name, "encoder.layer.1.") != NULL;
         test_expect_status(heft_model_tensor(placed, i, &left, &err), HEFT_OK, &err, what);
         test_expect_status(heft_model_tensor(whole, i, &right, &err), HEFT_OK, &err, what);
         if (left->dtype != right->dtype || left->size_bytes != right->size_bytes ||
@@ -98,15 +88,15 @@ static void values_are_those_without_a_folder(void **state)
             heft_error err = {0};
             heft_model *placed = NULL, *whole = NULL;
             heft_load_report *report = NULL;
-            heft_load_options options = options_of(i, at(rows[i].name));
-            heft_load_options copy =
-                HEFT_OPTIONS(heft_load_options, .class_name = rows[i].class_name,
-                             .dtype = rows[i].dtype, .seed = 5, .mode = HEFT_LOAD_COPY);
-            test_expect_status(
-                heft_model_load(ctx, at(rows[i].from), &options, &placed, &report, &err), HEFT_OK,
-                &err, rows[i].name);
-            test_expect_status(heft_model_load(ctx, at(rows[i].from), &copy, &whole, NULL, &err),
+            test_how options = options_of(i, at(rows[i].name));
+            test_how copy = {
+                .class_name = rows[i].class_name,
+                .load = {.dtype = rows[i].dtype, .seed = 5, .mode = HEFT_LOAD_COPY}
+            };
+            test_expect_status(test_load(ctx, at(rows[i].from), &options, &placed, &report, &err),
                                HEFT_OK, &err, rows[i].name);
+            test_expect_status(test_load(ctx, at(rows[i].from), &copy, &whole, NULL, &err), HEFT_OK,
+                               &err, rows[i].name);
             expect_equal(placed, whole, rows[i].all, rows[i].name);
             const bool head = rows[i].class_name != NULL;
             assert_true(report->offload_entries > 10);
@@ -140,10 +130,10 @@ static void a_folder_is_a_checkpoint(void **state)
 static heft_status load_once(heft_ctx *with, void *user, heft_error *err)
 {
     const size_t row = *(const size_t *)user;
-    heft_load_options options = options_of(row, at("new"));
+    test_how options = options_of(row, at("new"));
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    heft_status status = heft_model_load(with, at(rows[row].from), &options, &model, &report, err);
+    heft_status status = test_load(with, at(rows[row].from), &options, &model, &report, err);
     heft_load_report_free(report);
     heft_model_free(model);
     if (access(at("new"), F_OK) == 0) { /* whole, or not there */
@@ -192,11 +182,11 @@ static void cancelled_in_the_middle(void **state)
 static void a_folder_without_a_map_is_refused(void **state)
 {
     (void)state;
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .offload_folder = at("new"));
+    const test_how options = {.load = {.offload_folder = at("new")}};
     heft_model *model = NULL;
     heft_error err;
-    test_expect_status(heft_model_load(ctx, at("st"), &options, &model, NULL, &err),
-                       HEFT_INVALID_ARG, &err, "no map");
+    test_expect_status(test_load(ctx, at("st"), &options, &model, NULL, &err), HEFT_INVALID_ARG,
+                       &err, "no map");
     assert_null(model);
     assert_int_not_equal(access(at("new"), F_OK), 0);
 }
@@ -211,8 +201,7 @@ static int set_up(void **state)
     ctx = heft_ctx_new(NULL);
     make_checkpoint("st", HEFT_FORMAT_SAFETENSORS, 8000);
     make_checkpoint("bins", HEFT_FORMAT_TORCH, 8000);
-    return heft_checkpoint_convert(ctx, at("st"), at("off"), &offload, NULL, &err) == HEFT_OK ? 0
-                                                                                              : 1;
+    return test_convert(ctx, at("st"), at("off"), &offload, NULL, &err) == HEFT_OK ? 0 : 1;
 }
 
 static int tear_down(void **state)

@@ -2,6 +2,7 @@
 #include "place/place.h"
 #include "support.h"
 #include "support_model.h"
+#include "support_place.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ static heft__tree *make_tree(heft_ctx *with, uint32_t modules, uint32_t tensors,
             .elems = 10,
         };
     }
-    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    test_tree_finish(tree);
     heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
     return tree;
 }
@@ -191,7 +192,7 @@ static heft__tree *tree_of(const char *const *paths, uint32_t modules, const str
                                                .dtype = HEFT_DTYPE_U8,
                                                .elems = rows[i].bytes};
     }
-    test_expect_status(heft__tree_finish(tree, &err), HEFT_OK, &err, "finish");
+    test_tree_finish(tree);
     heft__tree_size(tree, HEFT_DTYPE_NONE, 0, NULL);
     return tree;
 }

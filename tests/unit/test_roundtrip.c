@@ -3,6 +3,7 @@
  * The files are written by the test, with nothing of the library; everything is drawn from the
  * number of the round, which a failure prints. */
 #include "support.h"
+#include "support_model.h"
 
 #include <heft/checkpoint.h>
 
@@ -346,7 +347,7 @@ static void expect_checkpoint(const char *path, uint64_t limit)
     }
     expect_shards(ckpt, limit, path);
     heft_checkpoint_close(ckpt);
-    test_expect_status(heft_checkpoint_verify(ctx, path, NULL, &report, &err), HEFT_OK, &err, path);
+    test_expect_status(test_verify(ctx, path, NULL, &report, &err), HEFT_OK, &err, path);
     EXPECT(report->ok, "%s: verify says %s", path,
            report->problem_count ? report->problems[0].message : "no");
     heft_verify_report_free(report);
@@ -357,7 +358,7 @@ static void convert(const char *src, const char *dst, heft_format format, uint64
     const heft_convert_options options =
         HEFT_OPTIONS(heft_convert_options, .format = format, .max_shard_bytes = limit);
     heft_error err = {0};
-    heft_status status = heft_checkpoint_convert(ctx, src, dst, &options, NULL, &err);
+    heft_status status = test_convert(ctx, src, dst, &options, NULL, &err);
     if (status != HEFT_OK) {
         fprintf(stderr, "round %u\n", round_number);
     }

@@ -1,6 +1,7 @@
 /* The greedy rule, names of files, and what a save does to a folder that holds a checkpoint. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
+#include "support_model.h"
 
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -74,7 +75,8 @@ static void shard_names_are_told_apart(void **state)
         {"pytorch_model-00001-of-00003.bin.bak",  HEFT_FORMAT_TORCH,       NULL,   false},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (heft__is_shard_name(rows[i].name, rows[i].format, rows[i].variant) != rows[i].is) {
+        if (heft__is_shard_name(rows[i].name, heft__format_find(rows[i].format), rows[i].variant) !=
+            rows[i].is) {
             fail_msg("%s", rows[i].name);
         }
     }
@@ -108,7 +110,7 @@ static heft_status save(const char *folder, heft_format format, uint64_t limit, 
                                         .storage = i};
     }
     heft__write_job job = {.dst = folder,
-                           .format = format,
+                           .format = heft__format_find(format),
                            .max_shard_bytes = limit,
                            .force = force,
                            .tensors = tensors,
@@ -197,8 +199,7 @@ static void a_single_beside_an_index_is_said(void **state)
     assert_non_null(heft_checkpoint_warning(ckpt, 0));
     assert_non_null(strstr(heft_checkpoint_warning(ckpt, 0), "stale"));
     heft_checkpoint_close(ckpt);
-    test_expect_status(heft_checkpoint_verify(ctx, folder, NULL, &report, &err), HEFT_OK, &err,
-                       "verify");
+    test_expect_status(test_verify(ctx, folder, NULL, &report, &err), HEFT_OK, &err, "verify");
     assert_false(report->ok);
     heft_verify_report_free(report);
     test_folder_remove(folder);

@@ -53,10 +53,11 @@ static heft_model *load(const char *name, heft_load_mode mode, bool *joined)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    const heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true);
-    test_expect_status(heft_model_load(ctx, at(name), &options, &model, &report, &err), HEFT_OK,
-                       &err, name);
+    const test_how options = {
+        .load = {.mode = mode, .dtype = HEFT_DTYPE_BF16, .strict = true}
+    };
+    test_expect_status(test_load(ctx, at(name), &options, &model, &report, &err), HEFT_OK, &err,
+                       name);
     if (mode == HEFT_LOAD_SHARED) {
         assert_string_equal(report->mode, "shared");
         assert_int_equal(report->copied_bytes, 0);
@@ -98,6 +99,54 @@ static size_t count_registers(void)
         closedir(all);
     }
     return count;
+}
+
+/* Whether a write to the tensor's first byte raises SIGSEGV, tried in a child. */
+static bool write_crashes(const heft_tensor *tensor)
+{
+    const pid_t child = fork();
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL); /* whatever a sanitizer would make of it */
+        *(volatile uint8_t *)tensor->data = 1;
+        _exit(0);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
+}
+
+static void tensors_say_whether_they_may_be_written(void **state)
+{
+    static const struct {
+        heft_load_mode mode;
+        heft_dtype dtype;
+        uint32_t flags;
+    } rows[] = {
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_BF16, HEFT_TENSOR_SHARED  },
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED  },
+        {HEFT_LOAD_MAP,    HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED  },
+        {HEFT_LOAD_COPY,   HEFT_DTYPE_F32,  HEFT_TENSOR_WRITABLE},
+        {HEFT_LOAD_MAP,    HEFT_DTYPE_BF16, HEFT_TENSOR_WRITABLE},
+    };
+    (void)state;
+    make_checkpoint("flags", 1);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        heft_error err = {0};
+        heft_model *model = NULL;
+        heft_tensor *tensor = NULL;
+        const test_how options = {
+            .load = {.mode = rows[i].mode, .dtype = rows[i].dtype}
+        };
+        test_expect_status(test_load(ctx, at("flags"), &options, &model, NULL, &err), HEFT_OK, &err,
+                           "load");
+        assert_int_equal(heft_model_tensor(model, 0, &tensor, &err), HEFT_OK);
+        assert_int_equal(tensor->flags, rows[i].flags);
+        assert_int_equal(write_crashes(tensor), !(rows[i].flags & HEFT_TENSOR_WRITABLE));
+        heft_model_free(model); /* the tensor stays, and what may be done with it */
+        assert_int_equal(write_crashes(tensor), !(rows[i].flags & HEFT_TENSOR_WRITABLE));
+        heft_tensor_free(tensor);
+    }
+    assert_int_equal(count_registers(), 0);
 }
 
 static void processes_share_one_copy(void **state)
@@ -287,8 +336,9 @@ static void without_a_shared_copy_there_is_a_private_one(void **state)
     (void)state;
     static const char *const says[] = {"the register of shared copies is full",
                                        "cannot make a shared copy"};
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_SHARED,
-                                                   .dtype = HEFT_DTYPE_BF16, .strict = true);
+    const test_how how = {
+        .load = {.mode = HEFT_LOAD_SHARED, .dtype = HEFT_DTYPE_BF16, .strict = true}
+    };
     for (size_t i = 0; i < sizeof says / sizeof says[0]; i++) {
         heft_error err, untouched;
         heft_load_report *report = NULL;
@@ -301,8 +351,8 @@ static void without_a_shared_copy_there_is_a_private_one(void **state)
         no_memfd = i == 1;
         memset(&err, 0x5a, sizeof err);
         memset(&untouched, 0x5a, sizeof untouched);
-        test_expect_status(heft_model_load(ctx, at("crowd"), &options, &own, &report, &err),
-                           HEFT_OK, &err, says[i]);
+        test_expect_status(test_load(ctx, at("crowd"), &how, &own, &report, &err), HEFT_OK, &err,
+                           says[i]);
         no_memfd = false;
         assert_memory_equal(&err, &untouched, sizeof err);
         assert_int_equal(report->shared_bytes, 0);
@@ -341,6 +391,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(processes_share_one_copy),
+        cmocka_unit_test(tensors_say_whether_they_may_be_written),
         cmocka_unit_test(one_of_many_builds),
         cmocka_unit_test(who_dies_leaves_nothing),
         cmocka_unit_test(other_weights_are_another_copy),

@@ -372,8 +372,10 @@ static void storage_and_tensor_survive_no_memory(void **state)
         scarce.fail_at = n;
         status = heft__storage_new(ctx, 24, &storage, &err);
         if (status == HEFT_OK) {
-            status = heft__tensor_new(ctx, HEFT_DTYPE_F32, shape, 2, NULL, storage, 0, false,
-                                      &tensor, &err);
+            status = heft_tensor_new(
+                storage,
+                &HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .rank = 2, .shape = shape),
+                &tensor, &err);
         } else {
             assert_null(storage);
         }
@@ -411,11 +413,12 @@ static void tensor_outlives_storage_and_context(void **state)
     heft_tensor *b = NULL;
     uint64_t shape[] = {2, 3};
     assert_int_equal(heft__storage_new(ctx, 64, &storage, NULL), HEFT_OK);
-    assert_int_equal(
-        heft__tensor_new(ctx, HEFT_DTYPE_F32, shape, 2, NULL, storage, 40, true, &a, NULL),
-        HEFT_OK);
-    assert_int_equal(
-        heft__tensor_new(ctx, HEFT_DTYPE_U8, NULL, 0, NULL, storage, 63, false, &b, NULL), HEFT_OK);
+    const heft_tensor_spec matrix = HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32,
+                                                 .rank = 2, .shape = shape, .offset_bytes = 40);
+    const heft_tensor_spec byte =
+        HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_U8, .offset_bytes = 63);
+    assert_int_equal(heft_tensor_new(storage, &matrix, &a, NULL), HEFT_OK);
+    assert_int_equal(heft_tensor_new(storage, &byte, &b, NULL), HEFT_OK);
     shape[0] = 9; /* the tensor has its own copy */
     assert_ptr_equal(a->data, (uint8_t *)heft_storage_data(storage) + 40);
     heft_storage_unref(storage);
@@ -425,7 +428,11 @@ static void tensor_outlives_storage_and_context(void **state)
     assert_int_equal(a->strides[0], 3);
     assert_int_equal(a->strides[1], 1);
     assert_int_equal(a->size_bytes, 24);
-    assert_true(a->mapped && !b->mapped);
+    assert_int_equal(a->offset_bytes, 40);
+    assert_int_equal(a->alignment, 8); /* of malloc's block of 64 bytes, 40 on */
+    assert_int_equal(b->alignment, 1);
+    assert_int_equal(a->flags, HEFT_TENSOR_WRITABLE);
+    assert_int_equal(a->device, HEFT_DEVICE_CPU);
     assert_int_equal(b->size_bytes, 1);
     memset(a->data, 1, 24);
     heft_tensor_free(a);
@@ -472,15 +479,107 @@ static void tensor_must_lie_in_its_storage(void **state)
         heft_tensor *tensor = NULL;
         heft_error err = {0};
         bool strided = rows[i].strides[0] != 0 || rows[i].strides[1] != 0;
-        heft_status status = heft__tensor_new(ctx, rows[i].dtype, rows[i].shape, rows[i].rank,
-                                              strided ? rows[i].strides : NULL, storage,
-                                              rows[i].offset, false, &tensor, &err);
+        const heft_tensor_spec spec = HEFT_OPTIONS(
+            heft_tensor_spec, .dtype = rows[i].dtype, .rank = rows[i].rank, .shape = rows[i].shape,
+            .strides = strided ? rows[i].strides : NULL, .offset_bytes = rows[i].offset);
+        heft_status status = heft_tensor_new(storage, &spec, &tensor, &err);
         if (status != (rows[i].good ? HEFT_OK : HEFT_INVALID_ARG) || err.status != status) {
             fail_msg("%s: %s %s", rows[i].name, heft_status_name(status), err.message);
         }
         assert_int_equal(tensor != NULL, rows[i].good);
         heft_tensor_free(tensor);
     }
+    heft_storage_unref(storage);
+    heft_ctx_free(ctx);
+}
+
+static void tensor_spec_is_checked(void **state)
+{
+    (void)state;
+    heft_ctx *ctx = heft_ctx_new(NULL);
+    heft_storage *storage = NULL;
+    heft_tensor *tensor = NULL;
+    const uint64_t ones[65] = {1};
+    assert_int_equal(heft__storage_new(ctx, 64, &storage, NULL), HEFT_OK);
+    const heft_tensor_spec good = HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_U8);
+    static const struct {
+        const char *name;
+        heft_dtype dtype;
+        uint32_t rank;
+        bool has_size, has_shape;
+        heft_status status;
+    } rows[] = {
+        {"no_size",        HEFT_DTYPE_U8,   0,          false, true,  HEFT_INVALID_ARG},
+        {"no_dtype",       HEFT_DTYPE_NONE, 0,          true,  true,  HEFT_INVALID_ARG},
+        {"no_shape",       HEFT_DTYPE_U8,   1,          true,  false, HEFT_INVALID_ARG},
+        {"rank_too_high",  HEFT_DTYPE_U8,   65,         true,  true,  HEFT_LIMIT      },
+        {"rank_is_absurd", HEFT_DTYPE_U8,   UINT32_MAX, true,  true,  HEFT_LIMIT      },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        heft_error err = {0};
+        const heft_tensor_spec spec = {.struct_size = rows[i].has_size ? sizeof spec : 0,
+                                       .dtype = rows[i].dtype,
+                                       .rank = rows[i].rank,
+                                       .shape = rows[i].has_shape ? ones : NULL};
+        heft_status status = heft_tensor_new(storage, &spec, &tensor, &err);
+        if (status != rows[i].status || err.status != status || tensor != NULL) {
+            fail_msg("%s: %s %s", rows[i].name, heft_status_name(status), err.message);
+        }
+    }
+    assert_int_equal(heft_tensor_new(NULL, &good, &tensor, NULL), HEFT_INVALID_ARG);
+    assert_int_equal(heft_tensor_new(storage, NULL, &tensor, NULL), HEFT_INVALID_ARG);
+    assert_int_equal(heft_tensor_new(storage, &good, NULL, NULL), HEFT_INVALID_ARG);
+    heft_storage_unref(storage);
+    heft_ctx_free(ctx);
+}
+
+static void tensor_says_what_its_storage_allows(void **state)
+{
+    (void)state;
+    heft_ctx *ctx = heft_ctx_new(NULL);
+    static _Alignas(4096) uint8_t page[8192];
+    static const uint32_t flags[] = {0, HEFT_TENSOR_WRITABLE, HEFT_TENSOR_MAPPED,
+                                     HEFT_TENSOR_MAPPED | HEFT_TENSOR_WRITABLE, HEFT_TENSOR_SHARED};
+    static const struct {
+        uint64_t offset;
+        uint32_t alignment;
+    } rows[] = {
+        {0,    4096},
+        {1,    1   },
+        {6,    2   },
+        {64,   64  },
+        {4096, 4096},
+        {2048, 2048},
+        {4100, 4   },
+    };
+    const uint64_t shape[] = {1};
+    for (size_t i = 0; i < COUNT(flags); i++) {
+        heft_storage *storage = NULL;
+        const heft__memory memory = {.data = page, .bytes = sizeof page, .flags = flags[i]};
+        assert_int_equal(heft__storage_make(ctx, &memory, &storage, NULL), HEFT_OK);
+        assert_int_equal(heft_storage_flags(storage), flags[i]);
+        for (size_t k = 0; k < COUNT(rows); k++) {
+            heft_tensor *tensor = NULL;
+            const heft_tensor_spec spec =
+                HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_U8, .rank = 1, .shape = shape,
+                             .offset_bytes = rows[k].offset);
+            assert_int_equal(heft_tensor_new(storage, &spec, &tensor, NULL), HEFT_OK);
+            assert_int_equal(tensor->flags, flags[i]);
+            assert_int_equal(tensor->offset_bytes, rows[k].offset);
+            assert_int_equal(tensor->alignment, rows[k].alignment);
+            heft_tensor_free(tensor);
+        }
+        heft_storage_unref(storage);
+    }
+    heft_storage *storage = NULL;
+    assert_int_equal(heft_storage_wrap_const(ctx, page, 8, NULL, NULL, &storage, NULL), HEFT_OK);
+    assert_int_equal(heft_storage_flags(storage), 0);
+    assert_ptr_equal(heft_storage_data(storage), page);
+    heft_storage_unref(storage);
+    assert_int_equal(heft_storage_wrap_const(ctx, NULL, 1, NULL, NULL, &storage, NULL),
+                     HEFT_INVALID_ARG);
+    assert_int_equal(heft_storage_wrap(ctx, page, 8, NULL, NULL, &storage, NULL), HEFT_OK);
+    assert_int_equal(heft_storage_flags(storage), HEFT_TENSOR_WRITABLE);
     heft_storage_unref(storage);
     heft_ctx_free(ctx);
 }
@@ -534,9 +633,9 @@ static void drop_by_many_threads(void)
         heft_storage_wrap(ctx, watched.bytes, THREADS, sum_bytes, &watched, &storage, NULL),
         HEFT_OK);
     for (int i = 0; i < THREADS; i++) {
-        assert_int_equal(heft__tensor_new(ctx, HEFT_DTYPE_U8, NULL, 0, NULL, storage, (uint64_t)i,
-                                          false, &tensors[i], NULL),
-                         HEFT_OK);
+        const heft_tensor_spec spec =
+            HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_U8, .offset_bytes = (uint64_t)i);
+        assert_int_equal(heft_tensor_new(storage, &spec, &tensors[i], NULL), HEFT_OK);
         heft_storage_ref(storage);
     }
     for (int i = 0; i < THREADS; i++) {
@@ -579,6 +678,8 @@ int main(void)
         cmocka_unit_test(storage_and_tensor_survive_no_memory),
         cmocka_unit_test(tensor_outlives_storage_and_context),
         cmocka_unit_test(tensor_must_lie_in_its_storage),
+        cmocka_unit_test(tensor_spec_is_checked),
+        cmocka_unit_test(tensor_says_what_its_storage_allows),
         cmocka_unit_test(storage_is_dropped_by_many_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

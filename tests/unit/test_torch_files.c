@@ -535,9 +535,39 @@ static heft_status give_bytes(void *user, const heft__out_tensor *tensor, uint64
     return HEFT_OK;
 }
 
+static const heft__format *torch(void)
+{
+    return heft__format_find(HEFT_FORMAT_TORCH);
+}
+
+static heft_status lay_out(heft_ctx *on, const char *name, const heft__out_tensor *tensors,
+                           size_t count, const char *const *modules, size_t module_count,
+                           heft__layout **out, heft_error *err)
+{
+    const heft__out_file file = {.name = name,
+                                 .tensors = tensors,
+                                 .count = count,
+                                 .modules = modules,
+                                 .module_count = module_count};
+    return torch()->lay_out(on, &file, out, err);
+}
+
+static heft_status measure(heft_ctx *on, const heft__out_tensor *tensors, size_t count,
+                           uint64_t *bytes, heft_error *err)
+{
+    static const char *const modules[] = {""};
+    heft__layout *layout = NULL;
+    heft_status status = lay_out(on, "x.bin", tensors, count, modules, 1, &layout, err);
+    if (status == HEFT_OK) {
+        *bytes = layout->bytes;
+    }
+    torch()->layout_free(layout);
+    return status;
+}
+
 /* Write and load the file again; malloced. */
-static uint8_t *write_file(const char *stem, const heft__out_tensor *tensors, size_t count,
-                           const heft__torch_module *modules, size_t module_count, size_t *length)
+static uint8_t *write_file(const char *name, const heft__out_tensor *tensors, size_t count,
+                           const char *const *modules, size_t module_count, size_t *length)
 {
     char folder[256], path[512];
     uint8_t scratch[100];
@@ -548,10 +578,14 @@ static uint8_t *write_file(const char *stem, const heft__out_tensor *tensors, si
     snprintf(path, sizeof path, "%s/out", folder);
     assert_int_equal(heft__folder_begin(ctx, path, NULL, &writer, &err), HEFT_OK);
     assert_int_equal(heft__folder_file_begin(writer, "x.bin", false, &err), HEFT_OK);
-    test_expect_status(heft__torch_zip_write(ctx, writer, stem, tensors, count, modules,
-                                             module_count, give_bytes, NULL, scratch,
-                                             sizeof scratch, &err),
-                       HEFT_OK, &err, "write");
+    const heft__out_io io = {
+        .folder = writer, .read = give_bytes, .scratch = scratch, .scratch_bytes = sizeof scratch};
+    heft__layout *layout = NULL;
+    test_expect_status(lay_out(ctx, name, tensors, count, modules, module_count, &layout, &err),
+                       HEFT_OK, &err, "lay out");
+    measured = layout->bytes;
+    test_expect_status(torch()->write(layout, &io, &err), HEFT_OK, &err, "write");
+    torch()->layout_free(layout);
     assert_int_equal(heft__folder_file_end(writer, &err), HEFT_OK);
     assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
     heft__folder_free(writer);
@@ -562,9 +596,6 @@ static uint8_t *write_file(const char *stem, const heft__out_tensor *tensors, si
         test_write_file(keep, module_count ? "with_modules.bin" : "plain.bin", bytes, *length);
     }
     test_folder_remove(folder);
-    assert_int_equal(
-        heft__torch_zip_measure(ctx, stem, tensors, count, modules, module_count, &measured, &err),
-        HEFT_OK);
     assert_int_equal(measured, *length);
     return bytes;
 }
@@ -601,7 +632,7 @@ static void check_written(const heft__file *file, const heft__out_tensor *tensor
 static void written_files_read_back(void **state)
 {
     static const uint64_t shape[] = {3, 4}, empty[] = {2, 0, 3}, deep[] = {1, 2, 1, 2, 3};
-    static const heft__torch_module modules[] = {{""}, {"encoder"}, {"encoder.layer"}};
+    static const char *const modules[] = {"", "encoder", "encoder.layer"};
     heft__out_tensor tensors[64];
     char names[64][40];
     size_t count = 0, length;
@@ -628,7 +659,8 @@ static void written_files_read_back(void **state)
     for (size_t with = 0; with < 2; with++) {
         heft__file *file = NULL;
         heft_error err;
-        uint8_t *bytes = write_file("pytorch_model", tensors, count, modules, with * 3, &length);
+        uint8_t *bytes =
+            write_file("pytorch_model.bin", tensors, count, modules, with * 3, &length);
         test_expect_status(open_bytes(ctx, bytes, length, &file, &err), HEFT_OK, &err, "written");
         check_written(file, tensors, count);
         assert_int_equal(storage_of(file, "tied"), storage_of(file, "float32"));
@@ -653,7 +685,7 @@ static void many_tensors_read_back(void **state)
         tensors[i] = (heft__out_tensor){names[i], HEFT_DTYPE_U8, 1, shape, 2, i, NULL};
     }
     uint8_t *bytes = write_file("m\xc3\xb6"
-                                "del",
+                                "del.bin",
                                 tensors, COUNT, NULL, 0, &length);
     assert_memory_equal(bytes + 30, "archive/data.pkl", 16); /* the stem is not ASCII */
     test_expect_status(open_bytes(ctx, bytes, length, &file, &err), HEFT_OK, &err, "many");
@@ -692,8 +724,7 @@ static void bad_tensors_are_not_written(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         uint64_t bytes;
         heft_error err = {0};
-        heft_status status = heft__torch_zip_measure(ctx, "x", rows[i].tensors, rows[i].count, NULL,
-                                                     0, &bytes, &err);
+        heft_status status = measure(ctx, rows[i].tensors, rows[i].count, &bytes, &err);
         test_expect_status(status, HEFT_INVALID_ARG, &err, rows[i].name);
         assert_non_null(strstr(err.message, rows[i].words));
     }
@@ -710,21 +741,20 @@ static void huge_files_are_measured(void **state)
     uint64_t both = 0, first = 0;
     heft_error err;
     (void)state;
-    assert_int_equal(heft__torch_zip_measure(ctx, "x", tensors, 1, NULL, 0, &first, &err), HEFT_OK);
-    assert_int_equal(heft__torch_zip_measure(ctx, "x", tensors, 2, NULL, 0, &both, &err), HEFT_OK);
+    assert_int_equal(measure(ctx, tensors, 1, &first, &err), HEFT_OK);
+    assert_int_equal(measure(ctx, tensors, 2, &both, &err), HEFT_OK);
     assert_true(first > UINT64_C(5) << 30 && both > first && both - first < 1024);
 }
 
 static heft_status attempt_measure(heft_ctx *on, void *user, heft_error *err)
 {
     static const uint64_t shape[] = {3};
-    static const heft__torch_module modules[] = {{""}};
     const heft__out_tensor tensors[] = {
         {"a", HEFT_DTYPE_U8, 1, shape, 3, 0, NULL}
     };
     uint64_t bytes;
     (void)user;
-    return heft__torch_zip_measure(on, "x", tensors, 1, modules, 1, &bytes, err);
+    return measure(on, tensors, 1, &bytes, err);
 }
 
 static void failing_allocations_of_the_writer(void **state)

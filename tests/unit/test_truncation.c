@@ -62,14 +62,13 @@ static void make_source(heft_ctx *ctx, heft_format format)
 /* ---- what is under way when it happens ------------------------------------------------------- */
 static heft_status convert(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
-    return heft_checkpoint_convert(ctx, source, dst, NULL, NULL, err);
+    return test_convert(ctx, source, dst, NULL, NULL, err);
 }
 
-static heft_status load_with(heft_ctx *ctx, const char *source, heft_load_options options,
-                             heft_error *err)
+static heft_status load_with(heft_ctx *ctx, const char *source, test_how options, heft_error *err)
 {
     heft_model *model = NULL;
-    heft_status status = heft_model_load(ctx, source, &options, &model, NULL, err);
+    heft_status status = test_load(ctx, source, &options, &model, NULL, err);
     assert_true((status == HEFT_OK) == (model != NULL));
     heft_model_free(model);
     return status;
@@ -78,20 +77,23 @@ static heft_status load_with(heft_ctx *ctx, const char *source, heft_load_option
 static heft_status load_copied(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
-    return load_with(ctx, source, HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY), err);
+    return load_with(ctx, source, (test_how){.load = {.mode = HEFT_LOAD_COPY}}, err);
 }
 
 static heft_status load_cast(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
-    return load_with(ctx, source, HEFT_OPTIONS(heft_load_options, .dtype = HEFT_DTYPE_BF16), err);
+    return load_with(ctx, source, (test_how){.load = {.dtype = HEFT_DTYPE_BF16}}, err);
 }
 
 static heft_status load_touched(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     (void)dst;
     return load_with(ctx, source,
-                     HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP, .touch = true), err);
+                     (test_how){
+                         .load = {.mode = HEFT_LOAD_MAP, .touch = true}
+    },
+                     err);
 }
 
 static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
@@ -106,9 +108,9 @@ static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst,
 /* The model is mapped, then its file is cut, then it is saved. */
 static heft_status save_mapped(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_MAP);
+    const test_how options = {.load = {.mode = HEFT_LOAD_MAP}};
     heft_model *model = NULL;
-    heft_status status = heft_model_load(ctx, source, &options, &model, NULL, err);
+    heft_status status = test_load(ctx, source, &options, &model, NULL, err);
     test_expect_status(status, HEFT_OK, err, "load");
     assert_int_equal(truncate(victim, cut_to), 0);
     status = heft_model_save(model, dst, NULL, NULL, err);
@@ -180,8 +182,8 @@ static void verify_tells_of_a_cut(void **state)
         make_source(ctx, formats[i]);
         snprintf(source, sizeof source, "%s/source", folder);
         cut_at = 1;
-        test_expect_status(heft_checkpoint_verify(ctx, source, &options, &report, &err), HEFT_OK,
-                           &err, "verify");
+        test_expect_status(test_verify(ctx, source, &options, &report, &err), HEFT_OK, &err,
+                           "verify");
         assert_false(report->ok);
         assert_string_equal(report->problems[0].kind, "unreadable");
         assert_true(report->problems[0].offset >= (uint64_t)cut_to);

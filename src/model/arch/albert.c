@@ -20,7 +20,7 @@ static const struct encoder standard = {.vocab = 30000,
 static void layer(heft__skeleton *s, const struct encoder *c)
 {
     heft__sk_layer_norm(s, "full_layer_layer_norm", c->hidden, true);
-    heft__sk_enter(s, "attention");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attention");
     heft__sk_linear(s, "query", c->hidden, c->hidden, true);
     heft__sk_linear(s, "key", c->hidden, c->hidden, true);
     heft__sk_linear(s, "value", c->hidden, c->hidden, true);
@@ -37,15 +37,18 @@ static struct encoder body(heft__skeleton *s, bool pooler)
     const uint64_t groups = heft__sk_layers(s, "num_hidden_groups", 1),
                    layers = heft__sk_layers(s, "inner_group_num", 1);
     encoder_embeddings(s, &c);
-    heft__sk_enter(s, "encoder");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Transformer", "encoder");
     heft__sk_linear(s, "embedding_hidden_mapping_in", c.embedding, c.hidden, true);
     for (uint64_t i = 0; i < groups && heft__sk_going(s); i++) {
+        heft__sk_enter(s, HEFT_MODULE_CONTAINER, "*LayerGroup", "albert_layer_groups.%llu",
+                       (unsigned long long)i);
         for (uint64_t k = 0; k < layers && heft__sk_going(s); k++) {
-            heft__sk_enter(s, "albert_layer_groups.%llu.albert_layers.%llu", (unsigned long long)i,
+            heft__sk_enter(s, HEFT_MODULE_LAYER, "*Layer", "albert_layers.%llu",
                            (unsigned long long)k);
             layer(s, &c);
             heft__sk_leave(s);
         }
+        heft__sk_leave(s);
     }
     heft__sk_leave(s);
     if (pooler) {
@@ -57,7 +60,7 @@ static struct encoder body(heft__skeleton *s, bool pooler)
 /* The body below a head. */
 static struct encoder albert(heft__skeleton *s, bool pooler)
 {
-    heft__sk_enter(s, "albert");
+    heft__sk_enter_body(s, "albert");
     struct encoder c = body(s, pooler);
     heft__sk_leave(s);
     return c;
@@ -66,7 +69,7 @@ static struct encoder albert(heft__skeleton *s, bool pooler)
 /* The masked-word head; its decoder is the word embeddings once more. */
 static void predictions(heft__skeleton *s, const struct encoder *c)
 {
-    heft__sk_enter(s, "predictions");
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*MLMHead", "predictions");
     heft__sk_parameter(s, "bias", &c->vocab, 1, heft__init_constant(0));
     heft__sk_layer_norm(s, "LayerNorm", c->embedding, true);
     heft__sk_linear(s, "dense", c->hidden, c->embedding, true);
@@ -88,7 +91,9 @@ static void pre_training(heft__skeleton *s)
 {
     struct encoder c = albert(s, true);
     predictions(s, &c);
-    heft__sk_linear(s, "sop_classifier.classifier", c.hidden, heft__sk_labels(s), true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*SOPHead", "sop_classifier");
+    heft__sk_linear(s, "classifier", c.hidden, heft__sk_labels(s), true);
+    heft__sk_leave(s);
 }
 
 static void masked_lm(heft__skeleton *s)
@@ -139,6 +144,7 @@ extern const heft__family heft__family_albert; /* registry.c has a line for it *
 const heft__family heft__family_albert = {
     .model_type = "albert",
     .base_prefix = "albert",
+    .class_prefix = "Albert",
     .classes = classes,
     .ignore_unexpected = ignore_unexpected,
 };

@@ -16,12 +16,22 @@ static const struct seq2seq standard = {.vocab = 50265,
                                         .key_bias = true};
 
 /* ---- modules --------------------------------------------------------------------------------- */
+static void words(heft__skeleton *s, const char *name, const struct seq2seq *c)
+{
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*ScaledWordEmbedding", "%s", name);
+    heft__sk_table(s, c->vocab, c->hidden, c->padding_row);
+    heft__sk_leave(s);
+}
+
 static void stack(heft__skeleton *s, const struct seq2seq *c, bool decoder)
 {
     const uint64_t positions = heft__sk_count(s, "max_position_embeddings", 1024);
-    heft__sk_enter(s, decoder ? "decoder" : "encoder");
-    heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, c->padding_row);
-    heft__sk_embedding(s, "embed_positions", positions + 2, c->hidden, -1); /* two are not used */
+    heft__sk_enter(s, HEFT_MODULE_MODEL, decoder ? "*Decoder" : "*Encoder",
+                   decoder ? "decoder" : "encoder");
+    words(s, "embed_tokens", c);
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*LearnedPositionalEmbedding", "embed_positions");
+    heft__sk_table(s, positions + 2, c->hidden, -1); /* two are not used */
+    heft__sk_leave(s);
     seq2seq_layers(s, c, decoder);
     heft__sk_layer_norm(s, "layernorm_embedding", c->hidden, true);
     heft__sk_leave(s);
@@ -30,7 +40,7 @@ static void stack(heft__skeleton *s, const struct seq2seq *c, bool decoder)
 static struct seq2seq body(heft__skeleton *s)
 {
     struct seq2seq c = seq2seq_read(s, &standard);
-    heft__sk_embedding(s, "shared", c.vocab, c.hidden, c.padding_row);
+    words(s, "shared", &c);
     stack(s, &c, false);
     stack(s, &c, true);
     return c;
@@ -39,7 +49,7 @@ static struct seq2seq body(heft__skeleton *s)
 /* The body below a head. */
 static struct seq2seq bart(heft__skeleton *s)
 {
-    heft__sk_enter(s, "model");
+    heft__sk_enter_body(s, "model");
     struct seq2seq c = body(s);
     heft__sk_leave(s);
     if (c.tied) {
@@ -74,7 +84,7 @@ static void conditional_generation(heft__skeleton *s)
 static void causal_lm(heft__skeleton *s)
 {
     struct seq2seq c = seq2seq_read(s, &standard);
-    heft__sk_enter(s, "model");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*DecoderWrapper", "model");
     stack(s, &c, true);
     heft__sk_leave(s);
     heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
@@ -86,8 +96,10 @@ static void causal_lm(heft__skeleton *s)
 static void sequence_classes(heft__skeleton *s)
 {
     struct seq2seq c = bart(s);
-    heft__sk_linear(s, "classification_head.dense", c.hidden, c.hidden, true);
-    heft__sk_linear(s, "classification_head.out_proj", c.hidden, heft__sk_labels_or(s, 3), true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*ClassificationHead", "classification_head");
+    heft__sk_linear(s, "dense", c.hidden, c.hidden, true);
+    heft__sk_linear(s, "out_proj", c.hidden, heft__sk_labels_or(s, 3), true);
+    heft__sk_leave(s);
 }
 
 static void question_answering(heft__skeleton *s)
@@ -120,6 +132,7 @@ extern const heft__family heft__family_bart; /* registry.c has a line for it */
 const heft__family heft__family_bart = {
     .model_type = "bart",
     .base_prefix = "model",
+    .class_prefix = "Bart",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

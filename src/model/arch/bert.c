@@ -21,7 +21,7 @@ static struct encoder body(heft__skeleton *s, bool pooler)
     encoder_embeddings(s, &c);
     encoder_layers(s, &c);
     if (pooler) {
-        heft__sk_linear(s, "pooler.dense", c.hidden, c.hidden, true);
+        encoder_pooler(s, &c);
     }
     return c;
 }
@@ -29,7 +29,7 @@ static struct encoder body(heft__skeleton *s, bool pooler)
 /* The body below a head. */
 static struct encoder bert(heft__skeleton *s, bool pooler)
 {
-    heft__sk_enter(s, "bert");
+    heft__sk_enter_body(s, "bert");
     struct encoder c = body(s, pooler);
     heft__sk_leave(s);
     return c;
@@ -38,10 +38,12 @@ static struct encoder bert(heft__skeleton *s, bool pooler)
 /* The masked-word head; its decoder is the word embeddings once more. */
 static void predictions(heft__skeleton *s, const struct encoder *c)
 {
-    heft__sk_enter(s, "cls.predictions");
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*LMPredictionHead", "predictions");
     heft__sk_parameter(s, "bias", &c->vocab, 1, heft__init_constant(0));
-    heft__sk_linear(s, "transform.dense", c->hidden, c->hidden, true);
-    heft__sk_layer_norm(s, "transform.LayerNorm", c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "*PredictionHeadTransform", "transform");
+    heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
+    heft__sk_layer_norm(s, "LayerNorm", c->hidden, true);
+    heft__sk_leave(s);
     heft__sk_linear(s, "decoder", c->hidden, c->vocab, true);
     heft__sk_leave(s);
     if (c->tied) {
@@ -59,20 +61,26 @@ static void base_model(heft__skeleton *s)
 static void pre_training(heft__skeleton *s)
 {
     struct encoder c = bert(s, true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*PreTrainingHeads", "cls");
     predictions(s, &c);
-    heft__sk_linear(s, "cls.seq_relationship", c.hidden, 2, true);
+    heft__sk_linear(s, "seq_relationship", c.hidden, 2, true);
+    heft__sk_leave(s);
 }
 
 static void masked_lm(heft__skeleton *s)
 {
     struct encoder c = bert(s, false);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*OnlyMLMHead", "cls");
     predictions(s, &c);
+    heft__sk_leave(s);
 }
 
 static void next_sentence(heft__skeleton *s)
 {
     struct encoder c = bert(s, true);
-    heft__sk_linear(s, "cls.seq_relationship", c.hidden, 2, true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*OnlyNSPHead", "cls");
+    heft__sk_linear(s, "seq_relationship", c.hidden, 2, true);
+    heft__sk_leave(s);
 }
 
 static void sequence_classes(heft__skeleton *s)
@@ -121,6 +129,7 @@ extern const heft__family heft__family_bert; /* registry.c has a line for it */
 const heft__family heft__family_bert = {
     .model_type = "bert",
     .base_prefix = "bert",
+    .class_prefix = "Bert",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

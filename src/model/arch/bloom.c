@@ -35,11 +35,15 @@ static struct bloom read_config(heft__skeleton *s)
 static void block(heft__skeleton *s, const struct bloom *c)
 {
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
-    heft__sk_linear(s, "self_attention.query_key_value", c->hidden, 3 * c->hidden, true);
-    heft__sk_linear(s, "self_attention.dense", c->hidden, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attention");
+    heft__sk_linear(s, "query_key_value", c->hidden, 3 * c->hidden, true);
+    heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
-    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, 4 * c->hidden, true);
-    heft__sk_linear(s, "mlp.dense_4h_to_h", 4 * c->hidden, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_linear(s, "dense_h_to_4h", c->hidden, 4 * c->hidden, true);
+    heft__sk_linear(s, "dense_4h_to_h", 4 * c->hidden, c->hidden, true);
+    heft__sk_leave(s);
 }
 
 static void body(heft__skeleton *s, const struct bloom *c)
@@ -47,7 +51,7 @@ static void body(heft__skeleton *s, const struct bloom *c)
     heft__sk_embedding(s, "word_embeddings", c->vocab, c->hidden, -1);
     heft__sk_layer_norm(s, "word_embeddings_layernorm", c->hidden, true);
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Block", "h.%llu", (unsigned long long)i);
         block(s, c);
         heft__sk_leave(s);
     }
@@ -58,7 +62,7 @@ static void body(heft__skeleton *s, const struct bloom *c)
 static struct bloom transformer(heft__skeleton *s)
 {
     struct bloom c = read_config(s);
-    heft__sk_enter(s, "transformer");
+    heft__sk_enter_body(s, "transformer");
     body(s, &c);
     heft__sk_leave(s);
     return c;
@@ -118,6 +122,7 @@ extern const heft__family heft__family_bloom; /* registry.c has a line for it */
 const heft__family heft__family_bloom = {
     .model_type = "bloom",
     .base_prefix = "transformer",
+    .class_prefix = "Bloom",
     .classes = classes,
     .no_split = no_split,
     .other_keys = other_keys,

@@ -48,25 +48,29 @@ static void layer(heft__skeleton *s, const struct clip *c)
 {
     const double width = (double)c->hidden, outward = c->factor / sqrt(width),
                  inward = outward / sqrt(2 * (double)c->layers);
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     linear(s, "k_proj", c->hidden, c->hidden, inward);
     linear(s, "v_proj", c->hidden, c->hidden, inward);
     linear(s, "q_proj", c->hidden, c->hidden, inward);
     linear(s, "out_proj", c->hidden, c->hidden, outward);
     heft__sk_leave(s);
     heft__sk_layer_norm(s, "layer_norm1", c->hidden, true);
-    linear(s, "mlp.fc1", c->hidden, c->intermediate, c->factor / sqrt(2 * width));
-    linear(s, "mlp.fc2", c->intermediate, c->hidden, inward);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    linear(s, "fc1", c->hidden, c->intermediate, c->factor / sqrt(2 * width));
+    linear(s, "fc2", c->intermediate, c->hidden, inward);
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "layer_norm2", c->hidden, true);
 }
 
 static void layers(heft__skeleton *s, const struct clip *c)
 {
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Encoder", "encoder");
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "encoder.layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*EncoderLayer", "layers.%llu", (unsigned long long)i);
         layer(s, c);
         heft__sk_leave(s);
     }
+    heft__sk_leave(s);
 }
 
 static void position_ids(heft__skeleton *s, uint64_t positions)
@@ -80,7 +84,7 @@ static struct clip text(heft__skeleton *s)
 {
     struct clip c = read_config(s, "text_config", 512, 8, 2048);
     const uint64_t positions = heft__sk_count(s, "max_position_embeddings", 77);
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*TextEmbeddings", "embeddings");
     position_ids(s, positions);
     heft__sk_std(s, 0.02 * c.factor);
     heft__sk_embedding(s, "token_embedding", heft__sk_count(s, "vocab_size", 49408), c.hidden, -1);
@@ -99,12 +103,12 @@ static struct clip vision(heft__skeleton *s)
                    patch = heft__sk_count(s, "patch_size", 32),
                    positions = (image / patch) * (image / patch) + 1;
     const double range = heft__sk_real(s, "initializer_range", 0.02);
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*VisionEmbeddings", "embeddings");
     position_ids(s, positions);
     heft__sk_std(s, c.factor / sqrt((double)c.hidden));
     heft__sk_parameter(s, "class_embedding", &c.hidden, 1, heft__sk_normal(s));
     heft__sk_std(s, range * c.factor);
-    heft__sk_enter(s, "patch_embedding");
+    heft__sk_enter(s, HEFT_MODULE_CONVOLUTION, "Conv2d", "patch_embedding");
     heft__sk_parameter(
         s, "weight",
         (const uint64_t[]){c.hidden, heft__sk_count(s, "num_channels", 3), patch, patch}, 4,
@@ -119,11 +123,18 @@ static struct clip vision(heft__skeleton *s)
     return c;
 }
 
-static struct clip below(heft__skeleton *s, const char *prefix,
-                         struct clip (*half)(heft__skeleton *s))
+static struct clip text_below(heft__skeleton *s)
 {
-    heft__sk_enter(s, "%s", prefix);
-    struct clip c = half(s);
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*TextModel", "text_model");
+    const struct clip c = text(s);
+    heft__sk_leave(s);
+    return c;
+}
+
+static struct clip vision_below(heft__skeleton *s)
+{
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*VisionModel", "vision_model");
+    const struct clip c = vision(s);
     heft__sk_leave(s);
     return c;
 }
@@ -140,14 +151,14 @@ static void both(heft__skeleton *s)
     const double scale = heft__sk_real(s, "logit_scale_init_value", 2.6592);
     heft__sk_parameter(s, "logit_scale", NULL, 0, heft__init_constant((float)scale));
     const uint64_t width = heft__sk_count(s, "projection_dim", 512);
-    const struct clip t = below(s, "text_model", text), v = below(s, "vision_model", vision);
+    const struct clip t = text_below(s), v = vision_below(s);
     projection(s, "visual_projection", &v, width);
     projection(s, "text_projection", &t, width);
 }
 
 static void image_classes(heft__skeleton *s)
 {
-    const struct clip c = below(s, "vision_model", vision);
+    const struct clip c = vision_below(s);
     linear(s, "classifier", c.hidden, heft__sk_labels(s), c.factor / sqrt((double)c.hidden));
 }
 
@@ -158,7 +169,7 @@ static void text_model(heft__skeleton *s)
 
 static void text_with_projection(heft__skeleton *s)
 {
-    const struct clip c = below(s, "text_model", text);
+    const struct clip c = text_below(s);
     projection(s, "text_projection", &c, c.projection);
     heft__sk_base_prefix(s, "text_model");
 }
@@ -170,7 +181,7 @@ static void vision_model(heft__skeleton *s)
 
 static void vision_with_projection(heft__skeleton *s)
 {
-    const struct clip c = below(s, "vision_model", vision);
+    const struct clip c = vision_below(s);
     projection(s, "visual_projection", &c, c.projection);
     heft__sk_base_prefix(s, "vision_model");
 }
@@ -211,6 +222,7 @@ extern const heft__family heft__family_clip, heft__family_clip_text_model,
 const heft__family heft__family_clip = {
     .model_type = "clip",
     .base_prefix = "clip",
+    .class_prefix = "CLIP",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
@@ -218,6 +230,7 @@ const heft__family heft__family_clip = {
 const heft__family heft__family_clip_text_model = {
     .model_type = "clip_text_model",
     .base_prefix = "clip",
+    .class_prefix = "CLIP",
     .file_prefix = "text_model",
     .classes = text_classes,
     .no_split = no_split,
@@ -226,6 +239,7 @@ const heft__family heft__family_clip_text_model = {
 const heft__family heft__family_clip_vision_model = {
     .model_type = "clip_vision_model",
     .base_prefix = "clip",
+    .class_prefix = "CLIP",
     .file_prefix = "vision_model",
     .classes = vision_classes,
     .no_split = no_split,

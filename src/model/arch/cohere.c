@@ -20,10 +20,17 @@ struct flags {
     bool attention_bias, qk_norm;
 };
 
+static void norm(heft__skeleton *s, const char *name, uint64_t width)
+{
+    heft__sk_enter(s, HEFT_MODULE_NORM, "*LayerNorm", "%s", name);
+    heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(1));
+    heft__sk_leave(s);
+}
+
 /* A norm with weights of its own for each head. */
 static void head_norm(heft__skeleton *s, const char *name, uint64_t heads, uint64_t head_dim)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_NORM, "*LayerNorm", "%s", name);
     heft__sk_parameter(s, "weight", (const uint64_t[]){heads, head_dim}, 2, heft__init_constant(1));
     heft__sk_leave(s);
 }
@@ -31,7 +38,7 @@ static void head_norm(heft__skeleton *s, const char *name, uint64_t heads, uint6
 static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
 {
     const struct flags *flags = user;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, flags->attention_bias, flags->attention_bias);
     if (flags->qk_norm) {
         head_norm(s, "q_norm", c->heads, c->head_dim);
@@ -39,7 +46,7 @@ static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
     }
     heft__sk_leave(s);
     decoder_gated_mlp(s, c->hidden, c->intermediate, false);
-    heft__sk_layer_norm(s, "input_layernorm", c->hidden, false);
+    norm(s, "input_layernorm", c->hidden);
 }
 
 static struct decoder body(heft__skeleton *s)
@@ -49,7 +56,7 @@ static struct decoder body(heft__skeleton *s)
                                 heft__sk_flag(s, "use_qk_norm", false)};
     decoder_embeddings(s, &c);
     decoder_layers(s, &c, layer, &flags);
-    heft__sk_layer_norm(s, "norm", c.hidden, false);
+    norm(s, "norm", c.hidden);
     heft__sk_rotary(s, NULL, c.head_dim);
     return c;
 }
@@ -79,6 +86,7 @@ extern const heft__family heft__family_cohere; /* registry.c has a line for it *
 const heft__family heft__family_cohere = {
     .model_type = "cohere",
     .base_prefix = "model",
+    .class_prefix = "Cohere",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

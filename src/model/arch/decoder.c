@@ -35,9 +35,10 @@ void decoder_embeddings(heft__skeleton *s, const struct decoder *c)
     heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, c->padding_row);
 }
 
-void decoder_embed_scale(heft__skeleton *s, const struct decoder *c)
+void decoder_scaled_embeddings(heft__skeleton *s, const struct decoder *c)
 {
-    heft__sk_enter(s, "embed_tokens");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*TextScaledWordEmbedding", "embed_tokens");
+    heft__sk_table(s, c->vocab, c->hidden, c->padding_row);
     heft__sk_buffer(s, "embed_scale", HEFT_DTYPE_F32, NULL, 0, false,
                     heft__init_constant((float)sqrt((double)c->hidden)));
     heft__sk_leave(s);
@@ -47,7 +48,7 @@ void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer la
                     const void *flags)
 {
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
         layer(s, c, flags);
         heft__sk_leave(s);
     }
@@ -70,7 +71,7 @@ void decoder_gated_matrices(heft__skeleton *s, uint64_t hidden, uint64_t interme
 
 void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias)
 {
-    heft__sk_enter(s, "mlp");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
     decoder_gated_matrices(s, hidden, intermediate, bias);
     heft__sk_leave(s);
 }
@@ -78,7 +79,7 @@ void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate
 /* ---- heads ----------------------------------------------------------------------------------- */
 static struct decoder below(heft__skeleton *s, const char *prefix, decoder_body body)
 {
-    heft__sk_enter(s, "%s", prefix);
+    heft__sk_enter_body(s, prefix);
     struct decoder c = body(s);
     heft__sk_leave(s);
     return c;

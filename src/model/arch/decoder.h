@@ -26,7 +26,7 @@ typedef struct decoder (*decoder_body)(heft__skeleton *s);
 typedef void (*decoder_layer)(heft__skeleton *s, const struct decoder *c, const void *flags);
 
 /* ---- modules --------------------------------------------------------------------------------- */
-/* layers.0 .. N-1 */
+/* layers.0 .. N-1, each a "*DecoderLayer" */
 void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer layer,
                     const void *flags);
 /* q_proj, k_proj, v_proj, o_proj at the module that is entered. */
@@ -37,8 +37,8 @@ void decoder_gated_matrices(heft__skeleton *s, uint64_t hidden, uint64_t interme
 void decoder_gated_mlp(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias);
 /* The model's own embeddings. */
 void decoder_embeddings(heft__skeleton *s, const struct decoder *c);
-/* Their transient factor, the root of the width: Gemma. */
-void decoder_embed_scale(heft__skeleton *s, const struct decoder *c);
+/* With a transient factor, the root of the width: Gemma. */
+void decoder_scaled_embeddings(heft__skeleton *s, const struct decoder *c);
 
 /* ---- heads: each lists a whole class --------------------------------------------------------- */
 void decoder_causal_lm(heft__skeleton *s, decoder_body body, bool bias);

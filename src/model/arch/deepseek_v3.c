@@ -50,7 +50,7 @@ static struct deepseek read_config(heft__skeleton *s, const struct decoder *c)
 static void attention(heft__skeleton *s, const struct decoder *c, const struct deepseek *d)
 {
     const uint64_t q_width = c->heads * (d->nope_dim + d->rope_dim);
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     if (d->q_rank) {
         heft__sk_linear(s, "q_a_proj", c->hidden, d->q_rank, d->bias);
         heft__sk_rms_norm(s, "q_a_layernorm", d->q_rank, 1);
@@ -67,14 +67,14 @@ static void attention(heft__skeleton *s, const struct decoder *c, const struct d
 
 static void mixture(heft__skeleton *s, const struct decoder *c, const struct deepseek *d)
 {
-    heft__sk_enter(s, "mlp");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MoE", "mlp");
     mixture_experts(s, &d->experts);
-    heft__sk_linear(s, "gate", c->hidden, d->experts.count, false);
-    heft__sk_enter(s, "gate");
+    heft__sk_enter(s, HEFT_MODULE_ROUTER, "*TopkRouter", "gate"); /* spelled so */
+    heft__sk_matrix(s, c->hidden, d->experts.count, false);
     heft__sk_buffer(s, "e_score_correction_bias", heft__sk_dtype(s), &d->experts.count, 1, true,
                     heft__init_constant(0));
     heft__sk_leave(s);
-    heft__sk_enter(s, "shared_experts");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "shared_experts");
     decoder_gated_matrices(s, c->hidden, d->shared_width, false);
     heft__sk_leave(s);
     heft__sk_leave(s);
@@ -86,7 +86,7 @@ static struct decoder body(heft__skeleton *s)
     const struct deepseek d = read_config(s, &c);
     decoder_embeddings(s, &c);
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
         attention(s, &c, &d);
         if (i < d.dense_layers) {
             decoder_gated_mlp(s, c.hidden, c.intermediate, false);
@@ -145,6 +145,7 @@ extern const heft__family heft__family_deepseek_v3; /* registry.c has a line for
 const heft__family heft__family_deepseek_v3 = {
     .model_type = "deepseek_v3",
     .base_prefix = "model",
+    .class_prefix = "DeepseekV3",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

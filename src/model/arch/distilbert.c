@@ -37,12 +37,12 @@ static void embeddings(heft__skeleton *s, const struct distilbert *c)
 {
     const heft__init_rule counting = {.kind = HEFT__INIT_ARANGE, .zero_row = -1};
     const heft__init_rule waves = {.kind = HEFT__INIT_SINUSOID, .zero_row = -1};
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "Embeddings", "embeddings");
     heft__sk_buffer(s, "position_ids", HEFT_DTYPE_I64, (const uint64_t[]){1, c->positions}, 2,
                     false, counting);
     heft__sk_embedding(s, "word_embeddings", c->vocab, c->hidden, c->padding_row);
     if (c->sinusoidal) {
-        heft__sk_enter(s, "position_embeddings");
+        heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "Embedding", "position_embeddings");
         heft__sk_parameter(s, "weight", (const uint64_t[]){c->positions, c->hidden}, 2, waves);
         heft__sk_leave(s);
     } else {
@@ -54,33 +54,38 @@ static void embeddings(heft__skeleton *s, const struct distilbert *c)
 
 static void layer(heft__skeleton *s, const struct distilbert *c)
 {
-    heft__sk_enter(s, "attention");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*SelfAttention", "attention");
     heft__sk_linear(s, "q_lin", c->hidden, c->hidden, true);
     heft__sk_linear(s, "k_lin", c->hidden, c->hidden, true);
     heft__sk_linear(s, "v_lin", c->hidden, c->hidden, true);
     heft__sk_linear(s, "out_lin", c->hidden, c->hidden, true);
     heft__sk_leave(s);
     heft__sk_layer_norm(s, "sa_layer_norm", c->hidden, true);
-    heft__sk_linear(s, "ffn.lin1", c->hidden, c->intermediate, true);
-    heft__sk_linear(s, "ffn.lin2", c->intermediate, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "FFN", "ffn");
+    heft__sk_linear(s, "lin1", c->hidden, c->intermediate, true);
+    heft__sk_linear(s, "lin2", c->intermediate, c->hidden, true);
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "output_layer_norm", c->hidden, true);
 }
 
 static void body(heft__skeleton *s, const struct distilbert *c)
 {
     embeddings(s, c);
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "Transformer", "transformer");
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "transformer.layer.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "TransformerBlock", "layer.%llu",
+                       (unsigned long long)i);
         layer(s, c);
         heft__sk_leave(s);
     }
+    heft__sk_leave(s);
 }
 
 /* The body below a head. */
 static struct distilbert distilbert(heft__skeleton *s)
 {
     struct distilbert c = read_config(s);
-    heft__sk_enter(s, "distilbert");
+    heft__sk_enter_body(s, "distilbert");
     body(s, &c);
     heft__sk_leave(s);
     return c;
@@ -157,6 +162,7 @@ extern const heft__family heft__family_distilbert; /* registry.c has a line for 
 const heft__family heft__family_distilbert = {
     .model_type = "distilbert",
     .base_prefix = "distilbert",
+    .class_prefix = "DistilBert",
     .classes = classes,
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,

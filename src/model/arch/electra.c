@@ -30,7 +30,7 @@ static struct encoder body(heft__skeleton *s)
 /* The body below a head. */
 static struct encoder electra(heft__skeleton *s)
 {
-    heft__sk_enter(s, "electra");
+    heft__sk_enter_body(s, "electra");
     struct encoder c = body(s);
     heft__sk_leave(s);
     return c;
@@ -45,15 +45,19 @@ static void base_model(heft__skeleton *s)
 static void discriminator(heft__skeleton *s)
 {
     struct encoder c = electra(s);
-    heft__sk_linear(s, "discriminator_predictions.dense", c.hidden, c.hidden, true);
-    heft__sk_linear(s, "discriminator_predictions.dense_prediction", c.hidden, 1, true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*DiscriminatorPredictions", "discriminator_predictions");
+    heft__sk_linear(s, "dense", c.hidden, c.hidden, true);
+    heft__sk_linear(s, "dense_prediction", c.hidden, 1, true);
+    heft__sk_leave(s);
 }
 
 static void generator(heft__skeleton *s)
 {
     struct encoder c = electra(s);
-    heft__sk_layer_norm(s, "generator_predictions.LayerNorm", c.embedding, true);
-    heft__sk_linear(s, "generator_predictions.dense", c.hidden, c.embedding, true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*GeneratorPredictions", "generator_predictions");
+    heft__sk_layer_norm(s, "LayerNorm", c.embedding, true);
+    heft__sk_linear(s, "dense", c.hidden, c.embedding, true);
+    heft__sk_leave(s);
     heft__sk_linear(s, "generator_lm_head", c.embedding, c.vocab, true);
     if (c.tied) {
         heft__sk_tie(s, "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight");
@@ -74,7 +78,9 @@ static void multiple_choice(heft__skeleton *s)
     if (heft__sk_flag(s, "summary_use_proj", true)) {
         bool labels = heft__sk_flag(s, "summary_proj_to_labels", false);
         uint64_t width = labels ? heft__sk_labels(s) : c.hidden;
-        heft__sk_linear(s, "sequence_summary.summary", c.hidden, width, true);
+        heft__sk_enter(s, HEFT_MODULE_HEAD, "*SequenceSummary", "sequence_summary");
+        heft__sk_linear(s, "summary", c.hidden, width, true);
+        heft__sk_leave(s);
     }
     heft__sk_linear(s, "classifier", c.hidden, 1, true);
 }
@@ -110,6 +116,7 @@ extern const heft__family heft__family_electra; /* registry.c has a line for it 
 const heft__family heft__family_electra = {
     .model_type = "electra",
     .base_prefix = "electra",
+    .class_prefix = "Electra",
     .classes = classes,
     .ignore_unexpected = ignore_unexpected,
 };

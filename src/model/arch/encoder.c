@@ -43,7 +43,7 @@ void encoder_numbers(heft__skeleton *s, const struct encoder *c)
 
 void encoder_embeddings(heft__skeleton *s, const struct encoder *c)
 {
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*Embeddings", "embeddings");
     encoder_numbers(s, c);
     heft__sk_embedding(s, "word_embeddings", c->vocab, c->embedding, c->padding_row);
     heft__sk_embedding(s, "position_embeddings", c->positions, c->embedding, -1);
@@ -52,46 +52,63 @@ void encoder_embeddings(heft__skeleton *s, const struct encoder *c)
     heft__sk_leave(s);
 }
 
-static void dense_and_norm(heft__skeleton *s, const char *name, uint64_t in, uint64_t out)
+/* "output" of an attention or of a layer. */
+static void output(heft__skeleton *s, const char *class_name, uint64_t in, uint64_t out)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_OTHER, class_name, "output");
     heft__sk_linear(s, "dense", in, out, true);
     heft__sk_layer_norm(s, "LayerNorm", out, true);
     heft__sk_leave(s);
 }
 
-static void attention(heft__skeleton *s, const char *name, const struct encoder *c)
+static void attention(heft__skeleton *s, const char *name, const char *inner_class,
+                      const struct encoder *c)
 {
-    heft__sk_enter(s, "%s", name);
-    heft__sk_linear(s, "self.query", c->hidden, c->hidden, true);
-    heft__sk_linear(s, "self.key", c->hidden, c->hidden, true);
-    heft__sk_linear(s, "self.value", c->hidden, c->hidden, true);
-    dense_and_norm(s, "output", c->hidden, c->hidden);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, inner_class, "self");
+    heft__sk_linear(s, "query", c->hidden, c->hidden, true);
+    heft__sk_linear(s, "key", c->hidden, c->hidden, true);
+    heft__sk_linear(s, "value", c->hidden, c->hidden, true);
+    heft__sk_leave(s);
+    output(s, "*SelfOutput", c->hidden, c->hidden);
     heft__sk_leave(s);
 }
 
 static void layer(heft__skeleton *s, const struct encoder *c)
 {
-    attention(s, "attention", c);
+    attention(s, "attention", "*SelfAttention", c);
     if (c->cross_attention) {
-        attention(s, "crossattention", c);
+        attention(s, "crossattention", "*CrossAttention", c);
     }
-    heft__sk_linear(s, "intermediate.dense", c->hidden, c->intermediate, true);
-    dense_and_norm(s, "output", c->intermediate, c->hidden);
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "*Intermediate", "intermediate");
+    heft__sk_linear(s, "dense", c->hidden, c->intermediate, true);
+    heft__sk_leave(s);
+    output(s, "*Output", c->intermediate, c->hidden);
 }
 
 void encoder_layers(heft__skeleton *s, const struct encoder *c)
 {
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Encoder", "encoder");
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "encoder.layer.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Layer", "layer.%llu", (unsigned long long)i);
         layer(s, c);
         heft__sk_leave(s);
     }
+    heft__sk_leave(s);
+}
+
+void encoder_pooler(heft__skeleton *s, const struct encoder *c)
+{
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "*Pooler", "pooler");
+    heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
+    heft__sk_leave(s);
 }
 
 /* ---- heads ----------------------------------------------------------------------------------- */
 void encoder_sentence_classifier(heft__skeleton *s, const struct encoder *c)
 {
-    heft__sk_linear(s, "classifier.dense", c->hidden, c->hidden, true);
-    heft__sk_linear(s, "classifier.out_proj", c->hidden, heft__sk_labels(s), true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*ClassificationHead", "classifier");
+    heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
+    heft__sk_linear(s, "out_proj", c->hidden, heft__sk_labels(s), true);
+    heft__sk_leave(s);
 }

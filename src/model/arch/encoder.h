@@ -25,8 +25,10 @@ struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard);
 void encoder_numbers(heft__skeleton *s, const struct encoder *c);
 /* embeddings: words, positions, token types, norm. */
 void encoder_embeddings(heft__skeleton *s, const struct encoder *c);
-/* encoder.layer.0 .. N-1 */
+/* encoder.layer.0 .. N-1, each a "*Layer" */
 void encoder_layers(heft__skeleton *s, const struct encoder *c);
+/* pooler */
+void encoder_pooler(heft__skeleton *s, const struct encoder *c);
 
 /* ---- heads ----------------------------------------------------------------------------------- */
 /* classifier.dense, classifier.out_proj */

@@ -47,12 +47,23 @@ static struct falcon read_config(heft__skeleton *s)
 }
 
 /* ---- modules --------------------------------------------------------------------------------- */
+static void linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, bool bias)
+{
+    heft__sk_enter(s, HEFT_MODULE_LINEAR, "*Linear", "%s", name);
+    heft__sk_matrix(s, in, out, bias);
+    heft__sk_leave(s);
+}
+
 static void layer(heft__skeleton *s, const struct falcon *c)
 {
-    heft__sk_linear(s, "self_attention.query_key_value", c->hidden, c->qkv, c->bias);
-    heft__sk_linear(s, "self_attention.dense", c->hidden, c->hidden, c->bias);
-    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, c->intermediate, c->bias);
-    heft__sk_linear(s, "mlp.dense_4h_to_h", c->intermediate, c->hidden, c->bias);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attention");
+    linear(s, "query_key_value", c->hidden, c->qkv, c->bias);
+    linear(s, "dense", c->hidden, c->hidden, c->bias);
+    heft__sk_leave(s);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    linear(s, "dense_h_to_4h", c->hidden, c->intermediate, c->bias);
+    linear(s, "dense_4h_to_h", c->intermediate, c->hidden, c->bias);
+    heft__sk_leave(s);
     if (c->new_decoder && c->norms == 2) {
         heft__sk_layer_norm(s, "ln_attn", c->hidden, true);
         heft__sk_layer_norm(s, "ln_mlp", c->hidden, true);
@@ -69,7 +80,7 @@ static struct falcon body(heft__skeleton *s)
     struct falcon c = read_config(s);
     heft__sk_embedding(s, "word_embeddings", c.vocab, c.hidden, -1);
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "h.%llu", (unsigned long long)i);
         layer(s, &c);
         heft__sk_leave(s);
     }
@@ -81,7 +92,7 @@ static struct falcon body(heft__skeleton *s)
 /* The body below a head. */
 static struct falcon falcon(heft__skeleton *s)
 {
-    heft__sk_enter(s, "transformer");
+    heft__sk_enter_body(s, "transformer");
     struct falcon c = body(s);
     heft__sk_leave(s);
     return c;
@@ -144,6 +155,7 @@ extern const heft__family heft__family_falcon; /* registry.c has a line for it *
 const heft__family heft__family_falcon = {
     .model_type = "falcon",
     .base_prefix = "transformer",
+    .class_prefix = "Falcon",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -25,7 +25,7 @@ struct biases {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct biases *bias = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias->attention, bias->attention);
     heft__sk_leave(s);
     decoder_gated_mlp(s, c->hidden, c->intermediate, false);
@@ -39,8 +39,7 @@ static struct decoder body(heft__skeleton *s)
 {
     struct decoder c = decoder_read(s, &standard);
     const struct biases flags = {heft__sk_flag(s, "attention_bias", false)};
-    decoder_embeddings(s, &c);
-    decoder_embed_scale(s, &c);
+    decoder_scaled_embeddings(s, &c);
     decoder_layers(s, &c, layer, &flags);
     heft__sk_rms_norm(s, "norm", c.hidden, 0);
     heft__sk_rotary(s, NULL, c.head_dim);
@@ -84,6 +83,7 @@ extern const heft__family heft__family_gemma2; /* registry.c has a line for it *
 const heft__family heft__family_gemma2 = {
     .model_type = "gemma2",
     .base_prefix = "model",
+    .class_prefix = "Gemma2",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -41,7 +41,7 @@ static struct gpt2 read_config(heft__skeleton *s)
 static void conv(heft__skeleton *s, const char *name, uint64_t in, uint64_t out, double std)
 {
     const heft__init_rule rule = {.kind = HEFT__INIT_NORMAL, .b = (float)std, .zero_row = -1};
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_LINEAR, "Conv1D", "%s", name);
     heft__sk_parameter(s, "weight", (const uint64_t[]){in, out}, 2, rule);
     heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
     heft__sk_leave(s);
@@ -51,20 +51,20 @@ static void block(heft__skeleton *s, const struct gpt2 *c)
 {
     const double residual = c->std / sqrt(2.0 * (double)c->layers);
     heft__sk_layer_norm(s, "ln_1", c->hidden, true);
-    heft__sk_enter(s, "attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attn");
     conv(s, "c_attn", c->hidden, 3 * c->hidden, c->std);
     conv(s, "c_proj", c->hidden, c->hidden, residual);
     heft__sk_leave(s);
     heft__sk_layer_norm(s, "ln_2", c->hidden, true);
     if (c->cross_attention) {
-        heft__sk_enter(s, "crossattention");
+        heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "crossattention");
         conv(s, "c_attn", c->hidden, 2 * c->hidden, c->std);
         conv(s, "q_attn", c->hidden, c->hidden, c->std);
         conv(s, "c_proj", c->hidden, c->hidden, residual);
         heft__sk_leave(s);
         heft__sk_layer_norm(s, "ln_cross_attn", c->hidden, true);
     }
-    heft__sk_enter(s, "mlp");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
     conv(s, "c_fc", c->hidden, c->inner, c->std);
     conv(s, "c_proj", c->inner, c->hidden, residual);
     heft__sk_leave(s);
@@ -75,7 +75,7 @@ static void body(heft__skeleton *s, const struct gpt2 *c)
     heft__sk_embedding(s, "wte", c->vocab, c->hidden, -1);
     heft__sk_embedding(s, "wpe", c->positions, c->hidden, -1);
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "h.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Block", "h.%llu", (unsigned long long)i);
         block(s, c);
         heft__sk_leave(s);
     }
@@ -86,7 +86,7 @@ static void body(heft__skeleton *s, const struct gpt2 *c)
 static struct gpt2 transformer(heft__skeleton *s)
 {
     struct gpt2 c = read_config(s);
-    heft__sk_enter(s, "transformer");
+    heft__sk_enter_body(s, "transformer");
     body(s, &c);
     heft__sk_leave(s);
     return c;
@@ -150,6 +150,7 @@ extern const heft__family heft__family_gpt2; /* registry.c has a line for it */
 const heft__family heft__family_gpt2 = {
     .model_type = "gpt2",
     .base_prefix = "transformer",
+    .class_prefix = "GPT2",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -14,15 +14,18 @@ static const struct decoder standard = {.vocab = 50432,
                                         .tied = false,
                                         .std = 0.02};
 
-static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
+static void layer(heft__skeleton *s, const struct decoder *c, bool bias)
 {
-    const bool *bias = flags;
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
     heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
-    heft__sk_linear(s, "attention.query_key_value", c->hidden, 3 * c->hidden, *bias);
-    heft__sk_linear(s, "attention.dense", c->hidden, c->hidden, *bias);
-    heft__sk_linear(s, "mlp.dense_h_to_4h", c->hidden, c->intermediate, true);
-    heft__sk_linear(s, "mlp.dense_4h_to_h", c->intermediate, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attention");
+    heft__sk_linear(s, "query_key_value", c->hidden, 3 * c->hidden, bias);
+    heft__sk_linear(s, "dense", c->hidden, c->hidden, bias);
+    heft__sk_leave(s);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_linear(s, "dense_h_to_4h", c->hidden, c->intermediate, true);
+    heft__sk_linear(s, "dense_4h_to_h", c->intermediate, c->hidden, true);
+    heft__sk_leave(s);
 }
 
 static struct decoder body(heft__skeleton *s)
@@ -30,7 +33,11 @@ static struct decoder body(heft__skeleton *s)
     struct decoder c = decoder_read(s, &standard);
     const bool bias = heft__sk_flag(s, "attention_bias", true);
     heft__sk_embedding(s, "embed_in", c.vocab, c.hidden, -1);
-    decoder_layers(s, &c, layer, &bias);
+    for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Layer", "layers.%llu", (unsigned long long)i);
+        layer(s, &c, bias);
+        heft__sk_leave(s);
+    }
     heft__sk_layer_norm(s, "final_layer_norm", c.hidden, true);
     heft__sk_rotary(s, NULL, heft__sk_rotary_part(s, c.hidden / c.heads, 0.25));
     return c;
@@ -39,7 +46,7 @@ static struct decoder body(heft__skeleton *s)
 /* The body below a head. */
 static struct decoder gpt_neox(heft__skeleton *s)
 {
-    heft__sk_enter(s, "gpt_neox");
+    heft__sk_enter_body(s, "gpt_neox");
     struct decoder c = body(s);
     heft__sk_leave(s);
     return c;
@@ -101,6 +108,7 @@ extern const heft__family heft__family_gpt_neox; /* registry.c has a line for it
 const heft__family heft__family_gpt_neox = {
     .model_type = "gpt_neox",
     .base_prefix = "gpt_neox",
+    .class_prefix = "GPTNeoX",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -20,7 +20,7 @@ static const struct decoder standard = {.vocab = 201088,
 static void experts(heft__skeleton *s, const struct decoder *c, uint64_t count)
 {
     const uint64_t both = 2 * c->intermediate;
-    heft__sk_enter(s, "experts");
+    heft__sk_enter(s, HEFT_MODULE_EXPERTS, "*Experts", "experts");
     heft__sk_parameter(s, "gate_up_proj", (const uint64_t[]){count, c->hidden, both}, 3,
                        heft__sk_normal(s));
     heft__sk_parameter(s, "gate_up_proj_bias", (const uint64_t[]){count, both}, 2,
@@ -36,12 +36,12 @@ static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const uint64_t *count = flags;
     const bool bias = heft__sk_flag(s, "attention_bias", true);
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     heft__sk_parameter(s, "sinks", &c->heads, 1, heft__sk_normal(s));
     decoder_projections(s, c, bias, bias);
     heft__sk_leave(s);
-    heft__sk_enter(s, "mlp");
-    heft__sk_enter(s, "router");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_enter(s, HEFT_MODULE_ROUTER, "*TopKRouter", "router");
     heft__sk_parameter(s, "weight", (const uint64_t[]){*count, c->hidden}, 2, heft__sk_normal(s));
     heft__sk_parameter(s, "bias", count, 1, heft__sk_normal(s));
     heft__sk_leave(s);
@@ -104,6 +104,7 @@ extern const heft__family heft__family_gpt_oss; /* registry.c has a line for it 
 const heft__family heft__family_gpt_oss = {
     .model_type = "gpt_oss",
     .base_prefix = "model",
+    .class_prefix = "GptOss",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

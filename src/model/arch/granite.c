@@ -23,7 +23,7 @@ struct biases {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct biases *bias = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias->attention, bias->attention);
     heft__sk_leave(s);
     decoder_gated_mlp(s, c->hidden, c->intermediate, bias->mlp);
@@ -68,6 +68,7 @@ extern const heft__family heft__family_granite; /* registry.c has a line for it 
 const heft__family heft__family_granite = {
     .model_type = "granite",
     .base_prefix = "model",
+    .class_prefix = "Granite",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

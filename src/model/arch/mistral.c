@@ -19,7 +19,7 @@ static const struct decoder standard = {.vocab = 32000,
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     (void)flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, false, false);
     heft__sk_leave(s);
     decoder_gated_mlp(s, c->hidden, c->intermediate, false);
@@ -80,6 +80,7 @@ extern const heft__family heft__family_mistral; /* registry.c has a line for it 
 const heft__family heft__family_mistral = {
     .model_type = "mistral",
     .base_prefix = "model",
+    .class_prefix = "Mistral",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

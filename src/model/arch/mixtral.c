@@ -19,11 +19,11 @@ static const struct decoder standard = {.vocab = 32000,
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct experts *experts = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, false, false);
     heft__sk_leave(s);
-    heft__sk_enter(s, "block_sparse_moe");
-    heft__sk_linear(s, "gate", c->hidden, experts->count, false);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*SparseMoeBlock", "block_sparse_moe");
+    mixture_router(s, experts);
     mixture_experts(s, experts);
     heft__sk_leave(s);
     heft__sk_rms_norm(s, "input_layernorm", c->hidden, 1);
@@ -98,6 +98,7 @@ extern const heft__family heft__family_mixtral; /* registry.c has a line for it 
 const heft__family heft__family_mixtral = {
     .model_type = "mixtral",
     .base_prefix = "model",
+    .class_prefix = "Mixtral",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

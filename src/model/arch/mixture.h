@@ -14,8 +14,11 @@ struct experts {
     const char *gate, *up, *down; /* as files name them */
 };
 
-/* experts.0 .. N-1 at the module that is entered. */
+/* experts.0 .. N-1 at the module that is entered. The reference has a module "experts", and none for
+ * an expert or its matrices: these have no class. */
 void mixture_experts(heft__skeleton *s, const struct experts *e);
+/* gate */
+void mixture_router(heft__skeleton *s, const struct experts *e);
 /* Whether layer i has experts: by decoder_sparse_step and mlp_only_layers. */
 bool mixture_is_sparse(heft__skeleton *s, uint64_t i, uint64_t experts);
 

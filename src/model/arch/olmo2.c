@@ -23,7 +23,7 @@ struct biases {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct biases *bias = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias->attention, bias->attention);
     heft__sk_rms_norm(s, "q_norm", c->heads * c->head_dim, 1);
     heft__sk_rms_norm(s, "k_norm", c->kv_heads * c->head_dim, 1);
@@ -75,6 +75,7 @@ extern const heft__family heft__family_olmo2; /* registry.c has a line for it */
 const heft__family heft__family_olmo2 = {
     .model_type = "olmo2",
     .base_prefix = "model",
+    .class_prefix = "Olmo2",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -55,7 +55,7 @@ static void norm(heft__skeleton *s, const char *name, const struct opt *c)
 
 static void layer(heft__skeleton *s, const struct opt *c)
 {
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     heft__sk_linear(s, "k_proj", c->hidden, c->hidden, c->bias);
     heft__sk_linear(s, "v_proj", c->hidden, c->hidden, c->bias);
     heft__sk_linear(s, "q_proj", c->hidden, c->hidden, c->bias);
@@ -69,9 +69,11 @@ static void layer(heft__skeleton *s, const struct opt *c)
 
 static void body(heft__skeleton *s, const struct opt *c)
 {
-    heft__sk_enter(s, "decoder");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Decoder", "decoder");
     heft__sk_embedding(s, "embed_tokens", c->vocab, c->embedding, c->padding_row);
-    heft__sk_embedding(s, "embed_positions", c->positions, c->hidden, -1);
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*LearnedPositionalEmbedding", "embed_positions");
+    heft__sk_table(s, c->positions, c->hidden, -1);
+    heft__sk_leave(s);
     if (c->embedding != c->hidden) {
         heft__sk_linear(s, "project_out", c->hidden, c->embedding, false);
         heft__sk_linear(s, "project_in", c->embedding, c->hidden, false);
@@ -80,7 +82,7 @@ static void body(heft__skeleton *s, const struct opt *c)
         norm(s, "final_layer_norm", c);
     }
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
         layer(s, c);
         heft__sk_leave(s);
     }
@@ -91,7 +93,7 @@ static void body(heft__skeleton *s, const struct opt *c)
 static struct opt model(heft__skeleton *s)
 {
     struct opt c = read_config(s);
-    heft__sk_enter(s, "model");
+    heft__sk_enter_body(s, "model");
     body(s, &c);
     heft__sk_leave(s);
     return c;
@@ -139,6 +141,7 @@ extern const heft__family heft__family_opt; /* registry.c has a line for it */
 const heft__family heft__family_opt = {
     .model_type = "opt",
     .base_prefix = "model",
+    .class_prefix = "OPT",
     .classes = classes,
     .no_split = no_split,
 };

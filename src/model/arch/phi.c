@@ -23,7 +23,7 @@ struct flags {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
 {
     const struct flags *flags = user;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     heft__sk_linear(s, "q_proj", c->hidden, c->heads * c->head_dim, true);
     heft__sk_linear(s, "k_proj", c->hidden, c->kv_heads * c->head_dim, true);
     heft__sk_linear(s, "v_proj", c->hidden, c->kv_heads * c->head_dim, true);
@@ -34,8 +34,10 @@ static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
         heft__sk_layer_norm(s, "k_layernorm", width, true);
     }
     heft__sk_leave(s);
-    heft__sk_linear(s, "mlp.fc1", c->hidden, c->intermediate, true);
-    heft__sk_linear(s, "mlp.fc2", c->intermediate, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_linear(s, "fc1", c->hidden, c->intermediate, true);
+    heft__sk_linear(s, "fc2", c->intermediate, c->hidden, true);
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
 }
 
@@ -45,8 +47,8 @@ static struct decoder body(heft__skeleton *s)
     const struct flags flags = {heft__sk_flag(s, "qk_layernorm", false)};
     decoder_embeddings(s, &c);
     decoder_layers(s, &c, layer, &flags);
-    heft__sk_layer_norm(s, "final_layernorm", c.hidden, true);
     heft__sk_rotary(s, NULL, heft__sk_rotary_part(s, c.head_dim, 0.5));
+    heft__sk_layer_norm(s, "final_layernorm", c.hidden, true);
     return c;
 }
 
@@ -87,6 +89,7 @@ extern const heft__family heft__family_phi; /* registry.c has a line for it */
 const heft__family heft__family_phi = {
     .model_type = "phi",
     .base_prefix = "model",
+    .class_prefix = "Phi",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -19,12 +19,14 @@ static const struct decoder standard = {.vocab = 32064,
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     (void)flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     heft__sk_linear(s, "o_proj", c->heads * c->head_dim, c->hidden, false);
     heft__sk_linear(s, "qkv_proj", c->hidden, (c->heads + 2 * c->kv_heads) * c->head_dim, false);
     heft__sk_leave(s);
-    heft__sk_linear(s, "mlp.gate_up_proj", c->hidden, 2 * c->intermediate, false);
-    heft__sk_linear(s, "mlp.down_proj", c->intermediate, c->hidden, false);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_linear(s, "gate_up_proj", c->hidden, 2 * c->intermediate, false);
+    heft__sk_linear(s, "down_proj", c->intermediate, c->hidden, false);
+    heft__sk_leave(s);
     heft__sk_rms_norm(s, "input_layernorm", c->hidden, 1);
     heft__sk_rms_norm(s, "post_attention_layernorm", c->hidden, 1);
 }
@@ -76,6 +78,7 @@ extern const heft__family heft__family_phi3; /* registry.c has a line for it */
 const heft__family heft__family_phi3 = {
     .model_type = "phi3",
     .base_prefix = "model",
+    .class_prefix = "Phi3",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

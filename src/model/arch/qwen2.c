@@ -19,7 +19,7 @@ static const struct decoder standard = {.vocab = 151936,
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     (void)flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, true, false);
     heft__sk_leave(s);
     decoder_gated_mlp(s, c->hidden, c->intermediate, false);
@@ -80,6 +80,7 @@ extern const heft__family heft__family_qwen2; /* registry.c has a line for it */
 const heft__family heft__family_qwen2 = {
     .model_type = "qwen2",
     .base_prefix = "model",
+    .class_prefix = "Qwen2",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

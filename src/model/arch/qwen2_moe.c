@@ -19,7 +19,7 @@ static const struct decoder standard = {.vocab = 151936,
 static void shared_expert(heft__skeleton *s, uint64_t hidden)
 {
     const uint64_t intermediate = heft__sk_count(s, "shared_expert_intermediate_size", 5632);
-    heft__sk_enter(s, "shared_expert");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "shared_expert");
     decoder_gated_matrices(s, hidden, intermediate, false);
     heft__sk_leave(s);
     heft__sk_linear(s, "shared_expert_gate", hidden, 1, false);
@@ -28,12 +28,12 @@ static void shared_expert(heft__skeleton *s, uint64_t hidden)
 static void layer(heft__skeleton *s, const struct decoder *c, const struct experts *experts,
                   bool sparse)
 {
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, heft__sk_flag(s, "qkv_bias", true), false);
     heft__sk_leave(s);
     if (sparse) {
-        heft__sk_enter(s, "mlp");
-        heft__sk_linear(s, "gate", c->hidden, experts->count, false);
+        heft__sk_enter(s, HEFT_MODULE_MLP, "*SparseMoeBlock", "mlp");
+        mixture_router(s, experts);
         mixture_experts(s, experts);
         shared_expert(s, c->hidden);
         heft__sk_leave(s);
@@ -56,7 +56,7 @@ static struct decoder body(heft__skeleton *s)
                                     .down = "down_proj"};
     decoder_embeddings(s, &c);
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
         layer(s, &c, &experts, mixture_is_sparse(s, i, experts.count));
         heft__sk_leave(s);
     }
@@ -109,6 +109,7 @@ extern const heft__family heft__family_qwen2_moe; /* registry.c has a line for i
 const heft__family heft__family_qwen2_moe = {
     .model_type = "qwen2_moe",
     .base_prefix = "model",
+    .class_prefix = "Qwen2Moe",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -23,7 +23,7 @@ struct biases {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct biases *bias = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias->attention, bias->attention);
     heft__sk_rms_norm(s, "q_norm", c->head_dim, 1);
     heft__sk_rms_norm(s, "k_norm", c->head_dim, 1);
@@ -87,6 +87,7 @@ extern const heft__family heft__family_qwen3; /* registry.c has a line for it */
 const heft__family heft__family_qwen3 = {
     .model_type = "qwen3",
     .base_prefix = "model",
+    .class_prefix = "Qwen3",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -20,15 +20,15 @@ static void layer(heft__skeleton *s, const struct decoder *c, const struct exper
                   bool sparse)
 {
     const bool bias = heft__sk_flag(s, "attention_bias", false);
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias, bias);
     heft__sk_rms_norm(s, "q_norm", c->head_dim, 1);
     heft__sk_rms_norm(s, "k_norm", c->head_dim, 1);
     heft__sk_leave(s);
     if (sparse) {
-        heft__sk_enter(s, "mlp");
+        heft__sk_enter(s, HEFT_MODULE_MLP, "*SparseMoeBlock", "mlp");
         mixture_experts(s, experts);
-        heft__sk_linear(s, "gate", c->hidden, experts->count, false);
+        mixture_router(s, experts);
         heft__sk_leave(s);
     } else {
         decoder_gated_mlp(s, c->hidden, c->intermediate, false);
@@ -48,7 +48,7 @@ static struct decoder body(heft__skeleton *s)
                                     .down = "down_proj"};
     decoder_embeddings(s, &c);
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
         layer(s, &c, &experts, mixture_is_sparse(s, i, experts.count));
         heft__sk_leave(s);
     }
@@ -105,6 +105,7 @@ extern const heft__family heft__family_qwen3_moe; /* registry.c has a line for i
 const heft__family heft__family_qwen3_moe = {
     .model_type = "qwen3_moe",
     .base_prefix = "model",
+    .class_prefix = "Qwen3Moe",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -22,7 +22,7 @@ static void embeddings(heft__skeleton *s, const struct encoder *c)
         heft__sk_fail(s, HEFT_FORMAT, "pad_token_id", "expected one of %llu positions, found %lld",
                       (unsigned long long)c->positions, (long long)c->padding_row);
     }
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*Embeddings", "embeddings");
     encoder_numbers(s, c);
     heft__sk_embedding(s, "word_embeddings", c->vocab, c->hidden, c->padding_row);
     heft__sk_embedding(s, "token_type_embeddings", c->token_types, c->hidden, -1);
@@ -37,7 +37,7 @@ static struct encoder body(heft__skeleton *s, bool pooler)
     embeddings(s, &c);
     encoder_layers(s, &c);
     if (pooler) {
-        heft__sk_linear(s, "pooler.dense", c.hidden, c.hidden, true);
+        encoder_pooler(s, &c);
     }
     return c;
 }
@@ -45,7 +45,7 @@ static struct encoder body(heft__skeleton *s, bool pooler)
 /* The body below a head. */
 static struct encoder roberta(heft__skeleton *s, bool pooler)
 {
-    heft__sk_enter(s, "roberta");
+    heft__sk_enter_body(s, "roberta");
     struct encoder c = body(s, pooler);
     heft__sk_leave(s);
     return c;
@@ -61,7 +61,7 @@ static void base_model(heft__skeleton *s)
 static void language_head(heft__skeleton *s)
 {
     struct encoder c = roberta(s, false);
-    heft__sk_enter(s, "lm_head");
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*LMHead", "lm_head");
     heft__sk_parameter(s, "bias", &c.vocab, 1, heft__init_constant(0));
     heft__sk_linear(s, "dense", c.hidden, c.hidden, true);
     heft__sk_layer_norm(s, "layer_norm", c.hidden, true);
@@ -116,6 +116,7 @@ extern const heft__family heft__family_roberta; /* registry.c has a line for it 
 const heft__family heft__family_roberta = {
     .model_type = "roberta",
     .base_prefix = "roberta",
+    .class_prefix = "Roberta",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

@@ -33,7 +33,7 @@ struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard)
 
 static void attention(heft__skeleton *s, const struct seq2seq *c, const char *name)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
     heft__sk_linear(s, "k_proj", c->hidden, c->hidden, c->key_bias);
     heft__sk_linear(s, "v_proj", c->hidden, c->hidden, true);
     heft__sk_linear(s, "q_proj", c->hidden, c->hidden, true);
@@ -46,7 +46,8 @@ void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder)
     const uint64_t layers = decoder ? c->decoder_layers : c->encoder_layers,
                    width = decoder ? c->decoder_width : c->encoder_width;
     for (uint64_t i = 0; i < layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "layers.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, decoder ? "*DecoderLayer" : "*EncoderLayer",
+                       "layers.%llu", (unsigned long long)i);
         attention(s, c, "self_attn");
         heft__sk_layer_norm(s, "self_attn_layer_norm", c->hidden, true);
         if (decoder) {

@@ -15,7 +15,7 @@ struct seq2seq {
 
 /* By the config; `standard` for keys that it does not have. Sets the builder's std. */
 struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard);
-/* layers.0 .. N-1 at the module that is entered. */
+/* layers.0 .. N-1 at the module that is entered, each a "*EncoderLayer" or "*DecoderLayer". */
 void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder);
 
 #endif

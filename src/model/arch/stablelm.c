@@ -23,9 +23,9 @@ struct flags {
 /* A norm without bias for each head. */
 static void head_norms(heft__skeleton *s, const char *name, uint64_t heads, uint64_t width)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_NORM, "*LayerNormPerHead", "%s", name);
     for (uint64_t i = 0; i < heads && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "norms.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_NORM, "LayerNorm", "norms.%llu", (unsigned long long)i);
         heft__sk_parameter(s, "weight", &width, 1, heft__init_constant(1));
         heft__sk_leave(s);
     }
@@ -35,7 +35,7 @@ static void head_norms(heft__skeleton *s, const char *name, uint64_t heads, uint
 static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
 {
     const struct flags *flags = user;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, flags->qkv_bias, false);
     if (flags->qk_norm) {
         head_norms(s, "q_layernorm", c->heads, c->head_dim);
@@ -99,6 +99,7 @@ extern const heft__family heft__family_stablelm; /* registry.c has a line for it
 const heft__family heft__family_stablelm = {
     .model_type = "stablelm",
     .base_prefix = "model",
+    .class_prefix = "StableLm",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

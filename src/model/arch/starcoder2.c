@@ -23,11 +23,13 @@ struct biases {
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     const struct biases *bias = flags;
-    heft__sk_enter(s, "self_attn");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
     decoder_projections(s, c, bias->all, bias->all);
     heft__sk_leave(s);
-    heft__sk_linear(s, "mlp.c_fc", c->hidden, c->intermediate, bias->all);
-    heft__sk_linear(s, "mlp.c_proj", c->intermediate, c->hidden, bias->all);
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*MLP", "mlp");
+    heft__sk_linear(s, "c_fc", c->hidden, c->intermediate, bias->all);
+    heft__sk_linear(s, "c_proj", c->intermediate, c->hidden, bias->all);
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
     heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
 }
@@ -80,6 +82,7 @@ extern const heft__family heft__family_starcoder2; /* registry.c has a line for 
 const heft__family heft__family_starcoder2 = {
     .model_type = "starcoder2",
     .base_prefix = "model",
+    .class_prefix = "Starcoder2",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

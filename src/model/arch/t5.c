@@ -44,10 +44,17 @@ static void matrix(heft__skeleton *s, const struct t5 *c, const char *name, uint
     heft__sk_linear(s, name, in, out, false);
 }
 
+static void norm(heft__skeleton *s, const struct t5 *c, const char *name)
+{
+    heft__sk_enter(s, HEFT_MODULE_NORM, "*LayerNorm", "%s", name);
+    heft__sk_parameter(s, "weight", &c->hidden, 1, heft__init_constant((float)c->factor));
+    heft__sk_leave(s);
+}
+
 static void attention(heft__skeleton *s, const struct t5 *c, const char *name, bool relative)
 {
     const uint64_t inner = c->heads * c->head_dim;
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
     matrix(s, c, "q", c->hidden, inner, (double)c->hidden * (double)c->head_dim);
     matrix(s, c, "k", c->hidden, inner, (double)c->hidden);
     matrix(s, c, "v", c->hidden, inner, (double)c->hidden);
@@ -57,12 +64,13 @@ static void attention(heft__skeleton *s, const struct t5 *c, const char *name, b
         heft__sk_embedding(s, "relative_attention_bias", c->buckets, c->heads, -1);
     }
     heft__sk_leave(s);
-    heft__sk_rms_norm(s, "layer_norm", c->hidden, (float)c->factor);
+    norm(s, c, "layer_norm");
 }
 
 static void feed_forward(heft__skeleton *s, const struct t5 *c)
 {
-    heft__sk_enter(s, "DenseReluDense");
+    heft__sk_enter(s, HEFT_MODULE_MLP, c->gated ? "*DenseGatedActDense" : "*DenseActDense",
+                   "DenseReluDense");
     if (c->gated) {
         matrix(s, c, "wi_0", c->hidden, c->intermediate, (double)c->hidden);
         matrix(s, c, "wi_1", c->hidden, c->intermediate, (double)c->hidden);
@@ -71,20 +79,20 @@ static void feed_forward(heft__skeleton *s, const struct t5 *c)
     }
     matrix(s, c, "wo", c->intermediate, c->hidden, (double)c->intermediate);
     heft__sk_leave(s);
-    heft__sk_rms_norm(s, "layer_norm", c->hidden, (float)c->factor);
+    norm(s, c, "layer_norm");
 }
 
 static void block(heft__skeleton *s, const struct t5 *c, bool first, bool decoder)
 {
-    heft__sk_enter(s, "layer.0");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*LayerSelfAttention", "layer.0");
     attention(s, c, "SelfAttention", first);
     heft__sk_leave(s);
     if (decoder) {
-        heft__sk_enter(s, "layer.1");
+        heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*LayerCrossAttention", "layer.1");
         attention(s, c, "EncDecAttention", false);
         heft__sk_leave(s);
     }
-    heft__sk_enter(s, decoder ? "layer.2" : "layer.1");
+    heft__sk_enter(s, HEFT_MODULE_MLP, "*LayerFF", decoder ? "layer.2" : "layer.1");
     feed_forward(s, c);
     heft__sk_leave(s);
 }
@@ -92,15 +100,15 @@ static void block(heft__skeleton *s, const struct t5 *c, bool first, bool decode
 static void stack(heft__skeleton *s, const struct t5 *c, const char *name, bool decoder)
 {
     const uint64_t layers = decoder ? c->decoder_layers : c->encoder_layers;
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Stack", "%s", name);
     heft__sk_std(s, c->factor);
     heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, -1);
     for (uint64_t i = 0; i < layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "block.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Block", "block.%llu", (unsigned long long)i);
         block(s, c, i == 0, decoder);
         heft__sk_leave(s);
     }
-    heft__sk_rms_norm(s, "final_layer_norm", c->hidden, (float)c->factor);
+    norm(s, c, "final_layer_norm");
     heft__sk_leave(s);
 }
 
@@ -126,7 +134,7 @@ static struct t5 body(heft__skeleton *s, const char *prefix, bool decoder)
 /* The body below a head. */
 static struct t5 transformer(heft__skeleton *s, bool decoder)
 {
-    heft__sk_enter(s, "transformer");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, decoder ? "*Model" : "*EncoderModel", "transformer");
     struct t5 c = body(s, "transformer.", decoder);
     heft__sk_leave(s);
     return c;
@@ -155,8 +163,10 @@ static void sequence_classes(heft__skeleton *s)
 {
     struct t5 c = transformer(s, true);
     heft__sk_std(s, c.factor / sqrt((double)c.hidden));
-    heft__sk_linear(s, "classification_head.dense", c.hidden, c.hidden, true);
-    heft__sk_linear(s, "classification_head.out_proj", c.hidden, heft__sk_labels(s), true);
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "*ClassificationHead", "classification_head");
+    heft__sk_linear(s, "dense", c.hidden, c.hidden, true);
+    heft__sk_linear(s, "out_proj", c.hidden, heft__sk_labels(s), true);
+    heft__sk_leave(s);
 }
 
 static void token_classes(heft__skeleton *s)
@@ -200,6 +210,7 @@ extern const heft__family heft__family_t5; /* registry.c has a line for it */
 const heft__family heft__family_t5 = {
     .model_type = "t5",
     .base_prefix = "transformer",
+    .class_prefix = "T5",
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,

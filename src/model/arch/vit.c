@@ -40,7 +40,7 @@ static void embeddings(heft__skeleton *s, const struct vit *c, bool mask_token)
                                  .low = -2,
                                  .high = 2,
                                  .zero_row = -1};
-    heft__sk_enter(s, "embeddings");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*Embeddings", "embeddings");
     heft__sk_parameter(s, "cls_token", (const uint64_t[]){1, 1, c->hidden}, 3, cut);
     if (mask_token) {
         heft__sk_parameter(s, "mask_token", (const uint64_t[]){1, 1, c->hidden}, 3,
@@ -48,23 +48,37 @@ static void embeddings(heft__skeleton *s, const struct vit *c, bool mask_token)
     }
     heft__sk_parameter(s, "position_embeddings", (const uint64_t[]){1, patches + 1, c->hidden}, 3,
                        cut);
-    heft__sk_enter(s, "patch_embeddings.projection");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*PatchEmbeddings", "patch_embeddings");
+    heft__sk_enter(s, HEFT_MODULE_CONVOLUTION, "Conv2d", "projection");
     heft__sk_parameter(s, "weight",
                        (const uint64_t[]){c->hidden, c->channels, c->patch[0], c->patch[1]}, 4,
                        heft__sk_normal(s));
     heft__sk_parameter(s, "bias", &c->hidden, 1, heft__init_constant(0));
     heft__sk_leave(s);
     heft__sk_leave(s);
+    heft__sk_leave(s);
+}
+
+/* A module of files that the reference's memory does not have any more, around one matrix. */
+static void wrapped(heft__skeleton *s, const char *name, uint64_t in, uint64_t out)
+{
+    heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%s", name);
+    heft__sk_linear(s, "dense", in, out, true);
+    heft__sk_leave(s);
 }
 
 static void layer(heft__skeleton *s, const struct vit *c)
 {
-    heft__sk_linear(s, "attention.attention.query", c->hidden, c->hidden, c->bias);
-    heft__sk_linear(s, "attention.attention.key", c->hidden, c->hidden, c->bias);
-    heft__sk_linear(s, "attention.attention.value", c->hidden, c->hidden, c->bias);
-    heft__sk_linear(s, "attention.output.dense", c->hidden, c->hidden, true);
-    heft__sk_linear(s, "intermediate.dense", c->hidden, c->intermediate, true);
-    heft__sk_linear(s, "output.dense", c->intermediate, c->hidden, true);
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attention");
+    heft__sk_enter(s, HEFT_MODULE_ATTENTION, "", "attention");
+    heft__sk_linear(s, "query", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "key", c->hidden, c->hidden, c->bias);
+    heft__sk_linear(s, "value", c->hidden, c->hidden, c->bias);
+    heft__sk_leave(s);
+    wrapped(s, "output", c->hidden, c->hidden);
+    heft__sk_leave(s);
+    wrapped(s, "intermediate", c->hidden, c->intermediate);
+    wrapped(s, "output", c->intermediate, c->hidden);
     heft__sk_layer_norm(s, "layernorm_before", c->hidden, true);
     heft__sk_layer_norm(s, "layernorm_after", c->hidden, true);
 }
@@ -73,15 +87,19 @@ static struct vit body(heft__skeleton *s, bool mask_token, bool pooler)
 {
     struct vit c = read_config(s);
     embeddings(s, &c, mask_token);
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "", "encoder"); /* of files only */
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
-        heft__sk_enter(s, "encoder.layer.%llu", (unsigned long long)i);
+        heft__sk_enter(s, HEFT_MODULE_LAYER, "*Layer", "layer.%llu", (unsigned long long)i);
         layer(s, &c);
         heft__sk_leave(s);
     }
+    heft__sk_leave(s);
     heft__sk_layer_norm(s, "layernorm", c.hidden, true);
     if (pooler) {
         uint64_t width = heft__sk_count_or(s, "pooler_output_size", c.hidden, c.hidden);
-        heft__sk_linear(s, "pooler.dense", c.hidden, width, true);
+        heft__sk_enter(s, HEFT_MODULE_OTHER, "*Pooler", "pooler");
+        heft__sk_linear(s, "dense", c.hidden, width, true);
+        heft__sk_leave(s);
     }
     heft__sk_natural_order(s);
     return c;
@@ -90,7 +108,7 @@ static struct vit body(heft__skeleton *s, bool mask_token, bool pooler)
 /* The body below a head. */
 static struct vit vit(heft__skeleton *s, bool mask_token)
 {
-    heft__sk_enter(s, "vit");
+    heft__sk_enter_body(s, "vit");
     struct vit c = body(s, mask_token, false);
     heft__sk_leave(s);
     return c;
@@ -113,10 +131,12 @@ static void masked_image(heft__skeleton *s)
     struct vit c = vit(s, true);
     const uint64_t stride = heft__sk_layers(s, "encoder_stride", 16),
                    pixels = stride * stride * c.channels;
-    heft__sk_enter(s, "decoder.0");
+    heft__sk_enter(s, HEFT_MODULE_HEAD, "Sequential", "decoder");
+    heft__sk_enter(s, HEFT_MODULE_CONVOLUTION, "Conv2d", "0");
     heft__sk_parameter(s, "weight", (const uint64_t[]){pixels, c.hidden, 1, 1}, 4,
                        heft__sk_normal(s));
     heft__sk_parameter(s, "bias", &pixels, 1, heft__init_constant(0));
+    heft__sk_leave(s);
     heft__sk_leave(s);
 }
 
@@ -143,6 +163,7 @@ extern const heft__family heft__family_vit; /* registry.c has a line for it */
 const heft__family heft__family_vit = {
     .model_type = "vit",
     .base_prefix = "vit",
+    .class_prefix = "ViT",
     .classes = classes,
     .no_split = no_split,
     .inner_names = inner_names,

@@ -18,7 +18,7 @@ static const struct seq2seq standard = {.vocab = 51865,
 /* ---- modules --------------------------------------------------------------------------------- */
 static void convolution(heft__skeleton *s, const char *name, uint64_t in, uint64_t out)
 {
-    heft__sk_enter(s, "%s", name);
+    heft__sk_enter(s, HEFT_MODULE_CONVOLUTION, "Conv1d", "%s", name);
     heft__sk_parameter(s, "weight", (const uint64_t[]){out, in, 3}, 3, heft__sk_normal(s));
     heft__sk_parameter(s, "bias", &out, 1, heft__init_constant(0));
     heft__sk_leave(s);
@@ -28,10 +28,10 @@ static void encoder(heft__skeleton *s, const struct seq2seq *c)
 {
     const uint64_t positions = heft__sk_count(s, "max_source_positions", 1500);
     const heft__init_rule waves = {.kind = HEFT__INIT_SINUSOID, .a = 1, .zero_row = -1};
-    heft__sk_enter(s, "encoder");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Encoder", "encoder");
     convolution(s, "conv1", heft__sk_count(s, "num_mel_bins", 80), c->hidden);
     convolution(s, "conv2", c->hidden, c->hidden);
-    heft__sk_enter(s, "embed_positions");
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "Embedding", "embed_positions");
     heft__sk_parameter(s, "weight", (const uint64_t[]){positions, c->hidden}, 2, waves);
     heft__sk_leave(s);
     seq2seq_layers(s, c, false);
@@ -42,9 +42,11 @@ static void encoder(heft__skeleton *s, const struct seq2seq *c)
 static void decoder(heft__skeleton *s, const struct seq2seq *c)
 {
     const uint64_t positions = heft__sk_count(s, "max_target_positions", 448);
-    heft__sk_enter(s, "decoder");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*Decoder", "decoder");
     heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, c->padding_row);
-    heft__sk_embedding(s, "embed_positions", positions, c->hidden, -1);
+    heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*PositionalEmbedding", "embed_positions");
+    heft__sk_table(s, positions, c->hidden, -1);
+    heft__sk_leave(s);
     seq2seq_layers(s, c, true);
     heft__sk_layer_norm(s, "layer_norm", c->hidden, true);
     heft__sk_leave(s);
@@ -69,7 +71,7 @@ static void base_model(heft__skeleton *s)
 static void conditional_generation(heft__skeleton *s)
 {
     struct seq2seq c = seq2seq_read(s, &standard);
-    heft__sk_enter(s, "model");
+    heft__sk_enter_body(s, "model");
     encoder(s, &c);
     decoder(s, &c);
     heft__sk_leave(s);
@@ -79,7 +81,7 @@ static void conditional_generation(heft__skeleton *s)
 static void causal_lm(heft__skeleton *s)
 {
     struct seq2seq c = seq2seq_read(s, &standard);
-    heft__sk_enter(s, "model");
+    heft__sk_enter(s, HEFT_MODULE_MODEL, "*DecoderWrapper", "model");
     decoder(s, &c);
     heft__sk_leave(s);
     language_head(s, &c);
@@ -119,6 +121,7 @@ extern const heft__family heft__family_whisper; /* registry.c has a line for it 
 const heft__family heft__family_whisper = {
     .model_type = "whisper",
     .base_prefix = "model",
+    .class_prefix = "Whisper",
     .classes = classes,
     .no_split = no_split,
     .other_keys = other_keys,

@@ -94,3 +94,108 @@ size_t test_each_skeleton(heft_ctx *ctx, void (*visit)(const char *what, heft_mo
     struct visiting v = {ctx, visit};
     return test_each_skeleton_file(visit_classes, &v);
 }
+
+/* ---- a source for the time of a call ------------------------------------------------------------ */
+struct opened {
+    heft_source *source;
+    heft_plan *plan;
+    heft_load_options load;
+};
+
+#define MODULES_MOST 8
+
+static heft_status make_plan(struct opened *o, const test_how *how, heft_error *err)
+{
+    heft_model *skeleton = NULL;
+    heft_device_entry entries[MODULES_MOST] = {
+        {"", *how->module ? HEFT_DEVICE_CPU : how->device}
+    };
+    size_t count = 1;
+    char *names = strdup(how->module), *rest = names, *name;
+    assert_non_null(names);
+    while ((name = strsep(&rest, " ")) != NULL && *name) {
+        assert_true(count < MODULES_MOST);
+        entries[count++] = (heft_device_entry){name, how->device};
+    }
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .device_map = entries, .device_map_count = count);
+    heft_status status = heft_model_skeleton(o->source, &o->load, &skeleton, err);
+    if (status == HEFT_OK) {
+        status = heft_plan_new(skeleton, &options, &o->plan, err);
+    }
+    heft_model_free(skeleton);
+    free(names);
+    o->load.plan = o->plan;
+    return status;
+}
+
+static heft_status open_as(struct opened *o, heft_ctx *with, const char *path, const test_how *how,
+                           heft_error *err)
+{
+    const test_how standard = {.class_name = NULL};
+    how = how ? how : &standard;
+    heft_checkpoint_options where = how->where;
+    where.struct_size = sizeof where;
+    o->load = how->load;
+    o->load.struct_size = sizeof o->load;
+    const heft_source_options options =
+        HEFT_OPTIONS(heft_source_options, .class_name = how->class_name, .checkpoint = &where);
+    heft_status status = heft_source_open(with, path, &options, &o->source, err);
+    return status == HEFT_OK && how->module ? make_plan(o, how, err) : status;
+}
+
+static void close_all(struct opened *o)
+{
+    heft_plan_free(o->plan);
+    heft_source_close(o->source);
+}
+
+heft_status test_load(heft_ctx *with, const char *path, const test_how *how, heft_model **model,
+                      heft_load_report **report, heft_error *err)
+{
+    struct opened o = {.source = NULL};
+    heft_status status = open_as(&o, with, path, how, err);
+    if (status == HEFT_OK) {
+        status = heft_model_load(o.source, &o.load, model, report, err);
+    }
+    close_all(&o);
+    return status;
+}
+
+heft_status test_needs(heft_ctx *with, const char *path, const test_how *how,
+                       heft_load_needs *needs, heft_error *err)
+{
+    struct opened o = {.source = NULL};
+    heft_status status = open_as(&o, with, path, how, err);
+    if (status == HEFT_OK) {
+        status = heft_model_needs(o.source, &o.load, needs, err);
+    }
+    close_all(&o);
+    return status;
+}
+
+heft_status test_convert(heft_ctx *with, const char *src, const char *dst,
+                         const heft_convert_options *options, heft_write_report **report,
+                         heft_error *err)
+{
+    heft_source *source = NULL;
+    heft_status status = heft_source_open(with, src, NULL, &source, err);
+    if (status == HEFT_OK) {
+        status = heft_source_convert(source, dst, options, report, err);
+    }
+    heft_source_close(source);
+    return status;
+}
+
+heft_status test_verify(heft_ctx *with, const char *path, const heft_verify_options *options,
+                        heft_verify_report **report, heft_error *err)
+{
+    heft_source *source = NULL;
+    heft_status status = heft_source_open(
+        with, path, &HEFT_OPTIONS(heft_source_options, .damaged = true), &source, err);
+    if (status == HEFT_OK) {
+        status = heft_source_verify(source, options, report, err);
+    }
+    heft_source_close(source);
+    return status;
+}

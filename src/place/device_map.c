@@ -1,4 +1,5 @@
-/* map_file.c - a device map from a JSON file: {"model.layers.0": 0, "lm_head": "cpu", "": "disk"}.
+/* device_map.c - the caller's device map, as a list of entries or as a JSON file:
+ * {"model.layers.0": 0, "lm_head": "cpu", "": "disk"}.
  *
  * The longest name that is a tensor or a module above it decides. Every name must be one of the
  * model's, every tensor must have a device, and what is tied must have the same one.
@@ -31,24 +32,36 @@ static bool read_device(const heft__json_value *value, int32_t *device)
     return true;
 }
 
-/* The devices that the file names, by node; `nodes`: path -> node. */
-static heft_status read_entry(const heft__map *nodes, const heft__json_value *entry,
+/* Note the device of an entry, by node; `nodes`: path -> node; `at`: where the file has it. */
+static heft_status put_entry(const heft__map *nodes, const heft_device_entry *entry, uint64_t at,
+                             int32_t *devices, heft_error *err)
+{
+    const size_t node = heft__map_get(nodes, entry->name, strlen(entry->name));
+    heft_status status = HEFT_OK;
+    if (node == HEFT__MAP_NONE) {
+        status = heft__fail_at(err, HEFT_MISMATCH, at, "is no module or tensor of the model");
+    } else if (entry->device < HEFT_DEVICE_MPS) {
+        status =
+            heft__fail_at(err, HEFT_INVALID_ARG, at, "there is no device %d", (int)entry->device);
+    } else if (devices[node] != HEFT__NO_DEVICE) {
+        status = heft__fail_at(err, HEFT_INVALID_ARG, at, "has two entries in the device map");
+    } else {
+        devices[node] = entry->device;
+    }
+    return heft__add_item(status, err, entry->name);
+}
+
+static heft_status read_entry(const heft__map *nodes, const heft__json_value *value,
                               int32_t *devices, heft_error *err)
 {
-    const size_t node = heft__map_get(nodes, entry->key, strlen(entry->key));
-    int32_t device = HEFT__NO_DEVICE;
-    if (node == HEFT__MAP_NONE) {
-        return heft__add_item(
-            heft__fail_at(err, HEFT_MISMATCH, entry->offset, "is no module or tensor of the model"),
-            err, entry->key);
-    }
-    if (!read_device(entry, &device)) {
-        return heft__add_item(heft__fail_at(err, HEFT_FORMAT, entry->offset,
+    heft_device_entry entry = {value->key, HEFT__NO_DEVICE};
+    if (heft__map_get(nodes, value->key, strlen(value->key)) != HEFT__MAP_NONE &&
+        !read_device(value, &entry.device)) {
+        return heft__add_item(heft__fail_at(err, HEFT_FORMAT, value->offset,
                                             "expected a number, \"cpu\", \"disk\" or \"mps\""),
-                              err, entry->key);
+                              err, value->key);
     }
-    devices[node] = device;
-    return HEFT_OK;
+    return put_entry(nodes, &entry, value->offset, devices, err);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------- */
@@ -130,7 +143,31 @@ static bool write_entries(const heft__tree *tree, const int32_t *devices, uint32
     return good;
 }
 
-static heft_status read_map(const heft__tree *tree, const heft__json_value *root,
+/* What a device map is read from: entries, or an object of a JSON file. */
+struct given {
+    const heft_device_entry *entries;
+    size_t count;
+    const heft__json_value *object; /* NULL: entries */
+};
+
+static heft_status put_all(const heft__map *nodes, const struct given *given, int32_t *devices,
+                           heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < given->count && status == HEFT_OK; i++) {
+        status =
+            given->entries[i].name
+                ? put_entry(nodes, &given->entries[i], HEFT_NO_OFFSET, devices, err)
+                : heft__fail(err, HEFT_INVALID_ARG, "entry %zu of the device map has no name", i);
+    }
+    const heft__json_value *value = given->object ? given->object->first : NULL;
+    for (; value && status == HEFT_OK; value = value->next) {
+        status = read_entry(nodes, value, devices, err);
+    }
+    return status;
+}
+
+static heft_status make_map(const heft__tree *tree, const struct given *given,
                             heft__map_of_devices *map, heft_error *err)
 {
     const size_t count = (size_t)tree->module_count + tree->tensor_count;
@@ -142,9 +179,8 @@ static heft_status read_map(const heft__tree *tree, const heft__json_value *root
     for (size_t i = 0; devices && i < count; i++) {
         devices[i] = HEFT__NO_DEVICE;
     }
-    for (const heft__json_value *entry = root->first; entry && status == HEFT_OK;
-         entry = entry->next) {
-        status = read_entry(&nodes, entry, devices, err);
+    if (status == HEFT_OK) {
+        status = put_all(&nodes, given, devices, err);
     }
     if (status == HEFT_OK) {
         status = settle(tree, devices, err);
@@ -157,8 +193,20 @@ static heft_status read_map(const heft__tree *tree, const heft__json_value *root
     return status;
 }
 
-heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_of_devices *map,
-                           heft_error *err)
+heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
+                                  size_t count, heft__map_of_devices *map, heft_error *err)
+{
+    const struct given given = {.entries = entries, .count = count};
+    *map = (heft__map_of_devices){.ctx = tree->ctx};
+    const heft_status status = make_map(tree, &given, map, err);
+    if (status != HEFT_OK) {
+        heft__devices_fini(map);
+    }
+    return status;
+}
+
+heft_status heft__device_map_read(const heft__tree *tree, const char *path,
+                                  heft__map_of_devices *map, heft_error *err)
 {
     heft__arena arena;
     heft__json_value *root = NULL;
@@ -177,7 +225,7 @@ heft_status heft__map_read(const heft__tree *tree, const char *path, heft__map_o
                                "expected an object of modules and devices");
     }
     if (status == HEFT_OK) {
-        status = read_map(tree, root, map, err);
+        status = make_map(tree, &(struct given){.object = root}, map, err);
     }
     if (status != HEFT_OK) {
         heft__devices_fini(map);

@@ -1,0 +1,162 @@
+/* source_convert.c - rewriting a source: which order its names are written in.
+ *
+ * A safetensors file does not say in which order the state dict was. Where the config beside it names
+ * a model that heft knows, the names are written in that model's order, and the index gets its number
+ * of parameters. Where it does not, the conversion works without.
+ * Source: docs/sharding.md [5]. */
+#include "load/load.h"
+
+struct order {
+    const heft_checkpoint *ckpt;
+    heft_model *model;
+    const char **names; /* [model->count]; the texts are the model's */
+    heft__names known;
+};
+
+static bool has_own_order(const heft_checkpoint *ckpt)
+{
+    bool pickles = true;
+    for (size_t i = 0; i < ckpt->file_count; i++) {
+        pickles = pickles && heft__format_find(ckpt->files[i].info.format)->has_order;
+    }
+    return pickles;
+}
+
+/* How many of the model's names the checkpoint has. */
+static size_t count_found(const heft_model *model, const heft_checkpoint *ckpt)
+{
+    size_t found = 0;
+    for (size_t i = 0; i < model->count; i++) {
+        found += heft_checkpoint_find(ckpt, model->parameters[i].name) != SIZE_MAX;
+    }
+    return found;
+}
+
+static bool has_elements(const heft_checkpoint *ckpt, const heft_parameter *parameter)
+{
+    const size_t at = heft_checkpoint_find(ckpt, parameter->name);
+    uint64_t ours, theirs;
+    return at != SIZE_MAX && heft__shape_elems(parameter->shape, parameter->rank, &ours) &&
+           heft__shape_elems(ckpt->infos[at].shape, ckpt->infos[at].rank, &theirs) &&
+           ours == theirs;
+}
+
+/* Whether every weight is there, tied ones under one name at least. */
+static heft_status is_complete(const heft_model *model, const heft_checkpoint *ckpt, bool *complete,
+                               heft_error *err)
+{
+    bool *found = heft__alloc_zero(model->ctx, model->count, sizeof *found);
+    if (!found) {
+        return heft__fail_nomem(err, model->count);
+    }
+    *complete = true;
+    for (size_t i = 0; i < model->count; i++) {
+        found[model->parameters[i].tied_to] |= has_elements(ckpt, &model->parameters[i]);
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        const heft_parameter *parameter = &model->parameters[i];
+        *complete =
+            *complete && (found[parameter->tied_to] || parameter->kind != HEFT_PARAMETER_WEIGHT);
+    }
+    heft__free(model->ctx, found, model->count);
+    return HEFT_OK;
+}
+
+/* A model that cannot be made is none; without memory that is an error. */
+static heft_status try_model(const heft_source *source, const char *class_name, heft_model **out,
+                             heft_error *err)
+{
+    heft_error why = {0};
+    const heft_status status =
+        heft_model_create(source->ctx, source->config, class_name, HEFT_DTYPE_NONE, out, &why);
+    if (status == HEFT_NOMEM && err) {
+        *err = why;
+    }
+    return status == HEFT_NOMEM ? status : HEFT_OK;
+}
+
+/* The source's class, or the family's base model if more of the names are that one's. */
+static heft_status find_model(const heft_source *source, struct order *o, heft_error *err)
+{
+    heft_model *base = NULL;
+    heft_status status =
+        source->config ? try_model(source, source->asked_class, &o->model, err) : HEFT_OK;
+    if (status != HEFT_OK || !o->model) {
+        return status;
+    }
+    const size_t found = count_found(o->model, o->ckpt);
+    if (found < o->ckpt->count) {
+        status = try_model(source, "AutoModel", &base, err);
+    }
+    if (base && count_found(base, o->ckpt) > found) {
+        heft_model *other = o->model;
+        o->model = base;
+        base = other;
+    }
+    heft_model_free(base);
+    return status;
+}
+
+static heft_status list_names(struct order *o, bool natural, heft_error *err)
+{
+    const heft_model *model = o->model;
+    size_t *numbers = heft__alloc(model->ctx, model->count * sizeof *numbers);
+    o->names = heft__alloc(model->ctx, model->count * sizeof *o->names);
+    heft_status status =
+        numbers && o->names ? HEFT_OK : heft__fail_nomem(err, model->count * sizeof *o->names);
+    if (status == HEFT_OK && natural) {
+        status = heft_model_natural_order(model, numbers, err);
+    }
+    for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
+        o->names[i] = model->parameters[natural ? numbers[i] : i].name;
+    }
+    if (status == HEFT_OK) {
+        o->known.list = o->names;
+        o->known.count = model->count;
+    }
+    heft__free(model->ctx, numbers, model->count * sizeof *numbers);
+    return status;
+}
+
+static heft_status find_order(const heft_source *source, bool natural, struct order *o,
+                              heft_error *err)
+{
+    bool complete = false;
+    heft_status status = find_model(source, o, err);
+    if (status != HEFT_OK || !o->model) {
+        return status;
+    }
+    status = is_complete(o->model, o->ckpt, &complete, err);
+    o->known.total_parameters = complete ? heft_model_elements(o->model) : 0;
+    return status == HEFT_OK && (natural || !has_own_order(o->ckpt)) ? list_names(o, natural, err)
+                                                                     : status;
+}
+
+heft_status heft_source_convert(const heft_source *source, const char *dst,
+                                const heft_convert_options *options, heft_write_report **report,
+                                heft_error *err)
+{
+    heft_convert_options taken;
+    if (!source || !dst) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or destination is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    if (status == HEFT_OK) {
+        status = heft__source_need_weights(source, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_source_check_index(source, err);
+    }
+    struct order o = {.ckpt = source->ckpt};
+    if (status == HEFT_OK) {
+        status = find_order(source, taken.natural_order, &o, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_convert(source->ckpt, dst, &o.known, &taken, report, err);
+    }
+    if (o.model) {
+        heft__free(source->ctx, o.names, o.model->count * sizeof *o.names);
+    }
+    heft_model_free(o.model);
+    return status;
+}

@@ -1,0 +1,265 @@
+/* evict.c - which unit makes room for another, and what becomes of its memory.
+ *
+ * A unit that nobody holds is idle: it may be dropped. The one whose next use is farthest goes first: by
+ * the places of its residency's schedule until then, and by the acquires that other residencies of the
+ * ledger have had since its own had one. Units that a schedule is through with come before all others,
+ * then those that are in no schedule, the least recently used first.
+ *
+ * A unit's bytes are its stay. A tensor that is out keeps the stay, and so its part of the budget, also
+ * when the unit is gone. The ledger's lock is held everywhere.
+ * Source: docs/residency.md [3]. */
+#include "run/run.h"
+
+/* ---- idle units ------------------------------------------------------------------------------ */
+static void idle_add(heft_residency *r, heft__unit *unit)
+{
+    unit->idle_at = r->idle_count;
+    r->idle[r->idle_count++] = (size_t)(unit - r->units);
+}
+
+static void idle_remove(heft_residency *r, heft__unit *unit)
+{
+    if (unit->idle_at != HEFT__NO_PLACE) {
+        const size_t last = r->idle[--r->idle_count];
+        r->idle[unit->idle_at] = last;
+        r->units[last].idle_at = unit->idle_at;
+        unit->idle_at = HEFT__NO_PLACE;
+    }
+}
+
+void heft__unit_use(heft_residency *r, heft__unit *unit)
+{
+    idle_remove(r, unit);
+    unit->users++;
+}
+
+/* ---- stays ----------------------------------------------------------------------------------- */
+void heft__stays_free(heft__stay *list)
+{
+    while (list) {
+        heft__stay *stay = list;
+        heft_ctx *ctx = stay->ctx;
+        list = stay->next;
+        heft__free(ctx, stay->memory, stay->room);
+        heft__ledger_unref(stay->ledger);
+        heft__free(ctx, stay, sizeof *stay);
+        heft_ctx_free(ctx);
+    }
+}
+
+void heft__views_set(heft_residency *r, const heft__unit *unit, bool here)
+{
+    for (size_t k = 0; k < unit->shown.parameter_count; k++) {
+        const size_t number = unit->shown.parameters[k], at = r->brought_at[number];
+        if (at != SIZE_MAX) {
+            r->views[number].data = here ? unit->brought[at].data : NULL;
+            r->views[number].flags = here && !unit->stay->memory ? HEFT_TENSOR_MAPPED : 0;
+        }
+    }
+}
+
+/* Part a unit from its stay, which is nobody's then if no tensor of it is out; else NULL. */
+static heft__stay *part(heft_residency *r, heft__unit *unit)
+{
+    heft__stay *stay = unit->stay;
+    idle_remove(r, unit);
+    if (unit->state == HEFT__UNIT_HERE) {
+        if (!stay->memory && stay->refs == 1) {
+            heft__unit_forget(r, unit);
+        }
+        heft__views_set(r, unit, false);
+    }
+    r->counts.held_bytes -= stay->bytes;
+    unit->stay = NULL;
+    unit->state = HEFT__UNIT_AWAY;
+    stay->unit = NULL;
+    stay->residency = NULL;
+    if (--stay->refs > 0) {
+        return NULL;
+    }
+    stay->ledger->held -= stay->bytes;
+    stay->next = NULL;
+    return stay;
+}
+
+/* Whether the first request of the queue needs a unit. */
+static bool is_wanted(const heft_residency *r, const heft__unit *unit)
+{
+    const heft__request *first = r->ledger->first;
+    const size_t number = (size_t)(unit - r->units);
+    bool found = false;
+    for (size_t i = 0; first && first->residency == r && i < first->lease->count && !found; i++) {
+        found = first->lease->units[i] == number;
+    }
+    return found;
+}
+
+void heft__unit_settle(heft_residency *r, heft__unit *unit)
+{
+    heft_ledger *ledger = r->ledger;
+    if (unit->users > 0 || !unit->stay || unit->state == HEFT__UNIT_COMING) {
+        return;
+    }
+    const bool idle = unit->state == HEFT__UNIT_HERE && unit->stay->refs == 1;
+    const bool lacking =
+        ledger->first && heft__ledger_left(ledger) < ledger->first->needed && !is_wanted(r, unit);
+    if (unit->state == HEFT__UNIT_PROMISED || r->closed || (idle && lacking)) {
+        heft__stays_free(part(r, unit)); /* whoever waits for room has it at once */
+    } else if (idle && unit->idle_at == HEFT__NO_PLACE) {
+        idle_add(r, unit);
+    }
+}
+
+/* The stay of a dropped unit whose buffer has just this size, else a new one without memory. */
+static heft__stay *take_stay(heft_residency *r, size_t room, heft__stay **dropped, heft_error *err)
+{
+    for (heft__stay **at = dropped; *at; at = &(*at)->next) {
+        heft__stay *stay = *at;
+        if (stay->memory && stay->room == room && stay->ctx == r->ctx) {
+            *at = stay->next;
+            return stay;
+        }
+    }
+    heft__stay *stay = heft__alloc_zero(r->ctx, 1, sizeof *stay);
+    if (!stay) {
+        (void)heft__fail_nomem(err, sizeof *stay);
+        return NULL;
+    }
+    stay->ctx = heft__ctx_ref(r->ctx);
+    stay->ledger = heft__ledger_ref(r->ledger);
+    stay->room = room;
+    return stay;
+}
+
+heft_status heft__unit_promise(heft_residency *r, heft__unit *unit, heft__stay **dropped,
+                               heft_error *err)
+{
+    heft_ledger *ledger = r->ledger;
+    size_t room;
+    heft__stay *stay = NULL;
+    if (!heft__to_size(unit->room, &room)) {
+        return heft__fail_nomem(err, unit->room);
+    }
+    stay = take_stay(r, room, dropped, err);
+    if (!stay) {
+        return HEFT_NOMEM;
+    }
+    stay->residency = r;
+    stay->unit = unit;
+    stay->bytes = unit->shown.brought_bytes;
+    stay->refs = 1;
+    unit->stay = stay;
+    unit->state = HEFT__UNIT_PROMISED;
+    ledger->held += stay->bytes;
+    r->counts.held_bytes += stay->bytes;
+    const uint64_t held = ledger->held + ledger->reserved;
+    ledger->peak = held > ledger->peak ? held : ledger->peak;
+    if (r->counts.held_bytes > r->counts.peak_bytes) {
+        r->counts.peak_bytes = r->counts.held_bytes;
+    }
+    return HEFT_OK;
+}
+
+/* ---- victims --------------------------------------------------------------------------------- */
+/* The nearer `a` is to going, the larger. */
+static bool goes_first(const heft__victim *a, const heft__victim *b)
+{
+    return a->key != b->key ? a->key > b->key : a->used < b->used;
+}
+
+/* How far a unit's next use is. Less than NEVER, and than NEVER - 1 for units in no schedule, else. */
+static uint64_t key_of(const heft_residency *r, size_t unit)
+{
+    if (!heft__schedule_has(&r->schedule, unit)) {
+        return HEFT__NEVER - 1;
+    }
+    const uint64_t distance = heft__schedule_distance(&r->schedule, unit);
+    return distance == HEFT__NEVER ? HEFT__NEVER : distance + (r->ledger->tick - r->tick);
+}
+
+static void sink(heft__victim *heap, size_t count, size_t at)
+{
+    for (size_t child; (child = 2 * at + 1) < count; at = child) {
+        child += child + 1 < count && goes_first(&heap[child + 1], &heap[child]);
+        if (!goes_first(&heap[child], &heap[at])) {
+            return;
+        }
+        const heft__victim swapped = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swapped;
+    }
+}
+
+/* A heap of all idle units whose next use is farther than `reach` (0: of all); *bytes: that they hold. */
+static size_t gather(heft_ledger *ledger, uint64_t reach, uint64_t *bytes)
+{
+    heft__victim *heap = ledger->victims;
+    size_t count = 0;
+    *bytes = 0;
+    for (heft_residency *r = ledger->residencies; r; r = r->next) {
+        for (size_t i = 0; i < r->idle_count; i++) {
+            const heft__unit *unit = &r->units[r->idle[i]];
+            const uint64_t key = key_of(r, r->idle[i]);
+            if ((key > reach || reach == 0) && !is_wanted(r, unit)) {
+                heap[count++] = (heft__victim){key, unit->used, r, r->idle[i]};
+                *bytes += unit->stay->bytes;
+            }
+        }
+    }
+    for (size_t i = count / 2; i-- > 0;) {
+        sink(heap, count, i);
+    }
+    return count;
+}
+
+static void drop_first(heft__victim *heap, size_t *count, heft__stay **dropped)
+{
+    const heft__victim victim = heap[0];
+    heft__stay *stay = part(victim.residency, &victim.residency->units[victim.unit]);
+    heap[0] = heap[--*count];
+    sink(heap, *count, 0);
+    if (stay) { /* no tensor of an idle unit is out */
+        stay->next = *dropped;
+        *dropped = stay;
+    }
+}
+
+bool heft__make_room(heft_ledger *ledger, uint64_t bytes, uint64_t reach, heft__stay **dropped)
+{
+    uint64_t idle = 0;
+    if (bytes <= heft__ledger_left(ledger)) {
+        return true;
+    }
+    size_t count = gather(ledger, reach, &idle);
+    if (idle + heft__ledger_left(ledger) < bytes) {
+        return false;
+    }
+    while (bytes > heft__ledger_left(ledger)) {
+        drop_first(ledger->victims, &count, dropped);
+    }
+    return true;
+}
+
+void heft__drop_idle(heft_ledger *ledger)
+{
+    uint64_t idle = 0;
+    heft__stay *dropped = NULL;
+    size_t count = gather(ledger, 0, &idle);
+    while (count > 0) {
+        drop_first(ledger->victims, &count, &dropped);
+    }
+    heft__stays_free(dropped);
+}
+
+bool heft__drop_one(heft_ledger *ledger)
+{
+    uint64_t idle = 0;
+    heft__stay *dropped = NULL;
+    size_t count = gather(ledger, 0, &idle);
+    const bool any = count > 0;
+    if (any) {
+        drop_first(ledger->victims, &count, &dropped);
+    }
+    heft__stays_free(dropped);
+    return any;
+}

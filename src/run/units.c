@@ -1,0 +1,460 @@
+/* units.c - what of a model is brought in and dropped together.
+ *
+ * Each module has a site: the layer or the expert that it lies in, else itself. Parameters of one site are
+ * a unit. A tensor whose names lie in several sites is taken out of them: it is a unit under all the
+ * modules that hold it, so that it comes once.
+ *
+ * What is a layer and what an expert the model's module tree says (heft_module.unit).
+ * Source: docs/residency.md [1]. */
+#include "run/run.h"
+
+#include <stdlib.h>
+
+#define NONE UINT32_MAX
+
+struct making {
+    heft_residency *r;
+    const heft__tree *tree;
+    uint32_t *site;         /* [modules] */
+    uint32_t *group;        /* [modules] the outermost layer that it lies in, else itself */
+    uint32_t *unit_of_site; /* [modules] */
+    uint32_t *unit_of_tie;  /* [tensors] by the first name's number */
+    uint32_t *last_module;  /* [tensors] by unit: that has given it a place in the order */
+    uint32_t *last_unit;    /* [model->count] by root: the unit that has counted it */
+    uint32_t *holders;      /* [tensors] scratch: modules that hold a tied tensor */
+    heft__map tied;         /* holders -> unit */
+    heft__arena keys;       /* of the map */
+    heft_error *err;
+};
+
+/* ---- sites ----------------------------------------------------------------------------------- */
+/* By the model's own marks: tree module i is the model's module i. */
+static void mark_sites(struct making *m)
+{
+    for (uint32_t i = 0; i < m->tree->module_count; i++) {
+        const uint32_t parent = m->tree->modules[i].parent;
+        const bool inside =
+            i > 0 && (heft_model_module(m->r->model, parent)->unit || m->site[parent] != parent);
+        m->site[i] = inside && !heft_model_module(m->r->model, i)->unit ? m->site[parent] : i;
+        m->group[i] = inside ? m->group[parent] : i;
+    }
+}
+
+/* ---- numbers --------------------------------------------------------------------------------- */
+static size_t parameter_of(const struct making *m, uint32_t tensor)
+{
+    return m->r->tensors[tensor];
+}
+
+/* A new unit, with the modules it comes under; NONE without memory. */
+static uint32_t add_unit(struct making *m, const uint32_t *modules, size_t count)
+{
+    heft_residency *r = m->r;
+    const char *path = m->tree->modules[modules[0]].path;
+    size_t *numbers = heft__arena_array(&r->arena, count, sizeof *numbers);
+    if (!heft__array_reserve(r->ctx, (void **)&r->units, r->unit_count, &r->unit_cap,
+                             sizeof *r->units)) {
+        return NONE;
+    }
+    heft__unit *unit = &r->units[r->unit_count];
+    *unit = (heft__unit){.idle_at = HEFT__NO_PLACE, .group = m->group[modules[0]]};
+    unit->shown.name = heft__arena_text(&r->arena, path, strlen(path));
+    unit->shown.modules = numbers;
+    unit->shown.module_count = count;
+    if (!numbers || !unit->shown.name) {
+        return NONE;
+    }
+    for (size_t i = 0; i < count; i++) {
+        numbers[i] = modules[i];
+    }
+    m->last_module[r->unit_count] = NONE;
+    return (uint32_t)r->unit_count++;
+}
+
+static int by_number(const void *left, const void *right)
+{
+    const uint32_t *a = left, *b = right;
+    return (*a > *b) - (*a < *b);
+}
+
+/* The unit of the tied tensor whose names begin at `tie`: that of the same modules, or a new one. */
+static uint32_t unit_of_holders(struct making *m, size_t tie)
+{
+    const heft__tree *tree = m->tree;
+    const uint32_t group = tree->ties[tie][0];
+    size_t count = 0, kept = 0, found = HEFT__MAP_NONE;
+    for (; tie < tree->tie_count && tree->ties[tie][0] == group; tie++) {
+        m->holders[count++] = tree->tensors[tree->ties[tie][1]].module;
+    }
+    qsort(m->holders, count, sizeof *m->holders, by_number);
+    for (size_t i = 0; i < count; i++) {
+        if (i == 0 || m->holders[i] != m->holders[kept - 1]) {
+            m->holders[kept++] = m->holders[i];
+        }
+    }
+    const size_t length = kept * sizeof *m->holders;
+    const char *key = heft__arena_text(&m->keys, (const char *)m->holders, length);
+    if (!key || !heft__map_put(&m->tied, key, length, m->r->unit_count, &found)) {
+        return NONE;
+    }
+    return found != HEFT__MAP_NONE ? (uint32_t)found : add_unit(m, m->holders, kept);
+}
+
+/* Find the tensors that are in several sites, and number their units in unit_of_tie[]: NONE - 1 says
+ * that it has to be made when its first name comes. */
+#define TIED (NONE - 1)
+static void mark_ties(struct making *m)
+{
+    const heft__tree *tree = m->tree;
+    for (size_t i = 1; i < tree->tie_count; i++) {
+        const uint32_t group = tree->ties[i][0], tensor = tree->ties[i][1],
+                       before = tree->ties[i - 1][1];
+        if (group == tree->ties[i - 1][0] &&
+            m->site[tree->tensors[tensor].module] != m->site[tree->tensors[before].module]) {
+            m->unit_of_tie[group] = TIED;
+        }
+    }
+}
+
+/* The unit of a tensor; NONE without memory. *tie goes along the list of ties. */
+static uint32_t unit_of_tensor(struct making *m, uint32_t tensor, size_t *tie)
+{
+    const heft__tree_tensor *info = &m->tree->tensors[tensor];
+    uint32_t *unit = &m->unit_of_tie[info->first];
+    if (*unit == NONE) { /* not tied, or within its site */
+        unit = &m->unit_of_site[m->site[info->module]];
+        if (*unit == NONE) {
+            *unit = add_unit(m, &m->site[info->module], 1);
+        }
+    } else if (*unit == TIED) {
+        while (m->tree->ties[*tie][0] != info->first) {
+            ++*tie; /* groups come in the order of their first names */
+        }
+        *unit = unit_of_holders(m, *tie);
+    }
+    return *unit;
+}
+
+/* Number units in the order of their first tensors. The order of use has each once, but a tied one at each
+ * of its modules. */
+static heft_status number_units(struct making *m)
+{
+    heft_residency *r = m->r;
+    size_t tie = 0;
+    mark_ties(m);
+    for (uint32_t i = 0; i < m->tree->tensor_count; i++) {
+        const uint32_t unit = unit_of_tensor(m, i, &tie);
+        if (unit == NONE) {
+            return heft__fail_nomem(m->err, sizeof *r->units);
+        }
+        const bool tied = m->unit_of_tie[m->tree->tensors[i].first] != NONE;
+        const uint32_t module =
+            tied ? m->tree->tensors[i].module : m->site[m->tree->tensors[i].module];
+        if (m->last_module[unit] != module) {
+            m->last_module[unit] = module;
+            r->order[r->order_count++] = unit;
+        }
+        r->unit_of[parameter_of(m, i)] = unit;
+        r->units[unit].shown.parameter_count++;
+    }
+    return HEFT_OK;
+}
+
+/* ---- lists ----------------------------------------------------------------------------------- */
+/* Whether a parameter is to be brought in: it stays in a file that the model knows. */
+static bool is_brought(const heft_model *model, size_t root)
+{
+    const heft__homes *homes = heft__model_homes(model);
+    const heft_parameter_state state = model->parameters[root].state;
+    return homes && homes->source[root] != HEFT__NO_TENSOR &&
+           model->parameters[root].size_bytes > 0 &&
+           (state == HEFT_PARAMETER_MAPPED || state == HEFT_PARAMETER_DISK);
+}
+
+/* The bytes of a buffer that hold a parameter, wherever its file has it. */
+static uint64_t room_of(const heft_parameter *parameter)
+{
+    const uint64_t spare = parameter->size_bytes < HEFT__DIRECT_TENSOR ? 64 : HEFT__SPARE_BYTES;
+    return (parameter->size_bytes + 63) / 64 * 64 + spare;
+}
+
+static int by_place(const void *left, const void *right)
+{
+    const heft__brought *a = left, *b = right;
+    return a->file != b->file       ? (a->file < b->file ? -1 : 1)
+           : a->offset != b->offset ? (a->offset < b->offset ? -1 : 1)
+                                    : (a->parameter > b->parameter) - (a->parameter < b->parameter);
+}
+
+/* Count a unit's parameters, once for all names of a tensor. */
+static void count_parameters(struct making *m, uint32_t number)
+{
+    heft__unit *unit = &m->r->units[number];
+    const heft_model *model = m->r->model;
+    for (size_t k = 0; k < unit->shown.parameter_count; k++) {
+        const size_t root = model->parameters[unit->shown.parameters[k]].tied_to;
+        if (m->last_unit[root] == number) {
+            continue;
+        }
+        m->last_unit[root] = number;
+        unit->shown.bytes += model->parameters[root].size_bytes;
+        if (is_brought(model, root)) {
+            const heft__homes *homes = heft__model_homes(model);
+            const size_t tensor = homes->source[root];
+            unit->mappable &= model->parameters[root].state == HEFT_PARAMETER_MAPPED;
+            unit->shown.brought_bytes += model->parameters[root].size_bytes;
+            unit->brought[unit->brought_count++] = (heft__brought){
+                .parameter = root,
+                .file = homes->ckpt->infos[tensor].file_index,
+                .offset = heft__part_offset(homes->ckpt, tensor, homes->first[root])};
+        }
+    }
+}
+
+/* Put what is brought in into the order of the files, and give it room. */
+static void place_parameters(struct making *m, heft__unit *unit)
+{
+    const heft_model *model = m->r->model;
+    qsort(unit->brought, unit->brought_count, sizeof *unit->brought, by_place);
+    for (size_t i = 0; i < unit->brought_count; i++) {
+        heft__brought *brought = &unit->brought[i];
+        brought->at = unit->room;
+        unit->room += room_of(&model->parameters[brought->parameter]);
+        m->last_unit[brought->parameter] = (uint32_t)i; /* its number in the list, from here on */
+    }
+    for (size_t k = 0; k < unit->shown.parameter_count; k++) {
+        const size_t number = unit->shown.parameters[k], root = model->parameters[number].tied_to;
+        m->r->brought_at[number] = is_brought(model, root) ? m->last_unit[root] : SIZE_MAX;
+    }
+}
+
+/* A list of parameters for each unit, in the order of the tree. */
+static heft_status list_parameters(struct making *m)
+{
+    heft_residency *r = m->r;
+    size_t *numbers = heft__arena_array(&r->arena, r->count, sizeof *numbers), filled = 0;
+    heft__brought *brought = heft__arena_array(&r->arena, r->count, sizeof *brought);
+    if (!numbers || !brought) {
+        return heft__fail_nomem(m->err, r->count * sizeof *brought);
+    }
+    for (size_t u = 0; u < r->unit_count; u++) {
+        r->units[u].shown.parameters = numbers + filled;
+        r->units[u].brought = brought + filled;
+        r->units[u].mappable = true;
+        filled += r->units[u].shown.parameter_count;
+        r->units[u].shown.parameter_count = 0;
+    }
+    for (uint32_t i = 0; i < m->tree->tensor_count; i++) {
+        heft__unit *unit = &r->units[r->unit_of[parameter_of(m, i)]];
+        numbers[(size_t)(unit->shown.parameters - numbers) + unit->shown.parameter_count++] =
+            parameter_of(m, i);
+    }
+    for (uint32_t u = 0; u < r->unit_count; u++) {
+        count_parameters(m, u);
+        place_parameters(m, &r->units[u]);
+    }
+    return HEFT_OK;
+}
+
+/* Where each module's tensors begin, and its unit. */
+static void span_modules(struct making *m)
+{
+    heft_residency *r = m->r;
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < m->tree->module_count; i++) {
+        const heft__tree_module *module = &m->tree->modules[i];
+        r->modules[i] = (heft__module_span){module->end, first, NONE};
+        first += module->tensor_count;
+        const bool layer = module->block && m->site[i] == i && m->unit_of_site[i] != NONE,
+                   own = module->tensor_count > 0 && !layer;
+        r->modules[i].unit = own ? (uint32_t)r->unit_of[r->tensors[r->modules[i].first_tensor]]
+                                 : m->unit_of_site[m->site[i]];
+    }
+}
+
+static uint8_t nothing; /* where a tensor without elements begins */
+
+/* Tensors as they are lent: row by row, without memory yet. What they need outlives the model. */
+static heft_status make_views(heft_residency *r, heft_error *err)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        const heft_parameter *parameter = &r->model->parameters[i];
+        const heft__binding *binding = &r->model->bindings[i];
+        const uint32_t rank = parameter->rank;
+        uint64_t *shape = heft__arena_array(&r->arena, 2 * (uint64_t)rank, sizeof *shape);
+        if (!shape) {
+            return heft__fail_nomem(err, 2 * rank * sizeof *shape);
+        }
+        int64_t *strides = (int64_t *)(shape + rank);
+        for (uint32_t d = 0; d < rank; d++) {
+            shape[d] = parameter->shape[d];
+        }
+        heft__shape_strides(shape, rank, strides);
+        r->bound[i] =
+            (heft__bound){binding->storage ? heft_storage_ref(binding->storage) : NULL,
+                          binding->byte_offset, parameter->state == HEFT_PARAMETER_MAPPED};
+        r->views[i] = (heft_tensor){
+            .dtype = parameter->dtype,
+            .rank = rank,
+            .shape = shape,
+            .strides = strides,
+            .size_bytes = parameter->size_bytes,
+        };
+        if (binding->storage && r->brought_at[i] == SIZE_MAX) {
+            r->views[i].flags = r->bound[i].mapped ? HEFT_TENSOR_MAPPED : 0;
+            r->views[i].data =
+                (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
+        } else if (parameter->state == HEFT_PARAMETER_DISK && parameter->size_bytes == 0) {
+            r->views[i].data = &nothing;
+        }
+    }
+    return HEFT_OK;
+}
+
+/* ---- making ---------------------------------------------------------------------------------- */
+static heft_status make_lists(struct making *m)
+{
+    heft_residency *r = m->r;
+    heft__arena *arena = &r->arena;
+    const size_t tensors = m->tree->tensor_count, modules = m->tree->module_count;
+    r->count = tensors;
+    r->module_count = modules;
+    r->order = heft__arena_array(arena, tensors, sizeof *r->order);
+    r->unit_of = heft__arena_array(arena, tensors, sizeof *r->unit_of);
+    r->brought_at = heft__arena_array(arena, tensors, sizeof *r->brought_at);
+    r->views = heft__arena_array(arena, tensors, sizeof *r->views);
+    r->bound = heft__arena_array(arena, tensors, sizeof *r->bound);
+    r->tensors = heft__arena_array(arena, tensors, sizeof *r->tensors);
+    r->modules = heft__arena_array(arena, modules, sizeof *r->modules);
+    m->site = heft__arena_array(&m->keys, modules, sizeof *m->site);
+    m->group = heft__arena_array(&m->keys, modules, sizeof *m->group);
+    m->unit_of_site = heft__arena_array(&m->keys, modules, sizeof *m->unit_of_site);
+    m->unit_of_tie = heft__arena_array(&m->keys, tensors, sizeof *m->unit_of_tie);
+    m->last_module = heft__arena_array(&m->keys, tensors, sizeof *m->last_module);
+    m->last_unit = heft__arena_array(&m->keys, tensors, sizeof *m->last_unit);
+    m->holders = heft__arena_array(&m->keys, tensors, sizeof *m->holders);
+    if (!r->order || !r->unit_of || !r->brought_at || !r->views || !r->bound || !r->tensors ||
+        !r->modules || !m->site || !m->group || !m->unit_of_site || !m->unit_of_tie ||
+        !m->last_module || !m->last_unit || !m->holders) {
+        return heft__fail_nomem(m->err, tensors * sizeof *r->views);
+    }
+    memset(m->unit_of_site, 0xff, modules * sizeof *m->unit_of_site);
+    memset(m->unit_of_tie, 0xff, tensors * sizeof *m->unit_of_tie);
+    memset(m->last_unit, 0xff, tensors * sizeof *m->last_unit);
+    for (uint32_t i = 0; i < tensors; i++) {
+        r->tensors[i] = m->tree->tensors[i].parameter;
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__units_make(heft_residency *r, heft_error *err)
+{
+    heft__tree *tree = NULL;
+    heft_status status = heft__tree_of_model(r->model, &tree, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    struct making m = {.r = r, .tree = tree, .err = err};
+    heft__arena_init(&m.keys, r->ctx);
+    heft__map_init(&m.tied, r->ctx);
+    status = make_lists(&m);
+    if (status == HEFT_OK) {
+        mark_sites(&m);
+        status = number_units(&m);
+    }
+    if (status == HEFT_OK) {
+        status = list_parameters(&m);
+    }
+    if (status == HEFT_OK) {
+        span_modules(&m);
+        status = make_views(r, err);
+    }
+    heft__map_fini(&m.tied);
+    heft__arena_fini(&m.keys);
+    heft__tree_free(tree);
+    return status;
+}
+
+/* ---- looking --------------------------------------------------------------------------------- */
+uint64_t heft__units_two_neighbors(const heft_residency *r, const heft__schedule *schedule)
+{
+    uint64_t largest = 0, first = 0, before = 0, now = 0;
+    uint32_t group = NONE, first_group = NONE;
+    for (size_t i = 0; i < schedule->count; i++) {
+        const heft__unit *unit = &r->units[schedule->units[i]];
+        if (unit->shown.brought_bytes == 0) {
+            continue;
+        }
+        if (unit->group != group) { /* a run of one layer's units is over */
+            first = first > 0 ? first : now;
+            first_group = first_group == NONE ? unit->group : first_group;
+            before = now;
+            now = 0;
+            group = unit->group;
+        }
+        now += unit->shown.brought_bytes;
+        largest = before + now > largest ? before + now : largest;
+    }
+    if (schedule->repeat == 0 && group != first_group && now + first > largest) {
+        largest = now + first; /* the last is followed by the first */
+    }
+    return largest;
+}
+
+size_t heft_residency_count(const heft_residency *r)
+{
+    return r->unit_count;
+}
+
+const heft_unit *heft_residency_unit(const heft_residency *r, size_t i)
+{
+    return i < r->unit_count ? &r->units[i].shown : NULL;
+}
+
+size_t heft_residency_find_parameter(const heft_residency *r, size_t parameter)
+{
+    return parameter < r->count ? r->unit_of[parameter] : SIZE_MAX;
+}
+
+size_t heft_residency_find_module(const heft_residency *r, size_t module)
+{
+    return module < r->module_count && r->modules[module].unit != NONE ? r->modules[module].unit
+                                                                       : SIZE_MAX;
+}
+
+/* Whether a unit has a parameter in the subtree [module, end) of the modules. */
+static bool has_unit(const heft_residency *r, size_t unit, size_t module, size_t end)
+{
+    const heft_unit *shown = &r->units[unit].shown;
+    bool around = false; /* it is that of a layer or expert in which the module lies */
+    for (size_t i = 0; i < shown->module_count; i++) {
+        const size_t own = shown->modules[i];
+        if (own >= module && own < end) {
+            return true;
+        }
+        around = around || (own < module && r->modules[own].end > module);
+    }
+    if (around) {
+        const size_t last = end < r->module_count ? r->modules[end].first_tensor : r->count;
+        for (size_t i = r->modules[module].first_tensor; i < last; i++) {
+            if (r->unit_of[r->tensors[i]] == unit) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+size_t heft_residency_find_units(const heft_residency *r, size_t module, size_t *units, size_t cap)
+{
+    size_t count = 0;
+    for (size_t u = 0; module < r->module_count && u < r->unit_count; u++) {
+        if (has_unit(r, u, module, r->modules[module].end)) {
+            if (count < cap) {
+                units[count] = u;
+            }
+            count++;
+        }
+    }
+    return count;
+}
