@@ -56,7 +56,7 @@ fails 2 'no shards' convert "$work/start" "$work/no" --format offload --max-shar
 fails 2 'no variants' convert "$work/start" "$work/no" --format offload --variant fp16
 fails 2 "is no format: safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
 fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" --format offload
-fails 11 "holds '.*' already; 'force' replaces it" convert "$work/start" "$work/off" --format offload
+fails 11 "holds '.*' already, and force is not set" convert "$work/start" "$work/off" --format offload
 fails 11 "holds '.*' already" convert "$work/start" "$work/off"
 write_safetensors "$work/slash.safetensors" '{"a/b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' 4
 fails 2 "a/b: 'a/b.dat' cannot be a file" convert "$work/slash.safetensors" "$work/no" --format offload

@@ -336,7 +336,7 @@ static void without_a_shared_copy_there_is_a_private_one(void **state)
     (void)state;
     static const char *const says[] = {"the register of shared copies is full",
                                        "cannot make a shared copy"};
-    const test_how options = {
+    const test_how how = {
         .load = {.mode = HEFT_LOAD_SHARED, .dtype = HEFT_DTYPE_BF16, .strict = true}
     };
     for (size_t i = 0; i < sizeof says / sizeof says[0]; i++) {
@@ -351,8 +351,8 @@ static void without_a_shared_copy_there_is_a_private_one(void **state)
         no_memfd = i == 1;
         memset(&err, 0x5a, sizeof err);
         memset(&untouched, 0x5a, sizeof untouched);
-        test_expect_status(test_load(ctx, at("crowd"), &options, &own, &report, &err), HEFT_OK,
-                           &err, says[i]);
+        test_expect_status(test_load(ctx, at("crowd"), &how, &own, &report, &err), HEFT_OK, &err,
+                           says[i]);
         no_memfd = false;
         assert_memory_equal(&err, &untouched, sizeof err);
         assert_int_equal(report->shared_bytes, 0);
