@@ -125,12 +125,24 @@ static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const ch
     return 0;
 }
 
+/* The empty model of a config, in float32. */
+static heft_status make_empty(heft_ctx *ctx, const char *path, heft_model **model, heft_error *err)
+{
+    heft_config *config = NULL;
+    heft_status status = heft_config_read(ctx, path, &config, err);
+    if (status == HEFT_OK) {
+        status = heft_model_new(ctx, config, NULL, HEFT_DTYPE_NONE, model, err);
+    }
+    heft_config_free(config);
+    return status;
+}
+
 static int run_into(heft_ctx *ctx, const char *path)
 {
     heft_error err = {0};
     heft_model *model = NULL;
     heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 1);
-    if (heft_model_new(ctx, path, NULL, &model, &err) != HEFT_OK ||
+    if (make_empty(ctx, path, &model, &err) != HEFT_OK ||
         heft_model_init(model, &init, &err) != HEFT_OK) {
         return fail(&err);
     }
@@ -148,7 +160,7 @@ static int run_init(heft_ctx *ctx, const char *config)
     heft_error err = {0};
     heft_model *model = NULL;
     heft_init_options init = HEFT_OPTIONS(heft_init_options, .seed = 1);
-    if (heft_model_new(ctx, config, NULL, &model, &err) != HEFT_OK) {
+    if (make_empty(ctx, config, &model, &err) != HEFT_OK) {
         return fail(&err);
     }
     double started = seconds_now();

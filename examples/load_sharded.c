@@ -45,6 +45,7 @@ static void print_report(heft_ctx *ctx, const heft_model *model, const heft_load
 int main(int argc, char **argv)
 {
     heft_error err = {0};
+    heft_config *config = NULL;
     heft_model *model = NULL;
     heft_load_report *report = NULL;
     if (argc != 3 && argc != 4) {
@@ -52,7 +53,11 @@ int main(int argc, char **argv)
         return 2;
     }
     heft_ctx *ctx = heft_ctx_new(NULL);
-    heft_status status = heft_model_new(ctx, argv[1], NULL, &model, &err); /* names and shapes */
+    heft_status status = heft_config_read(ctx, argv[1], &config, &err);
+    if (status == HEFT_OK) { /* names and shapes */
+        status = heft_model_new(ctx, config, NULL, HEFT_DTYPE_NONE, &model, &err);
+    }
+    heft_config_free(config);
     if (status == HEFT_OK) {
         status = heft_model_init(model, &HEFT_OPTIONS(heft_init_options, .seed = 99),
                                  &err); /* random weights */

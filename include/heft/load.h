@@ -107,7 +107,7 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * Memory   mapped: metadata only, and what must be cast or initialized. copied: the model and one
  *          staging buffer.
  * Errors   NOT_FOUND for a source without weights or config; those of heft_config_read() and
- *          heft_model_create(); INVALID_ARG for a plan that was made for another model; MISMATCH
+ *          heft_model_new(); INVALID_ARG for a plan that was made for another model; MISMATCH
  *          for shapes that differ (unless ignored) and for strict; CANCELLED.
  * Source   docs/loading.md.
  */
@@ -126,7 +126,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(const heft_source *source,
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata only.
- * Errors   those of heft_config_read() and heft_model_create().
+ * Errors   those of heft_config_read() and heft_model_new().
  * Source   docs/placing.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(const heft_source *source,

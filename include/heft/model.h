@@ -26,6 +26,21 @@ typedef struct heft_config heft_config;
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path,
                                                       heft_config **out, heft_error *err);
+/**
+ * Make a config from the text of a config.json.
+ *
+ * @param ctx     borrowed; kept alive by the config
+ * @param text    borrowed; UTF-8
+ * @param length  bytes of text
+ * @param out     filled with an owned config
+ * @param err     filled on failure; may be NULL. Its path is "config.json".
+ *
+ * Memory   some times the length of the text.
+ * Errors   FORMAT with the offset for text that is no JSON object or holds a key twice; LIMIT; NOMEM.
+ * Source   docs/config.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_config_new(heft_ctx *ctx, const char *text, size_t length,
+                                                     heft_config **out, heft_error *err);
 /** Free a config. NULL is allowed. */
 HEFT_API void heft_config_free(heft_config *config);
 /** Return `model_type`, or "" if the config has none; lent. */
@@ -125,13 +140,9 @@ typedef struct heft_module {
  *          absurd ones, before anything is allocated by them.
  * Source   docs/models.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_create(heft_ctx *ctx, const heft_config *config,
-                                                       const char *class_name, heft_dtype dtype,
-                                                       heft_model **out, heft_error *err);
-/** The same from the path of a config.json (or of a folder that holds one), in float32. */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const char *config_path,
-                                                    const char *class_name, heft_model **out,
-                                                    heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const heft_config *config,
+                                                    const char *class_name, heft_dtype dtype,
+                                                    heft_model **out, heft_error *err);
 /** Free a model; tensors that came from it stay. NULL is allowed. */
 HEFT_API void heft_model_free(heft_model *model);
 

@@ -50,8 +50,7 @@ static int run_init(cli_run *run)
     heft_status status = heft_config_read(run->ctx, run->arguments[0], &config, &err);
     if (status == HEFT_OK) {
         heft_dtype dtype = request.dtype ? request.dtype : heft_config_dtype(config);
-        status =
-            heft_model_create(run->ctx, config, run->values[OPTION_CLASS], dtype, &model, &err);
+        status = heft_model_new(run->ctx, config, run->values[OPTION_CLASS], dtype, &model, &err);
     }
     if (status == HEFT_OK) {
         status = heft_model_save_random(model, run->arguments[1], &request.init, &request.save,

@@ -269,8 +269,8 @@ static int inspect_model(cli_run *run, const heft_config *config, heft_format fo
     heft_error err = {0};
     heft_model *model = NULL;
     int code;
-    if (heft_model_create(run->ctx, config, run->values[OPTION_CLASS], heft_config_dtype(config),
-                          &model, &err) == HEFT_OK) {
+    if (heft_model_new(run->ctx, config, run->values[OPTION_CLASS], heft_config_dtype(config),
+                       &model, &err) == HEFT_OK) {
         cli_listing list;
         bool good = cli_listing_of_model(
             &list, model, format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : format);

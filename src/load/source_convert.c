@@ -68,7 +68,7 @@ static heft_status try_model(const heft_source *source, const char *class_name, 
 {
     heft_error why = {0};
     const heft_status status =
-        heft_model_create(source->ctx, source->config, class_name, HEFT_DTYPE_NONE, out, &why);
+        heft_model_new(source->ctx, source->config, class_name, HEFT_DTYPE_NONE, out, &why);
     if (status == HEFT_NOMEM && err) {
         *err = why;
     }

@@ -41,6 +41,20 @@ heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text
     return heft__add_path(status, err, path);
 }
 
+heft_status heft_config_new(heft_ctx *ctx, const char *text, size_t length, heft_config **out,
+                            heft_error *err)
+{
+    if (!ctx || (!text && length > 0) || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, text or result is NULL");
+    }
+    const uint64_t most = heft__limits(ctx)->config_bytes;
+    heft_status status =
+        length > most ? heft__fail(err, HEFT_LIMIT, "the text has %zu bytes, the limit is %llu",
+                                   length, (unsigned long long)most)
+                      : heft__config_parse(ctx, "config.json", text, length, out, err);
+    return heft__add_path(status, err, "config.json");
+}
+
 heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out, heft_error *err)
 {
     if (!ctx || !path || !out) {

@@ -232,8 +232,8 @@ heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_mo
     return heft__add_path(status, err, recipe->config->path);
 }
 
-heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const char *class_name,
-                              heft_dtype dtype, heft_model **out, heft_error *err)
+heft_status heft_model_new(heft_ctx *ctx, const heft_config *config, const char *class_name,
+                           heft_dtype dtype, heft_model **out, heft_error *err)
 {
     heft__recipe recipe = {.config = config, .dtype = dtype};
     if (!ctx || !config || !out) {
@@ -245,18 +245,6 @@ heft_status heft_model_create(heft_ctx *ctx, const heft_config *config, const ch
     }
     heft_status status = heft__class_find(config, class_name, &recipe.family, &recipe.class, err);
     return status == HEFT_OK ? heft__model_build(ctx, &recipe, out, err) : status;
-}
-
-heft_status heft_model_new(heft_ctx *ctx, const char *config_path, const char *class_name,
-                           heft_model **out, heft_error *err)
-{
-    heft_config *config = NULL;
-    heft_status status = heft_config_read(ctx, config_path, &config, err);
-    if (status == HEFT_OK) {
-        status = heft_model_create(ctx, config, class_name, HEFT_DTYPE_F32, out, err);
-    }
-    heft_config_free(config);
-    return status;
 }
 
 void heft_model_free(heft_model *model)

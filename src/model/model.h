@@ -312,7 +312,7 @@ typedef struct heft__recipe {
     const void *user; /* heft__sk_user */
 } heft__recipe;
 
-/* The empty model. As heft_model_create. */
+/* The empty model. As heft_model_new. */
 heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_model **out,
                               heft_error *err);
 

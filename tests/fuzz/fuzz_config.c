@@ -9,7 +9,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     heft_model *model = NULL;
     heft_error err;
     if (heft__config_parse(fuzz_ctx(), "config.json", data, size, &config, &err) == HEFT_OK) {
-        if (heft_model_create(fuzz_ctx(), config, NULL, HEFT_DTYPE_NONE, &model, &err) == HEFT_OK) {
+        if (heft_model_new(fuzz_ctx(), config, NULL, HEFT_DTYPE_NONE, &model, &err) == HEFT_OK) {
             heft_model_free(model);
         }
         heft_config_free(config);

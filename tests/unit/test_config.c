@@ -25,7 +25,7 @@ static heft_status parse_and_create(const char *text, heft_error *err)
     heft_model *model = NULL;
     heft_status status = heft__config_parse(ctx, "config.json", text, strlen(text), &config, err);
     if (status == HEFT_OK) {
-        status = heft_model_create(ctx, config, NULL, HEFT_DTYPE_NONE, &model, err);
+        status = heft_model_new(ctx, config, NULL, HEFT_DTYPE_NONE, &model, err);
     }
     heft_model_free(model);
     heft_config_free(config);
@@ -303,7 +303,7 @@ static void classes_are_found_by_name_auto_name_and_config(void **state)
         heft_model *model = NULL;
         heft_config *config = parse(rows[i].text);
         heft_status status =
-            heft_model_create(ctx, config, rows[i].asked, HEFT_DTYPE_NONE, &model, &err);
+            heft_model_new(ctx, config, rows[i].asked, HEFT_DTYPE_NONE, &model, &err);
         test_expect_status(status, rows[i].found ? HEFT_OK : HEFT_UNSUPPORTED, &err, rows[i].text);
         if (rows[i].found) {
             assert_string_equal(heft_model_class(model), rows[i].found);
@@ -318,6 +318,27 @@ static void classes_are_found_by_name_auto_name_and_config(void **state)
     }
 }
 
+static void a_config_is_made_of_text(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"model_type\": \"bert\"} and more";
+    const size_t length = strlen("{\"model_type\": \"bert\"}");
+    heft_error err = {0};
+    heft_config *config = NULL;
+    test_expect_status(heft_config_new(ctx, text, length, &config, &err), HEFT_OK, &err, "text");
+    assert_string_equal(heft_config_model_type(config), "bert");
+    heft_config_free(config);
+    config = NULL;
+    assert_int_equal(heft_config_new(ctx, text, length + 4, &config, &err), HEFT_FORMAT);
+    assert_int_equal(heft_config_new(ctx, text, 0, &config, &err), HEFT_FORMAT);
+    assert_int_equal(heft_config_new(ctx, NULL, 1, &config, &err), HEFT_INVALID_ARG);
+    assert_null(config);
+    heft_ctx *small = heft_ctx_new(&HEFT_OPTIONS(
+        heft_ctx_options, .limits = &HEFT_OPTIONS(heft_limits, .config_bytes = length - 1)));
+    assert_int_equal(heft_config_new(small, text, length, &config, &err), HEFT_LIMIT);
+    heft_ctx_free(small);
+}
+
 static void models_are_made_in_floating_point_only(void **state)
 {
     (void)state;
@@ -325,7 +346,7 @@ static void models_are_made_in_floating_point_only(void **state)
     heft_config *config = parse("{\"model_type\":\"bert\",\"num_hidden_layers\":1}");
     for (heft_dtype dtype = HEFT_DTYPE_F32; dtype < HEFT_DTYPE_COUNT; dtype++) {
         heft_model *model = NULL;
-        heft_status status = heft_model_create(ctx, config, NULL, dtype, &model, &err);
+        heft_status status = heft_model_new(ctx, config, NULL, dtype, &model, &err);
         bool possible = dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F64 ||
                         dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
         test_expect_status(status, possible ? HEFT_OK : HEFT_INVALID_ARG, &err,
@@ -339,9 +360,9 @@ static void models_are_made_in_floating_point_only(void **state)
         heft_model_free(model);
     }
     heft_model *model = NULL;
-    assert_int_equal(heft_model_create(ctx, NULL, NULL, HEFT_DTYPE_NONE, &model, &err),
+    assert_int_equal(heft_model_new(ctx, NULL, NULL, HEFT_DTYPE_NONE, &model, &err),
                      HEFT_INVALID_ARG);
-    assert_int_equal(heft_model_create(ctx, config, NULL, HEFT_DTYPE_NONE, NULL, NULL),
+    assert_int_equal(heft_model_new(ctx, config, NULL, HEFT_DTYPE_NONE, NULL, NULL),
                      HEFT_INVALID_ARG);
     heft_config_free(config);
 }
@@ -467,6 +488,7 @@ int main(void)
         cmocka_unit_test(dtype_wins_over_torch_dtype),
         cmocka_unit_test(architecture_is_the_first_name),
         cmocka_unit_test(classes_are_found_by_name_auto_name_and_config),
+        cmocka_unit_test(a_config_is_made_of_text),
         cmocka_unit_test(models_are_made_in_floating_point_only),
         cmocka_unit_test(golden_configs_are_written_as_the_reference_does),
         cmocka_unit_test(unknown_keys_are_kept_and_those_of_a_run_are_not),

@@ -600,7 +600,7 @@ static heft_status make_and_init(heft_ctx *with, void *user, heft_error *err)
     heft_status status = heft__config_parse(with, "c", tiny, strlen(tiny), &config, err);
     (void)user;
     if (status == HEFT_OK) {
-        status = heft_model_create(with, config, "BertForMaskedLM", HEFT_DTYPE_F16, &model, err);
+        status = heft_model_new(with, config, "BertForMaskedLM", HEFT_DTYPE_F16, &model, err);
     }
     if (status == HEFT_OK) {
         status = heft_model_init(model, NULL, err);

@@ -47,8 +47,8 @@ static heft_model *make_model(heft_ctx *with, const char *class_name)
     int length = snprintf(text, sizeof text, tiny, class_name);
     test_expect_status(heft__config_parse(with, "config.json", text, (size_t)length, &config, &err),
                        HEFT_OK, &err, class_name);
-    test_expect_status(heft_model_create(with, config, NULL, HEFT_DTYPE_NONE, &model, &err),
-                       HEFT_OK, &err, class_name);
+    test_expect_status(heft_model_new(with, config, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_OK,
+                       &err, class_name);
     heft_config_free(config);
     return model;
 }

@@ -398,7 +398,7 @@ static heft_status list_units(heft_ctx *with, void *user, heft_error *err)
     heft__arena_init(&arena, with);
     heft_status status = heft__config_parse(with, "c", tiny, strlen(tiny), &config, err);
     if (status == HEFT_OK) {
-        status = heft_model_create(with, config, "BertForMaskedLM", HEFT_DTYPE_NONE, &model, err);
+        status = heft_model_new(with, config, "BertForMaskedLM", HEFT_DTYPE_NONE, &model, err);
     }
     if (status == HEFT_OK) {
         status = heft__units_list(model, &arena, &units, err);

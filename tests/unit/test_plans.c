@@ -618,7 +618,7 @@ static heft_status plan_with_all(heft_ctx *with, void *user, heft_error *err)
     heft_status status =
         heft__config_parse(with, "config.json", llama, strlen(llama), &config, err);
     if (status == HEFT_OK) {
-        status = heft_model_create(with, config, "LlamaForCausalLM", HEFT_DTYPE_NONE, &model, err);
+        status = heft_model_new(with, config, "LlamaForCausalLM", HEFT_DTYPE_NONE, &model, err);
     }
     if (status == HEFT_OK) {
         status = heft_plan_new(model, &options, &plan, err);

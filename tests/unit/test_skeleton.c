@@ -487,8 +487,7 @@ static void broken_configs_take_no_memory(void **state)
     heft_error err = {0};
     uint64_t peak;
     assert_int_equal(heft__config_parse(own, "c", text, strlen(text), &config, &err), HEFT_OK);
-    assert_int_equal(heft_model_create(own, config, NULL, HEFT_DTYPE_NONE, &model, &err),
-                     HEFT_LIMIT);
+    assert_int_equal(heft_model_new(own, config, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_LIMIT);
     assert_string_equal(err.item, "encoder.layer.0.attention.self.query.weight");
     heft_ctx_memory(own, NULL, &peak);
     assert_true(peak < 20000);
@@ -511,9 +510,13 @@ static void an_empty_bert_base_costs_little(void **state)
     heft_model *model = NULL;
     uint64_t live, peak;
     heft_ctx *own = heft_ctx_new(NULL);
-    heft_status status =
-        heft_model_new(own, HEFT_TEST_DATA "/config/bert_base_cased.v5.config.json",
-                       "BertForPreTraining", &model, &err);
+    heft_config *config = NULL;
+    heft_status status = heft_config_read(
+        own, HEFT_TEST_DATA "/config/bert_base_cased.v5.config.json", &config, &err);
+    if (status == HEFT_OK) {
+        status = heft_model_new(own, config, "BertForPreTraining", HEFT_DTYPE_NONE, &model, &err);
+    }
+    heft_config_free(config);
     test_expect_status(status, HEFT_OK, &err, "bert-base-cased");
     heft_ctx_memory(own, &live, &peak);
     print_message("empty BertForPreTraining: %llu bytes live, %llu at the peak\n",
@@ -587,8 +590,7 @@ static heft_status make_one(heft_ctx *with, void *user, heft_error *err)
     heft_status status = heft__config_parse(with, "c", tiny, strlen(tiny), &config, err);
     (void)user;
     if (status == HEFT_OK) {
-        status =
-            heft_model_create(with, config, "BertForPreTraining", HEFT_DTYPE_NONE, &model, err);
+        status = heft_model_new(with, config, "BertForPreTraining", HEFT_DTYPE_NONE, &model, err);
     }
     heft_config_free(config);
     heft_model_free(model);

@@ -27,8 +27,8 @@ heft_model *test_make_model(heft_ctx *ctx, const heft__json_value *config, const
     heft__json_write_compact(&text, config);
     test_expect_status(heft__config_parse(ctx, what, text.data, text.size, &parsed, &err), HEFT_OK,
                        &err, what);
-    test_expect_status(heft_model_create(ctx, parsed, class_name, dtype, &model, &err), HEFT_OK,
-                       &err, what);
+    test_expect_status(heft_model_new(ctx, parsed, class_name, dtype, &model, &err), HEFT_OK, &err,
+                       what);
     heft_config_free(parsed);
     heft__buffer_fini(&text);
     return model;
@@ -41,7 +41,7 @@ heft_model *test_model_from_text(heft_ctx *with, const char *text, const char *c
     heft_error err;
     heft_status status = heft__config_parse(with, "config.json", text, strlen(text), &config, &err);
     test_expect_status(status, HEFT_OK, &err, text);
-    status = heft_model_create(with, config, class_name, HEFT_DTYPE_NONE, &model, &err);
+    status = heft_model_new(with, config, class_name, HEFT_DTYPE_NONE, &model, &err);
     test_expect_status(status, HEFT_OK, &err, text);
     heft_config_free(config);
     return model;
