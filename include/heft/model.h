@@ -193,7 +193,7 @@ HEFT_API uint64_t heft_model_bytes(const heft_model *model);
  * @param order  filled with heft_model_count() numbers; transient buffers stay behind
  * @param err    filled on failure; may be NULL
  *
- * Memory   scratch of 12 bytes for each parameter.
+ * Memory   scratch of 16 bytes for each parameter.
  * Errors   INVALID_ARG, NOMEM.
  * Source   docs/sharding.md.
  */

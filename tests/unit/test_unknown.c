@@ -374,6 +374,28 @@ static void any_names_make_a_tree(void **state)
     }
 }
 
+/* Names of very many parts make few modules: what is left is the role. */
+static void deep_names_make_few_modules(void **state)
+{
+    (void)state;
+    static char names[NAMES_MOST][160];
+    for (size_t i = 0; i < 70; i++) {
+        memcpy(names[0] + 2 * i, "a.", 2);
+    }
+    snprintf(names[0] + 140, 20, "w");
+    write_names(names, 1);
+    heft_load_report *report = NULL;
+    heft_model *model = load(ctx, "names", HEFT_DTYPE_NONE, &report);
+    const heft_parameter *parameter = heft_model_parameter(model, 0);
+    assert_int_equal(heft_model_module_count(model), 33);
+    assert_int_equal(parameter->module, 32);
+    assert_string_equal(parameter->name, names[0]);
+    assert_string_equal(parameter->role, names[0] + 64);
+    assert_int_equal(heft_model_module_parameter(model, 32, names[0] + 64), 0);
+    heft_load_report_free(report);
+    heft_model_free(model);
+}
+
 static void it_is_cast_and_saved_and_loaded_again(void **state)
 {
     (void)state;
@@ -451,6 +473,7 @@ int main(void)
         cmocka_unit_test(the_checkpoint_is_the_skeleton),
         cmocka_unit_test(layers_are_found_by_structure),
         cmocka_unit_test(any_names_make_a_tree),
+        cmocka_unit_test(deep_names_make_few_modules),
         cmocka_unit_test(it_is_cast_and_saved_and_loaded_again),
         cmocka_unit_test(a_class_must_be_known),
         cmocka_unit_test(memory_can_run_out_anywhere),
