@@ -102,9 +102,15 @@ HEFT_API const char *heft_version(void);
 
 /* ---- context --------------------------------------------------------------------------------- */
 
-/** Memory functions. Sizes are handed back, so an implementation needs no headers. `alloc` returns
+/**
+ * Memory functions. Sizes are handed back, so an implementation needs no headers. `alloc` returns
  * NULL when it has nothing left; alignment as malloc's. `resize` may be NULL: then alloc, copy,
- * free is used. */
+ * free is used.
+ *
+ * Threads  called from several threads at once, the caller's and those of the context; a block may be
+ *          freed on another thread than the one that allocated it. They must not call functions of
+ *          heft's. `user` must stay valid until the last thing made from the context is freed.
+ */
 typedef struct heft_allocator {
     void *(*alloc)(void *user, size_t bytes);
     void *(*resize)(void *user, void *block, size_t old_bytes, size_t new_bytes);

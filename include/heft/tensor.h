@@ -119,13 +119,16 @@ typedef struct heft_storage heft_storage;
  * @param ctx      borrowed; kept alive by the storage
  * @param data     taken: stays valid until release is called
  * @param bytes    size of data
- * @param release  called once with `user` when the last reference goes, from whichever thread
- *                 drops it; may be NULL
+ * @param release  called once with `user` when the last reference is dropped; may be NULL
  * @param out      filled with an owned reference
  * @param err      filled on failure; may be NULL. release is not called on failure.
  *
  * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
- * Threads  references may be taken and dropped by any thread.
+ * Threads  any thread may take and drop references. release is called on the thread that drops the
+ *          last one, inside the call that drops it: heft_storage_unref(), heft_tensor_free(), the
+ *          deleter of a DLPack tensor, or the function that frees the object which holds it. So it
+ *          must be ready for any thread that the program lets do one of these. A thread of heft's own
+ *          is never one of them. No lock of heft's is held; release may call heft.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
                                                        void (*release)(void *user), void *user,

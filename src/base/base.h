@@ -196,7 +196,8 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
 /* The context has one pool of threads. It creates them when they are first needed and keeps them
  * until the context is gone; a child process, which has none of them, creates its own. They allocate
  * and free as any thread does, but the callbacks for progress and log lines are never called on them:
- * heft__tell_progress and heft__log do nothing there. */
+ * heft__tell_progress and heft__log do nothing there. Nothing that runs on them drops a reference to a
+ * storage that may be a caller's: its release would be called there. */
 
 /* Call fn(user, i, err) for every i below count, in any order, on this thread and on up to
  * heft__threads() - 1 helpers. After the first failure no new items start; that failure is returned.

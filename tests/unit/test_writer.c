@@ -5,8 +5,10 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <heft/dlpack.h>
 #include <heft/writer.h>
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -942,6 +944,67 @@ static void every_allocation_may_fail(void **state)
     }
 }
 
+/* ---- whose thread lets go ---------------------------------------------------------------------- */
+struct letting_go {
+    pthread_t caller;
+    size_t count, strange;
+};
+
+static void let_go(void *user)
+{
+    struct letting_go *seen = user;
+    seen->count++;
+    seen->strange += !pthread_equal(pthread_self(), seen->caller);
+}
+
+/* The writer and a DLPack tensor hold the last references; a context with threads does the work. */
+static void memory_is_released_on_the_callers_thread(void **state)
+{
+    (void)state;
+    static const heft_format formats[] = {HEFT_FORMAT_SAFETENSORS, HEFT_FORMAT_TORCH,
+                                          HEFT_FORMAT_OFFLOAD};
+    const uint64_t shape[] = {4, 6};
+    const heft_tensor_spec spec =
+        HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .rank = 2, .shape = shape);
+    struct letting_go seen = {.caller = pthread_self()};
+    heft_ctx *before = ctx;
+    size_t made = 0;
+    ctx = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .threads = 8));
+    for (size_t f = 0; f < COUNT(formats); f++) {
+        heft_writer *w =
+            writer_at(at("out"), &HEFT_OPTIONS(heft_writer_options, .format = formats[f],
+                                               .ties = HEFT_TIES_COPY));
+        for (size_t i = 0; i < 50; i++, made++) {
+            heft_storage *storage = NULL;
+            heft_tensor *tensor = NULL;
+            DLManagedTensorVersioned *managed = NULL;
+            heft_error err;
+            char name[16];
+            snprintf(name, sizeof name, "t%zu", i);
+            test_expect_status(heft_storage_wrap_const(ctx, numbers, sizeof numbers, let_go, &seen,
+                                                       &storage, &err),
+                               HEFT_OK, &err, name);
+            test_expect_status(heft_tensor_new(storage, &spec, &tensor, &err), HEFT_OK, &err, name);
+            heft_storage_unref(storage);
+            if (i % 2 == 0) {
+                test_expect_status(heft_writer_add(w, name, tensor, &err), HEFT_OK, &err, name);
+                heft_tensor_free(tensor);
+            } else {
+                test_expect_status(heft_tensor_to_dlpack(tensor, &managed, &err), HEFT_OK, &err,
+                                   name);
+                heft_tensor_free(tensor);
+                managed->deleter(managed);
+            }
+        }
+        commit(w);
+        assert_int_equal(seen.count, made);
+        test_folder_remove(at("out"));
+    }
+    assert_int_equal(seen.strange, 0);
+    heft_ctx_free(ctx);
+    ctx = before;
+}
+
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
 
 int main(void)
@@ -967,6 +1030,7 @@ int main(void)
         IN_FOLDER(a_side_file_in_the_place_of_weights),
         IN_FOLDER(after_the_commit),
         IN_FOLDER(a_folder_that_is_there),
+        IN_FOLDER(memory_is_released_on_the_callers_thread),
         IN_FOLDER(every_allocation_may_fail),
     };
     fill_numbers();
