@@ -498,33 +498,32 @@ static heft_status open_offload(heft_checkpoint *ckpt, heft_error *err)
     return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
 }
 
-heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
-                                 const heft_checkpoint_options *options, heft_checkpoint **out,
-                                 heft_error *err)
+/* ---- the object ------------------------------------------------------------------------------ */
+/* An empty checkpoint, and the options as this version has them; NULL and a status if not. */
+static heft_checkpoint *begin(heft_ctx *ctx, const heft_checkpoint_options *options,
+                              heft_checkpoint_options *taken, heft_status *status, heft_error *err)
 {
-    heft_checkpoint_options taken;
-    if (!ctx || !path || !out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    heft_checkpoint *ckpt = NULL;
+    *status = HEFT__TAKE_OPTIONS(taken, options, err);
+    if (*status == HEFT_OK) {
+        ckpt = heft__alloc_zero(ctx, 1, sizeof *ckpt);
+        *status = ckpt ? HEFT_OK : heft__fail_nomem(err, sizeof *ckpt);
     }
-    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    heft_checkpoint *ckpt = heft__alloc_zero(ctx, 1, sizeof *ckpt);
     if (!ckpt) {
-        return heft__fail_nomem(err, sizeof *ckpt);
+        return NULL;
     }
     ckpt->ctx = heft__ctx_ref(ctx);
     heft__arena_init(&ckpt->arena, ctx);
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
-    ckpt->trust_shards = taken.trust_shards;
-    status = heft__resolve(&ckpt->arena, path, &taken, &ckpt->where, err);
-    if (status == HEFT_OK) {
-        status = ckpt->where.offload ? open_offload(ckpt, err)
-                 : ckpt->where.index ? open_index(ckpt, err)
-                                     : open_single(ckpt, err);
-    }
+    ckpt->trust_shards = taken->trust_shards;
+    return ckpt;
+}
+
+/* Hand it out if all went well, else close it. */
+static heft_status finish(heft_checkpoint *ckpt, heft_status status, const char *path,
+                          heft_checkpoint **out, heft_error *err)
+{
     if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }
@@ -534,6 +533,58 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     }
     *out = ckpt;
     return HEFT_OK;
+}
+
+heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
+                                 const heft_checkpoint_options *options, heft_checkpoint **out,
+                                 heft_error *err)
+{
+    heft_checkpoint_options taken;
+    if (!ctx || !path || !out) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or result is NULL");
+    }
+    heft_status status = HEFT_OK;
+    heft_checkpoint *ckpt = begin(ctx, options, &taken, &status, err);
+    if (!ckpt) {
+        return status;
+    }
+    status = heft__resolve(&ckpt->arena, path, &taken, &ckpt->where, err);
+    if (status == HEFT_OK) {
+        status = ckpt->where.offload ? open_offload(ckpt, err)
+                 : ckpt->where.index ? open_index(ckpt, err)
+                                     : open_single(ckpt, err);
+    }
+    return finish(ckpt, status, path, out, err);
+}
+
+heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
+                                        const heft_checkpoint_options *options,
+                                        heft_checkpoint **out, heft_error *err)
+{
+    const char *name = heft__input_path(source);
+    heft_checkpoint_options taken;
+    heft_status status = HEFT_OK;
+    heft_checkpoint *ckpt = begin(ctx, options, &taken, &status, err);
+    if (!ckpt) {
+        return status;
+    }
+    status = make_slots(ckpt, 1, err);
+    if (status == HEFT_OK) {
+        heft__checkpoint_file *slot = &ckpt->files[0];
+        status = heft__file_open(ctx, source, &slot->file, err);
+        if (status == HEFT_OK) {
+            slot->info = (heft_file_info){.name = heft__path_base(name),
+                                          .path = name, /* the file holds the input */
+                                          .format = slot->file->format,
+                                          .size_bytes = heft__input_size(source),
+                                          .tensors = slot->file->tensor_count};
+            status = build_table(ckpt, err);
+        }
+    }
+    if (status == HEFT_OK) {
+        status = sum_bytes(ckpt, err);
+    }
+    return finish(ckpt, status, name, out, err);
 }
 
 void heft_checkpoint_close(heft_checkpoint *ckpt)
