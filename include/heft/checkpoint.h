@@ -87,6 +87,68 @@ typedef struct heft_file_info {
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                                                           const heft_checkpoint_options *options,
                                                           heft_checkpoint **out, heft_error *err);
+/**
+ * Open one weight file whose bytes are in memory: safetensors or any of PyTorch's formats. Reads
+ * metadata only.
+ *
+ * @param ctx      borrowed; kept alive by the checkpoint
+ * @param name     borrowed; stands for the file's path in infos and errors; NULL: "bytes"
+ * @param storage  borrowed; the checkpoint takes a reference of its own, and so does every tensor that
+ *                 points into it: the bytes must not change until all are gone.
+ *                 heft_storage_wrap_const() makes one of the caller's memory, with a callback for that
+ *                 moment.
+ * @param options  borrowed; NULL for defaults. What chooses among files has no effect.
+ * @param out      filled with an owned checkpoint
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   the names and shapes of all tensors; no descriptor. heft_checkpoint_map() points into the
+ *          storage without HEFT_TENSOR_WRITABLE; HEFT_MAP_PRIVATE copies to the heap.
+ * Errors   as heft_checkpoint_open() for one file.
+ * Source   docs/formats/.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_bytes(
+    heft_ctx *ctx, const char *name, heft_storage *storage, const heft_checkpoint_options *options,
+    heft_checkpoint **out, heft_error *err);
+
+/** A file that only the caller knows how to read: in an archive, in a cache, behind a network. */
+typedef struct heft_reader {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    const char *name;   /* stands for the path in infos and errors; copied; NULL: "reader" */
+    uint64_t size;      /* bytes; must not change */
+    /* Read at most `length` bytes from byte `offset` on into dst. Returns how many: at least 1 if
+     * there are any, 0 if there are none, a negative errno if it failed. heft never asks for bytes
+     * behind `size`. Called by many threads at once, and never while heft holds a lock. */
+    int64_t (*read_at)(void *user, uint64_t offset, void *dst, size_t length);
+    /* Return the address of all bytes, which stay there unchanged until release is called; the same
+     * one whenever it is asked. NULL, or returning NULL: tensors are copied to the heap. Called by
+     * many threads at once. */
+    const void *(*map)(void *user);
+    /* Called once when the checkpoint and every tensor that points into `map`'s bytes are gone, from
+     * whichever thread drops the last; may be NULL. Not called if opening fails: the reader is the
+     * caller's then, as before. */
+    void (*release)(void *user);
+    void *user;
+} heft_reader;
+
+/**
+ * Open one weight file through a reader of the caller's. Reads metadata only.
+ *
+ * @param ctx      borrowed; kept alive by the checkpoint
+ * @param reader   borrowed, copied; made with HEFT_OPTIONS. What it points to is taken if opening
+ *                 succeeds.
+ * @param options  borrowed; NULL for defaults. What chooses among files has no effect.
+ * @param out      filled with an owned checkpoint
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   the names and shapes of all tensors; no descriptor.
+ * Errors   as heft_checkpoint_open() for one file; INVALID_ARG without read_at; IO with the offset
+ *          and the errno if read_at fails, ends early or returns more than it was asked for, here
+ *          and in every later read.
+ * Source   docs/formats/.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_reader(
+    heft_ctx *ctx, const heft_reader *reader, const heft_checkpoint_options *options,
+    heft_checkpoint **out, heft_error *err);
 /** Close a checkpoint; tensors that came from it stay. NULL is allowed. */
 HEFT_API void heft_checkpoint_close(heft_checkpoint *ckpt);
 
@@ -100,7 +162,8 @@ HEFT_API size_t heft_checkpoint_find(const heft_checkpoint *ckpt, const char *na
 HEFT_API size_t heft_checkpoint_file_count(const heft_checkpoint *ckpt);
 /** Return file i in the order of names (of an offload folder: of its index), or NULL; lent. */
 HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i);
-/** Return the folder that the checkpoint's files lie in; lent. */
+/** Return the folder that the checkpoint's files lie in; lent. NULL if it was opened from bytes or by
+ * a reader. */
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);

@@ -120,6 +120,11 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
 heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
                                    heft_error *err);
 
+/* open.c: a checkpoint of one file, which is read from `source`. Takes a reference of its own. */
+heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
+                                        const heft_checkpoint_options *options,
+                                        heft_checkpoint **out, heft_error *err);
+
 /* ---- map_tensor.c: storages that are handed out ------------------------------------------------- */
 /* A place for the storages of all files, in each map mode. NOMEM. */
 heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err);

@@ -70,6 +70,7 @@ static heft_status make_storage(const heft_checkpoint *ckpt, size_t i, heft_map_
     const heft__file *file = heft__file_of(ckpt, i);
     const heft__file_storage *run = &file->storages[ckpt->entries[i]->storage];
     const bool writable = mode == HEFT_MAP_PRIVATE;
+    uint32_t flags = writable ? HEFT_TENSOR_WRITABLE : 0;
     uint8_t *private = NULL;
     const uint8_t *base = NULL;
     heft_status status = writable ? heft__input_map_private(file->source, &private, err)
@@ -78,11 +79,11 @@ static heft_status make_storage(const heft_checkpoint *ckpt, size_t i, heft_map_
         return status;
     }
     base = writable ? private : base;
+    flags |= heft__input_is_file(file->source) ? HEFT_TENSOR_MAPPED : 0;
     heft__input *source = heft__input_ref(file->source);
     const heft__memory memory = {.data = (void *)(uintptr_t)(base + run->offset),
                                  .bytes = run->bytes,
-                                 .flags =
-                                     HEFT_TENSOR_MAPPED | (writable ? HEFT_TENSOR_WRITABLE : 0),
+                                 .flags = flags,
                                  .release = release_input,
                                  .user = source};
     status = heft__storage_make(ckpt->ctx, &memory, out, err);
@@ -151,6 +152,18 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
     return status;
 }
 
+/* Whether the tensor stands in its file as it is used, and the file can be mapped. A reader may say so
+ * only when it is asked for its bytes. */
+static bool is_mappable(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode)
+{
+    const heft__file *file = heft__file_of(ckpt, i);
+    const uint8_t *base;
+    return heft__tensor_is_mappable(file, ckpt->entries[i]) &&
+           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE) &&
+           (heft__input_is_file(file->source) ||
+            heft__input_map(file->source, &base, NULL) == HEFT_OK);
+}
+
 heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
                                 heft_tensor **out, heft_error *err)
 {
@@ -161,10 +174,7 @@ heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_
     if (mode != HEFT_MAP_READ_ONLY && mode != HEFT_MAP_PRIVATE) {
         return heft__fail(err, HEFT_INVALID_ARG, "there is no map mode %d", (int)mode);
     }
-    const heft__file *file = heft__file_of(ckpt, i);
-    const bool mappable = heft__tensor_is_mappable(file, ckpt->entries[i]) &&
-                          (mode == HEFT_MAP_READ_ONLY || heft__input_is_file(file->source));
-    heft_status status =
-        mappable ? map_plain(ckpt, i, mode, out, err) : copy_to_heap(ckpt, i, out, err);
+    heft_status status = is_mappable(ckpt, i, mode) ? map_plain(ckpt, i, mode, out, err)
+                                                    : copy_to_heap(ckpt, i, out, err);
     return heft__checkpoint_blame(ckpt, i, status, err);
 }

@@ -365,13 +365,13 @@ static heft_status survey(heft_checkpoint *ckpt, heft_error *err)
     return status == HEFT_OK ? compare_entry_points(ckpt, err) : status;
 }
 
-heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
-                                    const heft_checkpoint_options *options, heft_checkpoint **out,
-                                    heft_error *err)
+/* An empty checkpoint; NULL without memory. */
+static heft_checkpoint *begin(heft_ctx *ctx, heft_error *err)
 {
     heft_checkpoint *ckpt = heft__alloc_zero(ctx, 1, sizeof *ckpt);
     if (!ckpt) {
-        return heft__fail_nomem(err, sizeof *ckpt);
+        (void)heft__fail_nomem(err, sizeof *ckpt);
+        return NULL;
     }
     ckpt->ctx = heft__ctx_ref(ctx);
     atomic_init(&ckpt->refs, 1);
@@ -379,13 +379,13 @@ heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
     heft__map_init(&ckpt->names, ctx);
     heft__warnings_init(&ckpt->warnings, &ckpt->arena);
     ckpt->findings.arena = &ckpt->arena;
-    heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
-    if (status == HEFT_OK) {
-        status = survey(ckpt, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__maps_make(ckpt, err);
-    }
+    return ckpt;
+}
+
+/* Hand it out if all went well, else close it. */
+static heft_status finish(heft_checkpoint *ckpt, heft_status status, const char *path,
+                          heft_checkpoint **out, heft_error *err)
+{
     if (status != HEFT_OK) {
         heft_checkpoint_close(ckpt);
         return heft__add_path(status, err, path);
@@ -394,7 +394,36 @@ heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
     return HEFT_OK;
 }
 
+heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
+                                    const heft_checkpoint_options *options, heft_checkpoint **out,
+                                    heft_error *err)
+{
+    heft_checkpoint *ckpt = begin(ctx, err);
+    if (!ckpt) {
+        return HEFT_NOMEM;
+    }
+    heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
+    if (status == HEFT_OK) {
+        status = survey(ckpt, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__maps_make(ckpt, err);
+    }
+    return finish(ckpt, status, path, out, err);
+}
+
 /* ---- opening --------------------------------------------------------------------------------- */
+/* Fail by the first finding that is an error, make warnings of the others, and hand it out. */
+static heft_status judge(heft_checkpoint *ckpt, bool trust_shards, const char *path,
+                         heft_checkpoint **out, heft_error *err)
+{
+    heft_status status = heft__checkpoint_judge(ckpt, trust_shards, err);
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_warn(ckpt, err);
+    }
+    return finish(ckpt, status, path, out, err);
+}
+
 heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
                                  const heft_checkpoint_options *options, heft_checkpoint **out,
                                  heft_error *err)
@@ -408,18 +437,52 @@ heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
     if (status == HEFT_OK) {
         status = heft__checkpoint_survey(ctx, path, &taken, &ckpt, err);
     }
-    if (status == HEFT_OK) {
-        status = heft__checkpoint_judge(ckpt, taken.trust_shards, err);
+    return status == HEFT_OK ? judge(ckpt, taken.trust_shards, path, out, err)
+                             : heft__add_path(status, err, path);
+}
+
+/* The one file of a checkpoint is an input that is open. */
+static heft_status take_input(heft_checkpoint *ckpt, heft__input *source, heft_error *err)
+{
+    const char *name = heft__input_path(source); /* the file holds the input, and so the name */
+    ckpt->where = (heft__resolved){.folder = "", .file = heft__path_base(name), .lone = true};
+    ckpt->files = heft__arena_array(&ckpt->arena, 1, sizeof *ckpt->files);
+    if (!ckpt->files) {
+        return heft__fail_nomem(err, sizeof *ckpt->files);
     }
-    if (status == HEFT_OK) {
-        status = heft__checkpoint_warn(ckpt, err);
-    }
+    heft__checkpoint_file *slot = &ckpt->files[0];
+    heft_status status = heft__file_open(ckpt->ctx, source, &slot->file, err);
     if (status != HEFT_OK) {
-        heft_checkpoint_close(ckpt);
-        return heft__add_path(status, err, path);
+        return status;
     }
-    *out = ckpt;
-    return HEFT_OK;
+    slot->info = (heft_file_info){.name = ckpt->where.file,
+                                  .path = name,
+                                  .format = slot->file->format,
+                                  .size_bytes = heft__input_size(source),
+                                  .tensors = slot->file->tensor_count};
+    ckpt->file_count = 1;
+    ckpt->storage_count = slot->file->storage_count;
+    status = build_table(ckpt, err);
+    return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
+}
+
+heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
+                                        const heft_checkpoint_options *options,
+                                        heft_checkpoint **out, heft_error *err)
+{
+    const char *name = heft__input_path(source);
+    heft_checkpoint_options taken;
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    heft_checkpoint *ckpt = status == HEFT_OK ? begin(ctx, err) : NULL;
+    if (!ckpt) {
+        return status == HEFT_OK ? HEFT_NOMEM : status;
+    }
+    status = take_input(ckpt, source, err);
+    if (status == HEFT_OK) {
+        status = heft__maps_make(ckpt, err);
+    }
+    return status == HEFT_OK ? judge(ckpt, taken.trust_shards, name, out, err)
+                             : finish(ckpt, status, name, out, err);
 }
 
 heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt)

@@ -65,7 +65,7 @@ double heft__input_residency(heft__input *source, uint64_t offset, uint64_t leng
     const uint8_t *base = NULL;
     uint64_t there = 0, seen = 0, end = 0;
     int fd = -1;
-    if (source->bytes || length == 0 || !heft__add_u64(offset, length, &end) ||
+    if (!heft__input_has_file(source) || length == 0 || !heft__add_u64(offset, length, &end) ||
         end > source->size || heft__input_take_fd(source, &fd, NULL) != HEFT_OK) {
         return 1;
     }
@@ -111,7 +111,7 @@ const char *heft__input_network(heft__input *source)
     struct statfs facts;
     int fd = -1;
     const char *name = NULL;
-    if (source->bytes || heft__input_take_fd(source, &fd, NULL) != HEFT_OK) {
+    if (!heft__input_has_file(source) || heft__input_take_fd(source, &fd, NULL) != HEFT_OK) {
         return NULL;
     }
     if (fstatfs(fd, &facts) == 0) {
@@ -185,8 +185,8 @@ heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *
     uint8_t *to = dst;
     uint64_t end;
     bool phased = (uintptr_t)to % block == before;
-    if (source->bytes || !phased || length < head + block || !heft__add_u64(offset, length, &end) ||
-        end > source->size) {
+    if (!heft__input_has_file(source) || !phased || length < head + block ||
+        !heft__add_u64(offset, length, &end) || end > source->size) {
         return heft__input_read(source, offset, dst, length, err);
     }
     if (spill) { /* whole blocks, over both ends; what is short at the end of the file is enough */

@@ -1,4 +1,4 @@
-/* input.c - a regular file, or bytes in memory, to read from at any offset.
+/* input.c - a regular file, bytes in memory or a caller's reader, to read from at any offset.
  *
  * The library reads with pread only. A read that comes up short says which byte is missing: FORMAT
  * where the file never had it, IO where it had when it was opened. Touching a mapping goes through
@@ -8,8 +8,10 @@
  * Source: madvise(2), docs/mapping.md. */
 #include "io/input.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -131,7 +133,7 @@ void heft__input_drop_fd(heft__input *source)
 void heft__input_park(heft__input *source)
 {
     pthread_mutex_lock(&source->lock);
-    if (!source->bytes && !source->parked) {
+    if (heft__input_has_file(source) && !source->parked) {
         source->parked = true;
         if (source->users == 0 && source->fd >= 0) {
             close(source->fd);
@@ -152,6 +154,23 @@ heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *
     return status;
 }
 
+heft_status heft__input_from_reader(heft_ctx *ctx, const char *name, const heft__reader *reader,
+                                    uint64_t size, heft__input **out, heft_error *err)
+{
+    heft_status status = source_new(ctx, name, out, err);
+    if (status == HEFT_OK) {
+        (*out)->reader = *reader;
+        (*out)->size = size;
+    }
+    return status;
+}
+
+void heft__input_on_release(heft__input *source, void (*release)(void *user), void *user)
+{
+    source->release = release;
+    source->release_user = user;
+}
+
 heft__input *heft__input_ref(heft__input *source)
 {
     atomic_fetch_add_explicit(&source->refs, 1, memory_order_relaxed);
@@ -163,7 +182,7 @@ void heft__input_unref(heft__input *source)
     if (!source || atomic_fetch_sub_explicit(&source->refs, 1, memory_order_acq_rel) != 1) {
         return;
     }
-    if (!source->bytes && source->mapped && source->size > 0) {
+    if (heft__input_has_file(source) && source->mapped && source->size > 0) {
         munmap((void *)(uintptr_t)source->mapped, (size_t)source->size);
     }
     if (source->private && source->size > 0) {
@@ -176,6 +195,9 @@ void heft__input_unref(heft__input *source)
         close(source->direct_fd);
     }
     pthread_mutex_destroy(&source->lock);
+    if (source->release) {
+        source->release(source->release_user);
+    }
     heft_ctx *ctx = source->ctx;
     heft__free(ctx, source->path, source->path_bytes);
     heft__free(ctx, source, sizeof *source);
@@ -189,7 +211,12 @@ uint64_t heft__input_size(const heft__input *source)
 
 bool heft__input_is_file(const heft__input *source)
 {
-    return !source->bytes;
+    return heft__input_has_file(source);
+}
+
+bool heft__input_can_map(const heft__input *source, bool private)
+{
+    return heft__input_has_file(source) || (!private && (source->bytes || source->reader.map));
 }
 
 const char *heft__input_path(const heft__input *source)
@@ -233,6 +260,37 @@ static heft_status read_fd(const heft__input *source, int fd, uint64_t offset, v
     return HEFT_OK;
 }
 
+/* The caller's callback may give less than it is asked for, but not nothing. */
+static heft_status read_reader(const heft__input *source, uint64_t offset, void *dst, size_t length,
+                               heft_error *err)
+{
+    size_t done = 0;
+    heft_status status = HEFT_OK;
+    while (done < length && status == HEFT_OK) {
+        const size_t left = length - done;
+        const int64_t got =
+            source->reader.read_at(source->reader.user, offset + done, (uint8_t *)dst + done, left);
+        if (got > 0 && (uint64_t)got <= left) {
+            done += (size_t)got;
+        } else if (got == 0) {
+            status = heft__fail(err, HEFT_IO, "the reader ends here, its size is %llu bytes",
+                                (unsigned long long)source->size);
+        } else if (got > 0) {
+            status = heft__fail(err, HEFT_IO, "the reader gave %lld bytes where %zu were asked for",
+                                (long long)got, left);
+        } else {
+            const int code = got < -INT_MAX ? EIO : (int)-got;
+            (void)heft__fail_errno(err, code, "the reader failed");
+            status = HEFT_IO; /* whatever it was: the checkpoint is there */
+        }
+    }
+    if (status != HEFT_OK && err) {
+        err->status = status;
+        err->offset = offset + done;
+    }
+    return heft__add_path(status, err, source->path);
+}
+
 heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, size_t length,
                              heft_error *err)
 {
@@ -245,6 +303,9 @@ heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, si
             memcpy(dst, source->bytes + offset, length);
         }
         return HEFT_OK;
+    }
+    if (source->reader.read_at) {
+        return read_reader(source, offset, dst, length, err);
     }
     int fd = -1;
     heft_status status = heft__input_take_fd(source, &fd, err);
@@ -279,6 +340,21 @@ static heft_status map_file(heft__input *source, int protection, int flags, void
     return status;
 }
 
+/* What a reader's map gives; no lock is held while it is called. */
+static heft_status map_reader(heft__input *source, const uint8_t **base, heft_error *err)
+{
+    const heft__reader *reader = &source->reader;
+    const uint8_t *bytes = reader->map ? reader->map(reader->user) : NULL;
+    if (!bytes) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "the reader does not map");
+    }
+    pthread_mutex_lock(&source->lock);
+    source->mapped = source->mapped ? source->mapped : bytes;
+    *base = source->mapped;
+    pthread_mutex_unlock(&source->lock);
+    return HEFT_OK;
+}
+
 heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err)
 {
     pthread_mutex_lock(&source->lock);
@@ -289,6 +365,9 @@ heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_erro
     pthread_mutex_unlock(&source->lock);
     if (*base) {
         return HEFT_OK;
+    }
+    if (source->reader.read_at) {
+        return heft__add_path(map_reader(source, base, err), err, source->path);
     }
     void *mapped = NULL;
     heft_status status = map_file(source, PROT_READ, MAP_SHARED, &mapped, err);
@@ -310,6 +389,7 @@ heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_erro
 heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err)
 {
     static uint8_t nothing;
+    assert(heft__input_has_file(source));
     pthread_mutex_lock(&source->lock);
     *base = source->size == 0 ? &nothing : source->private;
     pthread_mutex_unlock(&source->lock);
@@ -366,7 +446,7 @@ heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint6
     if (!heft__add_u64(offset, length, &end) || end > source->size) {
         return short_read(source, source->size, err);
     }
-    if (source->bytes || length == 0) {
+    if (!heft__input_has_file(source) || length == 0) {
         return HEFT_OK;
     }
     for (uint64_t at = offset / page * page; at < end; at += step) {

@@ -12,19 +12,27 @@ struct heft__input {
     heft_ctx *ctx;
     char *path;
     size_t path_bytes;
-    int fd; /* -1: bytes in memory, or parked */
+    int fd; /* -1: no file, or parked */
     uint64_t size;
-    uint64_t device, inode; /* of the file, to know it again */
-    const uint8_t *bytes;   /* memory source, else NULL */
-    pthread_mutex_t lock;   /* guards the descriptors, users, parked, no_direct and the
+    uint64_t device, inode;      /* of the file, to know it again */
+    const uint8_t *bytes;        /* of a source in memory, else NULL */
+    heft__reader reader;         /* of a caller's source, else zeros */
+    void (*release)(void *user); /* of the caller's; NULL: nobody to tell */
+    void *release_user;
+    pthread_mutex_t lock;  /* guards the descriptors, users, parked, no_direct and the
                                making of the mapping */
-    size_t users;           /* reads under way */
-    bool parked;            /* no descriptor is held between reads */
-    const uint8_t *mapped;  /* NULL until asked for */
-    uint8_t *private;       /* the same, copy-on-write */
-    int direct_fd;          /* past the page cache; -1: not opened */
-    bool no_direct;         /* the file system does not do it */
+    size_t users;          /* reads under way */
+    bool parked;           /* no descriptor is held between reads */
+    const uint8_t *mapped; /* NULL until asked for */
+    uint8_t *private;      /* the same, copy-on-write */
+    int direct_fd;         /* past the page cache; -1: not opened */
+    bool no_direct;        /* the file system does not do it */
 };
+
+static inline bool heft__input_has_file(const heft__input *source)
+{
+    return !source->bytes && !source->reader.read_at;
+}
 
 /* The descriptor for a read, opened again if the source is parked. Every take is followed by a
  * drop. */

@@ -13,7 +13,7 @@
 
 #include "base/base.h"
 
-/* ---- source: a file or bytes in memory to read from; refcounted ------------------------------ */
+/* ---- source: a file, bytes in memory or a caller's reader to read from; refcounted ------------ */
 typedef struct heft__input heft__input;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
@@ -22,6 +22,16 @@ heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out,
  */
 heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
                                    size_t length, heft__input **out, heft_error *err);
+/* A caller's own way to its bytes: as heft_reader, which has the words. */
+typedef struct heft__reader {
+    int64_t (*read_at)(void *user, uint64_t offset, void *dst, size_t length);
+    const void *(*map)(void *user); /* may be NULL, or give NULL: it cannot be mapped */
+    void *user;
+} heft__reader;
+heft_status heft__input_from_reader(heft_ctx *ctx, const char *name, const heft__reader *reader,
+                                    uint64_t size, heft__input **out, heft_error *err);
+/* Call release(user) when the last reference is gone. Of bytes or a reader, before it is shared. */
+void heft__input_on_release(heft__input *source, void (*release)(void *user), void *user);
 heft__input *heft__input_ref(heft__input *source);
 void heft__input_unref(heft__input *source);
 uint64_t heft__input_size(const heft__input *source); /* when it was opened */
@@ -33,12 +43,15 @@ const char *heft__input_path(const heft__input *source);
 heft_status heft__input_read(heft__input *source, uint64_t offset, void *dst, size_t length,
                              heft_error *err);
 /* The whole file mapped read-only and shared, made at the first call and kept until the source is
- * gone. */
+ * gone. UNSUPPORTED if a reader does not map. */
 heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_error *err);
 /* The same as a private copy: pages are the file's until they are written to, and then this
  * process's own. No memory is reserved for them. Of a file only. */
 heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err);
 bool heft__input_is_file(const heft__input *source);
+/* Whether mapping is worth trying: false for readers that do not map, and for private copies of what
+ * is no file. */
+bool heft__input_can_map(const heft__input *source, bool private);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err);

@@ -111,7 +111,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
     counts->direct |= is_cold(f, tensor);
-    if (f->options->share) {
+    if (f->options->share && heft__input_is_file(heft__file_of(f->ckpt, tensor)->source)) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
         counts->shared_bytes += parameter->size_bytes;
@@ -199,7 +199,9 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
 {
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft_parameter *parameter = &f->model->parameters[i];
-    const bool as_it_lies = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET;
+    const bool private = f->options->map_mode == HEFT_MAP_PRIVATE && !f->options->devices;
+    const bool as_it_lies = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
+                            heft__input_can_map(heft__file_of(f->ckpt, tensor)->source, private);
     enum fate fate = COPY;
     if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
         return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
