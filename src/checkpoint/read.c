@@ -28,7 +28,7 @@ const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i
 
 const char *heft_checkpoint_folder(const heft_checkpoint *ckpt)
 {
-    return ckpt->where.folder;
+    return *ckpt->where.folder ? ckpt->where.folder : NULL; /* "": not a file */
 }
 
 const char *heft_checkpoint_index(const heft_checkpoint *ckpt)
