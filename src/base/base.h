@@ -16,6 +16,10 @@
 #include <string.h>
 #include <sys/types.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "heft needs a little-endian machine: it uses checkpoints' little-endian numbers as they lie"
+#endif
+
 /* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */
 heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -77,6 +77,26 @@ cut:
     memcpy(dst + at, "...", 4);
 }
 
+/* GNU's strerror_r returns the text, which need not be in the buffer; POSIX's fills the buffer and
+ * returns 0. Which one there is (glibc, musl) its type says. */
+static inline const char *text_of_gnu(const char *text, const char *buffer)
+{
+    (void)buffer;
+    return text;
+}
+
+static inline const char *text_of_posix(int failed, const char *buffer)
+{
+    return failed ? "unknown error" : buffer;
+}
+
+static const char *errno_text(int sys_errno, char *buffer, size_t cap)
+{
+    return _Generic(strerror_r(sys_errno, buffer, cap), int
+                    : text_of_posix, default
+                    : text_of_gnu)(strerror_r(sys_errno, buffer, cap), buffer);
+}
+
 static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset,
                  const char *format, va_list args) __attribute__((format(printf, 5, 0)));
 static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t offset,
@@ -87,7 +107,7 @@ static void fill(heft_error *err, heft_status status, int sys_errno, uint64_t of
     if (sys_errno && length >= 0 && (size_t)length < sizeof text) {
         char reason[128];
         snprintf(text + length, sizeof text - (size_t)length, ": %s",
-                 strerror_r(sys_errno, reason, sizeof reason));
+                 errno_text(sys_errno, reason, sizeof reason));
     }
     *err = (heft_error){.status = status, .sys_errno = sys_errno, .offset = offset};
     copy_escaped(err->message, sizeof err->message, text, strlen(text));

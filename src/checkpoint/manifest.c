@@ -78,7 +78,7 @@ static heft_status compare_entry(const heft__hashing *job, heft__arena *arena,
     const heft__json_value *sha = heft__json_member(entry, "sha256");
     const char *path = heft__path_join(arena, job->survey->where.folder, entry->key);
     char hex[HEX_BYTES] = "";
-    uint64_t size, said;
+    uint64_t size = 0, said = 0;
     if (!path) {
         return heft__fail_nomem(err, 0);
     }

@@ -18,10 +18,15 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define TEMPORARY ".heft-tmp-"
+#ifndef RENAME_EXCHANGE /* of <stdio.h>, in glibc */
+#define RENAME_NOREPLACE 1u
+#define RENAME_EXCHANGE 2u
+#endif
 
 struct out_file {
     const char *name;
@@ -440,11 +445,17 @@ static heft_status publish_new(heft__folder_writer *writer, heft_error *err)
     return HEFT_OK;
 }
 
+/* renameat2(2), which musl does not have before 1.2.6. */
+static bool rename_with(int from, const char *old_name, int to, const char *new_name, unsigned how)
+{
+    return syscall(SYS_renameat2, from, old_name, to, new_name, how) == 0;
+}
+
 /* Put one finished file in its place; its predecessor, if any, takes its place in the temporary
  * folder. */
 static bool publish_file(heft__folder_writer *writer, int folder, struct out_file *file)
 {
-    if (renameat2(writer->temporary_fd, file->name, folder, file->name, RENAME_EXCHANGE) == 0) {
+    if (rename_with(writer->temporary_fd, file->name, folder, file->name, RENAME_EXCHANGE)) {
         file->state = SWAPPED;
         return true;
     }
@@ -465,7 +476,8 @@ static void take_back(heft__folder_writer *writer, int folder)
     for (size_t i = writer->file_count; i-- > 0;) {
         struct out_file *file = &writer->files[i];
         if (file->state == SWAPPED) {
-            (void)renameat2(writer->temporary_fd, file->name, folder, file->name, RENAME_EXCHANGE);
+            (void)rename_with(writer->temporary_fd, file->name, folder, file->name,
+                              RENAME_EXCHANGE);
         } else if (file->state == RENAMED) {
             (void)renameat(folder, file->name, writer->temporary_fd, file->name);
         }
@@ -507,8 +519,8 @@ static void restore_entry_points(heft__folder_writer *writer, int folder)
     for (size_t i = 0; i < writer->file_count; i++) {
         char *aside = heft__arena_format(&writer->arena, "%s.old", writer->files[i].name);
         if (aside) {
-            (void)renameat2(writer->temporary_fd, aside, folder, writer->files[i].name,
-                            RENAME_NOREPLACE);
+            (void)rename_with(writer->temporary_fd, aside, folder, writer->files[i].name,
+                              RENAME_NOREPLACE);
         }
     }
 }

@@ -41,8 +41,10 @@ for kind in single sharded bin offload; do
     once 0 plan "$source" --max-memory cpu=60KB
     once 0 verify "$source"
     once 0 verify "$source" --deep
-    once 0 verify "$source" --write-manifest="$work/manifest"
-    once 0 verify "$source" --manifest "$work/manifest" --json
+    if [ "$manifests" = ON ]; then
+        once 0 verify "$source" --write-manifest="$work/manifest"
+        once 0 verify "$source" --manifest "$work/manifest" --json
+    fi
     configs=2 # it is copied beside the new weights as well
     once 0 convert "$source" "$work/to" --force --max-shard-size 30KB
     once 0 convert "$source" "$work/bf16" --force --dtype bf16 --format bin

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
-#include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -126,15 +125,6 @@ char *test_read_file(const char *path, size_t *length)
         *length = (size_t)size;
     }
     return text;
-}
-
-void test_sha256(const void *bytes, size_t length, char hex[65])
-{
-    unsigned char digest[SHA256_DIGEST_LENGTH];
-    SHA256(bytes, length, digest);
-    for (size_t i = 0; i < sizeof digest; i++) {
-        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-    }
 }
 
 size_t test_count_entries(const char *path)

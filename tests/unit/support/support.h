@@ -57,7 +57,7 @@ const char *test_path(const char *folder, const char *name);
 void test_write_file(const char *folder, const char *name, const void *bytes, size_t length);
 /* The whole file, malloced, NUL behind its end; fails the test if it cannot be read. */
 char *test_read_file(const char *path, size_t *length);
-/* SHA-256 as 64 hex digits. */
+/* SHA-256 as 64 hex digits. Without OpenSSL a test that names this is not built. */
 void test_sha256(const void *bytes, size_t length, char hex[65]);
 /* How many entries a folder has, hidden ones included. */
 size_t test_count_entries(const char *path);
