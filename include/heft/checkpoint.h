@@ -209,8 +209,7 @@ typedef struct heft_read_request {
 
 /**
  * Copy a part of a tensor into the caller's memory: row by row, little-endian, cast if asked for. Reads
- * only the runs of bytes that the slice needs, and gaps between them that are at most 4 KiB or as long as
- * what is wanted. A deflated tensor is unpacked from its beginning up to the slice's end.
+ * only the runs of bytes that the slice needs, and gaps of at most 4 KiB between them. A deflated tensor is unpacked from its beginning up to the slice's end.
  *
  * @param ckpt     borrowed
  * @param request  borrowed

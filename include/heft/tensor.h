@@ -105,9 +105,11 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_cast(heft_dtype to, void *dst, heft_dt
 #define HEFT_DEVICE_NONE INT32_MIN
 
 /* What may be done with a storage and its tensors, and where their bytes come from. */
-#define HEFT_TENSOR_WRITABLE (UINT32_C(1) << 0) /* without it, a write raises SIGSEGV */
-#define HEFT_TENSOR_MAPPED (UINT32_C(1) << 1)   /* a mapping of a file; with WRITABLE, private */
-#define HEFT_TENSOR_SHARED (UINT32_C(1) << 2)   /* the copy that processes of this host share */
+#define HEFT_TENSOR_WRITABLE                                                                       \
+    (UINT32_C(1) << 0)                        /* without it: a write to mapped or shared memory
+                                                   raises SIGSEGV, the caller's own must not change */
+#define HEFT_TENSOR_MAPPED (UINT32_C(1) << 1) /* a mapping of a file; with WRITABLE, private */
+#define HEFT_TENSOR_SHARED (UINT32_C(1) << 2) /* the copy that processes of this host share */
 
 /** Refcounted bytes: a file mapping, heap, or the caller's own memory. Tied weights are two names
  * on one storage. */

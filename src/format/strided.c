@@ -3,8 +3,8 @@
  * The output is made in boxes: as many whole rows (or planes, or elements) as fit into the caller's
  * buffer. A box is read in windows of the input of at most 256 KiB: beginning with the dimension of
  * smallest stride, dimensions join the window as long as it stays that small and the gaps that are
- * read for nothing stay below a page or below what is wanted. From a window elements are scattered
- * to the output along the dimension that is densest there.
+ * read for nothing are at most a page. From a window elements are scattered to the output along the
+ * dimension that is densest there; a run that lies together in the output too is read in place.
  *
  *   transposed [R, C]: box = k rows; in the file C runs of k elements, several runs to a window
  *
@@ -201,7 +201,8 @@ static uint64_t may_join(const heft__strided *strided, const struct dim *dim, ui
     if (strided->whole || dim->in == 0) {
         return dim->size;
     }
-    if ((dim->in * elem > GAP_BYTES && dim->in > 2 * span) || dim->in > room - span) {
+    const uint64_t gap = dim->in > span ? dim->in - span : 0;
+    if (gap * elem > GAP_BYTES || dim->in > room - span) {
         return 1;
     }
     const uint64_t steps = (room - span) / dim->in + 1;

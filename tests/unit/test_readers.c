@@ -432,7 +432,7 @@ static void many_threads_read_what_is_needed(void **state)
         {"rows",           {100, 0}, {2900, COLUMNS},     1.0},
         {"narrow_columns", {0, 10},  {ROWS, 11},          1.0},
         {"wide_columns",   {0, 1},   {ROWS, COLUMNS},     1.1},
-        {"half",           {0, 0},   {ROWS, COLUMNS / 2}, 2.0},
+        {"half",           {0, 0},   {ROWS, COLUMNS / 2}, 1.0},
     };
     char header[128] = "";
     const int text =
