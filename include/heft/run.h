@@ -51,7 +51,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_ledger_reserve(heft_ledger *ledger, ui
 /** As heft_ledger_reserve(), but returns false instead of waiting. Also returns false if out of
  * memory. */
 HEFT_API HEFT_MUST_CHECK bool heft_ledger_try_reserve(heft_ledger *ledger, uint64_t bytes);
-/** Give back reserved bytes, from any thread. Never give back more than is reserved. */
+/** Give back reserved bytes, from any thread. Gives back at most what is reserved. */
 HEFT_API void heft_ledger_give_back(heft_ledger *ledger, uint64_t bytes);
 
 typedef struct heft_ledger_counts {
