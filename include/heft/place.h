@@ -75,8 +75,8 @@ typedef struct heft_plan_options {
     size_t dtype_count;
     /* buffers are placed with their modules, without a warning if they fit on no accelerator */
     bool offload_buffers;
-    /* In Accelerate's strategies: if a device would stay empty, place a later module
-     * that fits there before its turn. */
+    /* In Accelerate's strategies: if a device would stay empty, place a later module that
+     * fits there before its turn. */
     bool fallback_allocation;
     /* [device_map_count] A device map, used instead of a strategy: the innermost matching name
      * wins; NULL: none. */
@@ -139,8 +139,8 @@ HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
 /** Get the sizes needed to stream the blocks on disk one after another: `one` is the largest block,
  * `two` the largest pair of adjacent blocks (for read-ahead; the first block follows the last).
  * Both are 0 if no block is on disk. Returns the recommended streaming budget: two adjacent blocks
- * if they fit in the CPU budget, otherwise one. If even one does not fit, returns what is left of
- * the CPU budget; streaming will fail. */
+ * if they fit in what is left of the CPU budget, otherwise one. If even one does not fit, returns
+ * what is left; streaming will fail. */
 HEFT_API double heft_plan_stream(const heft_plan *plan, double *one, double *two);
 /** Return the reason for the size of the CPU budget; "given" if the caller set it. */
 HEFT_API const char *heft_plan_reason(const heft_plan *plan);

@@ -118,7 +118,7 @@ typedef struct heft_residency_counts {
     uint64_t peak_bytes;    /* maximum held so far */
     uint64_t read_bytes;    /* read from files into buffers */
     uint64_t mapped_bytes;  /* used in place, in the page cache */
-    uint64_t brought_units; /* number of times a unit was brought in, read or mapped */
+    uint64_t brought_units; /* number of times a unit was brought in, read or used in place */
     uint64_t ahead;         /* acquired units that were in memory or already being read */
     uint64_t waited;        /* acquired units whose reading had not begun */
 } heft_residency_counts;
@@ -142,7 +142,7 @@ typedef struct heft_residency_counts {
 HEFT_API HEFT_MUST_CHECK heft_status heft_residency_new(const heft_model *model,
                                                         const heft_residency_options *options,
                                                         heft_residency **out, heft_error *err);
-/** Free a residency. Its leases, and tensors handed out by them, stay valid until they are freed.
+/** Free a residency. Its leases, and tensors created from them, stay valid until they are freed.
  * NULL is allowed. */
 HEFT_API void heft_residency_free(heft_residency *residency);
 
