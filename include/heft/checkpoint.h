@@ -1,5 +1,5 @@
-/* heft/checkpoint.h - a file, an index or a folder as one set of named tensors: open, look, read,
- * convert, verify. */
+/* heft/checkpoint.h - a checkpoint: a file, an index or a folder as one set of named tensors. Open,
+ * inspect, read, convert, verify. */
 #ifndef HEFT_CHECKPOINT_H
 #define HEFT_CHECKPOINT_H
 
@@ -10,12 +10,12 @@ extern "C" {
 #endif
 
 typedef enum heft_format {
-    HEFT_FORMAT_AUTO, /* as the source; safetensors where there is no source */
+    HEFT_FORMAT_AUTO, /* as the source; safetensors if there is no source */
     HEFT_FORMAT_SAFETENSORS,
     HEFT_FORMAT_TORCH,        /* PyTorch's zip, `.bin` */
-    HEFT_FORMAT_TORCH_LEGACY, /* PyTorch before 1.6; read only */
-    HEFT_FORMAT_TORCH_TAR,    /* PyTorch 0.1; read only */
-    HEFT_FORMAT_OFFLOAD       /* Accelerate's offload folder: index.json, a file for each tensor */
+    HEFT_FORMAT_TORCH_LEGACY, /* PyTorch before 1.6; read-only */
+    HEFT_FORMAT_TORCH_TAR,    /* PyTorch 0.1; read-only */
+    HEFT_FORMAT_OFFLOAD       /* Accelerate's offload folder: index.json and one file per tensor */
 } heft_format;
 
 /** Return "safetensors", "bin", "legacy", "tar", "offload" or "auto". Never NULL. */
@@ -23,22 +23,21 @@ HEFT_API const char *heft_format_name(heft_format format);
 
 typedef enum heft_map_mode {
     HEFT_MAP_READ_ONLY, /* a write raises SIGSEGV */
-    HEFT_MAP_PRIVATE /* copy-on-write: a page that is written to becomes this process's own memory,
-                           and the file stays as it is */
+    HEFT_MAP_PRIVATE    /* copy-on-write: writes stay in this process, the file does not change */
 } heft_map_mode;
 
-/** A checkpoint's metadata. May be read by many threads at once. */
+/** The metadata of a checkpoint. Many threads may read it at once. */
 typedef struct heft_checkpoint heft_checkpoint;
 
 typedef struct heft_checkpoint_options {
     size_t struct_size;    /* set by HEFT_OPTIONS */
     const char *variant;   /* "fp16": model.fp16.safetensors; NULL for none */
     const char *subfolder; /* below the path; NULL for none */
-    heft_format prefer;    /* which to take where a folder holds several; AUTO: safetensors first */
-    bool trust_shards; /* an index that disagrees with its shards is a warning, not an error: what
-                          it promises and they lack is not there, what it has in another shard is
-                          taken from where it is, and of two tensors of one name the later file's
-                          counts */
+    heft_format prefer;    /* which to use if a folder holds several; AUTO: safetensors first */
+    /* An index that disagrees with its shards is a warning, not an error. Tensors that the index
+     * lists but the shards lack do not exist; tensors that are in another shard than the index says
+     * are taken from there; if a name occurs in several files, the last file wins. */
+    bool trust_shards;
 } heft_checkpoint_options;
 
 /** One tensor as the checkpoint describes it. All pointers are lent by the checkpoint. */
@@ -49,8 +48,8 @@ typedef struct heft_tensor_info {
     const uint64_t *shape;
     const char *file;  /* base name of the file that holds it */
     size_t file_index; /* into heft_checkpoint_file() */
-    uint64_t offset; /* of its first byte in that file; HEFT_NO_OFFSET where it is not stored in one
-                        plain run */
+    /* Of the first byte in that file; HEFT_NO_OFFSET if the tensor is not stored contiguously. */
+    uint64_t offset;
     uint64_t size_bytes; /* laid out row by row */
     size_t storage;      /* tensors with the same number share bytes */
 } heft_tensor_info;
@@ -66,11 +65,12 @@ typedef struct heft_file_info {
 /**
  * Open a checkpoint: a folder, one weight file or an index file. Reads metadata only.
  *
- * In a folder the first of these is taken: model[.V].safetensors, model.safetensors.index[.V].json,
- * pytorch_model[.V].bin, pytorch_model.bin.index[.V].json, Accelerate's index.json. An index and its
- * shards must agree both ways: a listed tensor that is not in its shard, or in two, is an error; one
- * that is in a shard but not listed is taken, with a warning. An offload folder's index must name
- * every file's dtype, shape and size as they are.
+ * In a folder, the first of these that exists is opened: model[.V].safetensors,
+ * model.safetensors.index[.V].json, pytorch_model[.V].bin, pytorch_model.bin.index[.V].json,
+ * Accelerate's index.json. (V is the variant.) An index and its shards must agree in both
+ * directions: a listed tensor that is missing from its shard, or is in two shards, is an error; a
+ * tensor that is in a shard but not listed is used, with a warning. The index of an offload folder
+ * must give the actual dtype, shape and size of each file.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param path     borrowed
@@ -78,9 +78,9 @@ typedef struct heft_file_info {
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
- * Memory   the names and shapes of all tensors, and one file descriptor a file.
- * Errors   NOT_FOUND for a missing path, a folder without weights and a missing shard; FORMAT for
- *          anything malformed (offset and item say where); REFUSED for an index that names a file
+ * Memory   the names and shapes of all tensors, and one file descriptor per file.
+ * Errors   NOT_FOUND for a missing path, a folder without weights, and a missing shard; FORMAT for
+ *          malformed content (offset and item say where); REFUSED for an index that names a file
  *          outside its folder; UNSUPPORTED for contents that heft does not know; LIMIT; IO; NOMEM.
  * Source   docs/formats/.
  */
@@ -92,88 +92,92 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const c
  * metadata only.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
- * @param name     borrowed; stands for the file's path in infos and errors; NULL: "bytes"
- * @param storage  borrowed; the checkpoint takes a reference of its own, and so does every tensor that
- *                 points into it: the bytes must not change until all are gone.
- *                 heft_storage_wrap_const() makes one of the caller's memory, with a callback for that
- *                 moment.
- * @param options  borrowed; NULL for defaults. What chooses among files has no effect.
+ * @param name     borrowed; used as the file's path in infos and errors; NULL: "bytes"
+ * @param storage  borrowed; the checkpoint and every tensor that points into the storage take a
+ *                 reference of their own. The bytes must not change until all of these are
+ *                 released. heft_storage_wrap_const() makes a storage from the caller's memory,
+ *                 with a callback for that moment.
+ * @param options  borrowed; NULL for defaults. Options that select among files have no effect.
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
- * Memory   the names and shapes of all tensors; no descriptor. heft_checkpoint_map() points into the
- *          storage without HEFT_TENSOR_WRITABLE; HEFT_MAP_PRIVATE copies to the heap.
- * Errors   as heft_checkpoint_open() for one file.
+ * Memory   the names and shapes of all tensors; no file descriptor. Tensors of
+ *          heft_checkpoint_map() point into the storage and lack HEFT_TENSOR_WRITABLE; with
+ *          HEFT_MAP_PRIVATE they are copied to the heap.
+ * Errors   as for heft_checkpoint_open() of one file.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_bytes(
     heft_ctx *ctx, const char *name, heft_storage *storage, const heft_checkpoint_options *options,
     heft_checkpoint **out, heft_error *err);
 
-/** A file that only the caller knows how to read: in an archive, in a cache, behind a network. */
+/** A file that is read through the caller's functions: for example in an archive, in a cache, or on
+ * a network. */
 typedef struct heft_reader {
     size_t struct_size; /* set by HEFT_OPTIONS */
-    const char *name;   /* stands for the path in infos and errors; copied; NULL: "reader" */
+    const char *name;   /* used as the path in infos and errors; copied; NULL: "reader" */
     uint64_t size;      /* bytes; must not change */
-    /* Read at most `length` bytes from byte `offset` on into dst. Returns how many: at least 1 if
-     * there are any, 0 if there are none, a negative errno if it failed. heft never asks for bytes
-     * behind `size`. Called by many threads at once, and never while heft holds a lock. */
+    /* Read at most `length` bytes, starting at byte `offset`, into dst. Returns the number of bytes
+     * read: at least 1 if there are any, 0 if there are none; a negative errno on failure. heft
+     * never requests bytes beyond `size`. Called from many threads at once, and never while heft
+     * holds a lock. */
     int64_t (*read_at)(void *user, uint64_t offset, void *dst, size_t length);
-    /* Return the address of all bytes, which stay there unchanged until release is called; the same
-     * one whenever it is asked. NULL, or returning NULL: tensors are copied to the heap. Called by
-     * many threads at once. */
+    /* Return the address of all bytes, which stay there unchanged until release is called; every
+     * call returns the same address. If `map` is NULL or returns NULL, tensors are copied to the
+     * heap. Called from many threads at once. */
     const void *(*map)(void *user);
-    /* Called once when the checkpoint and every tensor that points into `map`'s bytes are gone, from
-     * whichever thread drops the last; may be NULL. Not called if opening fails: the reader is the
-     * caller's then, as before. */
+    /* Called once, after the checkpoint and every tensor that points into the bytes of `map` have
+     * been freed, from the thread that drops the last reference; may be NULL. Not called if opening
+     * fails: the caller then still owns the reader. */
     void (*release)(void *user);
     void *user;
 } heft_reader;
 
 /**
- * Open one weight file through a reader of the caller's. Reads metadata only.
+ * Open one weight file through the caller's reader. Reads metadata only.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param reader   borrowed, copied; made with HEFT_OPTIONS. What it points to is taken if opening
  *                 succeeds.
- * @param options  borrowed; NULL for defaults. What chooses among files has no effect.
+ * @param options  borrowed; NULL for defaults. Options that select among files have no effect.
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
- * Memory   the names and shapes of all tensors; no descriptor.
- * Errors   as heft_checkpoint_open() for one file; INVALID_ARG without read_at; IO with the offset
- *          and the errno if read_at fails, ends early or returns more than it was asked for, here
+ * Memory   the names and shapes of all tensors; no file descriptor.
+ * Errors   as for heft_checkpoint_open() of one file; INVALID_ARG without read_at; IO with the
+ *          offset and errno if read_at fails, ends early or returns more than was requested, here
  *          and in every later read.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_reader(
     heft_ctx *ctx, const heft_reader *reader, const heft_checkpoint_options *options,
     heft_checkpoint **out, heft_error *err);
-/** Close a checkpoint; tensors that came from it stay. NULL is allowed. */
+/** Close a checkpoint. Tensors created from it stay valid. NULL is allowed. */
 HEFT_API void heft_checkpoint_close(heft_checkpoint *ckpt);
 
 /** Return the number of tensors. */
 HEFT_API size_t heft_checkpoint_count(const heft_checkpoint *ckpt);
 /** Return tensor i, in file order, or NULL if there is none; lent. */
 HEFT_API const heft_tensor_info *heft_checkpoint_info(const heft_checkpoint *ckpt, size_t i);
-/** Find a tensor by name: its number, or SIZE_MAX. */
+/** Find a tensor by name. Returns its number, or SIZE_MAX if there is none. */
 HEFT_API size_t heft_checkpoint_find(const heft_checkpoint *ckpt, const char *name);
 /** Return the number of weight files. */
 HEFT_API size_t heft_checkpoint_file_count(const heft_checkpoint *ckpt);
-/** Return file i in the order of names (of an offload folder: of its index), or NULL; lent. */
+/** Return file i in the order of file names (for an offload folder, in the order of its index), or
+ * NULL past the end; lent. */
 HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i);
-/** Return the folder that the checkpoint's files lie in; lent. NULL if it was opened from bytes or by
- * a reader. */
+/** Return the folder that contains the checkpoint's files; lent. NULL if the checkpoint was opened
+ * from bytes or through a reader. */
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
-/** Return metadata pair i (safetensors' __metadata__ of the first file): its key, and *value; NULL
- * past the end. */
+/** Return the key of metadata pair i (from `__metadata__` of the first safetensors file), and set
+ * *value; NULL past the end. */
 HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
                                               const char **value);
-/** Return the bytes of all tensors, each shared storage counted once. */
+/** Return the bytes of all tensors, counting each shared storage once. */
 HEFT_API uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt);
-/** Return the path of skipped value i (something in a .bin that is no tensor), or NULL past the
+/** Return the path of skipped value i (a value in a .bin that is not a tensor), or NULL past the
  * end; lent. */
 HEFT_API const char *heft_checkpoint_skipped(const heft_checkpoint *ckpt, size_t i);
 /** Return warning line i, or NULL past the end; lent. */
@@ -189,94 +193,98 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  * @param err   filled on failure; may be NULL
  *
  * Shape    row-major in the order of heft_tensor_info.shape; rank 0 is one element.
- * Memory   no heap for plain tensors; up to the storage's size for deflated ones.
+ * Memory   no heap for uncompressed tensors; up to the storage's size for deflated ones.
  * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte
- *          in the file. What is at dst is undefined after a failure.
+ *          offset in the file. After a failure, the content of dst is undefined.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
                                                           void *dst, uint64_t cap, heft_error *err);
-/** A tensor, or a part of one, that is read into the caller's memory. */
+/** A tensor, or a slice of one, to read into the caller's memory. */
 typedef struct heft_read_request {
     size_t tensor;         /* its number */
-    uint32_t rank;         /* of start and stop: the tensor's; not looked at if both are NULL */
-    heft_dtype dtype;      /* cast to this one (heft_cast_known()); NONE: as stored */
+    uint32_t rank;         /* of start and stop: equal to the tensor's; ignored if both are NULL */
+    heft_dtype dtype;      /* cast to this dtype (heft_cast_known()); NONE: as stored */
     const uint64_t *start; /* [rank] first index of each dimension; NULL: 0 */
-    const uint64_t *stop;  /* [rank] index behind the last; NULL: the end */
+    const uint64_t *stop;  /* [rank] one past the last index; NULL: the end */
     void *dst;             /* filled with the slice, row by row; any alignment */
-    uint64_t cap;          /* bytes at dst, at least those of the slice in its dtype */
+    uint64_t cap;          /* bytes at dst, at least the size of the slice in its dtype */
 } heft_read_request;
 
 /**
- * Copy a part of a tensor into the caller's memory: row by row, little-endian, cast if asked for. Reads
- * only the runs of bytes that the slice needs, and gaps of at most 4 KiB between them. A deflated tensor is unpacked from its beginning up to the slice's end.
+ * Copy a slice of a tensor into the caller's memory: row by row, little-endian, with an optional
+ * cast. Reads only the byte ranges that the slice needs, and gaps between them of at most 4
+ * KiB. A deflated tensor is decompressed from its beginning
+ * to the end of the slice.
  *
  * @param ckpt     borrowed
  * @param request  borrowed
  * @param err      filled on failure; may be NULL
  *
- * Shape    [stop - start] of each dimension. Elements below a byte (float4, the 6-bit floats) count one by
- *          one, and a slice of them must begin and end between bytes in every row.
- * Memory   1 MiB for each thread at most, whatever the sizes; for a strided tensor in a deflated storage,
- *          that storage.
- * Errors   INVALID_ARG, with the dimension and both numbers, for a slice of another rank, one that
- *          leaves the tensor or starts behind its stop, one that splits a byte; for a cast that is not
- *          known and a cap that is too small: nothing is written. IO and FORMAT with the byte in the
- *          file, CANCELLED: what is at dst is undefined.
+ * Shape    stop - start in each dimension. Sub-byte elements (float4, the 6-bit floats) are counted
+ *          individually, and a slice of them must begin and end on a byte boundary in every row.
+ * Memory   at most 1 MiB per thread, regardless of sizes; for a strided tensor in a deflated
+ *          storage, the size of that storage.
+ * Errors   INVALID_ARG, with the dimension and both numbers, for a slice that has the wrong rank,
+ *          is out of range, has start beyond stop, or splits a byte; INVALID_ARG for an unknown
+ *          cast or a cap that is too small. In these cases nothing is written. IO and FORMAT with
+ *          the byte offset in the file; CANCELLED. After these, the content of dst is undefined.
  * Source   docs/formats/.
- * Threads  reads large slices on the context's threads; progress is told on the caller's.
+ * Threads  reads large slices on the context's threads; calls the progress callback on the
+ *          caller's.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_slice(const heft_checkpoint *ckpt,
                                                                 const heft_read_request *request,
                                                                 heft_error *err);
 /**
- * Read many tensors or parts of them at once: in the order of their files, on the context's threads.
+ * Read many tensors or slices in one call: in the order of their files, on the context's threads.
  *
  * @param ckpt      borrowed
- * @param requests  borrowed; in any order. The same tensor may come more than once; memory that is filled
- *                  must not overlap.
- * @param count     of requests; 0 does nothing
- * @param err       filled on failure, its item names the tensor; may be NULL
+ * @param requests  borrowed; in any order. A tensor may occur more than once; destinations must not
+ *                  overlap.
+ * @param count     number of requests; 0 does nothing
+ * @param err       filled on failure, with the tensor as its item; may be NULL
  *
- * Memory   that of heft_checkpoint_read_slice(), and 300 bytes for each request. Strided tensors in
- *          deflated storages are read one by one.
- * Errors   as heft_checkpoint_read_slice(). Every request is checked before anything is read.
+ * Memory   that of heft_checkpoint_read_slice(), and 300 bytes per request. Strided tensors in
+ *          deflated storages are read one at a time.
+ * Errors   as for heft_checkpoint_read_slice(). All requests are checked before anything is read.
  * Source   docs/formats/.
- * Threads  as heft_checkpoint_read_slice().
+ * Threads  as for heft_checkpoint_read_slice().
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_many(const heft_checkpoint *ckpt,
                                                                const heft_read_request *requests,
                                                                size_t count, heft_error *err);
 /**
- * Hand out one tensor without copying it where the file allows that: it points into a mapping of
- * the file, strides as they are. Else (deflated, big-endian, conjugated) it is copied to the heap.
+ * Return one tensor, without copying it if the file allows that: the tensor then points into a
+ * mapping of the file, with the strides of the file. Otherwise (deflated, big-endian, conjugated)
+ * it is copied to the heap.
  *
- * A file is mapped once for each mode, whole. Tensors that share bytes in the file get one storage in
- * each mode, so that a write to a private tensor is seen through every other private tensor of this
- * checkpoint that shows the same bytes, and through none in another mode or of another checkpoint.
+ * Each file is mapped as a whole, once per mode. Tensors that share bytes in the file share one
+ * storage per mode: a write to a private tensor is visible in every other private tensor of this
+ * checkpoint that covers the same bytes, but not in tensors of another mode or checkpoint.
  *
  * @param ckpt  borrowed
  * @param i     number of the tensor
- * @param mode  whether the mapping may be written; what is copied to the heap always may
- * @param out   filled with an owned tensor, which outlives the checkpoint
+ * @param mode  whether the mapping is writable; a copy on the heap always is
+ * @param out   filled with an owned tensor, which may outlive the checkpoint
  * @param err   filled on failure; may be NULL
  *
  * Memory   no heap for the bytes of a mapped tensor. Private pages are not reserved: a file larger
- *          than the memory can be mapped (unless vm.overcommit_memory is 2), but a write that finds
- *          no memory gets the process killed. If somebody truncates the file, touching a mapping
- *          raises SIGBUS: use heft_checkpoint_read() where that can happen.
- * Errors   as heft_checkpoint_read; INVALID_ARG for an unknown mode; NOMEM if the file does not fit
- *          into the address space.
+ *          than memory can be mapped (unless vm.overcommit_memory is 2), but if a write finds no
+ *          free memory, the kernel kills the process. If the file is truncated, an access to the
+ *          mapping raises SIGBUS: use heft_checkpoint_read() where that can happen.
+ * Errors   as for heft_checkpoint_read(); INVALID_ARG for an unknown mode; NOMEM if the file does
+ *          not fit into the address space.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i,
                                                          heft_map_mode mode, heft_tensor **out,
                                                          heft_error *err);
 
-/** A pair of text in the header of a safetensors file (`__metadata__`). UTF-8. */
+/** A key and value in the header of a safetensors file (`__metadata__`). UTF-8. */
 typedef struct heft_metadata_pair {
     const char *key;
-    const char *value; /* NULL: the key is taken out */
+    const char *value; /* NULL: remove the key */
 } heft_metadata_pair;
 
 /* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
@@ -284,14 +292,15 @@ typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
     heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
     uint64_t max_shard_bytes; /* 0: 50 GB */
-    heft_dtype dtype;         /* cast floating-point tensors while copying; NONE: as they are */
-    const char *variant;      /* of the names written; NULL for none */
-    bool force;               /* write into a folder that holds a checkpoint already */
+    heft_dtype dtype;         /* cast floating-point tensors to this dtype; NONE: no cast */
+    const char *variant;      /* in the names of the files written; NULL for none */
+    bool force;               /* write to a folder that already holds a checkpoint */
     bool dry_run;             /* plan only */
-    bool resume; /* keep finished shards if the work does not end, and take over those kept */
-    bool natural_order; /* of names, as Transformers saves a model that it has loaded; false: of the
-                           state dict, where it is known */
-    const heft_metadata_pair *metadata; /* set on top of the source's; NULL for none */
+    bool resume; /* keep finished shards if interrupted, and reuse those kept earlier */
+    /* true: natural order of names, in which Transformers saves a loaded model; false: order of the
+     * state dict, if it is known. */
+    bool natural_order;
+    const heft_metadata_pair *metadata; /* added to the source's metadata; NULL for none */
     size_t metadata_count;
 } heft_convert_options;
 
@@ -301,15 +310,15 @@ typedef struct heft_written_file {
     size_t tensors;
 } heft_written_file;
 
-/** What was written (or would be). Freed with heft_write_report_free(). */
+/** What was written, or would be with dry_run. Free it with heft_write_report_free(). */
 typedef struct heft_write_report {
-    const heft_written_file *files; /* weight files in order */
+    const heft_written_file *files; /* the weight files, in order */
     size_t file_count;
-    const char *index;   /* base name, NULL if there is no index */
+    const char *index;   /* base name, or NULL if there is no index */
     uint64_t total_size; /* bytes of tensor data */
     const char *const *warnings;
     size_t warning_count;
-    uint64_t total_parameters; /* elements of the model's weights; 0: not known */
+    uint64_t total_parameters; /* elements of the model's weights; 0: unknown */
 } heft_write_report;
 
 /** Free a report. NULL is allowed. */
@@ -320,9 +329,9 @@ typedef struct heft_problem {
     const char *kind;   /* "missing_file", "crc", "stale_file", ...: docs/commands/verify.md */
     const char *file;   /* "" if none */
     const char *tensor; /* "" if none */
-    uint64_t offset;    /* or HEFT_NO_OFFSET */
+    uint64_t offset;    /* in the file, or HEFT_NO_OFFSET */
     const char *message;
-    bool fatal; /* a checkpoint with a fatal problem is not sound */
+    bool fatal; /* a checkpoint with a fatal problem is not valid */
 } heft_problem;
 
 typedef struct heft_verify_report {
@@ -331,14 +340,14 @@ typedef struct heft_verify_report {
     size_t problem_count;
     size_t file_count, tensor_count;
     uint64_t bytes_read;
-    uint64_t total_bytes; /* of the tensors in the files that can be read, shared storages once */
+    uint64_t total_bytes; /* of the tensors in readable files, shared storages once */
 } heft_verify_report;
 
 typedef struct heft_verify_options {
     size_t struct_size;         /* set by HEFT_OPTIONS */
-    bool deep;                  /* read every byte: CRC, NaN and infinities */
-    const char *manifest;       /* compare with this file; NULL for none */
-    const char *write_manifest; /* write one; NULL for none */
+    bool deep;                  /* read every byte: check CRCs, find NaN and infinities */
+    const char *manifest;       /* manifest to compare with; NULL for none */
+    const char *write_manifest; /* manifest to write; NULL for none */
 } heft_verify_options;
 
 /** Free a report. NULL is allowed. */

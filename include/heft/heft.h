@@ -1,4 +1,4 @@
-/* heft/heft.h - the whole interface. */
+/* heft/heft.h - includes all public headers of heft, except dlpack.h. */
 #ifndef HEFT_HEFT_H
 #define HEFT_HEFT_H
 

@@ -8,26 +8,26 @@
 extern "C" {
 #endif
 
-/** A config.json with typed look-ups; names of 4.x and 5.x are the same to it. */
+/** A config.json with typed lookups. Accepts the key names of both Transformers 4.x and 5.x. */
 typedef struct heft_config heft_config;
 
 /**
  * Read a config.json.
  *
  * @param ctx   borrowed; kept alive by the config
- * @param path  borrowed; the file, or a folder that holds a config.json
+ * @param path  borrowed; the file, or a folder that contains a config.json
  * @param out   filled with an owned config
  * @param err   filled on failure; may be NULL
  *
- * Memory   some times the file's size.
- * Errors   NOT_FOUND; FORMAT with the offset for text that is no JSON object or holds a key twice;
- *          LIMIT; IO; NOMEM.
+ * Memory   a small multiple of the file's size.
+ * Errors   NOT_FOUND; FORMAT with the offset for text that is not a JSON object or has a duplicate
+ *          key; LIMIT; IO; NOMEM.
  * Source   docs/config.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char *path,
                                                       heft_config **out, heft_error *err);
 /**
- * Make a config from the text of a config.json.
+ * Create a config from the text of a config.json.
  *
  * @param ctx     borrowed; kept alive by the config
  * @param text    borrowed; UTF-8
@@ -35,8 +35,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_config_read(heft_ctx *ctx, const char 
  * @param out     filled with an owned config
  * @param err     filled on failure; may be NULL. Its path is "config.json".
  *
- * Memory   some times the length of the text.
- * Errors   FORMAT with the offset for text that is no JSON object or holds a key twice; LIMIT; NOMEM.
+ * Memory   a small multiple of the text's length.
+ * Errors   FORMAT with the offset for text that is not a JSON object or has a duplicate key; LIMIT;
+ *          NOMEM.
  * Source   docs/config.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_config_new(heft_ctx *ctx, const char *text, size_t length,
@@ -45,19 +46,20 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_config_new(heft_ctx *ctx, const char *
 HEFT_API void heft_config_free(heft_config *config);
 /** Return `model_type`, or "" if the config has none; lent. */
 HEFT_API const char *heft_config_model_type(const heft_config *config);
-/** Return the first of `architectures`, or NULL if there is none; lent. */
+/** Return the first entry of `architectures`, or NULL if there is none; lent. */
 HEFT_API const char *heft_config_architecture(const heft_config *config);
-/** Return the dtype under `dtype` or `torch_dtype`, HEFT_DTYPE_NONE if there is none. */
+/** Return the dtype under the key `dtype` or `torch_dtype`, or HEFT_DTYPE_NONE if there is none. */
 HEFT_API heft_dtype heft_config_dtype(const heft_config *config);
 
-/** A model: names with shapes, and what is bound to them. Many readers or one writer at a time. */
+/** A model: named parameters with their shapes, and the values bound to them. Allows many readers
+ * or one writer at a time. */
 typedef struct heft_model heft_model;
 
 typedef enum heft_parameter_state {
-    HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: the "meta" tensor */
+    HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: a "meta" tensor */
     HEFT_PARAMETER_MAPPED, /* points into a file mapping, no heap */
     HEFT_PARAMETER_OWNED,  /* heap */
-    HEFT_PARAMETER_SHARED, /* read only, in the one copy that processes of this host share */
+    HEFT_PARAMETER_SHARED, /* read-only, in the copy shared by processes of this host */
     HEFT_PARAMETER_DISK    /* in its file, not mapped: a residency brings it in (heft/run.h) */
 } heft_parameter_state;
 
@@ -76,16 +78,17 @@ typedef struct heft_parameter {
     uint64_t size_bytes;
     heft_parameter_kind kind;
     heft_parameter_state state;
-    size_t tied_to;   /* number of the parameter whose storage it shares and that is saved; its own
-                       number if none */
+    /* The number of the saved parameter whose storage this one shares; its own number if there is
+     * none. */
+    size_t tied_to;
     size_t module;    /* number of the module that holds it */
     const char *role; /* its name relative to that module: "weight" */
 } heft_parameter;
 
 typedef enum heft_module_kind {
-    HEFT_MODULE_CONTAINER, /* a list or dictionary of modules, without a computation of its own */
-    HEFT_MODULE_EMBEDDING, /* looks rows up; also several such tables together */
-    HEFT_MODULE_LINEAR,    /* one matrix, wherever it stands: "q_proj", "lm_head" */
+    HEFT_MODULE_CONTAINER, /* a list or dictionary of modules, without computation of its own */
+    HEFT_MODULE_EMBEDDING, /* looks up rows; also several such tables together */
+    HEFT_MODULE_LINEAR,    /* one matrix, anywhere in the model: "q_proj", "lm_head" */
     HEFT_MODULE_NORM,
     HEFT_MODULE_CONVOLUTION,
     HEFT_MODULE_ATTENTION,
@@ -95,68 +98,73 @@ typedef enum heft_module_kind {
     HEFT_MODULE_EXPERT,
     HEFT_MODULE_ROTARY, /* frequencies of rotary position embeddings */
     HEFT_MODULE_LAYER,  /* a layer of an encoder or decoder */
-    HEFT_MODULE_MODEL,  /* the whole model, the body below a head, or an encoder or decoder in it */
-    HEFT_MODULE_HEAD,   /* a head of several modules */
+    /* the whole model, the base model below a head, or an encoder or decoder in it */
+    HEFT_MODULE_MODEL,
+    HEFT_MODULE_HEAD, /* a head of several modules */
     HEFT_MODULE_OTHER
 } heft_module_kind;
 
 /**
- * One module. Modules are numbered in pre-order: module 0 is the root, a module's subtree is
- * [i, end), its first child is i + 1 if that is below `end`, and the sibling after child c is
- * `end` of c if that is below the parent's `end`. A model has the modules that hold parameters or
- * buffers, and their ancestors. Pointers are lent by the model; the structure may grow at its end.
+ * One module. Modules are numbered in pre-order: module 0 is the root, and the subtree of module i
+ * is [i, end). The first child of i is i + 1 if that is less than `end`; the sibling after child c
+ * is the `end` of c if that is less than the parent's `end`. A model has the modules that hold
+ * parameters or buffers, and their ancestors. Pointers are lent by the model; members may be added
+ * to the structure at the end.
  */
 typedef struct heft_module {
-    const char *path;       /* "model.layers.0.self_attn"; "" for the root */
-    const char *name;       /* its part of the path: "self_attn" */
-    const char *class_name; /* in Transformers: "LlamaAttention", "Linear", "ModuleList"; "" if
-                               there is none or it is not known */
+    const char *path; /* "model.layers.0.self_attn"; "" for the root */
+    const char *name; /* last component of the path: "self_attn" */
+    /* The class in Transformers: "LlamaAttention", "Linear", "ModuleList"; "" if there is none or
+     * it is unknown. */
+    const char *class_name;
     heft_module_kind kind;
-    bool no_split;            /* must stay on one device */
-    bool unit;                /* its parameters are brought into memory and dropped together. Units
-                                 nest: an expert's parameters are not those of its layer's unit */
-    size_t parent;            /* SIZE_MAX for the root */
-    size_t end;               /* the first module after its subtree */
-    const size_t *parameters; /* [parameter_count] its own, not its children's: numbers of weights,
-                                 then of buffers */
+    bool no_split; /* must stay on one device */
+    /* Its parameters are brought into memory and dropped together. Units may be nested: an expert's
+     * parameters do not belong to its layer's unit. */
+    bool unit;
+    size_t parent; /* SIZE_MAX for the root */
+    size_t end;    /* the first module after its subtree */
+    /* [parameter_count] Numbers of its own parameters, not those of its children: weights first,
+     * then buffers. */
+    const size_t *parameters;
     size_t parameter_count;
-    uint64_t bytes; /* of the subtree as it is saved, tied parameters once */
+    uint64_t bytes; /* of the subtree when saved, tied parameters once */
 } heft_module;
 
 /**
- * Create an empty model: names, shapes, ties and buffers, no weights.
+ * Create an empty model: names, shapes, ties and buffers, but no weights.
  *
  * @param ctx         borrowed; kept alive by the model
  * @param config      borrowed; copied
- * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first of
+ * @param class_name  borrowed; "BertForMaskedLM", "AutoModel", ...; NULL: the first entry of
  *                    `architectures`, else the base model
  * @param dtype       of the floating-point parameters; NONE: float32
  * @param out         filled with an owned model
  * @param err         filled on failure; may be NULL
  *
- * Memory   metadata only: under 1 MB for BERT-base.
+ * Memory   metadata only: less than 1 MB for BERT-base.
  * Errors   UNSUPPORTED for a model_type or class that heft does not know (the message lists the
- *          classes); FORMAT for a config whose values cannot be (item is the key); LIMIT for
- *          absurd ones, before anything is allocated by them.
+ *          classes); FORMAT for a config with impossible values (item is the key); LIMIT for
+ *          absurdly large ones, before anything is allocated based on them.
  * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const heft_config *config,
                                                     const char *class_name, heft_dtype dtype,
                                                     heft_model **out, heft_error *err);
-/** Free a model; tensors that came from it stay. NULL is allowed. */
+/** Free a model. Tensors created from it stay valid. NULL is allowed. */
 HEFT_API void heft_model_free(heft_model *model);
 
-/** Return the class, "BertForMaskedLM"; lent. */
+/** Return the class, such as "BertForMaskedLM"; lent. */
 HEFT_API const char *heft_model_class(const heft_model *model);
 /** Return the config's model_type; lent. */
 HEFT_API const char *heft_model_type(const heft_model *model);
 /** Return the dtype of the floating-point parameters. */
 HEFT_API heft_dtype heft_model_dtype(const heft_model *model);
-/** Return the number of parameters and buffers, in the order of the modules. */
+/** Return the number of parameters and buffers. They are numbered in the order of the modules. */
 HEFT_API size_t heft_model_count(const heft_model *model);
 /** Return parameter i, or NULL if there is none; lent, valid until the model changes. */
 HEFT_API const heft_parameter *heft_model_parameter(const heft_model *model, size_t i);
-/** Find a parameter by name: its number, or SIZE_MAX. */
+/** Find a parameter by name. Returns its number, or SIZE_MAX if there is none. */
 HEFT_API size_t heft_model_find(const heft_model *model, const char *name);
 /** Return the number of modules; at least 1. */
 HEFT_API size_t heft_model_module_count(const heft_model *model);
@@ -164,56 +172,59 @@ HEFT_API size_t heft_model_module_count(const heft_model *model);
  * root. */
 HEFT_API const heft_module *heft_model_module(const heft_model *model, size_t i);
 /**
- * Find a module by its path relative to another.
+ * Find a module by its path relative to another module.
  *
  * @param model     borrowed
- * @param parent    number of the module below which to look; 0 takes whole paths
- * @param relative  borrowed; "self_attn.q_proj"; "" is the parent itself
+ * @param parent    number of the module below which to search; with 0, `relative` is the whole path
+ * @param relative  borrowed; such as "self_attn.q_proj"; "" is the parent itself
  * @return          its number, or SIZE_MAX if there is none
  *
- * Compares the names of children at each level: call it when something is prepared, and keep the
+ * Compares the names of the children at each level: call it during preparation, and keep the
  * number.
  */
 HEFT_API size_t heft_model_find_module(const heft_model *model, size_t parent,
                                        const char *relative);
-/** Find a module's own parameter or buffer by its role, such as "weight": its number, or SIZE_MAX. */
+/** Find a module's own parameter or buffer by its role, such as "weight". Returns its number, or
+ * SIZE_MAX if there is none. */
 HEFT_API size_t heft_model_module_parameter(const heft_model *model, size_t module,
                                             const char *role);
-/** Return the word for a kind of module: "attention"; static; NULL for a number that is no kind. */
+/** Return the name of a module kind, such as "attention"; static; NULL for an invalid kind. */
 HEFT_API const char *heft_module_kind_name(heft_module_kind kind);
-/** Return the number of weights' elements, tied ones once, buffers not counted. */
+/** Return the number of elements of all weights. Tied weights count once, buffers do not count. */
 HEFT_API uint64_t heft_model_elements(const heft_model *model);
-/** Return the bytes of what would be saved: weights and persistent buffers, tied ones once. */
+/** Return the number of bytes that a save would write: weights and persistent buffers, tied ones
+ * once. */
 HEFT_API uint64_t heft_model_bytes(const heft_model *model);
 /**
- * Put the numbers of a model's parameters into the natural order of their names: parts between
- * dots, whole numbers by value. So the reference orders a model that it has loaded.
+ * Sort the numbers of a model's parameters into the natural order of their names: names are
+ * compared part by part between dots, integers by value. Transformers orders a loaded model in this
+ * way.
  *
  * @param model  borrowed
- * @param order  filled with heft_model_count() numbers; transient buffers stay behind
+ * @param order  filled with heft_model_count() numbers; transient buffers come last
  * @param err    filled on failure; may be NULL
  *
- * Memory   scratch of 16 bytes for each parameter.
+ * Memory   16 bytes of scratch memory for each parameter.
  * Errors   INVALID_ARG, NOMEM.
  * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_natural_order(const heft_model *model,
                                                               size_t *order, heft_error *err);
-/** Return the names of modules' classes that must stay on one device, NULL past the end; lent. Of a
- * model of unknown type the paths of such modules, with a '*' for a number. */
+/** Return name i of the module classes that must stay on one device, or NULL past the end; lent.
+ * For a model of unknown type, the names are the paths of such modules, with '*' for a number. */
 HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
 
 /**
- * Hand out a parameter's tensor.
+ * Create a tensor for a parameter.
  *
  * @param model  borrowed
  * @param i      number of the parameter
- * @param out    filled with an owned tensor, which outlives the model
+ * @param out    filled with an owned tensor, which may outlive the model
  * @param err    filled on failure; may be NULL
  *
  * Memory   no heap for the bytes: the tensor shares the model's storage. Only an owned or privately
  *          mapped parameter has HEFT_TENSOR_WRITABLE; a write to any other raises SIGSEGV.
- * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent, or stays on the disk.
+ * Errors   INVALID_ARG if there is no such parameter; NOT_FOUND if it is absent or stays on disk.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,
                                                        heft_tensor **out, heft_error *err);
@@ -224,18 +235,19 @@ typedef struct heft_init_options {
 } heft_init_options;
 
 /**
- * Give every absent parameter memory and its architecture's own random or constant values.
+ * Allocate every absent parameter and initialize it with the random or constant values of its
+ * architecture.
  *
- * Values are a function of (seed, parameter name, element), whatever the threads or the order.
+ * Values are a function of (seed, parameter name, element), regardless of threads and order.
  *
  * @param model    borrowed
  * @param options  borrowed; NULL for seed 0
  * @param err      filled on failure; may be NULL
  *
  * Memory   the bytes of the absent parameters.
- * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. Parameters
- *          stay absent then.
- * Threads  works on all the context's threads.
+ * Errors   UNSUPPORTED for a model whose family heft does not know; NOMEM; CANCELLED. On failure,
+ *          parameters stay absent.
+ * Threads  works on all of the context's threads.
  * Source   docs/models.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_init(heft_model *model,

@@ -1,11 +1,11 @@
-/* base - the door of the room.
+/* The internal header of the base layer.
  *
- * What it does: errors, the context's memory and limits, checked sizes, arenas, growing buffers, a
- * string map, a list of warnings, work on several threads. It knows nothing of files, numbers or
- * models.
- * May open the door of: nobody.
- * Rules: memory comes only from heft__alloc and its kin (or an arena or buffer on top), which
- * count it and can fail; nothing here prints, exits or keeps global state. */
+ * What it does: provides errors, a context's memory and limits, checked size arithmetic, arenas,
+ * growable buffers, a string map, a list of warnings, and work on several threads. It knows nothing
+ * about files, numbers or models.
+ * May include: none.
+ * Rules: all memory comes from heft__alloc and related functions (or an arena or buffer built on
+ * them), which count it and may fail; nothing here prints, exits or keeps global state. */
 #ifndef HEFT__BASE_BASE_H
 #define HEFT__BASE_BASE_H
 

@@ -1,13 +1,14 @@
-/* checkpoint - the internal header of the layer.
+/* The internal header of the checkpoint layer.
  *
- * What it does: takes a file, an index or a folder as one set of named tensors (resolve, survey,
- * open, read), cuts tensors into shards by the rule of Transformers, writes a folder of shards with
- * its index or one file, and on top of these converts and verifies. It knows names and bytes, but not
- * which parameters a model has, and of formats only what their tables say (heft__format).
+ * What it does: treats a file, an index or a folder as one set of named tensors (resolve, survey,
+ * open, read); splits tensors into shards by the rule of Transformers; writes a folder of shards
+ * with its index, or one file; converts and verifies checkpoints. It knows names and bytes, but not
+ * which parameters a model has. It knows about formats only what their tables say (heft__format).
  * May include: base, io, json, tensor, format.
- * Rules: opening reads metadata only, and each file once. Writing streams through one staging buffer.
- * A name in an index never leaves its folder, unless the format says otherwise. What would win at the
- * next load and is not of this save is removed at commit, and nothing else is. */
+ * Rules: opening reads metadata only, and each file once. Writing streams through one staging
+ * buffer. A name in an index never leads outside the index's folder, unless the format allows it.
+ * The commit removes stale files, which the next load would prefer to those of this save, and
+ * nothing else. */
 #ifndef HEFT__CHECKPOINT_CHECKPOINT_H
 #define HEFT__CHECKPOINT_CHECKPOINT_H
 

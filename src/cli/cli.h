@@ -1,14 +1,15 @@
-/* cli - the door of the room.
+/* The internal header of the cli layer.
  *
- * What it does: the command `heft`. It reads options, calls the library, and prints: data on
- * stdout, everything else on stderr. It knows nothing about formats, names or models that
- * <heft/heft.h> does not tell.
- * May open the door of: nobody. It sees <heft/heft.h> only, as any other program does.
- * Rules: a command is one file cmd_NAME.c with one list of options, from which parsing and --help
- * come, and one line in the table of commands in main.c. What comes from a file or a command line
- * is escaped before it reaches a terminal. Every option has been read before anything is touched.
- * Memory of this room is malloc's: it is small, and not the library's to count. Source:
- * docs/commands/README.md, the names, JSON keys and exit codes that others rely on. */
+ * What it does: implements the command `heft`. It reads options, calls the library, and prints data
+ * to stdout and everything else to stderr. It knows about formats, names and models only what
+ * <heft/heft.h> provides.
+ * May include: none. It includes only <heft/heft.h>, as any other program does.
+ * Rules: each command is one file cmd_NAME.c, with one list of options from which both parsing and
+ * --help are generated, and one line in the table of commands in main.c. Text from a file or a
+ * command line is escaped before it reaches a terminal. All options are read before anything is
+ * touched. This layer uses malloc for its memory: it is small, and the library does not count it.
+ * Source: docs/commands/README.md, which lists the names, JSON keys and exit codes that others rely
+ * on. */
 #ifndef HEFT__CLI_CLI_H
 #define HEFT__CLI_CLI_H
 

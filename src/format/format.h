@@ -1,14 +1,16 @@
-/* format - the internal header of the layer.
+/* The internal header of the format layer.
  *
- * What it does: a file format is a table of functions and facts, heft__format: how its files are
- * recognized, parsed, laid out and written, what they are called in a folder, and what they can hold.
- * Reading turns an input into a heft__file: named tensors that lie on storages that lie in the file.
- * Writing lays given tensors out once and then asks for their bytes piece by piece. It knows files
- * and what an index says of them, but not models or what a parameter is for.
+ * What it does: reads and writes file formats. A format is a table of functions and facts,
+ * heft__format: how its files are recognized, parsed, laid out and written, what their names are in
+ * a folder, and what they can hold. Reading turns an input into a heft__file: named tensors on
+ * storages that are parts of the file. Writing determines the layout of the given tensors once and
+ * then requests their bytes piece by piece. The layer knows files and what an index says about
+ * them, but not models or the purpose of a parameter.
  * May include: base, io, json, tensor.
- * Rules: every byte is hostile. Opening reads metadata only; nothing is allocated by a claim that
- * the file's own size does not bear out. A pickle is interpreted over a fixed list of names and
- * never calls anything. Errors carry path, item and offset. Adding a format: docs/howto/format.md. */
+ * Rules: every byte may be hostile. Opening reads metadata only; no allocation is based on a claim
+ * that the file's own size does not support. A pickle is interpreted over a fixed list of names and
+ * never calls anything. Errors carry path, item and offset. To add a format: docs/howto/format.md.
+ */
 #ifndef HEFT__FORMAT_FORMAT_H
 #define HEFT__FORMAT_FORMAT_H
 

@@ -1,13 +1,13 @@
-/* io - the door of the room.
+/* The internal header of the io layer.
  *
- * What it does: reads files (a source), writes folders that become visible complete or not at all,
- * asks the kernel what this process has of memory. It knows bytes and names of files, but not what
- * they mean.
- * May open the door of: base.
+ * What it does: reads files (inputs), writes folders that become visible either complete or not at
+ * all, and asks the kernel how much memory this process has. It knows bytes and file names, but not
+ * their meaning.
+ * May include: base.
  * Rules: only regular files are opened, and opening never blocks. The library itself reads with
- * pread, never through a mapping: a file that shrinks or a failing disk is a status with an offset
- * and not a signal. A mapping is handed to the caller alone, and heft__input_touch brings its
- * pages in by a system call that reports faults. */
+ * pread, never through a mapping: a file that shrinks or a failing disk results in a status with an
+ * offset, not in a signal. Mappings are only handed to the caller; heft__input_touch reads their
+ * pages into memory by a system call that reports faults. */
 #ifndef HEFT__IO_IO_H
 #define HEFT__IO_IO_H
 

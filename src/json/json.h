@@ -1,12 +1,12 @@
-/* json - the door of the room.
+/* The internal header of the json layer.
  *
- * What it does: a strict pull reader (for headers and indexes with 100,000 keys), a small tree on
- * top of it (for config.json, where order and unknown keys matter) and a writer in the reference's
- * style.
- * May open the door of: base.
- * Rules: RFC 8259 to the letter; duplicate keys are refused by the tree and left to the caller by
- * the reader; integers up to 2^64-1 are exact; every error has its byte offset; neither reading
- * nor writing recurses. */
+ * What it does: provides a strict pull reader (for headers and indexes with 100,000 keys), a small
+ * tree built on it (for config.json, where order and unknown keys matter), and a writer in the
+ * style of Transformers.
+ * May include: base.
+ * Rules: strict RFC 8259; the tree rejects duplicate keys, the reader leaves them to its caller;
+ * integers up to 2^64-1 are exact; every error has its byte offset; neither reading nor writing
+ * recurses. */
 #ifndef HEFT__JSON_JSON_H
 #define HEFT__JSON_JSON_H
 

@@ -1,12 +1,13 @@
-/* load - the door of the room.
+/* The internal header of the load layer.
  *
- * What it does: the one room where names meet bytes. Matches a checkpoint's keys with a model's
- * parameters, fills them (mapped, copied, cast, or left in their files), ties, has initialized what
- * is missing, reports; says beforehand what that takes; and saves a model.
- * May open the door of: base, io, json, tensor, format, checkpoint, model, place.
- * Rules: lists are complete before a byte is read. Peak memory is the model and a fixed buffer per
- * thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
- * caller's model is as it was, but for an IO error in the middle of heft_model_load_sharded(). */
+ * What it does: binds names to bytes, as the only layer that does so. It matches a checkpoint's
+ * keys with a model's parameters, fills the parameters (mapped, copied, cast, or left in their
+ * files), ties them, has missing ones initialized, and reports the result; predicts the memory that
+ * this needs; and saves a model.
+ * May include: base, io, json, tensor, format, checkpoint, model, place.
+ * Rules: lists are complete before any tensor is read. Peak memory is the model and a fixed buffer
+ * per thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
+ * caller's model is unchanged, except after an IO error during heft_model_load_sharded(). */
 #ifndef HEFT__LOAD_LOAD_H
 #define HEFT__LOAD_LOAD_H
 

@@ -1,12 +1,13 @@
-/* model - the door of the room.
+/* The internal header of the model layer.
  *
- * What it does: says what a model needs before any weight is read. config.json with typed look-
- * ups; a builder with which an architecture file lists its parameters; the registry of families
- * and classes; initial values by rule. It knows names and shapes, and no file that holds weights.
- * May open the door of: base, io (to read config.json), json, tensor, kernel.
- * Rules: creating a model costs metadata only; values of a config are checked before anything is
- * allocated by them; errors stick to the builder and are asked for once. A family is one file in
- * arch/ and one line in registry.c. */
+ * What it does: determines what a model needs before any weight is read. It contains config.json
+ * with typed lookups, a builder with which an architecture file lists its parameters, the registry
+ * of families and classes, and the rules for initial values. It knows names and shapes, but no file
+ * that holds weights.
+ * May include: base, io (to read config.json), json, tensor, kernel.
+ * Rules: creating a model costs metadata only; values of a config are checked before any allocation
+ * is based on them; errors are kept in the builder and checked once. A family is one file in arch/
+ * and one line in registry.c. */
 #ifndef HEFT__MODEL_MODEL_H
 #define HEFT__MODEL_MODEL_H
 

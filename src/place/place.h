@@ -1,11 +1,12 @@
-/* place - the door of the room.
+/* The internal header of the place layer.
  *
- * What it does: says which module would live where. A tree of modules and their tensors with sizes;
- * budgets of devices, from the caller or from what the machine allows; device maps by the reference's
- * strategies, with its warnings, and by a better one; what each dtype would need.
- * May open the door of: base, io, json, tensor, model.
- * Rules: nothing is read and nothing allocated but lists; sizes are those of the dtype that is asked
- * for, a tied tensor counts once. A map covers every parameter and buffer. */
+ * What it does: computes which module goes to which device. It contains a tree of modules and their
+ * tensors with sizes; device budgets, from the caller or from what the machine allows; device maps
+ * by Accelerate's strategies, with its warnings, and by a better one; and the sizes that each dtype
+ * would need.
+ * May include: base, io, json, tensor, model.
+ * Rules: no weights are read, and only lists are allocated. Sizes are those of the requested dtype;
+ * a tied tensor counts once. A map covers every parameter and buffer. */
 #ifndef HEFT__PLACE_PLACE_H
 #define HEFT__PLACE_PLACE_H
 

@@ -1,13 +1,13 @@
-/* run - internal header.
+/* The internal header of the run layer.
  *
- * What it does: keeps a loaded model's units in memory while they are used: brings them in from the
- * checkpoint's files within a budget, ahead of time along a schedule, and drops them. Not yet: forward
- * passes.
- * May include the internal headers of: base, io, json, tensor, format, checkpoint, kernel, model, load,
- * place.
- * Rules: tensors never take more than the budget, and memory beside it is bounded per tensor; never a
- * page fault that could be a signal where a status can be returned; nothing is written; no callback but
- * the allocator's runs under the lock. A failure leaves a unit as it was, not in memory. */
+ * What it does: keeps units of a loaded model in memory while they are used. It brings them in from
+ * the checkpoint's files within a budget, reading ahead along a schedule, and drops them. Not yet
+ * implemented: forward passes.
+ * May include: base, io, json, tensor, format, checkpoint, kernel, model, load, place.
+ * Rules: tensors never exceed the budget, and additional memory is bounded per tensor. Where a
+ * status can be returned, no access may cause a page fault that raises a signal. Nothing is
+ * written. Only the allocator's callbacks are called while the lock is held. After a failure a unit
+ * is as before, not in memory. */
 #ifndef HEFT__RUN_RUN_H
 #define HEFT__RUN_RUN_H
 

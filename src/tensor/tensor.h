@@ -1,10 +1,11 @@
-/* tensor - the door of the room.
+/* The internal header of the tensor layer.
  *
- * What it does: the dtype table, shapes, refcounted storage, casts between dtypes, random numbers
- * by counter. It knows bytes and shapes, but no file and no parameter's role.
- * May open the door of: base.
- * Rules: element counts and byte counts go through the checked helpers; a cast rounds to nearest
- * even and the result does not depend on the processor or the number of threads. */
+ * What it does: provides the dtype table, shapes, reference-counted storages, casts between dtypes,
+ * and counter-based random numbers. It knows bytes and shapes, but no files and no roles of
+ * parameters.
+ * May include: base.
+ * Rules: element counts and byte counts use the checked helpers; a cast rounds to nearest even, and
+ * its result depends neither on the CPU nor on the number of threads. */
 #ifndef HEFT__TENSOR_TENSOR_H
 #define HEFT__TENSOR_TENSOR_H
 
