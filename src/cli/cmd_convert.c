@@ -2,16 +2,18 @@
 #include "cli/cli.h"
 
 #define OPTIONS(X)                                                                                 \
-    X(MAX_SHARD_SIZE, "max-shard-size", "S", "200MB, 5GiB, ... (50GB)")                            \
-    X(FORMAT, "format", "F", "safetensors, bin or offload (as the source)")                        \
-    X(DTYPE, "dtype", "D", "cast floating-point tensors (as they are)")                            \
+    X(MAX_SHARD_SIZE, "max-shard-size", "S",                                                       \
+      "maximum shard size: 200MB, 5GiB, ... (default: 50GB)")                                      \
+    X(FORMAT, "format", "F",                                                                       \
+      "output format: safetensors, bin or offload (default: as the source)")                       \
+    X(DTYPE, "dtype", "D", "cast floating-point tensors (default: no cast)")                       \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
-    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in SRC/DIR")                             \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in SRC/DIR")                             \
     X(ORDER, "order", "O",                                                                         \
-      "of the names: state_dict, or natural as of a loaded model (state_dict)")                    \
-    X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")                         \
-    X(DRY_RUN, "dry-run", NULL, "say what would be written, write nothing")                        \
-    X(RESUME, "resume", NULL, "keep finished shards if interrupted, and go on from them")
+      "tensor order: state_dict, or natural as in a loaded model (default: state_dict)")           \
+    X(FORCE, "force", NULL, "replace an existing checkpoint in DST")                               \
+    X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
+    X(RESUME, "resume", NULL, "keep finished shards if interrupted, and continue from them")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -57,11 +59,10 @@ const cli_command cli_cmd_convert = {
     .name = "convert",
     .arguments = "SRC DST",
     .argument_count = 2,
-    .summary = "Reshard, merge, cast, change the format, as a stream",
-    .about =
-        "SRC is a checkpoint folder, one weight file or an index file, DST the folder to write.\n"
-        "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
-        "bytes.\n",
+    .summary = "Reshard, merge, cast or change the format of a checkpoint, streaming",
+    .about = "SRC is a checkpoint folder, a weight file or an index file. DST is the folder to "
+             "write.\nSizes: KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB are powers of "
+             "1024; a plain number is bytes.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_convert,

@@ -2,16 +2,18 @@
 #include "cli/cli.h"
 
 #define OPTIONS(X)                                                                                 \
-    X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
-    X(SEED, "seed", "N", "of the random numbers (0)")                                              \
-    X(DTYPE, "dtype", "D", "of the weights (the config's, else float32)")                          \
-    X(MAX_SHARD_SIZE, "max-shard-size", "S", "200MB, 5GiB, ... (50GB)")                            \
-    X(FORMAT, "format", "F", "safetensors or bin (safetensors)")                                   \
+    X(CLASS, "class", "NAME",                                                                      \
+      "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
+    X(SEED, "seed", "N", "random seed (default: 0)")                                               \
+    X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else float32)")        \
+    X(MAX_SHARD_SIZE, "max-shard-size", "S",                                                       \
+      "maximum shard size: 200MB, 5GiB, ... (default: 50GB)")                                      \
+    X(FORMAT, "format", "F", "output format: safetensors or bin (default: safetensors)")           \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(ORDER, "order", "O",                                                                         \
-      "of the names: state_dict, or natural as of a loaded model (state_dict)")                    \
-    X(DRY_RUN, "dry-run", NULL, "say what would be written")                                       \
-    X(FORCE, "force", NULL, "replace a checkpoint that DST holds already")
+      "tensor order: state_dict, or natural as in a loaded model (default: state_dict)")           \
+    X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
+    X(FORCE, "force", NULL, "replace an existing checkpoint in DST")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -69,9 +71,9 @@ const cli_command cli_cmd_init = {
     .arguments = "CONFIG DST",
     .argument_count = 2,
     .summary = "Create a model with random weights and save it",
-    .about = "CONFIG is a config.json or a folder that holds one, DST the folder to write.\n"
-             "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
-             "bytes.\n",
+    .about = "CONFIG is a config.json or a folder that contains one. DST is the folder to "
+             "write.\nSizes: KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB are powers of "
+             "1024; a plain number is bytes.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_init,

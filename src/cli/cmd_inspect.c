@@ -9,12 +9,12 @@
 #include <sys/stat.h>
 
 #define OPTIONS(X)                                                                                 \
-    X(CLASS, "class", "NAME", "of the empty model (the config's own)")                             \
-    X(TREE, "tree", NULL, "modules with their sums instead of the tensors")                        \
-    X(HTML, "html", "FILE", "write a page that shows the tensors as boxes")                        \
-    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
-    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "safetensors, bin or offload, where there are several (safetensors)")
+    X(CLASS, "class", "NAME", "class of the empty model (default: from the config)")               \
+    X(TREE, "tree", NULL, "show modules with totals instead of tensors")                           \
+    X(HTML, "html", "FILE", "write an HTML treemap of the tensors")                                \
+    X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
+    X(FORMAT, "format", "F", "preferred format: safetensors, bin or offload (default: safetensors)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -246,7 +246,7 @@ static int fail_page(cli_run *run, const char *page, int problem)
                       .sys_errno = problem,
                       .offset = HEFT_NO_OFFSET};
     snprintf(err.path, sizeof err.path, "%s", page);
-    snprintf(err.message, sizeof err.message, "cannot write the page: %s", strerror(problem));
+    snprintf(err.message, sizeof err.message, "cannot write the HTML page: %s", strerror(problem));
     return cli_fail(run, &err);
 }
 
@@ -323,10 +323,10 @@ const cli_command cli_cmd_inspect = {
     .name = "inspect",
     .arguments = "PATH",
     .argument_count = 1,
-    .summary = "Tell what is in a checkpoint, or what a config.json would make",
-    .about = "PATH is a checkpoint folder, one weight file or an index file. Of a config.json, or "
-             "of a folder that holds\n"
-             "one and no weights, the empty model is shown as it would be saved.\n",
+    .summary = "Show what a checkpoint contains, or the model that a config.json describes",
+    .about = "PATH is a checkpoint folder, a weight file, an index file or a config.json. For a "
+             "config.json, or a folder\nthat contains one and no weights, shows the empty model as "
+             "it would be saved.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .dies_at_once = true,

@@ -4,22 +4,25 @@
 #include <stdlib.h>
 
 #define OPTIONS(X)                                                                                 \
-    X(CLASS, "class", "NAME", "BertForMaskedLM, AutoModel, ... (the config's own)")                \
-    X(DTYPE, "dtype", "D", "of the weights; auto: as the config, else the files say (auto)")       \
-    X(MODE, "mode", "M", "map, copy, shared (one copy a host), or auto (auto)")                    \
+    X(CLASS, "class", "NAME",                                                                      \
+      "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
+    X(DTYPE, "dtype", "D",                                                                         \
+      "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
+    X(MODE, "mode", "M", "map, copy, shared (one copy per host) or auto (default: auto)")          \
     X(DEVICE_MAP, "device-map", "M",                                                               \
-      "auto, balanced, balanced_low_0, sequential, best, or a map's file")                         \
-    X(MAX_MEMORY, "max-memory", "M", "cpu=2GB,disk (cpu: what this machine has)")                  \
+      "auto, balanced, balanced_low_0, sequential, best, or a device map file")                    \
+    X(MAX_MEMORY, "max-memory", "M",                                                               \
+      "memory per device: cpu=2GB,disk (default for cpu: available memory)")                       \
     X(OFFLOAD_FOLDER, "offload-folder", "DIR",                                                     \
-      "make DIR Accelerate's offload folder of what is on disk")                                   \
-    X(STRICT, "strict", NULL, "a missing, unexpected or mismatched name is a failure")             \
+      "write tensors placed on disk to DIR as an Accelerate offload folder")                       \
+    X(STRICT, "strict", NULL, "fail if any tensor is missing, unexpected or mismatched")           \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
-      "initialize what has another shape")                                                         \
-    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
-    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "safetensors or bin, where there are both (safetensors)")             \
-    X(TOUCH, "touch", NULL, "bring every byte in; with a map block by block")                      \
-    X(SEED, "seed", "N", "of the random numbers for what is missing (0)")
+      "initialize tensors whose shapes do not match")                                              \
+    X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
+    X(FORMAT, "format", "F", "preferred format: safetensors or bin (default: safetensors)")        \
+    X(TOUCH, "touch", NULL, "read every byte into memory; with a device map, block by block")      \
+    X(SEED, "seed", "N", "random seed for missing tensors (default: 0)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -233,10 +236,10 @@ static bool print_text(const cli_run *run, const struct loaded *l)
            report->initialized_count == 1 ? "" : "s");
     print_ties(report);
     if (run->values[OPTION_OFFLOAD_FOLDER]) {
-        printf("offloaded    %zu tensors, %zu in files of the folder (%s bytes)%s\n",
+        printf("offloaded    %zu tensors, %zu in files in the folder (%s bytes)%s\n",
                report->offload_entries, report->offload_files,
                cli_grouped(report->offload_bytes, number),
-               report->offload_kept ? ", which were there already" : "");
+               report->offload_kept ? ", which already existed" : "");
     }
     printf("time         %.3f s\n", l->open_seconds + report->seconds);
     if (l->pass_blocks > 0) {
@@ -260,7 +263,7 @@ static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
     if (request->offload_folder && !run->values[OPTION_DEVICE_MAP] &&
         !run->values[OPTION_MAX_MEMORY]) {
         return cli_refuse(err, "--offload-folder",
-                          "needs a device map: --device-map or --max-memory");
+                          "requires a device map: --device-map or --max-memory");
     }
     l->where.variant = run->values[OPTION_VARIANT];
     l->where.subfolder = run->values[OPTION_SUBFOLDER];
@@ -390,9 +393,9 @@ const cli_command cli_cmd_load = {
     .name = "load",
     .arguments = "PATH",
     .argument_count = 1,
-    .summary = "Instantiate a model and say how it went",
-    .about = "PATH is a checkpoint folder, one weight file or an index file, with a config.json "
-             "beside it.\n",
+    .summary = "Load a model and report the result",
+    .about = "PATH is a checkpoint folder, a weight file or an index file, with a config.json in "
+             "the same folder.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_load,

@@ -7,18 +7,21 @@
 
 #define OPTIONS(X)                                                                                 \
     X(STRATEGY, "strategy", "S",                                                                   \
-      "auto, balanced, balanced_low_0, sequential, best; a map's file (auto)")                     \
-    X(MAX_MEMORY, "max-memory", "M", "0=20GB,1=20GB,cpu=30GB (cpu: what this machine has)")        \
-    X(DTYPE, "dtype", "D", "of the weights (the config's, else the files' own)")                   \
-    X(DTYPE_OF, "dtype-of", "A=D,B=D", "of modules, classes or tensors by name: wo=float32")       \
-    X(CLASS, "class", "NAME", "LlamaForCausalLM, AutoModel, ... (the config's own)")               \
-    X(NO_SPLIT, "no-split", "A,B", "classes or modules that stay whole (the family's blocks)")     \
-    X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "buffers may go to cpu and disk: no warning")      \
+      "auto, balanced, balanced_low_0, sequential, best, or a device map file (default: auto)")    \
+    X(MAX_MEMORY, "max-memory", "M",                                                               \
+      "memory per device: 0=20GB,1=20GB,cpu=30GB (default for cpu: available memory)")             \
+    X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else from the files)") \
+    X(DTYPE_OF, "dtype-of", "A=D,B=D", "dtype of modules, classes or tensors by name: wo=float32") \
+    X(CLASS, "class", "NAME",                                                                      \
+      "model class: LlamaForCausalLM, AutoModel, ... (default: from the config)")                  \
+    X(NO_SPLIT, "no-split", "A,B",                                                                 \
+      "classes or modules that are never split (default: the family's blocks)")                    \
+    X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "allow buffers on cpu and disk without a warning") \
     X(FALLBACK_ALLOCATION, "fallback-allocation", NULL,                                            \
-      "bring a later module forward where a device would stay empty")                              \
-    X(SVG, "svg", "FILE", "draw the devices with their blocks")                                    \
-    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
-    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")
+      "move a later module forward if a device would stay empty")                                  \
+    X(SVG, "svg", "FILE", "draw the devices and their blocks")                                     \
+    X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -53,7 +56,7 @@ static bool read_no_split(const cli_run *run, struct request *request, heft_erro
     request->words = strdup(text);
     request->no_split = calloc(strlen(text) + 1, sizeof *request->no_split);
     if (!request->words || !request->no_split) {
-        return cli_refuse(err, "--no-split", "no memory for its names");
+        return cli_refuse(err, "--no-split", "cannot allocate memory for the names");
     }
     for (char *rest = NULL, *word = strtok_r(request->words, ",", &rest); word;
          word = strtok_r(NULL, ",", &rest)) {
@@ -74,13 +77,14 @@ static bool read_dtypes(const cli_run *run, struct request *request, heft_error 
     request->dtype_words = strdup(text);
     request->dtypes = calloc(strlen(text) + 1, sizeof *request->dtypes);
     if (!request->dtype_words || !request->dtypes) {
-        return cli_refuse(err, "--dtype-of", "no memory for its names");
+        return cli_refuse(err, "--dtype-of", "cannot allocate memory for the names");
     }
     for (char *rest = request->dtype_words, *word; (word = strsep(&rest, ","));) {
         heft_module_dtype *one = &request->dtypes[request->plan.dtype_count++];
         char *equal = strrchr(word, '=');
         if (!equal) {
-            return cli_refuse(err, "--dtype-of", "'%.100s' is not like wo=float32", word);
+            return cli_refuse(err, "--dtype-of",
+                              "'%.100s' is not a NAME=DTYPE pair such as wo=float32", word);
         }
         *equal = '\0';
         one->name = word;
@@ -298,12 +302,12 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     char peak[32], resident[32], staging[32], program[32];
     double one, two;
     const double budget = heft_plan_stream(plan, &one, &two);
-    printf("loading      %s at most: %s of the model, %s of buffers, %s of the program\n",
+    printf("loading      %s at most: %s for the model, %s for buffers, %s for the program\n",
            cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->resident_bytes, resident),
            cli_bytes(needs->beside_bytes + needs->staging_bytes, staging),
            cli_bytes(needs->program_bytes, program));
     if (one > budget) {
-        printf("streaming    needs %s for one block, the processor's budget leaves %s\n",
+        printf("streaming    requires %s for one block, the CPU budget leaves %s\n",
                cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));
     } else if (one > 0) {
         printf("streaming    %s more, for %s at a time\n", cli_bytes((uint64_t)budget, peak),
@@ -412,11 +416,11 @@ const cli_command cli_cmd_plan = {
     .name = "plan",
     .arguments = "PATH",
     .argument_count = 1,
-    .summary = "Say which module would live where, and what it needs",
-    .about = "PATH is a checkpoint folder, a weight file, an index file, or a lone config.json.\n"
-             "Sizes: KB MB GB TB are powers of 1000, KiB MiB GiB TiB of 1024, a plain number is "
-             "bytes.\n"
-             "Names: classes, modules, ends of modules' paths, or paths with a * for a number.\n",
+    .summary = "Show where each module would be placed, and the memory required",
+    .about = "PATH is a checkpoint folder, a weight file, an index file or a config.json.\nSizes: "
+             "KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB are powers of 1024; a plain "
+             "number is bytes.\nNames: classes, modules, suffixes of module paths, or paths with * "
+             "in place of a number.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .dies_at_once = true,

@@ -8,11 +8,11 @@
 
 #define OPTIONS(X)                                                                                 \
     X(DEEP, "deep", NULL, "read every byte: checksums, NaN and infinities")                        \
-    X(MANIFEST, "manifest", "FILE", "compare with what --write-manifest noted")                    \
+    X(MANIFEST, "manifest", "FILE", "compare with a manifest from --write-manifest")               \
     X(WRITE_MANIFEST, "write-manifest", "[FILE]",                                                  \
-      "note sizes and checksums (heft-manifest.json in the folder)")                               \
-    X(VARIANT, "variant", "V", "take model.V.safetensors, ...")                                    \
-    X(SUBFOLDER, "subfolder", "DIR", "the checkpoint lies in PATH/DIR")
+      "write sizes and checksums (default: heft-manifest.json in the folder)")                     \
+    X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -81,7 +81,7 @@ static void print_text(const cli_run *run, const heft_verify_report *report)
         return;
     }
     if (!report->ok) {
-        printf("not sound: %zu problem%s\n", fatal, fatal == 1 ? "" : "s");
+        printf("not valid: %zu problem%s\n", fatal, fatal == 1 ? "" : "s");
         return;
     }
     printf("ok: %zu file%s, %zu tensor%s, %" PRIu64 " bytes\n", report->file_count,
@@ -161,9 +161,9 @@ const cli_command cli_cmd_verify = {
     .name = "verify",
     .arguments = "PATH",
     .argument_count = 1,
-    .summary = "Tell whether a checkpoint is whole and sound",
-    .about = "PATH is a checkpoint folder, one weight file or an index file. The exit code is 0 if "
-             "it is sound, 1 if not.\n",
+    .summary = "Check whether a checkpoint is complete and valid",
+    .about = "PATH is a checkpoint folder, a weight file or an index file.\n"
+             "The exit code is 0 if the checkpoint is valid, 1 if not.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_verify,

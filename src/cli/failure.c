@@ -64,8 +64,9 @@ int cli_fail_usage(cli_run *run, const heft_error *err)
 
 int cli_fail_nomem(cli_run *run)
 {
-    heft_error err = {
-        .status = HEFT_NOMEM, .offset = HEFT_NO_OFFSET, .message = "no memory for the output"};
+    heft_error err = {.status = HEFT_NOMEM,
+                      .offset = HEFT_NO_OFFSET,
+                      .message = "cannot allocate memory for the output"};
     return cli_fail(run, &err);
 }
 

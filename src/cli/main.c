@@ -27,16 +27,15 @@ static const cli_command *find_command(const char *name)
 
 static void print_help(FILE *out)
 {
-    fputs(
-        "usage: heft COMMAND [OPTIONS] ARGUMENTS\n\nBig pretrained models with little memory.\n\n",
-        out);
+    fputs("usage: heft COMMAND [OPTIONS] ARGUMENTS\n\nBig pretrained models in little memory.\n\n",
+          out);
     for (size_t i = 0; i < COMMAND_COUNT; i++) {
         char text[64];
         snprintf(text, sizeof text, "%s %s", commands[i]->name, commands[i]->arguments);
         fprintf(out, "  %-16s %s\n", text, commands[i]->summary);
     }
-    fputs("\n  heft help COMMAND, heft COMMAND --help    its options\n"
-          "  heft --version                            the version of the library\n",
+    fputs("\n  heft help COMMAND, heft COMMAND --help    show the options of a command\n  heft "
+          "--version                            show the version of the library\n",
           out);
 }
 
@@ -127,7 +126,7 @@ static int run_main(cli_run *run, int argc, char **argv)
         return run_command(run, argc - 2, argv + 2);
     }
     if (argc < 2) {
-        cli_refuse(&err, "", "COMMAND expected");
+        cli_refuse(&err, "", "expected a command");
     } else {
         cli_refuse(&err, "", "unknown %s '%.200s'", word[0] == '-' ? "option" : "command", word);
     }

@@ -37,7 +37,7 @@ bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_err
         return refuse_as(run, option, err, &reason);
     }
     if (value == 0) { /* to the library it would be the default */
-        return refuse(run, option, err, "is below one byte");
+        return refuse(run, option, err, "is less than one byte");
     }
     *bytes = value;
     return true;
@@ -54,7 +54,7 @@ bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_erro
     unsigned long long value = strtoull(text, &end, 10);
     if (!*text || strspn(text, "0123456789") != strlen(text) || errno == ERANGE) {
         return refuse(run, option, err,
-                      "is no seed: a whole number from 0 to 18446744073709551615");
+                      "is not a seed: expected an integer from 0 to 18446744073709551615");
     }
     *seed = value;
     return true;
@@ -73,7 +73,8 @@ bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_d
         return refuse_as(run, option, err, &reason);
     }
     if (!heft_dtype_is_floating(value)) {
-        return refuse(run, option, err, "is no type of weights: float32, bfloat16, float16, ...");
+        return refuse(run, option, err,
+                      "is not a dtype for weights: expected float32, bfloat16, float16, ...");
     }
     *dtype = value;
     return true;
@@ -89,7 +90,7 @@ bool cli_value_format(const cli_run *run, size_t option, heft_format *format, he
     } else if (text && strcmp(text, "offload") == 0) {
         *format = HEFT_FORMAT_OFFLOAD;
     } else if (text) {
-        return refuse(run, option, err, "is no format: safetensors, bin or offload");
+        return refuse(run, option, err, "is not a format: expected safetensors, bin or offload");
     }
     return true;
 }
@@ -98,7 +99,7 @@ bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_erro
 {
     const char *text = run->values[option];
     if (text && strcmp(text, "natural") != 0 && strcmp(text, "state_dict") != 0) {
-        return refuse(run, option, err, "is no order: state_dict or natural");
+        return refuse(run, option, err, "is not an order: expected state_dict or natural");
     }
     *natural = text && strcmp(text, "natural") == 0;
     return true;
@@ -122,7 +123,7 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
             return true;
         }
     }
-    return !text || refuse(run, option, err, "is no mode: auto, map, copy or shared");
+    return !text || refuse(run, option, err, "is not a mode: expected auto, map, copy or shared");
 }
 
 bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strategy, heft_error *err)
@@ -135,8 +136,9 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
             return true;
         }
     }
-    return !text || refuse(run, option, err,
-                           "is no strategy: auto, balanced, balanced_low_0, sequential or best");
+    return !text ||
+           refuse(run, option, err,
+                  "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best");
 }
 
 bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted, heft_error *err)
@@ -173,14 +175,16 @@ static bool read_budget(const cli_run *run, size_t option, const char *text, siz
     uint64_t bytes = 0;
     heft_error reason = {0};
     if (!read_device(text, name, &budget->device)) {
-        return refuse(run, option, err, "is no list such as 0=20GB,1=20GB,cpu=30GB,disk");
+        return refuse(run, option, err,
+                      "is not a list of budgets such as 0=20GB,1=20GB,cpu=30GB,disk");
     }
     if (!equal && budget->device == HEFT_DEVICE_DISK) {
         budget->bytes = INFINITY;
         return true;
     }
     if (!equal || length - name - 1 >= sizeof size) {
-        return refuse(run, option, err, "is no list such as 0=20GB,1=20GB,cpu=30GB,disk");
+        return refuse(run, option, err,
+                      "is not a list of budgets such as 0=20GB,1=20GB,cpu=30GB,disk");
     }
     memcpy(size, equal + 1, length - name - 1);
     if (heft_size_parse(size, &bytes, &reason) != HEFT_OK) {
@@ -199,7 +203,7 @@ bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets,
     }
     *budgets = calloc(strlen(text) + 1, sizeof **budgets);
     if (!*budgets) {
-        return refuse(run, option, err, "takes more memory than there is");
+        return refuse(run, option, err, "is too long for the available memory");
     }
     for (;;) {
         const size_t length = strcspn(text, ",");

@@ -13,10 +13,10 @@
 enum { COMMON_JSON, COMMON_QUIET, COMMON_VERBOSE, COMMON_HELP, COMMON_COUNT };
 
 static const cli_option common[COMMON_COUNT] = {
-    {"json",    0,   NULL, "one JSON document on stdout"        },
-    {"quiet",   'q', NULL, "only what was asked for, and errors"},
-    {"verbose", 'v', NULL, "say what is being done"             },
-    {"help",    'h', NULL, "print this and end"                 },
+    {"json",    0,   NULL, "print one JSON document to stdout"},
+    {"quiet",   'q', NULL, "print only the result and errors" },
+    {"verbose", 'v', NULL, "log each step to stderr"          },
+    {"help",    'h', NULL, "print this help and exit"         },
 };
 
 /* ---- parsing --------------------------------------------------------------------------------- */
@@ -68,11 +68,14 @@ static size_t find_letter(const cli_command *command, char letter)
     return SIZE_MAX;
 }
 
-static void complain(struct parser *p, const char *text, const char *word, size_t length)
+/* "option '--mode' requires a value": `before`, the quoted word, and what follows it. */
+static void complain(struct parser *p, const char *before, const char *word, size_t length,
+                     const char *after)
 {
     if (!p->failed) {
         p->failed = true;
-        cli_refuse(p->err, "", "%s '%.*s'", text, length < 200 ? (int)length : 200, word);
+        cli_refuse(p->err, "", "%s '%.*s'%s", before, length < 200 ? (int)length : 200, word,
+                   after);
     }
 }
 
@@ -105,13 +108,13 @@ static void read_long(struct parser *p, const char *word)
     size_t length = equals ? (size_t)(equals - name) : strlen(name);
     size_t option = find_long(p->run->command, name, length);
     if (option == SIZE_MAX) {
-        complain(p, "unknown option", word, length + 2);
+        complain(p, "unknown option", word, length + 2, "");
         return;
     }
     const cli_option *known = option_at(p->run->command, option);
     if (!known->argument) {
         if (equals) {
-            complain(p, "no value belongs to", word, length + 2);
+            complain(p, "option", word, length + 2, " takes no value");
         } else {
             set(p, option, NULL);
         }
@@ -122,7 +125,7 @@ static void read_long(struct parser *p, const char *word)
     } else if (p->next < p->argc) {
         set(p, option, p->argv[p->next++]);
     } else {
-        complain(p, "a value is missing behind", word, length + 2);
+        complain(p, "option", word, length + 2, " requires a value");
     }
 }
 
@@ -132,7 +135,7 @@ static void read_letters(struct parser *p, const char *word)
         const char name[2] = {'-', *at};
         size_t option = find_letter(p->run->command, *at);
         if (option == SIZE_MAX) {
-            complain(p, "unknown option", name, 2);
+            complain(p, "unknown option", name, 2, "");
             return;
         }
         const cli_option *known = option_at(p->run->command, option);
@@ -142,7 +145,7 @@ static void read_letters(struct parser *p, const char *word)
             } else if (p->next < p->argc) {
                 set(p, option, p->argv[p->next++]);
             } else {
-                complain(p, "a value is missing behind", name, 2);
+                complain(p, "option", name, 2, " requires a value");
             }
             return;
         }
@@ -156,10 +159,10 @@ static void read_argument(struct parser *p, const char *word)
         p->run->arguments[p->argument_count++] = word;
         if (!*word && !p->failed) {
             p->failed = true;
-            cli_refuse(p->err, "", "an argument is empty");
+            cli_refuse(p->err, "", "argument is empty");
         }
     } else {
-        complain(p, "one argument too many:", word, strlen(word));
+        complain(p, "unexpected argument", word, strlen(word), "");
     }
 }
 
@@ -182,7 +185,7 @@ bool cli_options_parse(cli_run *run, int argc, char **argv, heft_error *err)
     }
     if (!p.failed && !run->help && p.argument_count < run->command->argument_count) {
         p.failed = true;
-        cli_refuse(err, "", "%s expected", run->command->arguments);
+        cli_refuse(err, "", "expected %s", run->command->arguments);
     }
     return !p.failed;
 }

@@ -226,7 +226,7 @@ bool cli_plan_svg(const heft_plan *plan, const char *path, heft_error *err)
     bool good = !ferror(out);
     good = fclose(out) == 0 && good;
     if (!room) {
-        return cli_refuse(err, "--svg", "no memory for the names");
+        return cli_refuse(err, "--svg", "cannot allocate memory for the names");
     }
     if (!good) {
         err->status = HEFT_IO;

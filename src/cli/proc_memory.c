@@ -77,10 +77,10 @@ const char *cli_memory_text(const cli_memory *memory, char buf[128])
 {
     char anon[32], rss[32];
     if (!memory->known) {
-        snprintf(buf, 128, "not known: /proc does not tell");
+        snprintf(buf, 128, "unknown: not available from /proc");
     } else {
-        snprintf(buf, 128, "peak %s, %s with file pages", cli_bytes(memory->peak_anon_bytes, anon),
-                 cli_bytes(memory->peak_rss_bytes, rss));
+        snprintf(buf, 128, "peak %s, %s including file pages",
+                 cli_bytes(memory->peak_anon_bytes, anon), cli_bytes(memory->peak_rss_bytes, rss));
     }
     return buf;
 }

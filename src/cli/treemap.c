@@ -18,8 +18,8 @@ static const char head[] =
     ".box{position:absolute;overflow:hidden;box-sizing:border-box;border:1px solid rgba(0,0,0,.35);"
     "white-space:nowrap;font-size:11px;line-height:14px;padding-left:3px}"
     "#at{min-height:1.5em}table{border-collapse:collapse}td{padding:0 1em 0 0}\n</style></head>"
-    "<body>\n<h1 id=\"title\"></h1><p id=\"sum\"></p><p id=\"at\">Point at a box.</p><div "
-    "id=\"map\"></div>\n<noscript>This page draws its boxes with a script.</noscript>\n"
+    "<body>\n<h1 id=\"title\"></h1><p id=\"sum\"></p><p id=\"at\">Point to a box.</p><div "
+    "id=\"map\"></div>\n<noscript>This page requires JavaScript.</noscript>\n"
     "<script type=\"application/json\" id=\"data\">";
 
 static const char script[] =

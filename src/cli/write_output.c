@@ -59,7 +59,7 @@ static bool print_text(cli_run *run, const heft_write_report *report, bool dry_r
         printf("parameters  %s\n", cli_grouped(report->total_parameters, elements));
     }
     if (dry_run) {
-        printf("nothing is written: --dry-run\n");
+        printf("nothing was written (--dry-run)\n");
     }
     printf("time        %.2f s\nmemory      %s\n", seconds, cli_memory_text(&run->memory, memory));
     return true;

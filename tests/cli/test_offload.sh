@@ -45,7 +45,7 @@ shows "$out" '"dtype": "bfloat16"'
 lacks "$out" '"dtype": "float32"'
 shows "$work/off3/config.json" '"dtype": "bfloat16"'
 run 0 convert "$work/start" "$work/dry" --format offload --dry-run
-shows "$out" 'nothing is written'
+shows "$out" '^nothing was written [(]--dry-run[)]$'
 [ ! -e "$work/dry" ] || fail "--dry-run has written"
 if [ "$manifests" = ON ]; then
     run 0 verify "$work/off" --write-manifest="$work/manifest.json"
@@ -58,7 +58,7 @@ fi
 off=$(snapshot "$work/off")
 fails 2 'no shards' convert "$work/start" "$work/no" --format offload --max-shard-size 1MB
 fails 2 'no variants' convert "$work/start" "$work/no" --format offload --variant fp16
-fails 2 "is no format: safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
+fails 2 "is not a format: expected safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
 fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" --format offload
 fails 11 "holds '.*' already, and force is not set" convert "$work/start" "$work/off" --format offload
 fails 11 "holds '.*' already" convert "$work/start" "$work/off"
@@ -287,7 +287,7 @@ run 0 load "$work/start" --json --device-map best --max-memory cpu=1GB --offload
 has entries 0
 [ ! -e "$work/nothing" ] || fail "nothing is offloaded, and yet a folder was made"
 foreign 11 'no tensor .* is to be offloaded' new/point "$work/start" --device-map best --max-memory cpu=1GB
-fails 2 'needs a device map' load "$work/start" --offload-folder "$work/nothing"
+fails 2 'requires a device map' load "$work/start" --offload-folder "$work/nothing"
 fails 7 'this build has none' load "$work/start" --max-memory 0=1GB --offload-folder "$work/nothing"
 fails 11 'a file' load "$work/bins" "${map[@]}" --offload-folder "$work/slash.safetensors"
 [ ! -e "$work/nothing" ] || fail "something was written"

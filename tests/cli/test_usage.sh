@@ -25,7 +25,7 @@ for command in init load inspect convert verify plan; do
 done
 run 0 help
 cmp -s "$out" "$work/help" || fail "heft help and heft --help differ"
-usage "" 'COMMAND expected'
+usage "" 'expected a command'
 usage "" "unknown command 'lode'" lode x
 usage "" "unknown option '--foo'" --foo
 usage "" "unknown command 'lode'" help lode
@@ -66,13 +66,13 @@ usage load "unknown option '--foo'" load --foo x
 usage load "unknown option '--foo'" load --foo=1 x
 usage load "unknown option '--mod'" load --mod copy x
 usage load "unknown option '-z'" load -z x
-usage load "no value belongs to '--strict'" load --strict=yes x
-usage load "a value is missing behind '--mode'" load x --mode
-usage load 'PATH expected' load
-usage load "one argument too many: 'y'" load x y
-usage load 'an argument is empty' load ''
-usage load "one argument too many: '--mode'" load -- x --mode
-usage convert 'SRC DST expected' convert x
+usage load "option '--strict' takes no value" load --strict=yes x
+usage load "option '--mode' requires a value" load x --mode
+usage load 'expected PATH' load
+usage load "unexpected argument 'y'" load x y
+usage load 'argument is empty' load ''
+usage load "unexpected argument '--mode'" load -- x --mode
+usage convert 'expected SRC DST' convert x
 for word in --offload --offload-dir --max; do
     usage load "unknown option '$word'" load x "$word" y
 done

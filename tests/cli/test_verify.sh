@@ -28,7 +28,7 @@ broken() { # broken KIND FOLDER [OPTIONS]: exit 1, a line that begins like this,
     run 1 verify "$@"
     silent "$err"
     shows "$out" "^$kind: "
-    shows "$out" '^not sound: [1-9][0-9]* problems?$'
+    shows "$out" '^not valid: [1-9][0-9]* problems?$'
     run 1 verify "$@" --json
     silent "$err"
     is_json
@@ -85,7 +85,7 @@ if [ "$manifests" = ON ]; then
     run 0 verify "$work/changed"
     run 1 verify "$work/changed" --manifest "$work/manifest.json"
     shows "$out" 'model-00003-of-00003\.safetensors'
-    shows "$out" '^not sound: '
+    shows "$out" '^not valid: '
     (cd "$work/st" && rm heft-manifest.json && "$heft" verify -q --write-manifest model-00001-of-00003.safetensors) ||
         fail "a manifest of one file"
     [ -f "$work/st/heft-manifest.json" ] || fail "no manifest beside the file"
