@@ -96,11 +96,11 @@ static heft_status start_gathering(struct commit *c, const heft__addition *addit
     struct gathering *g = &c->gathering;
     const heft_tensor *tensor = addition->tensor;
     stop_gathering(c);
-    if (is_mapped(addition) && !heft__touch_memory(tensor->data, addition->extent_bytes)) {
+    if (is_mapped(addition) && !heft__touch_memory(tensor->data, (size_t)addition->extent_bytes)) {
         return heft__fail(err, HEFT_IO, "its mapped file has shrunk or cannot be read");
     }
     heft_status status = heft__input_from_bytes(c->w->ctx, addition->name, tensor->data,
-                                                addition->extent_bytes, &g->input, err);
+                                                (size_t)addition->extent_bytes, &g->input, err);
     if (status != HEFT_OK) {
         return status;
     }

@@ -1,42 +1,67 @@
 /* bring.c - units from their files into memory, several at a time.
  *
- * A unit that the page cache has, and that is used as it lies there, is mapped already: its pages are
- * entered into the page tables by a call that reports faults. Another is read into a buffer, past the
+ * A large unit that the page cache has, and that is used as it lies there, is mapped already: its pages
+ * are entered into the page tables by a call that reports faults. Another is read into a buffer, past the
  * page cache where that has little of it, cast and put in order on the way.
  * Source: docs/residency.md [6]. */
 #include "run/run.h"
 
+#include <unistd.h>
+
 #define WARM 0.9      /* of a unit in the page cache: mapped, from there on */
 #define COLD 0.5      /* less than that: read past the page cache */
 #define GAP_MOST 4096 /* between neighbors in a file */
+#define MAPPED_LEAST                                                                               \
+    ((uint64_t)1 << 20)             /* of a unit: copying less takes no longer than mapping it */
+#define AROUND ((uintptr_t)2 << 20) /* that a fault in a mapping enters beside its page */
+
+struct stretch { /* neighbors in a file that are mapped, to be touched by one call */
+    heft__brought *first;
+    size_t count;
+};
 
 struct bringing {
     heft_residency *r;
     heft__pieces pieces;    /* the owner is the parameter */
-    heft__brought **mapped; /* [mapped_count] to be touched */
+    struct stretch *mapped; /* [mapped_count] */
     size_t mapped_count;
     bool cold; /* some are read past the page cache */
 };
 
-/* How much of a unit is in the page cache. */
+/* ---- the page cache ---------------------------------------------------------------------------- */
+/* The bytes that a parameter has in its file. */
+static uint64_t file_bytes(const heft_residency *r, const heft__brought *brought)
+{
+    const heft__homes *homes = heft__model_homes(r->model);
+    const heft_parameter *parameter = &r->model->parameters[brought->parameter];
+    uint64_t elems = 0;
+    (void)heft__shape_elems(parameter->shape, parameter->rank, &elems);
+    return elems * heft_dtype_bits(homes->ckpt->infos[homes->source[brought->parameter]].dtype) / 8;
+}
+
+/* How much of a unit is in the page cache. Neighbors in a file are asked about together. */
 static double share_cached(const heft_residency *r, const heft__unit *unit)
 {
     const heft__homes *homes = heft__model_homes(r->model);
     double cached = 0, total = 0;
-    for (size_t i = 0; i < unit->brought_count; i++) {
-        const size_t parameter = unit->brought[i].parameter, tensor = homes->source[parameter];
-        const heft_tensor_info *info = &homes->ckpt->infos[tensor];
-        const uint64_t offset = unit->brought[i].offset;
-        if (offset != HEFT_NO_OFFSET) {
-            uint64_t elems = 0;
-            const heft_parameter *p = &r->model->parameters[parameter];
-            (void)heft__shape_elems(p->shape, p->rank, &elems);
-            const uint64_t length = elems * heft_dtype_bits(info->dtype) / 8;
-            cached +=
-                (double)length *
-                heft__input_residency(heft__file_of(homes->ckpt, tensor)->source, offset, length);
-            total += (double)length;
+    for (size_t i = 0, next; i < unit->brought_count; i = next) {
+        const heft__brought *first = &unit->brought[i];
+        uint64_t length = file_bytes(r, first);
+        next = i + 1;
+        if (first->offset == HEFT_NO_OFFSET) {
+            continue;
         }
+        for (; next < unit->brought_count && length < HEFT__READ_BYTES; next++) {
+            const heft__brought *after = &unit->brought[next];
+            if (after->file != first->file || after->offset < first->offset + length ||
+                after->offset - first->offset - length > GAP_MOST) {
+                break;
+            }
+            length = after->offset - first->offset + file_bytes(r, after);
+        }
+        heft__input *input = heft__file_of(homes->ckpt, homes->source[first->parameter])->source;
+        cached += (double)length * heft__input_residency(input, first->offset, length);
+        total += (double)length;
     }
     return total > 0 ? cached / total : 1;
 }
@@ -48,36 +73,118 @@ static uint8_t *mapped_bytes(const heft_residency *r, size_t parameter)
     return (uint8_t *)heft_storage_data(bound->storage) + bound->offset;
 }
 
+/* The number after the last of a unit's parameters that lie side by side from number i on, and where these
+ * end; `most` bytes or one parameter. */
+static size_t end_of_stretch(const heft_residency *r, const heft__unit *unit, size_t i,
+                             uint64_t most, const uint8_t **end)
+{
+    const uint8_t *start = mapped_bytes(r, unit->brought[i].parameter);
+    *end = start;
+    for (; i < unit->brought_count; i++) {
+        const size_t parameter = unit->brought[i].parameter;
+        const uint8_t *bytes = mapped_bytes(r, parameter);
+        if (bytes < *end || (uintptr_t)bytes - (uintptr_t)*end > GAP_MOST ||
+            (*end > start && (uintptr_t)bytes - (uintptr_t)start >= most)) {
+            break;
+        }
+        *end = bytes + r->views[parameter].size_bytes;
+    }
+    return i;
+}
+
+static void add_mapped(struct bringing *b, heft__unit *unit)
+{
+    const uint8_t *end;
+    for (size_t i = 0, next; i < unit->brought_count; i = next) {
+        next = end_of_stretch(b->r, unit, i, HEFT__READ_BYTES, &end);
+        b->mapped[b->mapped_count++] = (struct stretch){&unit->brought[i], next - i};
+    }
+}
+
+static heft_status touch_one(const heft_residency *r, const heft__brought *brought, heft_error *err)
+{
+    const size_t bytes = (size_t)r->views[brought->parameter].size_bytes;
+    return heft__touch_memory(brought->data, bytes)
+               ? HEFT_OK
+               : heft__add_item(heft__fail(err, HEFT_IO,
+                                           "its bytes cannot be read: the file has shrunk, or its "
+                                           "disk fails"),
+                                err, r->model->parameters[brought->parameter].name);
+}
+
 static heft_status touch(void *user, size_t i, heft_error *err)
 {
     const struct bringing *b = user;
-    heft__brought *brought = b->mapped[i];
-    const heft_parameter *parameter = &b->r->model->parameters[brought->parameter];
-    uint8_t *bytes = mapped_bytes(b->r, brought->parameter);
-    if (parameter->size_bytes > 0 && !heft__touch_memory(bytes, (size_t)parameter->size_bytes)) {
-        return heft__add_item(heft__fail(err, HEFT_IO,
-                                         "its bytes cannot be read: the file has shrunk, or its "
-                                         "disk fails"),
-                              err, parameter->name);
+    const struct stretch *stretch = &b->mapped[i];
+    const heft__brought *first = stretch->first, *last = first + stretch->count - 1;
+    heft_status status = HEFT_OK;
+    for (size_t k = 0; k < stretch->count; k++) {
+        stretch->first[k].data = mapped_bytes(b->r, first[k].parameter);
     }
-    brought->data = bytes;
-    return HEFT_OK;
+    const uint8_t *end = last->data + b->r->views[last->parameter].size_bytes;
+    if (!heft__touch_memory(first->data, (size_t)(end - first->data))) {
+        for (size_t k = 0; k < stretch->count && status == HEFT_OK; k++) {
+            status = touch_one(b->r, &first[k], err); /* the one that cannot be read is named */
+        }
+    }
+    return status;
 }
 
-/* Only whole pages can be dropped: neighbors in a file go together. */
-void heft__unit_forget(const heft_residency *r, const heft__unit *unit)
+/* Where the memory ends that can be dropped beyond one end of a parameter: at the next byte that is in
+ * memory for another unit. A fault enters the neighborhood of its page too, up to a whole large page of the
+ * cache, which nobody would drop. step: 1, or -1 for what lies before it. */
+static uintptr_t end_of_free(const heft_residency *r, const heft__brought *brought, ptrdiff_t step,
+                             uintptr_t at)
 {
-    for (size_t i = 0, next; i < unit->brought_count; i = next) {
-        const uint8_t *start = mapped_bytes(r, unit->brought[i].parameter), *end = start;
-        for (next = i; next < unit->brought_count; next++) {
-            const size_t parameter = unit->brought[next].parameter;
-            const uint8_t *bytes = mapped_bytes(r, parameter);
-            if (bytes < end || (uintptr_t)bytes - (uintptr_t)end > GAP_MOST) {
+    const heft__mapping *file = &r->mappings[brought->file];
+    const bool up = step > 0;
+    const uintptr_t most = up ? (file->end - at > AROUND ? at + AROUND : file->end)
+                              : (at - file->start > AROUND ? at - AROUND : file->start);
+    for (size_t place = brought->place + (size_t)step; place < r->placed_count;
+         place += (size_t)step) {
+        const size_t parameter = r->placed[place];
+        const heft__unit *unit = &r->units[r->unit_of[parameter]];
+        if (unit->brought[r->brought_at[parameter]].file != brought->file) {
+            break;
+        }
+        if (unit->mappable) { /* others are never mapped */
+            const uintptr_t start = (uintptr_t)mapped_bytes(r, parameter),
+                            end = start + (uintptr_t)r->views[parameter].size_bytes;
+            if (up ? start >= most : end <= most) {
                 break;
             }
-            end = bytes + r->views[parameter].size_bytes;
+            if (unit->state != HEFT__UNIT_AWAY) {
+                return up ? start : end;
+            }
         }
-        heft__forget_memory(start, (size_t)(end - start));
+    }
+    return most;
+}
+
+/* Whole pages only. */
+static void forget(uintptr_t start, uintptr_t end)
+{
+    if (end > start) {
+        heft__forget_memory((const void *)start, end - start);
+    }
+}
+
+void heft__unit_forget(const heft_residency *r, const heft__unit *unit, bool around_only)
+{
+    const uint8_t *end;
+    for (size_t i = 0, next; i < unit->brought_count; i = next) {
+        const heft__brought *first = &unit->brought[i];
+        const uintptr_t start = (uintptr_t)mapped_bytes(r, first->parameter);
+        next = end_of_stretch(r, unit, i, UINT64_MAX, &end);
+        const uintptr_t low = end_of_free(r, first, -1, start),
+                        high = end_of_free(r, &unit->brought[next - 1], 1, (uintptr_t)end);
+        const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+        if (around_only) { /* not what the unit has a part of */
+            forget(low, start / page * page);
+            forget(((uintptr_t)end + page - 1) / page * page, high);
+        } else {
+            forget(low, high);
+        }
     }
 }
 
@@ -128,12 +235,10 @@ static heft_status add_unit(struct bringing *b, heft__unit *unit, heft_error *er
     const double cached = share_cached(b->r, unit);
     heft__stay *stay = unit->stay;
     heft_status status = HEFT_OK;
-    if (cached >= WARM && unit->mappable) {
+    if (cached >= WARM && unit->mappable && unit->shown.brought_bytes >= MAPPED_LEAST) {
         heft__free(b->r->ctx, stay->memory, stay->room);
         stay->memory = NULL;
-        for (size_t i = 0; i < unit->brought_count; i++) {
-            b->mapped[b->mapped_count++] = &unit->brought[i];
-        }
+        add_mapped(b, unit);
         return HEFT_OK;
     }
     if (!stay->memory) {

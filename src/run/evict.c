@@ -65,7 +65,7 @@ static heft__stay *part(heft_residency *r, heft__unit *unit)
     idle_remove(r, unit);
     if (unit->state == HEFT__UNIT_HERE) {
         if (!stay->memory && stay->refs == 1) {
-            heft__unit_forget(r, unit);
+            heft__unit_forget(r, unit, false);
         }
         heft__views_set(r, unit, false);
     }

@@ -34,6 +34,9 @@ static heft_status bring(heft_residency *r, size_t count, heft_error *err)
         unit->used = r->ledger->tick;
         if (status == HEFT_OK) {
             heft__views_set(r, unit, true);
+            if (!unit->stay->memory) {
+                heft__unit_forget(r, unit, true);
+            }
             *(unit->stay->memory ? &r->counts.read_bytes : &r->counts.mapped_bytes) +=
                 unit->shown.brought_bytes;
             r->counts.brought_units++;

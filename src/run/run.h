@@ -58,6 +58,7 @@ typedef struct heft__brought {
     size_t file;
     uint64_t offset; /* in the file; HEFT_NO_OFFSET after all that have one */
     uint64_t at;     /* of its room in the unit's buffer */
+    size_t place;    /* among all that are brought in, by files and offsets */
     uint8_t *data;   /* while it is in memory */
 } heft__brought;
 
@@ -108,6 +109,10 @@ typedef struct heft__bound { /* a parameter's storage in the model */
     bool mapped;
 } heft__bound;
 
+typedef struct heft__mapping { /* a file in memory, by whole pages; 0: it is not mapped */
+    uintptr_t start, end;
+} heft__mapping;
+
 struct heft_residency {
     atomic_size_t refs; /* of its owner and of each lease */
     heft_ctx *ctx;
@@ -125,7 +130,10 @@ struct heft_residency {
     heft__module_span *modules; /* [module_count] */
     uint32_t *tensors;          /* [count] parameters, by module */
     size_t module_count;
-    size_t *order; /* [order_count] the standard schedule */
+    uint32_t *placed; /* [placed_count] parameters that are brought in, by files and offsets */
+    size_t placed_count;
+    heft__mapping *mappings; /* [files of the checkpoint]; NULL: nothing is brought in */
+    size_t *order;           /* [order_count] the standard schedule */
     size_t order_count;
 
     /* all below is guarded by the ledger's lock */
@@ -159,8 +167,9 @@ uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__
  * use a unit where the page cache has it: its stay has no memory then. Tensors have data then. The lock is
  * not held. */
 heft_status heft__units_bring(heft_residency *residency, size_t count, heft_error *err);
-/* Drop the pages of a unit that is used in the page cache from the page tables. */
-void heft__unit_forget(const heft_residency *residency, const heft__unit *unit);
+/* Drop the pages of a unit that is used in the page cache from the page tables, and those around it that
+ * no unit in memory has; or these only. */
+void heft__unit_forget(const heft_residency *residency, const heft__unit *unit, bool around_only);
 
 /* ---- ledger.c: the budget, and who waits for it ----------------------------------------------- */
 typedef struct heft__share { /* what a thread has reserved */

@@ -9,6 +9,7 @@
 #include "run/run.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #define NONE UINT32_MAX
 
@@ -252,7 +253,63 @@ static heft_status list_parameters(struct making *m)
     for (uint32_t u = 0; u < r->unit_count; u++) {
         count_parameters(m, u);
         place_parameters(m, &r->units[u]);
+        r->placed_count += r->units[u].brought_count;
     }
+    return HEFT_OK;
+}
+
+/* Where files are mapped of which a parameter is. */
+static heft_status find_mappings(heft_residency *r, heft_error *err)
+{
+    const heft__homes *homes = heft__model_homes(r->model);
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    if (!homes) {
+        return HEFT_OK;
+    }
+    r->mappings = heft__arena_array(&r->arena, homes->ckpt->file_count, sizeof *r->mappings);
+    if (!r->mappings) {
+        return heft__fail_nomem(err, homes->ckpt->file_count * sizeof *r->mappings);
+    }
+    for (size_t i = 0; i < r->placed_count; i++) {
+        const size_t parameter = r->placed[i], tensor = homes->source[parameter];
+        heft__input *input = heft__file_of(homes->ckpt, tensor)->source;
+        heft__mapping *mapping = &r->mappings[homes->ckpt->infos[tensor].file_index];
+        const uint8_t *base;
+        if (r->model->parameters[parameter].state == HEFT_PARAMETER_MAPPED && mapping->end == 0 &&
+            heft__input_map(input, &base, NULL) == HEFT_OK) {
+            mapping->start = (uintptr_t)base;
+            mapping->end =
+                ((uintptr_t)base + (uintptr_t)heft__input_size(input) + page - 1) / page * page;
+        }
+    }
+    return HEFT_OK;
+}
+
+/* All that is brought in, in the order of the files. */
+static heft_status place_all(struct making *m)
+{
+    heft_residency *r = m->r;
+    const size_t bytes = r->placed_count * sizeof(heft__brought);
+    heft__brought *all = heft__alloc(r->ctx, bytes);
+    r->placed = heft__arena_array(&r->arena, r->placed_count, sizeof *r->placed);
+    if (!all || !r->placed) {
+        heft__free(r->ctx, all, bytes);
+        return heft__fail_nomem(m->err, bytes);
+    }
+    size_t filled = 0;
+    for (size_t u = 0; u < r->unit_count; u++) {
+        const heft__unit *unit = &r->units[u];
+        for (size_t i = 0; i < unit->brought_count; i++) {
+            all[filled++] = unit->brought[i];
+        }
+    }
+    qsort(all, filled, sizeof *all, by_place);
+    for (size_t i = 0; i < filled; i++) {
+        const size_t parameter = all[i].parameter;
+        r->placed[i] = (uint32_t)parameter;
+        r->units[r->unit_of[parameter]].brought[r->brought_at[parameter]].place = i;
+    }
+    heft__free(r->ctx, all, bytes);
     return HEFT_OK;
 }
 
@@ -364,6 +421,12 @@ heft_status heft__units_make(heft_residency *r, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = list_parameters(&m);
+    }
+    if (status == HEFT_OK) {
+        status = place_all(&m);
+    }
+    if (status == HEFT_OK) {
+        status = find_mappings(r, err);
     }
     if (status == HEFT_OK) {
         span_modules(&m);

@@ -5,7 +5,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
-#define HIDDEN 64
+#define HIDDEN 160 /* layers of 1.2 MB: they are mapped */
 #define LAYER test_layer_bytes(HIDDEN)
 #define LAYERS 8
 

@@ -2,6 +2,7 @@
  * file, is brought in unit by unit within a budget and dropped; and what cannot be placed is refused. */
 #include "support_residency.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -121,6 +122,47 @@ static void units_come_and_go(void **state)
         heft_model_free(model);
         heft_model_free(whole);
     }
+}
+
+/* The bytes of a file's mappings that are in this process's page tables. */
+static uint64_t mapped_rss(const char *name)
+{
+    char line[512];
+    uint64_t kib = 0, sum = 0;
+    bool own = false;
+    FILE *file = fopen("/proc/self/smaps", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file)) {
+        if (strcspn(line, "-") < strcspn(line, " ")) { /* the line with which a mapping begins */
+            own = strstr(line, name) != NULL;
+        } else if (own && sscanf(line, "Rss: %" SCNu64, &kib) == 1) {
+            sum += kib * 1024;
+        }
+    }
+    fclose(file);
+    return sum;
+}
+
+/* What is dropped leaves the page tables, with the neighbors' pages that a fault has entered beside it. */
+static void dropped_units_leave_the_page_tables(void **state)
+{
+    (void)state;
+    heft_model *model = test_load_on_disk(ctx, at("model"), "encoder.layer", HEFT_DTYPE_NONE);
+    test_file_cache(at("model/model.safetensors"), true);
+    heft_residency *r = make_residency(model, 2 * LAYER_BYTES);
+    const size_t first = first_layer(r, model);
+    for (size_t i = 0; i < 5 * LAYERS; i++) {
+        heft_lease_free(test_acquire(r, first + i * 3 % LAYERS));
+        heft__residency_settle(r);
+        const uint64_t rss = mapped_rss("/model.safetensors");
+        if (rss > 2 * (LAYER_BYTES + (32 << 10))) {
+            fail_msg("%" PRIu64 " bytes are mapped, of layers of %" PRIu64, rss, LAYER_BYTES);
+        }
+    }
+    assert_int_equal(test_counts(r).read_bytes, 0);
+    heft_residency_free(r);
+    assert_true(mapped_rss("/model.safetensors") <= 32 << 10);
+    heft_model_free(model);
 }
 
 /* Units in any order, several at once. */
@@ -465,6 +507,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_stay_in_their_memory),
         cmocka_unit_test(units_come_and_go),
+        cmocka_unit_test(dropped_units_leave_the_page_tables),
         cmocka_unit_test(any_order),
         cmocka_unit_test(what_has_no_room_is_refused),
         cmocka_unit_test(a_cast_stays_on_disk),

@@ -94,7 +94,7 @@ void test_compare_bytes(const heft_tensor *tensor, const heft_model *whole, size
     assert_int_equal(tensor->dtype, expected->dtype);
     assert_true(heft__shape_equal(tensor->shape, tensor->rank, expected->shape, expected->rank));
     assert_int_equal(tensor->size_bytes, expected->size_bytes);
-    if (memcmp(tensor->data, expected->data, tensor->size_bytes) != 0) {
+    if (memcmp(tensor->data, expected->data, (size_t)tensor->size_bytes) != 0) {
         fail_msg("%s has other values", name);
     }
     heft_tensor_free(expected);
