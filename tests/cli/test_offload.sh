@@ -60,7 +60,7 @@ fails 2 'no shards' convert "$work/start" "$work/no" --format offload --max-shar
 fails 2 'no variants' convert "$work/start" "$work/no" --format offload --variant fp16
 fails 2 "is not a format: expected safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
 fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" --format offload
-fails 11 "holds '.*' already, and force is not set" convert "$work/start" "$work/off" --format offload
+fails 11 "holds '.*' already; 'force' replaces it" convert "$work/start" "$work/off" --format offload
 fails 11 "holds '.*' already" convert "$work/start" "$work/off"
 write_safetensors "$work/slash.safetensors" '{"a/b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' 4
 fails 2 "a/b: 'a/b.dat' cannot be a file" convert "$work/slash.safetensors" "$work/no" --format offload
@@ -241,7 +241,8 @@ for file in "$work"/ofbin/*.dat; do
     cmp -s "$file" "$work/off/${file##*/}" || fail "${file##*/} has other bytes"
 done
 run 0 load "$work/start" --json --touch --dtype bf16 "${map[@]}" --offload-folder "$work/ofcast"
-lacks "$out" '"mapped_bytes": 0'
+mapped=$(grep -oE '"mapped_bytes": [0-9]+' "$out" | head -n 1) # of the load; the pass copies units that are small
+[ "$mapped" != '"mapped_bytes": 0' ] || fail "$last: nothing is mapped from the folder"
 for file in "$work"/ofcast/*.dat; do
     cmp -s "$file" "$work/off3/${file##*/}" || fail "${file##*/} is cast otherwise"
 done
