@@ -29,6 +29,10 @@ heft_status heft__fail_at(heft_error *err, heft_status status, uint64_t offset, 
  * NOT_FOUND, ENOMEM NOMEM. */
 heft_status heft__fail_errno(heft_error *err, int sys_errno, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* The same, always IO: a place that cannot be written to, also where the kernel says that something is
+ * not there. */
+heft_status heft__fail_io(heft_error *err, int sys_errno, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 heft_status heft__fail_nomem(heft_error *err, uint64_t bytes);
 /* Return `status` and add what is still empty; both do nothing for HEFT_OK. */
 heft_status heft__add_path(heft_status status, heft_error *err, const char *path);

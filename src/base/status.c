@@ -153,6 +153,17 @@ heft_status heft__fail_errno(heft_error *err, int sys_errno, const char *format,
     return status;
 }
 
+heft_status heft__fail_io(heft_error *err, int sys_errno, const char *format, ...)
+{
+    if (err) {
+        va_list args;
+        va_start(args, format);
+        fill(err, HEFT_IO, sys_errno, HEFT_NO_OFFSET, format, args);
+        va_end(args);
+    }
+    return HEFT_IO;
+}
+
 heft_status heft__fail_nomem(heft_error *err, uint64_t bytes)
 {
     return heft__fail(err, HEFT_NOMEM, "no memory for %llu bytes", (unsigned long long)bytes);

@@ -28,12 +28,16 @@ typedef struct heft__resolved {
     const char *shadowed;     /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
+    heft__snapshot snapshot; /* of the folder before anything in it was looked at */
 } heft__resolved;
 
 /* Strings live in the arena. */
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err);
+/* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
+bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
+#define HEFT__OPEN_TRIES 20 /* of opening a folder that is being replaced */
 /* hub.c: whether a path reads as org/name[@revision], and its folder in the hub's cache. */
 bool heft__hub_is_name(const char *path);
 heft_status heft__hub_find(heft__arena *arena, const char *path, const char **folder,
@@ -206,6 +210,8 @@ typedef struct heft__write_job {
     uint64_t max_shard_bytes;   /* 0: 50 GB */
     bool force, dry_run;
     const char *resume; /* key of heft__folder_begin(), or NULL */
+    bool wait;          /* for another process that writes to dst */
+    mode_t file_mode, folder_mode; /* as heft__folder_options */
     const heft__out_tensor
         *tensors; /* as they are to be written, in order; aliases as the format's `ties` has them */
     size_t count;
@@ -217,6 +223,9 @@ typedef struct heft__write_job {
     const heft__side_file *sides;
     size_t side_count;
     heft__out_read_fn read;
+    heft_status (*check)(void *user, heft_error *err); /* called before the commit; NULL: nothing */
+    /* A file of the destination that is to be replaced or removed is the source's; NULL: none is. */
+    bool (*is_source)(void *user, const heft__folder_writer *folder, const char *name);
     void *user;
     const char *const *warnings; /* into the report */
     size_t warning_count;

@@ -5,7 +5,6 @@
  * Source: docs/formats/shard_index.md [3], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
-#include <dirent.h>
 
 /* ---- claims: what an index says of each tensor ------------------------------------------------ */
 struct claims {
@@ -310,14 +309,17 @@ heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *varian
             status = heft__fail_nomem(err, strlen(name));
         }
     }
-    DIR *folder = opendir(ckpt->where.folder);
-    for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
-         entry = readdir(folder)) {
-        status = look_at_name(ckpt, &used, entry->d_name, variant, findings, err);
+    const char *const *names = NULL;
+    size_t count = 0;
+    heft__arena arena;
+    heft__arena_init(&arena, ckpt->ctx);
+    if (status == HEFT_OK) {
+        status = heft__folder_names(&arena, ckpt->where.folder, &names, &count, err);
     }
-    if (folder) {
-        closedir(folder);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status = look_at_name(ckpt, &used, names[i], variant, findings, err);
     }
+    heft__arena_fini(&arena);
     heft__map_fini(&used);
     return status;
 }

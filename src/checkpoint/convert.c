@@ -7,8 +7,8 @@
  * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
 
-#include <dirent.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 struct conversion {
     heft_ctx *ctx;
@@ -207,13 +207,8 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
 /* Weights of any kind, indexes and hidden files stay behind. */
 static bool is_side_file(const char *name, const heft__format *const *formats)
 {
-    return name[0] != '.' && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
+    return name[0] != '.' && !strstr(name, ".heft-tmp-") && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
            !heft__is_weights_ending(name) && !is_beside_index(name, formats);
-}
-
-static int by_name(const void *left, const void *right)
-{
-    return strcmp(((const heft__side_file *)left)->name, ((const heft__side_file *)right)->name);
 }
 
 static heft_status add_side(struct conversion *c, const char *name, heft_error *err)
@@ -302,19 +297,19 @@ static heft_status find_fixed(struct conversion *c, const heft__format ***out, h
 static heft_status list_sides(struct conversion *c, heft_error *err)
 {
     const heft__format **formats = NULL;
+    const char *const *names = NULL;
+    size_t count = 0;
     heft_status status = find_fixed(c, &formats, err);
-    DIR *folder = status == HEFT_OK ? opendir(c->ckpt->where.folder) : NULL;
-    for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
-         entry = readdir(folder)) {
-        const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, entry->d_name);
+    if (status == HEFT_OK) {
+        status = heft__folder_names(&c->arena, c->ckpt->where.folder, &names, &count, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, names[i]);
         if (!path) {
             status = heft__fail_nomem(err, 0);
-        } else if (is_side_file(entry->d_name, formats) && heft__path_is_file(path)) {
-            status = add_side(c, entry->d_name, err);
+        } else if (is_side_file(names[i], formats) && heft__path_is_file(path)) {
+            status = add_side(c, names[i], err);
         }
-    }
-    if (folder) {
-        closedir(folder);
     }
     return status;
 }
@@ -325,9 +320,6 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
         return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
     }
     heft_status status = list_sides(c, err);
-    if (c->side_count) {
-        qsort(c->sides, c->side_count, sizeof *c->sides, by_name);
-    }
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
         if (c->options->dtype != HEFT_DTYPE_NONE && strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
@@ -385,6 +377,58 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
     return HEFT_OK;
 }
 
+/* ---- what ties it to its source ------------------------------------------------------------------ */
+static heft__input *input_of(const struct conversion *c, size_t file)
+{
+    return c->ckpt->files[file].file ? c->ckpt->files[file].file->source : NULL;
+}
+
+/* Every file of the source as it was when it was opened. */
+static heft_status check_sources(void *user, heft_error *err)
+{
+    const struct conversion *c = user;
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < c->ckpt->file_count && status == HEFT_OK; i++) {
+        status = heft__input_unchanged(input_of(c, i), err);
+    }
+    return status;
+}
+
+/* Whether a file that the destination is about to lose is the only place of a file of the source: through
+ * a link, or an offload folder's entry. A hard link of the source's is not. */
+static bool is_source(void *user, const heft__folder_writer *folder, const char *name)
+{
+    const struct conversion *c = user;
+    for (size_t i = 0; i < c->ckpt->file_count; i++) {
+        const heft__identity *identity = heft__input_identity(input_of(c, i));
+        if (identity && heft__folder_holds(folder, name, identity->device, identity->inode) &&
+            heft__folder_has_path(folder, heft__input_path(input_of(c, i)))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void append_identity(heft__buffer *text, const heft__input *input)
+{
+    const heft__identity *identity = heft__input_identity(input);
+    if (identity) {
+        heft__buffer_append(text, identity, sizeof *identity);
+    }
+}
+
+/* The names, dtypes, shapes and places of all tensors, as the headers have them. */
+static void append_headers(heft__buffer *text, const struct conversion *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        const heft_tensor_info *info = &c->ckpt->infos[number_of(&c->tensors[i])];
+        heft__buffer_format(text, "%s %zu %d %zu %llu", c->tensors[i].name, c->tensors[i].storage,
+                            (int)info->dtype, info->file_index, (unsigned long long)info->offset);
+        heft__buffer_append(text, info->shape, info->rank * sizeof *info->shape);
+        heft__buffer_byte(text, '\n');
+    }
+}
+
 /* What decides the bytes of every shard, as a key: another source, order or option is another key.
  */
 static const char *resume_key(struct conversion *c, const heft__write_job *job, heft_error *err)
@@ -396,12 +440,10 @@ static const char *resume_key(struct conversion *c, const heft__write_job *job, 
                         (unsigned long long)c->options->max_shard_bytes, (int)c->options->dtype,
                         c->options->variant ? c->options->variant : "");
     for (size_t i = 0; i < c->ckpt->file_count; i++) {
-        heft__buffer_format(&text, "%s %llx\n", c->ckpt->files[i].info.name,
-                            (unsigned long long)heft__path_stamp(c->ckpt->files[i].info.path));
+        heft__buffer_format(&text, "%s\n", c->ckpt->files[i].info.name);
+        append_identity(&text, input_of(c, i));
     }
-    for (size_t i = 0; i < c->count; i++) {
-        heft__buffer_format(&text, "%s %zu\n", c->tensors[i].name, c->tensors[i].storage);
-    }
+    append_headers(&text, c);
     for (size_t i = 0; i < job->metadata_count; i++) {
         heft__buffer_append(&text, job->metadata[i].key, job->metadata[i].key_length);
         heft__buffer_byte(&text, '\n');
@@ -410,7 +452,12 @@ static const char *resume_key(struct conversion *c, const heft__write_job *job, 
     }
     if (heft__buffer_check(&text, err) == HEFT_OK) {
         uint64_t hash = heft__stable_hash((const char *)text.data, text.size);
-        key = heft__arena_format(&c->arena, "%016llx", (unsigned long long)hash);
+        heft__buffer_format(&text, "%llu", (unsigned long long)hash); /* the second half */
+        if (heft__buffer_check(&text, err) == HEFT_OK) {
+            key = heft__arena_format(
+                &c->arena, "%016llx%016llx", (unsigned long long)hash,
+                (unsigned long long)heft__stable_hash((const char *)text.data, text.size));
+        }
     }
     heft__buffer_fini(&text);
     return key;
@@ -443,6 +490,20 @@ static heft_status plan(struct conversion *c, const char *dst, heft_error *err)
     return status;
 }
 
+/* What was not everybody's to read does not become so. */
+static void find_modes(const struct conversion *c, heft__write_job *job)
+{
+    struct stat facts;
+    for (size_t i = 0; i < c->ckpt->file_count; i++) {
+        if (stat(c->ckpt->files[i].info.path, &facts) == 0) {
+            job->file_mode |= facts.st_mode & 0777;
+        }
+    }
+    if (*c->ckpt->where.folder && stat(c->ckpt->where.folder, &facts) == 0) {
+        job->folder_mode = facts.st_mode & 0777;
+    }
+}
+
 static heft_status convert(struct conversion *c, const char *dst, heft_write_report **report,
                            heft_error *err)
 {
@@ -459,10 +520,13 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .sides = c->sides,
         .side_count = c->side_count,
         .read = read_piece,
+        .check = check_sources,
+        .is_source = is_source,
         .user = c,
         .warnings = c->warnings.lines,
         .warning_count = c->warnings.count,
     };
+    find_modes(c, &job);
     job.metadata = heft__metadata_list(&c->metadata, &job.metadata_count);
     if (!job.metadata) {
         return heft__fail_nomem(err, 0);

@@ -5,9 +5,7 @@
  * Source: docs/commands/verify.md. */
 #include "checkpoint/manifest.h"
 
-#include <errno.h>
 #include <stdio.h>
-#include <unistd.h>
 
 #ifdef HEFT_HAVE_OPENSSL
 #include <openssl/evp.h>
@@ -158,19 +156,8 @@ static heft_status write_text(heft__arena *arena, const char *path, const heft__
     heft__json_write_python(&text, root);
     heft__buffer_byte(&text, '\n');
     heft_status status = heft__buffer_check(&text, err);
-    const char *temporary = heft__arena_format(arena, "%s.heft-tmp-%ld", path, (long)getpid());
-    FILE *file = status == HEFT_OK && temporary ? fopen(temporary, "wxe") : NULL;
-    if (status == HEFT_OK && !file) {
-        status = heft__fail_errno(err, errno, "cannot write the manifest");
-    }
-    if (file) {
-        bool put = fwrite(text.data, 1, text.size, file) == text.size;
-        put = fflush(file) == 0 && fsync(fileno(file)) == 0 && put;
-        put = fclose(file) == 0 && put;
-        if (!put || rename(temporary, path) != 0) {
-            status = heft__fail_errno(err, errno, "cannot write the manifest");
-            (void)unlink(temporary);
-        }
+    if (status == HEFT_OK) {
+        status = heft__write_file(arena->ctx, path, text.data, text.size, err);
     }
     heft__buffer_fini(&text);
     return status;

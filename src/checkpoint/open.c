@@ -394,22 +394,39 @@ static heft_status finish(heft_checkpoint *ckpt, heft_status status, const char 
     return HEFT_OK;
 }
 
+bool heft__checkpoint_is_current(const heft_checkpoint *ckpt)
+{
+    heft__snapshot snapshot = ckpt->where.snapshot;
+    bool current = !ckpt->where.folder || heft__snapshot_holds(ckpt->where.folder, &snapshot);
+    for (size_t i = 0; current && snapshot.young && i < ckpt->file_count; i++) {
+        const heft__file *file = ckpt->files[i].file;
+        current = !file || heft__input_is_current(file->source);
+    }
+    return current;
+}
+
 heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
                                     const heft_checkpoint_options *options, heft_checkpoint **out,
                                     heft_error *err)
 {
-    heft_checkpoint *ckpt = begin(ctx, err);
-    if (!ckpt) {
-        return HEFT_NOMEM;
+    for (unsigned tries = 0;; tries++) {
+        heft_checkpoint *ckpt = begin(ctx, err);
+        if (!ckpt) {
+            return HEFT_NOMEM;
+        }
+        heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
+        if (status == HEFT_OK) {
+            status = survey(ckpt, err);
+        }
+        if (status == HEFT_OK) {
+            status = heft__maps_make(ckpt, err);
+        }
+        if (status == HEFT_NOMEM || status == HEFT_CANCELLED || tries == HEFT__OPEN_TRIES ||
+            heft__checkpoint_is_current(ckpt)) {
+            return finish(ckpt, status, path, out, err);
+        }
+        heft_checkpoint_close(ckpt); /* replaced while it was opened */
     }
-    heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
-    if (status == HEFT_OK) {
-        status = survey(ckpt, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__maps_make(ckpt, err);
-    }
-    return finish(ckpt, status, path, out, err);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */

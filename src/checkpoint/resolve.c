@@ -106,6 +106,14 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
     return nothing_found(arena, out, options->variant, err);
 }
 
+/* Before anything in the folder is opened: an interrupted commit is taken back. */
+static heft_status look_at_folder(heft_ctx *ctx, heft__resolved *out, heft_error *err)
+{
+    const heft_status status = heft__folder_recover(ctx, out->folder, err);
+    heft__snapshot_take(out->folder, &out->snapshot);
+    return status;
+}
+
 /* A path that is a file: a weight file, or an index by its name and, where that is not enough, by its
  * content. */
 static heft_status resolve_file(heft__arena *arena, const char *path, heft__resolved *out,
@@ -123,10 +131,10 @@ static heft_status resolve_file(heft__arena *arena, const char *path, heft__reso
     if (!heft__ends_with(name, ".json")) {
         out->file = name;
         out->lone = true;
-        return HEFT_OK;
+        return look_at_folder(arena->ctx, out, err);
     }
     out->index = name;
-    heft_status status = HEFT_OK;
+    heft_status status = look_at_folder(arena->ctx, out, err);
     for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL && status == HEFT_OK;
          i++) {
         bool known = !format->index_name && !out->index_format;
@@ -163,8 +171,10 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
         status = heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
     } else if (heft__path_is_folder(at)) {
         found.folder = heft__arena_text(arena, at, strlen(at));
-        status =
-            found.folder ? resolve_folder(arena, options, &found, err) : heft__fail_nomem(err, 0);
+        status = found.folder ? look_at_folder(arena->ctx, &found, err) : heft__fail_nomem(err, 0);
+        if (status == HEFT_OK) {
+            status = resolve_folder(arena, options, &found, err);
+        }
     } else {
         status = resolve_file(arena, at, &found, err);
     }

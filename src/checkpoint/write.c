@@ -228,12 +228,31 @@ static bool is_of(const struct session *s, const struct rival *rival, const char
                      heft__is_shard_name(name, rival->format, s->job->variant);
 }
 
+/* What a loader finds the weights by. */
+static bool is_entry_point(const struct rival *rival, const char *name)
+{
+    return rival->format->list_files ? strcmp(name, rival->format->index_name) == 0
+                                     : strcmp(name, rival->single) == 0 ||
+                                           strcmp(name, rival->index) == 0;
+}
+
 /* Without force nothing that exists is replaced. */
 static heft_status refuse(const struct session *s, const char *name, heft_error *err)
 {
     heft_status status =
         heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; 'force' replaces it", name);
     return heft__add_path(status, err, s->job->dst);
+}
+
+/* Nor what is read at the same time. */
+static heft_status refuse_source(const struct session *s, const char *name, heft_error *err)
+{
+    if (!s->job->is_source || !s->job->is_source(s->job->user, s->folder, name)) {
+        return HEFT_OK;
+    }
+    return heft__add_path(
+        heft__fail(err, HEFT_INVALID_ARG, "destination holds the source's file '%.200s'", name), err,
+        s->job->dst);
 }
 
 /* With force, what is there of a format and is not written again goes, if the format is ours or would
@@ -250,7 +269,11 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
         if (!s->job->force) {
             status = refuse(s, names[i], err);
         } else if (goes && !has(&s->written, names[i])) {
-            status = heft__folder_remove(s->folder, names[i], err);
+            status = refuse_source(s, names[i], err);
+            if (status != HEFT_OK) {
+                break;
+            }
+            status = heft__folder_remove(s->folder, names[i], is_entry_point(rival, names[i]), err);
         }
     }
     return status;
@@ -262,8 +285,10 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
     size_t count = 0;
     struct rival rival = {0};
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
-    for (size_t i = 0; i < count && status == HEFT_OK && !s->job->force; i++) {
-        status = has(&s->written, names[i]) ? refuse(s, names[i], err) : HEFT_OK;
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (has(&s->written, names[i])) {
+            status = s->job->force ? refuse_source(s, names[i], err) : refuse(s, names[i], err);
+        }
     }
     for (size_t i = 0; status == HEFT_OK && !s->job->single; i++) {
         rival.format = heft__format_in_folder(NULL, i);
@@ -302,7 +327,8 @@ static heft_status write_sides(struct session *s, heft_error *err)
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < s->job->side_count && status == HEFT_OK; i++) {
         const heft__side_file *side = &s->job->sides[i];
-        status = heft__folder_file_begin(s->folder, side->name, false, err);
+        status = heft__folder_file_begin(s->folder, side->name,
+                                         strcmp(side->name, "config.json") == 0, err);
         if (status == HEFT_OK) {
             status = side->path ? copy_side(s, side, err)
                                 : heft__folder_write(s->folder, side->bytes, side->length, err);
@@ -391,7 +417,12 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     if (!s->scratch) {
         return heft__fail_nomem(err, s->scratch_bytes);
     }
-    heft_status status = heft__folder_begin(s->ctx, s->job->dst, s->job->resume, &s->folder, err);
+    const heft__folder_options options = {.resume = s->job->resume,
+                                          .single = s->job->single,
+                                          .wait = s->job->wait,
+                                          .file_mode = s->job->file_mode,
+                                          .folder_mode = s->job->folder_mode};
+    heft_status status = heft__folder_begin(s->ctx, s->job->dst, &options, &s->folder, err);
     if (status == HEFT_OK) {
         status = look_at_destination(s, err);
     }
@@ -410,6 +441,9 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     if (status == HEFT_OK) {
         status =
             heft__tell_progress(s->ctx, "writing", s->plan.total_size, s->plan.total_size, err);
+    }
+    if (status == HEFT_OK && s->job->check) {
+        status = s->job->check(s->job->user, err);
     }
     return status == HEFT_OK ? heft__folder_commit(s->folder, err) : status;
 }

@@ -1,120 +1,23 @@
-/* folder.c - writing a folder that becomes visible complete or not at all.
+/* folder.c - writing a folder, or one file, that becomes visible complete or not at all.
  *
- *   new folder      PARENT/.NAME.heft-tmp-XXXXXX/ is filled, then renamed to PARENT/NAME
- *   existing one    NAME/.heft-tmp-XXXXXX/ is filled; commit swaps each file with its predecessor,
- * entry points last, and takes every swap back if one of them fails
- *
- * Where an existing file that is no entry point is replaced, the old entry point (the index) goes
- * first: whoever loses power between two renames has the old checkpoint, the new one, or one that
- * no loader takes, but never a mixture. A temporary folder is locked by its writer; one that is not
- * locked and a minute old was left by a crash and is removed. Not done here: deciding what is
- * stale. */
-#include "io/io.h"
+ * Everything is written into a work folder first (work.c), each file synced. The commit then makes it what
+ * the destination is: one rename where there was nothing, one exchange of folders where there was something,
+ * and a journal where folders cannot be exchanged (commit.c). One process at a time writes to a destination
+ * (lock.c). Not done here: deciding what is stale.
+ * Source: docs/transactions.md. */
+#include "io/transaction.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#define TEMPORARY ".heft-tmp-"
-#ifndef RENAME_EXCHANGE /* of <stdio.h>, in glibc */
-#define RENAME_NOREPLACE 1u
-#define RENAME_EXCHANGE 2u
-#endif
+#define STEM_BYTES 180 /* of a name in the names of its work folder and lock */
 
-struct out_file {
-    const char *name;
-    bool entry_point;
-    enum { WRITTEN, RENAMED, SWAPPED } state;
-};
-
-struct heft__folder_writer {
-    heft_ctx *ctx;
-    heft__arena arena;
-    const char *path; /* without slashes at its end */
-    const char *parent;
-    const char *temporary;
-    const char *made_parent; /* highest parent folder that begin() made, NULL if none */
-    int temporary_fd;        /* open and locked */
-    mode_t mode;             /* of the finished folder */
-    const char *resume; /* keeps finished files under this key if the work does not end; NULL: no */
-    bool in_place, committed;
-    struct out_file *files;
-    size_t file_count, file_cap;
-    const char **removed;
-    size_t removed_count, removed_cap;
-    size_t removed_done;
-    const char **listed;
-    size_t listed_count;
-    int fd; /* the open file, -1 if none */
-    uint64_t position;
-};
-
-/* ---- temporary folders ----------------------------------------------------------------------- */
-/* Remove a folder of plain files. */
-static void remove_flat(const char *path)
-{
-    DIR *folder = opendir(path);
-    if (!folder) {
-        return;
-    }
-    for (struct dirent *entry = readdir(folder); entry; entry = readdir(folder)) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
-            (void)unlinkat(dirfd(folder), entry->d_name, 0);
-        }
-    }
-    closedir(folder);
-    (void)rmdir(path);
-}
-
-static bool left_by_a_crash(const char *path)
-{
-    struct stat facts;
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) {
-        return false;
-    }
-    bool old = fstat(fd, &facts) == 0 && facts.st_mtime + 60 < time(NULL);
-    bool mine = old && flock(fd, LOCK_EX | LOCK_NB) == 0;
-    close(fd);
-    return mine;
-}
-
-/* Remove abandoned temporary folders in `folder` whose names begin with `prefix`. */
-static void remove_abandoned(heft__arena *arena, const char *folder, const char *prefix)
-{
-    DIR *listing = opendir(folder);
-    for (struct dirent *entry = listing ? readdir(listing) : NULL; entry;
-         entry = readdir(listing)) {
-        if (strncmp(entry->d_name, prefix, strlen(prefix)) == 0) {
-            const char *path = heft__path_join(arena, folder, entry->d_name);
-            if (path && left_by_a_crash(path)) {
-                remove_flat(path);
-            }
-        }
-    }
-    if (listing) {
-        closedir(listing);
-    }
-}
-
-/* ---- begin ----------------------------------------------------------------------------------- */
-/* A place that cannot be written to is IO, also where the kernel says that something is not there. */
-static heft_status cannot_write(heft_error *err, int sys_errno, const char *what, const char *path)
-{
-    (void)heft__fail_errno(err, sys_errno, "%s", what);
-    if (err) {
-        err->status = HEFT_IO;
-    }
-    return heft__add_path(HEFT_IO, err, path);
-}
-
+/* ---- begin ------------------------------------------------------------------------------------- */
 /* Make `path` and what is missing above it; *made is the highest folder that was made. */
 static heft_status make_parents(heft__arena *arena, const char *path, const char **made,
                                 heft_error *err)
@@ -132,7 +35,8 @@ static heft_status make_parents(heft__arena *arena, const char *path, const char
                     *made = heft__arena_text(arena, copy, strlen(copy));
                 }
             } else if (errno != EEXIST) {
-                return cannot_write(err, errno, "cannot create the folder", copy);
+                return heft__add_path(heft__fail_io(err, errno, "cannot create the folder"), err,
+                                      copy);
             }
             if (!last) {
                 *p = '/';
@@ -144,77 +48,193 @@ static heft_status make_parents(heft__arena *arena, const char *path, const char
     }
 }
 
-static heft_status split_path(heft__folder_writer *writer, const char *path, heft_error *err)
+/* Split a path without slashes at its end. */
+static heft_status split(heft__folder_writer *writer, const char *path, const char **parent,
+                         heft_error *err)
 {
-    size_t length = strlen(path);
-    while (length > 1 && path[length - 1] == '/') {
-        length--;
-    }
-    char *clean = heft__arena_text(&writer->arena, path, length);
-    const char *slash = clean ? strrchr(clean, '/') : NULL;
-    writer->path = clean;
-    writer->parent = !slash ? "."
-                     : slash == clean
-                         ? "/"
-                         : heft__arena_text(&writer->arena, clean, (size_t)(slash - clean));
-    return writer->path && writer->parent ? HEFT_OK : heft__fail_nomem(err, length);
+    const char *slash = strrchr(path, '/');
+    *parent = !slash ? "."
+              : slash == path
+                  ? "/"
+                  : heft__arena_text(&writer->arena, path, (size_t)(slash - path));
+    writer->name = heft__arena_text(&writer->arena, slash ? slash + 1 : path,
+                                    strlen(slash ? slash + 1 : path));
+    return *parent && writer->name ? HEFT_OK : heft__fail_nomem(err, strlen(path));
 }
 
-/* The temporary folder: with a name of its own, or with that of the key, where an earlier run may
- * have left files. */
-static bool make_folder(heft__folder_writer *writer, char *path)
+/* A name of at most STEM_BYTES bytes that stands for `name`. */
+static const char *make_stem(heft__arena *arena, const char *name)
 {
-    if (!writer->resume) {
-        return mkdtemp(path) != NULL;
-    }
-    return mkdir(path, 0700) == 0 || (errno == EEXIST && heft__path_is_folder(path));
+    const size_t length = strlen(name);
+    return length <= STEM_BYTES
+               ? name
+               : heft__arena_format(arena, "%.*s~%016llx", STEM_BYTES - 20, name,
+                                    (unsigned long long)heft__stable_hash(name, length));
 }
 
-/* The mode that a new folder gets in this place, by the process's umask, default access lists and
- * group inheritance: that of an empty one, which is removed again. umask() would have to be set to be
- * read, for all threads of the process. */
-static heft_status find_mode(heft__folder_writer *writer, heft_error *err)
+/* Where the destination is: its parent folder and its name there, through links. */
+static heft_status locate(heft__folder_writer *writer, heft_error *err)
 {
-    static const char probe[] = ".mode";
     struct stat facts;
-    const int folder = writer->temporary_fd;
-    (void)unlinkat(folder, probe, AT_REMOVEDIR); /* of a run that did not end */
-    if (mkdirat(folder, probe, 0777) != 0 ||
-        fstatat(folder, probe, &facts, AT_SYMLINK_NOFOLLOW) != 0) {
-        return cannot_write(err, errno, "cannot create a folder", writer->temporary);
+    const char *parent = NULL;
+    const bool there = stat(writer->path, &facts) == 0;
+    heft_status status = HEFT_OK;
+    if (there && !S_ISDIR(facts.st_mode)) {
+        return heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder");
     }
-    (void)unlinkat(folder, probe, AT_REMOVEDIR);
-    writer->mode = facts.st_mode & 07777;
-    return HEFT_OK;
+    if (!there && (errno != ENOENT || heft__path_exists(writer->path))) {
+        return errno == ENOENT
+                   ? heft__fail(err, HEFT_EXISTS, "destination is a link to nothing")
+                   : heft__fail_io(err, errno, "cannot look at the destination");
+    }
+    if (there) {
+        char *real = realpath(writer->path, NULL);
+        const char *kept = real ? heft__arena_text(&writer->arena, real, strlen(real)) : NULL;
+        status = !real  ? heft__fail_io(err, errno, "cannot resolve the destination")
+                 : kept ? split(writer, kept, &parent, err)
+                        : heft__fail_nomem(err, 0);
+        free(real);
+    } else {
+        status = split(writer, writer->path, &parent, err);
+        if (status == HEFT_OK) {
+            status = make_parents(&writer->arena, parent, &writer->made_parent, err);
+        }
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    writer->stem = make_stem(&writer->arena, writer->name);
+    writer->parent = *writer->name ? heft__open_at(AT_FDCWD, parent, O_RDONLY | O_DIRECTORY, 0) : -1;
+    if (writer->parent < 0 && !there) {
+        return heft__fail_io(err, errno, "cannot open the parent folder");
+    }
+    return writer->stem ? HEFT_OK : heft__fail_nomem(err, 0);
 }
 
-static heft_status make_temporary(heft__folder_writer *writer, heft_error *err)
+/* Open the destination if there is one: again under the lock, as another process may have exchanged it. */
+static heft_status open_folder(heft__folder_writer *writer, heft_error *err)
 {
-    const char *home = writer->in_place ? writer->path : writer->parent;
-    const char *base = writer->in_place ? "" : heft__path_base(writer->path);
-    char *prefix = heft__arena_format(&writer->arena, "%s%s%s", *base ? "." : "", base, TEMPORARY);
-    char *name = prefix ? heft__arena_format(&writer->arena, "%s%s", prefix,
-                                             writer->resume ? writer->resume : "XXXXXX")
-                        : NULL;
-    char *path = name ? heft__path_join(&writer->arena, home, name) : NULL;
-    if (!path) {
+    heft__dir_close(&writer->folder);
+    writer->folder =
+        writer->parent >= 0
+            ? heft__dir_open(writer->parent, writer->name)
+            : heft__open_at(AT_FDCWD, writer->path, O_RDONLY | O_DIRECTORY, 0);
+    if (writer->folder < 0) {
+        return errno == ENOENT ? HEFT_OK
+               : errno == ENOTDIR
+                   ? heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder")
+                   : heft__fail_io(err, errno, "cannot open the destination");
+    }
+    return fstat(writer->folder, &writer->was) == 0
+               ? HEFT_OK
+               : heft__fail_io(err, errno, "cannot look at the destination");
+}
+
+static bool can_write(int dir)
+{
+    return dir >= 0 && faccessat(dir, ".", W_OK | X_OK, AT_EACCESS) == 0;
+}
+
+/* The folder in which the lock and the work folder are: the parent where that can be, so that folders can
+ * be exchanged. */
+static heft_status take_lock(heft__folder_writer *writer, heft_error *err)
+{
+    heft_status status = open_folder(writer, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    struct stat parent;
+    const bool beside = can_write(writer->parent) &&
+                        (writer->folder < 0 || (fstat(writer->parent, &parent) == 0 &&
+                                                parent.st_dev == writer->was.st_dev));
+    const char *name =
+        writer->folder >= 0 && !beside
+            ? heft__arena_format(&writer->arena, "%slock", HEFT__TEMPORARY)
+            : heft__arena_format(&writer->arena, ".%s%slock", writer->stem, HEFT__TEMPORARY);
+    if (!name) {
         return heft__fail_nomem(err, 0);
     }
-    if (!writer->resume) {
-        remove_abandoned(&writer->arena, home, prefix);
+    writer->home = writer->folder >= 0 && !beside ? writer->folder : writer->parent;
+    status = heft__lock_take(writer->ctx, &writer->lock, writer->home, name, writer->options.wait,
+                             err);
+    if (status != HEFT_OK || !beside) {
+        return status;
     }
-    if (!make_folder(writer, path)) {
-        return cannot_write(err, errno, "cannot write into the folder", home);
+    status = open_folder(writer, err);
+    if (status == HEFT_OK && writer->folder >= 0 &&
+        heft__lock_try(writer->folder, LOCK_EX) == 0) { /* by another path, or in the folder */
+        status = heft__fail(err, HEFT_EXISTS, "is being written by another process");
     }
-    writer->temporary = path;
-    writer->temporary_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (writer->temporary_fd < 0 || flock(writer->temporary_fd, LOCK_EX | LOCK_NB) != 0) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot lock the folder"), err, path);
-    }
-    return writer->in_place ? HEFT_OK : find_mode(writer, err);
+    return status;
 }
 
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resume,
+/* One file: its folder is made, and is the home. */
+static heft_status begin_single(heft__folder_writer *writer, heft_error *err)
+{
+    heft_status status =
+        make_parents(&writer->arena, writer->path, &writer->made_parent, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    writer->name = writer->options.single;
+    writer->stem = make_stem(&writer->arena, writer->name);
+    writer->folder = heft__open_at(AT_FDCWD, writer->path, O_RDONLY | O_DIRECTORY, 0);
+    if (writer->folder < 0 || fstat(writer->folder, &writer->was) != 0) {
+        return heft__fail_io(err, errno, "cannot open the folder");
+    }
+    writer->home = writer->folder;
+    const char *name = writer->stem ? heft__arena_format(&writer->arena, "%s%s-lock",
+                                                         HEFT__TEMPORARY, writer->stem)
+                                    : NULL;
+    return name ? heft__lock_take(writer->ctx, &writer->lock, writer->home, name,
+                                  writer->options.wait, err)
+                : heft__fail_nomem(err, 0);
+}
+
+struct widest {
+    int dir;
+    mode_t mode;
+};
+
+static bool note_mode(void *user, const char *name)
+{
+    struct widest *job = user;
+    struct stat facts;
+    if (!heft__is_temporary(name) &&
+        fstatat(job->dir, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(facts.st_mode)) {
+        job->mode |= facts.st_mode & 0777;
+    }
+    return true;
+}
+
+static heft_status begin(heft__folder_writer *writer, heft_error *err)
+{
+    heft_status status;
+    if (writer->options.single) {
+        status = begin_single(writer, err);
+    } else {
+        status = locate(writer, err);
+        if (status == HEFT_OK) {
+            status = take_lock(writer, err);
+        }
+    }
+    if (status == HEFT_OK && writer->folder >= 0) {
+        status = heft__journal_recover(writer->ctx, writer->folder, err);
+    }
+    if (status == HEFT_OK && writer->folder >= 0) {
+        struct widest widest = {.dir = writer->folder};
+        if (!heft__dir_each(writer->folder, note_mode, &widest)) {
+            status = heft__fail_io(err, errno, "cannot list the destination");
+        }
+        writer->files_were = writer->options.single ? 0 : widest.mode;
+    }
+    if (status == HEFT_OK) {
+        status = heft__work_clean(writer, err);
+    }
+    return status == HEFT_OK ? heft__work_make(writer, err) : status;
+}
+
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const heft__folder_options *options,
                                heft__folder_writer **out, heft_error *err)
 {
     heft__folder_writer *writer = heft__alloc_zero(ctx, 1, sizeof *writer);
@@ -222,27 +242,23 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resu
         return heft__fail_nomem(err, sizeof *writer);
     }
     writer->ctx = heft__ctx_ref(ctx);
-    writer->fd = writer->temporary_fd = -1;
+    if (options) {
+        writer->options = *options;
+    }
+    writer->fd = writer->parent = writer->folder = writer->home = -1;
+    writer->work = writer->staged = writer->record_fd = -1;
+    writer->lock = HEFT__LOCK_NONE;
     heft__arena_init(&writer->arena, ctx);
-    heft_status status = split_path(writer, path, err);
-    writer->resume = resume ? heft__arena_text(&writer->arena, resume, strlen(resume)) : NULL;
-    if (status == HEFT_OK && resume && !writer->resume) {
-        status = heft__fail_nomem(err, strlen(resume));
+    heft__map_init(&writer->earlier.finished, ctx);
+    heft__map_init(&writer->earlier.dropped, ctx);
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') {
+        length--;
     }
-    if (status == HEFT_OK && !*path) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "destination has no name");
-    }
-    if (status == HEFT_OK && heft__path_exists(writer->path)) {
-        writer->in_place = true;
-        if (!heft__path_is_folder(writer->path)) {
-            status = heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder");
-        }
-    } else if (status == HEFT_OK) {
-        status = make_parents(&writer->arena, writer->parent, &writer->made_parent, err);
-    }
-    if (status == HEFT_OK) {
-        status = make_temporary(writer, err);
-    }
+    writer->path = heft__arena_text(&writer->arena, path, length);
+    heft_status status = !writer->path ? heft__fail_nomem(err, length)
+                         : !*path ? heft__fail(err, HEFT_INVALID_ARG, "destination has no name")
+                                  : begin(writer, err);
     if (status != HEFT_OK) {
         heft__add_path(status, err, path);
         heft__folder_free(writer);
@@ -255,7 +271,8 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resu
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err)
 {
     struct statvfs facts;
-    if (statvfs(writer->temporary, &facts) == 0) {
+    bytes -= bytes < writer->kept_bytes ? bytes : writer->kept_bytes;
+    if (fstatvfs(writer->work, &facts) == 0) {
         uint64_t room = (uint64_t)facts.f_bavail * facts.f_frsize;
         if (room < bytes) {
             heft_status status =
@@ -270,38 +287,30 @@ heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_
     return HEFT_OK;
 }
 
-/* ---- files ----------------------------------------------------------------------------------- */
-static heft_status add_file(heft__folder_writer *writer, const char *name, bool entry_point,
-                            heft_error *err)
+/* ---- files ------------------------------------------------------------------------------------- */
+static heft_status add_entry(heft__folder_writer *writer, heft__out_entry **list, size_t *count,
+                             size_t *cap, const char *name, bool entry_point, heft_error *err)
 {
     char *copy = heft__arena_text(&writer->arena, name, strlen(name));
-    if (!copy || !heft__array_reserve(writer->ctx, (void **)&writer->files, writer->file_count,
-                                      &writer->file_cap, sizeof *writer->files)) {
+    if (!copy || !heft__array_reserve(writer->ctx, (void **)list, *count, cap, sizeof **list)) {
         return heft__fail_nomem(err, strlen(name));
     }
-    writer->files[writer->file_count++] =
-        (struct out_file){.name = copy, .entry_point = entry_point};
+    (*list)[(*count)++] = (heft__out_entry){.name = copy, .entry_point = entry_point};
     return HEFT_OK;
 }
 
-/* What a file is called until its end: a finished one can be told from a part. */
-static const char *part_name(heft__folder_writer *writer, const char *name)
+static heft_status add_file(heft__folder_writer *writer, const char *name, bool entry_point,
+                            heft_error *err)
 {
-    return heft__arena_format(&writer->arena, "%s.part", name);
+    return add_entry(writer, &writer->files, &writer->file_count, &writer->file_cap, name,
+                     entry_point, err);
 }
 
+/* An open file is called "part" until its end, outside of the new folder: what is there is finished. */
 heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
                                     heft_error *err)
 {
-    const char *part = part_name(writer, name);
-    if (!part) {
-        return heft__fail_nomem(err, strlen(name));
-    }
-    if (writer->resume) { /* of the earlier run */
-        (void)unlinkat(writer->temporary_fd, part, 0);
-        (void)unlinkat(writer->temporary_fd, name, 0);
-    }
-    writer->fd = openat(writer->temporary_fd, part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    writer->fd = heft__open_at(writer->work, "part", O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
     if (writer->fd < 0) {
         return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", name), err,
                               writer->path);
@@ -314,8 +323,11 @@ heft_status heft__folder_file_keep(heft__folder_writer *writer, const char *name
                                    uint64_t bytes, bool *kept, heft_error *err)
 {
     struct stat facts;
-    *kept = writer->resume && fstatat(writer->temporary_fd, name, &facts, 0) == 0 &&
-            S_ISREG(facts.st_mode) && (uint64_t)facts.st_size == bytes;
+    const size_t at = heft__map_get(&writer->earlier.finished, name, strlen(name));
+    *kept = writer->options.resume && at != HEFT__MAP_NONE &&
+            writer->earlier.files[at].bytes == bytes &&
+            fstatat(writer->staged, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 &&
+            heft__record_matches(&writer->earlier.files[at], &facts);
     return *kept ? add_file(writer, name, entry_point, err) : HEFT_OK;
 }
 
@@ -326,11 +338,12 @@ heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, 
     while (done < length) {
         ssize_t put = pwrite(writer->fd, (const uint8_t *)bytes + done, length - done,
                              (off_t)(offset + done));
-        if (put >= 0) {
+        if (put > 0) {
             done += (size_t)put;
-        } else if (errno != EINTR) {
+        } else if (put == 0 || errno != EINTR) {
             const char *name = writer->files[writer->file_count - 1].name;
-            heft_status status = heft__fail_errno(err, errno, "cannot write '%s'", name);
+            heft_status status =
+                heft__fail_errno(err, put == 0 ? EIO : errno, "cannot write '%s'", name);
             if (err) {
                 err->offset = offset + done;
             }
@@ -350,226 +363,161 @@ heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, s
     return status;
 }
 
+/* Give a finished file an owner and a mode: never wider than the caller allows, than the file that it
+ * replaces, and than the files of the destination were. */
+static bool set_mode(heft__folder_writer *writer, const char *name)
+{
+    struct stat made, old;
+    if (fstat(writer->fd, &made) != 0) {
+        return false;
+    }
+    mode_t mode = made.st_mode & 0777;
+    const bool replaces = writer->folder >= 0 &&
+                          fstatat(writer->folder, name, &old, AT_SYMLINK_NOFOLLOW) == 0 &&
+                          S_ISREG(old.st_mode);
+    const struct stat *like = replaces ? &old : writer->folder >= 0 ? &writer->was : &made;
+    mode &= writer->options.file_mode ? writer->options.file_mode | 0600 : 0777;
+    mode &= replaces             ? (old.st_mode & 0777) | 0600
+            : writer->files_were ? writer->files_were | 0600
+                                 : 0777;
+    if (writer->folder >= 0 && !writer->options.single && like->st_uid != made.st_uid) {
+        (void)!fchown(writer->fd, like->st_uid, (gid_t)-1); /* by the superuser */
+    }
+    if (replaces && like->st_gid != made.st_gid &&
+        fchown(writer->fd, (uid_t)-1, like->st_gid) != 0) {
+        mode &= ~(mode_t)070; /* another group's than it was */
+    }
+    return mode == (made.st_mode & 0777) || fchmod(writer->fd, mode) == 0;
+}
+
+/* A line in the record, so that a later run can take the file over. */
+static heft_status note_finished(heft__folder_writer *writer, const char *name,
+                                 const struct stat *facts, heft_error *err)
+{
+    heft__buffer line;
+    if (writer->record_fd < 0) {
+        return HEFT_OK;
+    }
+    heft__buffer_init(&line, writer->ctx);
+    heft__record_file(&line, name, facts);
+    heft_status status = heft__buffer_check(&line, err);
+    if (status == HEFT_OK &&
+        write(writer->record_fd, line.data, line.size) != (ssize_t)line.size) {
+        status = heft__fail_io(err, errno, "cannot write the record of the work");
+    }
+    heft__buffer_fini(&line);
+    return status;
+}
+
 heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
 {
     heft_status status = HEFT_OK;
-    const char *name = writer->files[writer->file_count - 1].name, *part = part_name(writer, name);
-    if (!part) {
-        status = heft__fail_nomem(err, strlen(name));
-    } else if (fsync(writer->fd) != 0 ||
-               renameat(writer->temporary_fd, part, writer->temporary_fd, name) != 0) {
+    const char *name = writer->files[writer->file_count - 1].name;
+    struct stat facts;
+    if (!set_mode(writer, name) || !heft__sync(writer->fd) || fstat(writer->fd, &facts) != 0 ||
+        renameat(writer->work, "part", writer->staged, name) != 0) {
         status = heft__fail_errno(err, errno, "cannot write '%s' to the disk", name);
+    } else {
+        status = note_finished(writer, name, &facts, err);
     }
     close(writer->fd);
     writer->fd = -1;
     return heft__add_path(status, err, writer->path);
 }
 
-heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, heft_error *err)
+heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, bool entry_point,
+                                heft_error *err)
 {
-    char *copy = heft__arena_text(&writer->arena, name, strlen(name));
-    if (!copy || !heft__array_reserve(writer->ctx, (void **)&writer->removed, writer->removed_count,
-                                      &writer->removed_cap, sizeof *writer->removed)) {
-        return heft__fail_nomem(err, strlen(name));
-    }
-    writer->removed[writer->removed_count++] = copy;
-    return HEFT_OK;
+    return add_entry(writer, &writer->removed, &writer->removed_count, &writer->removed_cap, name,
+                     entry_point, err);
 }
 
-static int compare_names(const void *a, const void *b)
+heft_status heft__folder_names(heft__arena *arena, const char *path, const char *const **names,
+                               size_t *count, heft_error *err)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    int folder = heft__open_at(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+    heft_status status = folder >= 0
+                             ? heft__dir_list(arena, folder, names, count, err)
+                             : heft__fail_io(err, errno, "cannot list the folder");
+    heft__dir_close(&folder);
+    return heft__add_path(status, err, path);
 }
 
 heft_status heft__folder_list(heft__folder_writer *writer, const char *const **names, size_t *count,
                               heft_error *err)
 {
-    const char **list = NULL;
-    size_t used = 0, cap = 0;
-    heft_status status = HEFT_OK;
-    DIR *folder = writer->in_place ? opendir(writer->path) : NULL;
-    for (struct dirent *entry = folder ? readdir(folder) : NULL; entry && status == HEFT_OK;
-         entry = readdir(folder)) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
-            strncmp(entry->d_name, TEMPORARY, strlen(TEMPORARY)) == 0) {
-            continue;
-        }
-        const char *name = heft__arena_text(&writer->arena, entry->d_name, strlen(entry->d_name));
-        if (!name || !heft__array_reserve(writer->ctx, (void **)&list, used, &cap, sizeof *list)) {
-            status = heft__fail_nomem(err, 0);
-        } else {
-            list[used++] = name;
-        }
+    const char *const *all = NULL;
+    size_t listed = 0, used = 0;
+    *names = NULL;
+    *count = 0;
+    if (writer->folder < 0) {
+        return HEFT_OK;
     }
-    if (folder) {
-        closedir(folder);
-    }
+    heft_status status = heft__dir_list(&writer->arena, writer->folder, &all, &listed, err);
     const char **kept =
-        status == HEFT_OK ? heft__arena_array(&writer->arena, used, sizeof *kept) : NULL;
-    if (status == HEFT_OK && !kept) {
-        status = heft__fail_nomem(err, used);
-    } else if (kept && used) {
-        memcpy(kept, list, used * sizeof *kept);
-        qsort(kept, used, sizeof *kept, compare_names);
+        status == HEFT_OK ? heft__arena_array(&writer->arena, listed, sizeof *kept) : NULL;
+    if (status != HEFT_OK || !kept) {
+        return heft__add_path(status == HEFT_OK ? heft__fail_nomem(err, listed) : status, err,
+                              writer->path);
     }
-    heft__free(writer->ctx, list, cap * sizeof *list);
-    if (status == HEFT_OK) {
-        *names = writer->listed = kept;
-        *count = writer->listed_count = used;
+    for (size_t i = 0; i < listed; i++) {
+        if (!heft__is_temporary(all[i])) {
+            kept[used++] = all[i];
+        }
     }
-    return status;
-}
-
-/* ---- commit ---------------------------------------------------------------------------------- */
-static bool sync_folder(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool done = fd >= 0 && fsync(fd) == 0;
-    if (fd >= 0) {
-        close(fd);
-    }
-    return done;
-}
-
-static heft_status publish_new(heft__folder_writer *writer, heft_error *err)
-{
-    (void)fchmod(writer->temporary_fd, writer->mode);
-    if (fsync(writer->temporary_fd) != 0 || rename(writer->temporary, writer->path) != 0) {
-        heft_status status =
-            errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
-                ? heft__fail(err, HEFT_EXISTS, "destination came into being meanwhile")
-                : heft__fail_errno(err, errno, "cannot rename the finished folder");
-        return heft__add_path(status, err, writer->path);
-    }
-    sync_folder(writer->parent);
+    *names = kept;
+    *count = used;
     return HEFT_OK;
 }
 
-/* renameat2(2), which musl does not have before 1.2.6. */
-static bool rename_with(int from, const char *old_name, int to, const char *new_name, unsigned how)
+bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uint64_t device,
+                        uint64_t inode)
 {
-    return syscall(SYS_renameat2, from, old_name, to, new_name, how) == 0;
+    struct stat facts;
+    return writer->folder >= 0 && fstatat(writer->folder, name, &facts, 0) == 0 &&
+           (uint64_t)facts.st_dev == device && (uint64_t)facts.st_ino == inode;
 }
 
-/* Put one finished file in its place; its predecessor, if any, takes its place in the temporary
- * folder. */
-static bool publish_file(heft__folder_writer *writer, int folder, struct out_file *file)
+bool heft__folder_has_path(const heft__folder_writer *writer, const char *path)
 {
-    if (rename_with(writer->temporary_fd, file->name, folder, file->name, RENAME_EXCHANGE)) {
-        file->state = SWAPPED;
-        return true;
+    struct stat facts;
+    char *real = realpath(path, NULL);
+    char *slash = real ? strrchr(real, '/') : NULL;
+    bool inside = false;
+    if (slash) {
+        slash[slash == real] = '\0'; /* the folder; "/" stays */
+        inside = stat(real, &facts) == 0 && writer->folder >= 0 &&
+                 facts.st_dev == writer->was.st_dev && facts.st_ino == writer->was.st_ino;
     }
-    /* No predecessor, or a file system that cannot swap: there a failure later cannot be taken
-     * back. */
-    if (renameat(writer->temporary_fd, file->name, folder, file->name) == 0) {
-        file->state = RENAMED;
-        return true;
-    }
-    return false;
+    free(real);
+    return inside;
 }
 
-static void take_back(heft__folder_writer *writer, int folder)
+/* ---- end --------------------------------------------------------------------------------------- */
+heft_status heft__folder_commit(heft__folder_writer *writer, heft_error *err)
 {
-    for (size_t i = writer->removed_done; i-- > 0;) {
-        (void)renameat(writer->temporary_fd, writer->removed[i], folder, writer->removed[i]);
-    }
-    for (size_t i = writer->file_count; i-- > 0;) {
-        struct out_file *file = &writer->files[i];
-        if (file->state == SWAPPED) {
-            (void)rename_with(writer->temporary_fd, file->name, folder, file->name,
-                              RENAME_EXCHANGE);
-        } else if (file->state == RENAMED) {
-            (void)renameat(folder, file->name, writer->temporary_fd, file->name);
-        }
-    }
-}
-
-static bool replaces_a_shard(const heft__folder_writer *writer, int folder)
-{
-    for (size_t i = 0; i < writer->file_count; i++) {
-        if (!writer->files[i].entry_point &&
-            faccessat(folder, writer->files[i].name, F_OK, 0) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The old entry points leave first where their shards are about to be replaced; they wait in the
- * temporary folder under a name of their own. */
-static bool hide_entry_points(heft__folder_writer *writer, int folder)
-{
-    if (!replaces_a_shard(writer, folder)) {
-        return true;
-    }
-    for (size_t i = 0; i < writer->file_count; i++) {
-        const char *name = writer->files[i].name;
-        if (writer->files[i].entry_point && faccessat(folder, name, F_OK, 0) == 0) {
-            char *aside = heft__arena_format(&writer->arena, "%s.old", name);
-            if (!aside || renameat(folder, name, writer->temporary_fd, aside) != 0) {
-                return false;
-            }
-        }
-    }
-    return fsync(folder) == 0;
-}
-
-static void restore_entry_points(heft__folder_writer *writer, int folder)
-{
-    for (size_t i = 0; i < writer->file_count; i++) {
-        char *aside = heft__arena_format(&writer->arena, "%s.old", writer->files[i].name);
-        if (aside) {
-            (void)rename_with(writer->temporary_fd, aside, folder, writer->files[i].name,
-                              RENAME_NOREPLACE);
-        }
-    }
-}
-
-static bool swap_all(heft__folder_writer *writer, int folder)
-{
-    for (int entry_points = 0; entry_points < 2; entry_points++) {
-        for (size_t i = 0; i < writer->file_count; i++) {
-            struct out_file *file = &writer->files[i];
-            if (file->entry_point == (bool)entry_points && !publish_file(writer, folder, file)) {
-                return false;
-            }
-        }
-        if (fsync(folder) != 0) {
-            return false;
-        }
-    }
-    for (; writer->removed_done < writer->removed_count; writer->removed_done++) {
-        const char *name = writer->removed[writer->removed_done];
-        if (renameat(folder, name, writer->temporary_fd, name) != 0 && errno != ENOENT) {
-            return false;
-        }
-    }
-    return fsync(folder) == 0;
-}
-
-static heft_status publish_in_place(heft__folder_writer *writer, heft_error *err)
-{
-    int folder = open(writer->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot open the folder"), err,
-                              writer->path);
-    }
-    heft_status status = HEFT_OK;
-    if (!hide_entry_points(writer, folder) || !swap_all(writer, folder)) {
-        status = heft__fail_errno(err, errno, "cannot put the finished files in place");
-        take_back(writer, folder);
-        restore_entry_points(writer, folder);
-    }
-    close(folder);
+    const bool is_new = writer->folder < 0;
+    heft_status status =
+        is_new ? heft__commit_new(writer, err) : heft__commit_replace(writer, err);
+    writer->committed = status == HEFT_OK;
     return heft__add_path(status, err, writer->path);
 }
 
-heft_status heft__folder_commit(heft__folder_writer *writer, heft_error *err)
+/* Remove the parents that begin() made, as far as they are empty. */
+static void remove_parents(heft__folder_writer *writer)
 {
-    heft_status status =
-        writer->in_place ? publish_in_place(writer, err) : publish_new(writer, err);
-    writer->committed = status == HEFT_OK;
-    return status;
+    char *path = heft__arena_text(&writer->arena, writer->path, strlen(writer->path));
+    char *slash = path && !writer->options.single ? strrchr(path, '/') : NULL;
+    if (slash) {
+        *slash = '\0';
+    }
+    while (path && strlen(path) >= strlen(writer->made_parent) && rmdir(path) == 0) {
+        slash = strrchr(path, '/');
+        if (!slash) {
+            break;
+        }
+        *slash = '\0';
+    }
 }
 
 void heft__folder_free(heft__folder_writer *writer)
@@ -580,28 +528,57 @@ void heft__folder_free(heft__folder_writer *writer)
     if (writer->fd >= 0) {
         close(writer->fd);
     }
-    bool kept = writer->resume && !writer->committed;
-    if (writer->temporary && !kept && (writer->in_place || !writer->committed)) {
-        remove_flat(writer->temporary);
+    if (writer->record_fd >= 0) {
+        close(writer->record_fd);
     }
-    if (writer->temporary_fd >= 0) {
-        close(writer->temporary_fd);
+    const bool resumable = writer->options.resume && !writer->committed &&
+                           (writer->file_count > 0 || writer->kept_bytes > 0);
+    if (!writer->stuck && !resumable) {
+        heft__work_remove(writer);
     }
+    heft__dir_close(&writer->staged);
+    heft__dir_close(&writer->work);
+    heft__lock_release(&writer->lock);
+    heft__dir_close(&writer->folder);
+    heft__dir_close(&writer->parent);
     if (writer->made_parent && !writer->committed) {
-        /* only what begin() made, and only while it is empty */
-        char *path = heft__arena_text(&writer->arena, writer->parent, strlen(writer->parent));
-        while (path && strlen(path) >= strlen(writer->made_parent) && rmdir(path) == 0) {
-            char *slash = strrchr(path, '/');
-            if (!slash) {
-                break;
-            }
-            *slash = '\0';
-        }
+        remove_parents(writer);
     }
     heft__free(writer->ctx, writer->files, writer->file_cap * sizeof *writer->files);
     heft__free(writer->ctx, writer->removed, writer->removed_cap * sizeof *writer->removed);
+    heft__record_fini(&writer->arena, &writer->earlier);
     heft_ctx *ctx = writer->ctx;
     heft__arena_fini(&writer->arena);
     heft__free(ctx, writer, sizeof *writer);
     heft_ctx_free(ctx);
+}
+
+heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes, size_t length,
+                             heft_error *err)
+{
+    heft__arena arena;
+    heft__folder_writer *writer = NULL;
+    heft__arena_init(&arena, ctx);
+    const char *base = heft__path_base(path);
+    const size_t above = (size_t)(base - path);
+    const char *folder = above == 0 ? "." : heft__arena_text(&arena, path, above);
+    const heft__folder_options options = {.single = base, .wait = true};
+    heft_status status = !*base   ? heft__fail(err, HEFT_INVALID_ARG, "the path names no file")
+                         : folder ? heft__folder_begin(ctx, folder, &options, &writer, err)
+                                  : heft__fail_nomem(err, above);
+    if (status == HEFT_OK) {
+        status = heft__folder_file_begin(writer, base, true, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_write(writer, bytes, length, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_file_end(writer, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__folder_commit(writer, err);
+    }
+    heft__folder_free(writer);
+    heft__arena_fini(&arena);
+    return heft__add_path(status, err, path);
 }

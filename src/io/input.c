@@ -42,6 +42,17 @@ static heft_status source_new(heft_ctx *ctx, const char *path, heft__input **out
     return HEFT_OK;
 }
 
+static heft__identity identity_of(const struct stat *facts)
+{
+    return (heft__identity){.device = (uint64_t)facts->st_dev,
+                            .inode = (uint64_t)facts->st_ino,
+                            .bytes = (uint64_t)facts->st_size,
+                            .seconds = (int64_t)facts->st_mtim.tv_sec,
+                            .nanoseconds = (int64_t)facts->st_mtim.tv_nsec,
+                            .change_seconds = (int64_t)facts->st_ctim.tv_sec,
+                            .change_nanoseconds = (int64_t)facts->st_ctim.tv_nsec};
+}
+
 static const char *kind_of_file(mode_t mode)
 {
     return S_ISDIR(mode)    ? "a folder"
@@ -56,7 +67,15 @@ static const char *kind_of_file(mode_t mode)
  */
 static heft_status open_regular(const char *path, int *fd, struct stat *facts, heft_error *err)
 {
-    int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (stat(path, facts) == 0 && !S_ISREG(facts->st_mode)) { /* opening a device may do something */
+        return heft__add_path(heft__fail(err, HEFT_UNSUPPORTED, "not a regular file but %s",
+                                         kind_of_file(facts->st_mode)),
+                              err, path);
+    }
+    int opened;
+    do {
+        opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    } while (opened < 0 && errno == EINTR);
     if (opened < 0) {
         return heft__add_path(heft__fail_errno(err, errno, "cannot open"), err, path);
     }
@@ -90,9 +109,45 @@ heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out,
     }
     (*out)->fd = fd;
     (*out)->size = (uint64_t)facts.st_size;
-    (*out)->device = (uint64_t)facts.st_dev;
-    (*out)->inode = (uint64_t)facts.st_ino;
+    (*out)->identity = identity_of(&facts);
     return HEFT_OK;
+}
+
+const heft__identity *heft__input_identity(const heft__input *source)
+{
+    return heft__input_has_file(source) ? &source->identity : NULL;
+}
+
+heft_status heft__input_unchanged(heft__input *source, heft_error *err)
+{
+    int fd = -1;
+    struct stat facts;
+    if (!heft__input_has_file(source)) {
+        return HEFT_OK;
+    }
+    heft_status status = heft__input_take_fd(source, &fd, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (fstat(fd, &facts) != 0) {
+        status = heft__fail_io(err, errno, "cannot look at the file");
+    } else {
+        const heft__identity now = identity_of(&facts);
+        status = memcmp(&now, &source->identity, sizeof now) == 0
+                     ? HEFT_OK
+                     : heft__fail(err, HEFT_IO, "the file changed while it was read");
+    }
+    heft__input_drop_fd(source);
+    return heft__add_path(status, err, source->path);
+}
+
+bool heft__input_is_current(const heft__input *source)
+{
+    struct stat facts;
+    return !heft__input_has_file(source) ||
+           (stat(source->path, &facts) == 0 &&
+            (uint64_t)facts.st_dev == source->identity.device &&
+            (uint64_t)facts.st_ino == source->identity.inode);
 }
 
 /* The descriptor for a read, opened again if the source is parked. Every take is followed by a
@@ -105,7 +160,8 @@ heft_status heft__input_take_fd(heft__input *source, int *fd, heft_error *err)
         struct stat facts;
         status = open_regular(source->path, &source->fd, &facts, err);
         if (status == HEFT_OK &&
-            ((uint64_t)facts.st_dev != source->device || (uint64_t)facts.st_ino != source->inode)) {
+            ((uint64_t)facts.st_dev != source->identity.device ||
+             (uint64_t)facts.st_ino != source->identity.inode)) {
             close(source->fd);
             source->fd = -1;
             status =

@@ -14,7 +14,7 @@ struct heft__input {
     size_t path_bytes;
     int fd; /* -1: no file, or parked */
     uint64_t size;
-    uint64_t device, inode;      /* of the file, to know it again */
+    heft__identity identity;     /* of the file, to know it again */
     const uint8_t *bytes;        /* of a source in memory, else NULL */
     heft__reader reader;         /* of a caller's source, else zeros */
     void (*release)(void *user); /* of the caller's; NULL: nobody to tell */

@@ -13,6 +13,8 @@
 
 #include "base/base.h"
 
+#include <sys/types.h>
+
 /* ---- source: a file, bytes in memory or a caller's reader to read from; refcounted ------------ */
 typedef struct heft__input heft__input;
 
@@ -35,6 +37,17 @@ void heft__input_on_release(heft__input *source, void (*release)(void *user), vo
 heft__input *heft__input_ref(heft__input *source);
 void heft__input_unref(heft__input *source);
 uint64_t heft__input_size(const heft__input *source); /* when it was opened */
+/* What tells a file, and one version of it, from others: as its descriptor said when it was opened. */
+typedef struct heft__identity {
+    uint64_t device, inode, bytes;
+    int64_t seconds, nanoseconds;               /* of the last change of its bytes */
+    int64_t change_seconds, change_nanoseconds; /* of anything about it */
+} heft__identity;
+const heft__identity *heft__input_identity(const heft__input *source); /* NULL: not a file; lent */
+/* IO if the file is not as it was when it was opened. */
+heft_status heft__input_unchanged(heft__input *source, heft_error *err);
+/* Whether its path still names this file. */
+bool heft__input_is_current(const heft__input *source);
 const char *heft__input_path(const heft__input *source);
 
 /* Read exactly `length` bytes. Past the end as it was when opened: FORMAT; the file has shrunk
@@ -118,26 +131,47 @@ bool heft__path_exists(const char *path);
 bool heft__path_same(const char *a, const char *b);
 /* Whether a was changed over `seconds` after b. */
 bool heft__path_is_newer(const char *a, const char *b, unsigned seconds);
-/* A number that changes when the file does: size, time of change, inode. 0 if there is none. */
-uint64_t heft__path_stamp(const char *path);
+/* A folder at one moment: readers of several files compare it to see that nothing was replaced
+ * meanwhile. */
+typedef struct heft__snapshot {
+    heft__identity folder; /* zeros: none */
+    bool young;            /* changed so lately that its times tell little */
+} heft__snapshot;
+void heft__snapshot_take(const char *folder, heft__snapshot *snapshot);
+/* Whether the folder is the same, unchanged, and no journal is at work in it. Where it is young, files
+ * that were opened meanwhile have to be compared: heft__input_is_current(). */
+bool heft__snapshot_holds(const char *folder, heft__snapshot *snapshot);
 
-/* ---- folder writer: makes a folder appear complete or not at all
+/* The names in a folder, in byte order, in the arena. An error where it cannot be listed. */
+heft_status heft__folder_names(heft__arena *arena, const char *path, const char *const **names,
+                               size_t *count, heft_error *err);
+
+/* ---- folder writer: makes a folder, or one file, appear complete or not at all ------------------
  *
- * begin -> (file_begin, write*, file_end)* -> commit | abort.
- * A folder that does not exist is written beside its place and renamed as a whole. In a folder that
- * exists, files are written below a hidden temporary folder and renamed at commit in the order in
- * which they were begun; `entry points` (what a loader looks for) come last. Until commit nothing
- * that was there is touched. */
+ * begin -> (file_begin, write*, file_end)* -> commit | free.
+ * Files are written into a work folder beside the destination. The commit renames it to a new place, or
+ * exchanges it with the folder that is there, with links to the files that stay; where folders cannot be
+ * exchanged, files are moved one by one under a journal. Until commit nothing that was there is touched.
+ * One process at a time: begin takes the destination's lock. Source: docs/transactions.md. */
 typedef struct heft__folder_writer heft__folder_writer;
 
-/* resume: NULL, or a key of letters and digits under which finished files are kept if the work does
- * not end. */
-heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resume,
+typedef struct heft__folder_options {
+    const char *resume; /* key of letters and digits under which finished files are kept if the work
+                         * does not end; NULL: no */
+    const char *single; /* write this one file of the folder, and nothing else of it; NULL: no */
+    bool wait;          /* for another process that writes to the destination, instead of EXISTS */
+    mode_t file_mode, folder_mode; /* permissions that the new ones may have at most; 0: no limit */
+} heft__folder_options;
+
+/* Options are copied, NULL is none of them; their texts are lent until the writer is gone. EXISTS if another process writes to
+ * the destination; IO if it cannot be listed. */
+heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const heft__folder_options *options,
                                heft__folder_writer **out, heft_error *err);
-/* Refuses a folder that has too little room for what is to come: IO with both numbers. */
+/* Refuses a folder that has too little room for what is to come, what is kept aside: IO with both
+ * numbers. */
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err);
-/* One file is open at a time. `entry_point`: renamed after all others, and its predecessor is
- * removed before them. */
+/* One file is open at a time. `entry_point`: what a loader looks for; where files are moved one by one,
+ * its predecessor goes first and it comes last. */
 heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
                                     heft_error *err);
 /* Take over a finished file of an earlier run with the same resume key, if it has this size. */
@@ -149,12 +183,23 @@ heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, 
                                   size_t length, heft_error *err);
 heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err); /* fsync */
 /* A file of the folder that is to be gone after commit. The name is copied. */
-heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, heft_error *err);
+heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, bool entry_point,
+                                heft_error *err);
 /* Names in the folder as it is now, without ours; in byte order, lent until the writer is gone. */
 heft_status heft__folder_list(heft__folder_writer *writer, const char *const **names, size_t *count,
                               heft_error *err);
+/* Whether a name in the destination is this very file, through links. */
+bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uint64_t device,
+                        uint64_t inode);
+/* Whether a path leads to a file of the destination. */
+bool heft__folder_has_path(const heft__folder_writer *writer, const char *path);
 heft_status heft__folder_commit(heft__folder_writer *writer,
                                 heft_error *err);    /* the writer must still be freed */
 void heft__folder_free(heft__folder_writer *writer); /* abort unless committed; NULL allowed */
+/* One small file, by a folder writer of its own. */
+heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes, size_t length,
+                             heft_error *err);
+/* For readers: take back an interrupted commit to the folder, if there is one; wait for one at work. */
+heft_status heft__folder_recover(heft_ctx *ctx, const char *path, heft_error *err);
 
 #endif

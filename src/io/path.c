@@ -1,7 +1,12 @@
 /* path.c - names of files. */
-#include "io/io.h"
+#include "io/record.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define YOUNG_SECONDS 2 /* coarser than any file system's clock */
 
 char *heft__path_join(heft__arena *arena, const char *folder, const char *name)
 {
@@ -48,13 +53,30 @@ bool heft__path_is_newer(const char *a, const char *b, unsigned seconds)
            first.st_mtim.tv_sec > second.st_mtim.tv_sec + (time_t)seconds;
 }
 
-uint64_t heft__path_stamp(const char *path)
+void heft__snapshot_take(const char *folder, heft__snapshot *snapshot)
 {
     struct stat facts;
-    if (stat(path, &facts) != 0) {
-        return 0;
+    struct timespec now;
+    *snapshot = (heft__snapshot){0};
+    if (stat(folder, &facts) == 0 && clock_gettime(CLOCK_REALTIME, &now) == 0) {
+        snapshot->folder = (heft__identity){.device = (uint64_t)facts.st_dev,
+                                            .inode = (uint64_t)facts.st_ino,
+                                            .seconds = (int64_t)facts.st_mtim.tv_sec,
+                                            .nanoseconds = (int64_t)facts.st_mtim.tv_nsec};
+        snapshot->young = facts.st_mtim.tv_sec + YOUNG_SECONDS >= now.tv_sec;
     }
-    const uint64_t parts[] = {(uint64_t)facts.st_size, (uint64_t)facts.st_mtim.tv_sec,
-                              (uint64_t)facts.st_mtim.tv_nsec, (uint64_t)facts.st_ino};
-    return heft__stable_hash((const char *)parts, sizeof parts);
+}
+
+bool heft__snapshot_holds(const char *folder, heft__snapshot *snapshot)
+{
+    heft__snapshot now;
+    struct stat facts;
+    heft__snapshot_take(folder, &now);
+    const int at = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const bool journal = at >= 0 && fstatat(at, HEFT__JOURNAL, &facts, AT_SYMLINK_NOFOLLOW) == 0;
+    if (at >= 0) {
+        close(at);
+    }
+    snapshot->young |= now.young;
+    return !journal && memcmp(&now.folder, &snapshot->folder, sizeof now.folder) == 0;
 }

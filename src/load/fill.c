@@ -275,8 +275,12 @@ static heft_status name_copy(const struct fill *f, char key[HEFT__SEGMENT_KEY], 
     heft__buffer text;
     heft__buffer_init(&text, f->model->ctx);
     for (size_t i = 0; i < f->ckpt->file_count; i++) {
-        heft__buffer_format(&text, "%s %llu\n", f->ckpt->files[i].info.name,
-                            (unsigned long long)heft__path_stamp(f->ckpt->files[i].info.path));
+        const heft__file *file = f->ckpt->files[i].file;
+        const heft__identity *identity = file ? heft__input_identity(file->source) : NULL;
+        heft__buffer_format(&text, "%s\n", f->ckpt->files[i].info.name);
+        if (identity) {
+            heft__buffer_append(&text, identity, sizeof *identity);
+        }
     }
     for (size_t i = 0; i < f->model->count; i++) {
         if (f->place[i] != NO_PLACE) {

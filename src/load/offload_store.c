@@ -433,7 +433,9 @@ static heft_status write_folder(heft__store *s, heft_error *err)
     heft__folder_writer *folder = NULL;
     heft_status status = refuse_files(s, err);
     if (status == HEFT_OK) {
-        status = heft__folder_begin(s->model->ctx, s->options->offload_folder, NULL, &folder, err);
+        const heft__folder_options options = {0};
+        status =
+            heft__folder_begin(s->model->ctx, s->options->offload_folder, &options, &folder, err);
     }
     if (status == HEFT_OK) {
         status = heft__folder_need(folder, s->dat_bytes, err);

@@ -47,7 +47,19 @@ static heft_status read_config(heft_source *source, heft_error *err)
     heft_error why = {0};
     const heft_status status =
         heft_config_read(source->ctx, source->survey->where.folder, &source->config, &why);
+    source->no_config = (heft_error){0};
     return status == HEFT_OK ? HEFT_OK : keep_error(status, &why, &source->no_config, err);
+}
+
+/* Forget what was opened, to open it again. */
+static void start_over(heft_source *source)
+{
+    heft_checkpoint_close(source->survey);
+    heft_config_free(source->config);
+    source->survey = NULL;
+    source->ckpt = NULL;
+    source->config = NULL;
+    source->no_weights = (heft_error){0};
 }
 
 /* Survey the checkpoint and judge it; no_weights is filled on failure. */
@@ -103,7 +115,7 @@ static heft_status open_config(heft_source *source, const char *at, heft_status 
 }
 
 /* The error is that of the weights, if there is no config either. */
-static heft_status open_path(heft_source *source, const char *path,
+static heft_status open_once(heft_source *source, const char *path,
                              const heft_checkpoint_options *options, bool damaged, heft_error *err)
 {
     heft_status status = is_config_name(path) ? read_config_alone(source, path, err) : HEFT_OK;
@@ -122,6 +134,20 @@ static heft_status open_path(heft_source *source, const char *path,
         return read_config(source, err);
     }
     return status == HEFT_OK ? HEFT_OK : tell(&source->no_weights, err);
+}
+
+/* Weights and config of one moment: again if the folder was replaced between the two. */
+static heft_status open_path(heft_source *source, const char *path,
+                             const heft_checkpoint_options *options, bool damaged, heft_error *err)
+{
+    for (unsigned tries = 0;; tries++) {
+        const heft_status status = open_once(source, path, options, damaged, err);
+        if (status != HEFT_OK || !source->survey || tries == HEFT__OPEN_TRIES ||
+            heft__checkpoint_is_current(source->survey)) {
+            return status;
+        }
+        start_over(source);
+    }
 }
 
 /* A class that the caller asked for must be one, and have a config. */

@@ -148,6 +148,9 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
         status = heft_source_check_index(source, err);
     }
     struct order o = {.ckpt = source->ckpt};
+    if (status == HEFT_OK && !source->config && source->no_config.status == HEFT_IO) {
+        status = heft__source_need_config(source, err); /* it decides the order of the tensors */
+    }
     if (status == HEFT_OK) {
         status = find_order(source, taken.natural_order, &o, err);
     }

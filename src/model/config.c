@@ -64,11 +64,17 @@ heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out,
     char *text = NULL;
     size_t length = 0;
     heft__arena_init(&arena, ctx);
-    const char *file =
-        heft__path_is_folder(path) ? heft__path_join(&arena, path, "config.json") : path;
-    heft_status status =
-        file ? heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err)
-             : heft__fail_nomem(err, strlen(path));
+    const char *base = heft__path_base(path);
+    const bool is_folder = heft__path_is_folder(path);
+    const char *file = is_folder ? heft__path_join(&arena, path, "config.json") : path;
+    const char *folder = is_folder      ? path
+                         : base == path ? "."
+                                        : heft__arena_text(&arena, path, (size_t)(base - path));
+    heft_status status = file && folder ? heft__folder_recover(ctx, folder, err)
+                                        : heft__fail_nomem(err, strlen(path));
+    if (status == HEFT_OK) {
+        status = heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err);
+    }
     if (status == HEFT_OK) {
         status = heft__config_parse(ctx, file, text, length, out, err);
     }
