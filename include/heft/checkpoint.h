@@ -65,7 +65,9 @@ typedef struct heft_file_info {
 } heft_file_info;
 
 /**
- * Open a checkpoint: a folder, one weight file or an index file. Reads metadata only.
+ * Open a checkpoint: a folder, one weight file, an index file, or, if there is no such path, the
+ * name of a model in the hub cache (`org/name[@revision]`). Reads metadata only, and downloads
+ * nothing.
  *
  * In a folder, the first of these that exists is opened (V is the variant): model[.V].safetensors,
  * model.safetensors.index[.V].json, pytorch_model[.V].bin, pytorch_model.bin.index[.V].json,

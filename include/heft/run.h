@@ -215,9 +215,9 @@ typedef struct heft_lease heft_lease;
  * @param err        filled on failure; may be NULL
  *
  * Memory   within the budget. Units that are not in the page cache are read into buffers, bypassing
- *          the page cache, and are cast and rearranged during the read; mapped units in the page
- *          cache are used in place. A lease of units that are already in memory allocates nothing
- *          once a lease of the same size has been freed.
+ *          the page cache, and are cast and rearranged during the read; mapped units of 1 MiB or
+ *          more that are in the page cache are used in place. A lease of units that are already in
+ *          memory allocates nothing once a lease of the same size has been freed.
  * Errors   INVALID_ARG for a unit that does not exist. LIMIT for units that together exceed the
  *          budget, and if waiting cannot help because everything in the way is held by this thread
  *          or by threads that are waiting themselves. (A lease or reservation counts as held by the
