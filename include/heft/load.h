@@ -221,7 +221,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, 
 typedef struct heft_save_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
     uint64_t max_shard_bytes; /* maximum bytes of tensors in a shard; 0: 50 GB */
-    heft_format format;       /* AUTO: safetensors */
+    heft_format format;       /* SAFETENSORS or TORCH; AUTO: safetensors */
     const char *variant;      /* part of the file names; NULL for none */
     bool force;               /* replace a checkpoint that dst already holds */
     /* true: the natural order of names, in which Transformers saves a loaded model; false: the
@@ -245,9 +245,9 @@ typedef struct heft_save_options {
  *
  * Memory   metadata and one staging buffer.
  * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND if a parameter is
- *          absent (item is its name); INVALID_ARG for a format that heft only reads, a dtype that
- *          the format cannot hold, or metadata that it cannot hold; IO; CANCELLED. On failure, dst
- *          is unchanged.
+ *          absent (item is its name); INVALID_ARG for any format but safetensors and `.bin`, and for
+ *          a dtype or metadata that the format cannot hold; IO; CANCELLED. On failure, dst is
+ *          unchanged.
  * Source   docs/sharding.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_save(const heft_model *model, const char *dst,
