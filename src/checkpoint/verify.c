@@ -174,6 +174,16 @@ static heft_status report_difference(void *user, const char *file, const char *m
                    : heft__fail_nomem(err, 0);
 }
 
+static bool has_fault(const heft__findings *findings)
+{
+    for (size_t i = 0; i < findings->count; i++) {
+        if (findings->list[i].severity != HEFT__NOTE) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static heft_status check_manifest(struct inspection *v, heft_error *err)
 {
     const heft__hashing job = {v->survey, v->scratch, v->scratch_bytes};
@@ -181,9 +191,17 @@ static heft_status check_manifest(struct inspection *v, heft_error *err)
     if (v->options->manifest) {
         status = heft__manifest_compare(&job, v->options->manifest, report_difference, v, err);
     }
-    return status == HEFT_OK && v->options->write_manifest
-               ? heft__manifest_write(&job, v->options->write_manifest, err)
-               : status;
+    if (status != HEFT_OK || !v->options->write_manifest) {
+        return status;
+    }
+    if (has_fault(&v->survey->findings) || has_fault(&v->findings)) { /* it would vouch for that */
+        const heft__finding finding = {.kind = "manifest_not_written",
+                                       .severity = HEFT__NOTE,
+                                       .file = heft__path_base(v->options->write_manifest),
+                                       .offset = HEFT_NO_OFFSET};
+        return heft__find(&v->findings, &finding, err, "not written because of the problems found");
+    }
+    return heft__manifest_write(&job, v->options->write_manifest, err);
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */

@@ -199,7 +199,9 @@ static void settle_old(heft__folder_writer *writer, const heft__map *written,
                        const heft__map *dropped)
 {
     int old = heft__dir_open(writer->work, "new");
-    if (old >= 0 && heft__work_settle(old, writer->staged, written, dropped)) {
+    old = old >= 0 ? old : heft__dir_open(writer->work, "new");
+    if (old >= 0 && (heft__work_settle(old, writer->staged, written, dropped) ||
+                     heft__work_settle(old, writer->staged, written, dropped))) {
         heft__work_remove(writer);
     } else {
         heft__log(writer->ctx, "%s: what was there is kept in '%s'", writer->path,

@@ -209,7 +209,16 @@ static bool remove_folder(int at, const char *name, dev_t device, unsigned depth
 
 bool heft__dir_remove(int at, const char *name)
 {
-    return remove_folder(at, name, 0, 0);
+    bool gone = remove_folder(at, name, 0, 0);
+    for (unsigned again = 0; !gone && again < 2 && heft__exists_at(at, name); again++) {
+        gone = remove_folder(at, name, 0, 0); /* an interruption, or a disk that failed once */
+    }
+    return gone;
+}
+
+bool heft__unlink_at(int at, const char *name)
+{
+    return unlinkat(at, name, 0) == 0 || errno == ENOENT || unlinkat(at, name, 0) == 0;
 }
 
 /* ---- linking --------------------------------------------------------------------------------- */

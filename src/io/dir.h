@@ -26,6 +26,8 @@ heft_status heft__dir_list(heft__arena *arena, int dir, const char *const **name
                            heft_error *err);
 /* Remove a folder and all that it holds; other file systems mounted below it stay. */
 bool heft__dir_remove(int at, const char *name);
+/* Remove a file, with a second attempt. */
+bool heft__unlink_at(int at, const char *name);
 /* Give an entry a second name in another folder: a hard link, or a folder of hard links. At most
  * HEFT__LINKS_MAX entries; false where something cannot be linked, or has attributes that a new folder
  * would lose. */

@@ -145,7 +145,7 @@ void heft__lock_release(heft__lock *lock)
 {
     if (lock->fd >= 0) {
         if (is_current(lock->dir, lock->name, lock->fd)) {
-            (void)unlinkat(lock->dir, lock->name, 0);
+            (void)heft__unlink_at(lock->dir, lock->name);
         }
         close(lock->fd);
     }
