@@ -209,8 +209,8 @@ typedef struct heft__write_job {
     const char *variant;        /* not with file_each, as the next */
     uint64_t max_shard_bytes;   /* 0: 50 GB */
     bool force, dry_run;
-    const char *resume; /* key of heft__folder_begin(), or NULL */
-    bool wait;          /* for another process that writes to dst */
+    const char *resume;            /* key of heft__folder_begin(), or NULL */
+    bool wait;                     /* for another process that writes to dst */
     mode_t file_mode, folder_mode; /* as heft__folder_options */
     const heft__out_tensor
         *tensors; /* as they are to be written, in order; aliases as the format's `ties` has them */

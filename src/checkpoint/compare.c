@@ -5,7 +5,6 @@
  * Source: docs/formats/shard_index.md [3], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
-
 /* ---- claims: what an index says of each tensor ------------------------------------------------ */
 struct claims {
     heft_checkpoint *ckpt;

@@ -207,8 +207,9 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
 /* Weights of any kind, indexes and hidden files stay behind. */
 static bool is_side_file(const char *name, const heft__format *const *formats)
 {
-    return name[0] != '.' && !strstr(name, ".heft-tmp-") && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
-           !heft__is_weights_ending(name) && !is_beside_index(name, formats);
+    return name[0] != '.' && !strstr(name, ".heft-tmp-") && !strstr(name, ".index.") &&
+           strcmp(name, "heft-manifest.json") != 0 && !heft__is_weights_ending(name) &&
+           !is_beside_index(name, formats);
 }
 
 static heft_status add_side(struct conversion *c, const char *name, heft_error *err)

@@ -231,9 +231,9 @@ static bool is_of(const struct session *s, const struct rival *rival, const char
 /* What a loader finds the weights by. */
 static bool is_entry_point(const struct rival *rival, const char *name)
 {
-    return rival->format->list_files ? strcmp(name, rival->format->index_name) == 0
-                                     : strcmp(name, rival->single) == 0 ||
-                                           strcmp(name, rival->index) == 0;
+    return rival->format->list_files
+               ? strcmp(name, rival->format->index_name) == 0
+               : strcmp(name, rival->single) == 0 || strcmp(name, rival->index) == 0;
 }
 
 /* Without force nothing that exists is replaced. */
@@ -251,8 +251,8 @@ static heft_status refuse_source(const struct session *s, const char *name, heft
         return HEFT_OK;
     }
     return heft__add_path(
-        heft__fail(err, HEFT_INVALID_ARG, "destination holds the source's file '%.200s'", name), err,
-        s->job->dst);
+        heft__fail(err, HEFT_INVALID_ARG, "destination holds the source's file '%.200s'", name),
+        err, s->job->dst);
 }
 
 /* With force, what is there of a format and is not written again goes, if the format is ours or would

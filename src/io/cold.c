@@ -132,7 +132,8 @@ static int direct_fd(heft__input *source)
     pthread_mutex_lock(&source->lock);
     if (source->direct_fd < 0 && !source->no_direct && !source->parked) {
         int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_DIRECT | O_NOCTTY | O_NONBLOCK);
-        bool same = fd >= 0 && fstat(fd, &facts) == 0 && (uint64_t)facts.st_dev == source->identity.device &&
+        bool same = fd >= 0 && fstat(fd, &facts) == 0 &&
+                    (uint64_t)facts.st_dev == source->identity.device &&
                     (uint64_t)facts.st_ino == source->identity.inode;
         if (fd >= 0 && !same) {
             close(fd);

@@ -334,8 +334,7 @@ static heft_status replace_files(heft__folder_writer *writer, heft__journal *jou
     heft_status status = publish_journal(writer, journal, &fd, err);
     if (status == HEFT_OK) {
         const bool moved = heft__journal_forward(journal);
-        if (!moved ||
-            renameat(writer->folder, HEFT__JOURNAL, writer->work, "journal") != 0) {
+        if (!moved || renameat(writer->folder, HEFT__JOURNAL, writer->work, "journal") != 0) {
             status = heft__fail_io(err, errno, "cannot put the finished files in place");
             take_back(writer, journal, err);
         } else if (!heft__sync(writer->folder)) {
@@ -343,7 +342,8 @@ static heft_status replace_files(heft__folder_writer *writer, heft__journal *jou
             if (renameat(writer->work, "journal", writer->folder, HEFT__JOURNAL) == 0) {
                 take_back(writer, journal, err);
             } else {
-                writer->stuck = true; /* the new files are in place, the old ones in the work folder */
+                writer->stuck =
+                    true; /* the new files are in place, the old ones in the work folder */
             }
         }
     }
@@ -356,9 +356,10 @@ static heft_status commit_by_journal(heft__folder_writer *writer, const heft__ma
 {
     heft__journal journal = {.folder = writer->folder, .old = -1, .new = writer->staged};
     if (writer->lock.useless) {
-        return heft__fail(err, HEFT_UNSUPPORTED,
-                          "this file system can neither exchange folders nor lock files: write to a "
-                          "new folder");
+        return heft__fail(
+            err, HEFT_UNSUPPORTED,
+            "this file system can neither exchange folders nor lock files: write to a "
+            "new folder");
     }
     heft_status status = list_journal(writer, written, &journal, err);
     if (status != HEFT_OK) {

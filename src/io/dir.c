@@ -272,7 +272,8 @@ static bool link_entry(void *user, const char *name)
     const struct linking *job = user;
     struct stat facts, here;
     if (++*job->links > HEFT__LINKS_MAX ||
-        fstatat(job->from, name, &facts, AT_SYMLINK_NOFOLLOW) != 0 || fstat(job->from, &here) != 0) {
+        fstatat(job->from, name, &facts, AT_SYMLINK_NOFOLLOW) != 0 ||
+        fstat(job->from, &here) != 0) {
         return false;
     }
     if (S_ISDIR(facts.st_mode)) { /* not what is mounted here */

@@ -53,10 +53,9 @@ static heft_status split(heft__folder_writer *writer, const char *path, const ch
                          heft_error *err)
 {
     const char *slash = strrchr(path, '/');
-    *parent = !slash ? "."
-              : slash == path
-                  ? "/"
-                  : heft__arena_text(&writer->arena, path, (size_t)(slash - path));
+    *parent = !slash          ? "."
+              : slash == path ? "/"
+                              : heft__arena_text(&writer->arena, path, (size_t)(slash - path));
     writer->name = heft__arena_text(&writer->arena, slash ? slash + 1 : path,
                                     strlen(slash ? slash + 1 : path));
     return *parent && writer->name ? HEFT_OK : heft__fail_nomem(err, strlen(path));
@@ -83,9 +82,8 @@ static heft_status locate(heft__folder_writer *writer, heft_error *err)
         return heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder");
     }
     if (!there && (errno != ENOENT || heft__path_exists(writer->path))) {
-        return errno == ENOENT
-                   ? heft__fail(err, HEFT_EXISTS, "destination is a link to nothing")
-                   : heft__fail_io(err, errno, "cannot look at the destination");
+        return errno == ENOENT ? heft__fail(err, HEFT_EXISTS, "destination is a link to nothing")
+                               : heft__fail_io(err, errno, "cannot look at the destination");
     }
     if (there) {
         char *real = realpath(writer->path, NULL);
@@ -104,7 +102,8 @@ static heft_status locate(heft__folder_writer *writer, heft_error *err)
         return status;
     }
     writer->stem = make_stem(&writer->arena, writer->name);
-    writer->parent = *writer->name ? heft__open_at(AT_FDCWD, parent, O_RDONLY | O_DIRECTORY, 0) : -1;
+    writer->parent =
+        *writer->name ? heft__open_at(AT_FDCWD, parent, O_RDONLY | O_DIRECTORY, 0) : -1;
     if (writer->parent < 0 && !there) {
         return heft__fail_io(err, errno, "cannot open the parent folder");
     }
@@ -115,10 +114,9 @@ static heft_status locate(heft__folder_writer *writer, heft_error *err)
 static heft_status open_folder(heft__folder_writer *writer, heft_error *err)
 {
     heft__dir_close(&writer->folder);
-    writer->folder =
-        writer->parent >= 0
-            ? heft__dir_open(writer->parent, writer->name)
-            : heft__open_at(AT_FDCWD, writer->path, O_RDONLY | O_DIRECTORY, 0);
+    writer->folder = writer->parent >= 0
+                         ? heft__dir_open(writer->parent, writer->name)
+                         : heft__open_at(AT_FDCWD, writer->path, O_RDONLY | O_DIRECTORY, 0);
     if (writer->folder < 0) {
         return errno == ENOENT ? HEFT_OK
                : errno == ENOTDIR
@@ -144,9 +142,9 @@ static heft_status take_lock(heft__folder_writer *writer, heft_error *err)
         return status;
     }
     struct stat parent;
-    const bool beside = can_write(writer->parent) &&
-                        (writer->folder < 0 || (fstat(writer->parent, &parent) == 0 &&
-                                                parent.st_dev == writer->was.st_dev));
+    const bool beside =
+        can_write(writer->parent) && (writer->folder < 0 || (fstat(writer->parent, &parent) == 0 &&
+                                                             parent.st_dev == writer->was.st_dev));
     const char *name =
         writer->folder >= 0 && !beside
             ? heft__arena_format(&writer->arena, "%slock", HEFT__TEMPORARY)
@@ -155,8 +153,8 @@ static heft_status take_lock(heft__folder_writer *writer, heft_error *err)
         return heft__fail_nomem(err, 0);
     }
     writer->home = writer->folder >= 0 && !beside ? writer->folder : writer->parent;
-    status = heft__lock_take(writer->ctx, &writer->lock, writer->home, name, writer->options.wait,
-                             err);
+    status =
+        heft__lock_take(writer->ctx, &writer->lock, writer->home, name, writer->options.wait, err);
     if (status != HEFT_OK || !beside) {
         return status;
     }
@@ -171,8 +169,7 @@ static heft_status take_lock(heft__folder_writer *writer, heft_error *err)
 /* One file: its folder is made, and is the home. */
 static heft_status begin_single(heft__folder_writer *writer, heft_error *err)
 {
-    heft_status status =
-        make_parents(&writer->arena, writer->path, &writer->made_parent, err);
+    heft_status status = make_parents(&writer->arena, writer->path, &writer->made_parent, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -200,8 +197,8 @@ static bool note_mode(void *user, const char *name)
 {
     struct widest *job = user;
     struct stat facts;
-    if (!heft__is_temporary(name) &&
-        fstatat(job->dir, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(facts.st_mode)) {
+    if (!heft__is_temporary(name) && fstatat(job->dir, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 &&
+        S_ISREG(facts.st_mode)) {
         job->mode |= facts.st_mode & 0777;
     }
     return true;
@@ -401,8 +398,7 @@ static heft_status note_finished(heft__folder_writer *writer, const char *name,
     heft__buffer_init(&line, writer->ctx);
     heft__record_file(&line, name, facts);
     heft_status status = heft__buffer_check(&line, err);
-    if (status == HEFT_OK &&
-        write(writer->record_fd, line.data, line.size) != (ssize_t)line.size) {
+    if (status == HEFT_OK && write(writer->record_fd, line.data, line.size) != (ssize_t)line.size) {
         status = heft__fail_io(err, errno, "cannot write the record of the work");
     }
     heft__buffer_fini(&line);
@@ -436,9 +432,8 @@ heft_status heft__folder_names(heft__arena *arena, const char *path, const char 
                                size_t *count, heft_error *err)
 {
     int folder = heft__open_at(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
-    heft_status status = folder >= 0
-                             ? heft__dir_list(arena, folder, names, count, err)
-                             : heft__fail_io(err, errno, "cannot list the folder");
+    heft_status status = folder >= 0 ? heft__dir_list(arena, folder, names, count, err)
+                                     : heft__fail_io(err, errno, "cannot list the folder");
     heft__dir_close(&folder);
     return heft__add_path(status, err, path);
 }
@@ -497,8 +492,7 @@ bool heft__folder_has_path(const heft__folder_writer *writer, const char *path)
 heft_status heft__folder_commit(heft__folder_writer *writer, heft_error *err)
 {
     const bool is_new = writer->folder < 0;
-    heft_status status =
-        is_new ? heft__commit_new(writer, err) : heft__commit_replace(writer, err);
+    heft_status status = is_new ? heft__commit_new(writer, err) : heft__commit_replace(writer, err);
     writer->committed = status == HEFT_OK;
     return heft__add_path(status, err, writer->path);
 }

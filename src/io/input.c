@@ -67,7 +67,8 @@ static const char *kind_of_file(mode_t mode)
  */
 static heft_status open_regular(const char *path, int *fd, struct stat *facts, heft_error *err)
 {
-    if (stat(path, facts) == 0 && !S_ISREG(facts->st_mode)) { /* opening a device may do something */
+    if (stat(path, facts) == 0 &&
+        !S_ISREG(facts->st_mode)) { /* opening a device may do something */
         return heft__add_path(heft__fail(err, HEFT_UNSUPPORTED, "not a regular file but %s",
                                          kind_of_file(facts->st_mode)),
                               err, path);
@@ -145,8 +146,7 @@ bool heft__input_is_current(const heft__input *source)
 {
     struct stat facts;
     return !heft__input_has_file(source) ||
-           (stat(source->path, &facts) == 0 &&
-            (uint64_t)facts.st_dev == source->identity.device &&
+           (stat(source->path, &facts) == 0 && (uint64_t)facts.st_dev == source->identity.device &&
             (uint64_t)facts.st_ino == source->identity.inode);
 }
 
@@ -159,9 +159,8 @@ heft_status heft__input_take_fd(heft__input *source, int *fd, heft_error *err)
     if (source->fd < 0) {
         struct stat facts;
         status = open_regular(source->path, &source->fd, &facts, err);
-        if (status == HEFT_OK &&
-            ((uint64_t)facts.st_dev != source->identity.device ||
-             (uint64_t)facts.st_ino != source->identity.inode)) {
+        if (status == HEFT_OK && ((uint64_t)facts.st_dev != source->identity.device ||
+                                  (uint64_t)facts.st_ino != source->identity.inode)) {
             close(source->fd);
             source->fd = -1;
             status =

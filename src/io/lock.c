@@ -30,8 +30,8 @@ static void write_holder(int fd)
     if (!gmtime_r(&now, &utc) || strftime(since, sizeof since, "%Y-%m-%dT%H:%M:%SZ", &utc) == 0) {
         since[0] = '\0';
     }
-    const int length = snprintf(text, sizeof text, "process %ld on %s, since %s", (long)getpid(),
-                                host, since);
+    const int length =
+        snprintf(text, sizeof text, "process %ld on %s, since %s", (long)getpid(), host, since);
     /* Only for those who read it: the lock holds without it. */
     if (length > 0 && ftruncate(fd, 0) == 0 && pwrite(fd, text, (size_t)length, 0) < 0) {
         (void)ftruncate(fd, 0);
@@ -46,8 +46,7 @@ static heft_status busy(int fd, heft_error *err)
     for (char *p = text; *p; p++) {
         *p = *p < ' ' || *p > '~' ? '?' : *p; /* a line of ours has nothing else */
     }
-    return heft__fail(err, HEFT_EXISTS, "is being written by %s",
-                      *text ? text : "another process");
+    return heft__fail(err, HEFT_EXISTS, "is being written by %s", *text ? text : "another process");
 }
 
 /* A file of this user's that has one name: nothing that somebody planted. */
@@ -94,10 +93,10 @@ static heft_status attempt(heft__lock *lock, bool *held, bool *is_busy, heft_err
         *is_busy = true;
         status = busy(fd, err);
     } else if (status == HEFT_OK && foreign) { /* left by a crash of another user */
-        status = unlinkat(lock->dir, lock->name, 0) == 0
-                     ? HEFT_OK
-                     : heft__fail(err, HEFT_REFUSED, "lock '%s' belongs to another user",
-                                  lock->name);
+        status =
+            unlinkat(lock->dir, lock->name, 0) == 0
+                ? HEFT_OK
+                : heft__fail(err, HEFT_REFUSED, "lock '%s' belongs to another user", lock->name);
     } else if (status == HEFT_OK && is_current(lock->dir, lock->name, fd)) {
         lock->fd = fd;
         lock->useless = locked < 0;

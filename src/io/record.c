@@ -219,8 +219,7 @@ static bool take_away(const heft__journal *journal, const heft__journal_file *fi
 
 static bool put_in(const heft__journal *journal, const heft__journal_file *file)
 {
-    return !file->put ||
-           heft__rename_new(journal->new, file->name, journal->folder, file->name);
+    return !file->put || heft__rename_new(journal->new, file->name, journal->folder, file->name);
 }
 
 static bool sync_all(const heft__journal *journal)
@@ -336,9 +335,8 @@ static heft_status take_back(heft__arena *arena, int folder, int fd, const char 
     int at = status == HEFT_OK ? heft__dir_open(folder, work) : -1;
     journal.old = at >= 0 ? heft__dir_open(at, "old") : -1;
     journal.new = at >= 0 ? heft__dir_open(at, "new") : -1;
-    if (status == HEFT_OK &&
-        (journal.old < 0 || journal.new < 0 || !heft__journal_back(&journal) ||
-         unlinkat(folder, HEFT__JOURNAL, 0) != 0 || !heft__sync(folder))) {
+    if (status == HEFT_OK && (journal.old < 0 || journal.new < 0 || !heft__journal_back(&journal) ||
+                              unlinkat(folder, HEFT__JOURNAL, 0) != 0 || !heft__sync(folder))) {
         status = heft__fail_io(err, errno,
                                "an interrupted write left this folder between two checkpoints; "
                                "heft cannot take it back");

@@ -20,15 +20,16 @@
 
 /* ---- record ------------------------------------------------------------------------------------ */
 typedef struct heft__record {
-    const char *key;       /* of a write that can be resumed, or NULL */
-    uint64_t staged_inode; /* of the folder that was to be exchanged with the destination; 0: none */
-    heft__map finished;    /* name -> number in `files` */
-    heft__map dropped;     /* names that the new checkpoint does without */
+    const char *key; /* of a write that can be resumed, or NULL */
+    uint64_t
+        staged_inode;   /* of the folder that was to be exchanged with the destination; 0: none */
+    heft__map finished; /* name -> number in `files` */
+    heft__map dropped;  /* names that the new checkpoint does without */
     struct heft__record_file {
         const char *name;
         uint64_t inode, bytes;
         int64_t seconds, nanoseconds; /* of the last change of its bytes */
-    } *files;                         /* of the context's memory */
+    } * files;                        /* of the context's memory */
     size_t count, cap;
 } heft__record;
 

@@ -19,8 +19,9 @@ struct heft__folder_writer {
     heft_ctx *ctx;
     heft__arena arena;
     heft__folder_options options;
-    const char *path;        /* as the caller wrote it, without slashes at its end */
-    const char *name, *stem; /* of the destination in `parent`; the stem is short enough for prefixes */
+    const char *path; /* as the caller wrote it, without slashes at its end */
+    const char *name,
+        *stem; /* of the destination in `parent`; the stem is short enough for prefixes */
     const char *made_parent; /* highest parent folder that begin() made, NULL if none */
     int parent;              /* -1: it cannot be opened, or has none */
     int folder;              /* the destination; -1 while there is none */

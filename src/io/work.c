@@ -35,9 +35,9 @@ static bool settle_entry(void *user, const char *name)
     const bool there = fstatat(job->now, name, &now, AT_SYMLINK_NOFOLLOW) == 0;
     const size_t length = strlen(name);
     bool moved = true;
-    if (job->written && (heft__is_temporary(name) ||
-                         heft__map_get(job->dropped, name, length) != HEFT__MAP_NONE ||
-                         heft__map_get(job->written, name, length) != HEFT__MAP_NONE)) {
+    if (job->written &&
+        (heft__is_temporary(name) || heft__map_get(job->dropped, name, length) != HEFT__MAP_NONE ||
+         heft__map_get(job->written, name, length) != HEFT__MAP_NONE)) {
         return true; /* replaced, dropped, or ours */
     }
     if (S_ISDIR(old.st_mode) && there && S_ISDIR(now.st_mode)) {
@@ -106,8 +106,7 @@ static bool sift(void *user, const char *name)
 static bool was_exchanged(int work, const heft__record *record)
 {
     struct stat facts;
-    return record->staged_inode != 0 &&
-           fstatat(work, "new", &facts, AT_SYMLINK_NOFOLLOW) == 0 &&
+    return record->staged_inode != 0 && fstatat(work, "new", &facts, AT_SYMLINK_NOFOLLOW) == 0 &&
            (uint64_t)facts.st_ino != record->staged_inode;
 }
 
@@ -143,7 +142,8 @@ static bool settle(heft__folder_writer *writer, int work, const heft__record *re
     bool good = writer->folder < 0 || !was_exchanged(work, record);
     if (!good) {
         int old = heft__dir_open(work, "new");
-        good = old >= 0 && heft__work_settle(old, writer->folder, &record->finished, &record->dropped);
+        good =
+            old >= 0 && heft__work_settle(old, writer->folder, &record->finished, &record->dropped);
         heft__dir_close(&old);
     }
     return good;
@@ -281,8 +281,8 @@ static bool make(heft__folder_writer *writer)
     }
     writer->staged = heft__dir_open(writer->work, "new");
     if (writer->options.resume) {
-        writer->record_fd = heft__open_at(writer->work, HEFT__RECORD,
-                                          O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_NOFOLLOW, 0600);
+        writer->record_fd = heft__open_at(
+            writer->work, HEFT__RECORD, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_NOFOLLOW, 0600);
     }
     return writer->staged >= 0 && (!writer->options.resume || writer->record_fd >= 0);
 }
@@ -306,8 +306,7 @@ heft_status heft__work_make(heft__folder_writer *writer, heft_error *err)
     heft__buffer_init(&text, writer->ctx);
     heft__record_head(&text, writer->options.resume);
     heft_status status = heft__buffer_check(&text, err);
-    if (status == HEFT_OK &&
-        write(writer->record_fd, text.data, text.size) != (ssize_t)text.size) {
+    if (status == HEFT_OK && write(writer->record_fd, text.data, text.size) != (ssize_t)text.size) {
         status = heft__fail_io(err, errno, "cannot write the record of the work");
     }
     heft__buffer_fini(&text);
@@ -343,8 +342,8 @@ void heft__work_remove(heft__folder_writer *writer)
 heft_status heft__work_record(heft__folder_writer *writer, const heft__buffer *text,
                               heft_error *err)
 {
-    int fd = heft__open_at(writer->work, "record.new", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW,
-                           0600);
+    int fd =
+        heft__open_at(writer->work, "record.new", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
     bool good = fd >= 0;
     for (size_t done = 0; good && done < text->size;) {
         const ssize_t put = pwrite(fd, text->data + done, text->size - done, (off_t)done);

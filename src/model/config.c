@@ -73,7 +73,8 @@ heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out,
     heft_status status = file && folder ? heft__folder_recover(ctx, folder, err)
                                         : heft__fail_nomem(err, strlen(path));
     if (status == HEFT_OK) {
-        status = heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err);
+        status =
+            heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err);
     }
     if (status == HEFT_OK) {
         status = heft__config_parse(ctx, file, text, length, out, err);

@@ -132,7 +132,8 @@ static void a_new_folder_appears_whole(void **state)
     heft_error err;
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("a/b/out/"));
-    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){0}, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){0}, &writer, &err),
+                     HEFT_OK);
     put(writer, "x", false, "1");
     assert_false(heft__path_exists(in_folder("a/b/out")));
     assert_int_equal(heft__folder_commit(writer, &err), HEFT_OK);
@@ -148,7 +149,8 @@ static void an_abandoned_folder_leaves_nothing(void **state)
     heft_error err;
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("a/b/out"));
-    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){0}, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){0}, &writer, &err),
+                     HEFT_OK);
     put(writer, "x", false, "1");
     heft__folder_free(writer);
     assert_int_equal(test_count_entries(folder), 0);
@@ -163,7 +165,8 @@ static void files_in_place_are_swapped_at_commit(void **state)
     test_write_file(folder, "index", "old index", 9);
     test_write_file(folder, "stale", "s", 1);
     test_write_file(folder, "mine", "m", 1);
-    assert_int_equal(heft__folder_begin(ctx, folder, &(heft__folder_options){0}, &writer, &err), HEFT_OK);
+    assert_int_equal(heft__folder_begin(ctx, folder, &(heft__folder_options){0}, &writer, &err),
+                     HEFT_OK);
     put(writer, "index", true, "new index");
     put(writer, "shard", false, "new");
     put(writer, "shard2", false, "new2");
@@ -203,8 +206,11 @@ static void modes_are_those_of_the_process(void **state)
             assert_int_equal(chmod(parent, rows[i].parent), 0);
             const mode_t before = umask(rows[i].mask);
             masks_set = 0;
-            test_expect_status(heft__folder_begin(ctx, made, &(heft__folder_options){.resume = resumed ? "key" : NULL}, &writer, &err),
-                               HEFT_OK, &err, rows[i].name);
+            test_expect_status(
+                heft__folder_begin(ctx, made,
+                                   &(heft__folder_options){.resume = resumed ? "key" : NULL},
+                                   &writer, &err),
+                HEFT_OK, &err, rows[i].name);
             put(writer, "f", false, "text");
             test_expect_status(heft__folder_commit(writer, &err), HEFT_OK, &err, rows[i].name);
             heft__folder_free(writer);
@@ -224,7 +230,9 @@ static void too_little_room_is_said_before_writing(void **state)
     (void)state;
     heft__folder_writer *writer = NULL;
     heft_error err;
-    assert_int_equal(heft__folder_begin(ctx, in_folder("out"), &(heft__folder_options){0}, &writer, &err), HEFT_OK);
+    assert_int_equal(
+        heft__folder_begin(ctx, in_folder("out"), &(heft__folder_options){0}, &writer, &err),
+        HEFT_OK);
     assert_int_equal(heft__folder_need(writer, 1, &err), HEFT_OK);
     assert_int_equal(heft__folder_need(writer, UINT64_MAX / 2, &err), HEFT_IO);
     assert_non_null(strstr(err.message, "no space left"));
@@ -239,13 +247,17 @@ static void a_resumed_folder_takes_over_what_was_finished(void **state)
     bool kept = true;
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("out"));
-    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){.resume = "k1"}, &writer, &err), HEFT_OK);
+    assert_int_equal(
+        heft__folder_begin(ctx, path, &(heft__folder_options){.resume = "k1"}, &writer, &err),
+        HEFT_OK);
     put(writer, "a", false, "finished");
     assert_int_equal(heft__folder_file_begin(writer, "b", false, &err), HEFT_OK);
     assert_int_equal(heft__folder_write(writer, "ha", 2, &err), HEFT_OK);
     heft__folder_free(writer); /* interrupted inside of b */
     assert_false(heft__path_exists(path));
-    assert_int_equal(heft__folder_begin(ctx, path, &(heft__folder_options){.resume = "k1"}, &writer, &err), HEFT_OK);
+    assert_int_equal(
+        heft__folder_begin(ctx, path, &(heft__folder_options){.resume = "k1"}, &writer, &err),
+        HEFT_OK);
     assert_int_equal(heft__folder_file_keep(writer, "a", false, 7, &kept, &err), HEFT_OK);
     assert_false(kept); /* another size */
     assert_int_equal(heft__folder_file_keep(writer, "a", false, 8, &kept, &err), HEFT_OK);
