@@ -1,4 +1,4 @@
-/* load_sharded.c - load a sharded checkpoint into a model that exists already.
+/* load_sharded.c - load a sharded checkpoint into an existing model already.
  *
  *   ./load_sharded CONFIG FOLDER [lax]
  *

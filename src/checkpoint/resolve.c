@@ -47,7 +47,7 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
         }
     }
     heft_status status = heft__fail(err, HEFT_NOT_FOUND,
-                                    "no weights here: neither %s, nor an index of either", names);
+                                    "no weights found: neither %s, nor an index for them", names);
     return heft__add_path(status, err, out->folder);
 }
 

@@ -72,7 +72,7 @@ static heft_status check_range(const heft_read_request *request, const heft__fil
                                uint64_t *elems, heft_error *err)
 {
     if ((request->start || request->stop) && request->rank != entry->rank) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a slice of rank %u, the tensor has rank %u",
+        return heft__fail(err, HEFT_INVALID_ARG, "the slice has rank %u, the tensor has rank %u",
                           request->rank, entry->rank);
     }
     *elems = 1;
@@ -103,11 +103,11 @@ static heft_status check_memory(const heft_read_request *request, heft_dtype to,
     size_t size = 0;
     if (!heft__dtype_bytes(to, elems, &needed)) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          "a slice of %llu elements of %s ends inside a byte",
+                          "a slice of %llu elements of %s does not end on a byte boundary",
                           (unsigned long long)elems, heft_dtype_name(to));
     }
     if (request->cap < needed || !heft__to_size(needed, &size)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
+        return heft__fail(err, HEFT_INVALID_ARG, "the buffer has %llu bytes, %llu are needed",
                           (unsigned long long)request->cap, (unsigned long long)needed);
     }
     return needed > 0 && !request->dst ? heft__fail(err, HEFT_INVALID_ARG, "destination is NULL")
@@ -130,7 +130,8 @@ static heft_status add_dim(struct part *part, uint64_t size, uint64_t step, heft
         return HEFT_OK;
     }
     if (part->rank == RANK_MOST) {
-        return heft__fail(err, HEFT_LIMIT, "a slice of over %d dimensions that are no runs",
+        return heft__fail(err, HEFT_LIMIT,
+                          "the slice has more than %d dimensions that are not contiguous",
                           RANK_MOST);
     }
     part->dims[part->rank++] = (struct dim){size, step};
@@ -183,10 +184,11 @@ static heft_status view_bytes(struct part *part, heft_error *err)
         if (!heft__dtype_bytes(part->from, first * step, &before) ||
             ((run || size > 1) &&
              !heft__dtype_bytes(part->from, run ? size * step : step, &bytes))) {
-            return heft__fail(err, HEFT_INVALID_ARG,
-                              "dimension %u: %llu to %llu of %s is not cut between bytes", d,
-                              (unsigned long long)first, (unsigned long long)(first + size),
-                              heft_dtype_name(part->from));
+            return heft__fail(
+                err, HEFT_INVALID_ARG,
+                "dimension %u: %llu to %llu of %s does not begin and end on byte boundaries", d,
+                (unsigned long long)first, (unsigned long long)(first + size),
+                heft_dtype_name(part->from));
         }
         part->start += before;
         status = run ? add_dim(part, bytes, 1, err) : add_dim(part, size, bytes, err);
@@ -224,7 +226,8 @@ static heft_status plan_part(struct job *job, const heft_read_request *request, 
 {
     const heft_checkpoint *ckpt = job->ckpt;
     if (request->tensor >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu",
                           request->tensor, ckpt->count);
     }
     const heft__file_tensor *entry = ckpt->entries[request->tensor];
@@ -396,7 +399,7 @@ static heft_status stream_take(struct stream *stream, uint64_t at, uint8_t *dst,
         heft_status status =
             heft__tensor_reader_next(stream->reader, stream->window, SCRATCH_BYTES, &got, err);
         if (status == HEFT_OK && got == 0) {
-            status = heft__fail(err, HEFT_FORMAT, "the tensor ends early");
+            status = heft__fail(err, HEFT_FORMAT, "the tensor's data ends early");
         }
         if (status != HEFT_OK) {
             return status;

@@ -204,7 +204,7 @@ static heft_status check_entry(heft__offload_entry *entry, unsigned seen, heft_e
     }
     if (entry->shape && entry->dtype != HEFT_DTYPE_NONE &&
         !heft__shape_bytes(entry->dtype, entry->shape, entry->rank, &entry->size_bytes)) {
-        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "shape %s has over 2^64 bytes as %s",
+        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "shape %s exceeds 2^64 bytes as %s",
                              heft__shape_text(entry->shape, entry->rank, shape),
                              heft_dtype_name(entry->dtype));
     }

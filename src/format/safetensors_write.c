@@ -127,7 +127,7 @@ static heft_status put_header(struct plan *plan, const heft__out_file *file, hef
         }
         put_entry(out, plan->order[i], plan->data_bytes);
         if (!heft__add_u64(plan->data_bytes, plan->order[i]->size_bytes, &plan->data_bytes)) {
-            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+            status = heft__fail(err, HEFT_LIMIT, "the tensors exceed 2^64 bytes");
         }
     }
     heft__buffer_byte(out, '}');

@@ -18,9 +18,10 @@ heft_status heft__device_find(int32_t number, const heft__device **out, heft_err
         }
     }
     if (number == HEFT_DEVICE_NONE) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the map");
+        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the device map");
     }
     return number == HEFT_DEVICE_MPS
-               ? heft__fail(err, HEFT_UNSUPPORTED, "device mps: this build has none")
-               : heft__fail(err, HEFT_UNSUPPORTED, "device %d: this build has none", (int)number);
+               ? heft__fail(err, HEFT_UNSUPPORTED, "device mps is not supported by this build")
+               : heft__fail(err, HEFT_UNSUPPORTED, "device %d is not supported by this build",
+                            (int)number);
 }

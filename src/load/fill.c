@@ -208,8 +208,8 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
                           heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
     }
     if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
-        return heft__fail(err, HEFT_UNSUPPORTED,
-                          "is a part of '%.100s', which is strided or packed", info->name);
+        return heft__fail(err, HEFT_UNSUPPORTED, "is part of '%.100s', which is strided or packed",
+                          info->name);
     }
     const heft__device *device = NULL;
     heft_status status = decide(f, i, as_it_lies, &fate, &device, err);

@@ -269,7 +269,7 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
 typedef struct heft__loading {
     heft_ctx *ctx;
     const heft_load_options *options;
-    const heft_source *source; /* NULL: into a model that exists */
+    const heft_source *source; /* NULL: into an existing model */
     heft_checkpoint *ckpt;     /* lent; NULL: a config alone */
     heft_model *model;
     const int32_t *devices; /* [model->count] lent by the plan; NULL without */

@@ -275,8 +275,8 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
     }
     model->parameters[target].tied_to = target;
     return heft__warn(match->warnings,
-                      "'%s' and '%s' should be tied, but the checkpoint has different values: both "
-                      "are kept",
+                      "'%s' and '%s' should be tied, but the checkpoint has different values for "
+                      "them: both are kept",
                       model->parameters[source].name, model->parameters[target].name)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
@@ -328,7 +328,7 @@ static heft_status take(struct lookup *lookup, const heft_checkpoint *ckpt,
     for (size_t i = target->first; i < target->first + target->count; i++) {
         if (lookup->taken[i] != HEFT__NO_TENSOR) {
             return heft__fail_at(err, HEFT_FORMAT, ckpt->entries[tensor]->item_offset,
-                                 "'%.100s' and '%.100s' both are '%.100s'",
+                                 "'%.100s' and '%.100s' both map to '%.100s'",
                                  ckpt->infos[lookup->taken[i]].name, ckpt->infos[tensor].name,
                                  lookup->model->parameters[i].name);
         }

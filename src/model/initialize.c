@@ -263,7 +263,7 @@ heft_status heft_model_init(heft_model *model, const heft_init_options *options,
         return heft__fail(err, HEFT_INVALID_ARG, "model is NULL");
     }
     if (!model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialized is not known",
+        return heft__fail(err, HEFT_UNSUPPORTED, "no initializer is known for model type '%.60s'",
                           model->model_type);
     }
     heft_init_options taken;

@@ -240,7 +240,7 @@ heft_status heft_model_new(heft_ctx *ctx, const heft_config *config, const char 
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
     if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(dtype));
     }
     heft_status status = heft__class_find(config, class_name, &recipe.family, &recipe.class, err);

@@ -91,8 +91,8 @@ static heft_status settle(const heft__tree *tree, int32_t *devices, heft_error *
             *device = devices[tree->tensors[i].module];
         }
         if (*device == HEFT__NO_DEVICE) {
-            return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the map"), err,
-                                  tree->tensors[i].path);
+            return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the device map"),
+                                  err, tree->tensors[i].path);
         }
     }
     for (uint32_t i = 0; i < tree->tensor_count; i++) {

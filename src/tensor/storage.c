@@ -169,7 +169,7 @@ static heft_status tensor_check(const heft_tensor_spec *spec, const heft_storage
     uint64_t reach = 0;
     uint64_t end = 0;
     if (!heft__shape_bytes(spec->dtype, spec->shape, spec->rank, size_bytes)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no size in bytes",
+        return heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no valid size in bytes",
                           heft__shape_text(spec->shape, spec->rank, text),
                           heft_dtype_name(spec->dtype));
     }
@@ -206,12 +206,13 @@ heft_status heft_tensor_new(heft_storage *storage, const heft_tensor_spec *given
     }
     heft_status status = HEFT__TAKE_OPTIONS(&spec, given, err);
     if (status == HEFT_OK && spec.rank > 0 && spec.shape == NULL) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "a tensor of rank %u has no shape", spec.rank);
+        status = heft__fail(err, HEFT_INVALID_ARG, "the tensor has rank %u, but its shape is NULL",
+                            spec.rank);
     }
     const uint32_t most = heft__limits(storage->ctx)->rank;
     if (status == HEFT_OK && spec.rank > most) {
         status =
-            heft__fail(err, HEFT_LIMIT, "a tensor of rank %u, the limit is %u", spec.rank, most);
+            heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec.rank, most);
     }
     if (status == HEFT_OK) {
         status = tensor_check(&spec, storage, &size_bytes, err);

@@ -165,7 +165,7 @@ json 'len(d["warnings"]) == 1 and d["pass"] is None'
 run 0 load "$work/known" --json --device-map best --max-memory cpu=20KB,disk --touch
 json 'd["pass"]["blocks"] > 3 and d["pass"]["read_bytes"] + d["pass"]["mapped_bytes"] >= d["mapped_bytes"]'
 run 7 load "$work/known" --max-memory 0=1GB
-shows "$err" 'device 0: this build has none'
+shows "$err" 'device 0 is not supported by this build'
 run 2 load "$work/known" --device-map clever
 printf '{"": "cpu", "model.layers": "disk", "model.layers.1.self_attn": "cpu"}' >"$work/map.json"
 run 0 load "$work/known" --json --device-map "$work/map.json"

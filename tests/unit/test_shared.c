@@ -65,7 +65,7 @@ static heft_model *load(const char *name, heft_load_mode mode, bool *joined)
         assert_true(report->shared_bytes == heft_model_bytes(model));
     }
     if (joined) {
-        *joined = strstr(report->strategy, "was there already") != NULL;
+        *joined = strstr(report->strategy, "already existed") != NULL;
     }
     heft_load_report_free(report);
     return model;
