@@ -243,7 +243,7 @@ static heft_status check(const heft__out_tensor *tensor, heft_error *err)
     if (status == HEFT_OK &&
         (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
          bytes != tensor->size_bytes)) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not fit its shape");
+        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not match the shape");
     }
     return heft__add_item(status, err, tensor->name);
 }

@@ -63,7 +63,7 @@ fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" -
 fails 11 "already contains '.*'; 'force' replaces it" convert "$work/start" "$work/off" --format offload
 fails 11 "already contains '.*'" convert "$work/start" "$work/off"
 write_safetensors "$work/slash.safetensors" '{"a/b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' 4
-fails 2 "a/b: 'a/b.dat' cannot be a file" convert "$work/slash.safetensors" "$work/no" --format offload
+fails 2 "a/b: 'a/b.dat' is not a valid file" convert "$work/slash.safetensors" "$work/no" --format offload
 long=$(printf 'n%.0s' {1..247})
 write_safetensors "$work/long.safetensors" "{\"$long\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}" 4
 fails 2 'the name has 247 bytes' convert "$work/long.safetensors" "$work/no" --format offload
@@ -104,7 +104,7 @@ bad 5 "index.json: .*byte [0-9]+: unknown dtype 'float7'"
 spoil '0,/120/s//18446744073709551615/'
 bad 5 'index.json: .*exceeds 2\^64 bytes'
 spoil 's|embeddings.word_embeddings.weight|../start/x|'
-bad 8 "index.json: ../start/x: byte 4: '../start/x.dat' would not be a file of this folder"
+bad 8 "index.json: ../start/x: byte 4: '../start/x.dat' would not be a file in this folder"
 spoil '$ d'
 bad 5 'index.json: .*byte [0-9]+'
 spoil 's|"embeddings.LayerNorm.bias"|"embeddings.LayerNorm.weight"|'
@@ -146,7 +146,7 @@ pointing 5 'index.json: here: byte 1: shape \[31\] in the index, \[32\] in '
 entry here "$shard" ''
 pointing 5 "index.json: here: byte 1: 'here' is not in "
 entry here start/model.safetensors ''
-pointing 8 'index.json: here: .*is not absolute'
+pointing 8 'index.json: here: .*must be absolute'
 entry here "$work/bins/pytorch_model.bin" ''
 pointing 5 "pytorch_model.bin: here: byte 0: is 'bin', expected safetensors"
 entry here "$work/none" ''

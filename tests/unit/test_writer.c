@@ -681,9 +681,9 @@ static void tensors_that_are_refused(void **state)
     expect_refused(st, "there", tensor, HEFT_INVALID_ARG, "was already added");
     expect_refused(st, "", tensor, HEFT_INVALID_ARG, "name is empty");
     expect_refused(st, "\xff", tensor, HEFT_INVALID_ARG, "not valid UTF-8");
-    expect_refused(st, "__metadata__", tensor, HEFT_INVALID_ARG, "tensor of this name");
+    expect_refused(st, "__metadata__", tensor, HEFT_INVALID_ARG, "tensor with this name");
     expect_refused(st, huge, tensor, HEFT_LIMIT, "the limit is 65536");
-    expect_refused(off, "a/b", tensor, HEFT_INVALID_ARG, "cannot be a file's name");
+    expect_refused(off, "a/b", tensor, HEFT_INVALID_ARG, "is not a valid file name");
     expect_refused(off, name, tensor, HEFT_INVALID_ARG, "the name has 250 bytes");
     const heft_tensor original = tensor ? *tensor : (heft_tensor){0};
     heft_tensor changed = original;
@@ -712,7 +712,8 @@ static void tensors_that_are_refused(void **state)
     heft_tensor_free(tensor);
     tensor = tensor_on(ctx, numbers, sizeof numbers, HEFT_DTYPE_F4_E2M1FN_X2, shape, 2, NULL);
     expect_refused(off, "a", tensor, HEFT_INVALID_ARG, "cannot hold float4");
-    expect_refused(pt, "a", tensor, HEFT_INVALID_ARG, "along the last dimension, which is odd");
+    expect_refused(pt, "a", tensor, HEFT_INVALID_ARG,
+                   "along the last dimension, which has odd size");
     heft_tensor_free(tensor);
     tensor = tensor_on(ctx, numbers, sizeof numbers, HEFT_DTYPE_F4_E2M1FN_X2, odd, 2, turned);
     if (tensor) { /* else a tensor cannot even be made like this */
@@ -805,7 +806,7 @@ static void side_files_and_metadata(void **state)
     const heft_writer_options bin = HEFT_OPTIONS(heft_writer_options, .format = HEFT_FORMAT_TORCH);
     w = writer_at(at("bin"), &bin);
     assert_int_equal(heft_writer_metadata(w, "a", "b", &err), HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "a torch file cannot hold metadata"));
+    assert_non_null(strstr(err.message, "a PyTorch file cannot hold metadata"));
     heft_writer_free(w);
     const heft_writer_options single = HEFT_OPTIONS(heft_writer_options, .single_file = true);
     w = writer_at(at("x.pt"), &single);
