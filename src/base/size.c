@@ -98,7 +98,7 @@ heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err)
     }
     too_large |= !heft__add_u64(total, part, &total);
     if (too_large || total > most) {
-        return heft__fail(err, HEFT_INVALID_ARG, "size '%.60s' is over %llu bytes", text,
+        return heft__fail(err, HEFT_INVALID_ARG, "size '%.60s' exceeds %llu bytes", text,
                           (unsigned long long)most);
     }
     *bytes = total;

@@ -62,7 +62,7 @@ static heft_status name_register(heft__segment *segment, heft_error *err)
         }
     }
     return heft__fail(err, HEFT_IO,
-                      "no folder of one's own for a register: neither in "
+                      "no private folder for the register of shared copies: neither in "
                       "XDG_RUNTIME_DIR nor in /dev/shm nor in /tmp");
 }
 
@@ -191,7 +191,8 @@ static heft_status write_register(heft__segment *segment, const char *kept, bool
         ftruncate(segment->register_fd, 0) == 0 &&
         pwrite(segment->register_fd, kept, length, 0) == (ssize_t)length &&
         pwrite(segment->register_fd, line, strlen(line), (off_t)length) == (ssize_t)strlen(line);
-    return good ? HEFT_OK : heft__fail_errno(err, errno, "cannot write the register of copies");
+    return good ? HEFT_OK
+                : heft__fail_errno(err, errno, "cannot write the register of shared copies");
 }
 
 /* ---- the segment ----------------------------------------------------------------------------- */
@@ -219,10 +220,10 @@ static heft_status make_segment(heft__segment *segment, heft_error *err)
 {
     segment->fd = memfd_create("heft", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (segment->fd < 0) {
-        return heft__fail_errno(err, errno, "cannot make a shared copy");
+        return heft__fail_errno(err, errno, "cannot create a shared copy");
     }
     if (ftruncate(segment->fd, (off_t)(segment->bytes + TRAILER_BYTES)) != 0) {
-        return heft__fail_errno(err, errno, "cannot make a shared copy of %zu bytes",
+        return heft__fail_errno(err, errno, "cannot create a shared copy of %zu bytes",
                                 segment->bytes);
     }
     return map_segment(segment, PROT_READ | PROT_WRITE, err);

@@ -144,8 +144,8 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
         return HEFT_OK;
     }
     if (!heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        heft_status status =
-            heft__fail(err, HEFT_UNSUPPORTED, "no initial values in %s", heft_dtype_name(dtype));
+        heft_status status = heft__fail(err, HEFT_UNSUPPORTED, "no initial values for dtype %s",
+                                        heft_dtype_name(dtype));
         return heft__add_item(status, err, parameter->name);
     }
     bool in_place = dtype == HEFT_DTYPE_F32 && (uintptr_t)dst % _Alignof(float) == 0;

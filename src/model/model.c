@@ -333,14 +333,14 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
 
 const char *heft__why_absent(heft_parameter_state state)
 {
-    return state == HEFT_PARAMETER_DISK ? "has no memory: it stays in its file"
-                                        : "has no value: the model is empty here";
+    return state == HEFT_PARAMETER_DISK ? "is not in memory: it stays in its file"
+                                        : "has no value: the model has no weights for it";
 }
 
 heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err)
 {
     if (!model || !out || i >= model->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no parameter %zu", i);
+        return heft__fail(err, HEFT_INVALID_ARG, "parameter index %zu is out of range", i);
     }
     const heft_parameter *parameter = &model->parameters[i];
     const heft__binding *binding = &model->bindings[i];

@@ -197,7 +197,7 @@ static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__r
         r->kind = KIND_LONGROPE;
         read_longrope(s, object, r);
     } else if (strcmp(name, "default") != 0 && strcmp(name, "dynamic") != 0) {
-        heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "'%.60s' is not known", name);
+        heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "unknown rope_type '%.60s'", name);
     }
 }
 

@@ -106,10 +106,10 @@ static heft_status touch_one(const heft_residency *r, const heft__brought *broug
     const size_t bytes = (size_t)r->views[brought->parameter].size_bytes;
     return heft__touch_memory(brought->data, bytes)
                ? HEFT_OK
-               : heft__add_item(heft__fail(err, HEFT_IO,
-                                           "its bytes cannot be read: the file has shrunk, or its "
-                                           "disk fails"),
-                                err, r->model->parameters[brought->parameter].name);
+               : heft__add_item(
+                     heft__fail(err, HEFT_IO,
+                                "its bytes cannot be read: the file has shrunk or the disk fails"),
+                     err, r->model->parameters[brought->parameter].name);
 }
 
 static heft_status touch(void *user, size_t i, heft_error *err)

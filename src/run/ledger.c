@@ -210,12 +210,11 @@ static bool is_stuck(heft_ledger *ledger, const heft__request *request, bool alo
 static heft_status fail_stuck(const heft_ledger *ledger, const heft__request *request,
                               heft_error *err)
 {
-    return heft__fail(
-        err, HEFT_LIMIT,
-        "no room for %llu bytes: of a budget of %llu, %llu are held by units and %llu "
-        "are reserved, by threads that wait themselves",
-        (unsigned long long)request->needed, (unsigned long long)ledger->budget,
-        (unsigned long long)ledger->held, (unsigned long long)ledger->reserved);
+    return heft__fail(err, HEFT_LIMIT,
+                      "no room for %llu bytes: of a budget of %llu, units hold %llu and %llu are "
+                      "reserved, by threads that are waiting too",
+                      (unsigned long long)request->needed, (unsigned long long)ledger->budget,
+                      (unsigned long long)ledger->held, (unsigned long long)ledger->reserved);
 }
 
 /* ---- the queue ------------------------------------------------------------------------------- */

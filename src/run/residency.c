@@ -346,13 +346,13 @@ heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_
     }
     for (size_t i = 0; i < count; i++) {
         if (units[i] >= r->unit_count) {
-            return heft__fail(err, HEFT_INVALID_ARG, "there is no unit %zu", units[i]);
+            return heft__fail(err, HEFT_INVALID_ARG, "unit index %zu is out of range", units[i]);
         }
     }
     pthread_mutex_lock(&r->ledger->lock);
     const uint64_t done = r->counts.read_bytes + r->counts.mapped_bytes;
     pthread_mutex_unlock(&r->ledger->lock);
-    heft_status status = heft__tell_progress(r->ctx, "bringing in", done, 0, err);
+    heft_status status = heft__tell_progress(r->ctx, "loading units", done, 0, err);
     if (status == HEFT_OK) {
         status = heft__lease_take(r, units, count, &lease, err);
     }
@@ -393,7 +393,8 @@ static heft_status make_schedule(const heft_residency *r, const size_t *units, s
                                  size_t repeat_from, heft__schedule *out, heft_error *err)
 {
     if (!units && count > 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the schedule is NULL, and has %zu places", count);
+        return heft__fail(err, HEFT_INVALID_ARG, "the schedule is NULL, but its count is %zu",
+                          count);
     }
     return heft__schedule_make(r->ctx, units ? units : r->order, units ? count : r->order_count,
                                repeat_from, r->unit_count, out, err);

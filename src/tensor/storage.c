@@ -177,12 +177,12 @@ static heft_status tensor_check(const heft_tensor_spec *spec, const heft_storage
     if (spec->strides != NULL &&
         (!strided_extent(spec->shape, spec->strides, spec->rank, &extent) ||
          !heft__dtype_bytes(spec->dtype, extent, &reach))) {
-        return heft__fail(err, HEFT_INVALID_ARG, "strides of shape %s leave 64 bits",
+        return heft__fail(err, HEFT_INVALID_ARG, "strides of shape %s overflow 64 bits",
                           heft__shape_text(spec->shape, spec->rank, text));
     }
     if (!heft__add_u64(spec->offset_bytes, reach, &end) || end > storage->memory.bytes) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          "tensor of %llu bytes at byte %llu leaves its storage of %llu bytes",
+                          "tensor of %llu bytes at byte %llu exceeds its storage of %llu bytes",
                           (unsigned long long)reach, (unsigned long long)spec->offset_bytes,
                           (unsigned long long)storage->memory.bytes);
     }

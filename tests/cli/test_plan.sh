@@ -116,7 +116,7 @@ if [ -z "$sanitized" ]; then
     (
         ulimit -v 3000000
         run 0 plan "$config" --json
-        json 'd["budget"] == "the limit of address space (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
+        json 'd["budget"] == "the address space limit (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
     )
 fi
 
@@ -148,7 +148,7 @@ for pairs in '' wo wo= '=,' wo=float33 'wo=float32,' ',wo=float32'; do
     shows "$err" '--dtype-of'
 done
 run 6 plan "$config" --dtype-of mlp=float32,mpl=float32
-shows "$err" 'mpl: is no module or tensor of the model'
+shows "$err" 'mpl: is not a module or tensor of the model'
 run 2 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
 
@@ -176,7 +176,7 @@ bad_map() { # bad_map CODE WORDS JSON
     run "$1" load "$work/known" --device-map "$work/bad.json"
     shows "$err" "$2"
 }
-bad_map 6 'model.layer: byte 16: is no module' '{"model.layer": "cpu", "": "disk"}'
+bad_map 6 'model.layer: byte 16: is not a module' '{"model.layer": "cpu", "": "disk"}'
 bad_map 6 'lm_head.weight: has no device' '{"model": "cpu"}'
 bad_map 5 'lm_head: byte' '{"lm_head": "gpu", "model": "cpu"}'
 bad_map 5 'expected an object' '["cpu"]'

@@ -327,7 +327,7 @@ static void limits_are_kept(void **state)
         {{.tensors = 1}, HEFT_LIMIT, 36, "more than 1 tensors"},
         {{.name_bytes = 2}, HEFT_LIMIT, 36, "tensor name has 3 bytes, the limit is 2"},
         {{.rank = 1}, HEFT_LIMIT, 32, "more than 1 dimensions"},
-        {{.json_depth = 2}, HEFT_LIMIT, 29, "nested over 2 levels deep"},
+        {{.json_depth = 2}, HEFT_LIMIT, 29, "nested more than 2 levels deep"},
     };
     /* clang-format on */
     assert_int_equal(sizeof text - 1, 70);

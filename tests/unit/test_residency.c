@@ -267,8 +267,8 @@ static void what_cannot_be_placed_is_refused(void **state)
         heft_status status;
         const char *says, *item;
     } rows[] = {
-        {"an_accelerator", 3,                HEFT_UNSUPPORTED, "device 3",  "encoder.layer.0."},
-        {"no_device",      HEFT_DEVICE_NONE, HEFT_INVALID_ARG, "no device", "encoder.layer"   },
+        {"an_accelerator", 3,                HEFT_UNSUPPORTED, "device 3",       "encoder.layer.0."},
+        {"no_device",      HEFT_DEVICE_NONE, HEFT_INVALID_ARG, "unknown device", "encoder.layer"   },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_model *model = NULL;
@@ -388,7 +388,7 @@ static void memory_can_run_out_anywhere(void **state)
 static bool stop_bringing(void *user, const heft_progress *progress)
 {
     int *left = user;
-    return strcmp(progress->what, "bringing in") != 0 || --*left > 0;
+    return strcmp(progress->what, "loading units") != 0 || --*left > 0;
 }
 
 static void cancelled_in_the_middle(void **state)

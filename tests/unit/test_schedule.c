@@ -91,12 +91,12 @@ static void bad_schedules_are_refused(void **state)
         size_t count, repeat;
         const char *says;
     } rows[] = {
-        {there, 0, 0,       "empty"                                       },
-        {NULL,  2, 0,       "is NULL"                                     },
-        {gone,  2, 0,       "place 1 of the schedule names unit 1000"     },
-        {there, 2, 2,       "repeats from place 2, and has 2 places"      },
-        {there, 2, 1 << 20, "repeats from place 1048576, and has 2 places"},
-        {NULL,  0, 1 << 20, "repeats from place 1048576"                  },
+        {there, 0, 0,       "empty"                                        },
+        {NULL,  2, 0,       "is NULL"                                      },
+        {gone,  2, 0,       "entry 1 of the schedule is unit 1000"         },
+        {there, 2, 2,       "repeats from entry 2, but has 2 entries"      },
+        {there, 2, 1 << 20, "repeats from entry 1048576, but has 2 entries"},
+        {NULL,  0, 1 << 20, "repeats from entry 1048576"                   },
     };
     heft_residency *r = test_residency(model, NULL), *none = NULL;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {

@@ -325,7 +325,7 @@ static void limits_are_kept(void **state)
         {"name_bytes", {.name_bytes = 2}, HEFT_LIMIT, 23, "bcd",
          "tensor name has 3 bytes, the limit is 2"},
         {"shards", {.shards = 1}, HEFT_LIMIT, 29, "bcd", "more than 1 files"},
-        {"depth", {.json_depth = 1}, HEFT_LIMIT, 14, "", "nested over 1 levels deep"},
+        {"depth", {.json_depth = 1}, HEFT_LIMIT, 14, "", "nested more than 1 levels deep"},
     };
     /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {

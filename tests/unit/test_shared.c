@@ -335,7 +335,7 @@ static void without_a_shared_copy_there_is_a_private_one(void **state)
 {
     (void)state;
     static const char *const says[] = {"the register of shared copies is full",
-                                       "cannot make a shared copy"};
+                                       "cannot create a shared copy"};
     const test_how how = {
         .load = {.mode = HEFT_LOAD_SHARED, .dtype = HEFT_DTYPE_BF16, .strict = true}
     };

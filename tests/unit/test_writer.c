@@ -693,7 +693,7 @@ static void tensors_that_are_refused(void **state)
     changed.offset_bytes = 4;
     expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "does not match its offset");
     changed.offset_bytes = sizeof numbers;
-    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "leaves its storage");
+    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "exceeds its storage");
     changed = original;
     changed.rank = 65;
     expect_refused(st, "a", &changed, HEFT_LIMIT, "rank 65, the limit is 64");
