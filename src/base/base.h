@@ -17,7 +17,7 @@
 #include <sys/types.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "heft needs a little-endian machine: it uses checkpoints' little-endian numbers as they lie"
+#error "heft requires a little-endian machine: it uses the little-endian data of checkpoints without conversion"
 #endif
 
 /* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */

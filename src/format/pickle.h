@@ -1,4 +1,4 @@
-/* pickle.h - private to the room: the pickle machine and the step from its values to tensors.
+/* pickle.h - private to the layer: the pickle machine and the step from its values to tensors.
  *
  * The machine turns a span of bytes into inert values: numbers, texts, containers, names out of a
  * fixed list, and "calls", which say what a pickle wants to call and with what, and are never made.

@@ -1,4 +1,4 @@
-/* zip.h - private to the room: the zip container, read strictly, and raw deflate streams.
+/* zip.h - private to the layer: the zip container, read strictly, and raw deflate streams.
  * Source: docs/formats/torch_zip.md [2]. */
 #ifndef HEFT__FORMAT_ZIP_H
 #define HEFT__FORMAT_ZIP_H

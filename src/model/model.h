@@ -114,7 +114,7 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
-    void *homes; /* where parameters that stay in their files come from: room load's, or NULL */
+    void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);
 };
 

@@ -1,7 +1,7 @@
 /* compat.h - the parts of Accelerate's first fit: what is still to be placed, and what is tied.
  *
- * Inside of the room: compat.c is the loop, compat_queue.c the queue with its largest layer,
- * compat_ties.c the items that must go together. */
+ * Private to the layer: compat.c has the loop, compat_queue.c the queue with its largest item,
+ * compat_ties.c the items that must stay together. */
 #ifndef HEFT__PLACE_COMPAT_H
 #define HEFT__PLACE_COMPAT_H
 
