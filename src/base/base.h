@@ -17,7 +17,7 @@
 #include <sys/types.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "heft requires a little-endian machine: it uses the little-endian data of checkpoints without conversion"
+#error "heft requires a little-endian machine: it uses the files' little-endian data directly"
 #endif
 
 /* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */
@@ -172,7 +172,7 @@ size_t heft__map_get(const heft__map *map, const char *key, size_t length);
  * it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
 /* As strcmp, by the parts between dots: whole numbers by value and before text, text by its letters
- * and then by the number at its end. The reference's order of names. */
+ * and then by the number at its end. Transformers' order of names. */
 int heft__compare_natural(const char *a, const char *b);
 /* The same of one part each. */
 int heft__compare_natural_part(const char *a, size_t a_length, const char *b, size_t b_length);

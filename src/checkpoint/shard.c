@@ -1,4 +1,4 @@
-/* shard.c - the greedy rule that cuts tensors into shards, as the reference has had it since 4.42.
+/* shard.c - the greedy rule that splits tensors into shards, as in Transformers since 4.42.
  *
  * In order, for each tensor: a storage seen before waits; one larger than the limit is a finished
  * shard at once, while the current shard stays open (so it gets a lower number than tensors before

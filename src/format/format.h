@@ -361,7 +361,7 @@ heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t len
 heft_status heft__shard_index_read(heft_ctx *ctx, const char *path, heft__shard_index *out,
                                    heft_error *err);
 void heft__shard_index_fini(heft__shard_index *index);
-/* Text of an index as the reference writes it: sorted keys, two spaces, one final newline. metadata
+/* Text of an index as Transformers writes it: sorted keys, two spaces, one final newline. metadata
  * is an object. */
 void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata,
                              const char *const *names, const char *const *files, size_t count);

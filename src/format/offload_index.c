@@ -4,7 +4,7 @@
  *    "b.weight": {"safetensors_file": "/abs/model.safetensors",              a tensor of that file
  *                 "weight_name": "b.weight", "dtype": "float32"}}
  *
- * Trusted: nothing. A name may not lead out of the folder, a path must be absolute (the reference
+ * Trusted: nothing. A name may not lead out of the folder, a path must be absolute (Accelerate
  * takes a relative one from wherever it stands), a shape's product fits into 64 bits. It does not
  * look whether the files exist or hold what is said of them: that is offload_files.c's work.
  * Source: docs/formats/offload.md [1], [2], [4]; accelerate 1.15 utils/offload.py. */
@@ -35,7 +35,7 @@ static unsigned field_of(const heft__json_token *key)
 }
 
 /* ---- dtypes ---------------------------------------------------------------------------------- */
-/* What NumPy has, and what the reference stores as integers of the same width. */
+/* What NumPy has, and what Accelerate stores as integers of the same width. */
 static const heft_dtype held[] = {
     HEFT_DTYPE_F32,     HEFT_DTYPE_F64,         HEFT_DTYPE_F16,         HEFT_DTYPE_BF16,
     HEFT_DTYPE_I64,     HEFT_DTYPE_I32,         HEFT_DTYPE_I16,         HEFT_DTYPE_I8,
@@ -166,7 +166,7 @@ static heft_status read_field(struct parse *p, unsigned field, heft__offload_ent
         return read_file(p, entry, err);
     case FIELD_WEIGHT:
         return read_text(p, "a string as weight_name", &entry->weight, &at, err);
-    default: /* the reference looks at no other */
+    default: /* Accelerate looks at no other */
         status = heft__json_next(&p->json, &token, err);
         return status == HEFT_OK ? heft__json_skip(&p->json, &token, err) : status;
     }
@@ -194,7 +194,7 @@ static heft_status check_entry(heft__offload_entry *entry, unsigned seen, heft_e
                              needed & ~seen & FIELD_DTYPE ? "dtype" : "shape");
     }
     if (!entry->file) {
-        entry->weight = NULL; /* the reference does not look at it */
+        entry->weight = NULL; /* Accelerate does not look at it */
         heft_status status = check_file_name(entry, err);
         if (status != HEFT_OK) {
             return status;

@@ -7,7 +7,7 @@
  * Offsets count from the end of the JSON. Sorted by offset the tensors cover the data without holes
  * or overlaps, from its first byte to the file's last. Nothing is trusted: the length against the
  * file's size, every number against 64 bits, every range against its neighbors. Not done here:
- * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
+ * reading tensor data. Duplicate names are refused (the safetensors library uses the last one), and so is a
  * NUL in a name.
  * Source: docs/formats/safetensors.md [1]-[3]. */
 #include "format/safetensors.h"
@@ -259,7 +259,7 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
     }
 }
 
-/* Note a name; *found is the tensor that has it already. While names rise, as the reference writes
+/* Note a name; *found is the tensor that has it already. While names ascend, as safetensors writes
  * them, none can be there twice and no map is needed; at the first that does not, all go into one. */
 static bool put_name(struct parse *p, const char *name, size_t length, size_t *found)
 {

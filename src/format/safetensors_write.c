@@ -1,8 +1,8 @@
-/* safetensors_write.c - writing a .safetensors file, byte for byte as the reference's writer does.
+/* safetensors_write.c - writing a .safetensors file, byte for byte as the safetensors library does.
  *
  * Tensors lie in the order of their dtype's rank, highest first, then of their names as bytes; the
  * header lists them in that order without white space, metadata first, and is padded with spaces to
- * a multiple of 8. Metadata goes out sorted by key; the reference's own order of two or more pairs
+ * a multiple of 8. Metadata goes out sorted by key; that library's order of two or more pairs
  * is random.
  * Source: docs/formats/safetensors.md [4]. */
 #include "format/safetensors.h"

@@ -6,7 +6,7 @@
  *
  * Only the central directory is believed, and only after it has been checked: its place, size and
  * count agree with the end record, every entry's header and data lie before it, entries do not
- * overlap and have distinct names (upper and lower case alike, as the reference looks them up), and
+ * overlap and have distinct names (upper and lower case alike, as PyTorch looks them up), and
  * each local header has the signature, name, method and, where it gives any, the sizes of its
  * central entry. Entries that are encrypted, on another disk or packed by another method than 0 or
  * 8 are refused, and so are absolute names and names with a ".." component. What is not done:

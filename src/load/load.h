@@ -65,7 +65,7 @@ typedef struct heft__match {
     uint64_t doubt_bytes; /* of the second names of these ties */
 } heft__match;
 
-/* The reference's rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
+/* Transformers' rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
  * keys. The model loses a tie whose two names have different values. */
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);

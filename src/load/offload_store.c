@@ -3,7 +3,7 @@
  * A tensor that lies in a safetensors file as the model wants it is an entry that points there; a
  * .dat is written only for the rest: .bin files, casts, strides, parts of stacked tensors, what the
  * checkpoint lacks. A .dat holds what the model's parameter is, and a weight lives there from then on;
- * buffers have memory all the same. Tied names have an entry each: the reference asks for both.
+ * buffers are in memory all the same. Tied names have an entry each: Accelerate asks for both.
  *
  * An index that is in the folder already is compared with the one that would be written, name by
  * name, and each .dat byte by byte; nothing of it is trusted, and nothing is merged into it.
@@ -534,7 +534,7 @@ heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_e
                              : heft__fail_nomem(err, s->scratch_bytes + s->raw_bytes);
     if (status == HEFT_OK && heft__path_exists(index)) {
         status = accept(s, index, err);
-    } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as the reference */
+    } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as in Accelerate */
         status = write_folder(s, err);
     }
     return status == HEFT_OK && s->count > 0 ? bind_taken(s, counts, err) : status;

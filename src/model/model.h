@@ -29,7 +29,7 @@ heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text
                                heft_config **out, heft_error *err);
 /* Its values keep the byte at which they stood in the file: errors found later still name it. */
 heft_status heft__config_copy(const heft_config *config, heft_config **out, heft_error *err);
-/* The text that the reference would write: sorted keys, two spaces, final newline; with
+/* The text that Transformers would write: sorted keys, two spaces, final newline; with
  * `architectures`, `dtype` (and no `torch_dtype`) set to those of the model. Keys of one run of the
  * reference (`_name_or_path`) are left out. */
 heft_status heft__config_write(const heft_config *config, const char *class_name, heft_dtype dtype,
@@ -71,7 +71,7 @@ typedef struct heft__binding {
     uint64_t byte_offset;  /* elements lie row by row from here */
 } heft__binding;
 
-/* A tensor of the reference's memory whose parts, or whose whole, its files hold under other names:
+/* A tensor of Transformers' memory whose parts, or whose whole, its files hold under other names:
  * all experts of a layer are one tensor there. */
 typedef struct heft__inner {
     const char *name;
@@ -104,11 +104,11 @@ struct heft_model {
     heft__binding *bindings;       /* [count] */
     heft__place *places;           /* [count]; NULL: all tensors are the same there */
     /* In pre-order and the order of registration: those that hold parameters or buffers, and their
-     * ancestors. The reference's `_metadata` lists modules without any (dropout, activations) too. */
+     * ancestors. Transformers' `_metadata` lists modules without any (dropout, activations) too. */
     heft_module *modules;      /* [module_count] */
     size_t *module_parameters; /* [count] lists of all modules, one after the other */
     size_t count, module_count;
-    uint32_t inner_count; /* tensors of the reference's memory that have another name or parts */
+    uint32_t inner_count; /* tensors of Transformers' memory that have another name or parts */
     uint32_t
         *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
     size_t name_slot_count;
@@ -146,7 +146,7 @@ typedef struct heft__units {
 heft_status heft__units_list(const heft_model *model, heft__arena *arena, heft__units *units,
                              heft_error *err);
 
-/* The place of a parameter in the reference's memory; `first`: the element of its inner tensor with
+/* The place of a parameter in Transformers' memory; `first`: the element of its inner tensor with
  * which it begins. */
 static inline heft__place heft__model_place(const heft_model *model, size_t i)
 {
@@ -184,13 +184,13 @@ void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, cons
                      uint32_t rank, bool persistent, heft__init_rule rule);
 /* The two names (full, from the root) share one storage; the source is the one saved. */
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
-/* A tensor that the reference makes of several of a file's, named from the module that is entered;
+/* A tensor that Transformers makes of several of a file's, named from the module that is entered;
  * NULL in the run that counts. Then its parts, each with its place. */
 const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
                                   uint32_t rank, uint32_t parts);
 void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                    heft__init_rule rule, heft__place place);
-/* The class is saved in the natural order of its inner names, as the reference does wherever it
+/* The class is saved in the natural order of its inner names, as Transformers does wherever it
  * renames or makes parts of tensors. */
 void heft__sk_natural_order(heft__skeleton *s);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
@@ -289,7 +289,7 @@ typedef struct heft__family {
     const char *const *keep_f32;
     const char *const *keep_f32_strict;
     const char *const (*other_keys)[2]; /* key of the config and its other name; ends with NULL */
-    /* Modules between dots as files name them, and as the reference does in memory; ends with NULL. */
+    /* Modules between dots as files name them, and as Transformers does in memory; ends with NULL. */
     const char *const (*inner_names)[2];
 } heft__family;
 
@@ -308,7 +308,7 @@ typedef struct heft__recipe {
     const heft__family *family; /* lent to the model */
     const heft__class *class;
     heft_dtype dtype; /* NONE: float32 */
-    bool keep_f32;    /* for weights to be loaded; the reference keeps nothing in float32 where it
+    bool keep_f32;    /* for weights to be loaded; Transformers keeps nothing in float32 where it
                          makes weights itself */
     const void *user; /* heft__sk_user */
 } heft__recipe;

@@ -247,7 +247,7 @@ static const char *inner_name(heft__skeleton *s)
     return name;
 }
 
-/* The place of a parameter that the reference holds whole. */
+/* The place of a parameter that Transformers holds as one tensor. */
 static heft__place whole(heft__skeleton *s, const heft_parameter *parameter)
 {
     heft__place place = {0};

@@ -47,7 +47,7 @@ static void push_front(struct fit *f, uint32_t node)
 }
 
 /* ---- placing --------------------------------------------------------------------------------- */
-/* The item and its owners. Buffers of owners are not counted, nor those beside modules: the reference
+/* The item and its owners. Buffers of owners are not counted, nor those beside modules: Accelerate
  * does not either. */
 static bool place(struct fit *f, uint32_t item, int32_t device)
 {

@@ -1,6 +1,6 @@
 /* compat.h - the parts of Accelerate's first fit: what is still to be placed, and what is tied.
  *
- * Private to the layer: compat.c has the loop, compat_queue.c the queue with its largest item,
+ * Private to the layer: compat.c has the loop, compat_queue.c the queue with its largest layer,
  * compat_ties.c the items that must stay together. */
 #ifndef HEFT__PLACE_COMPAT_H
 #define HEFT__PLACE_COMPAT_H
@@ -52,9 +52,9 @@ static inline bool heft__queue_waits(const heft__queue *queue, uint32_t node)
 
 /* ---- ties
  *
- * The reference takes a tied tensor to be in an item if the item's name is anywhere in the tensor's
- * name with a dot or the end behind it. So each beginning of a tensor's name that ends before a dot,
- * and the whole, are sorted from their last letters on: those that end with a name stand together. */
+ * Accelerate regards a tied tensor as part of an item if the item's name occurs anywhere in the tensor's
+ * name, followed by a dot or the end. So every prefix of a tensor's name that ends before a dot, and the
+ * whole name, are sorted by their last letters first: those that end with a given name are adjacent. */
 typedef struct heft__tie_end {
     const char *text; /* of the tensor's name */
     size_t length;    /* of the beginning */

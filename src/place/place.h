@@ -20,7 +20,7 @@
  *
  * Nodes are numbered: modules first, in pre-order (0 is the root), then tensors, module by module. A
  * tensor that is reached by several names is a node under each; only the first has a size. Sizes are
- * doubles, because the reference counts bits of bytes; all of them are exact. */
+ * doubles, because Accelerate counts fractions of bytes; all of them are exact. */
 #define HEFT__NO_NODE UINT32_MAX
 
 typedef struct heft__tree_module {
@@ -143,11 +143,11 @@ typedef struct heft__map_facts {
     double offloaded_buffers; /* bytes of buffers on cpu and disk */
 } heft__map_facts;
 
-/* Budgets as the reference balances them, in place; `names` of blocks, none: those that are marked. */
+/* Balance the budgets as Accelerate does, in place; `names` of blocks; none: the flagged modules. */
 heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
                           size_t count, const char *const *names, size_t name_count,
                           heft_error *err);
-/* The reference's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
+/* Accelerate's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
  * stay empty. facts: zeroed. */
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                              bool fallback, heft__map_facts *facts, heft__map_of_devices *map,
@@ -176,7 +176,7 @@ heft_status heft__device_map_read(const heft__tree *tree, const char *path,
 /* The same from entries. */
 heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
                                   size_t count, heft__map_of_devices *map, heft_error *err);
-/* Join modules all of whose parts are on one device, as the reference does; in the order of nodes.
+/* Join modules all of whose parts are on one device, as Accelerate does; in the order of nodes.
  * false if no memory. */
 bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
 #define HEFT__NO_DEVICE INT32_MIN

@@ -42,7 +42,7 @@ struct tied_name {
     uint32_t first, tensor;
 };
 
-/* Group by group; in a group by letters, as the reference has them. */
+/* Group by group; alphabetically in a group, as Accelerate does. */
 static int by_group(const void *left, const void *right)
 {
     const struct tied_name *a = left, *b = right;

@@ -17,7 +17,7 @@ has total_size 93568
 [ "$(head -n 3 "$work/off/index.json")" = '{
   "embeddings.word_embeddings.weight": {
     "dtype": "float32",' ] || fail "the index begins with $(head -n 3 "$work/off/index.json")"
-[ "$(tail -c 1 "$work/off/index.json")" = '}' ] || fail "the index ends with a newline, which the reference does not write"
+[ "$(tail -c 1 "$work/off/index.json")" = '}' ] || fail "the index ends with a newline, which Accelerate does not write"
 same "$start" "$work/start"
 no_traces "$work"
 for path in off off/index.json; do

@@ -266,7 +266,7 @@ static heft__tree *read_case(const heft__json_value *test, const heft__json_valu
     return tree;
 }
 
-/* The reference's map before it is joined; budgets are balanced in `a`. */
+/* Accelerate's map before it is joined; budgets are balanced in `a`. */
 static void place_case(const char *id, const heft__tree *tree, struct arguments *a,
                        heft__map_of_devices *map)
 {
@@ -344,7 +344,7 @@ static void compare_joined(const char *id, const heft_plan *plan, const heft__js
     assert_int_equal(heft_plan_count(plan), golden->count);
 }
 
-/* What the reference says, as logs and as Python's warnings, and no more; in its words. */
+/* Exactly what Accelerate reports, as logs and as Python warnings, in the same words. */
 static void compare_warnings(const char *id, const heft_plan *plan,
                              const heft__json_value *expected)
 {

@@ -1,4 +1,4 @@
-/* Golden files: what the reference wrote must read with equal names, dtypes, shapes and bytes; what
+/* Golden files: what PyTorch and safetensors wrote must read with equal names, dtypes, shapes and bytes; what
  * lies must be refused, with the status and the byte that the table says. Files and sidecars are
  * those of tests/data; see its README. */
 #include "support.h"

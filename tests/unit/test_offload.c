@@ -1,4 +1,4 @@
-/* Accelerate's offload folder: the reference's own files come in and go out byte for byte; what lies
+/* Accelerate's offload folder: Accelerate's own files are read and reproduced byte for byte; what lies
  * is refused with its tensor, byte, and what was expected and found.
  *
  * tests/data/device_maps/offload_golden.json was made by accelerate 1.15.0 and torch 2.13.0. */

@@ -394,7 +394,7 @@ static void t5_with_its_outputs_in_float32(void **state)
 }
 
 /* ---- warnings -------------------------------------------------------------------------------- */
-/* "m0" is in the name of "am0.weight", so the reference takes the tie to be m0's: what it is tied to
+/* "m0" is in the name of "am0.weight", so Accelerate regards the tie as m0's: what it is tied to
  * goes with m0, and am0 elsewhere. */
 static void ties_across_devices_are_told(void **state)
 {

@@ -32,7 +32,7 @@ static void compare_row(const char *what, const heft_model *model, size_t i,
     }
 }
 
-/* ---- names of the reference's memory, where its files have others ---------------------------- */
+/* ---- names in Transformers' memory that differ from those in files --------------------------- */
 static bool has_inner_names(const heft_model *model)
 {
     for (size_t i = 0; i < model->count; i++) {
@@ -82,7 +82,7 @@ static void compare_inner(const char *what, const heft_model *model, const heft_
     for (const heft__json_value *row = params->first; row; row = row->next) {
         size_t i = find_inner(model, row->first->text);
         if (i == SIZE_MAX) {
-            fail_msg("%s: nothing is '%s' in the reference's memory", what, row->first->text);
+            fail_msg("%s: nothing is '%s' in Transformers' memory", what, row->first->text);
             return;
         }
         const heft__inner *inner = heft__model_place(model, i).inner;

@@ -14,7 +14,7 @@
 static heft_ctx *ctx; /* with several threads */
 static char folder[256];
 
-/* ---- the reference ----------------------------------------------------------------------------- */
+/* ---- the expected slice ------------------------------------------------------------------------ */
 /* One bit after another, so that elements below a byte are nothing special. */
 static void copy_bits(uint8_t *dst, uint64_t to, const uint8_t *src, uint64_t from, unsigned bits)
 {
