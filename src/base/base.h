@@ -122,7 +122,7 @@ void heft__arena_fini(heft__arena *arena);
 void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
 /* Zeroed, overflow checked. */
 void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size);
-/* Copy with a NUL behind it. */
+/* Copy with a NUL after it. */
 char *heft__arena_text(heft__arena *arena, const char *bytes, size_t length);
 char *heft__arena_format(heft__arena *arena, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -211,7 +211,7 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
 typedef heft_status (*heft__work_fn)(void *user, size_t item, heft_error *err);
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err);
-/* The same on this many threads, for work that waits for a disk rather than for a processor. Its
+/* The same on this many threads, for work that waits for a disk rather than for a CPU. Its
  * helpers do not count among those above, and are at most `threads` - 1 themselves. */
 heft_status heft__parallel_on(heft_ctx *ctx, size_t threads, size_t count, heft__work_fn fn,
                               void *user, heft_error *err);

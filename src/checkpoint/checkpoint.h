@@ -41,7 +41,7 @@ heft_status heft__hub_find(heft__arena *arena, const char *path, const char **fo
 /* ---- findings: where an index and its files, or a folder and its checkpoint, do not fit together - */
 typedef enum heft__severity {
     HEFT__NOTE,          /* of no consequence for the checkpoint */
-    HEFT__DOUBT,         /* everything can be read, but somebody should look: opening warns */
+    HEFT__DOUBT,         /* everything can be read, but deserves attention: opening warns */
     HEFT__CONTRADICTION, /* an index and its shards: opening fails unless the shards are trusted */
     HEFT__FAULT          /* something cannot be read: opening fails */
 } heft__severity;

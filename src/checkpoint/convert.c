@@ -204,7 +204,7 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
     return false;
 }
 
-/* Weights of any kind, indexes and hidden files stay behind. */
+/* Weights of any kind, indexes and hidden files are not copied. */
 static bool is_side_file(const char *name, const heft__format *const *formats)
 {
     return name[0] != '.' && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&

@@ -145,7 +145,8 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
 {
     heft__resolved found = {0};
     const char *at = path;
-    if (!heft__path_exists(path) && heft__hub_is_name(path)) { /* what is there wins over a name */
+    if (!heft__path_exists(path) &&
+        heft__hub_is_name(path)) { /* an existing path has precedence over a name */
         heft_status status = heft__hub_find(arena, path, &path, err);
         if (status != HEFT_OK) {
             return status;

@@ -11,7 +11,7 @@ struct cutter {
     heft__shard_plan *plan;
     size_t finished;  /* shards with a number */
     uint64_t current; /* bytes in the open shard */
-    size_t open_from; /* tensors in the open shard have this mark until it is finished */
+    size_t open_from; /* tensors in the open shard have this number until it is finished */
     bool open;
 };
 

@@ -4,7 +4,7 @@
  *
  *   start' = start + sum of start[d] * stride[d]     shape'[d] = stop[d] - start[d]     strides as ever
  *
- * Its dimensions are joined where one is a run with the next, and cut into boxes of at most 16 MiB,
+ * Its dimensions are joined where one is contiguous with the next, and split into boxes of at most 16 MiB,
  * which threads read in the order of the files. A tensor reader does the reading: it gathers strided
  * boxes through a small window, passes gaps over, swaps bytes and turns signs. A deflated tensor has
  * no offsets: it is streamed from its beginning, and what the slice wants is picked out.
@@ -36,7 +36,7 @@ struct part { /* a request, as it is read */
     uint64_t start; /* byte of the first element in the storage; streamed: among the tensor's own */
     struct dim *dims; /* [rank] outermost first, none of size 1; none if the slice is one element */
     uint32_t rank;
-    uint32_t depth; /* the dimension that is cut into chunks; those before it go index by index */
+    uint32_t depth; /* the dimension that is split into chunks; those before it go index by index */
     uint64_t chunk, chunks;
     uint64_t inner;    /* elements of one index at that depth */
     uint64_t bytes;    /* of the slice, as stored */
@@ -51,7 +51,7 @@ struct job {
     heft__arena arena;
     struct part *parts; /* [count] in the order of the files, heavy ones last */
     size_t count, light_items, items;
-    pthread_t caller; /* the one thread from which progress is told */
+    pthread_t caller; /* the only thread that reports progress */
     _Atomic uint64_t done_bytes;
     uint64_t total_bytes;
 };
@@ -158,7 +158,7 @@ static heft_status view_elements(struct part *part, const int64_t *strides, heft
     return status;
 }
 
-/* Elements below a byte, which lie row by row: everything behind the last dimension that is cut is
+/* Sub-byte elements, which are stored row by row: everything after the last dimension that is split is
  * one run of bytes. Whatever does not begin or end with a byte is refused. */
 static heft_status view_bytes(struct part *part, heft_error *err)
 {
@@ -167,7 +167,7 @@ static heft_status view_bytes(struct part *part, heft_error *err)
     heft_status status = HEFT_OK;
     uint64_t step = 1;
     uint32_t cut =
-        entry->rank; /* dimensions before it are indexed, it and those behind are the run */
+        entry->rank; /* dimensions before it are indexed, it and those after it are contiguous */
     while (cut > 0 && first_of(request, cut - 1) == 0 &&
            end_of(request, entry, cut - 1) == entry->shape[cut - 1]) {
         cut--;
@@ -381,7 +381,7 @@ struct stream {
     uint64_t begin, end; /* what the window holds of the tensor */
 };
 
-/* Copy bytes of the tensor; each call begins at or behind the end of the one before. */
+/* Copy bytes of the tensor; each call begins at or after the end of the previous one. */
 static heft_status stream_take(struct stream *stream, uint64_t at, uint8_t *dst, size_t length,
                                heft_error *err)
 {

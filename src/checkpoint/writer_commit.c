@@ -1,7 +1,7 @@
 /* writer_commit.c - writing what a heft_writer has collected: which names are one tensor, in which order
  * they go, and where their bytes come from.
  *
- * The files, their names, the cut, the index and the transaction are those of every save: write.c.
+ * Files, names, shard boundaries, the index and the transaction are those of every save: write.c.
  * Source: docs/writing.md. */
 #include "checkpoint/writing.h"
 

@@ -1,8 +1,8 @@
-/* format_registry.c - the list of formats; which format a file has, told by its first bytes; opening
+/* format_registry.c - the list of formats; detection of a file's format by its first bytes; opening
  * and closing.
  *
- * A format is told by its content. Names of files decide nothing but that a file called .safetensors
- * which looks like nothing else is read as one, so that its error says what is wrong with it.
+ * The content determines the format. A file name matters only for a file called .safetensors that matches
+ * no format: it is read as safetensors, so that the error says what is wrong with it.
  * Source: docs/formats/, docs/howto/format.md. */
 #include "format/format.h"
 
@@ -102,7 +102,7 @@ bool heft__is_weights_ending(const char *name)
 }
 
 /* ---- content --------------------------------------------------------------------------------- */
-/* What people have in place of a checkpoint. */
+/* Files that are often mistaken for a checkpoint. */
 static const struct stranger {
     const char *start, *what;
 } strangers[] = {

@@ -37,7 +37,7 @@ struct vm {
     heft__pickle *pickle;
     heft_ctx *ctx;
     const uint8_t *bytes;
-    size_t length, at, frame_end; /* at: behind what was read */
+    size_t length, at, frame_end; /* at: after what was read */
     uint32_t op_at;               /* the opcode being done */
     heft__pk_cell *stack;
     size_t count, cap;
@@ -119,7 +119,7 @@ static heft_status malformed(struct vm *vm, const struct opcode *op, const char 
     return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s %s", op->name, what);
 }
 
-/* Whether more bytes behind the span could have helped. */
+/* Whether more bytes after the span could have helped. */
 static void note_cut(struct vm *vm)
 {
     vm->pickle->truncated = vm->at >= vm->frame_end;

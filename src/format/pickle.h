@@ -96,7 +96,7 @@ typedef struct heft__pickle {
     uint64_t origin; /* of bytes[0], for the offsets in errors */
     heft__pk_ids ids;
     heft__pk_cell top;                           /* the value */
-    size_t end;                                  /* behind STOP */
+    size_t end;                                  /* after STOP */
     heft__pk_object *first_persid, *last_persid; /* in the order of the stream */
     uint64_t used_bytes;                         /* of the arena */
     bool truncated; /* it failed because the span ended: more bytes may help */

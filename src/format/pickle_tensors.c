@@ -505,7 +505,7 @@ static heft_status read_view_bits(const heft__pickle *pickle, const heft__pk_cel
     return HEFT_OK;
 }
 
-/* Arguments behind (storage, offset, size, stride): requires_grad, hooks, [dtype,] [metadata]. */
+/* Arguments after (storage, offset, size, stride): requires_grad, hooks, [dtype,] [metadata]. */
 static heft_status read_extras(const heft__pickle *pickle, const struct tensor_call *call,
                                heft__file_tensor *tensor, heft_error *err)
 {

@@ -395,7 +395,7 @@ void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata
 heft_status heft__shard_index_open(heft_ctx *ctx, const char *folder, const char *name,
                                    heft__input *opened, heft__index *out, heft_error *err)
 {
-    (void)opened; /* its name says what it is, so that nobody had to look at it */
+    (void)opened; /* the name determines what it is, so that it was not opened */
     heft__arena arena;
     heft__shard_index read = {0};
     heft__arena_init(&arena, ctx);

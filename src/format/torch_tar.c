@@ -139,7 +139,7 @@ static heft_status find_members(struct parse *p, heft_error *err)
 }
 
 /* ---- pieces of members ----------------------------------------------------------------------- */
-/* Run the pickle at member->at and step behind it. The caller frees it. */
+/* Run the pickle at member->at and advance past it. The caller frees it. */
 static heft_status next_pickle(struct parse *p, struct member *member, heft__pickle *pickle,
                                heft_error *err)
 {

@@ -8,8 +8,8 @@
  * The prefix is what stands before the first slash of the directory's first entry, and all entries
  * must have it. Trusted: nothing; zip.c checks the container, pickle.c and pickle_tensors.c the
  * pickle, and here each storage's size must be just that of its record. What is not done:
- * `.format_version` and `.storage_alignment`, which promise where records lie, are ignored, the
- * directory says so itself; a data record's CRC is not looked at before heft__storage_check_crc;
+ * `.format_version` and `.storage_alignment`, which describe where records are, are ignored: the
+ * directory has their offsets; a data record's CRC is not looked at before heft__storage_check_crc;
  * TorchScript (constants.pkl) is refused. Source: docs/formats/torch_zip.md [1]. */
 #include "format/torch_zip.h"
 #include "format/pickle.h"

@@ -4,9 +4,9 @@
  * STEM/version each: local header | name | [zip64 field] | FB field of Z up to a multiple of 64 |
  * data | [data descriptor] central directory | zip64 end record | zip64 locator | end record
  *
- * Sizes are known before anything is written, CRCs are not: they go into the descriptor behind the
+ * Sizes are known before anything is written, CRCs are not: they go into the descriptor after the
  * data and into the directory, so the file is written front to back in one pass. The layout keeps
- * what `.format_version` promises. The pickle is of protocol 2 and has no memo: names and globals
+ * what `.format_version` guarantees. The pickle is of protocol 2 and has no memo: names and globals
  * are written out each time, every reader since torch 1.6 takes that. What is not done:
  * `.data/serialization_id`, which nothing checks, is left out; nothing is deflated. Source:
  * docs/formats/torch_zip.md [3], [4]. */

@@ -23,7 +23,7 @@ typedef struct heft__zip {
     heft__zip_entry *entries; /* in the directory's order */
     size_t count;
     heft__map names;         /* lower-case name -> entry */
-    uint64_t trailing_bytes; /* behind the end record and its comment */
+    uint64_t trailing_bytes; /* after the end record and its comment */
 } heft__zip;
 
 /* Read the directory and every local header; check that entries are distinct, lie inside the file

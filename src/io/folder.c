@@ -5,8 +5,8 @@
  * entry points last, and takes every swap back if one of them fails
  *
  * Where an existing file that is no entry point is replaced, the old entry point (the index) goes
- * first: whoever loses power between two renames has the old checkpoint, the new one, or one that
- * no loader takes, but never a mixture. A temporary folder is locked by its writer; one that is not
+ * first: after a power failure between two renames there is the old checkpoint, the new one, or one
+ * that no loader accepts, but never a mixture. A temporary folder is locked by its writer; one that is not
  * locked and a minute old was left by a crash and is removed. Not done here: deciding what is
  * stale. */
 #include "io/io.h"
@@ -284,7 +284,7 @@ static heft_status add_file(heft__folder_writer *writer, const char *name, bool 
     return HEFT_OK;
 }
 
-/* What a file is called until its end: a finished one can be told from a part. */
+/* The name of a file until it is complete, so that finished files can be distinguished from parts. */
 static const char *part_name(heft__folder_writer *writer, const char *name)
 {
     return heft__arena_format(&writer->arena, "%s.part", name);

@@ -482,7 +482,7 @@ void heft__forget_memory(const void *memory, size_t length)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t start = ((uintptr_t)memory + page - 1) / page * page,
                     end = ((uintptr_t)memory + length) / page * page;
-    if (end > start) { /* a shared page at an end belongs to somebody else as well */
+    if (end > start) { /* a page at an end may belong to other data as well */
         (void)madvise((void *)start, end - start, MADV_DONTNEED);
     }
 }

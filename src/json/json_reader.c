@@ -111,7 +111,7 @@ static int hex_digit(uint8_t c)
                                   : -1;
 }
 
-/* Four hex digits at p as a number, -1 if they are none; *stop is behind them, or at the first that
+/* Four hex digits at p as a number, -1 if they are not; *stop is after them, or at the first that
  * is none. */
 static int32_t hex4(const uint8_t *p, const uint8_t *end, const uint8_t **stop)
 {

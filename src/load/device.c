@@ -1,7 +1,7 @@
 /* device.c - the devices on which parameters can live, in this build.
  *
- * The processor gives memory; the disk gives none, as a weight stays in its file there. An accelerator
- * would be a row of its own, with memory that pieces can be read into. */
+ * The CPU provides memory; the disk provides none, because its weights stay in their files. An accelerator
+ * would be another row, with memory that pieces can be read into. */
 #include "load/load.h"
 
 static const heft__device devices[] = {

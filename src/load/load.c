@@ -202,7 +202,7 @@ static heft_status load(heft__loading *l, heft_error *err)
         l->memory->report.offload_bytes = l->store.dat_bytes;
         l->memory->report.offload_kept = l->store.kept;
     }
-    /* the lists are told even when they are the reason to refuse */
+    /* the report has the lists even when they are the reason for the refusal */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;
         status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, where);

@@ -131,9 +131,9 @@ size_t heft__reading_threads(heft_ctx *ctx, bool disk);
 /* memory: the owner's, its beginning. Any number of threads, each with pieces of its own. */
 heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memory,
                              heft_error *err);
-/* Where in its file a part begins; HEFT_NO_OFFSET if it does not lie there as it is used. */
+/* Where in its file a part begins; HEFT_NO_OFFSET if it is not stored in the form needed. */
 uint64_t heft__part_offset(const heft_checkpoint *ckpt, size_t tensor, uint64_t first);
-/* The first place at or behind a block's beginning in `base` that has the phase of the offset: the
+/* The first place at or after a block's beginning in `base` that has the phase of the offset: the
  * bytes in front of it, back to the block's beginning, are in `base` too. */
 uint8_t *heft__in_phase(uint8_t *base, uint64_t offset);
 /* Whether a file is read past the page cache: it would only be a second copy, and requests are longer. */
@@ -199,8 +199,8 @@ typedef struct heft__homes {
     size_t count;
 } heft__homes;
 
-/* Map a tensor. Where address space is limited it can stay in its file without: *out is NULL then, and
- * the room is left to what cannot do without. */
+/* Map a tensor. Where address space is limited, a tensor that can stay in its file is not
+ * mapped: *out is NULL then, and the address space is left to those that need it. */
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
 /* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped

@@ -135,7 +135,7 @@ static heft_status find_key(struct lookup *lookup, const char *key, struct targe
     return HEFT_OK;
 }
 
-/* Whether a name ends as one of the list says; an end with a dot behind it stands anywhere. */
+/* Whether a name ends as one of the list says; an end followed by a dot may be anywhere. */
 static bool ends_with_any(const char *name, const char *const *ends)
 {
     size_t length = strlen(name);

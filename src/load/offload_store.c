@@ -375,7 +375,7 @@ static heft_status accept(heft__store *s, const char *index, heft_error *err)
 }
 
 /* ---- a new folder ---------------------------------------------------------------------------- */
-/* A file that an index does not name is somebody's all the same. */
+/* A file that no index names belongs to somebody else. */
 static heft_status refuse_files(heft__store *s, heft_error *err)
 {
     heft_status status = HEFT_OK;

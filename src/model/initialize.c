@@ -171,7 +171,7 @@ struct job {
     size_t count, cap;
     uint64_t seed, total_bytes;
     _Atomic uint64_t done_bytes;
-    pthread_t caller; /* the one thread from which progress is told */
+    pthread_t caller; /* the only thread that reports progress */
 };
 
 static heft_status fill_piece(void *user, size_t item, heft_error *err)

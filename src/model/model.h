@@ -98,7 +98,7 @@ struct heft_model {
     heft_dtype dtype;
     bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
     bool known_family;          /* false: the skeleton comes from a checkpoint */
-    heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
+    heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */
     heft__binding *bindings;       /* [count] */

@@ -1,11 +1,11 @@
 /* rotary.c - rotary position embeddings: their two buffers, and the frequencies in them.
  *
- *   inv_freq[i] = theta^(-2i / width), changed by what rope_type asks for
+ *   inv_freq[i] = theta^(-2i / width), adjusted as rope_type requires
  *
  * A config of 5.x has rope_parameters, one object or one per type of layer; one of 4.x has
  * rope_theta beside rope_scaling (and rope_local_base_freq for sliding layers). "dynamic" and
- * "longrope" begin as they are for short texts. A type that is not known is refused: a frequency
- * that is wrong would be noticed by nobody.
+ * "longrope" have their values for short texts. An unknown type is refused: a wrong frequency would
+ * go unnoticed.
  *
  * Source: docs/config.md [rotary]. */
 #include "model/skeleton.h"

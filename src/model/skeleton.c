@@ -176,7 +176,7 @@ void heft__sk_enter_body(heft__skeleton *s, const char *name)
 
 void heft__sk_leave(heft__skeleton *s)
 {
-    if (!failed(s)) { /* after an error nobody looks at the path any more */
+    if (!failed(s)) { /* after an error the path is no longer used */
         s->path_length = s->lengths[--s->depth];
         s->parts = s->part_counts[s->depth];
         s->path[s->path_length] = '\0';

@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-/* The number behind a key at the start of a line, times `unit`; `none` without it. */
+/* The number after a key at the start of a line, times `unit`; `none` without it. */
 static uint64_t read_number(const char *path, const char *key, uint64_t unit, uint64_t none)
 {
     char line[512];

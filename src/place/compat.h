@@ -15,7 +15,7 @@
  * over all such sizes has the largest of the modules that wait. */
 typedef struct heft__queue {
     const heft__tree *tree;
-    uint32_t head;         /* of the ring: behind all nodes */
+    uint32_t head;         /* of the ring: after all nodes */
     uint32_t *next, *prev; /* [head + 1]; NO_NODE: does not wait */
     double *most;          /* [modules] bytes of the largest layer */
     uint32_t *layers;      /* [modules] how many of that size */
@@ -34,7 +34,7 @@ typedef struct heft__queue {
 bool heft__queue_init(heft__queue *queue, const heft__tree *tree, heft__arena *arena);
 /* NO_NODE if nothing waits. */
 uint32_t heft__queue_first(const heft__queue *queue);
-/* Put a node that does not wait before one that does, or before `head`: behind all. */
+/* Put a node that does not wait before one that does, or before `head`: last. */
 void heft__queue_add(heft__queue *queue, uint32_t node, uint32_t before);
 void heft__queue_remove(heft__queue *queue, uint32_t node);
 /* Put a module's parameters, children and buffers before a node, in this order. */

@@ -25,7 +25,7 @@
 
 typedef struct heft__tree_module {
     const char *path, *class_name;       /* "" for the root */
-    uint32_t parent, end;                /* end: the first module behind its subtree */
+    uint32_t parent, end;                /* end: the first module after its subtree */
     uint32_t first_tensor, tensor_count; /* parameters first, then buffers */
     uint32_t child_count;
     double bytes;
@@ -99,7 +99,7 @@ static inline uint32_t heft__tree_parent(const heft__tree *tree, uint32_t node)
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
 /* Bytes of the buffers in a node. */
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
-/* The tensors in a node, from the first to the one behind the last. */
+/* The tensors in a node, from the first to the one after the last. */
 void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end);
 /* Whether tensor i is its tensor's first name in a node whose tensors begin at `first`. */
 static inline bool heft__tree_is_first(const heft__tree *tree, uint32_t i, uint32_t first)
@@ -136,7 +136,7 @@ void heft__devices_fini(heft__map_of_devices *map);
 /* false if no memory. */
 bool heft__devices_put(heft__map_of_devices *map, uint32_t node, int32_t device);
 
-/* What is to be said about a map, beside the map. */
+/* Facts about a map for its warnings. */
 typedef struct heft__map_facts {
     double *used;   /* [budgets] by what was placed, with the room that was kept */
     double *needed; /* [budgets] to place anything there; 0: something was, or not tried */
@@ -154,17 +154,17 @@ heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets,
                              heft_error *err);
 /* rest.c: a unit that no accelerator takes. */
 typedef struct heft__rest_unit {
-    size_t leader; /* the unit that it is tied to, its own number else */
+    size_t leader; /* the unit that it is tied to, otherwise its own number */
     double bytes;  /* that having it in memory takes, with all that is tied to it */
     double saves;  /* what need not be brought in then: of it, and of each that is tied to it */
     double stream; /* of its weights, tied ones too: that bringing it in takes */
     double tied;   /* of these, of tensors that have their first name in another unit */
 } heft__rest_unit;
 
-/* The run of units that the processor has, beside room to bring the others in. */
+/* The run of units that stays on the CPU, besides room for streaming the others. */
 void heft__rest_choose(const heft__rest_unit *units, size_t count, double budget, size_t *first,
                        size_t *end);
-/* The most that bringing in all of a row takes at once: two neighbors, the first behind the last; or one. */
+/* The most bytes that streaming a row takes at once: two neighbors, wrapping around; or one. */
 double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
@@ -194,10 +194,10 @@ bool heft__warn_buffers(heft__warnings *list, const heft_budget *budgets, size_t
 /* Devices on which nothing could be placed. */
 bool heft__warn_empty(heft__warnings *list, const heft_budget *budgets, size_t count,
                       const heft__map_facts *facts);
-/* What is tied is on different devices. */
+/* Tied tensors are on different devices. */
 bool heft__warn_ties(heft__warnings *list, const heft__tree *tree, const heft__map_of_devices *map);
 
-/* ---- plans: heft_plan_new() behind the making of a tree ---------------------------------------- */
+/* ---- plans: heft_plan_new() after the tree was made -------------------------------------------- */
 /* Takes the tree, on failure too. ties_wanted: by the config. */
 heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
                                heft_plan **out, heft_error *err);

@@ -208,7 +208,7 @@ heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_
     return status;
 }
 
-/* ---- sizes and marks ------------------------------------------------------------------------- */
+/* ---- sizes and flags ------------------------------------------------------------------------- */
 static double unit_of(heft_dtype dtype)
 {
     return dtype == HEFT_DTYPE_BOOL ? 0.125 : (double)heft_dtype_bits(dtype) / 8;

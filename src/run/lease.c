@@ -174,7 +174,7 @@ static heft_status wrap(const heft_lease *lease, size_t parameter, heft_storage 
     }
     const heft__memory memory = {.data = view->data,
                                  .bytes = view->size_bytes,
-                                 .flags = view->flags, /* nobody writes: others have it too */
+                                 .flags = view->flags, /* read-only: others use it too */
                                  .release = release_hold,
                                  .user = hold};
     const heft_status status = heft__storage_make(r->ctx, &memory, out, err);

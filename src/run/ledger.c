@@ -1,11 +1,11 @@
-/* ledger.c - a budget that several users share, and the queue of those that wait for a part of it.
+/* ledger.c - a budget shared by several users, and the queue of requests that wait for a part of it.
  *
  *   budget = held by units + reserved by callers + left
  *
- * One lock guards the ledger and all residencies that draw on it: a request may need units of another
- * residency to go. Requests that need bytes are granted in their order. What a request waits for must be
- * able to come: leases, tensors and reservations of threads that wait themselves never go, so a request
- * that has no room beside these fails instead of waiting for ever.
+ * One lock guards the ledger and all residencies that draw on it: a request may require that another
+ * residency drops units. Requests that need bytes are granted in their order. A request must not wait
+ * for ever: leases, tensors and reservations of threads that are waiting too are never released, so a
+ * request that does not fit beside them fails.
  * Source: docs/residency.md [4]. */
 #include "run/run.h"
 
@@ -153,7 +153,7 @@ bool heft__ledger_is_holder(const heft_ledger *ledger, pthread_t thread)
     return false;
 }
 
-/* ---- requests that nobody can help ------------------------------------------------------------- */
+/* ---- requests that would wait for ever --------------------------------------------------------- */
 /* Whether a thread is that of the request, or of another in the queue, of which `alone` sees none. */
 static bool waits(const heft_ledger *ledger, const heft__request *request, bool alone,
                   pthread_t thread)

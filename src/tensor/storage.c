@@ -4,9 +4,9 @@
  * mapping, caller's)
  *                                                                         `--> heft_ctx
  *
- * A storage knows how to give its bytes back and keeps its context alive; a tensor is one block and
- * holds one reference. Both are freed by whichever thread drops the last reference. What the bytes
- * mean is nobody's business here. */
+ * A storage knows how to free its bytes and keeps its context alive; a tensor is one block and
+ * holds one reference. Both are freed by whichever thread drops the last reference. This file
+ * does not interpret the bytes. */
 #include "tensor/tensor.h"
 
 #include <stdatomic.h>
