@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_offload - Accelerate's offload folder: read, written, told from others, and never trusted.
+# test_offload - Accelerate's offload folder: read, written, distinguished from others, and never trusted.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -156,7 +156,7 @@ pointing 7 'here: not a regular file but a folder'
 entry here /dev/zero ''
 pointing 7 'here: not a regular file but a device'
 
-# ---- told from other folders ------------------------------------------------------------------------------------------
+# ---- distinguished from others ----------------------------------------------------------------------------------------
 mkdir "$work/stranger"
 cp "$config" "$work/stranger"
 echo '{"a": [1], "dtype": "float32", "shape": []}' >"$work/stranger/index.json"
@@ -175,7 +175,7 @@ has format '"offload"'
 run 0 convert "$work/both" "$work/alone"
 [ -z "$(find "$work/alone" -name '*.dat' -o -name index.json)" ] || fail "the offload folder came along as side files"
 
-# ---- what a save leaves behind ------------------------------------------------------------------------------------------
+# ---- what a save leaves -------------------------------------------------------------------------------------------------
 cp -r "$work/both" "$work/forced"
 echo mine >"$work/forced/notes.dat"
 cp "$work/off/$dat" "$work/forced/gone.dat"
@@ -260,7 +260,7 @@ shows "$work/head/index.json" '^    "weight_name": "embeddings.word_embeddings.w
 fails 11 'cls.predictions.bias: byte|cls.*has other values' load "$work/start" --class BertForMaskedLM --seed 7 \
     --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/head"
 
-# a folder that differs is told by the first difference, and stays as it is
+# a folder that differs is refused with the first difference, and does not change
 foreign() { # foreign CODE PATTERN FOLDER ARGUMENTS...
     local code=$1 pattern=$2 folder=$work/$3 before
     shift 3

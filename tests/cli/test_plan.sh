@@ -79,7 +79,7 @@ json 'd["placed_bytes"]["0"] == 0 and len(d["warnings"]) == 1' # nothing else wo
 run 0 plan "$config" --json --max-memory 0=1GB,cpu=8GB --strategy best --dtype-of lm_head=int8
 json 'd["device_map"]["lm_head"] == d["device_map"]["model.embed_tokens"]'
 
-# buffers on the processor that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
+# buffers on the CPU that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best
 shows "$err" '^heft plan: warning: Current model requires 512 bytes of buffer for offloaded layers'
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best --offload-buffers

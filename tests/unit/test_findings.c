@@ -1,5 +1,5 @@
-/* What a survey finds wrong with folders, and what becomes of it: opening, opening with trust in the
- * shards, verifying. The files are written here, by hand. */
+/* Which defects a survey finds in folders, and their effect on opening, on opening with trust in the
+ * shards, and on verifying. The test writes the files itself. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 #include "support_model.h"
@@ -265,7 +265,7 @@ static void what_is_found_is_judged(void **state)
     }
 }
 
-/* The later file's tensor counts, in the place of the first. */
+/* The tensor of the later file is used, in the position of the first. */
 static void of_two_the_later_counts(void **state)
 {
     const heft_checkpoint_options options =
@@ -285,7 +285,7 @@ static void of_two_the_later_counts(void **state)
     heft_checkpoint_close(ckpt);
 }
 
-/* A link into a cache whose file is gone: the link is there, so the file it stands for is to blame. */
+/* A link into a cache whose file is gone: the link exists, so its target is reported. */
 static void a_dangling_link_is_no_missing_shard(void **state)
 {
     char path[400];
@@ -316,7 +316,7 @@ static void single_file_and_index(void **state)
     heft_verify_report *report = NULL;
     heft_error err;
     test_expect_status(test_verify(ctx, folder, NULL, &report, &err), HEFT_OK, &err, "single");
-    assert_int_equal(report->problem_count, 3); /* and two shards that nobody uses, in any order */
+    assert_int_equal(report->problem_count, 3); /* and two unused shards, in any order */
     assert_string_equal(report->problems[0].kind, "shadowed_index");
     assert_non_null(strstr(report->problems[0].message, "is used instead of"));
     assert_int_equal(report->total_bytes, 6);

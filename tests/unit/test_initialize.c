@@ -1,5 +1,5 @@
-/* Initial values: the golden rules of BERT, each kind of rule, and that nothing but seed, name and
- * element counts. */
+/* Initial values: the golden rules of BERT, each kind of rule, and that values depend only on seed, name
+ * and element. */
 #include "model/model.h"
 #include "support.h"
 #include "support_model.h"

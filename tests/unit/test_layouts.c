@@ -1,5 +1,5 @@
-/* How models are cut into shards: the golden layouts of real models by names, sizes and the text of
- * the index, in both orders; and small ones as they are on the disk. */
+/* How models are split into shards: the golden layouts of real models by names, sizes and the text of
+ * the index, in both orders; and small models on disk. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
 #include "support.h"
@@ -71,7 +71,7 @@ static void free_layout(struct layout *l)
 static void compare_file(const char *what, const struct layout *l, size_t shard,
                          const heft__json_value *row)
 {
-    if (row->type == HEFT__JSON_TYPE_STRING) { /* cut like the row before it */
+    if (row->type == HEFT__JSON_TYPE_STRING) { /* sharded like the row before it */
         assert_string_equal(l->files[shard], row->text);
         return;
     }
@@ -212,7 +212,7 @@ static void layouts_are_golden(void **state)
     assert_true(rows >= 150);
 }
 
-/* ---- small models as they are on the disk ---------------------------------------------------- */
+/* ---- small models on disk --------------------------------------------------------------------- */
 /* The index, and the size of every file. */
 static void compare_save(const heft_model *model, const heft__json_value *save)
 {

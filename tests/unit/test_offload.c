@@ -1,5 +1,5 @@
-/* Accelerate's offload folder: Accelerate's own files are read and reproduced byte for byte; what lies
- * is refused with its tensor, byte, and what was expected and found.
+/* Accelerate's offload folder: Accelerate's own files are read and reproduced byte for byte; malformed
+ * ones are refused with tensor, byte, and what was expected and found.
  *
  * tests/data/device_maps/offload_golden.json was made by accelerate 1.15.0 and torch 2.13.0. */
 #include "support.h"
@@ -292,7 +292,7 @@ static void odd_but_fine(void **state)
     assert_string_equal(index.entries[1].weight, "b/c"); /* its own name, where none is said */
     assert_int_equal(index.entries[1].dtype, HEFT_DTYPE_NONE);
     assert_non_null(index.entries[1].shape);
-    assert_null(index.entries[2].weight); /* of no use to a .dat */
+    assert_null(index.entries[2].weight); /* not used for a .dat */
     assert_int_equal(index.entries[2].size_bytes, 8);
     heft__offload_index_fini(&index);
     heft__offload_index_fini(&index); /* once more, and none at all */

@@ -1,5 +1,5 @@
 /* test_readers.c - checkpoints from bytes in memory and through a caller's reader: the same tensors as
- * from a file, every way in which a reader can fail, and who keeps what alive. */
+ * from a file, every way in which a reader can fail, and what keeps what alive. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 

@@ -1,7 +1,7 @@
-/* shard index: what is taken and refused, and at which byte and for which key; the text that is
+/* shard index: what is accepted and refused, and at which byte and for which key; the text that is
  * written; limits.
  *
- * tests/data/index/ has texts that the real library wrote, which must come back byte for byte, and
+ * tests/data/index/ has texts that Transformers wrote, which must be reproduced byte for byte, and
  * one small text per defect. Whether the files exist and hold what the index says is tested with
  * the checkpoint. */
 #include "support.h"

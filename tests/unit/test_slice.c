@@ -1,5 +1,5 @@
-/* test_slice.c - slices, casts and many reads at once, against a reference that copies bit by bit out
- * of the whole tensor. */
+/* test_slice.c - slices, casts and many reads at once, compared with a bit-by-bit copy out of the
+ * whole tensor. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 
@@ -15,7 +15,7 @@ static heft_ctx *ctx; /* with several threads */
 static char folder[256];
 
 /* ---- the expected slice ------------------------------------------------------------------------ */
-/* One bit after another, so that elements below a byte are nothing special. */
+/* One bit after another, so that sub-byte elements need no special case. */
 static void copy_bits(uint8_t *dst, uint64_t to, const uint8_t *src, uint64_t from, unsigned bits)
 {
     for (unsigned b = 0; b < bits; b++, to++, from++) {
@@ -47,7 +47,7 @@ static uint64_t slice_naively(const heft_tensor_info *info, const uint8_t *whole
     return elems;
 }
 
-/* Whether a slice begins and ends between bytes wherever it is cut. */
+/* Whether every run of a slice begins and ends on a byte boundary. */
 static bool is_cut_between_bytes(const heft_tensor_info *info, const uint64_t *start,
                                  const uint64_t *stop)
 {
@@ -85,7 +85,7 @@ static uint8_t *read_whole(const heft_checkpoint *ckpt, size_t i)
 struct wanted { /* a random request, and what it should give */
     heft_read_request request;
     uint64_t start[64], stop[64];
-    uint8_t *expected, *memory; /* GUARD bytes before and behind what is filled */
+    uint8_t *expected, *memory; /* GUARD bytes before and after the filled part */
     size_t bytes;
     bool good;
 };

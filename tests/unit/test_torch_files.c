@@ -1,5 +1,5 @@
-/* PyTorch files: what the real library wrote reads with equal dtypes, shapes, bytes and sharing;
- * what lies is refused with the status and at the byte of the table; what heft writes reads back.
+/* PyTorch files: what PyTorch wrote reads with equal dtypes, shapes, bytes and sharing; malformed
+ * files are refused with the status and byte of the table; what heft writes reads back.
  * Files and sidecars: tests/data/README.md. */
 #include "format/format.h"
 #include "support.h"
@@ -98,7 +98,7 @@ static const heft__file_tensor *find(const heft__file *file, const char *name)
     return NULL;
 }
 
-/* ---- files of the real library --------------------------------------------------------------- */
+/* ---- files of PyTorch ------------------------------------------------------------------------ */
 static heft_dtype dtype_of(const char *text)
 {
     heft_dtype dtype = HEFT_DTYPE_NONE;
@@ -134,7 +134,7 @@ static void compare(const char *name, const heft__file *file, const heft__file_t
     }
 }
 
-/* Names below state_dict or model are relative to it; what stands beside is skipped. */
+/* Names below state_dict or model are relative to it; other values are skipped. */
 static const char *relative_name(const char *name, const char *file)
 {
     const char *prefix = strcmp(file, "zip_training_checkpoint.pt") == 0 ? "state_dict."

@@ -814,7 +814,7 @@ static void side_files_and_metadata(void **state)
     heft_writer_free(w);
 }
 
-/* A side file in the place of a tensor's file is told when both are known. */
+/* A side file with the name of a tensor's file is refused once both are known. */
 static void a_side_file_in_the_place_of_weights(void **state)
 {
     const heft_writer_options options =
@@ -945,7 +945,7 @@ static void every_allocation_may_fail(void **state)
     }
 }
 
-/* ---- whose thread lets go ---------------------------------------------------------------------- */
+/* ---- the last reference ------------------------------------------------------------------------ */
 struct letting_go {
     pthread_t caller;
     size_t count, strange;
