@@ -26,7 +26,7 @@ typedef struct heft__zip {
     uint64_t trailing_bytes; /* after the end record and its comment */
 } heft__zip;
 
-/* Read the directory and every local header; check that entries are distinct, lie inside the file
+/* Read the directory and every local header; check that entries are distinct, are inside the file
  * and do not overlap. Always call fini. */
 heft_status heft__zip_open(heft_ctx *ctx, heft__input *source, heft__zip *zip, heft_error *err);
 void heft__zip_fini(heft__zip *zip);

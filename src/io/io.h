@@ -18,7 +18,7 @@ typedef struct heft__input heft__input;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
 heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out, heft_error *err);
-/* Bytes are borrowed until the source is gone; `name` is copied and stands as the path in errors.
+/* Bytes are borrowed until the source is freed; `name` is copied and is the path in errors.
  */
 heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
                                    size_t length, heft__input **out, heft_error *err);
@@ -58,8 +58,8 @@ heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t len
 /* The same through one of its mappings. */
 heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint64_t offset,
                                  uint64_t length, heft_error *err);
-/* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
- * kernel that does not know how says true: the pages come one by one, then. */
+/* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. True as
+ * well if the kernel does not support it: pages are then entered one by one. */
 bool heft__touch_memory(const void *memory, size_t length);
 /* What this process has in memory, and what it has mapped; zeros and false where that is unknown. */
 bool heft__process_memory(uint64_t *resident, uint64_t *mapped);
@@ -95,7 +95,7 @@ typedef struct heft__segment heft__segment;
 #define HEFT__SEGMENT_KEY 80 /* letters, digits, '-'; NUL included */
 
 /* Join the existing segment of a key, or create an empty one to be filled and sealed;
- * others who ask meanwhile wait. Waiting can be cancelled through the progress callback.
+ * others that ask meanwhile wait. Waiting can be cancelled through the progress callback.
  * UNSUPPORTED, here and from heft__segment_seal: there can be no segment here (no memfd, no private
  * folder, a register that is full or cannot be written), and the caller may go on without. */
 heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
@@ -124,7 +124,7 @@ uint64_t heft__path_stamp(const char *path);
 /* ---- folder writer: makes a folder appear complete or not at all
  *
  * begin -> (file_begin, write*, file_end)* -> commit | abort.
- * A folder that does not exist is written beside its place and renamed as a whole. In a folder that
+ * A folder that does not exist is written next to its place and renamed as a whole. In a folder that
  * exists, files are written below a hidden temporary folder and renamed at commit in the order in
  * which they were begun; `entry points` (what a loader looks for) come last. Until commit nothing
  * that was there is touched. */

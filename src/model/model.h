@@ -68,7 +68,7 @@ void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, s
 /* ---- model ----------------------------------------------------------------------------------- */
 typedef struct heft__binding {
     heft_storage *storage; /* owned reference, NULL while absent */
-    uint64_t byte_offset;  /* elements lie row by row from here */
+    uint64_t byte_offset;  /* elements follow row by row from here */
 } heft__binding;
 
 /* A tensor of Transformers' memory whose parts, or whose whole, its files hold under other names:
@@ -84,7 +84,7 @@ typedef struct heft__inner {
 /* A parameter's place there. */
 typedef struct heft__place {
     const heft__inner *inner; /* NULL: a tensor of the same name and shape */
-    uint32_t part;            /* begins after so many parts of its own size; the rest follows */
+    uint32_t part;            /* index of the part, in parts of its own size */
     uint32_t turn;            /* 0 .. parts - 1: among the parts of `inner` as they are saved */
 } heft__place;
 
@@ -132,8 +132,8 @@ void heft__modules_mark(heft_model *model);
 /* Sum up the bytes of all modules; again whenever ties have changed. */
 heft_status heft__modules_measure(heft_model *model, heft_error *err);
 
-/* What comes into memory and goes together. A parameter belongs to the innermost unit that is its
- * module or above it; where there is none, to its module, which is a unit then. In the order of
+/* What is brought into memory and dropped together. A parameter belongs to the innermost unit that is its
+ * module or above it; without one, to its module, which is then a unit. In the order of
  * modules. */
 typedef struct heft__units {
     size_t count;
@@ -166,11 +166,11 @@ const char *heft__why_absent(heft_parameter_state state);
 /* ---- skeleton builder: used by arch/
  *
  * A class's build
- * function runs twice: once to count, when nothing is allocated by what the config says, and once
+ * function runs twice: once to count, when nothing is allocated by values of the config, and once
  * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
 /* Errors stick; nothing is added after the first. Names are relative to the current module. */
-/* Enter a child module. Its class is that of Transformers: static text; a '*' in front stands for the
+/* Enter a child module. Its class is that of Transformers: static text; a leading '*' stands for the
  * family's prefix: "*Attention"; "" where Transformers has no such module. A name of several parts,
  * "layers.0", enters lists (ModuleList) on the way. */
 void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
@@ -217,7 +217,7 @@ heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of lin
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
 /* For a model that is listed by something else than its config (load/unknown.c): what that is; a
  * parameter by its whole name, from which its modules are taken: names come in such an order that
- * those of one module's subtree stand together. What must not be split is found by structure. */
+ * those of one module's subtree are adjacent. Blocks are found by structure. */
 const void *heft__sk_user(const heft__skeleton *s);
 void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                     uint32_t rank);
@@ -232,7 +232,7 @@ void heft__sk_config_leave(heft__skeleton *s);
 #define HEFT__LAYERS_MOST 10000
 uint64_t heft__sk_count(heft__skeleton *s, const char *key,
                         uint64_t standard); /* 1 .. 2^31-1; standard for a missing key */
-/* The same, where null is allowed and means something of its own. */
+/* The same, where null is allowed and has its own meaning. */
 uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null);
 uint64_t heft__sk_layers(heft__skeleton *s, const char *key,
                          uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */

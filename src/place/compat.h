@@ -75,7 +75,7 @@ typedef struct heft__tie_index {
     uint32_t *live;        /* [tie_count] ties, group by group, without those that are placed */
     uint32_t *claimed_in;  /* [tie_count] the last round in which the item claimed it */
     uint32_t *touched;     /* [group_count] groups of the round's item */
-    uint32_t *owner_at;    /* [tensors] where a tensor stands in `tied`, if in this round */
+    uint32_t *owner_at;    /* [tensors] position of a tensor in `tied`, if in this round */
     uint32_t *owner_round; /* [tensors] */
     uint32_t *owners; /* [owner_count] waiting items that hold what is tied to the round's item */
     uint32_t *tied;   /* [owner_count] the tensor of each */
@@ -85,7 +85,7 @@ typedef struct heft__tie_index {
 } heft__tie_index;
 
 bool heft__tie_index_init(heft__tie_index *index, const heft__tree *tree, heft__arena *arena);
-/* Fill owners with the items that must go where `item` goes. `held`: an item that does not wait and
+/* Fill owners with the items that must be on the device of `item`. `held`: an item that does not wait and
  * is not placed, or NO_NODE. */
 void heft__tie_index_find(heft__tie_index *index, const heft__queue *queue, uint32_t item,
                           uint32_t held);

@@ -68,11 +68,11 @@ void heft__tree_free(heft__tree *tree);
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
 /* Bytes of the tensors in a node as if all floating-point ones had `unit` bytes an element. */
 double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit);
-/* Sizes by options' dtype and dtypes; as they are if there are none. MISMATCH for a name of nothing. */
+/* Sizes by dtype and dtypes of the options; unchanged without these. MISMATCH for a name that matches nothing. */
 heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
 /* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */
 bool heft__tree_names(const heft__tree_module *module, const char *name);
-/* Have as blocks the modules of these names, and no others; count 0: leave them as they are. */
+/* Make the modules of these names blocks, and no others; count 0: leave them unchanged. */
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count);
 
 static inline bool heft__tree_is_tensor(const heft__tree *tree, uint32_t node)
@@ -95,7 +95,7 @@ static inline uint32_t heft__tree_parent(const heft__tree *tree, uint32_t node)
     return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module
                                             : tree->modules[node].parent;
 }
-/* Whether a node is another or lies below it. */
+/* Whether a node is another one or below it. */
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
 /* Bytes of the buffers in a node. */
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
@@ -112,7 +112,7 @@ double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 /* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
- * the others as they are. The root always splits. False as soon as a visit is. */
+ * the others as they are. The root always splits. Returns false as soon as a visit does. */
 bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint32_t node),
                           void *user);
 

@@ -47,7 +47,7 @@ void heft__schedule_advance(heft__schedule *schedule, size_t unit);
 /* Places until a unit is used next, 0 for the one that comes next; HEFT__NEVER. */
 uint64_t heft__schedule_distance(const heft__schedule *schedule, size_t unit);
 bool heft__schedule_has(const heft__schedule *schedule, size_t unit);
-/* The unit so many places after the next one; HEFT__NO_UNIT past the end. */
+/* The unit this number of places after the next one; HEFT__NO_UNIT past the end. */
 size_t heft__schedule_ahead(const heft__schedule *schedule, size_t places);
 
 /* ---- units ----------------------------------------------------------------------------------- */
@@ -157,7 +157,7 @@ struct heft_residency {
     heft_residency *next; /* of the ledger */
 };
 
-/* ---- units.c: what comes and goes together --------------------------------------------------- */
+/* ---- units.c: what is brought in together ---------------------------------------------------- */
 heft_status heft__units_make(heft_residency *residency, heft_error *err);
 /* What the two largest neighbors of a schedule take, at least the largest unit of it. */
 uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
@@ -171,7 +171,7 @@ heft_status heft__units_bring(heft_residency *residency, size_t count, heft_erro
  * no unit in memory has; or these only. */
 void heft__unit_forget(const heft_residency *residency, const heft__unit *unit, bool around_only);
 
-/* ---- ledger.c: the budget, and who waits for it ----------------------------------------------- */
+/* ---- ledger.c: the budget and its queue ------------------------------------------------------- */
 typedef struct heft__share { /* what a thread has reserved */
     pthread_t thread;
     uint64_t bytes;
@@ -220,7 +220,7 @@ struct heft_ledger {
 
 heft_ledger *heft__ledger_ref(heft_ledger *ledger);
 void heft__ledger_unref(heft_ledger *ledger);
-/* The lock is held for all that follows, if nothing else is said. */
+/* The lock is held in all that follows, unless noted. */
 static inline uint64_t heft__ledger_left(const heft_ledger *ledger)
 {
     return ledger->budget - ledger->held - ledger->reserved;
@@ -251,13 +251,13 @@ bool heft__ledger_is_holder(const heft_ledger *ledger, pthread_t thread);
 heft_status heft__ledger_attach(heft_ledger *ledger, heft_residency *residency, heft_error *err);
 
 /* ---- evict.c: what is dropped ----------------------------------------------------------------- */
-/* Drop units until so many bytes are left, those whose next use is farthest, and only those whose next use
+/* Drop units until this many bytes are left, those whose next use is farthest, and only those whose next use
  * is farther than `reach` (0: any). False, with nothing dropped, if that is not enough. What is dropped is in the
  * list then, to be used again or freed. */
 bool heft__make_room(heft_ledger *ledger, uint64_t bytes, uint64_t reach, heft__stay **dropped);
 /* Drop and free all unused units except those that the first request of the queue needs itself. */
 void heft__drop_idle(heft_ledger *ledger);
-/* Drop the one whose next use is farthest, and free it: the system has no memory. False if there is none. */
+/* Drop the unit whose next use is farthest, and free it, because the system is out of memory. False without one. */
 bool heft__drop_one(heft_ledger *ledger);
 void heft__stays_free(heft__stay *list);
 /* A unit's users or tensors have become fewer: it may be idle now, or gone. */
