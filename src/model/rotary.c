@@ -7,7 +7,7 @@
  * "longrope" have their values for short texts. An unknown type is refused: a wrong frequency would
  * go unnoticed.
  *
- * Source: docs/config.md [rotary]. */
+ * Source: docs/config.md [4]. */
 #include "model/skeleton.h"
 
 #include <math.h>
