@@ -36,7 +36,7 @@ static bool set_folder_mode(heft__folder_writer *writer)
 heft_status heft__commit_new(heft__folder_writer *writer, heft_error *err)
 {
     if (!set_folder_mode(writer) || !heft__sync(writer->staged)) {
-        return heft__fail_io(err, errno, "cannot write the finished folder to the disk");
+        return heft__fail_io(err, errno, "cannot flush the finished folder to disk");
     }
     if (!heft__rename_new(writer->work, "new", writer->parent, writer->name)) {
         return errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR
@@ -46,7 +46,7 @@ heft_status heft__commit_new(heft__folder_writer *writer, heft_error *err)
     if (!heft__sync(writer->parent)) {
         const int reason = errno;
         (void)heft__rename_new(writer->parent, writer->name, writer->work, "new");
-        return heft__fail_io(err, reason, "cannot write the parent folder to the disk");
+        return heft__fail_io(err, reason, "cannot flush the parent folder to disk");
     }
     heft__work_remove(writer);
     return HEFT_OK;
@@ -59,7 +59,7 @@ static heft_status replace_one(heft__folder_writer *writer, heft_error *err)
     const char *name = writer->files[0].name;
     const bool had = linkat(writer->folder, name, writer->work, "before", 0) == 0;
     if (renameat(writer->staged, name, writer->folder, name) != 0) {
-        return heft__fail_io(err, errno, "cannot put '%s' in place", name);
+        return heft__fail_io(err, errno, "cannot move '%s' into place", name);
     }
     if (!heft__sync(writer->folder)) {
         const int reason = errno;
@@ -68,7 +68,7 @@ static heft_status replace_one(heft__folder_writer *writer, heft_error *err)
         } else {
             (void)renameat(writer->folder, name, writer->staged, name);
         }
-        return heft__fail_io(err, reason, "cannot write the folder to the disk");
+        return heft__fail_io(err, reason, "cannot flush the folder to disk");
     }
     heft__work_remove(writer);
     return HEFT_OK;
@@ -234,7 +234,7 @@ static heft_status exchange(heft__folder_writer *writer, const heft__map *writte
                                                            writer->name, RENAME_EXCHANGE);
     }
     if (exchanged && !(heft__sync(writer->parent) && heft__sync(writer->work))) {
-        status = heft__fail_io(err, errno, "cannot write the folder to the disk");
+        status = heft__fail_io(err, errno, "cannot flush the folder to disk");
         if (heft__rename_with(writer->work, "new", writer->parent, writer->name, RENAME_EXCHANGE)) {
             exchanged = false;
         } else {
@@ -335,10 +335,10 @@ static heft_status replace_files(heft__folder_writer *writer, heft__journal *jou
     if (status == HEFT_OK) {
         const bool moved = heft__journal_forward(journal);
         if (!moved || renameat(writer->folder, HEFT__JOURNAL, writer->work, "journal") != 0) {
-            status = heft__fail_io(err, errno, "cannot put the finished files in place");
+            status = heft__fail_io(err, errno, "cannot move the finished files into place");
             take_back(writer, journal, err);
         } else if (!heft__sync(writer->folder)) {
-            status = heft__fail_io(err, errno, "cannot write the folder to the disk");
+            status = heft__fail_io(err, errno, "cannot flush the folder to disk");
             if (renameat(writer->work, "journal", writer->folder, HEFT__JOURNAL) == 0) {
                 take_back(writer, journal, err);
             } else {

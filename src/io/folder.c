@@ -79,7 +79,7 @@ static heft_status locate(heft__folder_writer *writer, heft_error *err)
     const bool there = stat(writer->path, &facts) == 0;
     heft_status status = HEFT_OK;
     if (there && !S_ISDIR(facts.st_mode)) {
-        return heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder");
+        return heft__fail(err, HEFT_EXISTS, "destination is a file, expected a folder");
     }
     if (!there && (errno != ENOENT || heft__path_exists(writer->path))) {
         return errno == ENOENT ? heft__fail(err, HEFT_EXISTS, "destination is a link to nothing")
@@ -120,7 +120,7 @@ static heft_status open_folder(heft__folder_writer *writer, heft_error *err)
     if (writer->folder < 0) {
         return errno == ENOENT ? HEFT_OK
                : errno == ENOTDIR
-                   ? heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder")
+                   ? heft__fail(err, HEFT_EXISTS, "destination is a file, expected a folder")
                    : heft__fail_io(err, errno, "cannot open the destination");
     }
     return fstat(writer->folder, &writer->was) == 0
@@ -412,7 +412,7 @@ heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
     struct stat facts;
     if (!set_mode(writer, name) || !heft__sync(writer->fd) || fstat(writer->fd, &facts) != 0 ||
         renameat(writer->work, "part", writer->staged, name) != 0) {
-        status = heft__fail_errno(err, errno, "cannot write '%s' to the disk", name);
+        status = heft__fail_errno(err, errno, "cannot flush '%s' to disk", name);
     } else {
         status = note_finished(writer, name, &facts, err);
     }
