@@ -171,8 +171,9 @@ HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt,
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
-/** Return the key of metadata pair i (from `__metadata__` of the first safetensors file), and set
- * *value; NULL past the end. */
+/** Return the key of metadata pair i, and set *value; both lent; NULL past the end. The pairs are
+ * those under `__metadata__` of all safetensors files, in the order of the files. If two files
+ * disagree about a key, the pair is that of the first; if one file has a key twice, the last. */
 HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
                                               const char **value);
 /** Return the bytes of all tensors, counting each shared storage once. */

@@ -407,6 +407,9 @@ heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
         status = survey(ckpt, err);
     }
     if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
+    if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }
     return finish(ckpt, status, path, out, err);
@@ -478,6 +481,9 @@ heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
         return status == HEFT_OK ? HEFT_NOMEM : status;
     }
     status = take_input(ckpt, source, err);
+    if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
     if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }
