@@ -19,7 +19,8 @@ typedef enum heft_load_mode {
     HEFT_LOAD_MAP,
     HEFT_LOAD_COPY, /* copy everything to the heap */
     /* As MAP, but what cannot be mapped is converted once, into a read-only copy that all processes
-     * of this user on this host share; docs/sharing.md. */
+     * of this user on this host share; docs/sharing.md. Where there can be no such copy, as for a
+     * checkpoint that was opened from bytes or through a reader, it is private, with a warning. */
     HEFT_LOAD_SHARED
 } heft_load_mode;
 
@@ -41,8 +42,8 @@ typedef struct heft_load_options {
     const heft_plan *plan;
     /* With a plan: a folder to be made Accelerate's offload folder for the weights on disk; NULL
      * for none. Its index refers to the checkpoint's safetensors files. Weights that cannot stay in
-     * such a file (from a .bin, cast, strided, or missing from the checkpoint) are written to the
-     * folder and used from there. EXISTS if the folder already has an index and any of its contents
+     * such a file (from a .bin, from bytes or a reader, cast, strided, or missing from the
+     * checkpoint) are written to the folder and used from there. EXISTS if the folder already has an index and any of its contents
      * differ. */
     const char *offload_folder;
     /* How files are mapped, where they are mapped. With PRIVATE, mapped parameters are writable,

@@ -57,7 +57,9 @@ typedef struct heft_model heft_model;
 
 typedef enum heft_parameter_state {
     HEFT_PARAMETER_ABSENT, /* name, dtype and shape only: a "meta" tensor */
-    HEFT_PARAMETER_MAPPED, /* points into a file mapping, no heap */
+    /* points into a file mapping, or into the memory of a checkpoint opened from bytes or through a
+     * reader; no heap */
+    HEFT_PARAMETER_MAPPED,
     HEFT_PARAMETER_OWNED,  /* heap */
     HEFT_PARAMETER_SHARED, /* read-only, in the copy shared by processes of this host */
     HEFT_PARAMETER_DISK    /* in its file, not mapped: a residency brings it in (heft/run.h) */

@@ -16,7 +16,7 @@ typedef struct heft_source heft_source;
 
 typedef enum heft_source_kind {
     HEFT_SOURCE_CONFIG,  /* a config.json without weights */
-    HEFT_SOURCE_FILE,    /* one weight file */
+    HEFT_SOURCE_FILE,    /* one weight file, also one in memory or behind a reader */
     HEFT_SOURCE_SHARDED, /* an index and its shards */
     HEFT_SOURCE_OFFLOAD  /* Accelerate's offload folder */
 } heft_source_kind;
@@ -109,8 +109,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  *
  * Splits tensors into shards by the rule of Transformers. Tensors are in the order of the model's
  * state dict if the config names a model that heft knows; otherwise in the order of the pickle, or
- * in the natural order of names. Copies everything else in the source folder (config.json,
- * tokenizer files, ...). The destination becomes visible either complete or not at all.
+ * in the natural order of names. Copies everything else in the source folder, if there is one
+ * (config.json, tokenizer files, ...). The destination becomes visible either complete or not at all.
  *
  * Keeps the metadata of safetensors files: each file written has all pairs of the source's files.
  * If two source files disagree about a key, the first file's value is kept, with a warning. If the
@@ -126,8 +126,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Memory   the metadata and one staging buffer, regardless of the checkpoint's size.
  * Errors   NOT_FOUND without weights; those of heft_source_check_index() and of reading; EXISTS if
  *          dst holds a checkpoint and force is not set; INVALID_ARG if dst is the source, if a
- *          dtype or name cannot be written, or if metadata is given for a format that cannot hold
- *          it; IO for a full disk; CANCELLED. On failure, the source and dst are unchanged.
+ *          dtype or name cannot be written, if metadata is given for a format that cannot hold it,
+ *          or if `resume` is set for a checkpoint that was opened from bytes or through a reader;
+ *          IO for a full disk; CANCELLED. On failure, the source and dst are unchanged.
  * Source   docs/sharding.md, docs/formats/offload.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *source, const char *dst,
@@ -147,7 +148,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *sour
  * @param err      filled on failure; may be NULL
  *
  * Memory   the metadata; with `deep`, one staging buffer.
- * Errors   NOT_FOUND for a source without weights; INVALID_ARG; NOMEM; CANCELLED.
+ * Errors   NOT_FOUND for a source without weights; INVALID_ARG, also for a manifest if the
+ *          checkpoint was opened from bytes or through a reader; NOMEM; CANCELLED.
  * Source   docs/commands/verify.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_verify(const heft_source *source,

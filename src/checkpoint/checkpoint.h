@@ -116,6 +116,12 @@ heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shard
 heft_status heft__checkpoint_warn(heft_checkpoint *ckpt, heft_error *err);
 heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkpoint_close() */
 
+/* Whether there is a folder: a checkpoint that was opened from bytes or through a reader has none. Its one
+ * file's name and path are the caller's text: nothing on the disk is meant by them. */
+static inline bool heft__checkpoint_has_folder(const heft_checkpoint *ckpt)
+{
+    return *ckpt->where.folder != '\0';
+}
 /* Whether file f lies in the checkpoint's folder, under the name that it is called by. */
 bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
 

@@ -180,11 +180,11 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 {
     const char *path = ckpt->files[f].info.path, *folder = ckpt->where.folder;
     const size_t length = strlen(folder);
-    if (strncmp(path, folder, length) != 0) {
+    if (length == 0 || strncmp(path, folder, length) != 0) {
         return false;
     }
     path += length;
-    path += length > 0 && folder[length - 1] != '/' && *path == '/';
+    path += folder[length - 1] != '/' && *path == '/';
     return strcmp(path, ckpt->files[f].info.name) == 0;
 }
 

@@ -28,7 +28,7 @@ const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i
 
 const char *heft_checkpoint_folder(const heft_checkpoint *ckpt)
 {
-    return *ckpt->where.folder ? ckpt->where.folder : NULL; /* "": not a file */
+    return heft__checkpoint_has_folder(ckpt) ? ckpt->where.folder : NULL;
 }
 
 const char *heft_checkpoint_index(const heft_checkpoint *ckpt)

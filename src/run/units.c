@@ -347,9 +347,9 @@ static heft_status make_views(heft_residency *r, heft_error *err)
             shape[d] = parameter->shape[d];
         }
         heft__shape_strides(shape, rank, strides);
-        r->bound[i] =
-            (heft__bound){binding->storage ? heft_storage_ref(binding->storage) : NULL,
-                          binding->byte_offset, parameter->state == HEFT_PARAMETER_MAPPED};
+        r->bound[i] = (heft__bound){
+            binding->storage ? heft_storage_ref(binding->storage) : NULL, binding->byte_offset,
+            binding->storage && (heft_storage_flags(binding->storage) & HEFT_TENSOR_MAPPED)};
         r->views[i] = (heft_tensor){
             .dtype = parameter->dtype,
             .rank = rank,
