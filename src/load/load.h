@@ -32,8 +32,6 @@ struct heft_source {
     heft_error no_weights, no_config;
 };
 
-#define HEFT__UNKNOWN_CLASS "PreTrainedModel" /* of a config without architectures */
-
 /* HEFT_OK, or why there is none. */
 heft_status heft__source_need_weights(const heft_source *source, heft_error *err);
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);

@@ -167,7 +167,7 @@ static bool is_brought(const heft_model *model, size_t root)
 {
     const heft__homes *homes = heft__model_homes(model);
     const heft_parameter_state state = model->parameters[root].state;
-    return homes && homes->source[root] != HEFT__NO_TENSOR &&
+    return homes && homes->source[root] != HEFT__NO_TENSOR && !model->bindings[root].given &&
            model->parameters[root].size_bytes > 0 &&
            (state == HEFT_PARAMETER_MAPPED || state == HEFT_PARAMETER_DISK);
 }
