@@ -7,7 +7,7 @@
  * "longrope" begin as they are for short texts. A type that is not known is refused: a frequency
  * that is wrong would be noticed by nobody.
  *
- * Source: docs/config.md [rotary]. */
+ * Source: docs/config.md [4]. */
 #include "model/skeleton.h"
 
 #include <math.h>
