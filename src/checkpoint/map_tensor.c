@@ -165,11 +165,12 @@ heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_
                                 heft_tensor **out, heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
-                          i, ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu", i,
+                          ckpt->count);
     }
     if (mode != HEFT_MAP_READ_ONLY && mode != HEFT_MAP_PRIVATE) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no map mode %d", (int)mode);
+        return heft__fail(err, HEFT_INVALID_ARG, "unknown map mode %d", (int)mode);
     }
     heft_status status = is_mappable(ckpt, i, mode) ? map_plain(ckpt, i, mode, out, err)
                                                     : copy_to_heap(ckpt, i, out, err);

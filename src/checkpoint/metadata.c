@@ -57,11 +57,11 @@ static heft_status check_text(const char *text, const char *what, heft_error *er
 heft_status heft__metadata_check(const char *key, const char *value, heft_error *err)
 {
     if (!key) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a key of metadata is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "a metadata key is NULL");
     }
-    heft_status status = check_text(key, "key of metadata", err);
+    heft_status status = check_text(key, "metadata key", err);
     if (status == HEFT_OK && value) {
-        status = check_text(value, "value of metadata", err);
+        status = check_text(value, "metadata value", err);
     }
     return heft__add_item(status, err, key);
 }
@@ -71,7 +71,7 @@ heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pai
 {
     heft_status status = HEFT_OK;
     if (count > 0 && !pairs) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the list of metadata is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "the metadata list is NULL");
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         status = heft__metadata_check(pairs[i].key, pairs[i].value, err);

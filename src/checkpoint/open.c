@@ -207,7 +207,7 @@ static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *s
         }
     }
     ckpt->doubled[at] = true;
-    return heft__find(&ckpt->findings, &finding, err, "is in '%.100s' too", ckpt->infos[at].file);
+    return heft__find(&ckpt->findings, &finding, err, "is also in '%.100s'", ckpt->infos[at].file);
 }
 
 /* At the end of the table, or in the place of one of the same name. */
@@ -292,7 +292,7 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
                                        .severity = HEFT__FAULT,
                                        .status = HEFT_FORMAT,
                                        .offset = HEFT_NO_OFFSET};
-        status = heft__find(&ckpt->findings, &finding, err, "the tensors have over 2^64 bytes");
+        status = heft__find(&ckpt->findings, &finding, err, "the tensors exceed 2^64 bytes");
     }
     heft__free(ckpt->ctx, first, ckpt->count * sizeof *first);
     return status;
@@ -327,12 +327,12 @@ static heft_status compare_entry_points(heft_checkpoint *ckpt, heft_error *err)
     }
     return where->index
                ? heft__find(&ckpt->findings, &finding, err,
-                            "%.200s is older than %.200s and taken "
-                            "for stale",
-                            where->shadowed, where->index)
-               : heft__find(&ckpt->findings, &finding, err,
-                            "%.200s wins over %.200s, which may be newer: one of them is stale",
-                            where->file, where->shadowed);
+                            "%.200s is older than %.200s and treated as stale", where->shadowed,
+                            where->index)
+               : heft__find(
+                     &ckpt->findings, &finding, err,
+                     "%.200s is used instead of %.200s, which may be newer: one of them is stale",
+                     where->file, where->shadowed);
 }
 
 static heft_status make_table(heft_checkpoint *ckpt, heft_error *err)

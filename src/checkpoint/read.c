@@ -78,14 +78,15 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
                                  heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
-                          i, ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu", i,
+                          ckpt->count);
     }
     uint64_t needed = ckpt->infos[i].size_bytes;
     if (cap < needed) {
         return heft__checkpoint_blame(
             ckpt, i,
-            heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
+            heft__fail(err, HEFT_INVALID_ARG, "the buffer has %llu bytes, %llu are needed",
                        (unsigned long long)cap, (unsigned long long)needed),
             err);
     }

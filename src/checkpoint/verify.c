@@ -112,7 +112,7 @@ static heft_status read_tensor(struct inspection *v, const heft__checkpoint_file
                                        .file = slot->info.name,
                                        .tensor = tensor->name,
                                        .offset = HEFT_NO_OFFSET};
-        status = heft__find(&v->findings, &finding, err, "holds %llu NaN and %llu infinities",
+        status = heft__find(&v->findings, &finding, err, "contains %llu NaN and %llu infinities",
                             (unsigned long long)nans, (unsigned long long)infinities);
     }
     return status;

@@ -242,7 +242,7 @@ heft_status heft_model_new(heft_ctx *ctx, const heft_config *config, const char 
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
     if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(dtype));
     }
     heft_status status = heft__class_find(config, class_name, &recipe.family, &recipe.class, err);
@@ -335,14 +335,14 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
 
 const char *heft__why_absent(heft_parameter_state state)
 {
-    return state == HEFT_PARAMETER_DISK ? "has no memory: it stays in its file"
-                                        : "has no value: the model is empty here";
+    return state == HEFT_PARAMETER_DISK ? "is not in memory: it stays in its file"
+                                        : "has no value: the model has no weights for it";
 }
 
 heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err)
 {
     if (!model || !out || i >= model->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no parameter %zu", i);
+        return heft__fail(err, HEFT_INVALID_ARG, "parameter index %zu is out of range", i);
     }
     const heft_parameter *parameter = &model->parameters[i];
     const heft__binding *binding = &model->bindings[i];

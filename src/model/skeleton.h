@@ -24,7 +24,7 @@ struct heft__skeleton {
     heft_status status;
     heft_error error;
     bool natural_order;
-    bool has_inner; /* some tensor is another, or has another name, in the reference's memory */
+    bool has_inner; /* some tensor is different, or has another name, in Transformers' memory */
     bool filling;   /* false: the first run, which only counts */
     float std;
     char path[HEFT__SKELETON_NAME]; /* of the module that is entered */

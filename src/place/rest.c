@@ -1,8 +1,8 @@
-/* rest.c - what no accelerator takes: a run for the processor, the others for the disk.
+/* rest.c - units that no accelerator takes: one run stays on the CPU, the others go to the disk.
  *
- * The processor keeps, beside its run, room to bring the others in: two neighbors at a time, one that
- * is used and one that comes, the first behind the last. Where two have no room, one at a time.
- * Of very many units only the first runs are looked at.
+ * Besides its run, the CPU keeps room for streaming the others: two neighbors at a time, one in use and
+ * one being read, wrapping around to the first. Where two do not fit, one at a time. With very many
+ * units, only the first runs are considered.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
 
@@ -18,7 +18,7 @@ static bool is_in(const struct run *run, size_t i)
     return i >= run->first && i < run->end;
 }
 
-/* Of two units at once: a tensor that both have counts once. */
+/* Bytes of two units together: a tensor in both counts once. */
 static double both(const heft__rest_unit *a, const heft__rest_unit *b)
 {
     const bool tied = a->leader == b->leader;
@@ -26,8 +26,8 @@ static double both(const heft__rest_unit *a, const heft__rest_unit *b)
     return a->stream + b->stream - (!tied ? 0 : less > 0 ? less : more);
 }
 
-/* The most bytes that are brought in at once, if a run has memory; what is tied is where the unit is that
- * it is tied to. */
+/* The most bytes that are brought in at once if a run stays in memory; a tied unit is where its leader
+ * is. */
 static double room_beside(const heft__rest_unit *units, size_t count, const struct run *run,
                           bool lone)
 {
@@ -52,7 +52,7 @@ double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone)
     return room_beside(units, count, &none, lone);
 }
 
-/* A unit more at the end, or one less at either side. */
+/* Add a unit at the end, or remove one at either side. */
 static void grow(struct run *run, const heft__rest_unit *units)
 {
     run->bytes += units[run->end].bytes;
@@ -71,7 +71,7 @@ static void cut_last(struct run *run, const heft__rest_unit *units)
     run->saves -= units[run->end].saves;
 }
 
-/* No room at all: then none is kept. The run that saves the most. */
+/* No room for streaming: none is kept. The run that saves the most. */
 static void choose_without(const heft__rest_unit *units, size_t count, double budget,
                            struct run *out)
 {
@@ -86,9 +86,9 @@ static void choose_without(const heft__rest_unit *units, size_t count, double bu
     }
 }
 
-/* The run that saves the most of those that leave room; the first of equals. From each unit on, the longest
- * that has room for itself is made shorter until the others have room too. False if there is not even
- * room to bring everything in. */
+/* The run that saves the most among those that leave room for streaming; the first of equal ones. From each
+ * unit on, the longest run that fits is shortened until the others fit too. False if streaming everything
+ * does not even fit. */
 static bool choose(const heft__rest_unit *units, size_t count, double budget, bool lone,
                    struct run *out)
 {

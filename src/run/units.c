@@ -29,7 +29,7 @@ struct making {
 };
 
 /* ---- sites ----------------------------------------------------------------------------------- */
-/* By the model's own marks: tree module i is the model's module i. */
+/* By the model's own flags: tree module i is the model's module i. */
 static void mark_sites(struct making *m)
 {
     for (uint32_t i = 0; i < m->tree->module_count; i++) {

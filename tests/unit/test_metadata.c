@@ -133,7 +133,7 @@ static const struct row rows[] = {
      .one = "{\"format\": \"pt\", \"rank\": \"8\"}",
      .two = "",
      .format = HEFT_FORMAT_TORCH,
-     .warning = "a torch file holds none: 2 keys, 'format' and others"},
+     .warning = "a PyTorch file cannot hold it: 2 keys, 'format' and others"},
     {.name = "and_needs_no_standard",
      .one = "{\"format\": \"pt\"}",
      .two = "",
@@ -148,7 +148,7 @@ static const struct row rows[] = {
      .one = "{\"rank\": \"8\"}",
      .two = "",
      .format = HEFT_FORMAT_OFFLOAD,
-     .warning = "an offload folder holds none: 1 keys, 'rank'"},
+     .warning = "an offload folder cannot hold it: 1 keys, 'rank'"},
 };
 /* clang-format on */
 
@@ -313,7 +313,7 @@ static void a_save_has_the_standard_and_what_is_set(void **state)
     options.force = true;
     assert_int_equal(heft_model_save_random(model, other, NULL, &options, NULL, &err),
                      HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "a torch file holds no metadata"));
+    assert_non_null(strstr(err.message, "a PyTorch file cannot hold metadata"));
     heft_model_free(model);
 }
 
