@@ -261,7 +261,7 @@ static void lists_that_cannot_be_are_refused(void **state)
         {"long_name",
          {{longest, HEFT_DTYPE_F32, 1, one}},
          1, HEFT_LIMIT,
-         NULL,     "is over 1023 bytes long"          },
+         NULL,     "is longer than 1023 bytes"        },
     };
     (void)state;
     memset(longest, 'a', sizeof longest - 1);
