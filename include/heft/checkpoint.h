@@ -182,8 +182,9 @@ HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt,
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
-/** Return the key of metadata pair i in `__metadata__` of the first file, and set *value; both are
- * lent. NULL past the end, or if that file is not a safetensors file. */
+/** Return the key of metadata pair i, and set *value; both are lent. NULL past the end. The pairs are
+ * those in `__metadata__` of all safetensors files, in the order of the files. If two files
+ * disagree about a key, the first file's pair is listed; if one file has a key twice, the last. */
 HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
                                               const char **value);
 /** Return the size of all tensors in bytes, counting each shared storage once. */
@@ -315,6 +316,7 @@ typedef struct heft_convert_options {
     bool natural_order;
     const heft_metadata_pair *metadata; /* added to the source's metadata; NULL for none */
     size_t metadata_count;
+    bool wait; /* if another process writes to the destination, wait until it is done */
 } heft_convert_options;
 
 typedef struct heft_written_file {

@@ -19,7 +19,8 @@ typedef enum heft_load_mode {
     HEFT_LOAD_MAP,
     HEFT_LOAD_COPY, /* copy everything to the heap */
     /* As MAP, but convert the others once, into a read-only copy that all processes of this user on
-     * this host share; docs/sharing.md. */
+     * this host share; docs/sharing.md. If such a copy is not possible, as for a checkpoint that
+     * was opened from bytes or through a reader, it is private, with a warning. */
     HEFT_LOAD_SHARED
 } heft_load_mode;
 
@@ -42,9 +43,9 @@ typedef struct heft_load_options {
     const heft_plan *plan;
     /* With a plan: the folder to become Accelerate's offload folder of the weights on disk; NULL
      * for none. Its index refers to the checkpoint's safetensors files. Weights that cannot stay in
-     * such a file (from a `.bin`, cast, strided, or missing from the checkpoint) are written to the
-     * folder and used from there. EXISTS if the folder already has an index and differs from what
-     * would be written. */
+     * such a file (from a `.bin`, from bytes or a reader, cast, strided, or missing from the
+     * checkpoint) are written to the folder and used from there. EXISTS if the folder already has
+     * an index and differs from what would be written. */
     const char *offload_folder;
     /* How files are mapped. With PRIVATE, mapped parameters are writable, and the files do not
      * change. Parameters that a device map leaves on disk, and those in the shared copy of
@@ -231,6 +232,7 @@ typedef struct heft_save_options {
     /* [metadata_count] Added to {"format": "pt"}; NULL for none. Only for safetensors. */
     const heft_metadata_pair *metadata;
     size_t metadata_count;
+    bool wait; /* if another process writes to dst, wait until it is done */
 } heft_save_options;
 
 /**

@@ -57,8 +57,10 @@ typedef struct heft_model heft_model;
 
 typedef enum heft_parameter_state {
     HEFT_PARAMETER_ABSENT, /* nowhere: name, dtype and shape only, as on PyTorch's "meta" device */
-    HEFT_PARAMETER_MAPPED, /* in a mapping of its file, not on the heap */
-    HEFT_PARAMETER_OWNED,  /* on the heap */
+    /* in a mapping of its file, or in memory that must not be written: of a checkpoint opened from
+     * bytes or through a reader, or given to heft_model_set(); not on the heap */
+    HEFT_PARAMETER_MAPPED,
+    HEFT_PARAMETER_OWNED,  /* on the heap, or in writable memory given to heft_model_set() */
     HEFT_PARAMETER_SHARED, /* in the read-only copy that the processes of this host share */
     HEFT_PARAMETER_DISK    /* in its file, not mapped: a residency brings it in (heft/run.h) */
 } heft_parameter_state;
@@ -151,6 +153,52 @@ typedef struct heft_module {
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_new(heft_ctx *ctx, const heft_config *config,
                                                     const char *class_name, heft_dtype dtype,
                                                     heft_model **out, heft_error *err);
+
+/** One parameter of heft_model_new_from(). Never grows, because callers make arrays of it. */
+typedef struct heft_parameter_spec {
+    const char *name; /* "layers.0.mlp.up.weight": the parts before dots become modules */
+    heft_dtype dtype;
+    uint32_t rank;         /* 0: one element */
+    const uint64_t *shape; /* [rank], PyTorch's order; may be NULL with rank 0 */
+} heft_parameter_spec;
+
+/**
+ * Create an empty model from a list of names, dtypes and shapes, for an architecture that heft does
+ * not know.
+ *
+ * Parameter i of the model is specs[i]; all are weights, and none are tied. Modules are created from
+ * the names, and layers are found by structure, as for a checkpoint of unknown type.
+ * heft_model_set(), heft_model_load_sharded(), heft_plan_new() and heft_model_save() accept the
+ * result like any other model. heft_model_init() and heft_model_save_random() fail with UNSUPPORTED,
+ * because there are no rules for its initial values.
+ *
+ * @param ctx     borrowed; kept alive by the model
+ * @param specs   borrowed; [count], names and shapes are copied; NULL if count is 0
+ * @param count   number of parameters
+ * @param config  borrowed; copied. The model takes its model_type, class (the first entry of
+ *                `architectures`) and dtype from it, and heft_model_save() writes it as config.json.
+ *                It need not name a type that heft knows. NULL: a config with the model_type
+ *                "unknown"
+ * @param out     filled with an owned model
+ * @param err     filled on failure; may be NULL
+ *
+ * Without `architectures`, the class is "PreTrainedModel". heft_model_dtype() returns the config's
+ * dtype, otherwise that of the first parameter with a floating-point dtype of 16 bits or more,
+ * otherwise float32.
+ *
+ * Memory   metadata only.
+ * Errors   INVALID_ARG, with the name as the item, for a name that is not valid UTF-8 or occurs
+ *          twice, an invalid dtype, a rank over heft_limits.rank, a shape that is NULL or has no
+ *          size in bytes, and for more than 2^63 / 16 bytes in total; INVALID_ARG, with the number,
+ *          for a name that is NULL or empty; INVALID_ARG for a config whose dtype no model can have;
+ *          LIMIT for more parameters than heft_limits.tensors, names of more than 1023 bytes, and
+ *          too many modules; NOMEM.
+ * Source   docs/models.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_new_from(heft_ctx *ctx,
+                                                         const heft_parameter_spec *specs,
+                                                         size_t count, const heft_config *config,
+                                                         heft_model **out, heft_error *err);
 /** Free a model. Tensors created from it stay valid. NULL is allowed. */
 HEFT_API void heft_model_free(heft_model *model);
 
@@ -161,7 +209,7 @@ HEFT_API const char *heft_model_type(const heft_model *model);
 /** Return the dtype of the floating-point parameters. */
 HEFT_API heft_dtype heft_model_dtype(const heft_model *model);
 /** Return the number of parameters and buffers. They are numbered in the order of the state dict;
- * transient buffers come last. */
+ * transient buffers come last. Those of heft_model_new_from() are in the order of its list. */
 HEFT_API size_t heft_model_count(const heft_model *model);
 /** Return parameter i, or NULL past the end; lent, valid until the model changes. */
 HEFT_API const heft_parameter *heft_model_parameter(const heft_model *model, size_t i);
@@ -229,6 +277,34 @@ HEFT_API const char *heft_model_no_split(const heft_model *model, size_t i);
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, size_t i,
                                                        heft_tensor **out, heft_error *err);
+
+/**
+ * Set the value of a parameter or buffer to a tensor, without copying it. heft_tensor_new() makes a
+ * tensor on any storage.
+ *
+ * All names that are tied to this one get the new value. The model drops its reference to the old
+ * value; tensors created from it stay valid. Other parameters do not change: in an empty model they
+ * stay absent. heft_model_init() and heft_model_load_sharded() treat the new value like any other.
+ *
+ * The state becomes OWNED for writable memory, MAPPED for a file mapping or for memory that must not
+ * be written, and SHARED for a shared copy. heft_model_load_sharded() overwrites OWNED memory,
+ * including the caller's, and replaces memory in the other states with new memory. A residency that
+ * is created afterward keeps the new value in memory and never reads it from a file.
+ *
+ * @param model   borrowed; must have no residency
+ * @param name    borrowed
+ * @param tensor  borrowed; the model takes a reference of its own to the storage. The tensor must be
+ *                in CPU memory, with its elements row by row.
+ * @param err     filled on failure, with the name as the item; may be NULL
+ *
+ * Memory   no heap.
+ * Errors   NOT_FOUND for a name that the model does not have; MISMATCH, with both, if the dtype or
+ *          shape differs from the parameter's; UNSUPPORTED for a tensor on another device;
+ *          INVALID_ARG for a strided tensor. On failure, the model is unchanged.
+ * Source   docs/models.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_set(heft_model *model, const char *name,
+                                                    const heft_tensor *tensor, heft_error *err);
 
 typedef struct heft_init_options {
     size_t struct_size; /* set by HEFT_OPTIONS */

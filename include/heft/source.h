@@ -16,7 +16,7 @@ typedef struct heft_source heft_source;
 
 typedef enum heft_source_kind {
     HEFT_SOURCE_CONFIG,  /* no weights: a config.json alone */
-    HEFT_SOURCE_FILE,    /* one weight file */
+    HEFT_SOURCE_FILE,    /* one weight file, also one in memory or behind a reader */
     HEFT_SOURCE_SHARDED, /* an index and its shards */
     HEFT_SOURCE_OFFLOAD  /* Accelerate's offload folder */
 } heft_source_kind;
@@ -110,8 +110,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Splits tensors into shards by the rule of Transformers. Tensors keep the order of a pickle or of
  * an offload folder's index. Those of safetensors files are in the order of the model's state dict
  * if the config names a model that heft knows, otherwise in the natural order of names. Copies
- * everything else in the source folder (config.json, tokenizer files, ...). The destination becomes
- * visible either complete or not at all.
+ * everything else in the source folder, if there is one (config.json, tokenizer files, ...). The
+ * destination becomes visible either complete or not at all.
  *
  * Keeps the metadata of safetensors files: each file written has the pairs of all source files. If
  * two source files disagree about a key, the first file's value is kept, with a warning. If the
@@ -127,10 +127,11 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Memory   the metadata and one staging buffer, regardless of the checkpoint's size.
  * Errors   NOT_FOUND for a source without weights; those of heft_source_check_index() and
  *          heft_checkpoint_read(); EXISTS if dst holds a checkpoint and force is not set;
- *          INVALID_ARG if dst is the source, if the format cannot hold a dtype or a name, or if
- *          metadata is given for a format that cannot hold it; IO, also for a full disk; CANCELLED.
- *          On failure, the source and dst are unchanged; with `resume`, finished shards are kept in
- *          a hidden folder.
+ *          INVALID_ARG if dst is the source, if the format cannot hold a dtype or a name, if
+ *          metadata is given for a format that cannot hold it, or if `resume` is set for a
+ *          checkpoint that was opened from bytes or through a reader; IO, also for a full disk;
+ *          CANCELLED. On failure, the source and dst are unchanged; with `resume`, finished shards
+ *          are kept in a hidden folder.
  * Source   docs/sharding.md, docs/formats/offload.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *source, const char *dst,
@@ -153,8 +154,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *sour
  * Memory   the metadata; with `deep` or a manifest, also one buffer of 8 MiB, and with `deep` what
  *          heft_checkpoint_read() needs for one tensor. A manifest to compare with is held in
  *          memory.
- * Errors   NOT_FOUND for a source without weights; for a manifest, NOT_FOUND, FORMAT, LIMIT and IO,
- *          and UNSUPPORTED if heft was built without OpenSSL; NOMEM; CANCELLED.
+ * Errors   NOT_FOUND for a source without weights; for a manifest, NOT_FOUND, FORMAT, LIMIT, IO,
+ *          UNSUPPORTED if heft was built without OpenSSL, and INVALID_ARG if the checkpoint was
+ *          opened from bytes or through a reader; NOMEM; CANCELLED.
  * Source   docs/commands/verify.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_verify(const heft_source *source,

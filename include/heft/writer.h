@@ -44,6 +44,7 @@ typedef struct heft_writer_options {
     const char *const *modules;
     size_t module_count;
     uint64_t total_parameters; /* written to the index's metadata; 0: omitted */
+    bool wait;                 /* if another process writes to dst, wait until it is done */
 } heft_writer_options;
 
 /**
@@ -171,6 +172,27 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_writer_side_file(heft_writer *writer, 
 HEFT_API HEFT_MUST_CHECK heft_status heft_writer_commit(heft_writer *writer,
                                                         heft_write_report **report,
                                                         heft_error *err);
+
+/**
+ * Write one file so that its path names either the previous content or all of the new one, even
+ * after a crash: the bytes go to a temporary file, which then replaces the path. A path that is a
+ * device or a pipe is written to directly.
+ *
+ * @param ctx   borrowed
+ * @param path  borrowed; missing parent folders are created
+ * @param data  borrowed; `size` bytes
+ * @param size  in bytes
+ * @param err   filled on failure; may be NULL
+ *
+ * Memory   a few kilobytes.
+ * Errors   INVALID_ARG for a path without a file name; EXISTS for a folder; IO, for example for a
+ *          full disk; NOMEM; CANCELLED while another process writes the same path. On failure, a
+ *          regular file is unchanged.
+ * Source   docs/transactions.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_file_write(heft_ctx *ctx, const char *path,
+                                                     const void *data, size_t size,
+                                                     heft_error *err);
 
 #ifdef __cplusplus
 }

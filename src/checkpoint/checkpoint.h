@@ -101,6 +101,8 @@ struct heft_checkpoint {
     size_t count;
     heft__map names;
     uint64_t total_bytes;
+    const heft__text_pair *metadata; /* [metadata_count] of all files */
+    size_t metadata_count;
     heft__warnings warnings;
     heft__findings findings;
     struct heft__maps *maps; /* of map_tensor.c */
@@ -118,6 +120,12 @@ heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shard
 heft_status heft__checkpoint_warn(heft_checkpoint *ckpt, heft_error *err);
 heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkpoint_close() */
 
+/* Whether there is a folder: a checkpoint that was opened from bytes or through a reader has none. The
+ * name and path of its one file are the caller's text and refer to nothing on disk. */
+static inline bool heft__checkpoint_has_folder(const heft_checkpoint *ckpt)
+{
+    return *ckpt->where.folder != '\0';
+}
 /* Whether file f is in the checkpoint's folder, under its own name. */
 bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
 
@@ -185,6 +193,9 @@ heft_status heft__metadata_standard(heft__metadata *metadata, heft_error *err);
  * warning. */
 heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
                                   heft__warnings *warnings, heft_error *err);
+/* The same union as the checkpoint's own list, in its arena; empty where files hold nothing. Values that
+ * differ are no warning here: reading is not affected. */
+heft_status heft__metadata_of_files(heft_checkpoint *ckpt, heft_error *err);
 /* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
 heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
                                size_t count, heft_error *err);

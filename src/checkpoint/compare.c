@@ -301,6 +301,9 @@ heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *varian
     heft__map used; /* names of the checkpoint's files */
     heft_status status = HEFT_OK;
     size_t found;
+    if (!heft__checkpoint_has_folder(ckpt)) {
+        return HEFT_OK;
+    }
     heft__map_init(&used, ckpt->ctx);
     for (size_t f = 0; f < ckpt->file_count && status == HEFT_OK; f++) {
         const char *name = ckpt->files[f].info.name;

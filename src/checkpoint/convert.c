@@ -366,6 +366,13 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
         return heft__fail(err, HEFT_INVALID_ARG, "%s has one file per tensor and no %s",
                           format->noun, c->options->variant ? "variants" : "shards");
     }
+    if (c->options->resume && !heft__checkpoint_has_folder(c->ckpt)) {
+        return heft__fail(
+            err, HEFT_INVALID_ARG,
+            "a conversion resumes by the size and time of the source's files: '%.200s' "
+            "was not opened from a path",
+            c->ckpt->files[0].info.name);
+    }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
         return heft__add_path(
             heft__fail(err, HEFT_INVALID_ARG, "destination and source are the same"), err, dst);
@@ -515,6 +522,7 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .variant = c->options->variant,
         .max_shard_bytes = c->options->max_shard_bytes,
         .force = c->options->force,
+        .wait = c->options->wait,
         .dry_run = c->options->dry_run,
         .tensors = c->tensors,
         .count = c->count,

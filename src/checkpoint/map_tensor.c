@@ -157,11 +157,8 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
 static bool is_mappable(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode)
 {
     const heft__file *file = heft__file_of(ckpt, i);
-    const uint8_t *base;
     return heft__tensor_is_mappable(file, ckpt->entries[i]) &&
-           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE) &&
-           (heft__input_is_file(file->source) ||
-            heft__input_map(file->source, &base, NULL) == HEFT_OK);
+           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE);
 }
 
 heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,

@@ -180,11 +180,11 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 {
     const char *path = ckpt->files[f].info.path, *folder = ckpt->where.folder;
     const size_t length = strlen(folder);
-    if (strncmp(path, folder, length) != 0) {
+    if (length == 0 || strncmp(path, folder, length) != 0) {
         return false;
     }
     path += length;
-    path += length > 0 && folder[length - 1] != '/' && *path == '/';
+    path += folder[length - 1] != '/' && *path == '/';
     return strcmp(path, ckpt->files[f].info.name) == 0;
 }
 
@@ -419,6 +419,9 @@ heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
             status = survey(ckpt, err);
         }
         if (status == HEFT_OK) {
+            status = heft__metadata_of_files(ckpt, err);
+        }
+        if (status == HEFT_OK) {
             status = heft__maps_make(ckpt, err);
         }
         if (status == HEFT_NOMEM || status == HEFT_CANCELLED || tries == HEFT__OPEN_TRIES ||
@@ -495,6 +498,9 @@ heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
         return status == HEFT_OK ? HEFT_NOMEM : status;
     }
     status = take_input(ckpt, source, err);
+    if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
     if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }

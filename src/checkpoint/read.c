@@ -28,7 +28,7 @@ const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i
 
 const char *heft_checkpoint_folder(const heft_checkpoint *ckpt)
 {
-    return *ckpt->where.folder ? ckpt->where.folder : NULL; /* "": not a file */
+    return heft__checkpoint_has_folder(ckpt) ? ckpt->where.folder : NULL;
 }
 
 const char *heft_checkpoint_index(const heft_checkpoint *ckpt)
@@ -38,12 +38,11 @@ const char *heft_checkpoint_index(const heft_checkpoint *ckpt)
 
 const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i, const char **value)
 {
-    const heft__file *file = ckpt->file_count ? ckpt->files[0].file : NULL;
-    if (!file || i >= file->metadata_count) {
+    if (i >= ckpt->metadata_count) {
         return NULL;
     }
-    *value = file->metadata[i].value;
-    return file->metadata[i].key;
+    *value = ckpt->metadata[i].value;
+    return ckpt->metadata[i].key;
 }
 
 uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt)

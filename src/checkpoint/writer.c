@@ -469,3 +469,12 @@ heft_status heft_writer_side_file(heft_writer *writer, const char *name, const v
     writer->sides[writer->side_count++] = side;
     return HEFT_OK;
 }
+
+heft_status heft_file_write(heft_ctx *ctx, const char *path, const void *data, size_t size,
+                            heft_error *err)
+{
+    if (!ctx || !path || (!data && size > 0)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "context, path or data is NULL");
+    }
+    return heft__write_file(ctx, path, data, size, err);
+}

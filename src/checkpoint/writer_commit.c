@@ -353,6 +353,7 @@ static heft_status write_out(struct commit *c, heft_write_report **report, heft_
         .variant = options->variant,
         .max_shard_bytes = options->max_shard_bytes,
         .force = options->force,
+        .wait = options->wait,
         .dry_run = options->dry_run,
         .tensors = c->tensors,
         .count = c->count,

@@ -98,7 +98,7 @@ bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets,
                        heft_error *err);
 
 /* ---- plan_svg.c */
-bool cli_plan_svg(const heft_plan *plan, const char *path, heft_error *err);
+bool cli_plan_svg(cli_run *run, const heft_plan *plan, const char *path, heft_error *err);
 
 /* ---- failure.c */
 /* Fill an error of the command line: INVALID_ARG; item is the option with its dashes, or "".
@@ -228,7 +228,8 @@ bool cli_tree_json(const cli_listing *list, cli_json *json, const char *key);
 /* ---- treemap.c */
 /* Write a page that shows the tensors as boxes, under a temporary name first. Returns 0 or an
  * errno. */
-int cli_treemap_write(const cli_listing *list, const char *title, const char *path);
+bool cli_treemap_write(cli_run *run, const cli_listing *list, const char *title, const char *path,
+                       heft_error *err);
 
 /* ---- write_output.c: what `init` and `convert` say */
 /* `total_parameters` 0: not known. Returns the exit code. */

@@ -240,23 +240,13 @@ static bool print_text(cli_run *run, const cli_listing *list)
     return run->values[OPTION_TREE] ? cli_tree_print(list, stdout) : print_tensors(list);
 }
 
-static int fail_page(cli_run *run, const char *page, int problem)
-{
-    heft_error err = {.status = problem == ENOMEM ? HEFT_NOMEM : HEFT_IO,
-                      .sys_errno = problem,
-                      .offset = HEFT_NO_OFFSET};
-    snprintf(err.path, sizeof err.path, "%s", page);
-    snprintf(err.message, sizeof err.message, "cannot write the HTML page: %s", strerror(problem));
-    return cli_fail(run, &err);
-}
-
 static int print_listing(cli_run *run, cli_listing *list, bool good)
 {
     const char *page = run->values[OPTION_HTML];
-    int problem = good && page ? cli_treemap_write(list, run->arguments[0], page) : 0;
-    if (problem) {
+    heft_error err = {0};
+    if (good && page && !cli_treemap_write(run, list, run->arguments[0], page, &err)) {
         cli_listing_fini(list);
-        return fail_page(run, page, problem);
+        return cli_fail(run, &err);
     }
     good = good && (run->json ? print_json(run, list) : print_text(run, list));
     cli_listing_fini(list);

@@ -349,7 +349,7 @@ static int print_plan(cli_run *run, const struct answer *answer)
 {
     const heft_plan *plan = answer->plan;
     heft_error err = {0};
-    if (run->values[OPTION_SVG] && !cli_plan_svg(plan, run->values[OPTION_SVG], &err)) {
+    if (run->values[OPTION_SVG] && !cli_plan_svg(run, plan, run->values[OPTION_SVG], &err)) {
         return cli_fail(run, &err);
     }
     if (!cli_plan_warn(run, plan)) {

@@ -81,6 +81,7 @@ static int run_command(cli_run *run, int argc, char **argv)
         return cli_fail_nomem(run);
     }
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of writing: see cli_finish_stdout */
+    signal(SIGXFSZ, SIG_IGN); /* and so is a file over the limit on file sizes */
     if (!run->command->dies_at_once) {
         cli_signals_catch();
     }

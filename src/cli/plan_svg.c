@@ -4,7 +4,6 @@
  * known; what is on it grows from the bottom. Modules that are too thin for a label share one. */
 #include "cli/cli.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -216,21 +215,15 @@ static bool draw(FILE *out, const heft_plan *plan)
     return good;
 }
 
-bool cli_plan_svg(const heft_plan *plan, const char *path, heft_error *err)
+bool cli_plan_svg(cli_run *run, const heft_plan *plan, const char *path, heft_error *err)
 {
-    FILE *out = fopen(path, "we");
-    if (!out) {
-        return cli_refuse(err, "--svg", "cannot write '%.200s': %s", path, strerror(errno));
-    }
-    const bool room = draw(out, plan);
-    bool good = !ferror(out);
-    good = fclose(out) == 0 && good;
-    if (!room) {
-        return cli_refuse(err, "--svg", "cannot allocate memory for the names");
-    }
-    if (!good) {
-        err->status = HEFT_IO;
-        snprintf(err->message, sizeof err->message, "cannot write '%.200s'", path);
-    }
+    char *picture = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&picture, &size);
+    bool good = out && draw(out, plan) && !ferror(out);
+    good = out && fclose(out) == 0 && good;
+    good = good ? heft_file_write(run->ctx, path, picture, size, err) == HEFT_OK
+                : cli_refuse(err, "--svg", "cannot allocate memory for the names");
+    free(picture);
     return good;
 }

@@ -5,10 +5,8 @@
  * text nodes from there. */
 #include "cli/cli.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char head[] =
     "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -106,26 +104,23 @@ static void put_escaped(FILE *out, const char *text)
     }
 }
 
-int cli_treemap_write(const cli_listing *list, const char *title, const char *path)
+bool cli_treemap_write(cli_run *run, const cli_listing *list, const char *title, const char *path,
+                       heft_error *err)
 {
-    char *temporary = NULL, *data = list_tensors(list, title);
-    int problem = ENOMEM;
-    if (data && asprintf(&temporary, "%s.heft-tmp-%ld", path, (long)getpid()) >= 0) {
-        FILE *out = fopen(temporary, "wxe");
-        problem = out ? 0 : errno;
-        if (out) {
-            fputs(head, out);
-            put_escaped(out, data);
-            fputs(script, out);
-            bool written = !ferror(out);
-            written = fclose(out) == 0 && written;
-            if (!written || rename(temporary, path) != 0) {
-                problem = errno ? errno : EIO;
-                (void)unlink(temporary);
-            }
-        }
-        free(temporary);
+    char *data = list_tensors(list, title), *page = NULL;
+    size_t size = 0;
+    FILE *out = data ? open_memstream(&page, &size) : NULL;
+    bool good = out != NULL;
+    if (good) {
+        fputs(head, out);
+        put_escaped(out, data);
+        fputs(script, out);
+        good = !ferror(out);
+        good = fclose(out) == 0 && good;
     }
     free(data);
-    return problem;
+    good = good ? heft_file_write(run->ctx, path, page, size, err) == HEFT_OK
+                : cli_refuse(err, "--html", "cannot allocate memory for the page");
+    free(page);
+    return good;
 }

@@ -547,8 +547,26 @@ void heft__folder_free(heft__folder_writer *writer)
     heft_ctx_free(ctx);
 }
 
-heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes, size_t length,
-                             heft_error *err)
+/* A device, a pipe: there is nothing to replace. */
+static heft_status write_through(const char *path, const void *bytes, size_t length,
+                                 heft_error *err)
+{
+    const int fd = heft__open_at(AT_FDCWD, path, O_WRONLY | O_NOCTTY, 0);
+    bool good = fd >= 0;
+    for (size_t done = 0; good && done < length;) {
+        const ssize_t put = write(fd, (const uint8_t *)bytes + done, length - done);
+        good = put > 0 || (put < 0 && errno == EINTR);
+        done += put > 0 ? (size_t)put : 0;
+    }
+    const int reason = errno;
+    if (fd >= 0) {
+        good = close(fd) == 0 && good;
+    }
+    return good ? HEFT_OK : heft__fail_io(err, reason, "cannot write");
+}
+
+static heft_status replace_file(heft_ctx *ctx, const char *path, const void *bytes, size_t length,
+                                heft_error *err)
 {
     heft__arena arena;
     heft__folder_writer *writer = NULL;
@@ -574,5 +592,24 @@ heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes,
     }
     heft__folder_free(writer);
     heft__arena_fini(&arena);
+    return status;
+}
+
+heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes, size_t length,
+                             heft_error *err)
+{
+    struct stat facts;
+    char *real = NULL; /* a link to a file stays one */
+    heft_status status = HEFT_OK;
+    const bool there = stat(path, &facts) == 0;
+    if (there && S_ISDIR(facts.st_mode)) {
+        status = heft__fail(err, HEFT_EXISTS, "is a folder, expected a file");
+    } else if (there && !S_ISREG(facts.st_mode)) {
+        status = write_through(path, bytes, length, err);
+    } else {
+        real = there ? realpath(path, NULL) : NULL;
+        status = replace_file(ctx, real ? real : path, bytes, length, err);
+    }
+    free(real);
     return heft__add_path(status, err, path);
 }

@@ -268,9 +268,12 @@ bool heft__input_is_file(const heft__input *source)
     return heft__input_has_file(source);
 }
 
-bool heft__input_can_map(const heft__input *source, bool private)
+bool heft__input_can_map(heft__input *source, bool private)
 {
-    return heft__input_has_file(source) || (!private && (source->bytes || source->reader.map));
+    const uint8_t *base;
+    return heft__input_has_file(source) ||
+           (!private && (source->bytes ||
+                         (source->reader.map && heft__input_map(source, &base, NULL) == HEFT_OK)));
 }
 
 const char *heft__input_path(const heft__input *source)

@@ -62,9 +62,9 @@ heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_erro
  * process's own. No memory is reserved for them. Of a file only. */
 heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err);
 bool heft__input_is_file(const heft__input *source);
-/* Whether mapping is worth trying: false for readers that do not map, and for private copies of what
- * is no file. */
-bool heft__input_can_map(const heft__input *source, bool private);
+/* Whether mapping is worth trying: false for private copies of what is no file, and for readers that do
+ * not map, which are asked. */
+bool heft__input_can_map(heft__input *source, bool private);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err);

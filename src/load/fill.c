@@ -111,7 +111,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
     counts->direct |= is_cold(f, tensor);
-    if (f->options->share && heft__input_is_file(heft__file_of(f->ckpt, tensor)->source)) {
+    if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
         counts->shared_bytes += parameter->size_bytes;

@@ -141,6 +141,13 @@ static heft_status fill(heft__loading *l, heft_error *err)
     if (status != HEFT_OK && err) {
         *err = reason;
     }
+    const bool alone = l->options->mode == HEFT_LOAD_SHARED && !l->fill.share;
+    if (status == HEFT_OK && alone && l->counts.copied_bytes > 0 &&
+        !heft__warn(&l->memory->warnings,
+                    "no shared copy: the checkpoint was not opened from a path, by which other "
+                    "processes would find the copy")) {
+        return heft__fail_nomem(err, 0);
+    }
     return status;
 }
 
@@ -177,7 +184,7 @@ void heft__loading_choose_strategy(heft__loading *l)
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
     l->fill.map_mode = l->options->map;
-    l->fill.share = mode == HEFT_LOAD_SHARED;
+    l->fill.share = mode == HEFT_LOAD_SHARED && heft__checkpoint_has_folder(l->ckpt);
     l->fill.devices = l->devices;
     l->fill.network = network;
     l->fill.reason = network                  ? HEFT__FILL_NETWORK

@@ -32,8 +32,6 @@ struct heft_source {
     heft_error no_weights, no_config;
 };
 
-#define HEFT__UNKNOWN_CLASS "PreTrainedModel" /* of a config without architectures */
-
 /* HEFT_OK, or the error that it is missing. */
 heft_status heft__source_need_weights(const heft_source *source, heft_error *err);
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);
@@ -204,8 +202,8 @@ typedef struct heft__homes {
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
 /* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped
- * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately have
- * no home: they are this process's own. */
+ * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately, or lie
+ * in the caller's memory, have no home: their bytes are in memory for good. */
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */

@@ -81,7 +81,8 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
                                    .shape = parameter->shape,
                                    .size_bytes = parameter->size_bytes};
     s->root[s->count++] = root;
-    const bool same = info && info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET;
+    const bool same = info && info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
+                      heft__checkpoint_has_folder(s->ckpt);
     if (same && is_whole(parameter, info) && heft__offload_holds(info->dtype) &&
         s->ckpt->files[info->file_index].file->format == HEFT_FORMAT_SAFETENSORS) {
         return point_to(s, entry, tensor, err);

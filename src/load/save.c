@@ -209,6 +209,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .variant = options->variant,
             .max_shard_bytes = options->max_shard_bytes,
             .force = options->force,
+            .wait = options->wait,
             .dry_run = options->dry_run,
             .tensors = s.tensors,
             .count = s.count,

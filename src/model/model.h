@@ -69,6 +69,7 @@ void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, s
 typedef struct heft__binding {
     heft_storage *storage; /* owned reference, NULL while absent */
     uint64_t byte_offset;  /* elements follow row by row from here */
+    bool given;            /* by heft_model_set(): it is not what its file holds */
 } heft__binding;
 
 /* A tensor of Transformers' memory whose parts, or whose whole, its files hold under other names:
@@ -97,7 +98,8 @@ struct heft_model {
     const struct heft__family *family;
     heft_dtype dtype;
     bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
-    bool known_family;          /* false: the skeleton comes from a checkpoint */
+    bool known_family;          /* false: the skeleton is a list of names (named.c) */
+    bool has_ties;              /* or had: false only if no parameter is tied */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */
@@ -215,7 +217,7 @@ uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard
 heft__init_rule heft__init_constant(float value);
 heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
-/* For a model that is listed by something else than its config (load/unknown.c): what that is; a
+/* For a model that is listed by something else than its config (named.c): what that is; a
  * parameter by its whole name, from which its modules are taken: names come in such an order that
  * those of one module's subtree are adjacent. Blocks are found by structure. */
 const void *heft__sk_user(const heft__skeleton *s);
@@ -311,10 +313,30 @@ typedef struct heft__recipe {
     bool keep_f32;    /* for weights to be loaded; Transformers keeps nothing in float32 where it
                          makes weights itself */
     const void *user; /* heft__sk_user */
+    /* With heft__sk_named() for all: the number of each parameter, in the order of these calls; NULL:
+     * that order is the numbers' */
+    const size_t *numbers;
 } heft__recipe;
 
 /* The empty model. As heft_model_new. */
 heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_model **out,
+                              heft_error *err);
+
+/* ---- named.c: a model of a list, of no family ------------------------------------------------- */
+#define HEFT__UNKNOWN_CLASS "PreTrainedModel"        /* of a config without architectures */
+#define HEFT__MODEL_BYTES ((uint64_t)INT64_MAX / 16) /* at most; sums of two of them still fit */
+
+typedef struct heft__named {
+    const heft_parameter_spec *list; /* [count] that can be; INVALID_ARG for two of one name */
+    const size_t *first; /* [count] the one whose storage each shares, or its own number; NULL: no
+                            ties */
+    size_t count;
+    bool keep_numbers; /* parameters are numbered as the list; false: in natural order of names */
+    const heft_config *config;
+    heft_dtype dtype; /* heft_model_dtype() */
+} heft__named;
+
+heft_status heft__named_model(heft_ctx *ctx, const heft__named *named, heft_model **out,
                               heft_error *err);
 
 #endif

@@ -8,7 +8,6 @@
  * Source: docs/howto/architecture.md. */
 #include "model/skeleton.h"
 
-#define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
 #define NAMED_PARTS_MOST 32 /* modules that are made of one name; the rest is a role */
 #define TREE_BYTES_MOST ((uint64_t)256 << 20) /* that modules take with their paths */
 
@@ -267,7 +266,9 @@ static void fill(heft__skeleton *s, heft_parameter parameter, heft__init_rule ru
                  heft__place place, size_t name_length)
 {
     bool transient = parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
-    size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
+    size_t at = transient    ? s->saved_total + s->transient_count
+                : s->numbers ? s->numbers[s->saved_count]
+                             : s->saved_count;
     parameter.name = heft__arena_text(&s->model->arena, s->path, name_length);
     parameter.shape = keep_shape(s, parameter.shape, parameter.rank);
     const heft__init_rule *kept = keep_rule(s, &rule);
@@ -297,14 +298,15 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
     if (s->saved_count + s->transient_count >= most) {
         heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %llu tensors",
                       (unsigned long long)most);
-    } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) || elems > BYTES_MOST ||
+    } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) ||
+               elems > HEFT__MODEL_BYTES ||
                !heft__dtype_bytes(parameter.dtype, elems, &parameter.size_bytes) ||
                !heft__add_u64(s->total_bytes, parameter.size_bytes, &s->total_bytes) ||
-               s->total_bytes > BYTES_MOST) {
+               s->total_bytes > HEFT__MODEL_BYTES) {
         char text[HEFT__SHAPE_TEXT];
         heft__sk_fail(s, HEFT_LIMIT, s->path, "shape %s makes the model larger than %llu bytes",
                       heft__shape_text(parameter.shape, parameter.rank, text),
-                      (unsigned long long)BYTES_MOST);
+                      (unsigned long long)HEFT__MODEL_BYTES);
     } else if (s->filling) {
         fill(s, parameter, rule, place, length);
     }

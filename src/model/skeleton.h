@@ -19,6 +19,7 @@ struct heft__skeleton {
     heft_model *model;              /* being built: its arena takes names and shapes */
     const heft_config *config;      /* the model's own copy */
     const void *user;               /* of the recipe */
+    const size_t *numbers;          /* of the recipe */
     const heft__json_value *object; /* of the config, that look-ups read; NULL: has no keys */
     heft_status status;
     heft_error error;
