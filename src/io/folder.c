@@ -575,9 +575,11 @@ static heft_status replace_file(heft_ctx *ctx, const char *path, const void *byt
     const size_t above = (size_t)(base - path);
     const char *folder = above == 0 ? "." : heft__arena_text(&arena, path, above);
     const heft__folder_options options = {.single = base, .wait = true};
-    heft_status status = !*base   ? heft__fail(err, HEFT_INVALID_ARG, "the path names no file")
-                         : folder ? heft__folder_begin(ctx, folder, &options, &writer, err)
-                                  : heft__fail_nomem(err, above);
+    heft_status status = !*base    ? heft__fail(err, HEFT_INVALID_ARG, "the path names no file")
+                         : !folder ? heft__fail_nomem(err, above)
+                         : !heft__path_is_folder(folder)
+                             ? heft__fail_io(err, ENOENT, "cannot open the folder")
+                             : heft__folder_begin(ctx, folder, &options, &writer, err);
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(writer, base, true, err);
     }

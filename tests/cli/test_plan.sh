@@ -149,7 +149,7 @@ for pairs in '' wo wo= '=,' wo=float33 'wo=float32,' ',wo=float32'; do
 done
 run 6 plan "$config" --dtype-of mlp=float32,mpl=float32
 shows "$err" 'mpl: is not a module or tensor of the model'
-run 2 plan "$config" --svg "$work/none/plan.svg"
+run 3 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
 
 # ---- loading by a map -------------------------------------------------------------------------------------------
