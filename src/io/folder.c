@@ -611,6 +611,9 @@ heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes,
     } else {
         real = there ? realpath(path, NULL) : NULL;
         status = replace_file(ctx, real ? real : path, bytes, length, err);
+        if (status != HEFT_OK && err) {
+            err->path[0] = '\0'; /* the folder's */
+        }
     }
     free(real);
     return heft__add_path(status, err, path);

@@ -81,11 +81,7 @@ static heft_status attempt(heft__lock *lock, bool *held, bool *is_busy, heft_err
         heft__open_at(lock->dir, lock->name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0) {
         const int reason = errno;
-        (void)heft__fail_errno(err, reason, "cannot open the lock '%s'", lock->name);
-        if (err) {
-            err->status = HEFT_IO;
-        }
-        return HEFT_IO;
+        return heft__fail_io(err, reason, "cannot create the lock file '%s'", lock->name);
     }
     heft_status status = check_owner(fd, lock->name, &foreign, err);
     const int locked = status == HEFT_OK ? heft__lock_try(fd, LOCK_EX) : 0;
