@@ -18,6 +18,17 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+/* Words that follow a failure's own. */
+static void add_words(heft_error *err, const char *words)
+{
+    if (err) {
+        const size_t length = strlen(err->message);
+        snprintf(err->message + length, sizeof err->message - length, "; %s", words);
+    }
+}
+
+#define IN_PLACE "the new files are in place and cannot be taken back"
+
 /* ---- nothing there ----------------------------------------------------------------------------- */
 static bool set_folder_mode(heft__folder_writer *writer)
 {
@@ -45,8 +56,12 @@ heft_status heft__commit_new(heft__folder_writer *writer, heft_error *err)
     }
     if (!heft__sync(writer->parent)) {
         const int reason = errno;
-        (void)heft__rename_new(writer->parent, writer->name, writer->work, "new");
-        return heft__fail_io(err, reason, "cannot flush the parent folder to disk");
+        const bool back = heft__rename_new(writer->parent, writer->name, writer->work, "new");
+        heft_status status = heft__fail_io(err, reason, "cannot flush the parent folder to disk");
+        if (!back) {
+            add_words(err, IN_PLACE);
+        }
+        return status;
     }
     heft__work_remove(writer);
     return HEFT_OK;
@@ -63,12 +78,13 @@ static heft_status replace_one(heft__folder_writer *writer, heft_error *err)
     }
     if (!heft__sync(writer->folder)) {
         const int reason = errno;
-        if (had) {
-            (void)renameat(writer->work, "before", writer->folder, name);
-        } else {
-            (void)renameat(writer->folder, name, writer->staged, name);
+        const bool back = had ? renameat(writer->work, "before", writer->folder, name) == 0
+                              : renameat(writer->folder, name, writer->staged, name) == 0;
+        heft_status status = heft__fail_io(err, reason, "cannot flush the folder to disk");
+        if (!back) {
+            add_words(err, IN_PLACE);
         }
-        return heft__fail_io(err, reason, "cannot flush the folder to disk");
+        return status;
     }
     heft__work_remove(writer);
     return HEFT_OK;
@@ -238,7 +254,8 @@ static heft_status exchange(heft__folder_writer *writer, const heft__map *writte
         if (heft__rename_with(writer->work, "new", writer->parent, writer->name, RENAME_EXCHANGE)) {
             exchanged = false;
         } else {
-            writer->stuck = true; /* the new one is in place, and what was there is kept */
+            writer->stuck = true; /* what was there is kept */
+            add_words(err, IN_PLACE);
             return status;
         }
     }
@@ -303,7 +320,8 @@ static heft_status publish_journal(heft__folder_writer *writer, const heft__jour
         if (good && !heft__sync(writer->folder)) {
             const int reason = errno;
             good = false;
-            (void)renameat(writer->folder, HEFT__JOURNAL, writer->work, "journal");
+            /* a journal that stays needs its work folder */
+            writer->stuck = renameat(writer->folder, HEFT__JOURNAL, writer->work, "journal") != 0;
             errno = reason;
         }
         status = good ? HEFT_OK : heft__fail_io(err, errno, "cannot write the journal");
@@ -320,11 +338,7 @@ static void take_back(heft__folder_writer *writer, const heft__journal *journal,
         return;
     }
     writer->stuck = true;
-    if (err) {
-        const size_t length = strlen(err->message);
-        snprintf(err->message + length, sizeof err->message - length,
-                 "; nothing loads from here until heft next opens or writes it");
-    }
+    add_words(err, "nothing loads from here until heft next opens or writes it");
 }
 
 static heft_status replace_files(heft__folder_writer *writer, heft__journal *journal,
@@ -342,8 +356,8 @@ static heft_status replace_files(heft__folder_writer *writer, heft__journal *jou
             if (renameat(writer->work, "journal", writer->folder, HEFT__JOURNAL) == 0) {
                 take_back(writer, journal, err);
             } else {
-                writer->stuck =
-                    true; /* the new files are in place, the old ones in the work folder */
+                writer->stuck = true; /* the old files are in the work folder */
+                add_words(err, IN_PLACE);
             }
         }
     }

@@ -489,10 +489,38 @@ bool heft__folder_has_path(const heft__folder_writer *writer, const char *path)
 }
 
 /* ---- end --------------------------------------------------------------------------------------- */
+/* The names of the parents that begin() made: without them, nothing below them is found. */
+static heft_status sync_parents(heft__folder_writer *writer, heft_error *err)
+{
+    char *path = heft__arena_text(&writer->arena, writer->path, strlen(writer->path));
+    char *slash = path && !writer->options.single ? strrchr(path, '/') : NULL;
+    if (!path) {
+        return heft__fail_nomem(err, strlen(writer->path));
+    }
+    if (slash) {
+        *slash = '\0';
+    }
+    while (*path && strlen(path) >= strlen(writer->made_parent)) {
+        slash = strrchr(path, '/');
+        const char *above = !slash ? "." : slash == path ? "/" : path;
+        *(slash ? slash : path) = '\0';
+        int folder = heft__open_at(AT_FDCWD, above, O_RDONLY | O_DIRECTORY, 0);
+        const bool synced = folder >= 0 && heft__sync(folder);
+        heft__dir_close(&folder);
+        if (!synced) {
+            return heft__fail_io(err, errno, "cannot flush the parent folder to disk");
+        }
+    }
+    return HEFT_OK;
+}
+
 heft_status heft__folder_commit(heft__folder_writer *writer, heft_error *err)
 {
     const bool is_new = writer->folder < 0;
-    heft_status status = is_new ? heft__commit_new(writer, err) : heft__commit_replace(writer, err);
+    heft_status status = writer->made_parent ? sync_parents(writer, err) : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = is_new ? heft__commit_new(writer, err) : heft__commit_replace(writer, err);
+    }
     writer->committed = status == HEFT_OK;
     return heft__add_path(status, err, writer->path);
 }
@@ -505,7 +533,8 @@ static void remove_parents(heft__folder_writer *writer)
     if (slash) {
         *slash = '\0';
     }
-    while (path && strlen(path) >= strlen(writer->made_parent) && rmdir(path) == 0) {
+    while (path && strlen(path) >= strlen(writer->made_parent) &&
+           (rmdir(path) == 0 || errno == ENOENT)) {
         slash = strrchr(path, '/');
         if (!slash) {
             break;

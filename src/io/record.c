@@ -227,6 +227,8 @@ static bool sync_all(const heft__journal *journal)
     return heft__sync(journal->old) && heft__sync(journal->new) && heft__sync(journal->folder);
 }
 
+/* The first entry point, config.json, goes first and comes last: weights that stay, in another format,
+ * do not load beside a config that is not theirs. */
 bool heft__journal_forward(const heft__journal *journal)
 {
     bool good = true;
@@ -239,7 +241,7 @@ bool heft__journal_forward(const heft__journal *journal)
         good = file->entry_point || (take_away(journal, file) && put_in(journal, file));
     }
     good = good && sync_all(journal);
-    for (size_t i = 0; i < journal->count && good; i++) {
+    for (size_t i = journal->count; i-- > 0 && good;) {
         good = !journal->files[i].entry_point || put_in(journal, &journal->files[i]);
     }
     return good && sync_all(journal);
@@ -277,7 +279,7 @@ bool heft__journal_back(const heft__journal *journal)
         good = file->entry_point || (take_out(journal, file) && put_back(journal, file));
     }
     good = good && sync_all(journal);
-    for (size_t i = 0; i < journal->count && good; i++) {
+    for (size_t i = journal->count; i-- > 0 && good;) {
         good = !journal->files[i].entry_point || put_back(journal, &journal->files[i]);
     }
     return good && sync_all(journal);
