@@ -1,17 +1,19 @@
 # Entry points. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
-#   make test | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
+#   make test | faults | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 FUZZ_SECONDS ?= 60
 CMAKE_FLAGS ?=
 build = cmake --preset $(1) --log-level=WARNING $(CMAKE_FLAGS) $(2) && cmake --build --preset $(1)
 run_tests = ctest --preset $(1) -j "$$(nproc)"
 
-.PHONY: all demo test bench fuzz m32 check interop clean
+.PHONY: all demo test faults bench fuzz m32 check interop clean
 all:
 	@tools/bootstrap
 	@$(call build,release)
 test: all
 	@$(call run_tests,release)
+faults: all
+	@build/release/tests/faults --heft build/release/heft
 demo: all
 	@HEFT=build/release/heft tools/demo $(if $(MODEL),"$(MODEL)")
 bench: all
