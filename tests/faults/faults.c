@@ -227,6 +227,39 @@ static void then(const char *command, tree *out)
     tree_read(w.destination, false, out);
 }
 
+static bool is_own(const tree_entry *entry)
+{
+    return entry->mtime != 0;
+}
+
+/* That the undisturbed result is right by itself: what is the user's stays, and weights are the source's. */
+static void check_new(void)
+{
+    char path[300], message[600];
+    meaning source;
+    for (size_t i = 0, k = 0; i < w.old.count; i++) {
+        while (k < w.new.count && strcmp(w.new.entries[k].path, w.old.entries[i].path) < 0) {
+            k++;
+        }
+        if (is_own(&w.old.entries[i]) &&
+            (k == w.new.count ||
+             memcmp(&w.new.entries[k], &w.old.entries[i], sizeof(tree_entry)))) {
+            fprintf(stderr, "faults: %s: '%s' is not as it was\n", w.scenario->name,
+                    w.old.entries[i].path);
+            exit(99);
+        }
+    }
+    if (strstr(w.scenario->command, "convert") && !strstr(w.scenario->command, "--dtype")) {
+        snprintf(path, sizeof path, "%s/source", top);
+        meaning_read(path, &source, message, sizeof message);
+        if (source.code != 0 || w.new_meaning.code != 0 ||
+            source.weights != w.new_meaning.weights) {
+            fprintf(stderr, "faults: %s: the weights are not the source's\n", w.scenario->name);
+            exit(99);
+        }
+    }
+}
+
 /* What the destination is before and after, undisturbed. Returns the number of calls. */
 static long begin_scenario(unsigned number, unsigned exchange)
 {
@@ -247,6 +280,7 @@ static long begin_scenario(unsigned number, unsigned exchange)
     const long calls = count_calls(w.scenario->command);
     tree_read(w.destination, false, &w.new);
     meaning_read(w.destination, &w.new_meaning, message, sizeof message);
+    check_new();
     if (w.scenario->rival && !(w.scenario->what & PLAIN)) {
         then(w.scenario->rival, &w.both);
         set_up();
