@@ -11,6 +11,7 @@
  *   kill killafter                  the process ends          pENOSPC pEIO pEROFS   all later writes fail as well
  *   power0 ... power4               the power fails: power.h
  *   reader                          the writer stops at the call, and a reader comes
+ *   strict                          the writer stops at the call, and heft load --strict comes
  *   reread                          the reader stops at its call, and the writer runs
  *   race                            the writer stops at the call, and a second writer comes
  * One line per violation, with options that repeat it, and one per scenario. Exit: 0 if there are no violations. */
@@ -38,7 +39,7 @@
 #define SCENARIOS_MAX 64
 #define SECONDS 60 /* that a point may take */
 
-typedef enum kind { KIND_FAULT, KIND_POWER, KIND_READER, KIND_REREAD, KIND_RACE } kind;
+typedef enum kind { KIND_FAULT, KIND_POWER, KIND_READER, KIND_STRICT, KIND_REREAD, KIND_RACE } kind;
 
 static const struct mode {
     const char *name;
@@ -63,6 +64,7 @@ static const struct mode {
     {"power3",    KIND_POWER,  INJECT_KILL,       3     },
     {"power4",    KIND_POWER,  INJECT_KILL,       4     },
     {"reader",    KIND_READER, INJECT_PAUSE,      0     },
+    {"strict",    KIND_STRICT, INJECT_PAUSE,      0     },
     {"reread",    KIND_REREAD, INJECT_PAUSE,      0     },
     {"race",      KIND_RACE,   INJECT_PAUSE,      0     },
 };
@@ -103,6 +105,7 @@ static struct worker {
     long first_count;
     tree old, new, source;
     meaning old_meaning, new_meaning;
+    int old_strict, new_strict;          /* exit codes of heft load --strict */
     tree rival_new, both, both_reversed; /* of races */
     tree got, got_later;
     unsigned violations;
@@ -208,6 +211,16 @@ static void set_up(void)
     }
 }
 
+#define STRICT "{H} load {D} --strict -q"
+
+static int load_strict(void)
+{
+    inject_job job = {.action = INJECT_NOTHING};
+    const int code = inject_whole(&job, STRICT);
+    take_printed();
+    return code;
+}
+
 static long count_calls(const char *command)
 {
     inject_job job = {.action = INJECT_COUNT};
@@ -276,10 +289,12 @@ static long begin_scenario(unsigned number, unsigned exchange)
     set_up();
     tree_read(w.destination, false, &w.old);
     meaning_read(w.destination, &w.old_meaning, message, sizeof message);
+    w.old_strict = load_strict();
     set_up();
     const long calls = count_calls(w.scenario->command);
     tree_read(w.destination, false, &w.new);
     meaning_read(w.destination, &w.new_meaning, message, sizeof message);
+    w.new_strict = load_strict();
     check_new();
     if (w.scenario->rival && !(w.scenario->what & PLAIN)) {
         then(w.scenario->rival, &w.both);
@@ -527,7 +542,34 @@ static void run_pair(pair *both, const char *first, const char *second, long n)
     free_words(others);
 }
 
-static void check_reader(const char *printed, const pair *both, int writer_code)
+static void check_writer(int code)
+{
+    tree_read(w.destination, false, &w.got);
+    if (code != 0) {
+        violation("beside a reader the writer ends with %d", code);
+    } else if (!tree_same(&w.got, &w.new)) {
+        violation("beside a reader the writer leaves %s: to NEW:%s", state_names[state_of(&w.got)],
+                  difference(&w.got));
+    }
+    check_rerun(STATE_NEW);
+}
+
+/* heft load --strict: as of OLD, as of NEW, or refused because the folder is being written. */
+static void run_strict(long n)
+{
+    pair both;
+    run_pair(&both, w.scenario->command, STRICT, n);
+    const int code = both.second_code;
+    if (code != w.old_strict && code != w.new_strict) {
+        shared->results[w.scenario_number].nothing++;
+        if (code != 3 && code != 4) {
+            violation("heft load --strict ends with %d: %s", code, both.second_printed);
+        }
+    }
+    check_writer(both.first_code);
+}
+
+static void check_reader(const char *printed, const pair *both)
 {
     unsigned long long weights = 0, config = 0;
     meaning got = {.code = -1};
@@ -546,14 +588,6 @@ static void check_reader(const char *printed, const pair *both, int writer_code)
             violation("the reader fails with %s", printed);
         }
     }
-    tree_read(w.destination, false, &w.got);
-    if (writer_code != 0) {
-        violation("beside a reader the writer ends with %d", writer_code);
-    } else if (!tree_same(&w.got, &w.new)) {
-        violation("beside a reader the writer leaves %s: to NEW:%s", state_names[state_of(&w.got)],
-                  difference(&w.got));
-    }
-    check_rerun(STATE_NEW);
 }
 
 static void run_readers(const struct mode *mode, long n)
@@ -568,7 +602,8 @@ static void run_readers(const struct mode *mode, long n)
         const char *last = strrchr(w.printed, '\n');
         line = last ? w.printed : line;
     }
-    check_reader(line, &both, comes ? both.first_code : both.second_code);
+    check_reader(line, &both);
+    check_writer(comes ? both.first_code : both.second_code);
 }
 
 static void run_race(long n)
@@ -622,6 +657,9 @@ static void run_point(const point *at)
     case KIND_READER:
     case KIND_REREAD:
         run_readers(mode, at->n);
+        break;
+    case KIND_STRICT:
+        run_strict(at->n);
         break;
     case KIND_RACE:
         run_race(at->n);
