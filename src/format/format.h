@@ -320,7 +320,7 @@ bool heft__offload_index_sniff(const void *head, size_t length);
 void heft__offload_index_write(heft__buffer *out, const heft__offload_entry *entries, size_t count);
 
 #define HEFT__OFFLOAD_INDEX "index.json"
-/* Whether there is an index of Accelerate's at the path. NOMEM. */
+/* Whether there is an index of Accelerate's at the path. NOMEM; IO if it cannot be read. */
 heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err);
 bool heft__offload_holds(heft_dtype dtype);            /* whether a .dat can have it */
 uint64_t heft__offload_dat_bytes(uint64_t size_bytes); /* of the file */

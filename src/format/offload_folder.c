@@ -9,21 +9,18 @@
 #define HEAD_BYTES ((size_t)64 << 10) /* looked at to know an index */
 
 /* Open an index; *opened stays NULL if it is none. */
-static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **opened,
-                              heft_error *err)
+static heft_status probe(heft_ctx *ctx, const char *path, heft__input **opened, heft_error *err)
 {
     heft__input *source = NULL;
-    heft_error reason = {
-        0}; /* a file that cannot be read is not an index; its reader reports the error */
     uint8_t *head = NULL;
     size_t length = 0;
-    heft_status status = heft__input_open(ctx, path, &source, &reason);
+    heft_status status = heft__input_open(ctx, path, &source, err);
     if (status == HEFT_OK) {
         const uint64_t size = heft__input_size(source);
         length = size < HEAD_BYTES ? (size_t)size : HEAD_BYTES;
         head = heft__alloc(ctx, length);
-        status = head ? heft__input_read(source, 0, head, length, &reason)
-                      : heft__fail_nomem(&reason, length);
+        status =
+            head ? heft__input_read(source, 0, head, length, err) : heft__fail_nomem(err, length);
     }
     if (status == HEFT_OK && heft__offload_index_sniff(head, length)) {
         *opened = source;
@@ -31,6 +28,15 @@ static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **ope
         heft__input_unref(source);
     }
     heft__free(ctx, head, length);
+    return status;
+}
+
+static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **opened,
+                              heft_error *err)
+{
+    heft_error reason = {
+        0}; /* a file that cannot be read is not an index; its reader reports the error */
+    const heft_status status = probe(ctx, path, opened, &reason);
     if (status == HEFT_NOMEM && err) {
         *err = reason;
     }
@@ -40,10 +46,15 @@ static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **ope
 heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err)
 {
     heft__input *opened = NULL;
-    const heft_status status = open_index(ctx, path, &opened, err);
+    heft_error reason = {0};
+    const heft_status status = probe(ctx, path, &opened, &reason);
+    const bool failed = status == HEFT_NOMEM || status == HEFT_IO;
     *known = opened != NULL;
     heft__input_unref(opened);
-    return status;
+    if (failed && err) {
+        *err = reason;
+    }
+    return failed ? status : HEFT_OK;
 }
 
 /* ---- the index ------------------------------------------------------------------------------- */
@@ -214,13 +225,19 @@ static heft_status list_files(heft__arena *arena, const char *folder, heft__map 
     heft__offload_index old = {0};
     bool known = false;
     size_t found;
-    heft_error reason = {0}; /* an index that cannot be read says nothing of other files */
+    heft_error reason = {0}; /* a malformed index says nothing of other files */
     heft_status status = path ? heft__offload_is_index(arena->ctx, path, &known, err)
                               : heft__fail_nomem(err, strlen(folder));
     if (status != HEFT_OK || !known) {
         return status;
     }
     status = heft__offload_index_read(arena->ctx, path, &old, &reason);
+    if (status == HEFT_IO) { /* what it names would stay */
+        if (err) {
+            *err = reason;
+        }
+        return status;
+    }
     bool good = status != HEFT_NOMEM &&
                 heft__map_put(names, HEFT__OFFLOAD_INDEX, strlen(HEFT__OFFLOAD_INDEX), 0, &found);
     for (size_t i = 0; i < old.count && good; i++) {
