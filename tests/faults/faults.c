@@ -369,7 +369,8 @@ static void check_rerun(state now)
     take_printed();
     tree_read(w.destination, false, &w.got_later);
     shared->results[w.scenario_number].reruns++;
-    const bool reuses = (w.scenario->what & ANY_TIMES) != 0; /* does not write what is there */
+    const bool reuses = (w.scenario->what & ANY_TIMES) || /* does not write what is there */
+                        ((w.scenario->what & RESUMES) && code == 11); /* keeps finished work */
     const bool may_exist = (w.scenario->what & PLAIN) && now == STATE_NEW;
     if (code != 0 && !(may_exist && code == 11)) {
         violation("run again after %s, it ends with %d: %s", state_names[now], code, w.printed);
@@ -396,8 +397,9 @@ static void check_end(const inject_job *job, state now, bool lasting)
     if (answers) {
         return;
     }
+    const bool unread = job->code == 4 && (w.scenario->what & ANY_TIMES); /* what it wrote */
     const bool no_locks = job->code == 7 && strcmp(job->at.name, "flock") == 0;
-    if (job->code != 3 && !no_locks && (job->code < 9 || job->code > 12)) {
+    if (job->code != 3 && !no_locks && !unread && (job->code < 9 || job->code > 12)) {
         violation("it ends with %d: %s", job->code, w.printed);
     } else if (!end || end != w.printed + length - 1) {
         violation("it ends with %d, and prints not one line: '%s'", job->code, w.printed);
