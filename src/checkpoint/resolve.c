@@ -30,12 +30,39 @@ static bool is_stale(heft__arena *arena, const char *folder, const char *single,
     return one && other && heft__path_is_newer(other, one, STALE_SECONDS);
 }
 
+/* Shards whose index is missing: the folder is no config alone. */
+static heft_status refuse_shards(heft__arena *arena, const heft__resolved *out, const char *variant,
+                                 heft_error *err)
+{
+    const heft__format *format;
+    const char *const *names = NULL;
+    size_t count = 0;
+    heft_status status = heft__folder_names(arena, out->folder, &names, &count, err);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        for (size_t k = 0; (format = heft__format_in_folder(NULL, k)) != NULL; k++) {
+            if (!format->index_name && heft__is_shard_name(names[i], format, variant)) {
+                const char *index = heft__weights_index(arena, format, variant);
+                return index ? heft__add_path(heft__fail(err, HEFT_FORMAT,
+                                                         "shard '%.200s' found, but no index '%s'",
+                                                         names[i], index),
+                                              err, out->folder)
+                             : heft__fail_nomem(err, 0);
+            }
+        }
+    }
+    return status;
+}
+
 /* "neither model.safetensors nor pytorch_model.bin, nor an index of either" */
 static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, const char *variant,
                                  heft_error *err)
 {
     const heft__format *format;
     const char *names = "";
+    heft_status status = refuse_shards(arena, out, variant, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL; i++) {
         if (!format->index_name) {
             const char *single = heft__weights_single(arena, format, variant);
@@ -46,8 +73,8 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
             }
         }
     }
-    heft_status status = heft__fail(err, HEFT_NOT_FOUND,
-                                    "no weights found: neither %s, nor an index for them", names);
+    status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: neither %s, nor an index for them",
+                        names);
     return heft__add_path(status, err, out->folder);
 }
 

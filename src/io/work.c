@@ -307,7 +307,13 @@ static bool make(heft__folder_writer *writer)
         return false;
     }
     writer->work = heft__dir_open(writer->home, writer->work_name);
-    if (writer->work < 0 || fstat(writer->work, &facts) != 0) {
+    if (writer->work < 0) {
+        const int reason = errno;
+        (void)unlinkat(writer->home, writer->work_name, AT_REMOVEDIR);
+        errno = reason;
+        return false;
+    }
+    if (fstat(writer->work, &facts) != 0) {
         return false;
     }
     if (facts.st_uid != geteuid()) { /* exchanged by somebody between the two calls */

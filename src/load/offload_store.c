@@ -372,6 +372,9 @@ static heft_status accept(heft__store *s, const char *index, heft_error *err)
         }
     }
     s->kept = status == HEFT_OK;
+    if (s->kept) {
+        heft__folder_tidy(s->model->ctx, s->options->offload_folder);
+    }
     return heft__add_path(status, err, index);
 }
 
