@@ -244,7 +244,7 @@ static void who_dies_leaves_nothing(void **state)
             ssize_t put = write(pipes[1], &byte, 1);
             (void)put;
             pause();
-            _exit(status);
+            _exit((int)status);
         }
         assert_int_equal(read(pipes[0], &byte, 1), 1);
         kill(child, SIGKILL);

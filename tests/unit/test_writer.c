@@ -573,7 +573,7 @@ static void callbacks_that_fail(void **state)
     }
 }
 
-static bool stop(void *user, const heft_progress *progress)
+static bool stop_writing(void *user, const heft_progress *progress)
 {
     (void)user;
     return progress->done_bytes == 0;
@@ -581,7 +581,7 @@ static bool stop(void *user, const heft_progress *progress)
 
 static void progress_can_cancel(void **state)
 {
-    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .progress = stop);
+    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .progress = stop_writing);
     heft_ctx *before = ctx;
     heft_error err;
     (void)state;
