@@ -99,6 +99,9 @@ struct heft_checkpoint {
     uint64_t total_bytes;
     heft__warnings warnings;
     heft__findings findings;
+    const struct heft_checkpoint
+        *beside;            /* lent, while it is surveyed: has some of the files open; NULL: none */
+    heft__map beside_paths; /* what they are called -> number in `beside` */
     struct heft__maps *maps; /* of map_tensor.c */
 };
 
@@ -107,6 +110,12 @@ struct heft_checkpoint {
 heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
                                     const heft_checkpoint_options *options, heft_checkpoint **out,
                                     heft_error *err);
+/* The same, where `other` has some of the files open already: paths[i] is what an index with claims calls
+ * its file i, NULL for none. Those are shared and not read again. */
+heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
+                                           const heft_checkpoint_options *options,
+                                           const heft_checkpoint *other, const char *const *paths,
+                                           heft_checkpoint **out, heft_error *err);
 /* The first finding that is an error, faults always and contradictions unless the shards are trusted:
  * what heft_checkpoint_open() fails with. */
 heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shards, heft_error *err);

@@ -19,13 +19,23 @@ struct opening {
     struct failure *failures; /* [file_count] */
 };
 
+/* The file if another checkpoint has it open; NULL else. */
+static heft__file *open_beside(const heft_checkpoint *ckpt, const char *path)
+{
+    const size_t at =
+        ckpt->beside ? heft__map_get(&ckpt->beside_paths, path, strlen(path)) : HEFT__MAP_NONE;
+    return at == HEFT__MAP_NONE ? NULL : ckpt->beside->files[at].file;
+}
+
 static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *err)
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
     const heft__format *format = ckpt->where.index_format;
+    heft__file *there = open_beside(ckpt, slot->info.path);
     heft__input *source = NULL;
-    heft_status status = heft__input_open(ckpt->ctx, slot->info.path, &source, err);
-    if (status == HEFT_OK) {
+    heft_status status = there ? heft__file_share(ckpt->ctx, there, &slot->file, err)
+                               : heft__input_open(ckpt->ctx, slot->info.path, &source, err);
+    if (source) {
         status = format && format->open_file
                      ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &slot->file, err)
                      : heft__file_open(ckpt->ctx, source, &slot->file, err);
@@ -35,7 +45,7 @@ static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *
     }
     if (status == HEFT_OK) {
         slot->info.format = format && format->open_file ? format->id : slot->file->format;
-        slot->info.size_bytes = heft__input_size(source);
+        slot->info.size_bytes = heft__input_size(slot->file->source);
         slot->info.tensors = slot->file->tensor_count;
     }
     heft__input_unref(source);
@@ -394,22 +404,51 @@ static heft_status finish(heft_checkpoint *ckpt, heft_status status, const char 
     return HEFT_OK;
 }
 
-heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
-                                    const heft_checkpoint_options *options, heft_checkpoint **out,
-                                    heft_error *err)
+/* Take what `other` has open, by the paths that an index has for it. */
+static heft_status take_beside(heft_checkpoint *ckpt, const heft_checkpoint *other,
+                               const char *const *paths, heft_error *err)
+{
+    size_t found;
+    ckpt->beside = other;
+    for (size_t i = 0; other && i < other->file_count; i++) {
+        if (paths[i] &&
+            !heft__map_put(&ckpt->beside_paths, paths[i], strlen(paths[i]), i, &found)) {
+            return heft__fail_nomem(err, strlen(paths[i]));
+        }
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
+                                           const heft_checkpoint_options *options,
+                                           const heft_checkpoint *other, const char *const *paths,
+                                           heft_checkpoint **out, heft_error *err)
 {
     heft_checkpoint *ckpt = begin(ctx, err);
     if (!ckpt) {
         return HEFT_NOMEM;
     }
-    heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
+    heft__map_init(&ckpt->beside_paths, ctx);
+    heft_status status = take_beside(ckpt, other, paths, err);
+    if (status == HEFT_OK) {
+        status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
+    }
     if (status == HEFT_OK) {
         status = survey(ckpt, err);
     }
+    heft__map_fini(&ckpt->beside_paths);
+    ckpt->beside = NULL;
     if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }
     return finish(ckpt, status, path, out, err);
+}
+
+heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
+                                    const heft_checkpoint_options *options, heft_checkpoint **out,
+                                    heft_error *err)
+{
+    return heft__checkpoint_survey_beside(ctx, path, options, NULL, NULL, out, err);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
