@@ -30,6 +30,10 @@ typedef struct heft__resolved {
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
 } heft__resolved;
 
+/* What a path names, through the hub's cache and with the subfolder (NULL or "": none): a file or folder
+ * that is there; the path itself, or in the arena. */
+heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,
+                               const char **out, heft_error *err);
 /* Strings live in the arena. */
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,

@@ -139,29 +139,40 @@ static heft_status resolve_file(heft__arena *arena, const char *path, heft__reso
     return status;
 }
 
+heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,
+                               const char **out, heft_error *err)
+{
+    const char *at = path;
+    if (!heft__path_exists(path) && heft__hub_is_name(path)) { /* what is there wins over a name */
+        heft_status status = heft__hub_find(arena, path, &at, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+    }
+    if (is_given(subfolder)) {
+        at = heft__path_join(arena, at, subfolder);
+    }
+    if (!at) {
+        return heft__fail_nomem(err, strlen(path));
+    }
+    if (!heft__path_exists(at)) {
+        return heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
+    }
+    *out = at;
+    return HEFT_OK;
+}
+
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err)
 {
     heft__resolved found = {0};
-    const char *at = path;
-    if (!heft__path_exists(path) && heft__hub_is_name(path)) { /* what is there wins over a name */
-        heft_status status = heft__hub_find(arena, path, &path, err);
-        if (status != HEFT_OK) {
-            return status;
-        }
-        at = path;
+    const char *at = NULL;
+    heft_status status = heft__resolve_path(arena, path, options->subfolder, &at, err);
+    if (status != HEFT_OK) {
+        return status;
     }
-    if (is_given(options->subfolder)) {
-        at = heft__path_join(arena, path, options->subfolder);
-    }
-    if (!at) {
-        return heft__fail_nomem(err, strlen(path));
-    }
-    heft_status status = HEFT_OK;
-    if (!heft__path_exists(at)) {
-        status = heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
-    } else if (heft__path_is_folder(at)) {
+    if (heft__path_is_folder(at)) {
         found.folder = heft__arena_text(arena, at, strlen(at));
         status =
             found.folder ? resolve_folder(arena, options, &found, err) : heft__fail_nomem(err, 0);

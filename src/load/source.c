@@ -13,12 +13,12 @@ static bool is_json(const char *path)
 }
 
 /* Where a config alone may be if there is no checkpoint: the folder in which no weights were found, or
- * the file itself; NULL for none. */
-static const char *config_instead(const heft_source *source, const char *path, heft_status status)
+ * the file itself; NULL for none. `at`: what the path names, NULL if that is not there. */
+static const char *config_instead(const heft_source *source, const char *path, const char *at,
+                                  heft_status status)
 {
-    const char *folder = source->no_weights.path;
     if (status == HEFT_NOT_FOUND && !source->survey) {
-        return heft__path_is_folder(folder) ? folder : NULL;
+        return at && heft__path_is_folder(at) ? at : NULL;
     }
     return status == HEFT_FORMAT && is_json(path) ? path : NULL;
 }
@@ -50,12 +50,17 @@ static heft_status read_config(heft_source *source, heft_error *err)
     return status == HEFT_OK ? HEFT_OK : keep_error(status, &why, &source->no_config, err);
 }
 
-/* Survey the checkpoint and judge it; no_weights is filled on failure. */
+/* Survey the checkpoint and judge it; no_weights is filled on failure. *at is what the path names. */
 static heft_status open_weights(heft_source *source, const char *path,
-                                const heft_checkpoint_options *options)
+                                const heft_checkpoint_options *options, const char **at)
 {
     heft_error *why = &source->no_weights;
-    heft_status status = heft__checkpoint_survey(source->ctx, path, options, &source->survey, why);
+    heft_checkpoint_options here = *options;
+    heft_status status = heft__resolve_path(&source->arena, path, options->subfolder, at, why);
+    here.subfolder = NULL; /* it is in *at */
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_survey(source->ctx, *at, &here, &source->survey, why);
+    }
     if (status == HEFT_OK) {
         status = heft__checkpoint_judge(source->survey, true, why);
     }
@@ -110,8 +115,9 @@ static heft_status open_path(heft_source *source, const char *path,
     if (status != HEFT_OK || source->config) {
         return status;
     }
-    status = open_weights(source, path, options);
-    const char *at = config_instead(source, path, status);
+    const char *named = NULL;
+    status = open_weights(source, path, options, &named);
+    const char *at = config_instead(source, path, named, status);
     if (at && !source->variant) {
         status = open_config(source, at, status);
     }
