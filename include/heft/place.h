@@ -136,11 +136,13 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
                                double *placed);
 /** Return the largest module that must not be split, and its bytes; lent. */
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
-/** Get the sizes needed to stream the blocks on disk one after another: `one` is the largest block,
- * `two` the largest pair of adjacent blocks (for read-ahead; the first block follows the last).
- * Both are 0 if no block is on disk. Returns the recommended streaming budget: two adjacent blocks
- * if they fit in what is left of the CPU budget, otherwise one. If even one does not fit, returns
- * what is left; streaming will fail. */
+/** Get the sizes needed to stream what is on disk unit by unit, as heft_residency has units (a layer
+ * and each of its experts are units of their own): `one` is the largest unit, the smallest budget
+ * that a residency accepts; `two` the largest pair of adjacent units in the model's order (for
+ * read-ahead; the first unit follows the last). Both are 0 if nothing is on disk. Returns the
+ * recommended streaming budget: two adjacent units if they fit in what is left of the CPU budget,
+ * otherwise one. If even one does not fit, returns what is left; streaming will fail. A caller that
+ * acquires several units at once, such as a layer with some of its experts, needs their sum. */
 HEFT_API double heft_plan_stream(const heft_plan *plan, double *one, double *two);
 /** Return the reason for the size of the CPU budget; "given" if the caller set it. */
 HEFT_API const char *heft_plan_reason(const heft_plan *plan);

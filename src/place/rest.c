@@ -1,7 +1,8 @@
 /* rest.c - what no accelerator takes: a run for the processor, the others for the disk.
  *
  * The processor keeps, beside its run, room to bring the others in: two neighbors at a time, one that
- * is used and one that comes, the first behind the last. Where two have no room, one at a time.
+ * is used and one that comes, the first behind the last. Where two have no room, one at a time. A layer
+ * and each of its experts come on their own, so of these it is two, or one, not the whole layer.
  * Of very many units only the first runs are looked at.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
@@ -18,12 +19,21 @@ static bool is_in(const struct run *run, size_t i)
     return i >= run->first && i < run->end;
 }
 
-/* Of two units at once: a tensor that both have counts once. */
+/* Of a unit and the next at once: a tensor that both have counts once. */
 static double both(const heft__rest_unit *a, const heft__rest_unit *b)
 {
-    const bool tied = a->leader == b->leader;
+    const bool tied = a->leader == b->leader && !a->apart && !b->apart;
     const double less = a->tied < b->tied ? a->tied : b->tied, more = a->tied + b->tied - less;
-    return a->stream + b->stream - (!tied ? 0 : less > 0 ? less : more);
+    return (a->apart ? a->last : a->stream) + (b->apart ? b->first : b->stream) -
+           (!tied      ? 0
+            : less > 0 ? less
+                       : more);
+}
+
+/* Of a unit alone. */
+static double alone(const heft__rest_unit *unit, bool lone)
+{
+    return !unit->apart ? unit->stream : lone ? unit->one : unit->two;
 }
 
 /* The most bytes that are brought in at once, if a run has memory; what is tied is where the unit is that
@@ -36,13 +46,15 @@ static double room_beside(const heft__rest_unit *units, size_t count, const stru
     for (size_t i = 0; i < count; i++) {
         const heft__rest_unit *unit = &units[i];
         if (unit->stream > 0 && !is_in(run, unit->leader)) {
-            const double own = last && !lone ? both(last, unit) : unit->stream;
+            const double own = alone(unit, lone), pair = last && !lone ? both(last, unit) : 0;
             room = own > room ? own : room;
+            room = pair > room ? pair : room;
             start = start ? start : unit;
             last = unit;
         }
     }
-    const double around = start != last && !lone ? both(last, start) : 0;
+    const bool goes_around = !lone && start && (start != last || start->apart);
+    const double around = goes_around ? both(last, start) : 0;
     return around > room ? around : room;
 }
 

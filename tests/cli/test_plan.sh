@@ -144,7 +144,7 @@ json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "beside_by
 json '0 < d["stream"]["one_bytes"] <= d["stream"]["budget_bytes"] <= 2000000000 - d["placed_bytes"]["cpu"]'
 run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
 shows "$out" '^loading +[0-9.]+ GB at most: '
-shows "$out" '^streaming +[0-9.]+ MB more, for two blocks at a time$'
+shows "$out" '^streaming +[0-9.]+ MB more, for two units at a time$'
 run 0 plan "$config" --json --strategy best --max-memory 0=8GB
 json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 100e6'
 printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/plan.json"
