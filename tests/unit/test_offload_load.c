@@ -70,7 +70,7 @@ static void expect_equal(const heft_model *placed, const heft_model *whole, bool
         test_expect_status(heft_model_tensor(placed, i, &left, &err), HEFT_OK, &err, what);
         test_expect_status(heft_model_tensor(whole, i, &right, &err), HEFT_OK, &err, what);
         if (left->dtype != right->dtype || left->size_bytes != right->size_bytes ||
-            memcmp(left->data, right->data, left->size_bytes) != 0) {
+            memcmp(left->data, right->data, (size_t)left->size_bytes) != 0) {
             fail_msg("%s: '%s' differs", what, parameter->name);
         }
         if (parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT) {

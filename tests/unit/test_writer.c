@@ -381,7 +381,7 @@ static void every_dtype_that_the_format_holds(void **state)
             uint8_t found[256];
             assert_string_equal(info->name, heft_dtype_name(info->dtype));
             assert_int_equal(heft_checkpoint_read(ckpt, i, found, sizeof found, &err), HEFT_OK);
-            assert_memory_equal(found, bytes, info->size_bytes);
+            assert_memory_equal(found, bytes, (size_t)info->size_bytes);
         }
         heft_checkpoint_close(ckpt);
         test_folder_remove(at("out"));
