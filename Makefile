@@ -1,4 +1,4 @@
-# The front door. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
+# Entry points. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
 #   make test | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 FUZZ_SECONDS ?= 60

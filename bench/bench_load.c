@@ -1,18 +1,18 @@
-/* bench_load.c - one case of loading, initializing or saving in a process of its own.
+/* bench_load.c - one case of loading, initializing or saving in a separate process.
  *
- *   bench_load load MODE DTYPE PATH    instantiate, every byte brought in; MODE auto map copy shared
- *   bench_load into PATH               into a float32 model that exists and has values
+ *   bench_load load MODE DTYPE PATH    load, every byte in memory; MODE auto map copy shared
+ *   bench_load into PATH               into an existing float32 model with values
  *   bench_load init CONFIG             random values in float32
  *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
  *   bench_load place S BYTES PATH      plan by strategy S with BYTES for cpu, and load
- *   bench_load pass S BYTES PATH       the same; the time is that of one pass over all units
+ *   bench_load pass S BYTES PATH       the same; times one pass over all units
  *   bench_load coldpass S BYTES PATH   after the files were pushed out of the page cache
  *   bench_load memcpy BYTES            two threads copy into fresh huge pages: a limit
  *   bench_load read HOW PATH           raw read of a file: buffered, direct
- *   bench_load warm BYTES              touch memory and give it back, so that the host has it backed
+ *   bench_load warm BYTES              touch memory and free it, so that the host has backed it
  *
- * Prints "ready" and one line of JSON: seconds of the call, memory. With HEFT_BENCH_HOLD it then waits for the
- * end of its input, and says so by a line, with the model in memory. */
+ * Prints "ready" and one line of JSON: seconds of the call, memory. With HEFT_BENCH_HOLD it then keeps
+ * the model in memory until its input ends, and prints the memory again for each line of input. */
 #include <heft/heft.h>
 
 #include <fcntl.h>
@@ -397,7 +397,7 @@ int main(int count, char **words)
         memset(huge_pages(bytes), 1, bytes);
         code = 0;
     } else {
-        fputs("bench_load: the comment on top of bench_load.c says how\n", stderr);
+        fputs("bench_load: see the comment at the top of bench_load.c for usage\n", stderr);
     }
     heft_ctx_free(ctx);
     return code;

@@ -1,6 +1,6 @@
 /* bench_open.c - how long opening a checkpoint takes: all names and shapes, no tensor byte.
  *
- *   bench_open PATH [RUNS]             prints the least milliseconds of RUNS (9), the tensors, and the peak of the heap
+ *   bench_open PATH [RUNS]             prints the minimum milliseconds of RUNS (9), the tensors, and the heap's peak
  *   bench_open INDEX.index.json [RUNS] the same for reading the index alone: names and files, no shapes */
 #include "format/format.h"
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Opening (all names and shapes, no tensor byte), heft beside its peers in the same run.
+"""Opening (all names and shapes, no tensor byte): heft compared with other libraries in the same run.
 
     python3 bench/open.py build/release/bench_open
 
 Needs torch and safetensors (tests/interop/requirements.txt). Files are made in a temporary folder and removed. Each
-figure is the least of several runs, in milliseconds, in one process each; ratios are the peer's by heft's.
+figure is the minimum of several runs in one process, in milliseconds; a ratio is the other library's time divided by heft's.
 """
 import json, os, subprocess, sys, tempfile, time
 import torch

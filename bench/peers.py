@@ -1,10 +1,10 @@
-"""One case of a peer in a process of its own; prints "ready" and a line of JSON as bench_load does.
+"""One case of another library in a separate process; prints "ready" and a line of JSON, as bench_load does.
 
     peers.py CASE PATH [DST]
 
 Cases: transformers, transformers_f32, safetensors, torch_load, torch_mmap, classic, load_sharded, accelerate, from_config, save;
-acc_place, acc_pass, acc_coldpass, acc_forward and acc_coldforward: DST is an offload folder, 0.6 GB are for cpu.
-Imports come before the clock of `seconds`.
+acc_place, acc_pass, acc_coldpass, acc_forward and acc_coldforward: DST is an offload folder, the budget of cpu is 0.6 GB.
+`seconds` does not include imports.
 """
 
 import json, os, sys, time
@@ -55,7 +55,7 @@ def disk_bytes(key):
 
 
 def acc_place():
-    """What is not on the processor is copied into the offload folder."""
+    """Weights that are not on the CPU are copied into the offload folder."""
     import accelerate
 
     with accelerate.init_empty_weights():
@@ -76,7 +76,7 @@ def make_cold(*folders):
 
 
 def acc_pass():
-    """The hooks that forward() would call, module by module, without what is computed between them."""
+    """The hooks that forward() would call, module by module, without the computation between them."""
     for _, module in MODEL.named_modules():
         hook = getattr(module, "_hf_hook", None)
         if hook is not None:

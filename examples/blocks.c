@@ -3,14 +3,14 @@
  *   cc blocks.c $(pkg-config --cflags --libs heft) -o blocks
  *   ./blocks FOLDER BYTES
  *
- * BYTES are for weights, those that stay in memory and those that come and go. */
+ * BYTES is the budget for weights: those that stay in memory, and those that are streamed. */
 #include <heft/heft.h>
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Where each parameter is to live: the skeleton costs nothing. */
+/* Decide which parameters stay in memory. The skeleton has names and shapes only. */
 static heft_status make_plan(const heft_source *source, double bytes, heft_plan **plan,
                              heft_error *err)
 {
@@ -26,7 +26,7 @@ static heft_status make_plan(const heft_source *source, double bytes, heft_plan 
     return status;
 }
 
-/* A unit's tensors are in memory while the lease is held; the next units are on their way meanwhile. */
+/* A unit's tensors stay in memory until the lease is freed; meanwhile the next units are read. */
 static heft_status use_unit(heft_residency *residency, size_t number, heft_error *err)
 {
     const heft_unit *unit = heft_residency_unit(residency, number);
@@ -57,7 +57,7 @@ static heft_status run(heft_ctx *ctx, const char *path, double bytes, heft_error
         const heft_load_options options = HEFT_OPTIONS(heft_load_options, .plan = plan);
         status = heft_model_load(source, &options, &model, NULL, err);
     }
-    heft_source_close(source); /* the model keeps what it needs of it */
+    heft_source_close(source); /* the model keeps what it needs */
     if (status == HEFT_OK) {
         const heft_residency_options options = HEFT_OPTIONS(
             heft_residency_options, .budget_bytes = (uint64_t)heft_plan_stream(plan, &one, &two));

@@ -19,7 +19,7 @@ static void print_tensor(const heft_tensor_info *info, const heft_tensor *tensor
     printf("] in %s, %s\n", info->file, tensor->flags & HEFT_TENSOR_MAPPED ? "mapped" : "copied");
     if (tensor->dtype == HEFT_DTYPE_F32 &&
         (tensor->rank == 0 || tensor->strides[tensor->rank - 1] == 1)) {
-        const float *values = tensor->data; /* at least the last dimension lies in one piece */
+        const float *values = tensor->data; /* the last dimension is contiguous */
         uint64_t row = tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
         for (uint64_t i = 0; i < 8 && i < row && elems > 0; i++) {
             printf("%s%.9g", i ? " " : "", (double)values[i]);

@@ -1,9 +1,10 @@
-/* load_sharded.c - load a sharded checkpoint into a model that exists already.
+/* load_sharded.c - load a sharded checkpoint into an existing model.
  *
  *   ./load_sharded CONFIG FOLDER [lax]
  *
- * Makes the model of a config.json with random weights, then puts the checkpoint's weights over
- * them, one shard after another. Prints one line of JSON. Peak: the model and one staging buffer.
+ * Creates the model of a config.json with random weights, then overwrites them with the
+ * checkpoint's weights, one shard after another. With `lax`, missing and unexpected keys are not
+ * errors. Prints one line of JSON. Peak memory: the model and one staging buffer.
  */
 #include <heft/heft.h>
 
@@ -20,7 +21,7 @@ static float some_value(const heft_model *model)
         const heft_parameter *p = heft_model_parameter(model, i);
         if (p->dtype == HEFT_DTYPE_F32 && p->rank == 2 && p->shape[0] > 1 && p->shape[1] > 0 &&
             heft_model_tensor(model, i, &tensor, NULL) == HEFT_OK) {
-            /* of the second row: the first may be a padding token's, which is zero */
+            /* from the second row: the first may be that of the padding token, which is 0 */
             value = ((const float *)tensor->data)[tensor->strides[0]];
         }
     }

@@ -1,4 +1,4 @@
-/* write.c - write tensors of one's own: one from memory, one whose bytes are made as they are written.
+/* write.c - write a program's own tensors: one from memory, one generated while it is written.
  *
  *   cc write.c $(pkg-config --cflags --libs heft) -o write
  *   ./write FOLDER          model.safetensors and config.json in a folder
@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Any number of bytes at a time: what is asked for may be more than there is room for elsewhere. */
+/* Generates the requested bytes. A callback may also produce fewer bytes than requested. */
 static heft_status fill_with_ones(void *user, uint64_t offset, void *dst, size_t length,
                                   size_t *filled, heft_error *err)
 {
@@ -39,7 +39,7 @@ static heft_status add_weight(heft_ctx *ctx, heft_writer *writer, heft_error *er
         status = heft_tensor_new(storage, &spec, &tensor, err);
     }
     if (status == HEFT_OK) {
-        status = heft_writer_add(writer, "weight", tensor, err); /* keeps the storage */
+        status = heft_writer_add(writer, "weight", tensor, err); /* references the storage */
     }
     heft_tensor_free(tensor);
     heft_storage_unref(storage);
@@ -73,7 +73,7 @@ static heft_status write_all(heft_ctx *ctx, const char *dst, heft_error *err)
         status = heft_writer_side_file(writer, "config.json", config, sizeof config - 1, err);
     }
     if (status == HEFT_OK) {
-        status = heft_writer_commit(writer, &report, err); /* everything appears now, or nothing */
+        status = heft_writer_commit(writer, &report, err); /* all becomes visible, or nothing */
     }
     for (size_t i = 0; status == HEFT_OK && i < report->file_count; i++) {
         printf("%s: %zu tensors\n", report->files[i].name, report->files[i].tensors);

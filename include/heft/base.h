@@ -1,15 +1,18 @@
 /* heft/base.h - status codes, errors, the context, and parsing of sizes. All other headers of heft
- * include this one.
+ * except dlpack.h include this one.
  *
  * Conventions of all headers: a function that can fail returns a heft_status, which the caller must
  * check, and takes an optional heft_error as its last argument. On success, `err` is unchanged; on
- * failure, outputs are unchanged. "borrowed": used only during the call. "taken": ownership moves
- * to heft. "owned": the caller must free it. "filled": written through the pointer. "lent": stays the
- * library's, and is valid while its owner exists.
+ * failure, outputs are unchanged. The words for ownership are: "borrowed", heft uses the argument
+ * only during the call; "taken", ownership moves to heft; "owned", the caller must free it;
+ * "filled", heft writes through the pointer; "lent", it belongs to heft and is valid while its
+ * owner exists. A function that allocates can fail with NOMEM even where Errors does not list it.
+ * Arguments must not be NULL unless their description says so.
  *
  * Structures that the caller allocates begin with their size, so that later versions of the library
  * can add members at the end: create options with HEFT_OPTIONS(), and structures to be filled with
- * HEFT_SIZED(). A NULL pointer to options means defaults, and so does a member that is 0. */
+ * HEFT_SIZED(). A NULL pointer to options selects the defaults; a member that is 0 selects its
+ * default. */
 #ifndef HEFT_BASE_H
 #define HEFT_BASE_H
 
@@ -31,10 +34,10 @@ extern "C" {
 #define HEFT_MUST_CHECK __attribute__((warn_unused_result))
 
 /**
- * Create options of a type, with designated members: `&HEFT_OPTIONS(heft_load_options, .strict =
- * true)`.
+ * Create options of a type, with the members that are named:
+ * `&HEFT_OPTIONS(heft_load_options, .strict = true)`.
  *
- * Members of `type` that are not named are 0, which means their default. A function that takes
+ * Members that are not named are 0, which selects their default. A function that takes
  * options returns INVALID_ARG if struct_size is 0, or if the options are of a newer library version
  * and a member that this version does not know is not 0.
  */
@@ -44,8 +47,7 @@ extern "C" {
  * that the caller's version of the structure has. */
 #define HEFT_SIZED(type) ((type){.struct_size = sizeof(type)})
 
-/* Columns: name, exit code of the command, text. Enum, names and exit codes are generated from this
- * table. */
+/* Columns: name, exit code of the command, text. The enum is generated from this table. */
 #define HEFT_STATUS_TABLE(X)                                                                       \
     X(OK, 0, "ok")                                                                                 \
     X(INVALID_ARG, 2, "invalid argument")                                                          \
@@ -80,11 +82,11 @@ typedef struct heft_error {
     char message[512]; /* one line, no full stop, control characters escaped */
 } heft_error;
 
-/** Return the name of a status, such as "FORMAT" for HEFT_FORMAT. Never NULL. */
+/** Return the name of a status, such as "FORMAT" for HEFT_FORMAT; static, never NULL. */
 HEFT_API const char *heft_status_name(heft_status status);
-/** Return the one-line meaning of a status. Never NULL. */
+/** Return a short description of a status, such as "malformed file"; static, never NULL. */
 HEFT_API const char *heft_status_text(heft_status status);
-/** Return the exit code of the command for a status. */
+/** Return the exit code of the `heft` command for a status. */
 HEFT_API int heft_status_exit_code(heft_status status);
 
 /**
@@ -93,7 +95,7 @@ HEFT_API int heft_status_exit_code(heft_status status);
  * @param err  borrowed
  * @param dst  filled, NUL-terminated if cap > 0
  * @param cap  bytes at dst
- * @return     the length of the complete line, as for snprintf
+ * @return     the length of the complete line, even if it was truncated, as for snprintf()
  */
 HEFT_API int heft_error_format(const heft_error *err, char *dst, size_t cap);
 /** Print an error to a stream, as one line with a newline. Both arguments are borrowed. */
@@ -105,13 +107,15 @@ HEFT_API const char *heft_version(void);
 /* ---- context --------------------------------------------------------------------------------- */
 
 /**
- * Memory   functions. `free` and `resize` get the size of the block, so that an allocator needs no
- *          block headers. `alloc` returns NULL if it is out of memory; blocks are aligned as those
- *          of malloc. `resize` may be NULL: heft then uses alloc, copy and free.
+ * The caller's memory functions.
  *
- * Threads  called from several threads at once, the caller's and those of the context; a block may
- *          be freed on another thread than the one that allocated it. The functions must not call
- *          heft. `user` must stay valid until the last object created from the context is freed.
+ * `alloc` returns a block that is aligned as by malloc(), or NULL if out of memory. `free` and
+ * `resize` get the size of the block, so that an allocator needs no block headers. `resize` may be
+ * NULL: heft then allocates, copies and frees. The functions must not call heft. `user` must stay
+ * valid until the last object created from the context is freed.
+ *
+ * Threads  the functions are called from several threads at once, the caller's and the context's; a
+ *          block may be freed on another thread than the one that allocated it.
  */
 typedef struct heft_allocator {
     void *(*alloc)(void *user, size_t bytes);
@@ -120,14 +124,14 @@ typedef struct heft_allocator {
     void *user;
 } heft_allocator;
 
-/** Upper bounds on what a file may claim, against hostile files. A member that is 0 means its
- * default, which is given here. */
+/** Upper bounds on what a file may claim, as protection against hostile files. The default, which 0
+ * selects, is given with each member. */
 typedef struct heft_limits {
     size_t struct_size;    /* set by HEFT_OPTIONS */
-    uint64_t header_bytes; /* safetensors header, zip directory: 100,000,000 */
-    uint64_t pickle_bytes; /* data.pkl, legacy object pickle: 256 MiB */
-    uint64_t index_bytes;  /* *.index.json: 1 GiB */
-    uint64_t config_bytes; /* config.json and similar files: 16 MiB */
+    uint64_t header_bytes; /* a safetensors header, a zip's central directory: 100,000,000 */
+    uint64_t pickle_bytes; /* a pickle: 256 MiB */
+    uint64_t index_bytes;  /* an *.index.json, a manifest: 1 GiB */
+    uint64_t config_bytes; /* a config.json: 16 MiB */
     uint64_t tensors;      /* tensors in one file: 16 Mi */
     uint64_t name_bytes;   /* one tensor name: 64 KiB */
     uint64_t shards;       /* files in one checkpoint: 100,000 */
@@ -142,20 +146,20 @@ typedef struct heft_progress {
     uint64_t total_bytes; /* 0 if unknown */
 } heft_progress;
 
-/** Called at intervals on the thread that called the operation, never on a thread of heft's own.
- * Return false to cancel: the operation then returns HEFT_CANCELLED and leaves nothing half
- * done. */
+/** Called repeatedly during an operation, on the thread that called the operation. Return false to
+ * cancel: the operation then fails with HEFT_CANCELLED, and its result is as after any other
+ * failure. */
 typedef bool (*heft_progress_fn)(void *user, const heft_progress *progress);
-/** Called with a message for the user: one line, without a newline. Called on the thread that
- * called the operation. */
+/** Called with a message for the user, one line without a newline, on the thread that called the
+ * operation. */
 typedef void (*heft_log_fn)(void *user, const char *line);
 
 typedef struct heft_ctx_options {
     size_t struct_size;              /* set by HEFT_OPTIONS */
     const heft_allocator *allocator; /* copied; NULL: malloc, and huge pages for large blocks */
-    unsigned threads;                /* working at once; 0: as many as the process may use */
-    size_t staging_bytes;            /* buffer for copying and casting; 0: 64 MiB */
-    const heft_limits *limits;       /* copied; NULL: defaults */
+    unsigned threads;     /* maximum number that compute at once; 0: one per CPU of the process */
+    size_t staging_bytes; /* size of a staging buffer; 0: 64 MiB; at least 64 KiB is used */
+    const heft_limits *limits; /* copied; NULL: defaults */
     heft_progress_fn progress;
     void *progress_user;
     heft_log_fn log;
@@ -163,13 +167,13 @@ typedef struct heft_ctx_options {
 } heft_ctx_options;
 
 /**
- * The allocator, threads, limits and callbacks of all objects created from it. There is no global
- * state.
+ * A context: the allocator, threads, limits and callbacks of all objects created from it. The
+ * library has no other state.
  *
  * A context creates threads when an operation first needs them, reuses them for later operations,
- * and ends them when it is freed. They block signals sent to the process. Operations that wait for
- * a disk may use more than `threads` threads, up to four; a residency uses one more. If the system
- * cannot create threads, the calling thread does all the work.
+ * and ends them when it is freed. These threads block signals that are sent to the process.
+ * Operations that wait for a disk use up to four threads even if `threads` is less; a residency
+ * uses one more. If the system cannot create threads, the calling thread does all the work.
  *
  * After fork(), the child may use the context, which then creates threads of its own. Do not call
  * fork() inside a callback. Operations that other threads of the parent were executing do not
@@ -181,15 +185,16 @@ typedef struct heft_ctx heft_ctx;
  * Create a context.
  *
  * @param options  borrowed; NULL for defaults
- * @return         owned, or NULL if out of memory or if the options' sizes are invalid
+ * @return         owned; NULL if out of memory, or if `options` or its limits have an invalid
+ *                 struct_size (HEFT_OPTIONS())
  *
- * Memory   some hundred bytes, and 264 KiB of address space for each thread's stack. Objects
+ * Memory   a few hundred bytes, and 264 KiB of address space for each thread's stack. Objects
  *          created from a context keep it alive.
- * Threads  may be shared by all threads.
+ * Threads  any number of threads may use a context at once.
  */
 HEFT_API heft_ctx *heft_ctx_new(const heft_ctx_options *options);
-/** Release a context. NULL is allowed. Its memory is freed and its threads end when the last object
- * created from it is freed, which any thread may do. */
+/** Free a context. It stays alive until the last object created from it is freed, which may happen
+ * on any thread; then its threads end. NULL is allowed. */
 HEFT_API void heft_ctx_free(heft_ctx *ctx);
 
 /**
@@ -204,9 +209,8 @@ HEFT_API void heft_ctx_memory(const heft_ctx *ctx, uint64_t *live_bytes, uint64_
 /**
  * Parse a size such as `200MB`, `1.5 GiB` or `4096`.
  *
- * KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024. Upper and lower
- * case are accepted; a plain number is in bytes. Decimal fractions are exact; a fraction of a byte
- * is dropped.
+ * KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024; a plain number is
+ * in bytes. Case does not matter. The result is exact; a fraction of a byte is dropped.
  *
  * @param text   borrowed
  * @param bytes  filled

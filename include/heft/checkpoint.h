@@ -1,5 +1,5 @@
-/* heft/checkpoint.h - a checkpoint: a file, an index or a folder as one set of named tensors. Open,
- * inspect, read, convert, verify. */
+/* heft/checkpoint.h - a checkpoint: a weight file, or a folder of weight files, as one set of named
+ * tensors. Open it, list and read its tensors; options and reports for converting and verifying. */
 #ifndef HEFT_CHECKPOINT_H
 #define HEFT_CHECKPOINT_H
 
@@ -10,9 +10,9 @@ extern "C" {
 #endif
 
 typedef enum heft_format {
-    HEFT_FORMAT_AUTO, /* as the source; safetensors if there is no source */
+    HEFT_FORMAT_AUTO, /* in options: the default that is documented there */
     HEFT_FORMAT_SAFETENSORS,
-    HEFT_FORMAT_TORCH,        /* PyTorch's zip, `.bin` */
+    HEFT_FORMAT_TORCH,        /* PyTorch's zip file: `.bin`, `.pt`, `.pth` */
     HEFT_FORMAT_TORCH_LEGACY, /* PyTorch before 1.6; read-only */
     HEFT_FORMAT_TORCH_TAR,    /* PyTorch 0.1; read-only */
     HEFT_FORMAT_OFFLOAD       /* Accelerate's offload folder: index.json and one file per tensor */
@@ -26,32 +26,34 @@ typedef enum heft_map_mode {
     HEFT_MAP_PRIVATE    /* copy-on-write: writes stay in this process, the file does not change */
 } heft_map_mode;
 
-/** The metadata of a checkpoint. Many threads may read it at once. */
+/** An open checkpoint: the names, dtypes and shapes of its tensors, and where their bytes are. Any
+ * number of threads may use it at once. */
 typedef struct heft_checkpoint heft_checkpoint;
 
 typedef struct heft_checkpoint_options {
     size_t struct_size;    /* set by HEFT_OPTIONS */
-    const char *variant;   /* "fp16": model.fp16.safetensors; NULL for none */
-    const char *subfolder; /* below the path; NULL for none */
-    heft_format prefer;    /* which to use if a folder holds several; AUTO: safetensors first */
-    /* An index that disagrees with its shards is a warning, not an error. Tensors that the index
-     * lists but the shards lack do not exist; tensors that are in another shard than the index says
-     * are taken from there; if a name occurs in several files, the last file wins. */
+    const char *variant;   /* "fp16" selects model.fp16.safetensors; NULL for none */
+    const char *subfolder; /* relative to the path; NULL for none */
+    heft_format prefer;    /* used if a folder holds several formats; AUTO: safetensors first */
+    /* Report an index that disagrees with its shards as a warning, not as an error. The shards then
+     * decide: a listed tensor that no shard contains does not exist, a tensor that is in another
+     * shard than the index says is read from there, and if several shards contain a name, the last
+     * one wins. */
     bool trust_shards;
 } heft_checkpoint_options;
 
-/** One tensor as the checkpoint describes it. All pointers are lent by the checkpoint. */
+/** One tensor of a checkpoint. All pointers are lent by the checkpoint. */
 typedef struct heft_tensor_info {
     const char *name;
     heft_dtype dtype;
     uint32_t rank;
-    const uint64_t *shape;
-    const char *file;  /* base name of the file that holds it */
-    size_t file_index; /* into heft_checkpoint_file() */
-    /* Of the first byte in that file; HEFT_NO_OFFSET if the tensor is not stored contiguously. */
+    const uint64_t *shape; /* [rank], PyTorch's order */
+    const char *file;      /* base name of the file that holds it */
+    size_t file_index;     /* that file's number: heft_checkpoint_file() */
+    /* Position of its first byte in that file; HEFT_NO_OFFSET if it is not stored contiguously. */
     uint64_t offset;
-    uint64_t size_bytes; /* laid out row by row */
-    size_t storage;      /* tensors with the same number share bytes */
+    uint64_t size_bytes; /* of its elements, laid out row by row */
+    size_t storage;      /* number of its storage; tensors on the same storage share bytes */
 } heft_tensor_info;
 
 typedef struct heft_file_info {
@@ -59,18 +61,24 @@ typedef struct heft_file_info {
     const char *path;
     heft_format format; /* OFFLOAD for every file that an offload folder's index names */
     uint64_t size_bytes;
-    size_t tensors;
+    size_t tensors; /* number of tensors in the file */
 } heft_file_info;
 
 /**
- * Open a checkpoint: a folder, one weight file or an index file. Reads metadata only.
+ * Open a checkpoint: a folder, one weight file, an index file, or, if there is no such path, the
+ * name of a model in the hub cache (`org/name[@revision]`). Reads metadata only, and downloads
+ * nothing.
  *
- * In a folder, the first of these that exists is opened: model[.V].safetensors,
+ * In a folder, the first of these that exists is opened (V is the variant): model[.V].safetensors,
  * model.safetensors.index[.V].json, pytorch_model[.V].bin, pytorch_model.bin.index[.V].json,
- * Accelerate's index.json. (V is the variant.) An index and its shards must agree in both
- * directions: a listed tensor that is missing from its shard, or is in two shards, is an error; a
- * tensor that is in a shard but not listed is used, with a warning. The index of an offload folder
- * must give the actual dtype, shape and size of each file.
+ * Accelerate's index.json. `prefer` moves one format to the front. An index that is more than 2
+ * seconds newer than the single file of its format is opened instead of that file, which is then
+ * stale.
+ *
+ * An index must agree with its shards: a listed tensor that its shard does not contain, or that
+ * several shards contain, is an error. A tensor that is in a shard but not in the index is used,
+ * with a warning. The index of an offload folder must give the actual dtype, shape and size of each
+ * tensor.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param path     borrowed
@@ -78,10 +86,13 @@ typedef struct heft_file_info {
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
- * Memory   the names and shapes of all tensors, and one file descriptor per file.
+ * Memory   the names and shapes of all tensors. One file descriptor per file; none between reads
+ *          for a checkpoint of more than 64 files.
  * Errors   NOT_FOUND for a missing path, a folder without weights, and a missing shard; FORMAT for
- *          malformed content (offset and item say where); REFUSED for an index that names a file
- *          outside its folder; UNSUPPORTED for contents that heft does not know; LIMIT; IO; NOMEM.
+ *          malformed content, with offset and item, and for an index that disagrees with its shards
+ *          (unless trust_shards is set); REFUSED for an index that names a file outside its folder,
+ *          and for a pickle with a name or opcode that is not on the list of allowed ones;
+ *          UNSUPPORTED for a format or content that heft cannot read; LIMIT; IO; NOMEM.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const char *path,
@@ -93,17 +104,17 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open(heft_ctx *ctx, const c
  *
  * @param ctx      borrowed; kept alive by the checkpoint
  * @param name     borrowed; used as the file's path in infos and errors; NULL: "bytes"
- * @param storage  borrowed; the checkpoint and every tensor that points into the storage take a
- *                 reference of their own. The bytes must not change until all of these are
- *                 released. heft_storage_wrap_const() makes a storage from the caller's memory,
- *                 with a callback for that moment.
+ * @param storage  borrowed; the checkpoint and every tensor that points into the storage hold
+ *                 references of their own. The bytes must not change before the last reference is
+ *                 dropped. heft_storage_wrap_const() makes a storage from the caller's memory and
+ *                 calls a callback when that happens.
  * @param options  borrowed; NULL for defaults. Options that select among files have no effect.
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
- * Memory   the names and shapes of all tensors; no file descriptor. Tensors of
- *          heft_checkpoint_map() point into the storage and lack HEFT_TENSOR_WRITABLE; with
- *          HEFT_MAP_PRIVATE they are copied to the heap.
+ * Memory   the names and shapes of all tensors; no file descriptor. Tensors returned by
+ *          heft_checkpoint_map() point into the storage and lack HEFT_TENSOR_WRITABLE, or with
+ *          HEFT_MAP_PRIVATE are copies on the heap.
  * Errors   as for heft_checkpoint_open() of one file.
  * Source   docs/formats/.
  */
@@ -111,42 +122,42 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_bytes(
     heft_ctx *ctx, const char *name, heft_storage *storage, const heft_checkpoint_options *options,
     heft_checkpoint **out, heft_error *err);
 
-/** A file that is read through the caller's functions: for example in an archive, in a cache, or on
- * a network. */
+/** A weight file that is read through the caller's functions: in an archive, in a cache, on a
+ * network, ... */
 typedef struct heft_reader {
     size_t struct_size; /* set by HEFT_OPTIONS */
     const char *name;   /* used as the path in infos and errors; copied; NULL: "reader" */
     uint64_t size;      /* bytes; must not change */
-    /* Read at most `length` bytes, starting at byte `offset`, into dst. Returns the number of bytes
-     * read: at least 1 if there are any, 0 if there are none; a negative errno on failure. heft
-     * never requests bytes beyond `size`. Called from many threads at once, and never while heft
-     * holds a lock. */
+    /* Read up to `length` bytes, starting at byte `offset`, into dst. Returns the number of bytes
+     * read, which may be less than `length` but is 0 only at the end of the file; on failure, a
+     * negative errno value. heft never requests bytes beyond `size`. Called from many threads at
+     * once, and never while heft holds a lock. */
     int64_t (*read_at)(void *user, uint64_t offset, void *dst, size_t length);
-    /* Return the address of all bytes, which stay there unchanged until release is called; every
-     * call returns the same address. If `map` is NULL or returns NULL, tensors are copied to the
-     * heap. Called from many threads at once. */
+    /* Return the address of the file's bytes in memory: the same address in every call. The bytes
+     * must stay there unchanged until release is called. If `map` is NULL or returns NULL, tensors
+     * are copied to the heap. Called from many threads at once. */
     const void *(*map)(void *user);
     /* Called once, after the checkpoint and every tensor that points into the bytes of `map` have
-     * been freed, from the thread that drops the last reference; may be NULL. Not called if opening
-     * fails: the caller then still owns the reader. */
+     * been freed, on the thread that freed the last of them; may be NULL. Not called if opening
+     * fails. */
     void (*release)(void *user);
-    void *user;
+    void *user; /* passed to the functions */
 } heft_reader;
 
 /**
  * Open one weight file through the caller's reader. Reads metadata only.
  *
  * @param ctx      borrowed; kept alive by the checkpoint
- * @param reader   borrowed, copied; made with HEFT_OPTIONS. What it points to is taken if opening
- *                 succeeds.
+ * @param reader   borrowed; the structure is copied. On success, heft owns `user` until it calls
+ *                 `release`; on failure, `user` stays the caller's.
  * @param options  borrowed; NULL for defaults. Options that select among files have no effect.
  * @param out      filled with an owned checkpoint
  * @param err      filled on failure; may be NULL
  *
  * Memory   the names and shapes of all tensors; no file descriptor.
- * Errors   as for heft_checkpoint_open() of one file; INVALID_ARG without read_at; IO with the
- *          offset and errno if read_at fails, ends early or returns more than was requested, here
- *          and in every later read.
+ * Errors   as for heft_checkpoint_open() of one file; INVALID_ARG if read_at is NULL. If read_at
+ *          fails, returns 0 before `size`, or returns more than was requested, this call or the
+ *          later read fails with IO, with the offset and errno.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_open_reader(
@@ -157,7 +168,7 @@ HEFT_API void heft_checkpoint_close(heft_checkpoint *ckpt);
 
 /** Return the number of tensors. */
 HEFT_API size_t heft_checkpoint_count(const heft_checkpoint *ckpt);
-/** Return tensor i, in file order, or NULL if there is none; lent. */
+/** Return tensor i, in file order, or NULL past the end; lent. */
 HEFT_API const heft_tensor_info *heft_checkpoint_info(const heft_checkpoint *ckpt, size_t i);
 /** Find a tensor by name. Returns its number, or SIZE_MAX if there is none. */
 HEFT_API size_t heft_checkpoint_find(const heft_checkpoint *ckpt, const char *name);
@@ -171,14 +182,15 @@ HEFT_API const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt,
 HEFT_API const char *heft_checkpoint_folder(const heft_checkpoint *ckpt);
 /** Return the base name of the index file, or NULL if there is none; lent. */
 HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
-/** Return the key of metadata pair i (from `__metadata__` of the first safetensors file), and set
- * *value; NULL past the end. */
+/** Return the key of metadata pair i, and set *value; both are lent. NULL past the end. The pairs are
+ * those in `__metadata__` of all safetensors files, in the order of the files. If two files
+ * disagree about a key, the first file's pair is listed; if one file has a key twice, the last. */
 HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
                                               const char **value);
-/** Return the bytes of all tensors, counting each shared storage once. */
+/** Return the size of all tensors in bytes, counting each shared storage once. */
 HEFT_API uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt);
-/** Return the path of skipped value i (a value in a .bin that is not a tensor), or NULL past the
- * end; lent. */
+/** Return the key path of skipped value i, a value in a `.bin` that is not a tensor, or NULL past
+ * the end; lent. */
 HEFT_API const char *heft_checkpoint_skipped(const heft_checkpoint *ckpt, size_t i);
 /** Return warning line i, or NULL past the end; lent. */
 HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t i);
@@ -193,14 +205,15 @@ HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t
  * @param err   filled on failure; may be NULL
  *
  * Shape    row-major in the order of heft_tensor_info.shape; rank 0 is one element.
- * Memory   no heap for uncompressed tensors; up to the storage's size for deflated ones.
+ * Memory   one small block for a contiguous tensor, at most 512 KiB for any other; for a strided
+ *          tensor in a deflated storage, the size of that storage.
  * Errors   INVALID_ARG if there is no such tensor or cap is too small; IO and FORMAT with the byte
  *          offset in the file. After a failure, the content of dst is undefined.
  * Source   docs/formats/.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i,
                                                           void *dst, uint64_t cap, heft_error *err);
-/** A tensor, or a slice of one, to read into the caller's memory. */
+/** A request to read a tensor, or a slice of one, into the caller's memory. */
 typedef struct heft_read_request {
     size_t tensor;         /* its number */
     uint32_t rank;         /* of start and stop: equal to the tensor's; ignored if both are NULL */
@@ -213,9 +226,8 @@ typedef struct heft_read_request {
 
 /**
  * Copy a slice of a tensor into the caller's memory: row by row, little-endian, with an optional
- * cast. Reads only the byte ranges that the slice needs, and gaps between them of at most 4
- * KiB. A deflated tensor is decompressed from its beginning
- * to the end of the slice.
+ * cast. Reads only the byte ranges that the slice needs, and gaps of at most 4 KiB between them. A
+ * deflated tensor is decompressed from its beginning to the end of the slice.
  *
  * @param ckpt     borrowed
  * @param request  borrowed
@@ -226,9 +238,10 @@ typedef struct heft_read_request {
  * Memory   at most 1 MiB per thread, regardless of sizes; for a strided tensor in a deflated
  *          storage, the size of that storage.
  * Errors   INVALID_ARG, with the dimension and both numbers, for a slice that has the wrong rank,
- *          is out of range, has start beyond stop, or splits a byte; INVALID_ARG for an unknown
- *          cast or a cap that is too small. In these cases nothing is written. IO and FORMAT with
- *          the byte offset in the file; CANCELLED. After these, the content of dst is undefined.
+ *          is out of range, has start beyond stop, or does not begin and end on byte boundaries;
+ *          INVALID_ARG for a cast that heft_cast_known() rejects or a cap that is too small. In
+ *          these cases nothing is written. IO and FORMAT with the byte offset in the file;
+ *          CANCELLED. After these, the content of dst is undefined.
  * Source   docs/formats/.
  * Threads  reads large slices on the context's threads; calls the progress callback on the
  *          caller's.
@@ -237,7 +250,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_slice(const heft_check
                                                                 const heft_read_request *request,
                                                                 heft_error *err);
 /**
- * Read many tensors or slices in one call: in the order of their files, on the context's threads.
+ * Read many tensors or slices in one call, on the context's threads, in the order in which they are
+ * stored.
  *
  * @param ckpt      borrowed
  * @param requests  borrowed; in any order. A tensor may occur more than once; destinations must not
@@ -245,9 +259,10 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_slice(const heft_check
  * @param count     number of requests; 0 does nothing
  * @param err       filled on failure, with the tensor as its item; may be NULL
  *
- * Memory   that of heft_checkpoint_read_slice(), and 300 bytes per request. Strided tensors in
+ * Memory   as for heft_checkpoint_read_slice(), plus 300 bytes per request. Strided tensors in
  *          deflated storages are read one at a time.
  * Errors   as for heft_checkpoint_read_slice(). All requests are checked before anything is read.
+ *          After a later error, the content of all destinations is undefined.
  * Source   docs/formats/.
  * Threads  as for heft_checkpoint_read_slice().
  */
@@ -255,9 +270,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_many(const heft_checkp
                                                                const heft_read_request *requests,
                                                                size_t count, heft_error *err);
 /**
- * Return one tensor, without copying it if the file allows that: the tensor then points into a
- * mapping of the file, with the strides of the file. Otherwise (deflated, big-endian, conjugated)
- * it is copied to the heap.
+ * Create a tensor that points into a mapping of its file, with the strides that it has there. A
+ * tensor that cannot be mapped (deflated, big-endian, conjugated) is copied to the heap instead.
  *
  * Each file is mapped as a whole, once per mode. Tensors that share bytes in the file share one
  * storage per mode: a write to a private tensor is visible in every other private tensor of this
@@ -281,7 +295,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_map(const heft_checkpoint *
                                                          heft_map_mode mode, heft_tensor **out,
                                                          heft_error *err);
 
-/** A key and value in the header of a safetensors file (`__metadata__`). UTF-8. */
+/** A key and a value in `__metadata__` of a safetensors file. UTF-8. */
 typedef struct heft_metadata_pair {
     const char *key;
     const char *value; /* NULL: remove the key */
@@ -290,15 +304,15 @@ typedef struct heft_metadata_pair {
 /* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
-    heft_format format;       /* AUTO: as the source; safetensors if that is an offload folder */
-    uint64_t max_shard_bytes; /* 0: 50 GB */
+    heft_format format;       /* AUTO: the source's; safetensors if that is an offload folder */
+    uint64_t max_shard_bytes; /* maximum bytes of tensors in a shard; 0: 50 GB */
     heft_dtype dtype;         /* cast floating-point tensors to this dtype; NONE: no cast */
     const char *variant;      /* in the names of the files written; NULL for none */
-    bool force;               /* write to a folder that already holds a checkpoint */
-    bool dry_run;             /* plan only */
+    bool force;               /* replace a checkpoint that the destination already holds */
+    bool dry_run;             /* report what would be written, and write nothing */
     bool resume; /* keep finished shards if interrupted, and reuse those kept earlier */
     /* true: natural order of names, in which Transformers saves a loaded model; false: order of the
-     * state dict, if it is known. */
+     * state dict if the model is known, otherwise as heft_source_convert() says. */
     bool natural_order;
     const heft_metadata_pair *metadata; /* added to the source's metadata; NULL for none */
     size_t metadata_count;
@@ -310,7 +324,7 @@ typedef struct heft_written_file {
     size_t tensors;
 } heft_written_file;
 
-/** What was written, or would be with dry_run. Free it with heft_write_report_free(). */
+/** What was written or, with dry_run, what would be. Free it with heft_write_report_free(). */
 typedef struct heft_write_report {
     const heft_written_file *files; /* the weight files, in order */
     size_t file_count;
@@ -331,23 +345,23 @@ typedef struct heft_problem {
     const char *tensor; /* "" if none */
     uint64_t offset;    /* in the file, or HEFT_NO_OFFSET */
     const char *message;
-    bool fatal; /* a checkpoint with a fatal problem is not valid */
+    bool fatal; /* true: the checkpoint is not valid; false: only a note */
 } heft_problem;
 
 typedef struct heft_verify_report {
-    bool ok;
+    bool ok; /* no problem is fatal */
     const heft_problem *problems;
     size_t problem_count;
     size_t file_count, tensor_count;
-    uint64_t bytes_read;
+    uint64_t bytes_read;  /* of tensors, with `deep` */
     uint64_t total_bytes; /* of the tensors in readable files, shared storages once */
 } heft_verify_report;
 
 typedef struct heft_verify_options {
     size_t struct_size;         /* set by HEFT_OPTIONS */
     bool deep;                  /* read every byte: check CRCs, find NaN and infinities */
-    const char *manifest;       /* manifest to compare with; NULL for none */
-    const char *write_manifest; /* manifest to write; NULL for none */
+    const char *manifest;       /* path of a manifest to compare with; NULL for none */
+    const char *write_manifest; /* path of a manifest to write; NULL for none */
 } heft_verify_options;
 
 /** Free a report. NULL is allowed. */

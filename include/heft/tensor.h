@@ -8,8 +8,9 @@
 extern "C" {
 #endif
 
-/* Columns: name, PyTorch's name, short name, safetensors' name ("" if it has none), bits per
- * element. For F4 and the F6 types an element is one value, as in safetensors headers. */
+/* Columns: name, PyTorch's name (or a similar one where PyTorch has none), short name, safetensors'
+ * name ("" if it has none), bits per element. For F4 and the F6 types an element is one value, as
+ * in safetensors headers. */
 #define HEFT_DTYPE_TABLE(X)                                                                        \
     X(F32, "float32", "f32", "F32", 32)                                                            \
     X(F64, "float64", "f64", "F64", 64)                                                            \
@@ -47,7 +48,7 @@ extern "C" {
     X(BITS4X2, "bits4x2", "bits4x2", "", 8)
 
 typedef enum heft_dtype {
-    HEFT_DTYPE_NONE, /* unknown; in options: unchanged */
+    HEFT_DTYPE_NONE, /* none or unknown; in options: the default that is documented there */
 #define HEFT_DTYPE_ENUM(name, torch, brief, safetensors, bits) HEFT_DTYPE_##name,
     HEFT_DTYPE_TABLE(HEFT_DTYPE_ENUM)
 #undef HEFT_DTYPE_ENUM
@@ -56,7 +57,7 @@ typedef enum heft_dtype {
 
 /** Return PyTorch's name of a dtype, such as "float32"; "none" for HEFT_DTYPE_NONE. Never NULL. */
 HEFT_API const char *heft_dtype_name(heft_dtype dtype);
-/** Return safetensors' name of a dtype, such as "F32"; "" for those that it cannot hold. Never
+/** Return safetensors' name of a dtype, such as "F32"; "" if the format does not have it. Never
  * NULL. */
 HEFT_API const char *heft_dtype_safetensors_name(heft_dtype dtype);
 /** Return the number of bits per element, 0 for HEFT_DTYPE_NONE. */
@@ -76,14 +77,14 @@ HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
 HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype,
                                                       heft_error *err);
 
-/** Return whether heft_cast() supports a pair of dtypes: from float64, float32, float16, bfloat16
- * and the 8-bit floats to float64, float32, float16 and bfloat16, and from every dtype to
- * itself. */
+/** Return whether heft_cast() supports a pair of dtypes. It converts float64, float32, float16,
+ * bfloat16 and the 8-bit floats to float64, float32, float16 and bfloat16, and copies every dtype
+ * to itself. */
 HEFT_API bool heft_cast_known(heft_dtype from, heft_dtype to);
 /**
  * Convert an array of elements to another dtype, as PyTorch does: values are rounded to nearest
- * even, overflow becomes infinity, NaN stays NaN. A cast from float64 to a half type goes through
- * float32.
+ * even, overflow becomes infinity, NaN stays NaN. A cast from float64 to float16 or bfloat16 goes
+ * through float32.
  *
  * @param to     dtype of dst
  * @param dst    filled with elems elements; any alignment
@@ -101,18 +102,17 @@ HEFT_API bool heft_cast_known(heft_dtype from, heft_dtype to);
 HEFT_API HEFT_MUST_CHECK heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from,
                                                const void *src, size_t elems, heft_error *err);
 
-/* Devices that hold a tensor's bytes. Accelerators are numbered from 0. */
+/* Where a tensor's bytes are. Accelerators have the numbers 0, 1, ... */
 #define HEFT_DEVICE_CPU (-1)
 #define HEFT_DEVICE_DISK (-2)
 #define HEFT_DEVICE_MPS (-3)
 #define HEFT_DEVICE_NONE INT32_MIN
 
-/* Flags of a storage and its tensors: what access is allowed, and where the bytes come from. */
-#define HEFT_TENSOR_WRITABLE                                                                       \
-    (UINT32_C(1) << 0)                        /* if not set, nobody may write: mapped or
-                                                   shared memory raises SIGSEGV */
-#define HEFT_TENSOR_MAPPED (UINT32_C(1) << 1) /* a file mapping; with WRITABLE, private */
-#define HEFT_TENSOR_SHARED (UINT32_C(1) << 2) /* the copy shared by processes of this host */
+/* Flags of a storage and its tensors. Without WRITABLE, the bytes must not be written: in mapped or
+ * shared memory, a write raises SIGSEGV. */
+#define HEFT_TENSOR_WRITABLE (UINT32_C(1) << 0)
+#define HEFT_TENSOR_MAPPED (UINT32_C(1) << 1) /* in a file mapping; with WRITABLE, a private one */
+#define HEFT_TENSOR_SHARED (UINT32_C(1) << 2) /* in the copy that the processes of a host share */
 
 /** Reference-counted bytes: a file mapping, heap memory, or the caller's own memory. Tied weights
  * are two names for one storage. */
@@ -122,18 +122,19 @@ typedef struct heft_storage heft_storage;
  * Create a writable storage from the caller's own memory.
  *
  * @param ctx      borrowed; kept alive by the storage
- * @param data     taken; must stay valid until release is called
+ * @param data     taken; must stay valid until release is called. May be NULL if bytes is 0.
  * @param bytes    size of data
  * @param release  called once with `user` when the last reference is dropped; may be NULL
  * @param user     passed to release
  * @param out      filled with an owned reference
  * @param err      filled on failure; may be NULL. On failure, release is not called.
  *
+ * Memory   one small block.
  * Errors   INVALID_ARG for NULL data with bytes > 0; NOMEM.
  * Threads  any thread may add and drop references. release is called on the thread that drops the
  *          last reference, during the call that drops it: heft_storage_unref(), heft_tensor_free(),
  *          the deleter of a DLPack tensor, or the function that frees the object holding it. It
- *          must therefore work on any thread on which the program makes such a call. heft's own
+ *          must therefore work on every thread on which the program makes such a call. heft's own
  *          threads never call it. heft holds no lock during the call; release may call heft.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_storage_wrap(heft_ctx *ctx, void *data, uint64_t bytes,
@@ -155,18 +156,19 @@ HEFT_API void heft_storage_unref(heft_storage *storage);
 HEFT_API void *heft_storage_data(const heft_storage *storage);
 /** Return the size in bytes. */
 HEFT_API uint64_t heft_storage_bytes(const heft_storage *storage);
-/** Return the HEFT_TENSOR_ flags that every tensor on this storage has. */
+/** Return the HEFT_TENSOR_ flags of the storage. Every tensor on it has the same flags. */
 HEFT_API uint32_t heft_storage_flags(const heft_storage *storage);
 
 /** A dense tensor. It holds a reference to its storage and may outlive the checkpoint or model from
- * which it was created. Only heft creates this structure; members may be added at the end. */
+ * which it was created. Only heft creates this structure; later versions may add members at the
+ * end. */
 typedef struct heft_tensor {
     heft_dtype dtype;
     uint32_t rank;          /* 0: one element */
     const uint64_t *shape;  /* [rank], PyTorch's order */
     const int64_t *strides; /* [rank], in elements */
     void *data;             /* first element; flags say whether it is writable */
-    uint64_t size_bytes;    /* of the elements laid out row by row */
+    uint64_t size_bytes;    /* of the elements, laid out row by row */
     uint64_t offset_bytes;  /* offset of data in the storage */
     uint32_t alignment;     /* power of two that divides the address of data; at most 4096 */
     uint32_t flags;         /* HEFT_TENSOR_WRITABLE, _MAPPED, _SHARED */
@@ -185,7 +187,7 @@ typedef struct heft_tensor_spec {
 } heft_tensor_spec;
 
 /**
- * Create a tensor on a storage. Several tensors may use the same storage and overlap.
+ * Create a tensor that refers to bytes of a storage. Tensors on the same storage may overlap.
  *
  * @param storage  borrowed; the tensor takes a reference of its own
  * @param spec     borrowed; shape and strides are copied
@@ -200,7 +202,7 @@ typedef struct heft_tensor_spec {
 HEFT_API HEFT_MUST_CHECK heft_status heft_tensor_new(heft_storage *storage,
                                                      const heft_tensor_spec *spec,
                                                      heft_tensor **out, heft_error *err);
-/** Free a tensor and drop its reference to the storage. NULL is allowed. */
+/** Free a tensor, and drop its reference to the storage. NULL is allowed. */
 HEFT_API void heft_tensor_free(heft_tensor *tensor);
 
 struct DLManagedTensorVersioned; /* <heft/dlpack.h>, or any dlpack.h of version 1 */
@@ -210,9 +212,9 @@ struct DLManagedTensorVersioned; /* <heft/dlpack.h>, or any dlpack.h of version 
  *
  * dtypes are encoded as in PyTorch: bfloat16, bool, complex and each 8-bit float have codes of
  * their own. float4_e2m1fn_x2 is exported in pairs (bits 4, lanes 2, the last dimension halved), as
- * PyTorch accepts it; the 6-bit floats are exported one by one and packed, which PyTorch 2.13
- * rejects. NumPy rejects bfloat16, the floats with less than 16 bits, and float4. For a tensor
- * without elements, `data` is NULL.
+ * PyTorch expects. The 6-bit floats are exported packed, as single values, which PyTorch 2.13
+ * rejects. NumPy rejects bfloat16, complex32 and all floats of less than 16 bits. If the tensor has
+ * no elements, `data` is NULL.
  *
  * @param tensor  borrowed; may be freed before the result
  * @param out     filled with an owned structure. Its final owner calls its `deleter` once.
@@ -221,8 +223,8 @@ struct DLManagedTensorVersioned; /* <heft/dlpack.h>, or any dlpack.h of version 
  * @param err     filled on failure; may be NULL
  *
  * Memory   one small block from the storage's context, which the result keeps alive.
- * Errors   UNSUPPORTED for the quantized and bits dtypes, for sub-byte elements that are strided or
- *          whose pairs cross rows, and for a dimension of 2^63 elements or more; NOMEM.
+ * Errors   UNSUPPORTED for the quantized and bits dtypes, for a sub-byte tensor that is strided or
+ *          in which a pair would cross rows, and for a dimension of 2^63 or more; NOMEM.
  * Source   include/heft/dlpack.h, docs/dlpack.md.
  * Threads  any thread may call the deleter; the context's `free` is then called on that thread.
  */

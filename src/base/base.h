@@ -17,10 +17,10 @@
 #include <sys/types.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "heft needs a little-endian machine: it uses checkpoints' little-endian numbers as they lie"
+#error "heft requires a little-endian machine: it uses the files' little-endian data directly"
 #endif
 
-/* ---- errors: who finds the fault fills it, callers add path and item where they are empty ---- */
+/* ---- errors: filled where the fault is found; callers add path and item if they are empty ---- */
 heft_status heft__fail(heft_error *err, heft_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 heft_status heft__fail_at(heft_error *err, heft_status status, uint64_t offset, const char *format,
@@ -40,7 +40,7 @@ heft_status heft__add_item(heft_status status, heft_error *err, const char *item
 #define HEFT__TAKE_OPTIONS(taken, options, err)                                                    \
     heft__take_options((taken), sizeof *(taken), (options), (err))
 heft_status heft__take_options(void *taken, size_t size, const void *options, heft_error *err);
-/* Fill a caller's structure from `given`, as far as the caller's version of it goes; its own size
+/* Fill a caller's structure from `given`, up to the size of the caller's version; its own size
  * stays. INVALID_ARG for NULL and for a size that cannot be. */
 #define HEFT__GIVE_SIZED(out, given, err) heft__give_sized((out), (given), sizeof *(given), (err))
 heft_status heft__give_sized(void *out, const void *given, size_t size, heft_error *err);
@@ -100,7 +100,7 @@ unsigned heft__threads(const heft_ctx *ctx);          /* at least 1 */
 size_t heft__staging_bytes(const heft_ctx *ctx);
 /* Nothing on a thread of the pool, as heft__tell_progress. */
 void heft__log(const heft_ctx *ctx, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* CANCELLED if the caller's callback says stop. Cheap enough to call per tensor or per few MiB. */
+/* CANCELLED if the caller's callback requests it. Cheap enough to call per tensor or per few MiB. */
 heft_status heft__tell_progress(const heft_ctx *ctx, const char *what, uint64_t done,
                                 uint64_t total, heft_error *err);
 
@@ -122,7 +122,7 @@ void heft__arena_fini(heft__arena *arena);
 void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
 /* Zeroed, overflow checked. */
 void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size);
-/* Copy with a NUL behind it. */
+/* Copy with a NUL after it. */
 char *heft__arena_text(heft__arena *arena, const char *bytes, size_t length);
 char *heft__arena_format(heft__arena *arena, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -168,11 +168,11 @@ bool heft__map_reserve(heft__map *map, size_t count);
 bool heft__map_put(heft__map *map, const char *key, size_t length, size_t value, size_t *found);
 /* HEFT__MAP_NONE if absent. */
 size_t heft__map_get(const heft__map *map, const char *key, size_t length);
-/* The same number for the same bytes on every machine and in every version: random numbers hang on
- * it. */
+/* The same number for the same bytes on every machine and in every version: random numbers depend
+ * on it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
 /* As strcmp, by the parts between dots: whole numbers by value and before text, text by its letters
- * and then by the number at its end. The reference's order of names. */
+ * and then by the number at its end. Transformers' order of names. */
 int heft__compare_natural(const char *a, const char *b);
 /* The same of one part each. */
 int heft__compare_natural_part(const char *a, size_t a_length, const char *b, size_t b_length);
@@ -211,18 +211,18 @@ bool heft__warn(heft__warnings *warnings, const char *format, ...)
 typedef heft_status (*heft__work_fn)(void *user, size_t item, heft_error *err);
 heft_status heft__parallel(heft_ctx *ctx, size_t count, heft__work_fn fn, void *user,
                            heft_error *err);
-/* The same on this many threads, for work that waits for a disk rather than for a processor. Its
+/* The same on this many threads, for work that waits for a disk rather than for a CPU. Its
  * helpers do not count among those above, and are at most `threads` - 1 themselves. */
 heft_status heft__parallel_on(heft_ctx *ctx, size_t threads, size_t count, heft__work_fn fn,
                               void *user, heft_error *err);
 
-/* Work that goes on beside the caller, on a thread of the pool that it keeps until it returns:
+/* Background work, on a thread of the pool that it keeps until it returns:
  *
  *     if (heft__background_begin(ctx, &r->reader, read_ahead, r)) ...
  *     r->quit = true (under a lock of yours, and wake it)
  *     heft__background_join(&r->reader)
  *
- * The structure lies in the caller's memory, zeroed before its first use, and stays where it is until
+ * The structure is in the caller's memory, zeroed before its first use, and must not move until
  * it is joined. Who begins the work holds a reference on ctx until then. The work may itself call
  * heft__parallel and begin other work. */
 typedef struct heft__background {
@@ -247,7 +247,7 @@ bool heft__on_pool_thread(void); /* whether this thread belongs to a pool, of an
 /* How many threads the pool has created in this process, ended ones included. */
 size_t heft__threads_created(heft_ctx *ctx);
 
-/* Begin a thread beside the pool. Use heft__background_begin for new work. False if none can be
+/* Begin a thread outside the pool. Use heft__background_begin for new work. False if none can be
  * created. */
 bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user);
 #define HEFT__THREAD_BYTES                                                                         \

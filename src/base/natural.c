@@ -5,7 +5,7 @@
 
 #include <ctype.h>
 
-/* The reference's natural key: parts between dots; whole numbers by value and before text; text by
+/* Transformers' natural key: parts between dots; whole numbers by value and before text; text by
  * its letters, then by the number at its end. */
 int heft__compare_natural_part(const char *a, size_t a_length, const char *b, size_t b_length)
 {

@@ -9,10 +9,10 @@
  * for another job that still wants helpers. Background work gets a thread at once, and is never run
  * by one that helps.
  *
- * A child process has none of its parent's threads, and perhaps a lock that nobody will ever release.
+ * A child process has none of its parent's threads, and perhaps a lock that is never released.
  * The pool therefore remembers its process; another process sets it up anew at its first use.
  *
- * Only threads that have left the lists below can end, so a pool needs no memory beside its own. */
+ * Only threads that have left the lists below can end, so a pool needs no other memory. */
 #include "base/pool.h"
 
 #include <sched.h>
@@ -286,7 +286,7 @@ void heft__pool_withdraw(heft__pool *pool, heft__job *job)
         link = &(*link)->next;
     }
     *link = job->next;
-    job->helpers -= job->promised; /* who was woken for it will find nothing */
+    job->helpers -= job->promised; /* threads woken for it will find nothing */
     pool->promised -= job->promised;
     pool->engaged[job->kind] -= job->promised;
     while (job->helpers > 0) {

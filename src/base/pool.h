@@ -6,7 +6,7 @@
 
 #include <stdatomic.h>
 
-/* Two kinds of work have helpers of their own: reading ahead must not take those of a computation. */
+/* Two kinds of work have separate helpers: reading ahead must not take those of a computation. */
 enum heft__work_kind { HEFT__WORK_COMPUTES, HEFT__WORK_WAITS, HEFT__WORK_KINDS };
 
 /* Work that threads of the pool may join. Lies in the memory of the thread that offers it, which

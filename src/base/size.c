@@ -86,7 +86,7 @@ heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err)
     }
     uint64_t total;
     too_large |= !heft__mul_u64(whole, unit, &total);
-    /* The fraction from its last digit to its first: cutting at each step gives the cut of the
+    /* The fraction from its last digit to its first: truncating at each step truncates the
      * whole. A unit is at most 2^40, so the first 18 digits decide everything. */
     int used = 0;
     while (fraction && used < 18 && isdigit((unsigned char)fraction[used])) {
@@ -98,7 +98,7 @@ heft_status heft_size_parse(const char *text, uint64_t *bytes, heft_error *err)
     }
     too_large |= !heft__add_u64(total, part, &total);
     if (too_large || total > most) {
-        return heft__fail(err, HEFT_INVALID_ARG, "size '%.60s' is over %llu bytes", text,
+        return heft__fail(err, HEFT_INVALID_ARG, "size '%.60s' exceeds %llu bytes", text,
                           (unsigned long long)most);
     }
     *bytes = total;

@@ -12,7 +12,7 @@ static heft_status check_size(size_t size, heft_error *err)
     if (size < sizeof size || size > SIZE_MOST) {
         return heft__fail(
             err, HEFT_INVALID_ARG,
-            "a structure's struct_size is %zu: make it with HEFT_OPTIONS or HEFT_SIZED", size);
+            "struct_size is %zu: initialize the structure with HEFT_OPTIONS or HEFT_SIZED", size);
     }
     return HEFT_OK;
 }
@@ -27,8 +27,8 @@ heft_status heft__take_options(void *taken, size_t size, const void *options, he
         for (size_t i = size; i < given && status == HEFT_OK; i++) {
             if (bytes[i] != 0) {
                 status = heft__fail(err, HEFT_INVALID_ARG,
-                                    "an option at byte %zu is set that this version of the library "
-                                    "does not have: its options end at byte %zu",
+                                    "the option at byte %zu is set, but this version of the "
+                                    "library does not have it: its options end at byte %zu",
                                     i, size);
             }
         }
@@ -48,7 +48,7 @@ heft_status heft__give_sized(void *out, const void *given, size_t size, heft_err
 {
     size_t room = 0;
     if (!out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the structure to be filled is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "the structure to fill is NULL");
     }
     memcpy(&room, out, sizeof room);
     heft_status status = check_size(room, err);

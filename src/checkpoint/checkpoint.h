@@ -24,8 +24,8 @@ typedef struct heft__resolved {
     const char *file;                 /* one weight file, base name; NULL if there is an index */
     const char *index;                /* base name; NULL if there is one weight file */
     const heft__format *index_format; /* how the index is read */
-    heft__input *index_input; /* owned; the index, where its content had to be looked at; or NULL */
-    const char *shadowed;     /* an entry point that lost against the chosen one: one of the two is
+    heft__input *index_input;         /* owned; the index, if its content had to be read; or NULL */
+    const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
 } heft__resolved;
@@ -45,7 +45,7 @@ heft_status heft__hub_find(heft__arena *arena, const char *path, const char **fo
 /* ---- findings: where an index and its files, or a folder and its checkpoint, do not fit together - */
 typedef enum heft__severity {
     HEFT__NOTE,          /* of no consequence for the checkpoint */
-    HEFT__DOUBT,         /* everything can be read, but somebody should look: opening warns */
+    HEFT__DOUBT,         /* everything can be read, but deserves attention: opening warns */
     HEFT__CONTRADICTION, /* an index and its shards: opening fails unless the shards are trusted */
     HEFT__FAULT          /* something cannot be read: opening fails */
 } heft__severity;
@@ -79,11 +79,11 @@ heft_status heft__find_failure(heft__findings *findings, const char *kind, const
 /* ---- the object ------------------------------------------------------------------------------ */
 typedef struct heft__checkpoint_file {
     heft_file_info info;
-    heft__file *file;     /* NULL: it cannot be opened, and a finding says why */
+    heft__file *file;     /* NULL: it cannot be opened, a finding has the reason */
     size_t first_storage; /* number of its storage 0 in the checkpoint */
 } heft__checkpoint_file;
 
-/* A survey is a checkpoint of which not everything need be well: `findings` says what is wrong, files
+/* A survey is a checkpoint that may have defects, which `findings` lists: files
  * that cannot be opened are NULL, and the table has the tensors of the others. Everything but
  * heft__checkpoint_verify() takes checkpoints that were judged. */
 struct heft_checkpoint {
@@ -101,6 +101,8 @@ struct heft_checkpoint {
     size_t count;
     heft__map names;
     uint64_t total_bytes;
+    const heft__text_pair *metadata; /* [metadata_count] of all files */
+    size_t metadata_count;
     heft__warnings warnings;
     heft__findings findings;
     const struct heft_checkpoint
@@ -109,8 +111,8 @@ struct heft_checkpoint {
     struct heft__maps *maps; /* of map_tensor.c */
 };
 
-/* Open whatever can be opened. Errors: of finding the files (NOT_FOUND), NOMEM, INVALID_ARG; anything
- * else is a finding. options: of this version; trust_shards is not looked at. */
+/* Open everything that can be opened. Errors: of finding the files (NOT_FOUND), NOMEM, INVALID_ARG; anything
+ * else is a finding. options: of this version; trust_shards is ignored. */
 heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
                                     const heft_checkpoint_options *options, heft_checkpoint **out,
                                     heft_error *err);
@@ -127,14 +129,20 @@ heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shard
 heft_status heft__checkpoint_warn(heft_checkpoint *ckpt, heft_error *err);
 heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt); /* for heft_checkpoint_close() */
 
-/* Whether file f lies in the checkpoint's folder, under the name that it is called by. */
+/* Whether there is a folder: a checkpoint that was opened from bytes or through a reader has none. The
+ * name and path of its one file are the caller's text and refer to nothing on disk. */
+static inline bool heft__checkpoint_has_folder(const heft_checkpoint *ckpt)
+{
+    return *ckpt->where.folder != '\0';
+}
+/* Whether file f is in the checkpoint's folder, under its own name. */
 bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
 
 /* Add the item and the path to an error in tensor i. */
 heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
                                    heft_error *err);
 
-/* open.c: a checkpoint of one file, which is read from `source`. Takes a reference of its own. */
+/* open.c: a checkpoint of one file, which is read from `source`. Takes its own reference. */
 heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
                                         const heft_checkpoint_options *options,
                                         heft_checkpoint **out, heft_error *err);
@@ -158,7 +166,7 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
 heft_status heft__compare_claims(heft_checkpoint *ckpt, heft_error *err);
 /* After it: what is listed, what is not, the total. */
 heft_status heft__compare_index(heft_checkpoint *ckpt, const heft__index *index, heft_error *err);
-/* What lies in the folder, looks like weights or the rest of a save, and is not of this checkpoint. */
+/* Files in the folder that look like weights or remains of a save, and do not belong to this checkpoint. */
 heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *variant,
                                  heft__findings *findings, heft_error *err);
 
@@ -173,7 +181,7 @@ typedef struct heft__shard_plan {
  * docs/sharding.md [2]. */
 heft_status heft__shard_plan_make(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
                                   uint64_t max_bytes, heft__shard_plan *out, heft_error *err);
-/* Every tensor in a shard of its own. */
+/* Every tensor in a separate shard. */
 heft_status heft__shard_plan_each(heft_ctx *ctx, const heft__out_tensor *tensors, size_t count,
                                   heft__shard_plan *out, heft_error *err);
 void heft__shard_plan_fini(heft_ctx *ctx, heft__shard_plan *plan, size_t count);
@@ -194,6 +202,9 @@ heft_status heft__metadata_standard(heft__metadata *metadata, heft_error *err);
  * warning. */
 heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
                                   heft__warnings *warnings, heft_error *err);
+/* The same union as the checkpoint's own list, in its arena; empty where files hold nothing. Values that
+ * differ are no warning here: reading is not affected. */
+heft_status heft__metadata_of_files(heft_checkpoint *ckpt, heft_error *err);
 /* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
 heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
                                size_t count, heft_error *err);
@@ -203,7 +214,7 @@ bool heft__metadata_is_standard(const heft__metadata *metadata); /* nothing is l
 const heft__text_pair *heft__metadata_list(const heft__metadata *metadata, size_t *count);
 
 /* ---- write: a folder of shards with its index ------------------------------------------------ */
-typedef struct heft__side_file { /* config.json and its like, written beside the weights */
+typedef struct heft__side_file { /* config.json and its like, written next to the weights */
     const char *name;
     const char *path; /* copied from here, or NULL: */
     const void *bytes;
@@ -251,7 +262,7 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
 heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
                                      const heft__names *names, const heft_convert_options *options,
                                      heft_write_report **report, heft_error *err);
-/* As heft_source_verify(), of a survey, whatever its findings; options of this version. variant: of the
+/* As heft_source_verify(), for a survey with any findings; options of this version. variant: of the
  * names beside which nothing stale may lie; NULL for none. config: the error of reading config.json;
  * NULL or HEFT_OK for none. */
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,

@@ -183,7 +183,7 @@ static heft_status misplaced(heft_checkpoint *ckpt, const heft__index *index,
         return HEFT_OK; /* the file itself is the fault */
     }
     return heft__find(&ckpt->findings, &finding, err,
-                      "not found in '%.100s', where the index has it%s%.100s%s",
+                      "not found in '%.100s', where the index lists it%s%.100s%s",
                       index->files[entry->file].name, nowhere ? "" : ", but in '",
                       nowhere ? "" : ckpt->infos[at].file, nowhere ? "" : "'");
 }
@@ -220,7 +220,7 @@ static heft_status compare_unlisted(heft_checkpoint *ckpt, const bool *listed, h
                                            .tensor = ckpt->infos[i].name,
                                            .path = slot->info.path,
                                            .offset = HEFT_NO_OFFSET};
-            status = heft__find(&ckpt->findings, &finding, err, "the index does not have it");
+            status = heft__find(&ckpt->findings, &finding, err, "not listed in the index");
         }
     }
     return status;
@@ -246,8 +246,8 @@ static heft_status compare_total(heft_checkpoint *ckpt, const heft__index *index
                                    .path = index->path,
                                    .offset = HEFT_NO_OFFSET};
     return heft__find(&ckpt->findings, &finding, err,
-                      "the index says total_size %.60s, the tensors have %llu bytes", total->text,
-                      (unsigned long long)ckpt->total_bytes);
+                      "total_size is %.60s in the index, but the tensors have %llu bytes",
+                      total->text, (unsigned long long)ckpt->total_bytes);
 }
 
 heft_status heft__compare_index(heft_checkpoint *ckpt, const heft__index *index, heft_error *err)
@@ -296,11 +296,11 @@ static heft_status look_at_name(const heft_checkpoint *ckpt, const heft__map *us
         heft__map_get(used, name, strlen(name)) == HEFT__MAP_NONE) {
         const bool each = ckpt->where.index_format && ckpt->where.index_format->file_each;
         return heft__find(findings, &finding, err,
-                          each ? "weights that the index does not name"
+                          each ? "weights that the index does not list"
                                : "a shard that this checkpoint does not use");
     }
     return strstr(name, ".heft-tmp-")
-               ? heft__find(findings, &finding, err, "left by a save that did not end")
+               ? heft__find(findings, &finding, err, "left by an interrupted save")
                : HEFT_OK;
 }
 
@@ -310,6 +310,9 @@ heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *varian
     heft__map used; /* names of the checkpoint's files */
     heft_status status = HEFT_OK;
     size_t found;
+    if (!heft__checkpoint_has_folder(ckpt)) {
+        return HEFT_OK;
+    }
     heft__map_init(&used, ckpt->ctx);
     for (size_t f = 0; f < ckpt->file_count && status == HEFT_OK; f++) {
         const char *name = ckpt->files[f].info.name;

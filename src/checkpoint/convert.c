@@ -146,7 +146,7 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
     };
     if (!heft__shape_bytes(out->dtype, out->shape, out->rank, &out->size_bytes)) {
         return heft__add_item(
-            heft__fail(err, HEFT_LIMIT, "has over 2^64 bytes as %s", heft_dtype_name(out->dtype)),
+            heft__fail(err, HEFT_LIMIT, "exceeds 2^64 bytes as %s", heft_dtype_name(out->dtype)),
             err, info->name);
     }
     c->count++;
@@ -175,7 +175,7 @@ static heft_status plan_tensors(struct conversion *c, heft_error *err)
         size_t shared = first[i];
         if (shared != i && c->format->ties == HEFT__TIES_DROP) {
             if (same_shape(ckpt, i, shared)) {
-                if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out",
+                if (!heft__warn(&c->warnings, "'%s' is an alias of '%s' and is omitted",
                                 ckpt->infos[i].name, ckpt->infos[shared].name)) {
                     status = heft__fail_nomem(err, 0);
                 }
@@ -204,7 +204,7 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
     return false;
 }
 
-/* Weights of any kind, indexes and hidden files stay behind. */
+/* Weights of any kind, indexes and hidden files are not copied. */
 static bool is_side_file(const char *name, const heft__format *const *formats)
 {
     return name[0] != '.' && !strstr(name, ".index.") && strcmp(name, "heft-manifest.json") != 0 &&
@@ -346,13 +346,14 @@ static heft_status gather_metadata(struct conversion *c, heft_error *err)
                                  : status;
     }
     if (c->options->metadata_count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", c->format->noun);
+        return heft__fail(err, HEFT_INVALID_ARG, "%s cannot hold metadata", c->format->noun);
     }
     return heft__metadata_is_standard(&c->metadata) ||
-                   heft__warn(&c->warnings,
-                              "metadata is left out, %s holds none: %zu keys, '%.100s' %s",
-                              c->format->noun, c->metadata.count, c->metadata.pairs[0].key,
-                              c->metadata.count > 1 ? "and others" : "")
+                   heft__warn(
+                       &c->warnings,
+                       "metadata is omitted, because %s cannot hold it: %zu keys, '%.100s' %s",
+                       c->format->noun, c->metadata.count, c->metadata.pairs[0].key,
+                       c->metadata.count > 1 ? "and others" : "")
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
 }
@@ -365,16 +366,23 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
     const heft__format *format =
         heft__format_find(asked == HEFT_FORMAT_AUTO ? source->convert_as : asked);
     if (!format || !format->lay_out) {
-        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
+        return heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read-only",
                           heft_format_name(asked));
     }
     if (format->file_each && (c->options->variant || c->options->max_shard_bytes)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s has a file for each tensor: no %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "%s has one file per tensor and no %s",
                           format->noun, c->options->variant ? "variants" : "shards");
     }
+    if (c->options->resume && !heft__checkpoint_has_folder(c->ckpt)) {
+        return heft__fail(
+            err, HEFT_INVALID_ARG,
+            "a conversion resumes by the size and time of the source's files: '%.200s' "
+            "was not opened from a path",
+            c->ckpt->files[0].info.name);
+    }
     if (heft__path_same(c->ckpt->where.folder, dst)) {
-        return heft__add_path(heft__fail(err, HEFT_INVALID_ARG, "destination is the source"), err,
-                              dst);
+        return heft__add_path(
+            heft__fail(err, HEFT_INVALID_ARG, "destination and source are the same"), err, dst);
     }
     if (c->options->dtype != HEFT_DTYPE_NONE &&
         !heft__cast_known(HEFT_DTYPE_F32, c->options->dtype)) {

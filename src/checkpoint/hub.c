@@ -116,7 +116,7 @@ static heft_status read_ref(heft__arena *arena, const char *path, const char **c
     }
     for (size_t i = 0; i < length; i++) {
         if (!is_name_byte(text[i]) || text[i] == '.') {
-            status = heft__fail_at(err, HEFT_FORMAT, i, "expected a commit");
+            status = heft__fail_at(err, HEFT_FORMAT, i, "expected a commit hash");
             return heft__add_path(status, err, path);
         }
     }
@@ -136,7 +136,7 @@ heft_status heft__hub_find(heft__arena *arena, const char *path, const char **fo
     struct name name;
     const char *commit = NULL, *cache = cache_folder(arena);
     if (!read_name(path, &name)) {
-        return heft__fail(err, HEFT_NOT_FOUND, "neither a path nor the name of a model");
+        return heft__fail(err, HEFT_NOT_FOUND, "neither a path nor a model name");
     }
     const char *repo = cache ? heft__arena_format(arena, "%s/models--%s", cache, name.repo) : NULL;
     const char *ref = repo ? heft__arena_format(arena, "%s/refs/%s", repo, name.revision) : NULL;
@@ -155,7 +155,7 @@ heft_status heft__hub_find(heft__arena *arena, const char *path, const char **fo
     if (!heft__path_is_folder(found)) {
         const bool known = heft__path_is_folder(repo);
         status = heft__fail(err, HEFT_NOT_FOUND,
-                            "no such file or folder, and not in the hub's cache: looked for %.500s",
+                            "no such file or folder, and not in the hub cache: looked for %.500s",
                             known ? found : repo);
         return heft__add_path(status, err, path);
     }

@@ -38,7 +38,7 @@ static heft_status hash_file(const heft__hashing *job, const char *path, uint64_
     heft_status status = source ? HEFT_OK : heft__input_open(ctx, path, &source, err);
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     if (status == HEFT_OK && (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)) {
-        status = heft__fail(err, HEFT_UNSUPPORTED, "SHA-256 cannot be had from OpenSSL");
+        status = heft__fail(err, HEFT_UNSUPPORTED, "OpenSSL does not provide SHA-256");
     }
     *size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < *size && status == HEFT_OK;) {
@@ -67,7 +67,8 @@ static heft_status hash_file(const heft__hashing *job, const char *path, uint64_
 {
     (void)job, (void)size, (void)hex;
     return heft__add_path(
-        heft__fail(err, HEFT_UNSUPPORTED, "manifests need heft built with OpenSSL"), err, path);
+        heft__fail(err, HEFT_UNSUPPORTED, "manifests require heft to be built with OpenSSL"), err,
+        path);
 }
 #endif
 
@@ -84,10 +85,10 @@ static heft_status compare_entry(const heft__hashing *job, heft__arena *arena,
     }
     if (strchr(entry->key, '/') || !sha || sha->type != HEFT__JSON_TYPE_STRING ||
         !heft__json_as_u64(heft__json_member(entry, "bytes"), &said)) {
-        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "no entry of a manifest");
+        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "not a valid manifest entry");
     }
     if (!heft__path_exists(path)) {
-        return differs(user, entry->key, "is in the manifest, but not here", err);
+        return differs(user, entry->key, "is in the manifest, but the file is missing", err);
     }
     heft_status status = hash_file(job, path, &size, hex, err);
     if (status == HEFT_OK && size != said) {
@@ -121,7 +122,7 @@ heft_status heft__manifest_compare(const heft__hashing *job, const char *manifes
     }
     const heft__json_value *files = status == HEFT_OK ? heft__json_member(root, "files") : NULL;
     if (status == HEFT_OK && (!files || files->type != HEFT__JSON_TYPE_OBJECT)) {
-        status = heft__fail_at(err, HEFT_FORMAT, 0, "field 'files' is missing or no object");
+        status = heft__fail_at(err, HEFT_FORMAT, 0, "field 'files' is missing or not an object");
     }
     for (const heft__json_value *entry = files ? files->first : NULL; entry && status == HEFT_OK;
          entry = entry->next) {

@@ -157,22 +157,20 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
 static bool is_mappable(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode)
 {
     const heft__file *file = heft__file_of(ckpt, i);
-    const uint8_t *base;
     return heft__tensor_is_mappable(file, ckpt->entries[i]) &&
-           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE) &&
-           (heft__input_is_file(file->source) ||
-            heft__input_map(file->source, &base, NULL) == HEFT_OK);
+           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE);
 }
 
 heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
                                 heft_tensor **out, heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
-                          i, ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu", i,
+                          ckpt->count);
     }
     if (mode != HEFT_MAP_READ_ONLY && mode != HEFT_MAP_PRIVATE) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no map mode %d", (int)mode);
+        return heft__fail(err, HEFT_INVALID_ARG, "unknown map mode %d", (int)mode);
     }
     heft_status status = is_mappable(ckpt, i, mode) ? map_plain(ckpt, i, mode, out, err)
                                                     : copy_to_heap(ckpt, i, out, err);

@@ -57,11 +57,11 @@ static heft_status check_text(const char *text, const char *what, heft_error *er
 heft_status heft__metadata_check(const char *key, const char *value, heft_error *err)
 {
     if (!key) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a key of metadata is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "a metadata key is NULL");
     }
-    heft_status status = check_text(key, "key of metadata", err);
+    heft_status status = check_text(key, "metadata key", err);
     if (status == HEFT_OK && value) {
-        status = check_text(value, "value of metadata", err);
+        status = check_text(value, "metadata value", err);
     }
     return heft__add_item(status, err, key);
 }
@@ -71,7 +71,7 @@ heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pai
 {
     heft_status status = HEFT_OK;
     if (count > 0 && !pairs) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the list of metadata is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "the metadata list is NULL");
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         status = heft__metadata_check(pairs[i].key, pairs[i].value, err);
@@ -95,17 +95,17 @@ static bool same_value(const heft__text_pair *a, const heft__text_pair *b)
 }
 
 /* Of two files that differ the first counts; of a key twice in one file the last, as with the reader of
- * safetensors. owner: by pair, the file that it came from. */
+ * safetensors. owner: by pair, the file that it came from. warnings: NULL for none. */
 static heft_status merge(heft__metadata *metadata, const heft_checkpoint *ckpt, size_t f,
                          size_t **owner, size_t *owner_cap, heft__warnings *warnings,
                          heft_error *err)
 {
-    const heft__file *file = ckpt->files[f].file;
-    for (size_t i = 0; i < file->metadata_count; i++) {
+    const heft__file *file = ckpt->files[f].file; /* NULL in a survey: it cannot be opened */
+    for (size_t i = 0; file && i < file->metadata_count; i++) {
         const heft__text_pair *pair = &file->metadata[i];
         size_t at = heft__map_get(&metadata->keys, pair->key, pair->key_length), before;
         if (at != HEFT__MAP_NONE && (*owner)[at] != f) {
-            if (!same_value(&metadata->pairs[at], pair) &&
+            if (warnings && !same_value(&metadata->pairs[at], pair) &&
                 !heft__warn(
                     warnings, "metadata '%.100s' differs between %s and %s: the first is kept",
                     pair->key, ckpt->files[(*owner)[at]].info.name, ckpt->files[f].info.name)) {
@@ -126,8 +126,8 @@ static heft_status merge(heft__metadata *metadata, const heft_checkpoint *ckpt, 
     return HEFT_OK;
 }
 
-heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
-                                  heft__warnings *warnings, heft_error *err)
+static heft_status merge_all(heft__metadata *metadata, const heft_checkpoint *ckpt,
+                             heft__warnings *warnings, heft_error *err)
 {
     size_t *owner = NULL, owner_cap = 0;
     heft_status status = HEFT_OK;
@@ -135,8 +135,28 @@ heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoin
         status = merge(metadata, ckpt, f, &owner, &owner_cap, warnings, err);
     }
     heft__free(ckpt->ctx, owner, owner_cap * sizeof *owner);
+    return status;
+}
+
+heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoint *ckpt,
+                                  heft__warnings *warnings, heft_error *err)
+{
+    const heft_status status = merge_all(metadata, ckpt, warnings, err);
     return status == HEFT_OK && metadata->count == 0 ? heft__metadata_standard(metadata, err)
                                                      : status;
+}
+
+heft_status heft__metadata_of_files(heft_checkpoint *ckpt, heft_error *err)
+{
+    heft__metadata merged;
+    heft__metadata_init(&merged, &ckpt->arena);
+    heft_status status = merge_all(&merged, ckpt, NULL, err);
+    if (status == HEFT_OK && merged.count > 0) {
+        ckpt->metadata = heft__metadata_list(&merged, &ckpt->metadata_count);
+        status = ckpt->metadata ? HEFT_OK : heft__fail_nomem(err, merged.count);
+    }
+    heft__metadata_fini(&merged);
+    return status;
 }
 
 bool heft__metadata_is_standard(const heft__metadata *metadata)

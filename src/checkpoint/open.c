@@ -190,11 +190,11 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 {
     const char *path = ckpt->files[f].info.path, *folder = ckpt->where.folder;
     const size_t length = strlen(folder);
-    if (strncmp(path, folder, length) != 0) {
+    if (length == 0 || strncmp(path, folder, length) != 0) {
         return false;
     }
     path += length;
-    path += length > 0 && folder[length - 1] != '/' && *path == '/';
+    path += folder[length - 1] != '/' && *path == '/';
     return strcmp(path, ckpt->files[f].info.name) == 0;
 }
 
@@ -217,7 +217,7 @@ static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *s
         }
     }
     ckpt->doubled[at] = true;
-    return heft__find(&ckpt->findings, &finding, err, "is in '%.100s' too", ckpt->infos[at].file);
+    return heft__find(&ckpt->findings, &finding, err, "is also in '%.100s'", ckpt->infos[at].file);
 }
 
 /* At the end of the table, or in the place of one of the same name. */
@@ -302,7 +302,7 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
                                        .severity = HEFT__FAULT,
                                        .status = HEFT_FORMAT,
                                        .offset = HEFT_NO_OFFSET};
-        status = heft__find(&ckpt->findings, &finding, err, "the tensors have over 2^64 bytes");
+        status = heft__find(&ckpt->findings, &finding, err, "the tensors exceed 2^64 bytes");
     }
     heft__free(ckpt->ctx, first, ckpt->count * sizeof *first);
     return status;
@@ -337,12 +337,12 @@ static heft_status compare_entry_points(heft_checkpoint *ckpt, heft_error *err)
     }
     return where->index
                ? heft__find(&ckpt->findings, &finding, err,
-                            "%.200s is older than %.200s and taken "
-                            "for stale",
-                            where->shadowed, where->index)
-               : heft__find(&ckpt->findings, &finding, err,
-                            "%.200s wins over %.200s, which may be newer: one of them is stale",
-                            where->file, where->shadowed);
+                            "%.200s is older than %.200s and treated as stale", where->shadowed,
+                            where->index)
+               : heft__find(
+                     &ckpt->findings, &finding, err,
+                     "%.200s is used instead of %.200s, which may be newer: one of them is stale",
+                     where->file, where->shadowed);
 }
 
 static heft_status make_table(heft_checkpoint *ckpt, heft_error *err)
@@ -439,6 +439,9 @@ heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
     heft__map_fini(&ckpt->beside_paths);
     ckpt->beside = NULL;
     if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
+    if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }
     return finish(ckpt, status, path, out, err);
@@ -517,6 +520,9 @@ heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
         return status == HEFT_OK ? HEFT_NOMEM : status;
     }
     status = take_input(ckpt, source, err);
+    if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
     if (status == HEFT_OK) {
         status = heft__maps_make(ckpt, err);
     }

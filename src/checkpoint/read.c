@@ -28,7 +28,7 @@ const heft_file_info *heft_checkpoint_file(const heft_checkpoint *ckpt, size_t i
 
 const char *heft_checkpoint_folder(const heft_checkpoint *ckpt)
 {
-    return *ckpt->where.folder ? ckpt->where.folder : NULL; /* "": not a file */
+    return heft__checkpoint_has_folder(ckpt) ? ckpt->where.folder : NULL;
 }
 
 const char *heft_checkpoint_index(const heft_checkpoint *ckpt)
@@ -38,12 +38,11 @@ const char *heft_checkpoint_index(const heft_checkpoint *ckpt)
 
 const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i, const char **value)
 {
-    const heft__file *file = ckpt->file_count ? ckpt->files[0].file : NULL;
-    if (!file || i >= file->metadata_count) {
+    if (i >= ckpt->metadata_count) {
         return NULL;
     }
-    *value = file->metadata[i].value;
-    return file->metadata[i].key;
+    *value = ckpt->metadata[i].value;
+    return ckpt->metadata[i].key;
 }
 
 uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt)
@@ -79,14 +78,15 @@ heft_status heft_checkpoint_read(const heft_checkpoint *ckpt, size_t i, void *ds
                                  heft_error *err)
 {
     if (i >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
-                          i, ckpt->count);
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu", i,
+                          ckpt->count);
     }
     uint64_t needed = ckpt->infos[i].size_bytes;
     if (cap < needed) {
         return heft__checkpoint_blame(
             ckpt, i,
-            heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
+            heft__fail(err, HEFT_INVALID_ARG, "the buffer has %llu bytes, %llu are needed",
                        (unsigned long long)cap, (unsigned long long)needed),
             err);
     }

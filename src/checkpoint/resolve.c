@@ -21,8 +21,8 @@ static bool is_there(heft__arena *arena, const char *folder, const char *name)
 
 #define STALE_SECONDS 2 /* files of one copy, or of one download, are not further apart than this */
 
-/* A folder that held one file and was saved again in shards still has that file. The reference
- * takes it in silence; where the index is clearly newer, it is the index that is meant. */
+/* A folder that held one file and was saved again in shards still has that file. Transformers
+ * silently uses it; heft uses the index if that is clearly newer. */
 static bool is_stale(heft__arena *arena, const char *folder, const char *single, const char *index)
 {
     const char *one = heft__path_join(arena, folder, single);
@@ -47,7 +47,7 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
         }
     }
     heft_status status = heft__fail(err, HEFT_NOT_FOUND,
-                                    "no weights here: neither %s, nor an index of either", names);
+                                    "no weights found: neither %s, nor an index for them", names);
     return heft__add_path(status, err, out->folder);
 }
 

@@ -1,4 +1,4 @@
-/* shard.c - the greedy rule that cuts tensors into shards, as the reference has had it since 4.42.
+/* shard.c - the greedy rule that splits tensors into shards, as in Transformers since 4.42.
  *
  * In order, for each tensor: a storage seen before waits; one larger than the limit is a finished
  * shard at once, while the current shard stays open (so it gets a lower number than tensors before
@@ -11,7 +11,7 @@ struct cutter {
     heft__shard_plan *plan;
     size_t finished;  /* shards with a number */
     uint64_t current; /* bytes in the open shard */
-    size_t open_from; /* tensors in the open shard have this mark until it is finished */
+    size_t open_from; /* tensors in the open shard have this number until it is finished */
     bool open;
 };
 
@@ -39,7 +39,7 @@ static heft_status cut_one(struct cutter *cut, const heft__out_tensor *tensor, s
 {
     const uint64_t bytes = tensor->size_bytes;
     if (!heft__add_u64(cut->plan->total_size, bytes, &cut->plan->total_size)) {
-        return heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+        return heft__fail(err, HEFT_LIMIT, "the tensors exceed 2^64 bytes");
     }
     if (bytes > max_bytes) {
         cut->plan->shard[i] = cut->finished++;
@@ -100,7 +100,7 @@ heft_status heft__shard_plan_each(heft_ctx *ctx, const heft__out_tensor *tensors
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         plan.shard[i] = i;
         if (!heft__add_u64(plan.total_size, tensors[i].size_bytes, &plan.total_size)) {
-            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+            status = heft__fail(err, HEFT_LIMIT, "the tensors exceed 2^64 bytes");
         }
     }
     if (status != HEFT_OK) {

@@ -4,7 +4,7 @@
  *
  *   start' = start + sum of start[d] * stride[d]     shape'[d] = stop[d] - start[d]     strides as ever
  *
- * Its dimensions are joined where one is a run with the next, and cut into boxes of at most 16 MiB,
+ * Its dimensions are joined where one is contiguous with the next, and split into boxes of at most 16 MiB,
  * which threads read in the order of the files. A tensor reader does the reading: it gathers strided
  * boxes through a small window, passes gaps over, swaps bytes and turns signs. A deflated tensor has
  * no offsets: it is streamed from its beginning, and what the slice wants is picked out.
@@ -36,7 +36,7 @@ struct part { /* a request, as it is read */
     uint64_t start; /* byte of the first element in the storage; streamed: among the tensor's own */
     struct dim *dims; /* [rank] outermost first, none of size 1; none if the slice is one element */
     uint32_t rank;
-    uint32_t depth; /* the dimension that is cut into chunks; those before it go index by index */
+    uint32_t depth; /* the dimension that is split into chunks; those before it go index by index */
     uint64_t chunk, chunks;
     uint64_t inner;    /* elements of one index at that depth */
     uint64_t bytes;    /* of the slice, as stored */
@@ -51,7 +51,7 @@ struct job {
     heft__arena arena;
     struct part *parts; /* [count] in the order of the files, heavy ones last */
     size_t count, light_items, items;
-    pthread_t caller; /* the one thread from which progress is told */
+    pthread_t caller; /* the only thread that reports progress */
     _Atomic uint64_t done_bytes;
     uint64_t total_bytes;
 };
@@ -72,7 +72,7 @@ static heft_status check_range(const heft_read_request *request, const heft__fil
                                uint64_t *elems, heft_error *err)
 {
     if ((request->start || request->stop) && request->rank != entry->rank) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a slice of rank %u, the tensor has rank %u",
+        return heft__fail(err, HEFT_INVALID_ARG, "the slice has rank %u, the tensor has rank %u",
                           request->rank, entry->rank);
     }
     *elems = 1;
@@ -103,11 +103,11 @@ static heft_status check_memory(const heft_read_request *request, heft_dtype to,
     size_t size = 0;
     if (!heft__dtype_bytes(to, elems, &needed)) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          "a slice of %llu elements of %s ends inside a byte",
+                          "a slice of %llu elements of %s does not end on a byte boundary",
                           (unsigned long long)elems, heft_dtype_name(to));
     }
     if (request->cap < needed || !heft__to_size(needed, &size)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%llu bytes are given, %llu are needed",
+        return heft__fail(err, HEFT_INVALID_ARG, "the buffer has %llu bytes, %llu are needed",
                           (unsigned long long)request->cap, (unsigned long long)needed);
     }
     return needed > 0 && !request->dst ? heft__fail(err, HEFT_INVALID_ARG, "destination is NULL")
@@ -130,7 +130,8 @@ static heft_status add_dim(struct part *part, uint64_t size, uint64_t step, heft
         return HEFT_OK;
     }
     if (part->rank == RANK_MOST) {
-        return heft__fail(err, HEFT_LIMIT, "a slice of over %d dimensions that are no runs",
+        return heft__fail(err, HEFT_LIMIT,
+                          "the slice has more than %d dimensions that are not contiguous",
                           RANK_MOST);
     }
     part->dims[part->rank++] = (struct dim){size, step};
@@ -157,7 +158,7 @@ static heft_status view_elements(struct part *part, const int64_t *strides, heft
     return status;
 }
 
-/* Elements below a byte, which lie row by row: everything behind the last dimension that is cut is
+/* Sub-byte elements, which are stored row by row: everything after the last dimension that is split is
  * one run of bytes. Whatever does not begin or end with a byte is refused. */
 static heft_status view_bytes(struct part *part, heft_error *err)
 {
@@ -166,7 +167,7 @@ static heft_status view_bytes(struct part *part, heft_error *err)
     heft_status status = HEFT_OK;
     uint64_t step = 1;
     uint32_t cut =
-        entry->rank; /* dimensions before it are indexed, it and those behind are the run */
+        entry->rank; /* dimensions before it are indexed, it and those after it are contiguous */
     while (cut > 0 && first_of(request, cut - 1) == 0 &&
            end_of(request, entry, cut - 1) == entry->shape[cut - 1]) {
         cut--;
@@ -183,10 +184,11 @@ static heft_status view_bytes(struct part *part, heft_error *err)
         if (!heft__dtype_bytes(part->from, first * step, &before) ||
             ((run || size > 1) &&
              !heft__dtype_bytes(part->from, run ? size * step : step, &bytes))) {
-            return heft__fail(err, HEFT_INVALID_ARG,
-                              "dimension %u: %llu to %llu of %s is not cut between bytes", d,
-                              (unsigned long long)first, (unsigned long long)(first + size),
-                              heft_dtype_name(part->from));
+            return heft__fail(
+                err, HEFT_INVALID_ARG,
+                "dimension %u: %llu to %llu of %s does not begin and end on byte boundaries", d,
+                (unsigned long long)first, (unsigned long long)(first + size),
+                heft_dtype_name(part->from));
         }
         part->start += before;
         status = run ? add_dim(part, bytes, 1, err) : add_dim(part, size, bytes, err);
@@ -224,7 +226,8 @@ static heft_status plan_part(struct job *job, const heft_read_request *request, 
 {
     const heft_checkpoint *ckpt = job->ckpt;
     if (request->tensor >= ckpt->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no tensor %zu, the checkpoint has %zu",
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor index %zu is out of range, the checkpoint has %zu",
                           request->tensor, ckpt->count);
     }
     const heft__file_tensor *entry = ckpt->entries[request->tensor];
@@ -378,7 +381,7 @@ struct stream {
     uint64_t begin, end; /* what the window holds of the tensor */
 };
 
-/* Copy bytes of the tensor; each call begins at or behind the end of the one before. */
+/* Copy bytes of the tensor; each call begins at or after the end of the previous one. */
 static heft_status stream_take(struct stream *stream, uint64_t at, uint8_t *dst, size_t length,
                                heft_error *err)
 {
@@ -396,7 +399,7 @@ static heft_status stream_take(struct stream *stream, uint64_t at, uint8_t *dst,
         heft_status status =
             heft__tensor_reader_next(stream->reader, stream->window, SCRATCH_BYTES, &got, err);
         if (status == HEFT_OK && got == 0) {
-            status = heft__fail(err, HEFT_FORMAT, "the tensor ends early");
+            status = heft__fail(err, HEFT_FORMAT, "the tensor's data ends early");
         }
         if (status != HEFT_OK) {
             return status;

@@ -112,7 +112,7 @@ static heft_status read_tensor(struct inspection *v, const heft__checkpoint_file
                                        .file = slot->info.name,
                                        .tensor = tensor->name,
                                        .offset = HEFT_NO_OFFSET};
-        status = heft__find(&v->findings, &finding, err, "holds %llu NaN and %llu infinities",
+        status = heft__find(&v->findings, &finding, err, "contains %llu NaN and %llu infinities",
                             (unsigned long long)nans, (unsigned long long)infinities);
     }
     return status;
@@ -204,6 +204,13 @@ static void count(struct inspection *v)
 static heft_status inspect(struct inspection *v, heft_error *err)
 {
     count(v);
+    if ((v->options->manifest || v->options->write_manifest) &&
+        !heft__checkpoint_has_folder(v->survey)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "a manifest lists the files of a folder: '%.200s' was not opened from a "
+                          "path",
+                          v->survey->files[0].info.name);
+    }
     heft_status status = heft__compare_folder(v->survey, v->variant, &v->findings, err);
     if (status == HEFT_OK) {
         status = check_config(v, err);

@@ -53,7 +53,7 @@ static heft_status make_plan(struct session *s, heft_error *err)
                                                   : HEFT__SHARD_BYTES_STANDARD;
     if (s->format->file_each && (job->count == 0 || job->single)) {
         return heft__fail(err, HEFT_INVALID_ARG, "%s %s", s->format->noun,
-                          job->single ? "is not one file" : "holds one tensor at least");
+                          job->single ? "is not a single file" : "must have at least one tensor");
     }
     heft_status status =
         s->format->file_each
@@ -83,7 +83,7 @@ static heft_status note_written(struct session *s, const char *name, heft_error 
     }
     return found == HEFT__MAP_NONE
                ? HEFT_OK
-               : heft__fail(err, HEFT_INVALID_ARG, "two files would be called '%.200s'", name);
+               : heft__fail(err, HEFT_INVALID_ARG, "two files would have the name '%.200s'", name);
 }
 
 static heft_status name_files(struct session *s, heft_error *err)
@@ -232,7 +232,7 @@ static bool is_of(const struct session *s, const struct rival *rival, const char
 static heft_status refuse(const struct session *s, const char *name, heft_error *err)
 {
     heft_status status =
-        heft__fail(err, HEFT_EXISTS, "holds '%.200s' already; 'force' replaces it", name);
+        heft__fail(err, HEFT_EXISTS, "already contains '%.200s'; 'force' replaces it", name);
     return heft__add_path(status, err, s->job->dst);
 }
 
@@ -339,7 +339,7 @@ static heft_status write_weights(struct session *s, size_t file, heft_error *err
     heft_status status = heft__folder_file_keep(s->folder, name, !s->index_name,
                                                 s->report->files[file].size_bytes, &kept, err);
     if (status == HEFT_OK && kept) {
-        heft__log(s->ctx, "%s was finished by an earlier run", name);
+        heft__log(s->ctx, "%s was completed by an earlier run", name);
         for (size_t i = s->first[file]; i < s->first[file + 1]; i++) {
             s->done_bytes += s->tensors[i].size_bytes;
         }

@@ -26,7 +26,7 @@ static heft_status split_destination(heft_writer *w, heft_error *err)
     }
     return *base && strcmp(base, ".") != 0 && strcmp(base, "..") != 0
                ? HEFT_OK
-               : heft__fail(err, HEFT_INVALID_ARG, "destination has no file's name");
+               : heft__fail(err, HEFT_INVALID_ARG, "destination has no file name");
 }
 
 static heft_status find_format(heft_writer *w, heft_error *err)
@@ -37,13 +37,13 @@ static heft_status find_format(heft_writer *w, heft_error *err)
         return w->format
                    ? HEFT_OK
                    : heft__fail(err, HEFT_INVALID_ARG,
-                                "the file's name does not tell its format: '%.200s'", w->single);
+                                "the file name does not determine the format: '%.200s'", w->single);
     }
     w->format =
         asked == HEFT_FORMAT_AUTO ? heft__format_in_folder(NULL, 0) : heft__format_find(asked);
     return w->format && w->format->lay_out
                ? HEFT_OK
-               : heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read only",
+               : heft__fail(err, HEFT_INVALID_ARG, "format '%s' is read-only",
                             heft_format_name(asked));
 }
 
@@ -52,7 +52,7 @@ static heft_status check_options(const heft_writer *w, heft_error *err)
     const heft_writer_options *options = &w->options;
     const bool cut = options->max_shard_bytes || (options->variant && *options->variant);
     if (w->single && w->format->file_each) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s is not one file", w->format->noun);
+        return heft__fail(err, HEFT_INVALID_ARG, "%s is not a single file", w->format->noun);
     }
     if (cut && (w->single || w->format->file_each)) {
         return heft__fail(err, HEFT_INVALID_ARG, "%s has no %s",
@@ -60,11 +60,10 @@ static heft_status check_options(const heft_writer *w, heft_error *err)
                           options->max_shard_bytes ? "shards" : "variants");
     }
     if ((unsigned)options->ties > HEFT_TIES_COPY) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no such way to treat ties: %d",
-                          (int)options->ties);
+        return heft__fail(err, HEFT_INVALID_ARG, "unknown mode for ties: %d", (int)options->ties);
     }
     if (options->module_count && !options->modules) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the list of modules is NULL");
+        return heft__fail(err, HEFT_INVALID_ARG, "the module list is NULL");
     }
     return HEFT_OK;
 }
@@ -80,7 +79,7 @@ static heft_status keep_options(heft_writer *w, heft_error *err)
     for (size_t i = 0; i < count && good; i++) {
         const char *path = options->modules[i];
         if (!path || heft__utf8_invalid_at((const uint8_t *)path, strlen(path)) != strlen(path)) {
-            return heft__fail(err, HEFT_INVALID_ARG, "path %zu of a module is not UTF-8", i);
+            return heft__fail(err, HEFT_INVALID_ARG, "module path %zu is not valid UTF-8", i);
         }
         modules[i] = copy_text(&w->arena, path);
         good = modules[i] != NULL;
@@ -165,7 +164,8 @@ void heft_writer_free(heft_writer *writer)
 
 static heft_status check_open(const heft_writer *w, heft_error *err)
 {
-    return w->committed ? heft__fail(err, HEFT_INVALID_ARG, "the writer was committed") : HEFT_OK;
+    return w->committed ? heft__fail(err, HEFT_INVALID_ARG, "the writer has already been committed")
+                        : HEFT_OK;
 }
 
 /* ---- adding ---------------------------------------------------------------------------------- */
@@ -174,7 +174,7 @@ static heft_status check_name(const heft_writer *w, const char *name, heft_error
     const size_t length = strlen(name);
     const uint64_t most = heft__limits(w->ctx)->name_bytes;
     if (length == 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a tensor's name is empty");
+        return heft__fail(err, HEFT_INVALID_ARG, "the tensor name is empty");
     }
     if (heft__utf8_invalid_at((const uint8_t *)name, length) != length) {
         return heft__fail(err, HEFT_INVALID_ARG, "the name is not valid UTF-8");
@@ -185,7 +185,7 @@ static heft_status check_name(const heft_writer *w, const char *name, heft_error
     }
     return heft__map_get(&w->names, name, length) == HEFT__MAP_NONE
                ? HEFT_OK
-               : heft__fail(err, HEFT_INVALID_ARG, "a tensor of this name was added before");
+               : heft__fail(err, HEFT_INVALID_ARG, "a tensor with this name was already added");
 }
 
 static heft_status check_format(const heft_writer *w, const heft__addition *addition,
@@ -198,7 +198,7 @@ static heft_status check_format(const heft_writer *w, const heft__addition *addi
                                   .shape = addition->shape,
                                   .size_bytes = addition->size_bytes};
     return out.rank <= most ? w->format->check(&out, err)
-                            : heft__fail(err, HEFT_LIMIT, "a tensor of rank %u, the limit is %u",
+                            : heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u",
                                          out.rank, most);
 }
 
@@ -252,7 +252,7 @@ static heft_status copy_tensor(const heft_tensor *tensor, heft_tensor **out, hef
         return heft__fail(err, HEFT_INVALID_ARG, "the tensor has no storage");
     }
     if (tensor->device != HEFT_DEVICE_CPU) {
-        return heft__fail(err, HEFT_INVALID_ARG, "memory of device %d cannot be read here",
+        return heft__fail(err, HEFT_INVALID_ARG, "memory of device %d cannot be read by the CPU",
                           tensor->device);
     }
     const heft_tensor_spec spec = HEFT_OPTIONS(
@@ -268,9 +268,9 @@ static heft_status copy_tensor(const heft_tensor *tensor, heft_tensor **out, hef
                        (unsigned long long)tensor->size_bytes, (unsigned long long)own->size_bytes);
     } else if (own->data != tensor->data) {
         status = heft__fail(err, HEFT_INVALID_ARG,
-                            "the tensor's data is not at its offset in the storage");
+                            "the tensor's data pointer does not match its offset in the storage");
     } else if (heft_dtype_bits(own->dtype) % 8 && !is_plain(own)) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "elements of %s cannot be strided",
+        status = heft__fail(err, HEFT_INVALID_ARG, "a tensor of %s cannot be strided",
                             heft_dtype_name(own->dtype));
     }
     if (status != HEFT_OK) {
@@ -319,18 +319,20 @@ static heft_status check_spec(const heft_writer *w, const heft_tensor_spec *spec
     const uint32_t most = heft__limits(w->ctx)->rank;
     char shape[HEFT__SHAPE_TEXT];
     if (spec->rank > most) { /* before that many dimensions are copied */
-        return heft__fail(err, HEFT_LIMIT, "a tensor of rank %u, the limit is %u", spec->rank,
+        return heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec->rank,
                           most);
     }
     if (spec->rank > 0 && !spec->shape) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a tensor of rank %u has no shape", spec->rank);
+        return heft__fail(err, HEFT_INVALID_ARG, "the tensor has rank %u, but its shape is NULL",
+                          spec->rank);
     }
     if (spec->strides || spec->offset_bytes) {
-        return heft__fail(err, HEFT_INVALID_ARG, "bytes that are made have no strides or offset");
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "bytes from a callback cannot have strides or an offset");
     }
     return heft__shape_bytes(spec->dtype, spec->shape, spec->rank, bytes)
                ? HEFT_OK
-               : heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no size in bytes",
+               : heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no valid size in bytes",
                             heft__shape_text(spec->shape, spec->rank, shape),
                             heft_dtype_name(spec->dtype));
 }
@@ -381,7 +383,7 @@ heft_status heft_writer_metadata(heft_writer *writer, const char *key, const cha
     }
     heft_status status = check_open(writer, err);
     if (status == HEFT_OK && !writer->format->metadata) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", writer->format->noun);
+        status = heft__fail(err, HEFT_INVALID_ARG, "%s cannot hold metadata", writer->format->noun);
     }
     if (status == HEFT_OK) {
         status = heft__metadata_check(key, value, err);
@@ -423,19 +425,19 @@ static heft_status check_side_name(const heft_writer *w, const char *name, heft_
     heft__arena arena;
     bool weights = false;
     if (w->single) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a single file has no files beside it");
+        return heft__fail(err, HEFT_INVALID_ARG, "a single file cannot have side files");
     }
     if (!*name || strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "is not the name of a file in a folder");
+        return heft__fail(err, HEFT_INVALID_ARG, "is not a plain file name");
     }
     if (heft__map_get(&w->side_names, name, strlen(name)) != HEFT__MAP_NONE) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a file of this name was added before");
+        return heft__fail(err, HEFT_INVALID_ARG, "a file with this name was already added");
     }
     heft__arena_init(&arena, w->ctx);
     heft_status status = is_entry_point(w, &arena, name, &weights, err);
     heft__arena_fini(&arena);
     return status == HEFT_OK && weights
-               ? heft__fail(err, HEFT_INVALID_ARG, "would be taken for weights")
+               ? heft__fail(err, HEFT_INVALID_ARG, "would be mistaken for a weight file")
                : status;
 }
 

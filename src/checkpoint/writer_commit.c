@@ -1,7 +1,7 @@
 /* writer_commit.c - writing what a heft_writer has collected: which names are one tensor, in which order
  * they go, and where their bytes come from.
  *
- * The files, their names, the cut, the index and the transaction are those of every save: write.c.
+ * Files, names, shard boundaries, the index and the transaction are those of every save: write.c.
  * Source: docs/writing.md. */
 #include "checkpoint/writing.h"
 
@@ -42,7 +42,7 @@ static heft_status call(const heft__addition *addition, uint64_t at, void *dst, 
         status = HEFT_IO;
     }
     if (!reason.message[0]) {
-        return heft__fail(err, status, "making its bytes failed at byte %llu: %s",
+        return heft__fail(err, status, "its callback failed at byte %llu: %s",
                           (unsigned long long)at, heft_status_text(status));
     }
     if (err) {
@@ -64,12 +64,12 @@ static heft_status make_bytes(const heft__addition *addition, uint64_t first, vo
         }
         if (filled == 0) {
             return heft__fail(
-                err, HEFT_INVALID_ARG, "the bytes end after %llu, its shape needs %llu",
+                err, HEFT_INVALID_ARG, "its callback ended after %llu bytes, its shape needs %llu",
                 (unsigned long long)(first + done), (unsigned long long)addition->size_bytes);
         }
         if (filled > length - done) {
             return heft__fail(err, HEFT_INVALID_ARG,
-                              "%zu bytes were given where %zu were asked for", filled,
+                              "its callback gave %zu bytes, but %zu were requested", filled,
                               length - done);
         }
         done += filled;
@@ -243,7 +243,7 @@ static heft_status refuse_overlaps(struct commit *c, heft_error *err)
         const uintptr_t begin = (uintptr_t)list[i]->tensor->data;
         if (reach && begin < (uintptr_t)reach->tensor->data + reach->extent_bytes) {
             return heft__add_item(heft__fail(err, HEFT_INVALID_ARG,
-                                             "shares memory with '%.200s', which %s cannot say",
+                                             "shares memory with '%.200s', which %s cannot express",
                                              reach->name, w->format->noun),
                                   err, list[i]->name);
         }
@@ -303,7 +303,7 @@ static bool choose_storage(struct commit *c, size_t i, size_t *storage, heft_err
         !heft__shape_equal(own->shape, own->rank, first->shape, first->rank)) {
         return true;
     }
-    if (!heft__warn(&c->warnings, "'%s' is '%s' under a second name and is left out", own->name,
+    if (!heft__warn(&c->warnings, "'%s' is an alias of '%s' and is omitted", own->name,
                     first->name)) {
         *status = heft__fail_nomem(err, strlen(own->name));
     }
@@ -371,7 +371,7 @@ static heft_status write_out(struct commit *c, heft_write_report **report, heft_
         return heft__fail_nomem(err, 0);
     }
     if (c->w->single && heft__path_is_folder(c->w->dst)) {
-        return heft__fail(err, HEFT_EXISTS, "destination is a folder, it should be a file");
+        return heft__fail(err, HEFT_EXISTS, "destination is a folder, expected a file");
     }
     return heft__write_checkpoint(c->w->ctx, &job, report, err);
 }
@@ -382,7 +382,7 @@ heft_status heft_writer_commit(heft_writer *writer, heft_write_report **report, 
         return heft__fail(err, HEFT_INVALID_ARG, "writer is NULL");
     }
     if (writer->committed) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the writer was committed");
+        return heft__fail(err, HEFT_INVALID_ARG, "the writer has already been committed");
     }
     struct commit c = {.w = writer};
     heft__arena_init(&c.arena, writer->ctx);

@@ -59,7 +59,7 @@ const cli_command cli_cmd_convert = {
     .name = "convert",
     .arguments = "SRC DST",
     .argument_count = 2,
-    .summary = "Reshard, merge, cast or change the format of a checkpoint, streaming",
+    .summary = "Reshard, merge, cast or change the format of a checkpoint",
     .about = "SRC is a checkpoint folder, a weight file or an index file. DST is the folder to "
              "write.\nSizes: KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB are powers of "
              "1024; a plain number is bytes.\n",

@@ -20,7 +20,8 @@
       "initialize tensors whose shapes do not match")                                              \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "preferred format: safetensors or bin (default: safetensors)")        \
+    X(FORMAT, "format", "F",                                                                       \
+      "preferred format: safetensors, bin or offload (default: safetensors)")                      \
     X(TOUCH, "touch", NULL, "read every byte into memory; with a device map, block by block")      \
     X(SEED, "seed", "N", "random seed for missing tensors (default: 0)")
 

@@ -1,4 +1,4 @@
-/* cmd_verify.c - heft verify PATH: is a checkpoint whole and sound? */
+/* cmd_verify.c - heft verify PATH: is a checkpoint complete and valid? */
 #include "cli/cli.h"
 
 #include <inttypes.h>
@@ -49,8 +49,7 @@ static void print_json(cli_run *run, const heft_verify_report *report)
     cli_json_end(&json);
 }
 
-/* "crc: pytorch_model.bin: archive/data/0: byte 704: ...", and "note: " in front of what is not
- * fatal. */
+/* "crc: pytorch_model.bin: archive/data/0: byte 704: ...", after "note: " if it is not fatal. */
 static void print_problem(const heft_problem *problem)
 {
     const char *parts[] = {problem->kind, problem->file, problem->tensor};
@@ -89,8 +88,8 @@ static void print_text(const cli_run *run, const heft_verify_report *report)
            report->tensor_count == 1 ? "" : "s", report->total_bytes);
 }
 
-/* heft-manifest.json in the folder that holds the files; owned. The checkpoint may be too broken to
- * be opened and asked. */
+/* heft-manifest.json in the folder that holds the files; owned. The folder is derived from the path,
+ * because a damaged checkpoint may not open. */
 static char *standard_manifest(const char *path, const char *subfolder)
 {
     static const char name[] = "heft-manifest.json";

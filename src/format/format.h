@@ -23,7 +23,7 @@
 #include <stdatomic.h>
 
 /* ---- what a file holds ----------------------------------------------------------------------- */
-/* A run of bytes in the file on which tensors lie. Safetensors: one per tensor. */
+/* A run of bytes in the file that holds tensors. Safetensors: one per tensor. */
 typedef struct heft__file_storage {
     uint64_t offset;       /* first stored byte in the file */
     uint64_t stored_bytes; /* in the file; differs from `bytes` where deflated */
@@ -41,7 +41,7 @@ typedef struct heft__file_tensor {
     const uint64_t *shape;  /* [rank] elements; F4 counts values as safetensors does */
     const int64_t *strides; /* [rank] elements, >= 0; NULL: row by row without gaps */
     size_t storage;         /* index into storages */
-    uint64_t start;         /* byte in the storage at which element 0 lies */
+    uint64_t start;         /* byte of element 0 in the storage */
     uint64_t size_bytes;    /* laid out row by row */
     uint64_t
         item_offset; /* byte in the file (in data.pkl for pickles) that describes it, for errors */
@@ -75,8 +75,8 @@ typedef struct heft__file {
     atomic_size_t borrowers;   /* of this one's: it outlives its owner until they are closed */
 } heft__file;
 
-/* Sniff the content and read the metadata. Takes a reference of its own on the source. Path, item
- * and offset of an error are filled. An unknown content is UNSUPPORTED and says what the first
+/* Sniff the content and read the metadata. Takes its own reference on the source. Path, item
+ * and offset of an error are filled. Unknown content is UNSUPPORTED, and the message has the first
  * bytes look like. */
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
 /* A second heft__file of a file that is open, without reading anything again: its storages are its own,
@@ -105,7 +105,7 @@ heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, siz
 heft_status heft__tensor_reader_fill(heft__tensor_reader *reader, void *dst, size_t length,
                                      heft_error *err);
 void heft__tensor_reader_free(heft__tensor_reader *reader);
-/* Whether the tensor's bytes stand in the file just as they are used (and so can be mapped);
+/* Whether the tensor is stored in the file in the form needed (and so can be mapped);
  * *offset is where. */
 bool heft__tensor_is_plain(const heft__file *file, const heft__file_tensor *tensor,
                            uint64_t *offset);
@@ -166,19 +166,19 @@ typedef struct heft__out_io {
 heft_status heft__out_copy(const heft__out_io *io, const heft__out_tensor *tensor, uint32_t *crc,
                            heft_error *err);
 
-/* ---- an index: what it says of files and tensors --------------------------------------------- */
+/* ---- an index: what it says about files and tensors --------------------------------------------- */
 typedef struct heft__shard_entry {
     const char *name; /* tensor */
     size_t file;      /* index into files */
     uint64_t offset;  /* of the key in the index */
 } heft__shard_entry;
 
-typedef struct heft__claim { /* what an index says of one tensor beside where it is */
+typedef struct heft__claim { /* what an index says about a tensor besides its location */
     const char *weight;      /* its name in the file */
     bool alone;              /* the file has no names: it is this tensor */
     heft_dtype dtype;        /* NONE: not said */
     uint32_t rank;
-    const uint64_t *shape; /* NULL: not said */
+    const uint64_t *shape; /* NULL: not given */
 } heft__claim;
 
 typedef struct heft__index_file {
@@ -239,9 +239,9 @@ struct heft__format {
      * file_each TENSOR.EXT for each tensor, and no variants. */
     unsigned precedence; /* of several in one folder the lowest is taken; 0: not found in folders */
     const char *stem, *extension;
-    bool file_each;         /* every tensor is a file of its own, and there always is an index */
-    const char *index_name; /* the index is always called this; its content is looked at */
-    /* Open such a file if it is an index; *opened stays NULL if it is none. */
+    bool file_each;         /* every tensor is a separate file, and there is always an index */
+    const char *index_name; /* the fixed name of the index; its content is examined */
+    /* Open such a file if it is an index; otherwise *opened stays NULL. */
     heft_status (*open_index)(heft_ctx *ctx, const char *path, heft__input **opened,
                               heft_error *err);
     /* The index's own faults are those of the file at `folder`/`name`, which is open already if
@@ -279,7 +279,7 @@ const heft__format *heft__format_find(heft_format id);
 const heft__format *heft__format_in_folder(const heft__format *first, size_t i);
 /* The format whose files have such a name as a rule, if it is one that is written; else NULL. */
 const heft__format *heft__format_by_name(const char *name);
-/* Whether a file with this name holds weights of whatever kind, other libraries' included. */
+/* Whether a file with this name holds weights of any kind, including those of other libraries. */
 bool heft__is_weights_ending(const char *name);
 
 /* ---- names of files (file_names.c); NULL if there is no memory --------------------------------- */
@@ -293,7 +293,7 @@ const char *heft__weights_shard(heft__arena *arena, const heft__format *format, 
 /* Of one tensor's file, where each has its own. */
 const char *heft__weights_of_tensor(heft__arena *arena, const heft__format *format,
                                     const char *tensor);
-/* Whether a name is that of a shard of this format and variant, whatever its numbers, or of a tensor's
+/* Whether a name is that of a shard of this format and variant, with any numbers, or of a tensor's
  * own file. */
 bool heft__is_shard_name(const char *name, const heft__format *format, const char *variant);
 bool heft__ends_with(const char *text, const char *end);
@@ -301,12 +301,12 @@ bool heft__ends_with(const char *text, const char *end);
 /* ---- Accelerate's offload folder: index.json, NAME.dat, tensors of safetensors files ---------- */
 typedef struct heft__offload_entry {
     const char *name;
-    const char *file;   /* absolute path of a safetensors file; NULL: NAME.dat beside the index */
+    const char *file;   /* absolute path of a safetensors file; NULL: NAME.dat next to the index */
     const char *weight; /* the tensor's name in that file; NULL for a .dat */
-    heft_dtype dtype;   /* NONE: not said, which only an entry with a file may do */
+    heft_dtype dtype;   /* NONE: not given, allowed only for an entry with a file */
     uint32_t rank;
-    const uint64_t *shape; /* NULL: not said, likewise */
-    uint64_t size_bytes;   /* of both; 0 where one is not said */
+    const uint64_t *shape; /* NULL: not given, likewise */
+    uint64_t size_bytes;   /* of both; 0 if one is not given */
     uint64_t offset;       /* of the key in the index */
 } heft__offload_entry;
 
@@ -367,7 +367,7 @@ heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t len
 heft_status heft__shard_index_read(heft_ctx *ctx, const char *path, heft__shard_index *out,
                                    heft_error *err);
 void heft__shard_index_fini(heft__shard_index *index);
-/* Text of an index as the reference writes it: sorted keys, two spaces, one final newline. metadata
+/* Text of an index as Transformers writes it: sorted keys, two spaces, one final newline. metadata
  * is an object. */
 void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata,
                              const char *const *names, const char *const *files, size_t count);

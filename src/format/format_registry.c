@@ -1,8 +1,8 @@
-/* format_registry.c - the list of formats; which format a file has, told by its first bytes; opening
+/* format_registry.c - the list of formats; detection of a file's format by its first bytes; opening
  * and closing.
  *
- * A format is told by its content. Names of files decide nothing but that a file called .safetensors
- * which looks like nothing else is read as one, so that its error says what is wrong with it.
+ * The content determines the format. A file name matters only for a file called .safetensors that matches
+ * no format: it is read as safetensors, so that the error says what is wrong with it.
  * Source: docs/formats/, docs/howto/format.md. */
 #include "format/format.h"
 
@@ -102,21 +102,21 @@ bool heft__is_weights_ending(const char *name)
 }
 
 /* ---- content --------------------------------------------------------------------------------- */
-/* What people have in place of a checkpoint. */
+/* Files that are often mistaken for a checkpoint. */
 static const struct stranger {
     const char *start, *what;
 } strangers[] = {
     {"GGUF",                         "a GGUF file"                                    },
-    {"version https://git-lfs",      "a Git LFS pointer, not the file it stands for"  },
-    {"PYTORCH1",                     "a preview of PyTorch's container"               },
+    {"version https://git-lfs",      "a Git LFS pointer, not the file itself"         },
+    {"PYTORCH1",                     "a file in PyTorch's preview container format"   },
     {"L119547037146038801333356L\n", "a PyTorch file with a pickle of protocol 0 or 1"},
     {"<!DOCTYPE",                    "a web page"                                     },
     {"<html",                        "a web page"                                     },
     {"\x89HDF",                      "an HDF5 file"                                   },
     {"\x93NUMPY",                    "a NumPy file"                                   },
-    {"\x1f\x8b",                     "compressed by gzip"                             },
-    {"{",                            "JSON"                                           },
-    {"\x80",                         "a pickle that torch.save did not write"         },
+    {"\x1f\x8b",                     "a gzip file"                                    },
+    {"{",                            "a JSON file"                                    },
+    {"\x80",                         "a pickle not written by torch.save"             },
 };
 
 static heft_status unknown(const uint8_t *head, size_t length, heft_error *err)
@@ -127,7 +127,7 @@ static heft_status unknown(const uint8_t *head, size_t length, heft_error *err)
     for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++) {
         const size_t start = strlen(strangers[i].start);
         if (length >= start && memcmp(head, strangers[i].start, start) == 0) {
-            return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "no checkpoint but %s",
+            return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "not a checkpoint: this is %s",
                                  strangers[i].what);
         }
     }
@@ -135,7 +135,8 @@ static heft_status unknown(const uint8_t *head, size_t length, heft_error *err)
     for (size_t i = 0; i < length && i < 8; i++) {
         snprintf(shown + 3 * i - (i > 0), 4, "%s%02x", i ? " " : "", head[i]);
     }
-    return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "unknown content, it begins with %s", shown);
+    return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "unknown format: the file begins with %s",
+                         shown);
 }
 
 static const heft__format *recognize(const uint8_t *head, size_t length, const char *path)

@@ -17,10 +17,11 @@ heft_status heft__offload_check_writable(const char *name, heft_dtype dtype, hef
                  most = 246; /* of 255: ".dat", and ".part" until it is whole */
     heft_status status = HEFT_OK;
     if (strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "'%.100s.dat' cannot be a file's name", name);
+        status = heft__fail(err, HEFT_INVALID_ARG, "'%.100s.dat' is not a valid file name", name);
     } else if (length > most) {
-        status = heft__fail(err, HEFT_INVALID_ARG,
-                            "the name has %zu bytes, for a file's it may have %zu", length, most);
+        status =
+            heft__fail(err, HEFT_INVALID_ARG,
+                       "the name has %zu bytes, the limit for a file name is %zu", length, most);
     } else if (!heft__offload_holds(dtype)) {
         status = heft__fail(err, HEFT_INVALID_ARG, "an offload folder cannot hold %s",
                             heft_dtype_name(dtype));

@@ -1,8 +1,8 @@
 /* offload_folder.c - Accelerate's offload folder as a format: an index.json, a file for each .dat and
  * one for each safetensors file that the index names, in the order in which it names them first.
  *
- * The index says what a .dat is, since a .dat does not. What it says of tensors in safetensors files is
- * handed on as claims, for whoever opens the folder to compare.
+ * A .dat has no header: the index describes it. What the index says about tensors in safetensors files is
+ * passed on as claims, which the caller that opens the folder compares.
  * Source: docs/formats/offload.md [3], [4]. */
 #include "format/format.h"
 
@@ -13,7 +13,8 @@ static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **ope
                               heft_error *err)
 {
     heft__input *source = NULL;
-    heft_error reason = {0}; /* what cannot be read is no index, and somebody else's to blame */
+    heft_error reason = {
+        0}; /* a file that cannot be read is not an index; its reader reports the error */
     uint8_t *head = NULL;
     size_t length = 0;
     heft_status status = heft__input_open(ctx, path, &source, &reason);
@@ -230,7 +231,7 @@ static heft_status check(const heft__out_tensor *tensor, heft_error *err)
     if (status == HEFT_OK &&
         (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
          bytes != tensor->size_bytes)) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not fit its shape");
+        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not match the shape");
     }
     return heft__add_item(status, err, tensor->name);
 }

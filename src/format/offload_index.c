@@ -4,7 +4,7 @@
  *    "b.weight": {"safetensors_file": "/abs/model.safetensors",              a tensor of that file
  *                 "weight_name": "b.weight", "dtype": "float32"}}
  *
- * Trusted: nothing. A name may not lead out of the folder, a path must be absolute (the reference
+ * Trusted: nothing. A name may not lead out of the folder, a path must be absolute (Accelerate
  * takes a relative one from wherever it stands), a shape's product fits into 64 bits. It does not
  * look whether the files exist or hold what is said of them: that is offload_files.c's work.
  * Source: docs/formats/offload.md [1], [2], [4]; accelerate 1.15 utils/offload.py. */
@@ -35,7 +35,7 @@ static unsigned field_of(const heft__json_token *key)
 }
 
 /* ---- dtypes ---------------------------------------------------------------------------------- */
-/* What NumPy has, and what the reference stores as integers of the same width. */
+/* What NumPy has, and what Accelerate stores as integers of the same width. */
 static const heft_dtype held[] = {
     HEFT_DTYPE_F32,     HEFT_DTYPE_F64,         HEFT_DTYPE_F16,         HEFT_DTYPE_BF16,
     HEFT_DTYPE_I64,     HEFT_DTYPE_I32,         HEFT_DTYPE_I16,         HEFT_DTYPE_I8,
@@ -77,7 +77,8 @@ static heft_status read_text(struct parse *p, const char *what, const char **tex
         *at = token.offset;
     }
     if (status == HEFT_OK && memchr(*text, 0, length)) {
-        status = heft__fail_at(err, HEFT_FORMAT, token.offset, "'%.100s\\0...' holds a NUL", *text);
+        status =
+            heft__fail_at(err, HEFT_FORMAT, token.offset, "'%.100s\\0...' contains a NUL", *text);
     }
     return status;
 }
@@ -101,11 +102,10 @@ static heft_status read_file(struct parse *p, heft__offload_entry *entry, heft_e
     uint64_t at = 0;
     heft_status status = read_text(p, "a string as safetensors_file", &entry->file, &at, err);
     if (status == HEFT_OK && entry->file[0] != '/') {
-        status =
-            heft__fail_at(err, HEFT_REFUSED, at,
-                          "safetensors_file '%.200s' is not absolute: it would be another file "
-                          "wherever one stands",
-                          entry->file);
+        status = heft__fail_at(err, HEFT_REFUSED, at,
+                               "safetensors_file '%.200s' must be absolute: a relative path "
+                               "depends on the current folder",
+                               entry->file);
     }
     return status;
 }
@@ -128,7 +128,7 @@ static heft_status read_shape(struct parse *p, heft__offload_entry *entry, heft_
                                  heft__json_kind_name(token.kind));
         }
         if (p->rank >= limit) {
-            return heft__fail_at(err, HEFT_LIMIT, token.offset, "over %u dimensions", limit);
+            return heft__fail_at(err, HEFT_LIMIT, token.offset, "more than %u dimensions", limit);
         }
         if (!heft__array_reserve(p->ctx, (void **)&p->shape, p->rank, &p->shape_cap,
                                  sizeof *p->shape)) {
@@ -166,7 +166,7 @@ static heft_status read_field(struct parse *p, unsigned field, heft__offload_ent
         return read_file(p, entry, err);
     case FIELD_WEIGHT:
         return read_text(p, "a string as weight_name", &entry->weight, &at, err);
-    default: /* the reference looks at no other */
+    default: /* Accelerate looks at no other */
         status = heft__json_next(&p->json, &token, err);
         return status == HEFT_OK ? heft__json_skip(&p->json, &token, err) : status;
     }
@@ -179,7 +179,7 @@ static heft_status check_file_name(const heft__offload_entry *entry, heft_error 
     const char *name = entry->name;
     if (strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0) {
         return heft__fail_at(err, HEFT_REFUSED, entry->offset,
-                             "'%.100s.dat' would not be a file of this folder", name);
+                             "'%.100s.dat' would not be a file in this folder", name);
     }
     return HEFT_OK;
 }
@@ -194,7 +194,7 @@ static heft_status check_entry(heft__offload_entry *entry, unsigned seen, heft_e
                              needed & ~seen & FIELD_DTYPE ? "dtype" : "shape");
     }
     if (!entry->file) {
-        entry->weight = NULL; /* the reference does not look at it */
+        entry->weight = NULL; /* Accelerate does not look at it */
         heft_status status = check_file_name(entry, err);
         if (status != HEFT_OK) {
             return status;
@@ -204,7 +204,7 @@ static heft_status check_entry(heft__offload_entry *entry, unsigned seen, heft_e
     }
     if (entry->shape && entry->dtype != HEFT_DTYPE_NONE &&
         !heft__shape_bytes(entry->dtype, entry->shape, entry->rank, &entry->size_bytes)) {
-        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "shape %s has over 2^64 bytes as %s",
+        return heft__fail_at(err, HEFT_FORMAT, entry->offset, "shape %s exceeds 2^64 bytes as %s",
                              heft__shape_text(entry->shape, entry->rank, shape),
                              heft_dtype_name(entry->dtype));
     }
@@ -226,10 +226,10 @@ static heft_status read_key(struct parse *p, const heft__json_token *token,
                                "tensor name has %zu bytes, the limit is %llu", length,
                                (unsigned long long)limits->name_bytes);
     } else if (p->count >= limits->tensors) {
-        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "over %llu tensors",
+        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors",
                                (unsigned long long)limits->tensors);
     } else if (memchr(entry->name, 0, length)) {
-        status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name holds a NUL");
+        status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name contains a NUL");
     } else if (!heft__map_put(&p->names, entry->name, length, p->count, &found)) {
         status = heft__fail_nomem(err, length);
     } else if (found != HEFT__MAP_NONE) {
@@ -301,7 +301,7 @@ static heft_status read_document(struct parse *p, heft_error *err)
         status = heft__json_expect(&p->json, HEFT__JSON_END, "the end of the index", &token, err);
     }
     if (status == HEFT_OK && p->count == 0) {
-        status = heft__fail_at(err, HEFT_FORMAT, at, "the index holds no tensor");
+        status = heft__fail_at(err, HEFT_FORMAT, at, "the index contains no tensor");
     }
     if (status != HEFT_OK) {
         return status;

@@ -37,7 +37,7 @@ struct vm {
     heft__pickle *pickle;
     heft_ctx *ctx;
     const uint8_t *bytes;
-    size_t length, at, frame_end; /* at: behind what was read */
+    size_t length, at, frame_end; /* at: after what was read */
     uint32_t op_at;               /* the opcode being done */
     heft__pk_cell *stack;
     size_t count, cap;
@@ -66,7 +66,7 @@ static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *
     heft__pickle *pickle = vm->pickle;
     if (pickle->used_bytes + bytes > MEMORY_BASE + MEMORY_PER_BYTE * (uint64_t)vm->length) {
         *status = heft__fail_at(err, HEFT_LIMIT, pickle->origin + vm->op_at,
-                                "values take over %llu bytes, the pickle has %zu",
+                                "values take more than %llu bytes, the pickle has %zu",
                                 (unsigned long long)pickle->used_bytes, vm->length);
         return NULL;
     }
@@ -119,7 +119,7 @@ static heft_status malformed(struct vm *vm, const struct opcode *op, const char 
     return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s %s", op->name, what);
 }
 
-/* Whether more bytes behind the span could have helped. */
+/* Whether more bytes after the span could have helped. */
 static void note_cut(struct vm *vm)
 {
     vm->pickle->truncated = vm->at >= vm->frame_end;
@@ -185,8 +185,8 @@ static heft_status run_long(struct vm *vm, const struct opcode *op, heft_error *
     heft__pk_cell cell = {.kind = HEFT__PK_INT};
     if (vm->data_bytes > BIG_INTEGER_MOST) {
         return heft__fail_at(err, HEFT_LIMIT, vm->pickle->origin + vm->op_at,
-                             "%s: integer of %u bytes, at most %d are read", op->name,
-                             vm->data_bytes, BIG_INTEGER_MOST);
+                             "%s: integer of %u bytes, the limit is %d", op->name, vm->data_bytes,
+                             BIG_INTEGER_MOST);
     }
     if (vm->data_bytes > 8) {
         cell.kind = HEFT__PK_BIGINT;
@@ -526,7 +526,7 @@ static heft_status check_id(struct vm *vm, const heft__pk_cell *id, heft_error *
     const uint64_t at = vm->pickle->origin + vm->op_at;
     const uint32_t wanted = vm->pickle->ids == HEFT__PK_IDS_LEGACY ? 6 : 5;
     if (vm->pickle->ids == HEFT__PK_IDS_NONE) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "a persistent id, where the format has none");
+        return heft__fail_at(err, HEFT_FORMAT, at, "unexpected persistent id: the format has none");
     }
     if (vm->pickle->ids == HEFT__PK_IDS_TAR) {
         return id->kind == HEFT__PK_INT
@@ -611,11 +611,11 @@ static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error
 static heft_status run_proto(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     if (vm->op_at != 0) {
-        return malformed(vm, op, "stands inside the stream", err);
+        return malformed(vm, op, "occurs inside the stream", err);
     }
     if (vm->number > PROTOCOL_MOST) {
         return heft__fail_at(err, HEFT_UNSUPPORTED, vm->pickle->origin + vm->op_at,
-                             "pickle protocol %llu, at most %d is read",
+                             "pickle protocol %llu, at most %d is supported",
                              (unsigned long long)vm->number, PROTOCOL_MOST);
     }
     return HEFT_OK;
@@ -624,7 +624,7 @@ static heft_status run_proto(struct vm *vm, const struct opcode *op, heft_error 
 static heft_status run_frame(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     if (vm->op_at < vm->frame_end) {
-        return malformed(vm, op, "stands inside a frame", err);
+        return malformed(vm, op, "occurs inside a frame", err);
     }
     if (vm->number > vm->length - vm->at) {
         note_cut(vm);
@@ -784,7 +784,8 @@ static heft_status read_lines(struct vm *vm, const struct opcode *op, heft_error
                 note_cut(vm);
             }
             return malformed(
-                vm, op, most > NAME_MOST ? "has a name of over 512 bytes" : "has no line end", err);
+                vm, op, most > NAME_MOST ? "has a name of more than 512 bytes" : "has no line end",
+                err);
         }
         vm->at = (size_t)(end - vm->bytes) + 1;
     }
@@ -838,7 +839,7 @@ static heft_status step(struct vm *vm, heft_error *err)
     if (vm->at >= vm->length) {
         note_cut(vm);
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->length,
-                             "the pickle ends, expected STOP");
+                             "the pickle ends without STOP");
     }
     const uint8_t code = vm->bytes[vm->at];
     const struct opcode *op = &opcodes[code];
@@ -862,7 +863,7 @@ heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length,
         (heft__pickle){.ctx = ctx, .bytes = bytes, .length = length, .origin = origin, .ids = ids};
     heft__arena_init(&pickle->arena, ctx);
     if (length > UINT32_MAX) {
-        return heft__fail_at(err, HEFT_LIMIT, origin, "pickle of %zu bytes, at most %u are read",
+        return heft__fail_at(err, HEFT_LIMIT, origin, "pickle of %zu bytes, the limit is %u",
                              length, UINT32_MAX);
     }
     struct vm vm = {.pickle = pickle, .ctx = ctx, .bytes = bytes, .length = length};

@@ -1,4 +1,4 @@
-/* pickle.h - private to the room: the pickle machine and the step from its values to tensors.
+/* pickle.h - private to the layer: the pickle machine and the step from its values to tensors.
  *
  * The machine turns a span of bytes into inert values: numbers, texts, containers, names out of a
  * fixed list, and "calls", which say what a pickle wants to call and with what, and are never made.
@@ -27,7 +27,7 @@ typedef enum heft__pk_kind {
     HEFT__PK_PERSID /* items: the id */
 } heft__pk_kind;
 
-/* What a name of the fixed list stands for. */
+/* The meaning of a name in the fixed list. */
 typedef enum heft__pk_global {
     HEFT__PKG_NONE, /* not in the list */
     HEFT__PKG_ORDERED_DICT,
@@ -96,7 +96,7 @@ typedef struct heft__pickle {
     uint64_t origin; /* of bytes[0], for the offsets in errors */
     heft__pk_ids ids;
     heft__pk_cell top;                           /* the value */
-    size_t end;                                  /* behind STOP */
+    size_t end;                                  /* after STOP */
     heft__pk_object *first_persid, *last_persid; /* in the order of the stream */
     uint64_t used_bytes;                         /* of the arena */
     bool truncated; /* it failed because the span ended: more bytes may help */
@@ -139,7 +139,7 @@ typedef struct heft__pk_window {
     uint64_t bytes;
 } heft__pk_window;
 
-/* Find where a storage lies: fills `storage` (offset, stored_bytes, deflated, crc, record); `bytes`
+/* Locate a storage: fills `storage` (offset, stored_bytes, deflated, crc, record); `bytes`
  * is set already. */
 typedef heft_status (*heft__pk_place_fn)(void *user, const char *key, size_t key_length,
                                          heft__file_storage *storage, heft_error *err);
@@ -151,7 +151,7 @@ struct heft__pk_root {
     uint64_t numel;
 };
 
-/* A tensor that an integer persistent id stands for (tar). The arrays live in the file's arena. */
+/* A tensor identified by an integer persistent id (tar). The arrays live in the file's arena. */
 typedef struct heft__pk_known {
     int64_t key;
     heft__file_tensor tensor;

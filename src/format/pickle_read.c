@@ -31,8 +31,8 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
         }
         if (!pickle->truncated || length == most) {
             if (pickle->truncated && most < there) {
-                return heft__fail_at(err, HEFT_LIMIT, offset, "pickle of over %zu bytes, the limit",
-                                     most);
+                return heft__fail_at(err, HEFT_LIMIT, offset,
+                                     "pickle of more than %zu bytes, the limit", most);
             }
             if (err) {
                 *err = failure;
@@ -56,7 +56,7 @@ const char *heft__pk_kind_name(const heft__pk_cell *cell)
 {
     static const char *const kinds[] = {
         [HEFT__PK_NONE] = "None",      [HEFT__PK_BOOL] = "a bool",
-        [HEFT__PK_INT] = "an integer", [HEFT__PK_BIGINT] = "an integer of over 64 bits",
+        [HEFT__PK_INT] = "an integer", [HEFT__PK_BIGINT] = "an integer of more than 64 bits",
         [HEFT__PK_FLOAT] = "a float",  [HEFT__PK_TEXT] = "a string",
         [HEFT__PK_BYTES] = "bytes",    [HEFT__PK_GLOBAL] = "a global",
         [HEFT__PK_TUPLE] = "a tuple",  [HEFT__PK_LIST] = "a list",

@@ -110,7 +110,8 @@ static heft_status store_strides(heft__arena *arena, const int64_t *strides, siz
                                  heft__file_tensor *tensor, heft_error *err)
 {
     if (tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2) {
-        return heft__fail_at(err, HEFT_UNSUPPORTED, tensor->item_offset, "a strided view of %s",
+        return heft__fail_at(err, HEFT_UNSUPPORTED, tensor->item_offset,
+                             "a strided view of %s is not supported",
                              heft_dtype_name(tensor->dtype));
     }
     int64_t *copy = heft__arena_array(arena, rank, sizeof *copy);
@@ -179,11 +180,11 @@ static heft_status check_key(const heft__pickle *pickle, const heft__pk_cell *ke
     if (length == 0 || length > KEY_MOST ||
         heft__utf8_invalid_at((const uint8_t *)text, length) != length) {
         return heft__fail_at(err, HEFT_FORMAT, at,
-                             "storage key of %zu bytes is empty, too long or no UTF-8", length);
+                             "storage key of %zu bytes is empty, too long or not UTF-8", length);
     }
     if (memchr(text, '/', length) || memchr(text, '\\', length) || memchr(text, 0, length) ||
         heft__pk_is_text(pickle, key, ".") || heft__pk_is_text(pickle, key, "..")) {
-        return heft__fail_at(err, HEFT_REFUSED, at, "storage key '%.*s' holds path characters",
+        return heft__fail_at(err, HEFT_REFUSED, at, "storage key '%.*s' contains path characters",
                              text_width(key), text);
     }
     return HEFT_OK;
@@ -262,7 +263,7 @@ static heft_status read_window(const heft__pickle *pickle, const heft__pk_object
     if (first < 0 || count < 0 || (uint64_t)first > parts->numel ||
         (uint64_t)count > parts->numel - (uint64_t)first) {
         return heft__fail_at(err, HEFT_FORMAT, at,
-                             "window of %lld elements from %lld on, storage '%.*s' has %llu",
+                             "window of %lld elements from %lld, storage '%.*s' has %llu",
                              (long long)count, (long long)first, text_width(parts->key),
                              heft__pk_text(pickle, parts->key), (unsigned long long)parts->numel);
     }
@@ -278,7 +279,7 @@ static heft_status same_root(const heft__pickle *pickle, const struct heft__pk_r
         return HEFT_OK;
     }
     return heft__fail_at(
-        err, HEFT_FORMAT, at, "storage '%.*s' is %llu of %s here and was %llu of %s before",
+        err, HEFT_FORMAT, at, "storage '%.*s' has %llu elements of %s here, %llu of %s before",
         text_width(parts->key), heft__pk_text(pickle, parts->key), (unsigned long long)parts->numel,
         parts->dtype ? heft_dtype_name(parts->dtype) : "bytes", (unsigned long long)root->numel,
         root->dtype ? heft_dtype_name(root->dtype) : "bytes");
@@ -370,9 +371,9 @@ heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_erro
         if (build->pickle->ids != HEFT__PK_IDS_TAR) {
             status = window_of(build, id, &window, err);
         } else if (!heft__pk_find_known(build, id->items[0].as.integer)) {
-            status = heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + id->at,
-                                   "persistent id %lld is not known",
-                                   (long long)id->items[0].as.integer);
+            status =
+                heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + id->at,
+                              "unknown persistent id %lld", (long long)id->items[0].as.integer);
         }
     }
     return status;
@@ -420,7 +421,7 @@ static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
             }
             if (!heft__pk_is_tensor(&args->items[0])) {
                 return heft__fail_at(err, HEFT_FORMAT, call->at,
-                                     "a parameter of %s, expected a tensor",
+                                     "a parameter wraps %s, expected a tensor",
                                      heft__pk_kind_name(&args->items[0]));
             }
             call->function = args->items[0].as.object->items[0].global;
@@ -428,7 +429,7 @@ static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
         } else if (call->function == HEFT__PKG_REBUILD_FROM_TYPE_V2) {
             if (args->count != 4 || !is_rebuild(&args->items[0]) ||
                 args->items[2].kind != HEFT__PK_TUPLE) {
-                return wrong_args(call, "a tensor subclass, or of wrong types", err);
+                return wrong_args(call, "a tensor subclass, or arguments of wrong types", err);
             }
             call->function = args->items[0].global;
             call->args = args->items[2].as.object;
@@ -436,7 +437,8 @@ static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
             return HEFT_OK;
         }
     }
-    return heft__fail_at(err, HEFT_LIMIT, call->at, "a tensor wrapped over %d times", UNWRAP_MOST);
+    return heft__fail_at(err, HEFT_LIMIT, call->at, "a tensor wrapped more than %d times",
+                         UNWRAP_MOST);
 }
 
 /* A tuple or list of integers, or torch.Size of one. */
@@ -458,7 +460,7 @@ static heft_status read_integers(const heft__pickle *pickle, const heft__pk_cell
     }
     const heft__pk_object *items = cell->as.object;
     if (items->count > RANK_MOST) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "%s has %u dimensions, at most %d are read", what,
+        return heft__fail_at(err, HEFT_LIMIT, at, "%s has %u dimensions, the limit is %d", what,
                              items->count, RANK_MOST);
     }
     for (uint32_t i = 0; i < items->count; i++) {
@@ -489,7 +491,7 @@ static heft_status read_view_bits(const heft__pickle *pickle, const heft__pk_cel
         if ((!conj && !heft__pk_is_text(pickle, &dict->items[i], "neg")) ||
             dict->items[i + 1].kind != HEFT__PK_BOOL) {
             return heft__fail_at(err, HEFT_UNSUPPORTED, at,
-                                 "tensor metadata other than 'conj' and 'neg'");
+                                 "unknown tensor metadata, expected 'conj' and 'neg' only");
         }
         *(conj ? &tensor->conj : &tensor->neg) = dict->items[i + 1].as.integer != 0;
     }
@@ -497,13 +499,13 @@ static heft_status read_view_bits(const heft__pickle *pickle, const heft__pk_cel
     const bool wide_float =
         heft_dtype_is_floating(tensor->dtype) && heft_dtype_bits(tensor->dtype) >= 16;
     if ((tensor->conj && !complex) || (tensor->neg && !complex && !wide_float)) {
-        return heft__fail_at(err, HEFT_UNSUPPORTED, at, "a %s view of %s",
+        return heft__fail_at(err, HEFT_UNSUPPORTED, at, "a %s view of %s is not supported",
                              tensor->conj ? "conj" : "neg", heft_dtype_name(tensor->dtype));
     }
     return HEFT_OK;
 }
 
-/* Arguments behind (storage, offset, size, stride): requires_grad, hooks, [dtype,] [metadata]. */
+/* Arguments after (storage, offset, size, stride): requires_grad, hooks, [dtype,] [metadata]. */
 static heft_status read_extras(const heft__pickle *pickle, const struct tensor_call *call,
                                heft__file_tensor *tensor, heft_error *err)
 {
@@ -543,8 +545,8 @@ static heft_status check_storage_class(const struct tensor_call *call,
     const bool untyped = window->dtype == HEFT_DTYPE_NONE;
     if (untyped != (call->function == HEFT__PKG_REBUILD_TENSOR_V3)) {
         return heft__fail_at(err, HEFT_FORMAT, call->at,
-                             untyped ? "an untyped storage and no dtype"
-                                     : "a typed storage and a dtype of its own");
+                             untyped ? "an untyped storage without a dtype"
+                                     : "a typed storage and a separate dtype");
     }
     tensor->dtype = window->dtype;
     return HEFT_OK;
@@ -566,8 +568,9 @@ heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_ce
     const heft__pk_cell *args = call.args->items;
     if (call.function == HEFT__PKG_REBUILD_OTHER) {
         const heft__pk_cell *name = &cell->as.object->items[0];
-        return heft__fail_at(err, HEFT_UNSUPPORTED, call.at, "a tensor made by '%.*s' is not read",
-                             text_width(name), heft__pk_text(pickle, name));
+        return heft__fail_at(err, HEFT_UNSUPPORTED, call.at,
+                             "a tensor made by '%.*s' is not supported", text_width(name),
+                             heft__pk_text(pickle, name));
     }
     if (call.args->count < 4) {
         return wrong_args(&call, "a tensor", err);

@@ -27,7 +27,7 @@ static heft_status account(heft__pickle_tensors *build, uint64_t bytes, uint64_t
     build->used_bytes += bytes;
     if (build->used_bytes > RESULT_BASE + RESULT_PER_BYTE * (uint64_t)build->pickle->length) {
         return heft__fail_at(err, HEFT_LIMIT, at,
-                             "names and shapes take over %llu bytes, the pickle has %zu",
+                             "names and shapes take more than %llu bytes, the pickle has %zu",
                              (unsigned long long)build->used_bytes, build->pickle->length);
     }
     return HEFT_OK;
@@ -43,13 +43,14 @@ static heft_status check_name(heft__pickle_tensors *build, const heft__buffer *p
                              path->size, (unsigned long long)limits->name_bytes);
     }
     if (path->size && memchr(text, 0, path->size)) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "tensor name '%.60s\\0...' holds a NUL", text);
+        return heft__fail_at(err, HEFT_FORMAT, at, "tensor name '%.60s\\0...' contains a NUL",
+                             text);
     }
     if (path->size && heft__utf8_invalid_at(path->data, path->size) != path->size) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "tensor name is no UTF-8");
+        return heft__fail_at(err, HEFT_FORMAT, at, "tensor name is not valid UTF-8");
     }
     if (build->tensor_count >= limits->tensors) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "over %llu tensors",
+        return heft__fail_at(err, HEFT_LIMIT, at, "more than %llu tensors",
                              (unsigned long long)limits->tensors);
     }
     return account(build, path->size + 1 + sizeof(heft__file_tensor) + 64, at, err);
@@ -228,7 +229,7 @@ static heft_status enter(struct walk *walk, const heft__pk_cell *cell, heft_erro
         return add_skipped(build, &walk->path, at, err); /* nothing new in it */
     }
     if (walk->depth >= heft__limits(build->ctx)->pickle_depth) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "over %u nested containers",
+        return heft__fail_at(err, HEFT_LIMIT, at, "more than %u nested containers",
                              heft__limits(build->ctx)->pickle_depth);
     }
     heft_status status = cell->kind == HEFT__PK_DICT ? make_distinct(build, object, err) : HEFT_OK;
@@ -263,7 +264,7 @@ static heft_status visit(struct walk *walk, const heft__pk_cell *cell, heft_erro
     heft__pickle_tensors *build = walk->build;
     const uint64_t at = build->pickle->origin + cell->at;
     if (++build->steps > STEPS_BASE + STEPS_PER_BYTE * (uint64_t)build->pickle->length) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "shared values spread out to over %llu",
+        return heft__fail_at(err, HEFT_LIMIT, at, "shared values expand to more than %llu",
                              (unsigned long long)build->steps);
     }
     if (is_tensor_here(build, cell)) {
@@ -442,7 +443,7 @@ heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error
     file->skipped_count = build->skipped_count;
     if (build->skipped_more &&
         !heft__warn(&file->warnings,
-                    "more than %d values are no tensors; only the first %d are listed",
+                    "more than %d values are not tensors; only the first %d are listed",
                     SKIPPED_MOST, SKIPPED_MOST)) {
         return heft__fail_nomem(err, 0);
     }

@@ -7,7 +7,7 @@
  * Offsets count from the end of the JSON. Sorted by offset the tensors cover the data without holes
  * or overlaps, from its first byte to the file's last. Nothing is trusted: the length against the
  * file's size, every number against 64 bits, every range against its neighbors. Not done here:
- * reading tensor data. Names twice are refused (the reference lets the last one win), and so is a
+ * reading tensor data. Duplicate names are refused (the safetensors library uses the last one), and so is a
  * NUL in a name.
  * Source: docs/formats/safetensors.md [1]-[3]. */
 #include "format/safetensors.h"
@@ -65,7 +65,7 @@ static heft_status read_shape(struct parse *p, heft__file_tensor *tensor, heft_e
             break;
         }
         if (rank == most) {
-            return heft__fail_at(err, HEFT_LIMIT, token.offset, "shape has over %u dimensions",
+            return heft__fail_at(err, HEFT_LIMIT, token.offset, "shape has more than %u dimensions",
                                  most);
         }
         if (rank == sizeof small / sizeof small[0]) {
@@ -107,7 +107,8 @@ static heft_status read_offsets(struct parse *p, heft__file_tensor *tensor, heft
             break;
         }
         if (count == 2) {
-            return heft__fail_at(err, HEFT_FORMAT, token.offset, "data_offsets has over 2 items");
+            return heft__fail_at(err, HEFT_FORMAT, token.offset,
+                                 "data_offsets has more than 2 items");
         }
         status = heft__json_u64(&token, "data_offsets", &values[count++], err);
     }
@@ -159,7 +160,7 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
     uint64_t elems, needed, bits;
     char shape[HEFT__SHAPE_TEXT]; /* written for errors only */
     if (tensor->start > p->ends_at) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "data_offsets begin %llu is behind end %llu",
+        return heft__fail_at(err, HEFT_FORMAT, at, "data_offsets begin %llu is after end %llu",
                              (unsigned long long)tensor->start, (unsigned long long)p->ends_at);
     }
     if (p->ends_at > p->data_bytes) {
@@ -173,7 +174,7 @@ static heft_status check_range(struct parse *p, heft__file_tensor *tensor, heft_
                              heft__shape_text(tensor->shape, tensor->rank, shape));
     }
     if (!heft__dtype_bytes(tensor->dtype, elems, &needed)) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s does not end on a whole byte",
+        return heft__fail_at(err, HEFT_FORMAT, at, "shape %s of %s does not end on a byte boundary",
                              heft__shape_text(tensor->shape, tensor->rank, shape),
                              heft_dtype_name(tensor->dtype));
     }
@@ -258,7 +259,7 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
     }
 }
 
-/* Note a name; *found is the tensor that has it already. While names rise, as the reference writes
+/* Note a name; *found is the tensor that has it already. While names ascend, as safetensors writes
  * them, none can be there twice and no map is needed; at the first that does not, all go into one. */
 static bool put_name(struct parse *p, const char *name, size_t length, size_t *found)
 {
@@ -287,11 +288,11 @@ static heft_status check_name(struct parse *p, const char *name, size_t length, 
                              (unsigned long long)limits->name_bytes);
     }
     if (memchr(name, 0, length)) {
-        return heft__fail_at(err, HEFT_FORMAT, offset, "tensor name '%.60s\\0...' holds a NUL",
+        return heft__fail_at(err, HEFT_FORMAT, offset, "tensor name '%.60s\\0...' contains a NUL",
                              name);
     }
     if (p->count >= limits->tensors) {
-        return heft__fail_at(err, HEFT_LIMIT, offset, "over %llu tensors",
+        return heft__fail_at(err, HEFT_LIMIT, offset, "more than %llu tensors",
                              (unsigned long long)limits->tensors);
     }
     if (!put_name(p, name, length, &found)) {
@@ -378,7 +379,7 @@ static heft_status check_cover(struct parse *p, heft_error *err)
                 heft__fail_at(err, HEFT_FORMAT, tensor->item_offset,
                               "begins at %llu, expected %llu, where '%.100s' ends: %s",
                               (unsigned long long)tensor->start, (unsigned long long)end, before,
-                              tensor->start < end ? "they overlap" : "there is a hole");
+                              tensor->start < end ? "they overlap" : "there is a gap");
             return heft__add_item(status, err, tensor->name);
         }
         end += tensor->size_bytes; /* within data_bytes: read_entry checked it */
@@ -427,8 +428,7 @@ static heft_status header_length(struct parse *p, uint64_t *length, heft_error *
                    limit = heft__limits(p->ctx)->header_bytes;
     uint8_t raw[LENGTH_BYTES];
     if (size < LENGTH_BYTES) {
-        return heft__fail_at(err, HEFT_FORMAT, 0,
-                             "file has %llu bytes, the header's length needs %d",
+        return heft__fail_at(err, HEFT_FORMAT, 0, "file has %llu bytes, the header length needs %d",
                              (unsigned long long)size, LENGTH_BYTES);
     }
     heft_status status = heft__input_read(p->file->source, 0, raw, sizeof raw, err);

@@ -1,8 +1,8 @@
-/* safetensors_write.c - writing a .safetensors file, byte for byte as the reference's writer does.
+/* safetensors_write.c - writing a .safetensors file, byte for byte as the safetensors library does.
  *
  * Tensors lie in the order of their dtype's rank, highest first, then of their names as bytes; the
  * header lists them in that order without white space, metadata first, and is padded with spaces to
- * a multiple of 8. Metadata goes out sorted by key; the reference's own order of two or more pairs
+ * a multiple of 8. Metadata goes out sorted by key; that library's order of two or more pairs
  * is random.
  * Source: docs/formats/safetensors.md [4]. */
 #include "format/safetensors.h"
@@ -39,13 +39,13 @@ heft_status heft__safetensors_check(const heft__out_tensor *tensor, heft_error *
     uint64_t bytes;
     if (strcmp(tensor->name, "__metadata__") == 0) {
         status = heft__fail(err, HEFT_INVALID_ARG,
-                            "a safetensors file cannot hold a tensor of this name");
+                            "a safetensors file cannot hold a tensor with this name");
     } else if (heft__dtype_safetensors_rank(tensor->dtype) < 0) {
         status = heft__fail(err, HEFT_INVALID_ARG, "a safetensors file cannot hold %s",
                             heft_dtype_name(tensor->dtype));
     } else if (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
                bytes != tensor->size_bytes) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not fit its shape");
+        status = heft__fail(err, HEFT_INVALID_ARG, "size in bytes does not match the shape");
     } else {
         const size_t length = strlen(tensor->name);
         if (heft__utf8_invalid_at((const uint8_t *)tensor->name, length) != length) {
@@ -127,7 +127,7 @@ static heft_status put_header(struct plan *plan, const heft__out_file *file, hef
         }
         put_entry(out, plan->order[i], plan->data_bytes);
         if (!heft__add_u64(plan->data_bytes, plan->order[i]->size_bytes, &plan->data_bytes)) {
-            status = heft__fail(err, HEFT_LIMIT, "the tensors have over 2^64 bytes");
+            status = heft__fail(err, HEFT_LIMIT, "the tensors exceed 2^64 bytes");
         }
     }
     heft__buffer_byte(out, '}');
@@ -164,7 +164,7 @@ static heft_status order_tensors(struct plan *plan, const heft__out_file *file, 
     qsort(plan->order, plan->count, sizeof *plan->order, by_rank_then_name);
     for (size_t i = 1; i < plan->count && status == HEFT_OK; i++) {
         if (strcmp(plan->order[i]->name, plan->order[i - 1]->name) == 0) {
-            status = heft__fail(err, HEFT_INVALID_ARG, "name is given twice");
+            status = heft__fail(err, HEFT_INVALID_ARG, "duplicate name");
             heft__add_item(status, err, plan->order[i]->name);
         }
     }
@@ -200,7 +200,7 @@ heft_status heft__safetensors_lay_out(heft_ctx *ctx, const heft__out_file *file,
     }
     if (status == HEFT_OK &&
         !heft__add_u64(plan->data_bytes, plan->header.size, &plan->layout.bytes)) {
-        status = heft__fail(err, HEFT_LIMIT, "the file has over 2^64 bytes");
+        status = heft__fail(err, HEFT_LIMIT, "the file exceeds 2^64 bytes");
     }
     if (status != HEFT_OK) {
         heft__safetensors_layout_free(&plan->layout);

@@ -34,7 +34,7 @@ static heft_status check_file_name(const heft__json_token *token, const char *na
     if (length == 0) {
         fault = "is empty";
     } else if (memchr(name, 0, length)) {
-        fault = "holds a NUL";
+        fault = "contains a NUL";
     } else if (name[0] == '/') {
         fault = "is absolute: it must be a name in the index's folder";
     } else if (strchr(name, '/') || strchr(name, '\\') || strcmp(name, ".") == 0 ||
@@ -70,7 +70,7 @@ static heft_status add_file(struct parse *p, const heft__json_token *token, size
         return HEFT_OK;
     }
     if (p->file_count >= limit) {
-        return heft__fail_at(err, HEFT_LIMIT, token->offset, "over %llu files",
+        return heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu files",
                              (unsigned long long)limit);
     }
     *number = p->file_count;
@@ -137,10 +137,10 @@ static heft_status read_key(struct parse *p, const heft__json_token *token,
                                "tensor name has %zu bytes, the limit is %llu", length,
                                (unsigned long long)limits->name_bytes);
     } else if (p->count >= limits->tensors) {
-        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "over %llu tensors",
+        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors",
                                (unsigned long long)limits->tensors);
     } else if (memchr(entry->name, 0, length)) {
-        status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name holds a NUL");
+        status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name contains a NUL");
     } else {
         status = find_twin(p, entry->name, length, &found, err);
     }
@@ -196,7 +196,7 @@ static heft_status read_map(struct parse *p, heft_error *err)
         status = read_entry(p, &token, err);
     }
     if (status == HEFT_OK && p->count == 0) {
-        status = heft__fail_at(err, HEFT_FORMAT, at, "weight_map holds no tensor");
+        status = heft__fail_at(err, HEFT_FORMAT, at, "weight_map contains no tensor");
     }
     return status;
 }
@@ -395,7 +395,7 @@ void heft__shard_index_write(heft__buffer *out, const heft__json_value *metadata
 heft_status heft__shard_index_open(heft_ctx *ctx, const char *folder, const char *name,
                                    heft__input *opened, heft__index *out, heft_error *err)
 {
-    (void)opened; /* its name says what it is, so that nobody had to look at it */
+    (void)opened; /* the name determines what it is, so that it was not opened */
     heft__arena arena;
     heft__shard_index read = {0};
     heft__arena_init(&arena, ctx);

@@ -67,7 +67,7 @@ heft_status heft__strided_new(heft_ctx *ctx, heft__input *source, uint64_t offse
                               size_t elem_bytes, heft__strided **out, heft_error *err)
 {
     if (tensor->rank > RANK_MOST) {
-        return heft__fail(err, HEFT_LIMIT, "a strided view of %u dimensions, at most %d are read",
+        return heft__fail(err, HEFT_LIMIT, "a strided view of %u dimensions, the limit is %d",
                           tensor->rank, RANK_MOST);
     }
     heft__strided *strided = heft__alloc_zero(ctx, 1, sizeof *strided);

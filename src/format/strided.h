@@ -1,4 +1,4 @@
-/* strided.h - private to the room: gathering a strided view into rows.
+/* strided.h - private to the layer: gathering a strided view into rows.
  * Source: docs/formats/torch_zip.md [5]. */
 #ifndef HEFT__FORMAT_STRIDED_H
 #define HEFT__FORMAT_STRIDED_H

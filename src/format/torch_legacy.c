@@ -10,7 +10,7 @@
  * The storages' sizes are known twice, from the ids and from the numbers in front of the data; they
  * must agree, and every storage of the object must be in the list. Elements are little-endian
  * whatever the third pickle says, as torch reads them. Trusted: nothing. What is not done: the text
- * pickles of Python 2's protocols 0 and 1; pickled modules; bytes behind the last storage are
+ * pickles of Python 2's protocols 0 and 1; pickled modules; bytes after the last storage are
  * ignored. Source: docs/formats/torch_legacy.md. */
 #include "format/pickle.h"
 
@@ -82,7 +82,7 @@ static heft_status read_system(struct parse *p, heft_error *err)
     return status;
 }
 
-/* Where a storage lies is known only behind the pickles. */
+/* Storage offsets are known only after the pickles. */
 static heft_status place(void *user, const char *key, size_t key_length,
                          heft__file_storage *storage, heft_error *err)
 {

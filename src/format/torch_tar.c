@@ -68,7 +68,7 @@ static heft_status check_header(const uint8_t *header, uint64_t at, uint64_t *by
         sum += i >= 148 && i < 156 ? (unsigned)' ' : header[i];
     }
     if (!read_octal(header + 148, 8, &said) || said != sum) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "bad checksum of a tar header, expected %llu",
+        return heft__fail_at(err, HEFT_FORMAT, at, "bad checksum in a tar header, expected %llu",
                              (unsigned long long)sum);
     }
     if (!read_octal(header + 124, 12, bytes)) {
@@ -92,12 +92,12 @@ static heft_status take_member(struct parse *p, const uint8_t *header, struct me
         }
         if (header[156] != '0' && header[156] != 0) {
             return heft__add_item(
-                heft__fail_at(err, HEFT_FORMAT, member.at - BLOCK, "no regular member"), err,
+                heft__fail_at(err, HEFT_FORMAT, member.at - BLOCK, "not a regular file"), err,
                 names[i]);
         }
         if (members[i]->at) {
             return heft__add_item(
-                heft__fail_at(err, HEFT_FORMAT, member.at - BLOCK, "member is there twice"), err,
+                heft__fail_at(err, HEFT_FORMAT, member.at - BLOCK, "duplicate member"), err,
                 names[i]);
         }
         *members[i] = member;
@@ -133,13 +133,13 @@ static heft_status find_members(struct parse *p, heft_error *err)
     }
     if (status == HEFT_OK && (!p->storages.at || !p->tensors.at || !p->pickle.at)) {
         status = heft__fail(err, HEFT_UNSUPPORTED,
-                            "a tar without the members storages, tensors and pickle");
+                            "a tar archive without the members storages, tensors and pickle");
     }
     return status;
 }
 
 /* ---- pieces of members ----------------------------------------------------------------------- */
-/* Run the pickle at member->at and step behind it. The caller frees it. */
+/* Run the pickle at member->at and advance past it. The caller frees it. */
 static heft_status next_pickle(struct parse *p, struct member *member, heft__pickle *pickle,
                                heft_error *err)
 {
@@ -196,7 +196,7 @@ static heft_status add_part(struct parse *p, const struct part *part, uint64_t a
         return heft__fail_nomem(err, sizeof *slot);
     }
     if (found != HEFT__MAP_NONE) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "storage key %lld is there twice",
+        return heft__fail_at(err, HEFT_FORMAT, at, "duplicate storage key %lld",
                              (long long)part->key);
     }
     p->part_count++;
@@ -272,7 +272,7 @@ static heft_status read_view(struct parse *p, const heft__pk_cell *cell, uint64_
     if (first < 0 || numel < 0 || (uint64_t)first > root->numel ||
         (uint64_t)numel > root->numel - (uint64_t)first) {
         return heft__fail_at(err, HEFT_FORMAT, at,
-                             "view of %lld elements from %lld on, the storage has %llu",
+                             "view of %lld elements from %lld, the storage has %llu",
                              (long long)numel, (long long)first, (unsigned long long)root->numel);
     }
     part.key = tuple->items[0].as.integer;
@@ -290,7 +290,8 @@ static heft_status read_storages(struct parse *p, heft_error *err)
     heft__pickle views = {0};
     heft_status status = next_count(p, &p->storages, &count, err);
     if (status == HEFT_OK && count > most) {
-        status = heft__fail_at(err, HEFT_FORMAT, p->storages.at, "%zu storages do not fit", count);
+        status = heft__fail_at(err, HEFT_FORMAT, p->storages.at,
+                               "the member is too small for %zu storages", count);
     }
     p->parts = status == HEFT_OK ? heft__arena_array(&p->arena, count, sizeof *p->parts) : NULL;
     if (status == HEFT_OK && !p->parts) {
@@ -351,7 +352,7 @@ static heft_status read_header(struct parse *p, struct description *tensor, heft
             if (!tensor->part || tensor->part->dtype != (heft_dtype)tuple->items[2].dtype) {
                 status =
                     heft__fail_at(err, HEFT_FORMAT, at,
-                                  "tensor on storage %lld, which is not there or of another type",
+                                  "tensor on storage %lld, which is missing or has another type",
                                   (long long)tuple->items[1].as.integer);
             }
         }
@@ -370,8 +371,8 @@ static heft_status read_numbers(struct parse *p, struct description *tensor, hef
     }
     tensor->rank = heft__le32(bytes);
     if (tensor->rank > RANK_MOST || tensor->rank > heft__limits(p->ctx)->rank) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "%u dimensions, at most %d are read",
-                             tensor->rank, RANK_MOST);
+        return heft__fail_at(err, HEFT_LIMIT, at, "%u dimensions, the limit is %d", tensor->rank,
+                             RANK_MOST);
     }
     status = next_bytes(p, &p->tensors, bytes, 8 * (2 * (size_t)tensor->rank + 1), err);
     for (uint32_t i = 0; i < tensor->rank && status == HEFT_OK; i++) {
@@ -433,7 +434,7 @@ static heft_status read_tensors(struct parse *p, heft_error *err)
     qsort(p->known, p->known_count, sizeof *p->known, by_key);
     for (size_t i = 1; i < p->known_count; i++) {
         if (p->known[i].key == p->known[i - 1].key) {
-            return heft__fail_at(err, HEFT_FORMAT, p->tensors.at, "key %lld is there twice",
+            return heft__fail_at(err, HEFT_FORMAT, p->tensors.at, "duplicate key %lld",
                                  (long long)p->known[i].key);
         }
     }
@@ -445,7 +446,7 @@ static heft_status no_place(void *user, const char *key, size_t key_length,
                             heft__file_storage *storage, heft_error *err)
 {
     (void)user, (void)key, (void)key_length, (void)storage;
-    return heft__fail(err, HEFT_FORMAT, "a storage by name, where the format has numbers");
+    return heft__fail(err, HEFT_FORMAT, "a storage is identified by name, the format uses numbers");
 }
 
 static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)

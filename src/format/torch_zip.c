@@ -8,8 +8,8 @@
  * The prefix is what stands before the first slash of the directory's first entry, and all entries
  * must have it. Trusted: nothing; zip.c checks the container, pickle.c and pickle_tensors.c the
  * pickle, and here each storage's size must be just that of its record. What is not done:
- * `.format_version` and `.storage_alignment`, which promise where records lie, are ignored, the
- * directory says so itself; a data record's CRC is not looked at before heft__storage_check_crc;
+ * `.format_version` and `.storage_alignment`, which describe where records are, are ignored: the
+ * directory has their offsets; a data record's CRC is not looked at before heft__storage_check_crc;
  * TorchScript (constants.pkl) is refused. Source: docs/formats/torch_zip.md [1]. */
 #include "format/torch_zip.h"
 #include "format/pickle.h"
@@ -42,7 +42,7 @@ static heft_status find_prefix(struct parse *p, heft_error *err)
         const heft__zip_entry *entry = &p->zip.entries[i];
         if (strncmp(entry->name, p->prefix, p->prefix_length) != 0) {
             heft_status status =
-                heft__fail_at(err, HEFT_FORMAT, entry->central, "record is not below '%.*s'",
+                heft__fail_at(err, HEFT_FORMAT, entry->central, "record is not in folder '%.*s'",
                               (int)(p->prefix_length < 200 ? p->prefix_length : 200), p->prefix);
             return heft__add_item(status, err, entry->name);
         }
@@ -236,7 +236,7 @@ static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
         status = read_pickle(&p, err);
     }
     if (status == HEFT_OK && p.zip.trailing_bytes &&
-        !heft__warn(&file->warnings, "%llu bytes behind the end of the zip are ignored",
+        !heft__warn(&file->warnings, "%llu bytes after the end of the zip are ignored",
                     (unsigned long long)p.zip.trailing_bytes)) {
         status = heft__fail_nomem(err, 0);
     }
@@ -255,7 +255,7 @@ static const char *const endings[] = {".bin", ".pt", ".pth", ".ckpt", NULL};
 const heft__format heft__format_torch = {
     .id = HEFT_FORMAT_TORCH,
     .name = "bin",
-    .noun = "a torch file",
+    .noun = "a PyTorch file",
     .convert_as = HEFT_FORMAT_TORCH,
     .has_order = true,
     .sniff = sniff,

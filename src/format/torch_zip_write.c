@@ -4,9 +4,9 @@
  * STEM/version each: local header | name | [zip64 field] | FB field of Z up to a multiple of 64 |
  * data | [data descriptor] central directory | zip64 end record | zip64 locator | end record
  *
- * Sizes are known before anything is written, CRCs are not: they go into the descriptor behind the
+ * Sizes are known before anything is written, CRCs are not: they go into the descriptor after the
  * data and into the directory, so the file is written front to back in one pass. The layout keeps
- * what `.format_version` promises. The pickle is of protocol 2 and has no memo: names and globals
+ * what `.format_version` guarantees. The pickle is of protocol 2 and has no memo: names and globals
  * are written out each time, every reader since torch 1.6 takes that. What is not done:
  * `.data/serialization_id`, which nothing checks, is left out; nothing is deflated. Source:
  * docs/formats/torch_zip.md [3], [4]. */
@@ -235,23 +235,24 @@ static heft_status check(const heft__out_tensor *tensor, heft_error *err)
     uint64_t bytes;
     const size_t length = strlen(tensor->name);
     if (!torch_saves(tensor->dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a torch file cannot hold %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "a PyTorch file cannot hold %s",
                           heft_dtype_name(tensor->dtype));
     }
     if (length > INT32_MAX ||
         heft__utf8_invalid_at((const uint8_t *)tensor->name, length) != length) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the name is no UTF-8, or too long");
+        return heft__fail(err, HEFT_INVALID_ARG, "the name is not UTF-8, or is too long");
     }
     if (!heft__shape_bytes(tensor->dtype, tensor->shape, tensor->rank, &bytes) ||
         bytes != tensor->size_bytes || bytes > INT64_MAX) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%llu bytes do not fit the shape",
+        return heft__fail(err, HEFT_INVALID_ARG, "%llu bytes do not match the shape",
                           (unsigned long long)tensor->size_bytes);
     }
     if (tensor->dtype == HEFT_DTYPE_F4_E2M1FN_X2 &&
         (tensor->rank == 0 || tensor->shape[tensor->rank - 1] % 2)) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "torch packs two values of %s along the last dimension, which is odd",
-                          heft_dtype_name(tensor->dtype));
+        return heft__fail(
+            err, HEFT_INVALID_ARG,
+            "PyTorch packs two values of %s along the last dimension, which has odd size",
+            heft_dtype_name(tensor->dtype));
     }
     return HEFT_OK;
 }
@@ -294,7 +295,7 @@ static heft_status collect(struct writer *w, heft_error *err)
             !heft__map_put(&names, tensor->name, strlen(tensor->name), i, &found)) {
             status = heft__fail_nomem(err, strlen(tensor->name));
         } else if (status == HEFT_OK && found != HEFT__MAP_NONE) {
-            status = heft__fail(err, HEFT_INVALID_ARG, "the name is there twice");
+            status = heft__fail(err, HEFT_INVALID_ARG, "duplicate name");
         }
         if (status == HEFT_OK) {
             status = add_storage(w, tensor, err);
@@ -385,7 +386,7 @@ static heft_status lay_out(struct writer *w, heft_error *err)
         at += LOCAL_BYTES + full_name_bytes(w, i) + local_zip64_bytes(record) + 4 +
               padding_bytes(w, i);
         if (record->size > INT64_MAX - at) {
-            return heft__fail(err, HEFT_INVALID_ARG, "the file would have over 2^63 bytes");
+            return heft__fail(err, HEFT_INVALID_ARG, "the file would exceed 2^63 bytes");
         }
         at += record->size + descriptor_bytes(record);
         w->directory_bytes += CENTRAL_BYTES + full_name_bytes(w, i) + central_zip64_bytes(record);

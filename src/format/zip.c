@@ -6,7 +6,7 @@
  *
  * Only the central directory is believed, and only after it has been checked: its place, size and
  * count agree with the end record, every entry's header and data lie before it, entries do not
- * overlap and have distinct names (upper and lower case alike, as the reference looks them up), and
+ * overlap and have distinct names (upper and lower case alike, as PyTorch looks them up), and
  * each local header has the signature, name, method and, where it gives any, the sizes of its
  * central entry. Entries that are encrypted, on another disk or packed by another method than 0 or
  * 8 are refused, and so are absolute names and names with a ".." component. What is not done:
@@ -50,7 +50,7 @@ static heft_status read_end64(heft__zip *zip, const uint8_t *locator, uint64_t l
     }
     if (memcmp(record, "PK\6\6", 4) != 0) {
         return heft__fail_at(err, HEFT_FORMAT, at,
-                             "no zip64 end record, where its locator says it is");
+                             "no zip64 end record at the offset in its locator");
     }
     if (heft__le32(record + 16) != 0 || heft__le32(record + 20) != 0 ||
         heft__le32(locator + 4) != 0 || heft__le64(record + 24) != heft__le64(record + 32)) {
@@ -200,7 +200,7 @@ static heft_status check_name(const heft__zip_entry *entry, heft_error *err)
     const char *name = entry->name;
     if (entry->name_length == 0 || strlen(name) != entry->name_length) {
         return heft__fail_at(err, HEFT_FORMAT, entry->central,
-                             "record name is empty or holds a NUL");
+                             "record name is empty or contains a NUL");
     }
     bool leaves = name[0] == '/' || name[0] == '\\';
     for (const char *part = name; part && !leaves; part = strpbrk(part, "/\\")) {
@@ -233,7 +233,7 @@ static heft_status check_entry(const heft__zip_entry *entry, uint64_t directory,
     }
     if (entry->method == 8 && !heft__inflate_can_give(entry->stored_bytes, entry->bytes)) {
         return heft__fail_at(
-            err, HEFT_FORMAT, at, "claims %llu bytes, which %llu deflated bytes cannot give",
+            err, HEFT_FORMAT, at, "claims %llu bytes, which %llu deflated bytes cannot hold",
             (unsigned long long)entry->bytes, (unsigned long long)entry->stored_bytes);
     }
     if (!heft__add_u64(entry->header, LOCAL_BYTES + entry->name_length, &end) || end > directory) {
@@ -243,7 +243,7 @@ static heft_status check_entry(const heft__zip_entry *entry, uint64_t directory,
     }
     if (entry->stored_bytes > directory - end) {
         return heft__fail_at(
-            err, HEFT_FORMAT, at, "size %llu is past the central directory at %llu",
+            err, HEFT_FORMAT, at, "size %llu extends past the central directory at %llu",
             (unsigned long long)entry->stored_bytes, (unsigned long long)directory);
     }
     return HEFT_OK;
@@ -324,7 +324,7 @@ static heft_status read_central(heft__zip *zip, const struct directory *dir, con
     *used = CENTRAL_BYTES + name + extra + comment;
     heft_status status = check_name(entry, err);
     if (status == HEFT_OK && heft__le16(bytes + 34) != 0) {
-        status = heft__fail_at(err, HEFT_UNSUPPORTED, at, "lies on another disk");
+        status = heft__fail_at(err, HEFT_UNSUPPORTED, at, "is on another disk");
     }
     if (status == HEFT_OK) {
         status = read_zip64(bytes + CENTRAL_BYTES + name, extra, entry, err);
@@ -633,12 +633,12 @@ static heft_status inflate_some(heft__inflater *inflater, heft_error *err)
     inflater->ended = result == Z_STREAM_END;
     if (result != Z_OK && result != Z_STREAM_END && result != Z_BUF_ERROR) {
         return heft__fail_at(err, HEFT_FORMAT, at, "deflated data is damaged: %s",
-                             stream->msg ? stream->msg : "no reason");
+                             stream->msg ? stream->msg : "unknown reason");
     }
     if (!inflater->ended && stream->avail_in == in && stream->avail_out == out &&
         inflater->left == 0) {
         return heft__fail_at(err, HEFT_FORMAT, at,
-                             "deflated data ends early, or goes on past its size");
+                             "deflated data ends early, or continues past its size");
     }
     return HEFT_OK;
 }
@@ -658,7 +658,7 @@ static heft_status finish(heft__inflater *inflater, heft_error *err)
     }
     const uint64_t at = inflater->at - inflater->stream.avail_in;
     if (inflater->stream.avail_out == 0) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "deflated data goes on past its size");
+        return heft__fail_at(err, HEFT_FORMAT, at, "deflated data continues past its size");
     }
     if (inflater->stream.avail_in || inflater->left) {
         return heft__fail_at(err, HEFT_FORMAT, at, "deflated data ends %llu bytes early",

@@ -1,4 +1,4 @@
-/* zip.h - private to the room: the zip container, read strictly, and raw deflate streams.
+/* zip.h - private to the layer: the zip container, read strictly, and raw deflate streams.
  * Source: docs/formats/torch_zip.md [2]. */
 #ifndef HEFT__FORMAT_ZIP_H
 #define HEFT__FORMAT_ZIP_H
@@ -23,10 +23,10 @@ typedef struct heft__zip {
     heft__zip_entry *entries; /* in the directory's order */
     size_t count;
     heft__map names;         /* lower-case name -> entry */
-    uint64_t trailing_bytes; /* behind the end record and its comment */
+    uint64_t trailing_bytes; /* after the end record and its comment */
 } heft__zip;
 
-/* Read the directory and every local header; check that entries are distinct, lie inside the file
+/* Read the directory and every local header; check that entries are distinct, are inside the file
  * and do not overlap. Always call fini. */
 heft_status heft__zip_open(heft_ctx *ctx, heft__input *source, heft__zip *zip, heft_error *err);
 void heft__zip_fini(heft__zip *zip);

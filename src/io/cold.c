@@ -154,7 +154,7 @@ static void note_refusal(heft__input *source)
     pthread_mutex_unlock(&source->lock);
 }
 
-/* As much as can be had directly; what is left, an error included, is for an ordinary read, which
+/* Read as much as possible directly; the rest, including an error, is left to an ordinary read, which
  * has the words for it. */
 static size_t read_blocks(heft__input *source, uint64_t offset, uint8_t *dst, size_t length)
 {

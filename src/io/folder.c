@@ -5,8 +5,8 @@
  * entry points last, and takes every swap back if one of them fails
  *
  * Where an existing file that is no entry point is replaced, the old entry point (the index) goes
- * first: whoever loses power between two renames has the old checkpoint, the new one, or one that
- * no loader takes, but never a mixture. A temporary folder is locked by its writer; one that is not
+ * first: after a power failure between two renames there is the old checkpoint, the new one, or one
+ * that no loader accepts, but never a mixture. A temporary folder is locked by its writer; one that is not
  * locked and a minute old was left by a crash and is removed. Not done here: deciding what is
  * stale. */
 #include "io/io.h"
@@ -235,7 +235,7 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const char *resu
     if (status == HEFT_OK && heft__path_exists(writer->path)) {
         writer->in_place = true;
         if (!heft__path_is_folder(writer->path)) {
-            status = heft__fail(err, HEFT_EXISTS, "destination is a file, it should be a folder");
+            status = heft__fail(err, HEFT_EXISTS, "destination is a file, expected a folder");
         }
     } else if (status == HEFT_OK) {
         status = make_parents(&writer->arena, writer->parent, &writer->made_parent, err);
@@ -284,7 +284,7 @@ static heft_status add_file(heft__folder_writer *writer, const char *name, bool 
     return HEFT_OK;
 }
 
-/* What a file is called until its end: a finished one can be told from a part. */
+/* The name of a file until it is complete, so that finished files can be distinguished from parts. */
 static const char *part_name(heft__folder_writer *writer, const char *name)
 {
     return heft__arena_format(&writer->arena, "%s.part", name);
@@ -358,7 +358,7 @@ heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
         status = heft__fail_nomem(err, strlen(name));
     } else if (fsync(writer->fd) != 0 ||
                renameat(writer->temporary_fd, part, writer->temporary_fd, name) != 0) {
-        status = heft__fail_errno(err, errno, "cannot write '%s' to the disk", name);
+        status = heft__fail_errno(err, errno, "cannot flush '%s' to disk", name);
     }
     close(writer->fd);
     writer->fd = -1;
@@ -437,7 +437,7 @@ static heft_status publish_new(heft__folder_writer *writer, heft_error *err)
     if (fsync(writer->temporary_fd) != 0 || rename(writer->temporary, writer->path) != 0) {
         heft_status status =
             errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
-                ? heft__fail(err, HEFT_EXISTS, "destination came into being meanwhile")
+                ? heft__fail(err, HEFT_EXISTS, "destination was created by another process")
                 : heft__fail_errno(err, errno, "cannot rename the finished folder");
         return heft__add_path(status, err, writer->path);
     }
@@ -556,7 +556,7 @@ static heft_status publish_in_place(heft__folder_writer *writer, heft_error *err
     }
     heft_status status = HEFT_OK;
     if (!hide_entry_points(writer, folder) || !swap_all(writer, folder)) {
-        status = heft__fail_errno(err, errno, "cannot put the finished files in place");
+        status = heft__fail_errno(err, errno, "cannot move the finished files into place");
         take_back(writer, folder);
         restore_entry_points(writer, folder);
     }

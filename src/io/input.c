@@ -49,7 +49,7 @@ static const char *kind_of_file(mode_t mode)
            : S_ISCHR(mode)  ? "a device"
            : S_ISBLK(mode)  ? "a block device"
            : S_ISSOCK(mode) ? "a socket"
-                            : "no regular file";
+                            : "a special file";
 }
 
 /* O_NONBLOCK: opening a FIFO must not wait for its other end. It changes nothing for regular files.
@@ -62,7 +62,7 @@ static heft_status open_regular(const char *path, int *fd, struct stat *facts, h
     }
     heft_status status = HEFT_OK;
     if (fstat(opened, facts) != 0) {
-        status = heft__fail_errno(err, errno, "cannot look at the file");
+        status = heft__fail_errno(err, errno, "cannot get the file's status");
     } else if (!S_ISREG(facts->st_mode)) {
         status = heft__fail(err, HEFT_UNSUPPORTED, "not a regular file but %s",
                             kind_of_file(facts->st_mode));
@@ -108,8 +108,7 @@ heft_status heft__input_take_fd(heft__input *source, int *fd, heft_error *err)
             ((uint64_t)facts.st_dev != source->device || (uint64_t)facts.st_ino != source->inode)) {
             close(source->fd);
             source->fd = -1;
-            status =
-                heft__fail(err, HEFT_IO, "another file has taken its place since it was opened");
+            status = heft__fail(err, HEFT_IO, "the file has been replaced since it was opened");
         }
     }
     if (status == HEFT_OK) {
@@ -214,9 +213,12 @@ bool heft__input_is_file(const heft__input *source)
     return heft__input_has_file(source);
 }
 
-bool heft__input_can_map(const heft__input *source, bool private)
+bool heft__input_can_map(heft__input *source, bool private)
 {
-    return heft__input_has_file(source) || (!private && (source->bytes || source->reader.map));
+    const uint8_t *base;
+    return heft__input_has_file(source) ||
+           (!private && (source->bytes ||
+                         (source->reader.map && heft__input_map(source, &base, NULL) == HEFT_OK)));
 }
 
 const char *heft__input_path(const heft__input *source)
@@ -229,7 +231,7 @@ static heft_status short_read(const heft__input *source, uint64_t at, heft_error
     heft_status status;
     if (at < source->size) {
         status = heft__fail_at(err, HEFT_IO, at,
-                               "file ends here now, it had %llu bytes when it was opened",
+                               "file now ends here, it had %llu bytes when it was opened",
                                (unsigned long long)source->size);
     } else {
         status = heft__fail_at(err, HEFT_FORMAT, source->size, "file ends early, it has %llu bytes",
@@ -273,10 +275,10 @@ static heft_status read_reader(const heft__input *source, uint64_t offset, void 
         if (got > 0 && (uint64_t)got <= left) {
             done += (size_t)got;
         } else if (got == 0) {
-            status = heft__fail(err, HEFT_IO, "the reader ends here, its size is %llu bytes",
+            status = heft__fail(err, HEFT_IO, "the reader ended early, its size is %llu bytes",
                                 (unsigned long long)source->size);
         } else if (got > 0) {
-            status = heft__fail(err, HEFT_IO, "the reader gave %lld bytes where %zu were asked for",
+            status = heft__fail(err, HEFT_IO, "the reader returned %lld bytes, %zu were requested",
                                 (long long)got, left);
         } else {
             const int code = got < -INT_MAX ? EIO : (int)-got;
@@ -346,7 +348,7 @@ static heft_status map_reader(heft__input *source, const uint8_t **base, heft_er
     const heft__reader *reader = &source->reader;
     const uint8_t *bytes = reader->map ? reader->map(reader->user) : NULL;
     if (!bytes) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "the reader does not map");
+        return heft__fail(err, HEFT_UNSUPPORTED, "the reader does not support mapping");
     }
     pthread_mutex_lock(&source->lock);
     source->mapped = source->mapped ? source->mapped : bytes;
@@ -483,7 +485,7 @@ void heft__forget_memory(const void *memory, size_t length)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t start = ((uintptr_t)memory + page - 1) / page * page,
                     end = ((uintptr_t)memory + length) / page * page;
-    if (end > start) { /* a shared page at an end belongs to somebody else as well */
+    if (end > start) { /* a page at an end may belong to other data as well */
         (void)madvise((void *)start, end - start, MADV_DONTNEED);
     }
 }

@@ -17,7 +17,7 @@ struct heft__input {
     uint64_t device, inode;      /* of the file, to know it again */
     const uint8_t *bytes;        /* of a source in memory, else NULL */
     heft__reader reader;         /* of a caller's source, else zeros */
-    void (*release)(void *user); /* of the caller's; NULL: nobody to tell */
+    void (*release)(void *user); /* the caller's; may be NULL */
     void *release_user;
     pthread_mutex_t lock;  /* guards the descriptors, users, parked, no_direct and the
                                making of the mapping */

@@ -18,7 +18,7 @@ typedef struct heft__input heft__input;
 
 /* Errors: NOT_FOUND, IO, UNSUPPORTED for anything that is not a regular file. */
 heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out, heft_error *err);
-/* Bytes are borrowed until the source is gone; `name` is copied and stands as the path in errors.
+/* Bytes are borrowed until the source is freed; `name` is copied and is the path in errors.
  */
 heft_status heft__input_from_bytes(heft_ctx *ctx, const char *name, const void *bytes,
                                    size_t length, heft__input **out, heft_error *err);
@@ -49,19 +49,19 @@ heft_status heft__input_map(heft__input *source, const uint8_t **base, heft_erro
  * process's own. No memory is reserved for them. Of a file only. */
 heft_status heft__input_map_private(heft__input *source, uint8_t **base, heft_error *err);
 bool heft__input_is_file(const heft__input *source);
-/* Whether mapping is worth trying: false for readers that do not map, and for private copies of what
- * is no file. */
-bool heft__input_can_map(const heft__input *source, bool private);
+/* Whether mapping is worth trying: false for private copies of what is no file, and for readers that do
+ * not map, which are asked. */
+bool heft__input_can_map(heft__input *source, bool private);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err);
 /* The same through one of its mappings. */
 heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint64_t offset,
                                  uint64_t length, heft_error *err);
-/* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. A
- * kernel that does not know how says true: the pages come one by one, then. */
+/* Enter mapped memory into this process's page tables, all at once; false if a page cannot be read. True as
+ * well if the kernel does not support it: pages are then entered one by one. */
 bool heft__touch_memory(const void *memory, size_t length);
-/* What this process has in memory, and what it has mapped; zeros and false where nobody tells. */
+/* What this process has in memory, and what it has mapped; zeros and false where that is unknown. */
 bool heft__process_memory(uint64_t *resident, uint64_t *mapped);
 /* Whether it may not map as much as it wants (ulimit -v), and how much it may. */
 bool heft__address_space(uint64_t *limit);
@@ -73,16 +73,16 @@ heft_status heft__copy_mapped(void *dst, const void *src, size_t length, heft_er
  * open. The file is known again by device and inode; another in its place is IO. */
 void heft__input_park(heft__input *source);
 /* ---- far and cold files (cold.c) ------------------------------------------------------------- */
-/* How much of a range is in the page cache, 0 to 1, by samples of it; 1 where nobody can say. */
+/* How much of a range is in the page cache, 0 to 1, by samples of it; 1 where that is unknown. */
 double heft__input_residency(heft__input *source, uint64_t offset, uint64_t length);
 /* "NFS", "FUSE", ... for a file system that is a network's, or may be; NULL for a disk's. */
 const char *heft__input_network(heft__input *source);
-/* As heft__input_read, past the page cache where dst has the file's phase: dst and offset leave the
- * same rest by the block. spill: the rest of the first and of the last block may be written over. */
+/* As heft__input_read, but with direct reads where dst has the file's phase: dst and offset are equal
+ * modulo the block size. spill: the rest of the first and of the last block may be written over. */
 #define HEFT__DIRECT_BLOCK 4096
 heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *dst, size_t length,
                                     bool spill, heft_error *err);
-/* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated behind its end, into the
+/* Read a small file whole (at most `limit` bytes: LIMIT), NUL-terminated, into the
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
@@ -94,23 +94,23 @@ heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t li
 typedef struct heft__segment heft__segment;
 #define HEFT__SEGMENT_KEY 80 /* letters, digits, '-'; NUL included */
 
-/* Join the segment of a key, which somebody has built, or make an empty one to be filled and sealed;
- * others who ask meanwhile wait. Waiting can be cancelled through the progress callback.
- * UNSUPPORTED, here and from heft__segment_seal: there can be no segment here (no memfd, no folder of
- * one's own, a register that is full or cannot be written), and the caller may go on without. */
+/* Join the existing segment of a key, or create an empty one to be filled and sealed;
+ * others that ask meanwhile wait. Waiting can be cancelled through the progress callback.
+ * UNSUPPORTED, here and from heft__segment_seal: there can be no segment here (no memfd, no private
+ * folder, a register that is full or cannot be written), and the caller may go on without. */
 heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
                                heft_error *err);
 bool heft__segment_is_new(const heft__segment *segment); /* to be filled */
 /* Its bytes: to be written while it is new, else read only. Changes when it is sealed. */
 uint8_t *heft__segment_base(const heft__segment *segment);
 heft_status heft__segment_seal(heft__segment *segment, heft_error *err);
-/* The kernel frees the bytes with the last one who closes or dies. NULL allowed. */
+/* The kernel frees the bytes when the last process closes or dies. NULL allowed. */
 void heft__segment_close(heft__segment *segment);
 
 /* ---- names of files -------------------------------------------------------------------------- */
 char *heft__path_join(heft__arena *arena, const char *folder,
                       const char *name);       /* NULL if no memory */
-const char *heft__path_base(const char *path); /* behind the last slash */
+const char *heft__path_base(const char *path); /* after the last slash */
 bool heft__path_is_folder(const char *path);
 bool heft__path_is_file(const char *path); /* a regular file, or a link to one */
 bool heft__path_exists(const char *path);
@@ -124,7 +124,7 @@ uint64_t heft__path_stamp(const char *path);
 /* ---- folder writer: makes a folder appear complete or not at all
  *
  * begin -> (file_begin, write*, file_end)* -> commit | abort.
- * A folder that does not exist is written beside its place and renamed as a whole. In a folder that
+ * A folder that does not exist is written next to its place and renamed as a whole. In a folder that
  * exists, files are written below a hidden temporary folder and renamed at commit in the order in
  * which they were begun; `entry points` (what a loader looks for) come last. Until commit nothing
  * that was there is touched. */

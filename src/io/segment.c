@@ -1,10 +1,10 @@
-/* segment.c - one copy of something on a host, for as long as anybody uses it, without a daemon.
+/* segment.c - one copy of something on a host, for as long as any process uses it, without a daemon.
  *
  * The bytes are a sealed memfd, which the kernel frees with its last user, however that ends. What
  * has a name is only a small register below the user's own runtime folder, one file a key: the
  * processes that hold the segment, each as "pid descriptor". A newcomer opens /proc/PID/fd/N of one
- * that is still there, and proves by seals, size and the key at the end of the segment that it is
- * the right one. Who finds nobody builds, holding the register's lock; if a builder dies, the kernel
+ * that still exists, and checks by seals, size and the key at the end of the segment that it is
+ * the right one. A process that finds none builds it, holding the register's lock; if a builder dies, the kernel
  * drops the lock and the next one builds.
  *
  * Source: memfd_create(2), fcntl(2) F_ADD_SEALS, flock(2), proc(5); docs/sharing.md. */
@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TRAILER_BYTES 4096 /* behind the bytes: the key, zeroes */
+#define TRAILER_BYTES 4096 /* after the bytes: the key, zeroes */
 #define REGISTER_BYTES 65536
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
 #define WAIT_NANOSECONDS 2000000
@@ -36,7 +36,7 @@ struct heft__segment {
 };
 
 /* ---- the register ---------------------------------------------------------------------------- */
-/* A folder that is ours alone; false if there is none to be had. */
+/* A private folder; false if there is none. */
 static bool own_folder(const char *path)
 {
     struct stat facts;
@@ -62,7 +62,7 @@ static heft_status name_register(heft__segment *segment, heft_error *err)
         }
     }
     return heft__fail(err, HEFT_IO,
-                      "no folder of one's own for a register: neither in "
+                      "no private folder for the register of shared copies: neither in "
                       "XDG_RUNTIME_DIR nor in /dev/shm nor in /tmp");
 }
 
@@ -191,7 +191,8 @@ static heft_status write_register(heft__segment *segment, const char *kept, bool
         ftruncate(segment->register_fd, 0) == 0 &&
         pwrite(segment->register_fd, kept, length, 0) == (ssize_t)length &&
         pwrite(segment->register_fd, line, strlen(line), (off_t)length) == (ssize_t)strlen(line);
-    return good ? HEFT_OK : heft__fail_errno(err, errno, "cannot write the register of copies");
+    return good ? HEFT_OK
+                : heft__fail_errno(err, errno, "cannot write the register of shared copies");
 }
 
 /* ---- the segment ----------------------------------------------------------------------------- */
@@ -219,10 +220,10 @@ static heft_status make_segment(heft__segment *segment, heft_error *err)
 {
     segment->fd = memfd_create("heft", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (segment->fd < 0) {
-        return heft__fail_errno(err, errno, "cannot make a shared copy");
+        return heft__fail_errno(err, errno, "cannot create a shared copy");
     }
     if (ftruncate(segment->fd, (off_t)(segment->bytes + TRAILER_BYTES)) != 0) {
-        return heft__fail_errno(err, errno, "cannot make a shared copy of %zu bytes",
+        return heft__fail_errno(err, errno, "cannot create a shared copy of %zu bytes",
                                 segment->bytes);
     }
     return map_segment(segment, PROT_READ | PROT_WRITE, err);

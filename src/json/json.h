@@ -24,7 +24,7 @@ typedef enum heft__json_kind {
     HEFT__JSON_TRUE,
     HEFT__JSON_FALSE,
     HEFT__JSON_NULL,
-    HEFT__JSON_END /* behind the one value; only white space was left */
+    HEFT__JSON_END /* after the one value; only white space was left */
 } heft__json_kind;
 
 typedef struct heft__json_token {

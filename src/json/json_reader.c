@@ -59,7 +59,8 @@ static heft_status bad(const heft__json_reader *r, const uint8_t *p, const char 
 {
     uint64_t offset = offset_of(r, p);
     if (p >= r->end) {
-        return heft__fail_at(err, HEFT_FORMAT, offset, "the text ends, expected %s", expected);
+        return heft__fail_at(err, HEFT_FORMAT, offset, "the text ends early, expected %s",
+                             expected);
     }
     if (p == r->start && r->end - p >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0) {
         return heft__fail_at(err, HEFT_FORMAT, offset, "expected %s, found a byte order mark",
@@ -110,7 +111,7 @@ static int hex_digit(uint8_t c)
                                   : -1;
 }
 
-/* Four hex digits at p as a number, -1 if they are none; *stop is behind them, or at the first that
+/* Four hex digits at p as a number, -1 if they are not; *stop is after them, or at the first that
  * is none. */
 static int32_t hex4(const uint8_t *p, const uint8_t *end, const uint8_t **stop)
 {
@@ -133,7 +134,7 @@ static heft_status read_low_half(const heft__json_reader *r, const uint8_t *p, u
 {
     const uint8_t *q = p + 6, *stop;
     if (q >= r->end || (*q == '\\' && q + 1 >= r->end)) {
-        return bad(r, r->end, "the other half of a surrogate pair", err);
+        return bad(r, r->end, "the second half of a surrogate pair", err);
     }
     bool escape = q[0] == '\\' && q[1] == 'u';
     int32_t code = escape ? hex4(q + 2, r->end, &stop) : 0;
@@ -141,8 +142,7 @@ static heft_status read_low_half(const heft__json_reader *r, const uint8_t *p, u
         return bad(r, stop, "a hex digit", err);
     }
     if (code < 0xDC00 || code > 0xDFFF) {
-        return heft__fail_at(err, HEFT_FORMAT, offset_of(r, p),
-                             "half of a surrogate pair in a string");
+        return heft__fail_at(err, HEFT_FORMAT, offset_of(r, p), "unpaired surrogate in a string");
     }
     *low = (uint32_t)code;
     return HEFT_OK;
@@ -170,8 +170,7 @@ static heft_status read_escape(const heft__json_reader *r, const uint8_t *p, uin
     *code = (uint32_t)first;
     *length = 6;
     if (first >= 0xDC00 && first <= 0xDFFF) {
-        return heft__fail_at(err, HEFT_FORMAT, offset_of(r, p),
-                             "half of a surrogate pair in a string");
+        return heft__fail_at(err, HEFT_FORMAT, offset_of(r, p), "unpaired surrogate in a string");
     }
     if (first >= 0xD800 && first < 0xDC00) {
         uint32_t low = 0;
@@ -250,7 +249,7 @@ static heft_status scan_number(heft__json_reader *r, heft__json_token *token, he
     p = skip_digits(p, end);
     if (p == digits || (p - digits > 1 && *digits == '0')) {
         return bad(r, p == digits ? p : digits + 1,
-                   p == digits ? "a digit" : "no digit behind a leading zero", err);
+                   p == digits ? "a digit" : "no digit after a leading zero", err);
     }
     if (p < end && *p == '.') {
         digits = ++p;
@@ -312,7 +311,7 @@ static heft_status open_level(heft__json_reader *r, heft__json_token *token, boo
                               heft_error *err)
 {
     if (r->depth >= r->depth_limit) {
-        return heft__fail_at(err, HEFT_LIMIT, offset_of(r, r->p), "nested over %u levels deep",
+        return heft__fail_at(err, HEFT_LIMIT, offset_of(r, r->p), "nested more than %u levels deep",
                              r->depth_limit);
     }
     uint64_t bit = (uint64_t)1 << (r->depth % 64);
@@ -407,7 +406,7 @@ heft_status heft__json_next(heft__json_reader *r, heft__json_token *token, heft_
         return read_key(r, token, err);
     case WANT_END:
         if (r->p < r->end) {
-            return bad(r, r->p, "nothing but white space behind the value", err);
+            return bad(r, r->p, "nothing but white space after the value", err);
         }
         return HEFT_OK;
     case WANT_VALUE:
@@ -525,8 +524,8 @@ heft_status heft__json_u64(const heft__json_token *token, const char *what, uint
                              token->text);
     }
     if (!fits) {
-        return heft__fail_at(err, HEFT_FORMAT, token->offset,
-                             "%s %.*s is out of the range of 64 bits", what, shown, token->text);
+        return heft__fail_at(err, HEFT_FORMAT, token->offset, "%s %.*s does not fit into 64 bits",
+                             what, shown, token->text);
     }
     *value = sum;
     return HEFT_OK;

@@ -1,7 +1,7 @@
 /* device.c - the devices on which parameters can live, in this build.
  *
- * The processor gives memory; the disk gives none, as a weight stays in its file there. An accelerator
- * would be a row of its own, with memory that pieces can be read into. */
+ * The CPU provides memory; the disk provides none, because its weights stay in their files. An accelerator
+ * would be another row, with memory that pieces can be read into. */
 #include "load/load.h"
 
 static const heft__device devices[] = {
@@ -18,9 +18,10 @@ heft_status heft__device_find(int32_t number, const heft__device **out, heft_err
         }
     }
     if (number == HEFT_DEVICE_NONE) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the map");
+        return heft__fail(err, HEFT_UNSUPPORTED, "has no device in the device map");
     }
     return number == HEFT_DEVICE_MPS
-               ? heft__fail(err, HEFT_UNSUPPORTED, "device mps: this build has none")
-               : heft__fail(err, HEFT_UNSUPPORTED, "device %d: this build has none", (int)number);
+               ? heft__fail(err, HEFT_UNSUPPORTED, "device mps is not supported by this build")
+               : heft__fail(err, HEFT_UNSUPPORTED, "device %d is not supported by this build",
+                            (int)number);
 }

@@ -1,8 +1,8 @@
 /* fill.c - from a checkpoint's bytes to a model's parameters.
  *
  * Mapped parameters point into the file and cost nothing, and so do those that stay in it. Others get
- * memory of their own, which is filled in pieces by all threads. A shared copy is filled the same way
- * by whoever comes first, and bound by all. Not done here: deciding which tensor fills which
+ * their own memory, which all threads fill in pieces. A shared copy is filled the same way by the first
+ * process, and all processes bind it. Not done here: deciding which tensor fills which
  * parameter, and reading. */
 #include "load/load.h"
 
@@ -31,7 +31,7 @@ struct fill {
     uint64_t *place;        /* [model->count] in it; NO_PLACE: not there */
     uint64_t segment_bytes;
     heft__pieces pieces; /* what is read; the owner is the parameter */
-    pthread_t caller;    /* the one thread from which progress is told */
+    pthread_t caller;    /* the only thread that reports progress */
     _Atomic uint64_t done_bytes;
 };
 
@@ -111,7 +111,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
     counts->direct |= is_cold(f, tensor);
-    if (f->options->share && heft__input_is_file(heft__file_of(f->ckpt, tensor)->source)) {
+    if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
         counts->shared_bytes += parameter->size_bytes;
@@ -140,9 +140,9 @@ static bool is_slice(const struct fill *f, size_t i)
 /* STAY: in its file, without memory, until it is brought in; AWAY: on a device that is not here. */
 enum fate { COPY, MAP, STAY, AWAY };
 
-/* What becomes of parameter i: by its device, if it has one, else by the options. Only what lies in
- * its file as it is used can be mapped. Buffers are small, and needed all the time: where a device has no
- * memory they get the processor's. */
+/* How parameter i is filled: by its device, if it has one, otherwise by the options. Only parameters stored
+ * in the form needed can be mapped. Buffers are small and always needed: where a device has no memory, they
+ * get CPU memory. */
 static heft_status decide(const struct fill *f, size_t i, bool as_it_lies, enum fate *fate,
                           const heft__device **device, heft_error *err)
 {
@@ -208,8 +208,8 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
                           heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
     }
     if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
-        return heft__fail(err, HEFT_UNSUPPORTED,
-                          "is a part of '%.100s', which is strided or packed", info->name);
+        return heft__fail(err, HEFT_UNSUPPORTED, "is part of '%.100s', which is strided or packed",
+                          info->name);
     }
     const heft__device *device = NULL;
     heft_status status = decide(f, i, as_it_lies, &fate, &device, err);
@@ -317,7 +317,7 @@ static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_err
         }
     }
     if (counts->joined) {
-        f->pieces.count = 0; /* somebody else has done the work */
+        f->pieces.count = 0; /* another process has done the work */
     }
     return HEFT_OK;
 }
@@ -455,7 +455,7 @@ struct touching {
     heft_ctx *ctx;
     struct range *ranges;
     size_t count, cap;
-    pthread_t caller; /* the one thread from which progress is told */
+    pthread_t caller; /* the only thread that reports progress */
     _Atomic uint64_t done;
     uint64_t total;
 };

@@ -31,14 +31,17 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
                              : status;
 }
 
+/* Pages of a private mapping must not go, as writes are nowhere else; nor those of a checkpoint in the
+ * caller's memory, which no file would bring back. */
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err)
 {
     bool any = false;
     for (size_t i = 0; i < model->count; i++) {
         if (model->parameters[i].state == HEFT_PARAMETER_MAPPED &&
-            heft_storage_flags(model->bindings[i].storage) & HEFT_TENSOR_WRITABLE) {
-            match->source[i] = HEFT__NO_TENSOR; /* its pages must not go: writes are nowhere else */
+            (heft_storage_flags(model->bindings[i].storage) &
+             (HEFT_TENSOR_WRITABLE | HEFT_TENSOR_MAPPED)) != HEFT_TENSOR_MAPPED) {
+            match->source[i] = HEFT__NO_TENSOR;
             continue;
         }
         any = any || model->parameters[i].state == HEFT_PARAMETER_MAPPED ||

@@ -54,15 +54,15 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
     }
     recipe.dtype = choose_dtype(l->ckpt, source->config, l->options->dtype);
     if (!heft__cast_known(HEFT_DTYPE_F32, recipe.dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(recipe.dtype));
     }
     if (heft__source_is_unknown(source)) {
         status = heft__unknown_model(l->ckpt, source->config, l->options->dtype, &l->model, err);
         if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
-                        "model type '%s' is not known: its names, shapes and blocks are taken from "
-                        "the checkpoint, and nothing can be missing",
+                        "unknown model type '%s': names, shapes and blocks are taken from the "
+                        "checkpoint, and missing tensors cannot be detected",
                         heft_config_model_type(source->config))) {
             status = heft__fail_nomem(err, 0);
         }
@@ -141,6 +141,13 @@ static heft_status fill(heft__loading *l, heft_error *err)
     if (status != HEFT_OK && err) {
         *err = reason;
     }
+    const bool alone = l->options->mode == HEFT_LOAD_SHARED && !l->fill.share;
+    if (status == HEFT_OK && alone && l->counts.copied_bytes > 0 &&
+        !heft__warn(&l->memory->warnings,
+                    "no shared copy: the checkpoint was not opened from a path, by which other "
+                    "processes would find the copy")) {
+        return heft__fail_nomem(err, 0);
+    }
     return status;
 }
 
@@ -177,7 +184,7 @@ void heft__loading_choose_strategy(heft__loading *l)
     }
     l->fill.map = mode != HEFT_LOAD_COPY && !network;
     l->fill.map_mode = l->options->map;
-    l->fill.share = mode == HEFT_LOAD_SHARED;
+    l->fill.share = mode == HEFT_LOAD_SHARED && heft__checkpoint_has_folder(l->ckpt);
     l->fill.devices = l->devices;
     l->fill.network = network;
     l->fill.reason = network                  ? HEFT__FILL_NETWORK
@@ -202,7 +209,7 @@ static heft_status load(heft__loading *l, heft_error *err)
         l->memory->report.offload_bytes = l->store.dat_bytes;
         l->memory->report.offload_kept = l->store.kept;
     }
-    /* the lists are told even when they are the reason to refuse */
+    /* the report has the lists even when they are the reason for the refusal */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;
         status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, where);
@@ -275,7 +282,7 @@ void heft__loading_fini(heft__loading *l)
     heft_model_free(l->model);
 }
 
-/* ---- into a model that exists ---------------------------------------------------------------- */
+/* ---- into an existing model ---------------------------------------------------------------- */
 heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict,
                                     heft_load_report **report, heft_error *err)
 {

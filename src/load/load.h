@@ -24,17 +24,15 @@ struct heft_source {
     heft_ctx *ctx;
     heft__arena arena;
     const char *path;
-    const char *asked_class; /* NULL: as the config says */
+    const char *asked_class; /* NULL: from the config */
     const char *variant;     /* NULL: none */
     heft_checkpoint *survey; /* a reference; NULL: nothing was opened */
-    heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights says why not */
-    heft_config *config;     /* owned; NULL: no_config says why */
+    heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights has the reason */
+    heft_config *config;     /* owned; NULL: no_config has the reason */
     heft_error no_weights, no_config;
 };
 
-#define HEFT__UNKNOWN_CLASS "PreTrainedModel" /* of a config without architectures */
-
-/* HEFT_OK, or why there is none. */
+/* HEFT_OK, or the error that it is missing. */
 heft_status heft__source_need_weights(const heft_source *source, heft_error *err);
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);
 /* Whether the model is to be made by the checkpoint's own names. */
@@ -44,7 +42,7 @@ bool heft__source_is_unknown(const heft_source *source);
 typedef enum heft__lack {
     HEFT__LACKS_NOTHING,
     HEFT__LACKS_KEY,      /* missing */
-    HEFT__LACKS_SILENTLY, /* missing, and the family says that it does not matter */
+    HEFT__LACKS_SILENTLY, /* missing, but optional in this family */
     HEFT__LACKS_SHAPE     /* mismatched */
 } heft__lack;
 
@@ -65,7 +63,7 @@ typedef struct heft__match {
     uint64_t doubt_bytes; /* of the second names of these ties */
 } heft__match;
 
-/* The reference's rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
+/* Transformers' rules (docs/loading.md [2]): renames, prefix added or stripped per key, ignored
  * keys. The model loses a tie whose two names have different values. */
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
@@ -122,18 +120,18 @@ void heft__pieces_fini(heft__pieces *pieces);
 heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
                              heft_error *err);
 uint64_t heft__piece_bytes(const heft__pieces *pieces, size_t i); /* in the file's dtype */
-/* The buffer that reading any piece of a part takes beside the memory it is read into. */
+/* The buffer needed for reading a piece of a part, besides the memory it is read into. */
 uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part);
-/* The most that buffers and stacks take while so many threads read the pieces. */
+/* The maximum memory of buffers and stacks while this number of threads reads the pieces. */
 uint64_t heft__pieces_staging(const heft__pieces *pieces, size_t threads);
 /* How many threads read: more where they wait for a disk. */
 size_t heft__reading_threads(heft_ctx *ctx, bool disk);
-/* memory: the owner's, its beginning. Any number of threads, each with pieces of its own. */
+/* memory: the owner's, its beginning. Any number of threads, each with its own pieces. */
 heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memory,
                              heft_error *err);
-/* Where in its file a part begins; HEFT_NO_OFFSET if it does not lie there as it is used. */
+/* Where in its file a part begins; HEFT_NO_OFFSET if it is not stored in the form needed. */
 uint64_t heft__part_offset(const heft_checkpoint *ckpt, size_t tensor, uint64_t first);
-/* The first place at or behind a block's beginning in `base` that has the phase of the offset: the
+/* The first place at or after a block's beginning in `base` that has the phase of the offset: the
  * bytes in front of it, back to the block's beginning, are in `base` too. */
 uint8_t *heft__in_phase(uint8_t *base, uint64_t offset);
 /* Whether a file is read past the page cache: it would only be a second copy, and requests are longer. */
@@ -158,7 +156,7 @@ typedef struct heft__fill_counts {
     uint64_t away_bytes;    /* on devices that this build does not have */
     uint64_t staging_bytes; /* the most that buffers take meanwhile */
     uint64_t stay_scratch;  /* of one thread that brings in what stays in its file */
-    uint64_t beside_bytes;  /* that memory of their own takes beside the parameters' bytes */
+    uint64_t beside_bytes;  /* overhead of allocated memory, besides the parameters' bytes */
     bool direct;            /* some were read past the page cache */
     bool joined;            /* the shared copy was there already */
     bool unshared;          /* failed only because there can be no shared copy here */
@@ -169,18 +167,18 @@ typedef enum heft__fill_reason {
     HEFT__FILL_AUTO,
     HEFT__FILL_ASKED,    /* by the options */
     HEFT__FILL_EXISTING, /* the model has memory already */
-    HEFT__FILL_NETWORK,  /* auto, and a file lies on a network's file system */
+    HEFT__FILL_NETWORK,  /* auto, and a file is on a network file system */
 } heft__fill_reason;
 
 typedef struct heft__fill_options {
     heft__fill_reason reason;
     const char *network; /* the file system's name; NULL unless that is the reason */
-    bool map;            /* what can be used as it lies in its file is mapped */
+    bool map;            /* tensors stored in the form needed are mapped */
     heft_map_mode map_mode;
-    bool share;             /* the rest goes into one copy for all processes of the host */
+    bool share;             /* the rest is one copy for all processes of the host */
     bool reuse;             /* write over storages that are owned already */
     bool count;             /* nothing is taken, read or bound: counts are all that is wanted */
-    const int32_t *devices; /* [model->count] by a plan; NULL: as `map` says */
+    const int32_t *devices; /* [model->count] by a plan; NULL: by `map` */
 } heft__fill_options;
 
 /* Bind every parameter that has a source, or say what that would take. */
@@ -199,13 +197,13 @@ typedef struct heft__homes {
     size_t count;
 } heft__homes;
 
-/* Map a tensor. Where address space is limited it can stay in its file without: *out is NULL then, and
- * the room is left to what cannot do without. */
+/* Map a tensor. Where address space is limited, a tensor that can stay in its file is not
+ * mapped: *out is NULL then, and the address space is left to those that need it. */
 heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
                               heft_error *err);
 /* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped
- * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately have
- * no home: they are this process's own. */
+ * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately, or lie
+ * in the caller's memory, have no home: their bytes are in memory for good. */
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
@@ -270,7 +268,7 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
 typedef struct heft__loading {
     heft_ctx *ctx;
     const heft_load_options *options;
-    const heft_source *source; /* NULL: into a model that exists */
+    const heft_source *source; /* NULL: into an existing model */
     heft_checkpoint *ckpt;     /* lent; NULL: a config alone */
     heft_model *model;
     const int32_t *devices; /* [model->count] lent by the plan; NULL without */

@@ -1,9 +1,9 @@
 /* match.c - from a checkpoint's keys to a model's parameters.
  *
- * Per key, as the reference does it: old names are made new (LayerNorm.gamma, LayerNorm.beta,
+ * Per key, as Transformers does it: old names are made new (LayerNorm.gamma, LayerNorm.beta,
  * weight_g, weight_v); the base model's prefix is stripped where what is left is a parameter, or
  * added where that makes one. A key that is a parameter as it stands is used as it stands. A name
- * of the reference's memory is found too; where it stands for several parameters, each takes its
+ * of Transformers' memory is found too; where it stands for several parameters, each takes its
  * slice. Source: docs/loading.md [2]. */
 #include "load/load.h"
 
@@ -45,7 +45,7 @@ struct target {
 struct lookup {
     const heft_model *model;
     heft__arena scratch;
-    heft__map inner; /* name in the reference's memory -> its first parameter */
+    heft__map inner; /* name in Transformers' memory -> its first parameter */
     size_t *taken;   /* [model->count] the tensor that fills it, or HEFT__NO_TENSOR */
 };
 
@@ -87,7 +87,7 @@ static void stop_lookup(struct lookup *lookup)
     heft__arena_fini(&lookup->scratch);
 }
 
-/* By a file's name, else by one of the reference's memory, whose parts stand side by side. */
+/* By a file's name, otherwise by a name in Transformers' memory, whose parts are adjacent. */
 static struct target find_target(const struct lookup *lookup, const char *name)
 {
     const heft_model *model = lookup->model;
@@ -135,7 +135,7 @@ static heft_status find_key(struct lookup *lookup, const char *key, struct targe
     return HEFT_OK;
 }
 
-/* Whether a name ends as one of the list says; an end with a dot behind it stands anywhere. */
+/* Whether a name ends as one of the list says; an end followed by a dot may be anywhere. */
 static bool ends_with_any(const char *name, const char *const *ends)
 {
     size_t length = strlen(name);
@@ -195,7 +195,7 @@ static heft_status add_unexpected(heft__match *match, const char *key, heft_erro
     return HEFT_OK;
 }
 
-/* A parameter, or a tensor of the reference's memory, has another shape. */
+/* A parameter, or a tensor of Transformers' memory, has another shape. */
 static heft_status add_mismatch(heft__match *match, const heft_tensor_info *info, const char *name,
                                 const uint64_t *shape, uint32_t rank, heft_error *err)
 {
@@ -244,7 +244,7 @@ static heft_status assign(const heft_model *model, const heft_checkpoint *ckpt,
 
 /* ---- ties ------------------------------------------------------------------------------------ */
 /* A tie with both names in the checkpoint holds if their bytes are equal; else both are kept, as
- * the reference does. */
+ * Transformers does. */
 static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, const size_t *aliases,
                               size_t target, heft__match *match, heft_error *err)
 {
@@ -275,8 +275,8 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
     }
     model->parameters[target].tied_to = target;
     return heft__warn(match->warnings,
-                      "'%s' and '%s' should be tied, but the checkpoint has different values: both "
-                      "are kept",
+                      "'%s' and '%s' should be tied, but the checkpoint has different values for "
+                      "them: both are kept",
                       model->parameters[source].name, model->parameters[target].name)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
@@ -328,7 +328,7 @@ static heft_status take(struct lookup *lookup, const heft_checkpoint *ckpt,
     for (size_t i = target->first; i < target->first + target->count; i++) {
         if (lookup->taken[i] != HEFT__NO_TENSOR) {
             return heft__fail_at(err, HEFT_FORMAT, ckpt->entries[tensor]->item_offset,
-                                 "'%.100s' and '%.100s' both are '%.100s'",
+                                 "'%.100s' and '%.100s' both map to '%.100s'",
                                  ckpt->infos[lookup->taken[i]].name, ckpt->infos[tensor].name,
                                  lookup->model->parameters[i].name);
         }

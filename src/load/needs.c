@@ -1,7 +1,7 @@
 /* needs.c - the model that a load would fill, and what filling it would take; no tensor is read.
  *
- * The fate of each parameter is decided by the code that loads (fill.c, counting). Of a config alone it
- * is told as if a checkpoint had everything as the model wants it.
+ * The fate of each parameter is decided by the code that loads (fill.c, counting). Given only a
+ * config, a checkpoint with every tensor in the model's dtype and layout is assumed.
  * Source: docs/placing.md [6]. */
 #include "load/load.h"
 

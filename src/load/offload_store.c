@@ -3,7 +3,7 @@
  * A tensor that lies in a safetensors file as the model wants it is an entry that points there; a
  * .dat is written only for the rest: .bin files, casts, strides, parts of stacked tensors, what the
  * checkpoint lacks. A .dat holds what the model's parameter is, and a weight lives there from then on;
- * buffers have memory all the same. Tied names have an entry each: the reference asks for both.
+ * buffers are in memory all the same. Tied names have an entry each: Accelerate asks for both.
  *
  * An index that is in the folder already is compared with the one that would be written, name by
  * name, and each .dat byte by byte; nothing of it is trusted, and nothing is merged into it.
@@ -37,11 +37,12 @@ static heft_status absolute_path(heft__store *s, const char *path, const char **
     char *real = folder ? realpath(folder, NULL) : NULL;
     heft_status status = HEFT_OK;
     if (!real) {
-        status = folder ? heft__fail(err, HEFT_IO, "cannot find where its folder is")
+        status = folder ? heft__fail(err, HEFT_IO, "cannot resolve the path of its folder")
                         : heft__fail_nomem(err, length);
     } else if (heft__utf8_invalid_at((const uint8_t *)real, strlen(real)) < strlen(real) ||
                heft__utf8_invalid_at((const uint8_t *)base, strlen(base)) < strlen(base)) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "an index cannot name a path that is not UTF-8");
+        status = heft__fail(err, HEFT_INVALID_ARG,
+                            "an index cannot contain a path that is not valid UTF-8");
     } else {
         *out = heft__path_join(&s->arena, real, base);
         status = *out ? HEFT_OK : heft__fail_nomem(err, strlen(real));
@@ -80,14 +81,15 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
                                    .shape = parameter->shape,
                                    .size_bytes = parameter->size_bytes};
     s->root[s->count++] = root;
-    const bool same = info && info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET;
+    const bool same = info && info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
+                      heft__checkpoint_has_folder(s->ckpt);
     if (same && is_whole(parameter, info) && heft__offload_holds(info->dtype) &&
         s->ckpt->files[info->file_index].file->format == HEFT_FORMAT_SAFETENSORS) {
         return point_to(s, entry, tensor, err);
     }
     if (info && !is_whole(parameter, info) && info->offset == HEFT_NO_OFFSET) {
         return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED,
-                                         "is a part of '%.100s', which is strided or packed",
+                                         "is part of '%.100s', which is strided or packed",
                                          info->name),
                               err, parameter->name);
     }
@@ -113,7 +115,7 @@ heft_status heft__store_plan(heft__store *s, heft_model *model, heft_checkpoint 
         .model = model, .ckpt = ckpt, .match = match, .options = options, .devices = devices};
     heft__arena_init(&s->arena, model->ctx);
     if (!devices) {
-        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder needs a plan");
+        return heft__fail(err, HEFT_INVALID_ARG, "an offload folder requires a plan");
     }
     s->entries = heft__arena_array(&s->arena, count, sizeof *s->entries);
     s->root = heft__arena_array(&s->arena, count, sizeof *s->root);
@@ -226,7 +228,7 @@ static const char *dat_name(heft__store *s, size_t i)
 /* ---- a folder that is there ------------------------------------------------------------------ */
 static heft_status is_gone(const heft__store *s, const char *name, heft_error *err)
 {
-    return heft__add_path(heft__fail(err, HEFT_IO, "'%.100s' is gone", name), err,
+    return heft__add_path(heft__fail(err, HEFT_IO, "'%.100s' has disappeared", name), err,
                           s->options->offload_folder);
 }
 
@@ -248,14 +250,13 @@ static heft_status differs(const heft__offload_entry *old, const char *name, con
                            const char *ours, const char *theirs, heft_error *err)
 {
     (void)heft__fail_at(err, HEFT_EXISTS, old ? old->offset : HEFT_NO_OFFSET,
-                        "%s %.150s is to be offloaded, the index that is there has %.150s", what,
-                        ours, theirs);
+                        "expected %s %.150s, the existing index has %.150s", what, ours, theirs);
     return heft__add_item(HEFT_EXISTS, err, name);
 }
 
 static const char *place_of(const heft__offload_entry *entry)
 {
-    return entry->file ? entry->file : "a .dat";
+    return entry->file ? entry->file : "a .dat file";
 }
 
 /* One entry against the one that would be written. */
@@ -264,7 +265,7 @@ static heft_status compare_entry(const heft__offload_entry *ours, const heft__of
 {
     char here[HEFT__SHAPE_TEXT], there[HEFT__SHAPE_TEXT];
     if (!old) {
-        return differs(NULL, ours->name, "tensor", ours->name, "none of this name", err);
+        return differs(NULL, ours->name, "tensor", ours->name, "no tensor of this name", err);
     }
     if (old->dtype != HEFT_DTYPE_NONE && old->dtype != ours->dtype) {
         return differs(old, ours->name, "dtype", heft_dtype_name(ours->dtype),
@@ -275,10 +276,10 @@ static heft_status compare_entry(const heft__offload_entry *ours, const heft__of
                        heft__shape_text(old->shape, old->rank, there), err);
     }
     if (!old->file != !ours->file || (ours->file && strcmp(old->file, ours->file) != 0)) {
-        return differs(old, ours->name, "from", place_of(ours), place_of(old), err);
+        return differs(old, ours->name, "data in", place_of(ours), place_of(old), err);
     }
     if (ours->file && strcmp(old->weight, ours->weight) != 0) {
-        return differs(old, ours->name, "as", ours->weight, old->weight, err);
+        return differs(old, ours->name, "weight_name", ours->weight, old->weight, err);
     }
     return HEFT_OK;
 }
@@ -369,8 +370,8 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
                 at++;
             }
             status = heft__fail_at(err, HEFT_EXISTS, done + at,
-                                   "holds other values: 0x%02x here, 0x%02x is to be offloaded",
-                                   theirs[at], ours[at]);
+                                   "has other values: found 0x%02x, expected 0x%02x", theirs[at],
+                                   ours[at]);
         }
         done += piece;
     }
@@ -383,7 +384,8 @@ static heft_status accept(heft__store *s, heft_error *err)
     heft_status status = heft__path_is_file(s->index) ? open_folder(s, err) : HEFT_OK;
     const heft__format *format = s->folder ? s->folder->where.index_format : NULL;
     if (status == HEFT_OK && (!format || format->id != HEFT_FORMAT_OFFLOAD)) {
-        status = heft__fail(err, HEFT_EXISTS, "is there, and no index of an offload folder");
+        status = heft__fail(err, HEFT_EXISTS,
+                            "already exists, and is not the index of an offload folder");
     }
     if (status == HEFT_OK && s->folder->index.claims) { /* it can be read */
         status = compare_indexes(s, &s->folder->index, err);
@@ -401,7 +403,7 @@ static heft_status accept(heft__store *s, heft_error *err)
 }
 
 /* ---- a new folder ---------------------------------------------------------------------------- */
-/* A file that an index does not name is somebody's all the same. */
+/* A file that no index names belongs to somebody else. */
 static heft_status refuse_files(heft__store *s, heft_error *err)
 {
     heft_status status = HEFT_OK;
@@ -412,8 +414,8 @@ static heft_status refuse_files(heft__store *s, heft_error *err)
         if (!s->entries[i].file && !path) {
             status = heft__fail_nomem(err, strlen(s->entries[i].name));
         } else if (path && heft__path_exists(path)) {
-            status = heft__add_path(heft__fail(err, HEFT_EXISTS, "is there, without an index"), err,
-                                    path);
+            status = heft__add_path(
+                heft__fail(err, HEFT_EXISTS, "already exists, without an index"), err, path);
         }
     }
     return status;
@@ -557,7 +559,7 @@ heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_e
                              : heft__fail_nomem(err, s->scratch_bytes + s->raw_bytes);
     if (status == HEFT_OK && heft__path_exists(s->index)) {
         status = accept(s, err);
-    } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as the reference */
+    } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as in Accelerate */
         status = write_folder(s, err);
     }
     return status == HEFT_OK && s->count > 0 ? bind_taken(s, counts, err) : status;

@@ -113,40 +113,40 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     unsigned long long mapped = counts->mapped_bytes, cast = counts->cast_bytes,
                        rest = counts->copied_bytes + counts->shared_bytes;
     heft__arena *arena = &memory->arena;
-    const char *casts = cast ? ", cast on the way" : "",
-               *direct = counts->direct ? ", past the page cache, which has little of it" : "";
+    const char *casts = cast ? ", cast while reading" : "",
+               *direct = counts->direct
+                             ? ", with direct reads, since little of it is in the page cache"
+                             : "";
     if (options->devices) {
-        return heft__arena_format(
-            arena,
-            "placed by a device map: %llu bytes have memory of their own%s%s, %llu stay in their "
-            "files and come in when they are used",
-            rest, casts, direct, mapped + counts->disk_bytes);
+        return heft__arena_format(arena,
+                                  "placed by a device map: %llu bytes are in memory%s%s, %llu stay "
+                                  "in their files and are read when they are used",
+                                  rest, casts, direct, mapped + counts->disk_bytes);
     }
     if (!options->map) {
         if (options->reason == HEFT__FILL_NETWORK) {
             return heft__arena_format(arena,
-                                      "copied by large reads in parallel%s: the files lie on %s, "
-                                      "where every page of a mapping is a round trip",
+                                      "copied by large parallel reads%s: the files are on %s, "
+                                      "where every page of a mapping costs a round trip",
                                       casts, options->network);
         }
         const char *reason =
-            options->reason == HEFT__FILL_EXISTING ? "into a model that exists" : "asked for";
-        return heft__arena_format(arena, "copied into memory of its own%s%s: %s", casts, direct,
-                                  reason);
+            options->reason == HEFT__FILL_EXISTING ? "into an existing model" : "as requested";
+        return heft__arena_format(arena, "copied into memory%s%s: %s", casts, direct, reason);
     }
     if (rest == 0) {
         return heft__arena_format(
-            arena, "mapped: every tensor lies in its file as it is used, so no byte is copied");
+            arena, "mapped: every tensor is stored in the form needed, so no byte is copied");
     }
     if (options->share) {
         return heft__arena_format(
-            arena, "mapped %llu bytes as they lie; %llu%s are one copy for all processes, %s%s",
+            arena, "mapped %llu bytes as stored; %llu%s are in one copy for all processes, %s%s",
             mapped, rest, cast ? " (cast)" : "",
-            counts->joined ? "which was there already" : "made by this one", direct);
+            counts->joined ? "which already existed" : "created by this one", direct);
     }
     return heft__arena_format(arena,
-                              "mapped %llu bytes as they lie, copied %llu (%llu of them cast)%s: "
-                              "those cannot be used from the file",
+                              "mapped %llu bytes as stored, copied %llu (%llu of them cast)%s, "
+                              "which cannot be used in the form stored",
                               mapped, rest, cast, direct);
 }
 

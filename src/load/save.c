@@ -154,7 +154,7 @@ static heft_status take_metadata(struct saving *s, const heft__format *format,
                                  const heft_save_options *options, heft_error *err)
 {
     if (options->metadata_count && !format->metadata) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s holds no metadata", format->noun);
+        return heft__fail(err, HEFT_INVALID_ARG, "%s cannot hold metadata", format->noun);
     }
     heft_status status = heft__metadata_standard(&s->metadata, err);
     return status == HEFT_OK
@@ -187,11 +187,12 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
                                      ? heft__format_in_folder(NULL, 0)
                                      : heft__format_find(options->format);
     if (!format || !format->lay_out || format->file_each) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model is saved as safetensors or bin, not '%s'",
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "a model can be saved as safetensors or bin, not '%s'",
                           heft_format_name(options->format));
     }
     if (random && !model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%s' is initialized is not known",
+        return heft__fail(err, HEFT_UNSUPPORTED, "no initializer is known for model type '%s'",
                           model->model_type);
     }
     struct saving s = {.model = model, .seed = init->seed};

@@ -90,7 +90,7 @@ static heft_status read_config_alone(heft_source *source, const char *path, heft
         source->config = NULL;
     } else if (status == HEFT_OK) {
         (void)heft__add_path(
-            heft__fail(&source->no_weights, HEFT_NOT_FOUND, "is a config: there are no weights"),
+            heft__fail(&source->no_weights, HEFT_NOT_FOUND, "is a config and contains no weights"),
             &source->no_weights, path);
     }
     return status;

@@ -1,4 +1,4 @@
-/* config.c - config.json: read, copied, and written back as the reference does.
+/* config.c - config.json: read, copied, and written back as Transformers does.
  *
  * Keys that heft does not know are kept. `dtype` (since 4.56) wins over `torch_dtype`. Nothing of
  * it is trusted: who asks for a number says what range it may have (skeleton.c).
@@ -165,7 +165,7 @@ heft_dtype heft_config_dtype(const heft_config *config)
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
-/* What heft sets itself, or what belongs to one run of the reference and is never saved by it. */
+/* Keys that heft sets itself, and runtime-only keys, which Transformers never saves. */
 static bool is_left_out(const char *key)
 {
     static const char *const keys[] = {

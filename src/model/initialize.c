@@ -144,8 +144,8 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
         return HEFT_OK;
     }
     if (!heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        heft_status status =
-            heft__fail(err, HEFT_UNSUPPORTED, "no initial values in %s", heft_dtype_name(dtype));
+        heft_status status = heft__fail(err, HEFT_UNSUPPORTED, "no initial values for dtype %s",
+                                        heft_dtype_name(dtype));
         return heft__add_item(status, err, parameter->name);
     }
     bool in_place = dtype == HEFT_DTYPE_F32 && (uintptr_t)dst % _Alignof(float) == 0;
@@ -171,7 +171,7 @@ struct job {
     size_t count, cap;
     uint64_t seed, total_bytes;
     _Atomic uint64_t done_bytes;
-    pthread_t caller; /* the one thread from which progress is told */
+    pthread_t caller; /* the only thread that reports progress */
 };
 
 static heft_status fill_piece(void *user, size_t item, heft_error *err)
@@ -263,7 +263,7 @@ heft_status heft_model_init(heft_model *model, const heft_init_options *options,
         return heft__fail(err, HEFT_INVALID_ARG, "model is NULL");
     }
     if (!model->known_family) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "how '%.60s' is initialized is not known",
+        return heft__fail(err, HEFT_UNSUPPORTED, "no initializer is known for model type '%.60s'",
                           model->model_type);
     }
     heft_init_options taken;

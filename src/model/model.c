@@ -110,6 +110,7 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
 {
     heft_parameter *parameters = s->model->parameters;
+    s->model->has_ties = s->tie_count > 0;
     for (size_t i = 0; i < s->tie_count; i++) {
         const heft__skeleton_tie *tie = &s->ties[i];
         size_t target = heft_model_find(s->model, tie->target),
@@ -139,7 +140,8 @@ static heft_status run(heft__skeleton *s, const heft__class *class, heft_error *
 static heft_status fill_model(heft_model *model, const heft__recipe *recipe, heft_error *err)
 {
     const heft__class *class = recipe->class;
-    heft__skeleton s = {.model = model, .config = model->config, .user = recipe->user};
+    heft__skeleton s = {
+        .model = model, .config = model->config, .user = recipe->user, .numbers = recipe->numbers};
     heft_status status = run(&s, class, err);
     if (status == HEFT_OK) {
         status = make_room(&s, err);
@@ -240,7 +242,7 @@ heft_status heft_model_new(heft_ctx *ctx, const heft_config *config, const char 
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
     if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
+        return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(dtype));
     }
     heft_status status = heft__class_find(config, class_name, &recipe.family, &recipe.class, err);
@@ -333,14 +335,14 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
 
 const char *heft__why_absent(heft_parameter_state state)
 {
-    return state == HEFT_PARAMETER_DISK ? "has no memory: it stays in its file"
-                                        : "has no value: the model is empty here";
+    return state == HEFT_PARAMETER_DISK ? "is not in memory: it stays in its file"
+                                        : "has no value: the model has no weights for it";
 }
 
 heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **out, heft_error *err)
 {
     if (!model || !out || i >= model->count) {
-        return heft__fail(err, HEFT_INVALID_ARG, "there is no parameter %zu", i);
+        return heft__fail(err, HEFT_INVALID_ARG, "parameter index %zu is out of range", i);
     }
     const heft_parameter *parameter = &model->parameters[i];
     const heft__binding *binding = &model->bindings[i];
@@ -351,4 +353,83 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
                                           : heft__fail(err, HEFT_NOT_FOUND, "%s",
                                                        heft__why_absent(parameter->state));
     return heft__add_item(status, err, parameter->name);
+}
+
+/* ---- setting --------------------------------------------------------------------------------- */
+/* Whether elements lie row by row, without gaps. */
+static bool is_plain(const heft_tensor *tensor)
+{
+    uint64_t step = 1;
+    bool plain = true;
+    for (uint32_t d = tensor->rank; d-- > 0;) {
+        if (tensor->shape[d] == 0) {
+            return true;
+        }
+        plain = plain && (tensor->shape[d] == 1 || (uint64_t)tensor->strides[d] == step);
+        step *= tensor->shape[d];
+    }
+    return plain;
+}
+
+/* Whether a tensor can be a parameter's value. */
+static heft_status check_value(const heft_parameter *parameter, const heft_tensor *tensor,
+                               heft_error *err)
+{
+    char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
+    if (tensor->dtype != parameter->dtype) {
+        return heft__fail(err, HEFT_MISMATCH, "dtype %s in tensor, %s in model",
+                          heft_dtype_name(tensor->dtype), heft_dtype_name(parameter->dtype));
+    }
+    heft__shape_text(tensor->shape, tensor->rank, theirs);
+    if (!heft__shape_equal(tensor->shape, tensor->rank, parameter->shape, parameter->rank)) {
+        return heft__fail(err, HEFT_MISMATCH, "shape %s in tensor, %s in model", theirs,
+                          heft__shape_text(parameter->shape, parameter->rank, ours));
+    }
+    if (tensor->device != HEFT_DEVICE_CPU) {
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "the tensor is on device %d, a model is in the "
+                          "CPU's memory",
+                          (int)tensor->device);
+    }
+    return is_plain(tensor) ? HEFT_OK
+                            : heft__fail(err, HEFT_INVALID_ARG,
+                                         "the tensor of shape %s does not lie row by row", theirs);
+}
+
+/* What nobody may write is as good as mapped: a load into the model replaces it. */
+static heft_parameter_state state_of(const heft_storage *storage)
+{
+    const uint32_t flags = heft_storage_flags(storage);
+    return flags & HEFT_TENSOR_SHARED                                        ? HEFT_PARAMETER_SHARED
+           : (flags & HEFT_TENSOR_MAPPED) || !(flags & HEFT_TENSOR_WRITABLE) ? HEFT_PARAMETER_MAPPED
+                                                                             : HEFT_PARAMETER_OWNED;
+}
+
+heft_status heft_model_set(heft_model *model, const char *name, const heft_tensor *tensor,
+                           heft_error *err)
+{
+    if (!model || !name || !tensor) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model, name or tensor is NULL");
+    }
+    const size_t number = heft_model_find(model, name);
+    heft_status status = number != SIZE_MAX
+                             ? check_value(&model->parameters[number], tensor, err)
+                             : heft__fail(err, HEFT_NOT_FOUND, "the model has no such parameter");
+    if (status != HEFT_OK) {
+        return heft__add_item(status, err, name);
+    }
+    const size_t root = model->parameters[number].tied_to;
+    heft_storage *storage = heft_storage_ref(tensor->storage); /* the model may have the last one */
+    const uint64_t start = tensor->offset_bytes;
+    /* many are set one after the other, and few models have ties: do not look for any in others */
+    const size_t first = model->has_ties ? 0 : number,
+                 end = model->has_ties ? model->count : number + 1;
+    for (size_t i = first; i < end; i++) {
+        if (model->parameters[i].tied_to == root) {
+            heft__model_bind(model, i, heft_storage_ref(storage), start, state_of(storage));
+            model->bindings[i].given = true;
+        }
+    }
+    heft_storage_unref(storage);
+    return HEFT_OK;
 }

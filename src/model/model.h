@@ -29,7 +29,7 @@ heft_status heft__config_parse(heft_ctx *ctx, const char *path, const void *text
                                heft_config **out, heft_error *err);
 /* Its values keep the byte at which they stood in the file: errors found later still name it. */
 heft_status heft__config_copy(const heft_config *config, heft_config **out, heft_error *err);
-/* The text that the reference would write: sorted keys, two spaces, final newline; with
+/* The text that Transformers would write: sorted keys, two spaces, final newline; with
  * `architectures`, `dtype` (and no `torch_dtype`) set to those of the model. Keys of one run of the
  * reference (`_name_or_path`) are left out. */
 heft_status heft__config_write(const heft_config *config, const char *class_name, heft_dtype dtype,
@@ -68,10 +68,11 @@ void heft__rotary_fill(const heft__rotary *rotary, uint64_t first, float *dst, s
 /* ---- model ----------------------------------------------------------------------------------- */
 typedef struct heft__binding {
     heft_storage *storage; /* owned reference, NULL while absent */
-    uint64_t byte_offset;  /* elements lie row by row from here */
+    uint64_t byte_offset;  /* elements follow row by row from here */
+    bool given;            /* by heft_model_set(): it is not what its file holds */
 } heft__binding;
 
-/* A tensor of the reference's memory whose parts, or whose whole, its files hold under other names:
+/* A tensor of Transformers' memory whose parts, or whose whole, its files hold under other names:
  * all experts of a layer are one tensor there. */
 typedef struct heft__inner {
     const char *name;
@@ -84,7 +85,7 @@ typedef struct heft__inner {
 /* A parameter's place there. */
 typedef struct heft__place {
     const heft__inner *inner; /* NULL: a tensor of the same name and shape */
-    uint32_t part;            /* begins after so many parts of its own size; the rest follows */
+    uint32_t part;            /* index of the part, in parts of its own size */
     uint32_t turn;            /* 0 .. parts - 1: among the parts of `inner` as they are saved */
 } heft__place;
 
@@ -97,24 +98,25 @@ struct heft_model {
     const struct heft__family *family;
     heft_dtype dtype;
     bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
-    bool known_family;          /* false: the skeleton comes from a checkpoint */
-    heft_parameter *parameters; /* [count], in the state dict's order; transient buffers behind all
+    bool known_family;          /* false: the skeleton is a list of names (named.c) */
+    bool has_ties;              /* or had: false only if no parameter is tied */
+    heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */
     heft__binding *bindings;       /* [count] */
     heft__place *places;           /* [count]; NULL: all tensors are the same there */
     /* In pre-order and the order of registration: those that hold parameters or buffers, and their
-     * ancestors. The reference's `_metadata` lists modules without any (dropout, activations) too. */
+     * ancestors. Transformers' `_metadata` lists modules without any (dropout, activations) too. */
     heft_module *modules;      /* [module_count] */
     size_t *module_parameters; /* [count] lists of all modules, one after the other */
     size_t count, module_count;
-    uint32_t inner_count; /* tensors of the reference's memory that have another name or parts */
+    uint32_t inner_count; /* tensors of Transformers' memory that have another name or parts */
     uint32_t
         *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
-    void *homes; /* where parameters that stay in their files come from: room load's, or NULL */
+    void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);
 };
 
@@ -132,7 +134,7 @@ void heft__modules_mark(heft_model *model);
 /* Sum up the bytes of all modules; again whenever ties have changed. */
 heft_status heft__modules_measure(heft_model *model, heft_error *err);
 
-/* The place of a parameter in the reference's memory; `first`: the element of its inner tensor with
+/* The place of a parameter in Transformers' memory; `first`: the element of its inner tensor with
  * which it begins. */
 static inline heft__place heft__model_place(const heft_model *model, size_t i)
 {
@@ -152,11 +154,11 @@ const char *heft__why_absent(heft_parameter_state state);
 /* ---- skeleton builder: used by arch/
  *
  * A class's build
- * function runs twice: once to count, when nothing is allocated by what the config says, and once
+ * function runs twice: once to count, when nothing is allocated by values of the config, and once
  * to fill arrays of the right size. It must do the same both times. */
 typedef struct heft__skeleton heft__skeleton;
 /* Errors stick; nothing is added after the first. Names are relative to the current module. */
-/* Enter a child module. Its class is that of Transformers: static text; a '*' in front stands for the
+/* Enter a child module. Its class is that of Transformers: static text; a leading '*' stands for the
  * family's prefix: "*Attention"; "" where Transformers has no such module. A name of several parts,
  * "layers.0", enters lists (ModuleList) on the way. */
 void heft__sk_enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
@@ -170,13 +172,13 @@ void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, cons
                      uint32_t rank, bool persistent, heft__init_rule rule);
 /* The two names (full, from the root) share one storage; the source is the one saved. */
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
-/* A tensor that the reference makes of several of a file's, named from the module that is entered;
+/* A tensor that Transformers makes of several of a file's, named from the module that is entered;
  * NULL in the run that counts. Then its parts, each with its place. */
 const heft__inner *heft__sk_inner(heft__skeleton *s, const char *name, const uint64_t *shape,
                                   uint32_t rank, uint32_t parts);
 void heft__sk_part(heft__skeleton *s, const char *name, const uint64_t *shape, uint32_t rank,
                    heft__init_rule rule, heft__place place);
-/* The class is saved in the natural order of its inner names, as the reference does wherever it
+/* The class is saved in the natural order of its inner names, as Transformers does wherever it
  * renames or makes parts of tensors. */
 void heft__sk_natural_order(heft__skeleton *s);
 void heft__sk_fail(heft__skeleton *s, heft_status status, const char *key, const char *format, ...)
@@ -201,9 +203,9 @@ uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard
 heft__init_rule heft__init_constant(float value);
 heft__init_rule heft__sk_normal(const heft__skeleton *s); /* with the std of linear */
 heft_dtype heft__sk_dtype(const heft__skeleton *s);       /* of the floating-point parameters */
-/* For a model that is listed by something else than its config (load/unknown.c): what that is; a
+/* For a model that is listed by something else than its config (named.c): what that is; a
  * parameter by its whole name, from which its modules are taken: names come in such an order that
- * those of one module's subtree stand together. What must not be split is found by structure. */
+ * those of one module's subtree are adjacent. Blocks are found by structure. */
 const void *heft__sk_user(const heft__skeleton *s);
 void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                     uint32_t rank);
@@ -218,7 +220,7 @@ void heft__sk_config_leave(heft__skeleton *s);
 #define HEFT__LAYERS_MOST 10000
 uint64_t heft__sk_count(heft__skeleton *s, const char *key,
                         uint64_t standard); /* 1 .. 2^31-1; standard for a missing key */
-/* The same, where null is allowed and means something of its own. */
+/* The same, where null is allowed and has its own meaning. */
 uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null);
 uint64_t heft__sk_layers(heft__skeleton *s, const char *key,
                          uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */
@@ -275,7 +277,7 @@ typedef struct heft__family {
     const char *const *keep_f32;
     const char *const *keep_f32_strict;
     const char *const (*other_keys)[2]; /* key of the config and its other name; ends with NULL */
-    /* Modules between dots as files name them, and as the reference does in memory; ends with NULL. */
+    /* Modules between dots as files name them, and as Transformers does in memory; ends with NULL. */
     const char *const (*inner_names)[2];
 } heft__family;
 
@@ -294,13 +296,33 @@ typedef struct heft__recipe {
     const heft__family *family; /* lent to the model */
     const heft__class *class;
     heft_dtype dtype; /* NONE: float32 */
-    bool keep_f32;    /* for weights to be loaded; the reference keeps nothing in float32 where it
+    bool keep_f32;    /* for weights to be loaded; Transformers keeps nothing in float32 where it
                          makes weights itself */
     const void *user; /* heft__sk_user */
+    /* With heft__sk_named() for all: the number of each parameter, in the order of these calls; NULL:
+     * that order is the numbers' */
+    const size_t *numbers;
 } heft__recipe;
 
 /* The empty model. As heft_model_new. */
 heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_model **out,
+                              heft_error *err);
+
+/* ---- named.c: a model of a list, of no family ------------------------------------------------- */
+#define HEFT__UNKNOWN_CLASS "PreTrainedModel"        /* of a config without architectures */
+#define HEFT__MODEL_BYTES ((uint64_t)INT64_MAX / 16) /* at most; sums of two of them still fit */
+
+typedef struct heft__named {
+    const heft_parameter_spec *list; /* [count] that can be; INVALID_ARG for two of one name */
+    const size_t *first; /* [count] the one whose storage each shares, or its own number; NULL: no
+                            ties */
+    size_t count;
+    bool keep_numbers; /* parameters are numbered as the list; false: in natural order of names */
+    const heft_config *config;
+    heft_dtype dtype; /* heft_model_dtype() */
+} heft__named;
+
+heft_status heft__named_model(heft_ctx *ctx, const heft__named *named, heft_model **out,
                               heft_error *err);
 
 #endif

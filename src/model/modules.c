@@ -94,7 +94,7 @@ heft_status heft__modules_finish(heft_model *model, heft_error *err)
     return heft__modules_measure(model, err);
 }
 
-/* ---- marks ----------------------------------------------------------------------------------- */
+/* ---- flags ----------------------------------------------------------------------------------- */
 static bool stays_whole(const heft_model *model, const char *class_name)
 {
     for (size_t i = 0; i < model->no_split_count; i++) {

@@ -1,6 +1,6 @@
-/* order.c - a state dict in the natural order of the reference's own names.
+/* order.c - a state dict in the natural order of Transformers' own names.
  *
- * A tensor of the reference's memory is sorted as one, by its name; its parts then take their turns
+ * A tensor of Transformers' memory is sorted as one, by its name; its parts then take their turns
  * in its place. So a layer's many experts cost a few comparisons. The sort is a merge sort over
  * numbers that begins with the runs that are there: a family lists most of a layer in order, and the
  * layers one after another, so that most merges find nothing to do.

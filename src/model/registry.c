@@ -127,7 +127,7 @@ static heft_status unknown_class(const heft_config *config, const heft__family *
     size_t at = 0;
     if (other) {
         return heft__fail_at(err, HEFT_UNSUPPORTED, offset,
-                             "class '%.60s' is of model type '%s', but '%.200s' is of '%s'", name,
+                             "class '%.60s' has model type '%s', but '%.200s' has '%s'", name,
                              other->model_type, config->path, family->model_type);
     }
     for (const heft__class *one = family->classes; one->name && at < sizeof known; one++) {
@@ -154,12 +154,12 @@ static heft_status find_family(const heft_config *config, const char *asked,
     uint64_t offset = value ? value->offset : HEFT_NO_OFFSET;
     heft_status status = HEFT_OK;
     if (*model_type) {
-        status = heft__fail_at(err, HEFT_UNSUPPORTED, offset, "model type '%.60s' is not known",
-                               model_type);
+        status =
+            heft__fail_at(err, HEFT_UNSUPPORTED, offset, "unknown model type '%.60s'", model_type);
     } else if (value) {
         status = heft__fail_at(err, HEFT_FORMAT, offset, "expected the name of a model type");
     } else {
-        status = heft__fail(err, HEFT_FORMAT, "is missing, and no class says what model this is");
+        status = heft__fail(err, HEFT_FORMAT, "is missing, and no class determines the model type");
     }
     return heft__add_item(status, err, "model_type");
 }

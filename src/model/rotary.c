@@ -1,13 +1,13 @@
 /* rotary.c - rotary position embeddings: their two buffers, and the frequencies in them.
  *
- *   inv_freq[i] = theta^(-2i / width), changed by what rope_type asks for
+ *   inv_freq[i] = theta^(-2i / width), adjusted as rope_type requires
  *
  * A config of 5.x has rope_parameters, one object or one per type of layer; one of 4.x has
  * rope_theta beside rope_scaling (and rope_local_base_freq for sliding layers). "dynamic" and
- * "longrope" begin as they are for short texts. A type that is not known is refused: a frequency
- * that is wrong would be noticed by nobody.
+ * "longrope" have their values for short texts. An unknown type is refused: a wrong frequency would
+ * go unnoticed.
  *
- * Source: docs/config.md [rotary]. */
+ * Source: docs/config.md [4]. */
 #include "model/skeleton.h"
 
 #include <math.h>
@@ -197,7 +197,7 @@ static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__r
         r->kind = KIND_LONGROPE;
         read_longrope(s, object, r);
     } else if (strcmp(name, "default") != 0 && strcmp(name, "dynamic") != 0) {
-        heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "'%.60s' is not known", name);
+        heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "unknown rope_type '%.60s'", name);
     }
 }
 

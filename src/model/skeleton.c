@@ -8,7 +8,6 @@
  * Source: docs/howto/architecture.md. */
 #include "model/skeleton.h"
 
-#define BYTES_MOST ((uint64_t)INT64_MAX / 16) /* sums of two of them still fit */
 #define NAMED_PARTS_MOST 32 /* modules that are made of one name; the rest is a role */
 #define TREE_BYTES_MOST ((uint64_t)256 << 20) /* that modules take with their paths */
 
@@ -53,7 +52,7 @@ static bool append(heft__skeleton *s, size_t at, const char *text, size_t length
 {
     size_t dot = at > 0;
     if (length >= sizeof s->path - at - dot) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "name '%.60s...' is over %zu bytes long", s->path,
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "name '%.60s...' is longer than %zu bytes", s->path,
                       sizeof s->path - 1);
         return false;
     }
@@ -72,7 +71,7 @@ static void add_module(heft__skeleton *s, heft_module_kind kind, const char *cla
     const size_t length = s->path_length, number = s->module_count++;
     s->tree_bytes += sizeof(heft_module) + length + 1;
     if (number >= UINT32_MAX || s->tree_bytes > TREE_BYTES_MOST) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has over %zu modules", number);
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %zu modules", number);
         return;
     }
     if (s->filling) {
@@ -101,7 +100,7 @@ static void note_module(heft__skeleton *s, heft_module_kind kind, const char *cl
 {
     const size_t length = s->path_length;
     if (s->parts == HEFT__SKELETON_PARTS) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s...' is nested too deep", s->path);
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s...' is nested too deeply", s->path);
     } else if (s->last_length < length || memcmp(s->last, s->path, length) != 0 ||
                (s->last[length] != '\0' && s->last[length] != '.')) {
         add_module(s, kind, class_name);
@@ -140,7 +139,7 @@ static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_na
         return;
     }
     if (s->depth == HEFT__SKELETON_DEPTH) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s' is nested too deep", name);
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "module '%.60s' is nested too deeply", name);
         return;
     }
     s->part_counts[s->depth] = s->parts;
@@ -176,7 +175,7 @@ void heft__sk_enter_body(heft__skeleton *s, const char *name)
 
 void heft__sk_leave(heft__skeleton *s)
 {
-    if (!failed(s)) { /* after an error nobody looks at the path any more */
+    if (!failed(s)) { /* after an error the path is no longer used */
         s->path_length = s->lengths[--s->depth];
         s->parts = s->part_counts[s->depth];
         s->path[s->path_length] = '\0';
@@ -247,7 +246,7 @@ static const char *inner_name(heft__skeleton *s)
     return name;
 }
 
-/* The place of a parameter that the reference holds whole. */
+/* The place of a parameter that Transformers holds as one tensor. */
 static heft__place whole(heft__skeleton *s, const heft_parameter *parameter)
 {
     heft__place place = {0};
@@ -267,7 +266,9 @@ static void fill(heft__skeleton *s, heft_parameter parameter, heft__init_rule ru
                  heft__place place, size_t name_length)
 {
     bool transient = parameter.kind == HEFT_PARAMETER_BUFFER_TRANSIENT;
-    size_t at = transient ? s->saved_total + s->transient_count : s->saved_count;
+    size_t at = transient    ? s->saved_total + s->transient_count
+                : s->numbers ? s->numbers[s->saved_count]
+                             : s->saved_count;
     parameter.name = heft__arena_text(&s->model->arena, s->path, name_length);
     parameter.shape = keep_shape(s, parameter.shape, parameter.rank);
     const heft__init_rule *kept = keep_rule(s, &rule);
@@ -295,16 +296,17 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
         return;
     }
     if (s->saved_count + s->transient_count >= most) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has over %llu tensors",
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %llu tensors",
                       (unsigned long long)most);
-    } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) || elems > BYTES_MOST ||
+    } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) ||
+               elems > HEFT__MODEL_BYTES ||
                !heft__dtype_bytes(parameter.dtype, elems, &parameter.size_bytes) ||
                !heft__add_u64(s->total_bytes, parameter.size_bytes, &s->total_bytes) ||
-               s->total_bytes > BYTES_MOST) {
+               s->total_bytes > HEFT__MODEL_BYTES) {
         char text[HEFT__SHAPE_TEXT];
-        heft__sk_fail(s, HEFT_LIMIT, s->path, "shape %s makes the model over %llu bytes large",
+        heft__sk_fail(s, HEFT_LIMIT, s->path, "shape %s makes the model larger than %llu bytes",
                       heft__shape_text(parameter.shape, parameter.rank, text),
-                      (unsigned long long)BYTES_MOST);
+                      (unsigned long long)HEFT__MODEL_BYTES);
     } else if (s->filling) {
         fill(s, parameter, rule, place, length);
     }

@@ -19,11 +19,12 @@ struct heft__skeleton {
     heft_model *model;              /* being built: its arena takes names and shapes */
     const heft_config *config;      /* the model's own copy */
     const void *user;               /* of the recipe */
+    const size_t *numbers;          /* of the recipe */
     const heft__json_value *object; /* of the config, that look-ups read; NULL: has no keys */
     heft_status status;
     heft_error error;
     bool natural_order;
-    bool has_inner; /* some tensor is another, or has another name, in the reference's memory */
+    bool has_inner; /* some tensor is different, or has another name, in Transformers' memory */
     bool filling;   /* false: the first run, which only counts */
     float std;
     char path[HEFT__SKELETON_NAME]; /* of the module that is entered */

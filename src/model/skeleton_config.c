@@ -126,7 +126,7 @@ int64_t heft__sk_integer(heft__skeleton *s, const char *key, int64_t standard)
     const heft__json_value *value = look_up_set(s, key);
     int64_t number = standard;
     if (value && !heft__json_as_i64(value, &number)) {
-        refuse(s, HEFT_FORMAT, key, "an integer of 64 bits", value);
+        refuse(s, HEFT_FORMAT, key, "a 64-bit integer", value);
     }
     return number;
 }

@@ -95,7 +95,7 @@ static double first_named(const heft__tree *tree, const char *const *names, size
     return most;
 }
 
-/* Room for accelerator 0 is what the others cannot take. The reference takes positions for numbers;
+/* The budget of accelerator 0 is what the others cannot take. Accelerate takes positions for numbers;
  * where a number is not there it fails, and all others are meant. */
 static void lower_first(double total, heft_budget *budgets, size_t count, size_t used)
 {

@@ -1,16 +1,17 @@
-/* best.c - heft's own map: as much as can be on accelerators, each with one run of modules.
+/* best.c - heft's own map: as many bytes as possible on accelerators, each with one run of modules.
  *
  * The model is a row of units that are not split: blocks, modules without children, tensors that
- * stand beside modules. What is tied is one unit, at the place of its first name. Each accelerator
- * takes one run of neighbors, and of what no accelerator takes the processor has one run, the disk the others (rest.c).
+ * are next to modules. Tied units are one unit, at the place of the first name. Each accelerator takes
+ * one run of neighbors. Of the units that no accelerator takes, one run goes to the CPU, the others to
+ * the disk (rest.c).
  *
  *   best[state][i]: the most bytes that the accelerators of `state` can hold of the first i units
  *
- * Up to eight accelerators are tried in every order, and a state is a set of them; more, or fewer with
- * very many units, are taken in their own order, and a state says how many of them are behind us.
+ * Up to eight accelerators are tried in every order, and a state is a set of them. More of them, or fewer
+ * with very many units, are used in their own order, and a state is the number of those already used.
  *
- * A run is always as long as it can be: a longer one never takes anything from what comes behind it.
- * If all is held, the budgets are lowered together, so that devices are filled in proportion.
+ * A run is always as long as possible: a longer one never takes anything from those after it. If
+ * everything fits, the budgets are lowered together, so that devices are filled in proportion.
  * Source: docs/placing.md [4]. */
 #include "place/place.h"
 
@@ -153,7 +154,7 @@ static void improve(double *best, struct choice *choices, size_t cell, double he
     }
 }
 
-/* From one cell to those behind it: with a run on each accelerator, or without the next unit, or
+/* From one cell to the following ones: with a run on each accelerator, or without the next unit, or
  * without the next accelerator. */
 static void go_on(const struct best *b, double *best, struct choice *choices, uint32_t i,
                   uint32_t state)

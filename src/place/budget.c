@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-/* The number behind a key at the start of a line, times `unit`; `none` without it. */
+/* The number after a key at the start of a line, times `unit`; `none` without it. */
 static uint64_t read_number(const char *path, const char *key, uint64_t unit, uint64_t none)
 {
     char line[512];
@@ -125,13 +125,13 @@ static void look_at_groups(heft_machine *machine, bool newer)
 void heft__machine_look(heft_machine *machine)
 {
     machine->bytes = read_number("/proc/meminfo", "MemAvailable:", 1024, UINT64_MAX);
-    machine->reason = machine->bytes == UINT64_MAX ? "nobody knows" : "available memory";
+    machine->reason = machine->bytes == UINT64_MAX ? "unknown" : "available memory";
     look_at_groups(machine, true);
     look_at_groups(machine, false);
     uint64_t limit, resident, used;
     if (heft__address_space(&limit)) {
         (void)heft__process_memory(&resident, &used);
-        lower(machine, limit > used ? limit - used : 0, "the limit of address space (ulimit -v)");
+        lower(machine, limit > used ? limit - used : 0, "the address space limit (ulimit -v)");
     }
 }
 

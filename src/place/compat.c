@@ -2,9 +2,9 @@
  *
  * Items (modules, or tensors that stand directly in a module that was split) are taken from a queue
  * and put on the first device, in order, on which they and what is tied to them fit; what does not fit
- * is split into its children. The first accelerator and the processor keep room for the largest
- * layer that is still to come. A device that was left is never returned to. Its oddities are kept
- * where they change a map, and not kept where they lose something (docs/differences.md).
+ * is split into its children. The first accelerator and the CPU keep room for the largest
+ * layer that is still to come. A device is never returned to once it was left. Accelerate's oddities are
+ * kept where they change a map, but not where they lose a tensor (docs/differences.md).
  *
  * Each step costs as much as what it moves, but for looking for a later module to pull forward,
  * which goes through all that waits.
@@ -18,7 +18,7 @@ struct fit {
     heft__arena arena;
     heft__queue queue;
     heft__tie_index ties;
-    const heft_budget *budgets; /* in the order of trying; disk is behind all */
+    const heft_budget *budgets; /* in the order of trying; disk is last */
     size_t budget_count, at;    /* at == budget_count: disk */
     double used;                /* on the device that is tried */
     double placed;              /* on all */
@@ -47,7 +47,7 @@ static void push_front(struct fit *f, uint32_t node)
 }
 
 /* ---- placing --------------------------------------------------------------------------------- */
-/* The item and its owners. Buffers of owners are not counted, nor those beside modules: the reference
+/* The item and its owners. Buffers of owners are not counted, nor those beside modules: Accelerate
  * does not either. */
 static bool place(struct fit *f, uint32_t item, int32_t device)
 {
@@ -113,7 +113,7 @@ static uint32_t search(struct fit *f, uint32_t item, uint32_t node, double limit
     return HEFT__NO_NODE;
 }
 
-/* Bring `found` to the front, its ancestors in the queue replaced by their children; `item` behind
+/* Bring `found` to the front, its ancestors in the queue replaced by their children; `item` after
  * it. */
 static void pull_forward(struct fit *f, uint32_t item, uint32_t found)
 {

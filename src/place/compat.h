@@ -1,7 +1,7 @@
 /* compat.h - the parts of Accelerate's first fit: what is still to be placed, and what is tied.
  *
- * Inside of the room: compat.c is the loop, compat_queue.c the queue with its largest layer,
- * compat_ties.c the items that must go together. */
+ * Private to the layer: compat.c has the loop, compat_queue.c the queue with its largest layer,
+ * compat_ties.c the items that must stay together. */
 #ifndef HEFT__PLACE_COMPAT_H
 #define HEFT__PLACE_COMPAT_H
 
@@ -15,7 +15,7 @@
  * over all such sizes has the largest of the modules that wait. */
 typedef struct heft__queue {
     const heft__tree *tree;
-    uint32_t head;         /* of the ring: behind all nodes */
+    uint32_t head;         /* of the ring: after all nodes */
     uint32_t *next, *prev; /* [head + 1]; NO_NODE: does not wait */
     double *most;          /* [modules] bytes of the largest layer */
     uint32_t *layers;      /* [modules] how many of that size */
@@ -34,7 +34,7 @@ typedef struct heft__queue {
 bool heft__queue_init(heft__queue *queue, const heft__tree *tree, heft__arena *arena);
 /* NO_NODE if nothing waits. */
 uint32_t heft__queue_first(const heft__queue *queue);
-/* Put a node that does not wait before one that does, or before `head`: behind all. */
+/* Put a node that does not wait before one that does, or before `head`: last. */
 void heft__queue_add(heft__queue *queue, uint32_t node, uint32_t before);
 void heft__queue_remove(heft__queue *queue, uint32_t node);
 /* Put a module's parameters, children and buffers before a node, in this order. */
@@ -52,9 +52,9 @@ static inline bool heft__queue_waits(const heft__queue *queue, uint32_t node)
 
 /* ---- ties
  *
- * The reference takes a tied tensor to be in an item if the item's name is anywhere in the tensor's
- * name with a dot or the end behind it. So each beginning of a tensor's name that ends before a dot,
- * and the whole, are sorted from their last letters on: those that end with a name stand together. */
+ * Accelerate regards a tied tensor as part of an item if the item's name occurs anywhere in the tensor's
+ * name, followed by a dot or the end. So every prefix of a tensor's name that ends before a dot, and the
+ * whole name, are sorted by their last letters first: those that end with a given name are adjacent. */
 typedef struct heft__tie_end {
     const char *text; /* of the tensor's name */
     size_t length;    /* of the beginning */
@@ -75,7 +75,7 @@ typedef struct heft__tie_index {
     uint32_t *live;        /* [tie_count] ties, group by group, without those that are placed */
     uint32_t *claimed_in;  /* [tie_count] the last round in which the item claimed it */
     uint32_t *touched;     /* [group_count] groups of the round's item */
-    uint32_t *owner_at;    /* [tensors] where a tensor stands in `tied`, if in this round */
+    uint32_t *owner_at;    /* [tensors] position of a tensor in `tied`, if in this round */
     uint32_t *owner_round; /* [tensors] */
     uint32_t *owners; /* [owner_count] waiting items that hold what is tied to the round's item */
     uint32_t *tied;   /* [owner_count] the tensor of each */
@@ -85,7 +85,7 @@ typedef struct heft__tie_index {
 } heft__tie_index;
 
 bool heft__tie_index_init(heft__tie_index *index, const heft__tree *tree, heft__arena *arena);
-/* Fill owners with the items that must go where `item` goes. `held`: an item that does not wait and
+/* Fill owners with the items that must be on the device of `item`. `held`: an item that does not wait and
  * is not placed, or NO_NODE. */
 void heft__tie_index_find(heft__tie_index *index, const heft__queue *queue, uint32_t item,
                           uint32_t held);

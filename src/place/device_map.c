@@ -39,10 +39,9 @@ static heft_status put_entry(const heft__map *nodes, const heft_device_entry *en
     const size_t node = heft__map_get(nodes, entry->name, strlen(entry->name));
     heft_status status = HEFT_OK;
     if (node == HEFT__MAP_NONE) {
-        status = heft__fail_at(err, HEFT_MISMATCH, at, "is no module or tensor of the model");
+        status = heft__fail_at(err, HEFT_MISMATCH, at, "is not a module or tensor of the model");
     } else if (entry->device < HEFT_DEVICE_MPS) {
-        status =
-            heft__fail_at(err, HEFT_INVALID_ARG, at, "there is no device %d", (int)entry->device);
+        status = heft__fail_at(err, HEFT_INVALID_ARG, at, "unknown device %d", (int)entry->device);
     } else if (devices[node] != HEFT__NO_DEVICE) {
         status = heft__fail_at(err, HEFT_INVALID_ARG, at, "has two entries in the device map");
     } else {
@@ -91,8 +90,8 @@ static heft_status settle(const heft__tree *tree, int32_t *devices, heft_error *
             *device = devices[tree->tensors[i].module];
         }
         if (*device == HEFT__NO_DEVICE) {
-            return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the map"), err,
-                                  tree->tensors[i].path);
+            return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the device map"),
+                                  err, tree->tensors[i].path);
         }
     }
     for (uint32_t i = 0; i < tree->tensor_count; i++) {
@@ -222,7 +221,7 @@ heft_status heft__device_map_read(const heft__tree *tree, const char *path,
     }
     if (status == HEFT_OK && root->type != HEFT__JSON_TYPE_OBJECT) {
         status = heft__fail_at(err, HEFT_FORMAT, root->offset,
-                               "expected an object of modules and devices");
+                               "expected an object that maps modules to devices");
     }
     if (status == HEFT_OK) {
         status = make_map(tree, &(struct given){.object = root}, map, err);

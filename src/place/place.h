@@ -20,12 +20,12 @@
  *
  * Nodes are numbered: modules first, in pre-order (0 is the root), then tensors, module by module. A
  * tensor that is reached by several names is a node under each; only the first has a size. Sizes are
- * doubles, because the reference counts bits of bytes; all of them are exact. */
+ * doubles, because Accelerate counts fractions of bytes; all of them are exact. */
 #define HEFT__NO_NODE UINT32_MAX
 
 typedef struct heft__tree_module {
     const char *path, *class_name;       /* "" for the root */
-    uint32_t parent, end;                /* end: the first module behind its subtree */
+    uint32_t parent, end;                /* end: the first module after its subtree */
     uint32_t first_tensor, tensor_count; /* parameters first, then buffers */
     uint32_t child_count;
     double bytes;
@@ -69,11 +69,11 @@ void heft__tree_free(heft__tree *tree);
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
 /* Bytes of the tensors in a node as if all floating-point ones had `unit` bytes an element. */
 double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit);
-/* Sizes by options' dtype and dtypes; as they are if there are none. MISMATCH for a name of nothing. */
+/* Sizes by dtype and dtypes of the options; unchanged without these. MISMATCH for a name that matches nothing. */
 heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
 /* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */
 bool heft__tree_names(const heft__tree_module *module, const char *name);
-/* Have as blocks the modules of these names, and no others; count 0: leave them as they are. */
+/* Make the modules of these names blocks, and no others; count 0: leave them unchanged. */
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count);
 
 static inline bool heft__tree_is_tensor(const heft__tree *tree, uint32_t node)
@@ -96,11 +96,11 @@ static inline uint32_t heft__tree_parent(const heft__tree *tree, uint32_t node)
     return heft__tree_is_tensor(tree, node) ? tree->tensors[node - tree->module_count].module
                                             : tree->modules[node].parent;
 }
-/* Whether a node is another or lies below it. */
+/* Whether a node is another one or below it. */
 bool heft__tree_is_inside(const heft__tree *tree, uint32_t node, uint32_t ancestor);
 /* Bytes of the buffers in a node. */
 double heft__tree_buffers(const heft__tree *tree, uint32_t node);
-/* The tensors in a node, from the first to the one behind the last. */
+/* The tensors in a node, from the first to the one after the last. */
 void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, uint32_t *end);
 /* Whether tensor i is its tensor's first name in a node whose tensors begin at `first`. */
 static inline bool heft__tree_is_first(const heft__tree *tree, uint32_t i, uint32_t first)
@@ -113,7 +113,7 @@ void heft__tree_sites(const heft__tree *tree, uint32_t *sites);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 /* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
- * the others as they are. The root always splits. False as soon as a visit is. */
+ * the others as they are. The root always splits. Returns false as soon as a visit does. */
 bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint32_t node),
                           void *user);
 
@@ -137,25 +137,25 @@ void heft__devices_fini(heft__map_of_devices *map);
 /* false if no memory. */
 bool heft__devices_put(heft__map_of_devices *map, uint32_t node, int32_t device);
 
-/* What is to be said about a map, beside the map. */
+/* Facts about a map for its warnings. */
 typedef struct heft__map_facts {
     double *used;   /* [budgets] by what was placed, with the room that was kept */
     double *needed; /* [budgets] to place anything there; 0: something was, or not tried */
     double offloaded_buffers; /* bytes of buffers on cpu and disk */
 } heft__map_facts;
 
-/* Budgets as the reference balances them, in place; `names` of blocks, none: those that are marked. */
+/* Balance the budgets as Accelerate does, in place; `names` of blocks; none: the flagged modules. */
 heft_status heft__balance(const heft__tree *tree, heft_strategy strategy, heft_budget *budgets,
                           size_t count, const char *const *names, size_t name_count,
                           heft_error *err);
-/* The reference's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
+/* Accelerate's map: docs/placing.md [3]. fallback: pull a later module forward where a device would
  * stay empty. facts: zeroed. */
 heft_status heft__compat_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                              bool fallback, heft__map_facts *facts, heft__map_of_devices *map,
                              heft_error *err);
 /* rest.c: a unit that no accelerator takes. */
 typedef struct heft__rest_unit {
-    size_t leader; /* the unit that it is tied to, its own number else */
+    size_t leader; /* the unit that it is tied to, otherwise its own number */
     double bytes;  /* that having it in memory takes, with all that is tied to it */
     double saves;  /* what need not be brought in then: of it, and of each that is tied to it */
     double stream; /* of its weights, tied ones too: that bringing it in takes */
@@ -165,10 +165,10 @@ typedef struct heft__rest_unit {
     double one, two;    /* of the largest, and of the largest two neighbors */
 } heft__rest_unit;
 
-/* The run of units that the processor has, beside room to bring the others in. */
+/* The run of units that stays on the CPU, besides room for streaming the others. */
 void heft__rest_choose(const heft__rest_unit *units, size_t count, double budget, size_t *first,
                        size_t *end);
-/* The most that bringing in all of a row takes at once: two neighbors, the first behind the last; or one. */
+/* The most bytes that streaming a row takes at once: two neighbors, wrapping around; or one. */
 double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
@@ -180,7 +180,7 @@ heft_status heft__device_map_read(const heft__tree *tree, const char *path,
 /* The same from entries. */
 heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
                                   size_t count, heft__map_of_devices *map, heft_error *err);
-/* Join modules all of whose parts are on one device, as the reference does; in the order of nodes.
+/* Join modules all of whose parts are on one device, as Accelerate does; in the order of nodes.
  * false if no memory. */
 bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);
 #define HEFT__NO_DEVICE INT32_MIN
@@ -198,10 +198,10 @@ bool heft__warn_buffers(heft__warnings *list, const heft_budget *budgets, size_t
 /* Devices on which nothing could be placed. */
 bool heft__warn_empty(heft__warnings *list, const heft_budget *budgets, size_t count,
                       const heft__map_facts *facts);
-/* What is tied is on different devices. */
+/* Tied tensors are on different devices. */
 bool heft__warn_ties(heft__warnings *list, const heft__tree *tree, const heft__map_of_devices *map);
 
-/* ---- plans: heft_plan_new() behind the making of a tree ---------------------------------------- */
+/* ---- plans: heft_plan_new() after the tree was made -------------------------------------------- */
 /* Takes the tree, on failure too. ties_wanted: by the config. */
 heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
                                heft_plan **out, heft_error *err);

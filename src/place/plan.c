@@ -50,11 +50,12 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
     for (size_t i = 0; i < options->budget_count; i++) {
         const heft_budget *budget = &options->budgets[i];
         if (budget->device < HEFT_DEVICE_MPS || !(budget->bytes >= 0)) {
-            return heft__fail(err, HEFT_INVALID_ARG, "budget %zu is of no device, or below 0", i);
+            return heft__fail(err, HEFT_INVALID_ARG,
+                              "budget %zu has an unknown device or is negative", i);
         }
         for (size_t k = 0; k < i; k++) {
             if (options->budgets[k].device == budget->device) {
-                return heft__fail(err, HEFT_INVALID_ARG, "two budgets are of one device");
+                return heft__fail(err, HEFT_INVALID_ARG, "two budgets are for the same device");
             }
         }
         disk = disk || budget->device == HEFT_DEVICE_DISK;
@@ -176,7 +177,8 @@ static bool measure_streams(heft_plan *plan)
 static heft_status make_map(heft_plan *plan, const heft_plan_options *options, heft_error *err)
 {
     if (options->device_map_file && options->device_map) {
-        return heft__fail(err, HEFT_INVALID_ARG, "a device map and a file of one are given");
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "a device map and a device map file are both given");
     }
     if (options->device_map_file) {
         return heft__device_map_read(plan->tree, options->device_map_file, &plan->map, err);
@@ -439,9 +441,10 @@ heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
 {
     const heft__tree *tree = plan->tree;
     if (tree->tensor_count != model->count) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "the plan is of a model with %u parameters and buffers, this one has %zu",
-                          (unsigned)tree->tensor_count, model->count);
+        return heft__fail(
+            err, HEFT_INVALID_ARG,
+            "the plan was made for a model with %u parameters and buffers, this one has %zu",
+            (unsigned)tree->tensor_count, model->count);
     }
     for (uint32_t i = 0; i < tree->tensor_count; i++) {
         const heft_parameter *parameter = &model->parameters[tree->tensors[i].parameter];
@@ -450,8 +453,9 @@ heft_status heft__plan_devices(const heft_plan *plan, const heft_model *model,
             elems != tree->tensors[i].elems ||
             strcmp(parameter->name, tree->tensors[i].path) != 0) {
             return heft__add_item(
-                heft__fail(err, HEFT_INVALID_ARG,
-                           "the plan is of a model that has this tensor, this one does not"),
+                heft__fail(
+                    err, HEFT_INVALID_ARG,
+                    "the plan was made for a model with this tensor, this one does not have it"),
                 err, tree->tensors[i].path);
         }
     }

@@ -79,7 +79,7 @@ static heft_status check(const struct overrides *o, heft_error *err)
     for (size_t i = 0; i < o->count; i++) {
         if (!o->found[i]) {
             return heft__add_item(
-                heft__fail(err, HEFT_MISMATCH, "is no module or tensor of the model"), err,
+                heft__fail(err, HEFT_MISMATCH, "is not a module or tensor of the model"), err,
                 o->list[i].name);
         }
     }
@@ -93,7 +93,8 @@ heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *option
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < o.count; i++) {
         if (!o.list[i].name || heft_dtype_bits(o.list[i].dtype) == 0) {
-            return heft__fail(err, HEFT_INVALID_ARG, "dtype %zu has no name or is none", i);
+            return heft__fail(err, HEFT_INVALID_ARG, "entry %zu of dtypes has no name or no dtype",
+                              i);
         }
     }
     if (options->dtype == HEFT_DTYPE_NONE && o.count == 0) {

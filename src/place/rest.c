@@ -1,9 +1,8 @@
-/* rest.c - what no accelerator takes: a run for the processor, the others for the disk.
+/* rest.c - units that no accelerator takes: one run stays on the CPU, the others go to the disk.
  *
- * The processor keeps, beside its run, room to bring the others in: two neighbors at a time, one that
- * is used and one that comes, the first behind the last. Where two have no room, one at a time. A layer
- * and each of its experts come on their own, so of these it is two, or one, not the whole layer.
- * Of very many units only the first runs are looked at.
+ * Besides its run, the CPU keeps room for streaming the others: two neighbors at a time, one in use and
+ * one being read, wrapping around to the first. Where two do not fit, one at a time. A layer and each of
+ * its experts are streamed separately. With very many units, only the first runs are considered.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
 
@@ -36,8 +35,8 @@ static double alone(const heft__rest_unit *unit, bool lone)
     return !unit->apart ? unit->stream : lone ? unit->one : unit->two;
 }
 
-/* The most bytes that are brought in at once, if a run has memory; what is tied is where the unit is that
- * it is tied to. */
+/* The most bytes that are brought in at once if a run stays in memory; a tied unit is where its leader
+ * is. */
 static double room_beside(const heft__rest_unit *units, size_t count, const struct run *run,
                           bool lone)
 {
@@ -64,7 +63,7 @@ double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone)
     return room_beside(units, count, &none, lone);
 }
 
-/* A unit more at the end, or one less at either side. */
+/* Add a unit at the end, or remove one at either side. */
 static void grow(struct run *run, const heft__rest_unit *units)
 {
     run->bytes += units[run->end].bytes;
@@ -83,7 +82,7 @@ static void cut_last(struct run *run, const heft__rest_unit *units)
     run->saves -= units[run->end].saves;
 }
 
-/* No room at all: then none is kept. The run that saves the most. */
+/* No room for streaming: none is kept. The run that saves the most. */
 static void choose_without(const heft__rest_unit *units, size_t count, double budget,
                            struct run *out)
 {
@@ -98,9 +97,9 @@ static void choose_without(const heft__rest_unit *units, size_t count, double bu
     }
 }
 
-/* The run that saves the most of those that leave room; the first of equals. From each unit on, the longest
- * that has room for itself is made shorter until the others have room too. False if there is not even
- * room to bring everything in. */
+/* The run that saves the most among those that leave room for streaming; the first of equal ones. From each
+ * unit on, the longest run that fits is shortened until the others fit too. False if streaming everything
+ * does not even fit. */
 static bool choose(const heft__rest_unit *units, size_t count, double budget, bool lone,
                    struct run *out)
 {

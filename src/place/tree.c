@@ -42,7 +42,7 @@ struct tied_name {
     uint32_t first, tensor;
 };
 
-/* Group by group; in a group by letters, as the reference has them. */
+/* Group by group; alphabetically in a group, as Accelerate does. */
 static int by_group(const void *left, const void *right)
 {
     const struct tied_name *a = left, *b = right;
@@ -209,7 +209,7 @@ heft_status heft__tree_of_model(const heft_model *model, heft__tree **out, heft_
     return status;
 }
 
-/* ---- sizes and marks ------------------------------------------------------------------------- */
+/* ---- sizes and flags ------------------------------------------------------------------------- */
 static double unit_of(heft_dtype dtype)
 {
     return dtype == HEFT_DTYPE_BOOL ? 0.125 : (double)heft_dtype_bits(dtype) / 8;

@@ -106,10 +106,10 @@ static heft_status touch_one(const heft_residency *r, const heft__brought *broug
     const size_t bytes = (size_t)r->views[brought->parameter].size_bytes;
     return heft__touch_memory(brought->data, bytes)
                ? HEFT_OK
-               : heft__add_item(heft__fail(err, HEFT_IO,
-                                           "its bytes cannot be read: the file has shrunk, or its "
-                                           "disk fails"),
-                                err, r->model->parameters[brought->parameter].name);
+               : heft__add_item(
+                     heft__fail(err, HEFT_IO,
+                                "its bytes cannot be read: the file has shrunk or the disk fails"),
+                     err, r->model->parameters[brought->parameter].name);
 }
 
 static heft_status touch(void *user, size_t i, heft_error *err)
@@ -132,7 +132,7 @@ static heft_status touch(void *user, size_t i, heft_error *err)
 
 /* Where the memory ends that can be dropped beyond one end of a parameter: at the next byte that is in
  * memory for another unit. A fault enters the neighborhood of its page too, up to a whole large page of the
- * cache, which nobody would drop. step: 1, or -1 for what lies before it. */
+ * cache, which would never be dropped. step: 1, or -1 for what lies before it. */
 static uintptr_t end_of_free(const heft_residency *r, const heft__brought *brought, ptrdiff_t step,
                              uintptr_t at)
 {
@@ -189,7 +189,7 @@ void heft__unit_forget(const heft_residency *r, const heft__unit *unit, bool aro
 }
 
 /* ---- read ------------------------------------------------------------------------------------ */
-/* Place a parameter in the unit's buffer, and cut it into pieces. */
+/* Place a parameter in the unit's buffer, and split it into pieces. */
 static heft_status place(struct bringing *b, const heft__unit *unit, size_t i, bool cold,
                          heft_error *err)
 {
@@ -208,7 +208,7 @@ static heft_status place(struct bringing *b, const heft__unit *unit, size_t i, b
     part.spare = part.direct && info->dtype == parameter->dtype &&
                  offset % (heft_dtype_bits(info->dtype) / 8) == 0;
     uint8_t *room = unit->stay->memory + brought->at;
-    /* a beginning by 64 bytes, for whoever computes on it */
+    /* aligned to 64 bytes, for computations */
     brought->data =
         part.spare ? heft__in_phase(room, offset) : room + (64 - (uintptr_t)room % 64) % 64;
     return heft__pieces_add(&b->pieces, &part, brought->parameter, err);

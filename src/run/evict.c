@@ -1,6 +1,6 @@
-/* evict.c - which unit makes room for another, and what becomes of its memory.
+/* evict.c - which unit is dropped for another, and what happens to its memory.
  *
- * A unit that nobody holds is idle: it may be dropped. The one whose next use is farthest goes first: by
+ * A unit that no lease holds is idle: it may be dropped. The one whose next use is farthest goes first: by
  * the places of its residency's schedule until then, and by the acquires that other residencies of the
  * ledger have had since its own had one. Units that a schedule is through with come before all others,
  * then those that are in no schedule, the least recently used first.
@@ -58,7 +58,7 @@ void heft__views_set(heft_residency *r, const heft__unit *unit, bool here)
     }
 }
 
-/* Part a unit from its stay, which is nobody's then if no tensor of it is out; else NULL. */
+/* Part a unit from its stay, which is returned if no tensor of it is out; otherwise NULL. */
 static heft__stay *part(heft_residency *r, heft__unit *unit)
 {
     heft__stay *stay = unit->stay;
@@ -105,7 +105,7 @@ void heft__unit_settle(heft_residency *r, heft__unit *unit)
     const bool lacking =
         ledger->first && heft__ledger_left(ledger) < ledger->first->needed && !is_wanted(r, unit);
     if (unit->state == HEFT__UNIT_PROMISED || r->closed || (idle && lacking)) {
-        heft__stays_free(part(r, unit)); /* whoever waits for room has it at once */
+        heft__stays_free(part(r, unit)); /* threads that wait for room have it at once */
     } else if (idle && unit->idle_at == HEFT__NO_PLACE) {
         idle_add(r, unit);
     }

@@ -174,7 +174,7 @@ static heft_status wrap(const heft_lease *lease, size_t parameter, heft_storage 
     }
     const heft__memory memory = {.data = view->data,
                                  .bytes = view->size_bytes,
-                                 .flags = view->flags, /* nobody writes: others have it too */
+                                 .flags = view->flags, /* read-only: others use it too */
                                  .release = release_hold,
                                  .user = hold};
     const heft_status status = heft__storage_make(r->ctx, &memory, out, err);
@@ -204,7 +204,8 @@ heft_status heft_lease_tensor(const heft_lease *lease, size_t parameter, heft_te
                               heft_error *err)
 {
     if (!lease || !out || !has_parameter(lease, parameter)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the lease has no parameter %zu", parameter);
+        return heft__fail(err, HEFT_INVALID_ARG, "the lease does not hold parameter %zu",
+                          parameter);
     }
     const heft_residency *r = lease->residency;
     const heft_tensor *view = &r->views[parameter];

@@ -1,11 +1,11 @@
-/* ledger.c - a budget that several users share, and the queue of those that wait for a part of it.
+/* ledger.c - a budget shared by several users, and the queue of requests that wait for a part of it.
  *
  *   budget = held by units + reserved by callers + left
  *
- * One lock guards the ledger and all residencies that draw on it: a request may need units of another
- * residency to go. Requests that need bytes are granted in their order. What a request waits for must be
- * able to come: leases, tensors and reservations of threads that wait themselves never go, so a request
- * that has no room beside these fails instead of waiting for ever.
+ * One lock guards the ledger and all residencies that draw on it: a request may require that another
+ * residency drops units. Requests that need bytes are granted in their order. A request must not wait
+ * for ever: leases, tensors and reservations of threads that are waiting too are never released, so a
+ * request that does not fit beside them fails.
  * Source: docs/residency.md [4]. */
 #include "run/run.h"
 
@@ -153,7 +153,7 @@ bool heft__ledger_is_holder(const heft_ledger *ledger, pthread_t thread)
     return false;
 }
 
-/* ---- requests that nobody can help ------------------------------------------------------------- */
+/* ---- requests that would wait for ever --------------------------------------------------------- */
 /* Whether a thread is that of the request, or of another in the queue, of which `alone` sees none. */
 static bool waits(const heft_ledger *ledger, const heft__request *request, bool alone,
                   pthread_t thread)
@@ -210,12 +210,11 @@ static bool is_stuck(heft_ledger *ledger, const heft__request *request, bool alo
 static heft_status fail_stuck(const heft_ledger *ledger, const heft__request *request,
                               heft_error *err)
 {
-    return heft__fail(
-        err, HEFT_LIMIT,
-        "no room for %llu bytes: of a budget of %llu, %llu are held by units and %llu "
-        "are reserved, by threads that wait themselves",
-        (unsigned long long)request->needed, (unsigned long long)ledger->budget,
-        (unsigned long long)ledger->held, (unsigned long long)ledger->reserved);
+    return heft__fail(err, HEFT_LIMIT,
+                      "no room for %llu bytes: of a budget of %llu, units hold %llu and %llu are "
+                      "reserved, by threads that are waiting too",
+                      (unsigned long long)request->needed, (unsigned long long)ledger->budget,
+                      (unsigned long long)ledger->held, (unsigned long long)ledger->reserved);
 }
 
 /* ---- the queue ------------------------------------------------------------------------------- */

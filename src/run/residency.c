@@ -2,10 +2,10 @@
  *
  *   away -> promised -> coming -> here -> away
  *
- * Whoever acquires units that are away is granted all of them at once, as soon as the budget has room for
- * them, and brings them in itself. A thread of the residency's own brings in those that the schedule has
- * next, as long as nobody waits. One set of units comes at a time, by all threads that read. The ledger's
- * lock guards all of it; it is given up while bytes are read and while a callback runs.
+ * A thread that acquires units that are away is granted all of them at once, as soon as the budget has room
+ * for them, and brings them in itself. The residency's own thread brings in the next units of the schedule
+ * while no other thread waits. One set of units comes at a time, read by all reading threads. The ledger's
+ * lock guards all of it; it is released while bytes are read and while a callback runs.
  *
  * Not done here: choosing what is dropped (evict.c), the queue (ledger.c), reading (bring.c).
  * Source: docs/residency.md. */
@@ -16,8 +16,8 @@
     16 /* acquires of others on the ledger, after which a residency reads no further ahead */
 
 /* ---- bringing in ------------------------------------------------------------------------------ */
-/* Bring in the first `count` units of the batch, which are promised; the lock is given up meanwhile. On
- * failure those that somebody holds stay promised: who waits for them tries again, and hears why. */
+/* Bring in the first `count` units of the batch, which are promised; the lock is released meanwhile. On
+ * failure those that are held stay promised: threads that wait for them try again and get the error. */
 static heft_status bring(heft_residency *r, size_t count, heft_error *err)
 {
     r->coming = true;
@@ -86,8 +86,8 @@ static size_t take_ahead(heft_residency *r)
     return taken;
 }
 
-/* Read ahead until it is told to go. A unit that cannot be read stays away: who acquires it will
- * hear why. */
+/* Read ahead until told to stop. A unit that cannot be read stays away: acquiring it will return
+ * the error. */
 static void read_ahead(heft_residency *r)
 {
     pthread_mutex_lock(&r->ledger->lock);
@@ -253,7 +253,7 @@ static size_t batch_of(heft_residency *r, const heft_lease *lease, bool *coming)
     return count;
 }
 
-/* Bring in what is promised, by whoever comes first, and wait for what others bring. */
+/* Bring in promised units that no thread brings in yet, and wait for those of other threads. */
 static heft_status have(heft_residency *r, const heft_lease *lease, heft_error *err)
 {
     struct timespec due = {0};
@@ -264,7 +264,7 @@ static heft_status have(heft_residency *r, const heft_lease *lease, heft_error *
         const size_t count = batch_of(r, lease, &coming);
         if (count > 0) {
             coming = true; /* look again after it */
-            do {           /* what nobody uses makes room where the system has none */
+            do {           /* free unused units where the system has no memory */
                 status = bring(r, count, err);
             } while (status == HEFT_NOMEM && heft__drop_one(r->ledger) &&
                      batch_of(r, lease, &coming) == count);
@@ -346,13 +346,13 @@ heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_
     }
     for (size_t i = 0; i < count; i++) {
         if (units[i] >= r->unit_count) {
-            return heft__fail(err, HEFT_INVALID_ARG, "there is no unit %zu", units[i]);
+            return heft__fail(err, HEFT_INVALID_ARG, "unit index %zu is out of range", units[i]);
         }
     }
     pthread_mutex_lock(&r->ledger->lock);
     const uint64_t done = r->counts.read_bytes + r->counts.mapped_bytes;
     pthread_mutex_unlock(&r->ledger->lock);
-    heft_status status = heft__tell_progress(r->ctx, "bringing in", done, 0, err);
+    heft_status status = heft__tell_progress(r->ctx, "loading units", done, 0, err);
     if (status == HEFT_OK) {
         status = heft__lease_take(r, units, count, &lease, err);
     }
@@ -393,7 +393,8 @@ static heft_status make_schedule(const heft_residency *r, const size_t *units, s
                                  size_t repeat_from, heft__schedule *out, heft_error *err)
 {
     if (!units && count > 0) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the schedule is NULL, and has %zu places", count);
+        return heft__fail(err, HEFT_INVALID_ARG, "the schedule is NULL, but its count is %zu",
+                          count);
     }
     return heft__schedule_make(r->ctx, units ? units : r->order, units ? count : r->order_count,
                                repeat_from, r->unit_count, out, err);

@@ -47,7 +47,7 @@ void heft__schedule_advance(heft__schedule *schedule, size_t unit);
 /* Places until a unit is used next, 0 for the one that comes next; HEFT__NEVER. */
 uint64_t heft__schedule_distance(const heft__schedule *schedule, size_t unit);
 bool heft__schedule_has(const heft__schedule *schedule, size_t unit);
-/* The unit so many places after the next one; HEFT__NO_UNIT past the end. */
+/* The unit this number of places after the next one; HEFT__NO_UNIT past the end. */
 size_t heft__schedule_ahead(const heft__schedule *schedule, size_t places);
 
 /* ---- units ----------------------------------------------------------------------------------- */
@@ -64,7 +64,7 @@ typedef struct heft__brought {
 
 typedef enum heft__unit_state {
     HEFT__UNIT_AWAY,
-    HEFT__UNIT_PROMISED, /* has its part of the budget, and nobody brings it in yet */
+    HEFT__UNIT_PROMISED, /* has its part of the budget, and no thread brings it in yet */
     HEFT__UNIT_COMING,
     HEFT__UNIT_HERE
 } heft__unit_state;
@@ -138,11 +138,11 @@ struct heft_residency {
 
     /* all below is guarded by the ledger's lock */
     heft__schedule schedule;
-    size_t *idle; /* [idle_count] units that are here and that nobody holds */
+    size_t *idle; /* [idle_count] units that are here and that no lease holds */
     size_t idle_count;
     heft_lease *spare;  /* leases to be used again */
     uint64_t tick;      /* of the ledger, at which it was used last */
-    heft__unit **batch; /* [unit_count] what is coming; of whoever has set `coming` */
+    heft__unit **batch; /* [unit_count] what is coming; owned by the thread that set `coming` */
     bool coming;
     size_t wanting; /* threads that wait for a unit: the reader lets them go first */
     size_t away;    /* units of the schedule that are: without any the reader need not look */
@@ -157,7 +157,7 @@ struct heft_residency {
     heft_residency *next; /* of the ledger */
 };
 
-/* ---- units.c: what comes and goes together --------------------------------------------------- */
+/* ---- units.c: what is brought in together ---------------------------------------------------- */
 heft_status heft__units_make(heft_residency *residency, heft_error *err);
 /* What the two largest neighbors of a schedule take, at least the largest unit of it. */
 uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
@@ -171,7 +171,7 @@ heft_status heft__units_bring(heft_residency *residency, size_t count, heft_erro
  * no unit in memory has; or these only. */
 void heft__unit_forget(const heft_residency *residency, const heft__unit *unit, bool around_only);
 
-/* ---- ledger.c: the budget, and who waits for it ----------------------------------------------- */
+/* ---- ledger.c: the budget and its queue ------------------------------------------------------- */
 typedef struct heft__share { /* what a thread has reserved */
     pthread_t thread;
     uint64_t bytes;
@@ -220,7 +220,7 @@ struct heft_ledger {
 
 heft_ledger *heft__ledger_ref(heft_ledger *ledger);
 void heft__ledger_unref(heft_ledger *ledger);
-/* The lock is held for all that follows, if nothing else is said. */
+/* The lock is held in all that follows, unless noted. */
 static inline uint64_t heft__ledger_left(const heft_ledger *ledger)
 {
     return ledger->budget - ledger->held - ledger->reserved;
@@ -233,14 +233,14 @@ static inline void heft__reader_wake(heft_residency *residency)
         pthread_cond_signal(&residency->look);
     }
 }
-/* Somebody may go on: bytes have become free, a unit is here. */
+/* A waiting thread may continue: bytes have become free, a unit is here. */
 void heft__ledger_changed(heft_ledger *ledger);
 /* Wait until something may have changed; calls the progress callback, without the lock, every 50 ms. `due`:
  * when it is to be called; zeroed before the first wait. */
 heft_status heft__ledger_wait(heft_ledger *ledger, const heft_ctx *ctx, struct timespec *due,
                               heft_error *err);
 /* A request that cannot be granted now takes its place in the queue, or is in it already. LIMIT if
- * waiting is of no use. Only the first in the queue may take bytes. */
+ * waiting would never end. Only the first in the queue may take bytes. */
 heft_status heft__ledger_join(heft_ledger *ledger, heft__request *request, heft_error *err);
 void heft__ledger_leave(heft_ledger *ledger, heft__request *request);
 /* Let those in the queue go first, for a short time at most. */
@@ -250,14 +250,14 @@ bool heft__ledger_is_holder(const heft_ledger *ledger, pthread_t thread);
 /* Not held: make room for a residency's units among the victims. */
 heft_status heft__ledger_attach(heft_ledger *ledger, heft_residency *residency, heft_error *err);
 
-/* ---- evict.c: who makes room ------------------------------------------------------------------ */
-/* Drop units until so many bytes are left, those whose next use is farthest, and only those whose next use
+/* ---- evict.c: what is dropped ----------------------------------------------------------------- */
+/* Drop units until this many bytes are left, those whose next use is farthest, and only those whose next use
  * is farther than `reach` (0: any). False, with nothing dropped, if that is not enough. What is dropped is in the
  * list then, to be used again or freed. */
 bool heft__make_room(heft_ledger *ledger, uint64_t bytes, uint64_t reach, heft__stay **dropped);
-/* Drop and free whatever nobody uses, but for what the first request of the queue needs itself. */
+/* Drop and free all unused units except those that the first request of the queue needs itself. */
 void heft__drop_idle(heft_ledger *ledger);
-/* Drop the one whose next use is farthest, and free it: the system has no memory. False if there is none. */
+/* Drop the unit whose next use is farthest, and free it, because the system is out of memory. False without one. */
 bool heft__drop_one(heft_ledger *ledger);
 void heft__stays_free(heft__stay *list);
 /* A unit's users or tensors have become fewer: it may be idle now, or gone. */

@@ -15,18 +15,18 @@ static heft_status check(const size_t *units, size_t count, size_t repeat_from, 
         return heft__fail(err, HEFT_INVALID_ARG, "the schedule is empty");
     }
     if (count > UINT32_MAX - 1) {
-        return heft__fail(err, HEFT_INVALID_ARG, "the schedule has %zu places, more than 2^32 - 2",
+        return heft__fail(err, HEFT_INVALID_ARG, "the schedule has %zu entries, more than 2^32 - 2",
                           count);
     }
     if (repeat_from != SIZE_MAX && repeat_from >= count) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          "the schedule repeats from place %zu, and has %zu places", repeat_from,
+                          "the schedule repeats from entry %zu, but has %zu entries", repeat_from,
                           count);
     }
     for (size_t i = 0; i < count; i++) {
         if (units[i] >= unit_count) {
             return heft__fail(err, HEFT_INVALID_ARG,
-                              "place %zu of the schedule names unit %zu, there are %zu units", i,
+                              "entry %zu of the schedule is unit %zu, but there are %zu units", i,
                               units[i], unit_count);
         }
     }

@@ -166,7 +166,7 @@ static bool is_brought(const heft_model *model, size_t root)
 {
     const heft__homes *homes = heft__model_homes(model);
     const heft_parameter_state state = model->parameters[root].state;
-    return homes && homes->source[root] != HEFT__NO_TENSOR &&
+    return homes && homes->source[root] != HEFT__NO_TENSOR && !model->bindings[root].given &&
            model->parameters[root].size_bytes > 0 &&
            (state == HEFT_PARAMETER_MAPPED || state == HEFT_PARAMETER_DISK);
 }
@@ -346,9 +346,9 @@ static heft_status make_views(heft_residency *r, heft_error *err)
             shape[d] = parameter->shape[d];
         }
         heft__shape_strides(shape, rank, strides);
-        r->bound[i] =
-            (heft__bound){binding->storage ? heft_storage_ref(binding->storage) : NULL,
-                          binding->byte_offset, parameter->state == HEFT_PARAMETER_MAPPED};
+        r->bound[i] = (heft__bound){
+            binding->storage ? heft_storage_ref(binding->storage) : NULL, binding->byte_offset,
+            binding->storage && (heft_storage_flags(binding->storage) & HEFT_TENSOR_MAPPED)};
         r->views[i] = (heft_tensor){
             .dtype = parameter->dtype,
             .rank = rank,

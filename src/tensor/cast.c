@@ -141,8 +141,8 @@ heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from, const void *src
     }
     if (!heft__dtype_bytes(to, elems, &to_bytes) || !heft__dtype_bytes(from, elems, &from_bytes) ||
         to_bytes > SIZE_MAX || from_bytes > SIZE_MAX) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%zu elements of %s have no size in bytes", elems,
-                          heft_dtype_name(from));
+        return heft__fail(err, HEFT_INVALID_ARG, "%zu elements of %s have no valid size in bytes",
+                          elems, heft_dtype_name(from));
     }
     if (elems > 0 && (dst == NULL || src == NULL)) {
         return heft__fail(err, HEFT_INVALID_ARG, "source or destination of a cast is NULL");

@@ -12,7 +12,7 @@
  *   e8m0fnu    0      8        0      127   no         0xff, and no zero
  *
  * To narrow means round to nearest, ties to even; what is too large becomes infinity. A NaN becomes
- * quiet and keeps its sign and as many high bits of its payload as fit, as the processor's own
+ * quiet and keeps its sign and as many high bits of its payload as fit, as the CPU's own
  * conversions do. Elements are read and written through memcpy, so any alignment will do. Numbers
  * are in the machine's byte order.
  *

@@ -82,18 +82,19 @@ static heft_status describe(const heft_tensor *tensor, DLTensor *out, heft_error
         return heft__fail(err, HEFT_UNSUPPORTED, "DLPack has no dtype %s", name);
     }
     if (tensor->device != HEFT_DEVICE_CPU) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "only memory of the processor can be handed out");
+        return heft__fail(err, HEFT_UNSUPPORTED, "only CPU memory can be exported");
     }
     if (out->dtype.bits % 8 != 0 && tensor->size_bytes > 0 && !is_compact(tensor)) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "a strided tensor of %s has no DLPack form", name);
+        return heft__fail(err, HEFT_UNSUPPORTED, "DLPack cannot represent a strided tensor of %s",
+                          name);
     }
     for (uint32_t i = 0; i < tensor->rank; i++) {
         const bool packed = lanes > 1 && i == tensor->rank - 1;
         const uint64_t size = packed ? tensor->shape[i] / lanes : tensor->shape[i];
         if (size > INT64_MAX || (packed && tensor->shape[i] % lanes != 0)) {
             return heft__fail(err, HEFT_UNSUPPORTED,
-                              "dimension %u of %llu elements of %s has no DLPack form", i,
-                              (unsigned long long)tensor->shape[i], name);
+                              "dimension %u of %llu elements of %s cannot be represented in DLPack",
+                              i, (unsigned long long)tensor->shape[i], name);
         }
         out->shape[i] = (int64_t)size;
         out->strides[i] = tensor->strides[i];

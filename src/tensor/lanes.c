@@ -1,4 +1,4 @@
-/* lanes.c - which instruction set level this processor has. */
+/* lanes.c - which instruction set level this CPU supports. */
 #include "tensor/lanes.h"
 
 #include <stdatomic.h>

@@ -19,9 +19,9 @@
 
 enum heft__level { HEFT__LEVEL_BASE, HEFT__LEVEL_AVX2, HEFT__LEVEL_AVX512, HEFT__LEVEL_COUNT };
 
-/* The best level of this processor, found once. Threads: any. */
+/* The best level of this CPU, determined once. Threads: any. */
 int heft__lanes_level(void);
-/* Whether this build and this processor have a level. */
+/* Whether this build and this CPU support a level. */
 bool heft__lanes_have(int level);
 /* For tests: use `level` from now on, -1 for the best again. false and no change if it is absent.
  */

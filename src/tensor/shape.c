@@ -46,7 +46,7 @@ char *heft__shape_text(const uint64_t *shape, uint32_t rank, char dst[HEFT__SHAP
         char number[32];
         int length = snprintf(number, sizeof number, "%s%llu", i > 0 ? ", " : "",
                               (unsigned long long)shape[i]);
-        /* Room is kept for ", " and the cut, so that a cut text also ends well. */
+        /* Room is kept for ", " and the dots, so that a truncated text is well-formed. */
         if (length < 0 || used + (size_t)length + 2 + sizeof cut > HEFT__SHAPE_TEXT) {
             snprintf(dst + used, HEFT__SHAPE_TEXT - used, "%s%s", i > 0 ? ", " : "", cut);
             return dst;

@@ -4,9 +4,9 @@
  * mapping, caller's)
  *                                                                         `--> heft_ctx
  *
- * A storage knows how to give its bytes back and keeps its context alive; a tensor is one block and
- * holds one reference. Both are freed by whichever thread drops the last reference. What the bytes
- * mean is nobody's business here. */
+ * A storage knows how to free its bytes and keeps its context alive; a tensor is one block and
+ * holds one reference. Both are freed by whichever thread drops the last reference. This file
+ * does not interpret the bytes. */
 #include "tensor/tensor.h"
 
 #include <stdatomic.h>
@@ -169,7 +169,7 @@ static heft_status tensor_check(const heft_tensor_spec *spec, const heft_storage
     uint64_t reach = 0;
     uint64_t end = 0;
     if (!heft__shape_bytes(spec->dtype, spec->shape, spec->rank, size_bytes)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no size in bytes",
+        return heft__fail(err, HEFT_INVALID_ARG, "shape %s of %s has no valid size in bytes",
                           heft__shape_text(spec->shape, spec->rank, text),
                           heft_dtype_name(spec->dtype));
     }
@@ -177,12 +177,12 @@ static heft_status tensor_check(const heft_tensor_spec *spec, const heft_storage
     if (spec->strides != NULL &&
         (!strided_extent(spec->shape, spec->strides, spec->rank, &extent) ||
          !heft__dtype_bytes(spec->dtype, extent, &reach))) {
-        return heft__fail(err, HEFT_INVALID_ARG, "strides of shape %s leave 64 bits",
+        return heft__fail(err, HEFT_INVALID_ARG, "strides of shape %s overflow 64 bits",
                           heft__shape_text(spec->shape, spec->rank, text));
     }
     if (!heft__add_u64(spec->offset_bytes, reach, &end) || end > storage->memory.bytes) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          "tensor of %llu bytes at byte %llu leaves its storage of %llu bytes",
+                          "tensor of %llu bytes at byte %llu exceeds its storage of %llu bytes",
                           (unsigned long long)reach, (unsigned long long)spec->offset_bytes,
                           (unsigned long long)storage->memory.bytes);
     }
@@ -206,12 +206,13 @@ heft_status heft_tensor_new(heft_storage *storage, const heft_tensor_spec *given
     }
     heft_status status = HEFT__TAKE_OPTIONS(&spec, given, err);
     if (status == HEFT_OK && spec.rank > 0 && spec.shape == NULL) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "a tensor of rank %u has no shape", spec.rank);
+        status = heft__fail(err, HEFT_INVALID_ARG, "the tensor has rank %u, but its shape is NULL",
+                            spec.rank);
     }
     const uint32_t most = heft__limits(storage->ctx)->rank;
     if (status == HEFT_OK && spec.rank > most) {
         status =
-            heft__fail(err, HEFT_LIMIT, "a tensor of rank %u, the limit is %u", spec.rank, most);
+            heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec.rank, most);
     }
     if (status == HEFT_OK) {
         status = tensor_check(&spec, storage, &size_bytes, err);

@@ -20,7 +20,7 @@ bool heft__shape_elems(const uint64_t *shape, uint32_t rank, uint64_t *elems);
 bool heft__dtype_bytes(heft_dtype dtype, uint64_t elems, uint64_t *bytes);
 bool heft__shape_bytes(heft_dtype dtype, const uint64_t *shape, uint32_t rank, uint64_t *bytes);
 bool heft__shape_equal(const uint64_t *a, uint32_t a_rank, const uint64_t *b, uint32_t b_rank);
-/* "[768, 2304]" into dst; cut with "..." if it does not fit. Returns dst. */
+/* "[768, 2304]" into dst; truncated with "..." if it does not fit. Returns dst. */
 #define HEFT__SHAPE_TEXT 128
 char *heft__shape_text(const uint64_t *shape, uint32_t rank, char dst[HEFT__SHAPE_TEXT]);
 /* Row-by-row strides in elements into dst[rank]. */
@@ -44,7 +44,7 @@ typedef struct heft__memory {
     uint64_t bytes;
     uint32_t flags; /* HEFT_TENSOR_ flags */
     bool heap;
-    void (*release)(void *user); /* NULL: nobody to tell */
+    void (*release)(void *user); /* may be NULL */
     void *user;
 } heft__memory;
 

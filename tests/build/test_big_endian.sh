@@ -3,7 +3,7 @@
 #   test_big_endian.sh SOURCE BUILD COMPILER CMAKE
 set -euo pipefail
 source=$1 compiler=$3 cmake=$4
-line="heft needs a little-endian machine"
+line="heft requires a little-endian machine"
 fail() {
     printf 'test_big_endian: %s\n' "$*" >&2
     exit 1

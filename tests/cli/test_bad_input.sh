@@ -41,7 +41,7 @@ while read -r code path pattern; do
     [ "$path" = void ] || bad "$code" "$pattern" inspect "$work/src/$path"
 done <<'ROWS'
 4 none none: .*[Nn]o such file
-4 void void: no weights here
+4 void void: no weights found
 4 lost-st model-00002-of-00003.safetensors
 4 lost-bin pytorch_model-00002-of-00003.bin
 5 short-st model-00002-of-00003.safetensors.*byte [0-9]+:

@@ -12,7 +12,7 @@ heft, golden_path, folder = sys.argv[1:]
 golden = json.load(open(golden_path))
 # Bytes of integer buffers, which heft casts to nothing: position_ids and token_type_ids.
 INTEGERS = {"bert-base-uncased": 2 * 512 * 8}
-# A tied tensor counts once: the reference's own count of that is in the file too.
+# A tied tensor counts once: Transformers' own count is in the file too.
 TIED = {"t5-small", "t5-11b"}
 cells = 0
 for name, model in golden.items():

@@ -47,7 +47,7 @@ run 4 load org/tiny-bert@../../../etc
 run 4 load ../org/tiny-bert
 printf '../../../made' >"$work/elsewhere/hub/models--org--tiny-bert/refs/main"
 run 5 load org/tiny-bert
-shows "$err" 'refs/main: byte 0: expected a commit'
+shows "$err" 'refs/main: byte 0: expected a commit hash'
 
 # a folder of that name wins
 mkdir -p org

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_install - what `cmake --install` leaves behind is enough for others: pkg-config, find_package, examples/load.c.
+# test_install - what `cmake --install` installs is sufficient for pkg-config, find_package, examples/load.c.
 #
 #   test_install.sh HEFT SOURCE_DIR BUILD_DIR
 set -euo pipefail

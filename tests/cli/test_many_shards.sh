@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_many_shards - shards are opened several at once: what is told does not hang on the threads.
+# test_many_shards - shards are opened in parallel: messages do not depend on the threads.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -14,7 +14,7 @@ for format in safetensors bin; do
         run 0 inspect "$work/$format" --json
         cmp -s "$out" "$work/whole" || fail "another order of tensors"
     done
-    # of several bad shards the first is told
+    # of several bad shards the first is reported
     for i in 4 11 17; do
         truncate -s 5 "${shards[$i]}"
     done

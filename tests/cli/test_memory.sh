@@ -25,7 +25,7 @@ has total_parameters 108310272
 [ "$(grep -oE '"tensors": [0-9]+' "$out" | grep -oE '[0-9]+' | tr '\n' ' ')" = "65 112 22 " ] ||
     fail "$last: not three shards of 65, 112 and 22 tensors: $(cat "$out")"
 golden=$source_dir/tests/data/guide/bert_base_cased_200MB.v5_v4.model.safetensors.index.json
-cmp "$work/shards/model.safetensors.index.json" "$golden" || fail "the index differs from the reference's"
+cmp "$work/shards/model.safetensors.index.json" "$golden" || fail "the index differs from that of Transformers"
 
 run 0 load "$work/shards" --mode map --touch --json
 peak 8000000

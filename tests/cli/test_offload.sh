@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_offload - Accelerate's offload folder: read, written, told from others, and never trusted.
+# test_offload - Accelerate's offload folder: read, written, distinguished from others, and never trusted.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -17,7 +17,7 @@ has total_size 93568
 [ "$(head -n 3 "$work/off/index.json")" = '{
   "embeddings.word_embeddings.weight": {
     "dtype": "float32",' ] || fail "the index begins with $(head -n 3 "$work/off/index.json")"
-[ "$(tail -c 1 "$work/off/index.json")" = '}' ] || fail "the index ends with a newline, which the reference does not write"
+[ "$(tail -c 1 "$work/off/index.json")" = '}' ] || fail "the index ends with a newline, which Accelerate does not write"
 same "$start" "$work/start"
 no_traces "$work"
 for path in off off/index.json; do
@@ -60,10 +60,10 @@ fails 2 'no shards' convert "$work/start" "$work/no" --format offload --max-shar
 fails 2 'no variants' convert "$work/start" "$work/no" --format offload --variant fp16
 fails 2 "is not a format: expected safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
 fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" --format offload
-fails 11 "holds '.*' already; 'force' replaces it" convert "$work/start" "$work/off" --format offload
-fails 11 "holds '.*' already" convert "$work/start" "$work/off"
+fails 11 "already contains '.*'; 'force' replaces it" convert "$work/start" "$work/off" --format offload
+fails 11 "already contains '.*'" convert "$work/start" "$work/off"
 write_safetensors "$work/slash.safetensors" '{"a/b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' 4
-fails 2 "a/b: 'a/b.dat' cannot be a file" convert "$work/slash.safetensors" "$work/no" --format offload
+fails 2 "a/b: 'a/b.dat' is not a valid file" convert "$work/slash.safetensors" "$work/no" --format offload
 long=$(printf 'n%.0s' {1..247})
 write_safetensors "$work/long.safetensors" "{\"$long\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}" 4
 fails 2 'the name has 247 bytes' convert "$work/long.safetensors" "$work/no" --format offload
@@ -102,9 +102,9 @@ bad 5 'embeddings.word_embeddings.weight.dat: .*file has 15360 bytes, float16 \[
 spoil '0,/float32/s//float7/'
 bad 5 "index.json: .*byte [0-9]+: unknown dtype 'float7'"
 spoil '0,/120/s//18446744073709551615/'
-bad 5 'index.json: .*over 2\^64 bytes'
+bad 5 'index.json: .*exceeds 2\^64 bytes'
 spoil 's|embeddings.word_embeddings.weight|../start/x|'
-bad 8 "index.json: ../start/x: byte 4: '../start/x.dat' would not be a file of this folder"
+bad 8 "index.json: ../start/x: byte 4: '../start/x.dat' would not be a file in this folder"
 spoil '$ d'
 bad 5 'index.json: .*byte [0-9]+'
 spoil 's|"embeddings.LayerNorm.bias"|"embeddings.LayerNorm.weight"|'
@@ -118,7 +118,7 @@ cp "$work/off/$dat" "$work/spoilt/of.another.model.dat"
 run 1 verify "$work/spoilt"
 shows "$out" "^malformed_file: $dat: .*file has 127 bytes"
 shows "$out" '^missing_file: pooler.dense.bias.dat: '
-shows "$out" 'stale_file: of.another.model.dat: weights that the index does not name'
+shows "$out" 'stale_file: of.another.model.dat: weights that the index does not list'
 
 # ---- entries that point into safetensors files ------------------------------------------------------------------------
 mkdir "$work/pointing"
@@ -146,7 +146,7 @@ pointing 5 'index.json: here: byte 1: shape \[31\] in the index, \[32\] in '
 entry here "$shard" ''
 pointing 5 "index.json: here: byte 1: 'here' is not in "
 entry here start/model.safetensors ''
-pointing 8 'index.json: here: .*is not absolute'
+pointing 8 'index.json: here: .*must be absolute'
 entry here "$work/bins/pytorch_model.bin" ''
 pointing 5 "pytorch_model.bin: here: byte 0: is 'bin', expected safetensors"
 entry here "$work/none" ''
@@ -156,11 +156,11 @@ pointing 7 'here: not a regular file but a folder'
 entry here /dev/zero ''
 pointing 7 'here: not a regular file but a device'
 
-# ---- told from other folders ------------------------------------------------------------------------------------------
+# ---- distinguished from others ----------------------------------------------------------------------------------------
 mkdir "$work/stranger"
 cp "$config" "$work/stranger"
 echo '{"a": [1], "dtype": "float32", "shape": []}' >"$work/stranger/index.json"
-fails 4 'no weights here' load "$work/stranger"
+fails 4 'no weights found' load "$work/stranger"
 fails 5 "field 'weight_map' is missing" load "$work/stranger/index.json"
 cp "$config" "$work/stranger/index.json"
 run 0 inspect "$work/stranger/index.json"
@@ -175,7 +175,7 @@ has format '"offload"'
 run 0 convert "$work/both" "$work/alone"
 [ -z "$(find "$work/alone" -name '*.dat' -o -name index.json)" ] || fail "the offload folder came along as side files"
 
-# ---- what a save leaves behind ------------------------------------------------------------------------------------------
+# ---- what a save leaves -------------------------------------------------------------------------------------------------
 cp -r "$work/both" "$work/forced"
 echo mine >"$work/forced/notes.dat"
 cp "$work/off/$dat" "$work/forced/gone.dat"
@@ -257,10 +257,10 @@ run 0 load "$work/start" --json --class BertForMaskedLM --device-map best --max-
 has kept true
 shows "$work/head/index.json" '^  "cls.predictions.decoder.weight"' # tied: an entry for each name
 shows "$work/head/index.json" '^    "weight_name": "embeddings.word_embeddings.weight",'
-fails 11 'cls.predictions.bias: byte|cls.*holds other values' load "$work/start" --class BertForMaskedLM --seed 7 \
+fails 11 'cls.predictions.bias: byte|cls.*has other values' load "$work/start" --class BertForMaskedLM --seed 7 \
     --device-map best --max-memory cpu=1KB,disk --offload-folder "$work/head"
 
-# a folder that differs is told by the first difference, and stays as it is
+# a folder that differs is refused with the first difference, and does not change
 foreign() { # foreign CODE PATTERN FOLDER ARGUMENTS...
     local code=$1 pattern=$2 folder=$work/$3 before
     shift 3
@@ -268,28 +268,28 @@ foreign() { # foreign CODE PATTERN FOLDER ARGUMENTS...
     fails "$code" "$pattern" load "$@" --offload-folder "$folder"
     same "$before" "$folder"
 }
-foreign 11 'index.json: .*byte [0-9]+: from a .dat is to be offloaded, .*model-0000' new/point "$work/bins" "${map[@]}"
-foreign 11 'ofbin/index.json: .*byte [0-9]+: dtype bfloat16 is to be offloaded, .* has float32' ofbin "$work/bins" --dtype bf16 "${map[@]}"
-foreign 11 'tensor .* is to be offloaded, .*none of this name' new/point "$work/start" --device-map best --max-memory cpu=1KB,disk
-foreign 11 'no tensor .* is to be offloaded, .*has one' new/point "$work/start" --device-map "$work/map.json"
+foreign 11 'index.json: .*byte [0-9]+: expected data in a .dat file, .*model-0000' new/point "$work/bins" "${map[@]}"
+foreign 11 'ofbin/index.json: .*byte [0-9]+: expected dtype bfloat16, .* has float32' ofbin "$work/bins" --dtype bf16 "${map[@]}"
+foreign 11 'expected tensor .*, .*no tensor of this name' new/point "$work/start" --device-map best --max-memory cpu=1KB,disk
+foreign 11 'expected no tensor .*, .*has one' new/point "$work/start" --device-map "$work/map.json"
 victim=$(find "$work/ofbin" -name '*.dat' -size +0 | sort | head -n 1)
 cp "$victim" "$work/kept"
 truncate -s -1 "$victim"
 foreign 5 "${victim##*/}: .*file has [0-9]+ bytes, float32 .* needs" ofbin "$work/bins" "${map[@]}"
 cp "$work/kept" "$victim"
 printf '\377' | dd of="$victim" bs=1 seek=5 conv=notrunc status=none
-foreign 11 "${victim##*/}: .*byte 5: holds other values: 0xff here" ofbin "$work/bins" "${map[@]}"
+foreign 11 "${victim##*/}: .*byte 5: has other values: found 0xff" ofbin "$work/bins" "${map[@]}"
 rm "$victim"
 foreign 4 "${victim##*/}: .*No such file" ofbin "$work/bins" "${map[@]}"
 rm "$work/ofbin/index.json"
-foreign 11 'dat: is there, without an index' ofbin "$work/bins" "${map[@]}"
-foreign 11 'index.json: is there, and no index' stranger "$work/start" "${map[@]}"
+foreign 11 'dat: already exists, without an index' ofbin "$work/bins" "${map[@]}"
+foreign 11 'index.json: already exists, and is not the index' stranger "$work/start" "${map[@]}"
 run 0 load "$work/start" --json --device-map best --max-memory cpu=1GB --offload-folder "$work/nothing"
 has entries 0
 [ ! -e "$work/nothing" ] || fail "nothing is offloaded, and yet a folder was made"
-foreign 11 'no tensor .* is to be offloaded' new/point "$work/start" --device-map best --max-memory cpu=1GB
+foreign 11 'expected no tensor .*, .*has one' new/point "$work/start" --device-map best --max-memory cpu=1GB
 fails 2 'requires a device map' load "$work/start" --offload-folder "$work/nothing"
-fails 7 'this build has none' load "$work/start" --max-memory 0=1GB --offload-folder "$work/nothing"
+fails 7 'not supported by this build' load "$work/start" --max-memory 0=1GB --offload-folder "$work/nothing"
 fails 11 'a file' load "$work/bins" "${map[@]}" --offload-folder "$work/slash.safetensors"
 [ ! -e "$work/nothing" ] || fail "something was written"
 if mount_tmpfs "$work/small" size=16k; then

@@ -79,7 +79,7 @@ json 'd["placed_bytes"]["0"] == 0 and len(d["warnings"]) == 1' # nothing else wo
 run 0 plan "$config" --json --max-memory 0=1GB,cpu=8GB --strategy best --dtype-of lm_head=int8
 json 'd["device_map"]["lm_head"] == d["device_map"]["model.embed_tokens"]'
 
-# buffers on the processor that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
+# buffers on the CPU that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best
 shows "$err" '^heft plan: warning: Current model requires 512 bytes of buffer for offloaded layers'
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best --offload-buffers
@@ -133,7 +133,7 @@ if [ -z "$sanitized" ]; then
     (
         ulimit -v 3000000
         run 0 plan "$config" --json
-        json 'd["budget"] == "the limit of address space (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
+        json 'd["budget"] == "the address space limit (ulimit -v)" and d["max_memory"]["cpu"] < 3072000000'
     )
 fi
 
@@ -165,7 +165,7 @@ for pairs in '' wo wo= '=,' wo=float33 'wo=float32,' ',wo=float32'; do
     shows "$err" '--dtype-of'
 done
 run 6 plan "$config" --dtype-of mlp=float32,mpl=float32
-shows "$err" 'mpl: is no module or tensor of the model'
+shows "$err" 'mpl: is not a module or tensor of the model'
 run 2 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
 
@@ -182,7 +182,7 @@ json 'len(d["warnings"]) == 1 and d["pass"] is None'
 run 0 load "$work/known" --json --device-map best --max-memory cpu=20KB,disk --touch
 json 'd["pass"]["blocks"] > 3 and d["pass"]["read_bytes"] + d["pass"]["mapped_bytes"] >= d["mapped_bytes"]'
 run 7 load "$work/known" --max-memory 0=1GB
-shows "$err" 'device 0: this build has none'
+shows "$err" 'device 0 is not supported by this build'
 run 2 load "$work/known" --device-map clever
 printf '{"": "cpu", "model.layers": "disk", "model.layers.1.self_attn": "cpu"}' >"$work/map.json"
 run 0 load "$work/known" --json --device-map "$work/map.json"
@@ -193,7 +193,7 @@ bad_map() { # bad_map CODE WORDS JSON
     run "$1" load "$work/known" --device-map "$work/bad.json"
     shows "$err" "$2"
 }
-bad_map 6 'model.layer: byte 16: is no module' '{"model.layer": "cpu", "": "disk"}'
+bad_map 6 'model.layer: byte 16: is not a module' '{"model.layer": "cpu", "": "disk"}'
 bad_map 6 'lm_head.weight: has no device' '{"model": "cpu"}'
 bad_map 5 'lm_head: byte' '{"lm_head": "gpu", "model": "cpu"}'
 bad_map 5 'expected an object' '["cpu"]'

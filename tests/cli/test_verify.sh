@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_verify - whole and sound, or not: exit 0 or 1.
+# test_verify - a checkpoint is valid, or not: exit 0 or 1.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 

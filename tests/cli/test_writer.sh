@@ -27,6 +27,6 @@ before=$(snapshot "$work/folder")
 got=0
 "$write" "$work/folder" 2>"$err" || got=$?
 [ "$got" = 11 ] || fail "writing over a checkpoint: exit $got"
-shows "$err" "holds '.*' already"
+shows "$err" "already contains '.*'"
 same "$before" "$work/folder"
 no_traces "$work"

@@ -1,5 +1,5 @@
-/* repair.h - what a mutation broke without need: sums and lengths that a parser checks first, set
- * right again, so that inputs get past them and deep. Fields that cannot be right are left. */
+/* repair.h - restores checksums and lengths that a mutation broke and that a parser checks first, so that
+ * inputs get past these checks. Fields that cannot be right are left alone. */
 #ifndef HEFT_FUZZ_REPAIR_H
 #define HEFT_FUZZ_REPAIR_H
 

@@ -94,7 +94,7 @@ def command_fails(tmp_path, *options):
 
 
 def test_all_dtypes_in_one_file(tmp_path):
-    """The order in the file is by dtype, then by name, as the reference writer lays it out."""
+    """The order in the file is by dtype, then by name, as the safetensors library writes it."""
     tensors = one_of_each(BOTH)
     shuffled = dict(sorted(tensors.items(), key=lambda item: item[0][::-1]))
     torch.save(shuffled, tmp_path / "pytorch_model.bin")

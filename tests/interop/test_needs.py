@@ -49,7 +49,7 @@ EXPERTS = {  # 18,000 tensors of 16 KB
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
-MODELS = {  # name: config, shards, budgets of the processor
+MODELS = {  # name: config, shards, budgets of the CPU
     "0.2GB": (config_of(8, 768, 2048, 32000), "90MB", ("60MB", "160MB")),
     "1GB": (config_of(20, 1536, 4096, 32000, tied=True), "300MB", ("300MB", "700MB")),
     "0.3GB-experts": (EXPERTS, "5GB", ("100MB", "200MB")),

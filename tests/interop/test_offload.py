@@ -71,7 +71,7 @@ def test_our_folder_is_their_folder(tmp_path):
     heft("convert", tmp_path / "pytorch_model.bin", tmp_path / "ours", "--format", "offload")
     offload_state_dict(tmp_path / "theirs", tensors)
     same_folders(tmp_path / "ours", tmp_path / "theirs")
-    but = ["uint64.scalar"]  # which the reference writes, and cannot read
+    but = ["uint64.scalar"]  # which Accelerate writes and cannot read
     assert_same({n: t for n, t in tensors.items() if n not in but}, by_loader(tmp_path / "ours", but))
     heft("convert", tmp_path / "theirs", tmp_path / "again", "--format", "offload")
     same_folders(tmp_path / "again", tmp_path / "theirs")
@@ -220,7 +220,7 @@ def test_their_disk_offload_takes_our_folder_and_ours_theirs(saved, tmp_path):
 
 
 def test_parts_of_stacked_experts_have_files_of_their_own(tmp_path):
-    """A checkpoint with the reference's stacks: each expert is a part of a tensor, which no entry can name."""
+    """A checkpoint with Transformers' stacked experts: each expert is part of a tensor, which no entry can name."""
     from transformers import MixtralConfig
 
     config = MixtralConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,

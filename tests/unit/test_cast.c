@@ -1,7 +1,7 @@
 /* test_cast.c - casts against references that look numbers up instead of shifting bits.
  *
  * A small format is decoded with ldexp, code by code. To encode, the two neighboring codes of a
- * number are searched in that table, and the nearer one wins. Both know nothing of the tricks in
+ * number are searched in that table, and the nearer one wins. Neither uses the methods of
  * cast_lanes.c. */
 #include "tensor/lanes.h"
 
@@ -47,8 +47,8 @@ static uint64_t next_random(uint64_t *state)
     return *state;
 }
 
-/* The number behind a code without sign; the code of infinity gives what it would be if the
- * exponents went on. */
+/* The value of a code without its sign; the code of infinity gives the value it would have if the
+ * exponents continued. */
 static double magnitude_of(const struct format *f, uint32_t code)
 {
     int exponent = (int)(code >> f->mantissa_bits);
@@ -473,8 +473,8 @@ static void public_cast_refuses_what_it_cannot_do(void **state)
 #define MOST_ELEMS 3000
 #define ROOM_BYTES (MOST_ELEMS * 16 + 64)
 
-/* Cast at an odd address, at each level and count: the bytes of the base level, and none beside
- * them. */
+/* Cast at an odd address, at each level and count: the bytes of the base level, and no byte outside
+ * the result. */
 static void check_pair(heft_dtype from, heft_dtype to, const uint8_t *source)
 {
     static const size_t counts[] = {0, 1, 3, 17, 63, 1024, 1025, MOST_ELEMS};

@@ -1,4 +1,4 @@
-/* config.json: what is refused and where, look-ups, which class is meant, and writing it back byte
+/* config.json: what is refused and where, lookups, which class is chosen, and writing it back byte
  * by byte. */
 #include "model/model.h"
 #include "support.h"
@@ -58,7 +58,7 @@ static const struct refusal refusals[] = {
     {TYPE "\"quux\"}",              HEFT_UNSUPPORTED, "model_type", "\"quux", "'quux'" },
 };
 
-/* A key of a bert config with a value that cannot be; `more` stands before it. */
+/* A key of a bert config with an invalid value; `more` precedes it. */
 static const struct {
     const char *key, *value;
     heft_status status;

@@ -10,8 +10,8 @@
 
 static heft_ctx *ctx;
 
-/* Accelerate fails, or loses a tensor, in these; heft has a map, and one warning at most: of a device
- * that stays empty, with the bytes that it would take. */
+/* In these cases Accelerate fails or loses a tensor; heft produces a map, with at most one warning: about a
+ * device that stays empty, with the bytes that it would need. */
 static const struct {
     const char *id, *warning;
 } better[] = {
@@ -201,7 +201,7 @@ static int by_device(const void *left, const void *right)
     return first < second ? -1 : first > second;
 }
 
-/* By reference: what is in it points into it. */
+/* Passed by pointer, because it contains pointers into itself. */
 static void read_arguments(const heft__json_value *test, struct arguments *a)
 {
     const char *strategy = heft__json_member(test, "strategy")->text;
@@ -239,8 +239,8 @@ static void read_arguments(const heft__json_value *test, struct arguments *a)
     a->options.offload_buffers = heft__json_member(flags, "offload_buffers") != NULL;
 }
 
-/* The dtype that sizes are asked for goes into the options; but heft has none of half a byte, nor of
- * none: there the tree has its sizes before. */
+/* The dtype of the sizes goes into the options. heft has no dtype of half a byte or of no bytes: for these
+ * the tree is given its sizes beforehand. */
 static void ask_dtype(heft__tree *tree, const heft__json_value *test, struct arguments *a)
 {
     const heft__json_value *asked = heft__json_member(test, "dtype");
@@ -253,7 +253,7 @@ static void ask_dtype(heft__tree *tree, const heft__json_value *test, struct arg
     }
 }
 
-/* A tree with sizes and blocks, and what it is to be planned by. */
+/* A tree with sizes and blocks, and the arguments of its plan. */
 static heft__tree *read_case(const heft__json_value *test, const heft__json_value *golden,
                              maker make, struct arguments *a)
 {
@@ -266,7 +266,7 @@ static heft__tree *read_case(const heft__json_value *test, const heft__json_valu
     return tree;
 }
 
-/* The reference's map before it is joined; budgets are balanced in `a`. */
+/* Accelerate's map before it is joined; budgets are balanced in `a`. */
 static void place_case(const char *id, const heft__tree *tree, struct arguments *a,
                        heft__map_of_devices *map)
 {
@@ -283,7 +283,7 @@ static void place_case(const char *id, const heft__tree *tree, struct arguments 
 }
 
 /* ---- comparing ------------------------------------------------------------------------------- */
-/* Where a node lives, by the entry that is it or above it: the long way, beside the one in use. */
+/* The device of a node by the entry that is it or is above it, computed independently of the library. */
 static int32_t device_of(const heft__tree *tree, const heft__map_of_devices *map, uint32_t node)
 {
     for (size_t i = 0; i < map->count; i++) {
@@ -344,7 +344,7 @@ static void compare_joined(const char *id, const heft_plan *plan, const heft__js
     assert_int_equal(heft_plan_count(plan), golden->count);
 }
 
-/* What the reference says, as logs and as Python's warnings, and no more; in its words. */
+/* Exactly what Accelerate reports, as logs and as Python warnings, in the same words. */
 static void compare_warnings(const char *id, const heft_plan *plan,
                              const heft__json_value *expected)
 {
@@ -438,7 +438,7 @@ static void check_better(const char *id, const heft_plan *plan, const char *warn
 
 /* ---- with heft's own architectures ----------------------------------------------------------- */
 /* Whether a module of the golden model, or a tensor of one, is in the tree: modules without tensors are
- * not, and of experts that the golden model has stacked the tensors are others. */
+ * not, and stacked experts of the golden model have other tensors here. */
 static bool is_in_tree(const heft__tree *tree, const char *path)
 {
     for (uint32_t i = 0; i < tree->module_count; i++) {
@@ -537,7 +537,7 @@ static void run_case(const heft__json_value *test, const heft__json_value *golde
     heft__tree_free(tree);
 }
 
-/* Visit the golden cases with the models they are of; the sum of what was returned. */
+/* Visit the golden cases with their models; returns the sum of the results. */
 static size_t each_case(size_t (*visit)(const heft__json_value *test,
                                         const heft__json_value *golden))
 {
@@ -576,8 +576,8 @@ static void accelerate_maps_are_golden(void **state)
     assert_int_equal(each_case(visit_golden), 112);
 }
 
-/* Not the toys, and not what splits a layer among experts, which the golden model has stacked and the files
- * have one by one. */
+/* Not the toys, and not cases that split a layer among experts, which are stacked in the golden model and
+ * separate in the files. */
 static size_t visit_own(const heft__json_value *test, const heft__json_value *golden)
 {
     static const char splits_experts[] = "mixtral-layer-too-large-split@";

@@ -1,5 +1,5 @@
-/* test_dlpack.c - every field of a tensor in DLPack's words, who keeps what alive, and what has no
- * such form. The other side of the contract is tests/interop/test_dlpack.py. */
+/* test_dlpack.c - every field of a DLPack tensor, what keeps what alive, and what DLPack cannot
+ * represent. The other side of the contract is tests/interop/test_dlpack.py. */
 #include "support.h"
 #include "tensor/tensor.h"
 

@@ -1,5 +1,5 @@
-/* What a survey finds wrong with folders, and what becomes of it: opening, opening with trust in the
- * shards, verifying. The files are written here, by hand. */
+/* Which defects a survey finds in folders, and their effect on opening, on opening with trust in the
+ * shards, and on verifying. The test writes the files itself. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 #include "support_model.h"
@@ -83,45 +83,46 @@ struct row {
 };
 
 static const struct row rows[] = {
-    {.name = "sound",                                                                         .one = "ab", .two = "c", .index = "a1 b1 c2"},
+    {.name = "sound",                                                                    .one = "ab", .two = "c", .index = "a1 b1 c2"},
     { .name = "listed_and_missing",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2 d2",
-     .found = {{"index_wrong", INDEX, "d", "not found in '" TWO "', where the index has it",
+     .found = {{"index_wrong", INDEX, "d", "not found in '" TWO "', where the index lists it",
                 false}},
      .open = HEFT_FORMAT,
      .trusted_warnings = 1},
-    {                                                                                                                   .name = "in_another_shard",
+    {                                                                                                              .name = "in_another_shard",
      .one = "ab",
      .two = "c",
      .index = "a1 b2 c2",
-     .found = {{"index_wrong", INDEX, "b", "', where the index has it, but in '" ONE "'", false}},
+     .found = {{"index_wrong", INDEX, "b", "', where the index lists it, but in '" ONE "'", false}},
      .open = HEFT_FORMAT,
      .trusted_warnings = 1},
-    {                                                                                                                     .name = "in_two_shards",
+    {                                                                                                                .name = "in_two_shards",
      .one = "ab",
      .two = "cb",
      .index = "a1 b1 c2",
-     .found = {{"duplicate_tensor", TWO, "b", "is in '" ONE "' too", false}},
+     .found = {{"duplicate_tensor", TWO, "b", "is also in '" ONE "'", false}},
      .open = HEFT_FORMAT,
      .trusted_warnings = 1},
-    {                                                                 .name = "not_listed",
+    {                                                           .name = "not_listed",
      .one = "ab",
      .two = "c",
      .index = "a1 c2",
-     .found = {{"not_in_index", ONE, "b", "the index does not have it", false}},
+     .found = {{"not_in_index", ONE, "b", "not listed in the index", false}},
      .warnings = 1,
      .trusted_warnings = 1},
-    {                                                                                                                        .name = "total_size",
+    {                                                                                                                   .name = "total_size",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .total = "7.5",
-     .found = {{"total_size", INDEX, "", "total_size 7.5, the tensors have 6 bytes", false}},
+     .found = {{"total_size", INDEX, "",
+                "total_size is 7.5 in the index, but the tensors have 6 bytes", false}},
      .warnings = 1,
      .trusted_warnings = 1},
-    {                                                                                                                              .name = "missing_shard",
+    {                                                                                                                         .name = "missing_shard",
      .one = "ab",
      .index = "a1 b1 c2",
      .found = {{"missing_file", TWO, "c", "shard '" TWO "' is missing", false}},
@@ -134,14 +135,14 @@ static const struct row rows[] = {
      .found = {{"malformed_file", ONE, "", "file has 1 bytes", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {                                                                                                                        .name = "malformed_index",
+    {                                                                                                                   .name = "malformed_index",
      .one = "ab",
      .two = "c",
      .index = "!",
      .found = {{"index", INDEX, "", "", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {                                                                                                                .name = "everything_at_once",
+    {                                                                                                           .name = "everything_at_once",
      .one = "!",
      .two = "cx",
      .index = "a1 c2 d2",
@@ -151,24 +152,24 @@ static const struct row rows[] = {
                {"not_in_index", TWO, "x", "", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {                                                                                                                  .name = "a_shard_too_many",
+    {                                                                                                             .name = "a_shard_too_many",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = "model-00001-of-00009.safetensors",
      .found = {{"stale_file", "model-00001-of-00009.safetensors", "", "does not use", true}}},
-    {                                                                     .name = "rest_of_a_save",
+    {                                                                .name = "rest_of_a_save",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = ".heft-tmp-abc",
-     .found = {{"stale_file", ".heft-tmp-abc", "", "left by a save", true}}},
-    {                                                                                                                     .name = "a_dat_means_nothing_here",
+     .found = {{"stale_file", ".heft-tmp-abc", "", "left by an interrupted save", true}}},
+    {                                                                                                                .name = "a_dat_means_nothing_here",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = "notes.dat"},
-    {                                                                                                                     .name = "config_that_is_none",
+    {                                                                                                                .name = "config_that_is_none",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
@@ -264,7 +265,7 @@ static void what_is_found_is_judged(void **state)
     }
 }
 
-/* The later file's tensor counts, in the place of the first. */
+/* The tensor of the later file is used, in the position of the first. */
 static void of_two_the_later_counts(void **state)
 {
     const heft_checkpoint_options options =
@@ -284,7 +285,7 @@ static void of_two_the_later_counts(void **state)
     heft_checkpoint_close(ckpt);
 }
 
-/* A link into a cache whose file is gone: the link is there, so the file it stands for is to blame. */
+/* A link into a cache whose file is gone: the link exists, so its target is reported. */
 static void a_dangling_link_is_no_missing_shard(void **state)
 {
     char path[400];
@@ -315,9 +316,9 @@ static void single_file_and_index(void **state)
     heft_verify_report *report = NULL;
     heft_error err;
     test_expect_status(test_verify(ctx, folder, NULL, &report, &err), HEFT_OK, &err, "single");
-    assert_int_equal(report->problem_count, 3); /* and two shards that nobody uses, in any order */
+    assert_int_equal(report->problem_count, 3); /* and two unused shards, in any order */
     assert_string_equal(report->problems[0].kind, "shadowed_index");
-    assert_non_null(strstr(report->problems[0].message, "wins over"));
+    assert_non_null(strstr(report->problems[0].message, "is used instead of"));
     assert_int_equal(report->total_bytes, 6);
     heft_verify_report_free(report);
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
@@ -347,7 +348,7 @@ static void claims_are_compared_one_by_one(void **state)
         {"malformed_file", "d.dat",      "d",     "file has 2 bytes, uint8 [3] needs 3", false},
         {"index_wrong",    "index.json", "other", "dtype int8 in the index, uint8 in",   false},
         {"index_wrong",    "index.json", "none",  "'none' is not in '",                  false},
-        {"stale_file",     "x.dat",      "",      "the index does not name",             true }
+        {"stale_file",     "x.dat",      "",      "the index does not list",             true }
     };
     heft_checkpoint *ckpt = NULL;
     heft_error err;

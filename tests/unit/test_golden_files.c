@@ -1,5 +1,5 @@
-/* Golden files: what the reference wrote must read with equal names, dtypes, shapes and bytes; what
- * lies must be refused, with the status and the byte that the table says. Files and sidecars are
+/* Golden files: what PyTorch and safetensors wrote must read with equal names, dtypes, shapes and bytes; malformed
+ * files must be refused, with the status and the byte in the table. Files and sidecars are
  * those of tests/data; see its README. */
 #include "support.h"
 #include "json/json.h"

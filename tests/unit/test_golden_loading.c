@@ -1,4 +1,4 @@
-/* Loading as the reference does it: every scenario of tests/data/loading, with the lists, the ties
+/* Loading as Transformers does it: every scenario of tests/data/loading, with the lists, the ties
  * and the values that it has. Where heft is meant to differ, a table says so. */
 #include "load/load.h"
 #include "support.h"
@@ -30,7 +30,7 @@ static const struct {
     {"variant_not_asked_for",      HEFT_NOT_FOUND},
 };
 
-/* The reference refuses these; heft loads them, and only this is missing. */
+/* Transformers refuses these; heft loads them, and only this is missing. */
 static const struct {
     const char *scenario, *missing;
 } accepted[] = {
@@ -57,7 +57,7 @@ static const char *inner_name(const heft_model *model, size_t i)
     return inner ? inner->name : model->parameters[i].name;
 }
 
-/* Both ways; a name of ours counts under the reference's own. */
+/* Both ways; a name of heft's counts under that of Transformers. */
 static void compare_missing(const char *what, const heft_model *model,
                             const heft_load_report *report, const heft__json_value *golden)
 {
@@ -258,7 +258,7 @@ static void compare_loaded(const char *name, const heft_model *model,
     }
 }
 
-/* A model that heft loads though the reference does not. */
+/* A model that heft loads, although Transformers does not. */
 static void compare_accepted(const char *name, const heft_load_report *report)
 {
     for (size_t i = 0; i < sizeof accepted / sizeof accepted[0]; i++) {
@@ -270,7 +270,7 @@ static void compare_accepted(const char *name, const heft_load_report *report)
             return;
         }
     }
-    fail_msg("%s: the reference refuses it", name);
+    fail_msg("%s: Transformers refuses it", name);
 }
 
 static void compare_refused(const char *name, heft_status status, const heft_load_report *report,
@@ -336,7 +336,7 @@ static void scenarios_are_golden(void **state)
     assert_true(count >= 69);
 }
 
-/* ---- beyond the reference -------------------------------------------------------------------- */
+/* ---- beyond Transformers --------------------------------------------------------------------- */
 static heft_status load_copy(bool strict, heft_model **model, heft_load_report **report,
                              heft_error *err)
 {
@@ -364,7 +364,7 @@ static void strict_refuses_an_index_that_disagrees(void **state)
     }
 }
 
-/* The reference takes the single file in silence, however old it is. */
+/* Transformers silently uses the single file, however old it is. */
 static void an_older_single_file_is_stale(void **state)
 {
     (void)state;
@@ -381,8 +381,8 @@ static void an_older_single_file_is_stale(void **state)
         }
         test_expect_status(load_copy(false, &model, &report, &err), HEFT_OK, &err, "stale");
         assert_int_equal(report->warning_count, 1);
-        assert_non_null(
-            strstr(report->warnings[0], older ? "model.safetensors is older than" : "wins over"));
+        assert_non_null(strstr(report->warnings[0],
+                               older ? "model.safetensors is older than" : "is used instead of"));
         heft_load_report_free(report);
         heft_model_free(model);
     }

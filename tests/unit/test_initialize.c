@@ -1,5 +1,5 @@
-/* Initial values: the golden rules of BERT, each kind of rule, and that nothing but seed, name and
- * element counts. */
+/* Initial values: the golden rules of BERT, each kind of rule, and that values depend only on seed, name
+ * and element. */
 #include "model/model.h"
 #include "support.h"
 #include "support_model.h"
@@ -67,7 +67,7 @@ static void compare_values(const char *what, const heft_tensor *tensor,
     }
 }
 
-/* Every parameter that is the golden name in the reference's memory, or a part of it. */
+/* Every parameter that has the golden name in Transformers' memory, or is a part of it. */
 static void compare_rule(const heft_model *model, const heft__json_value *rule)
 {
     const char *name = heft__json_member(rule, "name")->text;
@@ -87,7 +87,7 @@ static void compare_rule(const heft_model *model, const heft__json_value *rule)
         parts++;
     }
     if (parts == 0) {
-        fail_msg("nothing is '%s' in the reference's memory", name);
+        fail_msg("nothing is '%s' in Transformers' memory", name);
     }
 }
 

@@ -1,4 +1,4 @@
-/* io: sources, and folders that become visible complete or not at all. */
+/* io: inputs, and folders that become visible complete or not at all. */
 #include "io/io.h"
 #include "support.h"
 

@@ -1,5 +1,5 @@
-/* How models are cut into shards: the golden layouts of real models by names, sizes and the text of
- * the index, in both orders; and small ones as they are on the disk. */
+/* How models are split into shards: the golden layouts of real models by names, sizes and the text of
+ * the index, in both orders; and small models on disk. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
 #include "support.h"
@@ -71,7 +71,7 @@ static void free_layout(struct layout *l)
 static void compare_file(const char *what, const struct layout *l, size_t shard,
                          const heft__json_value *row)
 {
-    if (row->type == HEFT__JSON_TYPE_STRING) { /* cut like the row before it */
+    if (row->type == HEFT__JSON_TYPE_STRING) { /* sharded like the row before it */
         assert_string_equal(l->files[shard], row->text);
         return;
     }
@@ -132,7 +132,7 @@ static const char *text_of(const heft__json_value *row, const char *key)
     return text ? value->text : NULL;
 }
 
-/* Whether the reference cuts a mixture by its stacked experts here: heft cuts each for itself. */
+/* Whether Transformers shards a mixture by its stacked experts here: heft shards each expert alone. */
 static bool is_stacked(const heft_model *model, const heft__json_value *row)
 {
     bool parts = false;
@@ -149,7 +149,7 @@ static bool compare_row(const char *name, const heft_model *model, const heft__j
     char what[300];
     const char *limit = text_of(row, "max_shard_size"), *order = text_of(row, "order"),
                *naming = text_of(row, "naming"), *tied = text_of(row, "tied");
-    if (!order || is_stacked(model, row)) { /* sizes that only the reference refuses */
+    if (!order || is_stacked(model, row)) { /* sizes that only Transformers refuses */
         return false;
     }
     const bool natural = strcmp(order, "natural") == 0;
@@ -212,7 +212,7 @@ static void layouts_are_golden(void **state)
     assert_true(rows >= 150);
 }
 
-/* ---- small models as they are on the disk ---------------------------------------------------- */
+/* ---- small models on disk --------------------------------------------------------------------- */
 /* The index, and the size of every file. */
 static void compare_save(const heft_model *model, const heft__json_value *save)
 {
@@ -259,7 +259,7 @@ static void small_saves_are_golden(void **state)
     heft__arena_fini(&arena);
 }
 
-/* No shard of a mixture passes the limit, and the names are the reference's. */
+/* No shard of a mixture passes the limit, and the names are those of Transformers. */
 static void a_mixture_is_cut_between_its_experts(void **state)
 {
     (void)state;

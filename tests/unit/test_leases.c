@@ -42,7 +42,7 @@ static heft_status acquire(heft_residency *r, const size_t *units, size_t count,
                            heft_error *err)
 {
     *lease = NULL;
-    *err = (heft_error){.status = 77}; /* nobody touches it if all goes well */
+    *err = (heft_error){.status = 77}; /* unchanged on success */
     const heft_status status = heft_residency_acquire(r, units, count, lease, err);
     assert_int_equal(*lease != NULL, status == HEFT_OK);
     assert_int_equal(err->status, status == HEFT_OK ? 77 : (int)status);
@@ -79,7 +79,7 @@ static void several_units_are_held_together(void **state)
     heft_residency_free(r);
 }
 
-/* All or nothing: where one unit cannot be had, the others are not held. */
+/* All or nothing: if one unit cannot be brought in, the others are not held. */
 static void leases_are_used_again(void **state)
 {
     (void)state;
@@ -157,7 +157,7 @@ static void tensors_outlive_lease_residency_and_model(void **state)
     }
 }
 
-/* A unit of which a tensor is out stays, and counts; it need not be read again. */
+/* A unit with a handed-out tensor stays in memory and counts; it need not be read again. */
 static void tensors_count_until_they_are_freed(void **state)
 {
     (void)state;
@@ -267,7 +267,7 @@ static void memory_can_run_out_anywhere(void **state)
     test_oom_sweep(draw_on_a_ledger, &first);
 }
 
-/* Two residencies take turns with one budget: what one needs makes the other's unused units go. */
+/* Two residencies take turns with one budget: the need of one drops unused units of the other. */
 static void residencies_share_a_ledger(void **state)
 {
     (void)state;
@@ -329,7 +329,7 @@ static void until_waiting(heft_ledger *ledger, uint64_t count)
     }
 }
 
-/* Who asks for more than is left waits until others release it. */
+/* A request for more than is left waits until others release enough. */
 static void a_second_thread_waits(void **state)
 {
     (void)state;
@@ -344,7 +344,7 @@ static void a_second_thread_waits(void **state)
         assert_int_equal(pthread_create(&thread, NULL, wait_for, &w), 0);
         until_waiting(ledger, 1);
         test_compare_unit(r, lease, first, whole);
-        heft_lease_free(test_acquire(r, first)); /* what is there can be had meanwhile */
+        heft_lease_free(test_acquire(r, first)); /* units in memory can be acquired meanwhile */
         assert_int_equal(test_ledger_counts(ledger).waiting, 1);
         heft_lease_free(second);
         pthread_join(thread, NULL);
@@ -360,7 +360,7 @@ static void a_second_thread_waits(void **state)
     }
 }
 
-/* A tensor that another thread has frees room for who waits. */
+/* A tensor that another thread frees makes room for a waiting thread. */
 static void a_tensor_that_is_freed_ends_waiting(void **state)
 {
     (void)state;
@@ -387,7 +387,7 @@ static void a_tensor_that_is_freed_ends_waiting(void **state)
     heft_ledger_free(ledger);
 }
 
-/* Two threads that hold one unit each and want one more: the second to ask is told, the first waits. */
+/* Two threads hold one unit each and request one more: the second request fails, the first waits. */
 static void threads_that_wait_for_each_other_are_told(void **state)
 {
     (void)state;
@@ -403,7 +403,7 @@ static void threads_that_wait_for_each_other_are_told(void **state)
     assert_int_equal(pthread_create(&thread, NULL, wait_for, &w), 0);
     until_waiting(ledger, 1);
     test_expect_status(acquire(r, &next, 1, &more, &err), HEFT_LIMIT, &err, "in a circle");
-    assert_non_null(strstr(err.message, "by threads that wait themselves"));
+    assert_non_null(strstr(err.message, "by threads that are waiting too"));
     assert_int_equal(heft_ledger_reserve(ledger, 1, &err), HEFT_LIMIT);
     assert_int_equal(test_ledger_counts(ledger).waiting, 1);
     heft_lease_free(lease);
@@ -430,7 +430,7 @@ static void *hammer(void *user)
     return NULL;
 }
 
-/* A request for all of the budget has its turn, whatever small ones come meanwhile. */
+/* A request for the whole budget gets its turn, however many small ones arrive meanwhile. */
 static void large_requests_do_not_starve(void **state)
 {
     (void)state;

@@ -133,7 +133,7 @@ static const struct row rows[] = {
      .one = "{\"format\": \"pt\", \"rank\": \"8\"}",
      .two = "",
      .format = HEFT_FORMAT_TORCH,
-     .warning = "a torch file holds none: 2 keys, 'format' and others"},
+     .warning = "a PyTorch file cannot hold it: 2 keys, 'format' and others"},
     {.name = "and_needs_no_standard",
      .one = "{\"format\": \"pt\"}",
      .two = "",
@@ -148,7 +148,7 @@ static const struct row rows[] = {
      .one = "{\"rank\": \"8\"}",
      .two = "",
      .format = HEFT_FORMAT_OFFLOAD,
-     .warning = "an offload folder holds none: 1 keys, 'rank'"},
+     .warning = "an offload folder cannot hold it: 1 keys, 'rank'"},
 };
 /* clang-format on */
 
@@ -204,6 +204,50 @@ static void conversions_keep_metadata(void **state)
             expect_row(&rows[i], shard * 2);
             remove_folder(state);
         }
+    }
+}
+
+/* What an open checkpoint lists: as conversions, without the standard, in the order of the files. */
+static void a_checkpoint_lists_the_pairs_of_all_files(void **state)
+{
+    static const struct {
+        const char *name, *one, *two;
+        const char *expected; /* KEY=VALUE; for each pair */
+        bool lost;            /* the first file is not there */
+    } listed[] = {
+        {.name = "none",                  .two = "",      .expected = ""},
+        { "one_file",           "{\"b\": \"1\", \"a\": \"2\"}",                                 "",          "b=1;a=2;", false},
+        { "union",              "{\"a\": \"1\", \"c\": \"3\"}", "{\"b\": \"2\", \"c\": \"3\"}",                                                           "a=1;c=3;b=2;",
+         false},
+        {                                                           "the_second_only",    NULL,                       "{\"b\": \"2\"}",          "b=2;", false},
+        { "the_first_wins",     "{\"a\": \"1\"}",     "{\"a\": \"2\", \"b\": \"3\"}",          "a=1;b=3;", false},
+        { "the_last_in_a_file", "{\"a\": \"1\", \"b\": \"0\", \"a\": \"2\"}",                                      "{\"a\": \"3\"}",
+         "a=2;b=0;", false},
+        {                                               "a_lost_file",        "{\"a\": \"1\"}",                       "{\"b\": \"2\"}",           "b=2;", true},
+    };
+    for (size_t i = 0; i < COUNT(listed); i++) {
+        const heft_checkpoint_options how = HEFT_SIZED(heft_checkpoint_options);
+        heft_checkpoint *ckpt = NULL;
+        heft_error err = {0};
+        const char *key, *value = NULL;
+        char found[200] = "";
+        make_folder(state);
+        write_source(&(struct row){.one = listed[i].one, .two = listed[i].two});
+        if (listed[i].lost) {
+            assert_int_equal(remove(test_path(folder, ONE)), 0);
+        }
+        test_expect_status(heft__checkpoint_survey(ctx, folder, &how, &ckpt, &err), HEFT_OK, &err,
+                           listed[i].name);
+        for (size_t k = 0; (key = heft_checkpoint_metadata(ckpt, k, &value)) != NULL; k++) {
+            const size_t length = strlen(found);
+            snprintf(found + length, sizeof found - length, "%s=%s;", key, value);
+        }
+        assert_int_equal(heft_checkpoint_warning(ckpt, 0) != NULL, 0);
+        if (strcmp(found, listed[i].expected) != 0) {
+            fail_msg("%s: %s", listed[i].name, found);
+        }
+        heft_checkpoint_close(ckpt);
+        remove_folder(state);
     }
 }
 
@@ -269,7 +313,7 @@ static void a_save_has_the_standard_and_what_is_set(void **state)
     options.force = true;
     assert_int_equal(heft_model_save_random(model, other, NULL, &options, NULL, &err),
                      HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "a torch file holds no metadata"));
+    assert_non_null(strstr(err.message, "a PyTorch file cannot hold metadata"));
     heft_model_free(model);
 }
 
@@ -294,6 +338,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(conversions_keep_metadata),
+        cmocka_unit_test(a_checkpoint_lists_the_pairs_of_all_files),
         IN_FOLDER(a_header_that_gets_too_long),
         IN_FOLDER(resuming_minds_the_metadata),
         IN_FOLDER(a_save_has_the_standard_and_what_is_set),

@@ -1,4 +1,4 @@
-/* The tree of modules: pre-order, look-ups by relative name and by role, sizes, marks and units; on
+/* The tree of modules: pre-order, lookups by relative name and by role, sizes, flags and units; on
  * every golden skeleton and on a few models by hand. */
 #include "model/model.h"
 #include "run/run.h"
@@ -75,7 +75,7 @@ static void expect_parameters(const char *what, const heft_model *model, size_t 
     }
 }
 
-/* The long way: each storage of the subtree once. */
+/* Computed independently: each storage of the subtree once. */
 static uint64_t count_bytes(const heft_model *model, size_t i)
 {
     const heft_module *module = heft_model_module(model, i);
@@ -339,7 +339,7 @@ static void modules_have_their_classes(void **state)
     }
 }
 
-/* An expert is a unit of its own; what is left of its layer is one too; all else comes by module. */
+/* Each expert is a unit; the rest of its layer is one too; everything else is one unit per module. */
 static void experts_are_units_of_their_own(void **state)
 {
     (void)state;

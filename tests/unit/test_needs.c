@@ -1,4 +1,4 @@
-/* What loading will take is what it takes: told bytes against those of the report, for every way of loading. */
+/* The predicted memory of a load equals that of its report, for every way of loading. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"

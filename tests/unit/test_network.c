@@ -1,7 +1,7 @@
-/* Far and cold files: a network's file system is copied from by large reads and never mapped unless
- * asked; files that are not in the page cache are read past it, with the same values. This program
- * has an fstatfs of its own, so that any file system can be said to be any other, and a pread of its
- * own, so that any can refuse direct reads. */
+/* Files on network file systems and files that are not cached: the former are copied with large reads and
+ * mapped only on request; the latter are read with direct reads, with the same values. This program
+ * replaces fstatfs, so that any file system can pretend to be another, and pread, so that it can refuse
+ * direct reads. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"

@@ -1,5 +1,5 @@
-/* Accelerate's offload folder: the reference's own files come in and go out byte for byte; what lies
- * is refused with its tensor, byte, and what was expected and found.
+/* Accelerate's offload folder: Accelerate's own files are read and reproduced byte for byte; malformed
+ * ones are refused with tensor, byte, and what was expected and found.
  *
  * tests/data/device_maps/offload_golden.json was made by accelerate 1.15.0 and torch 2.13.0. */
 #include "support.h"
@@ -209,7 +209,7 @@ static const struct {
 } refused[] = {
     {"empty_text", "", HEFT_FORMAT, 0, "", "the text ends"},
     {"a_list", "[]", HEFT_FORMAT, 0, "", "expected an object, found an array"},
-    {"no_entry", "{}", HEFT_FORMAT, 0, "", "holds no tensor"},
+    {"no_entry", "{}", HEFT_FORMAT, 0, "", "contains no tensor"},
     {"garbage_behind", ONE("\"dtype\": \"bool\", \"shape\": []") " x", HEFT_FORMAT, 38, "", "nothing but white space"},
     {"entry_is_a_string", "{\"a\": \"b\"}", HEFT_FORMAT, 6, "a", "an entry must be an object, found a string"},
     {"entry_is_null", "{\"a\": null}", HEFT_FORMAT, 6, "a", "must be an object, found null"},
@@ -229,22 +229,22 @@ static const struct {
     {"dimension_2p64", ONE("\"dtype\": \"bool\", \"shape\": [18446744073709551616]"), HEFT_FORMAT, 34, "a", "dimension"},
     {"dimension_is_a_list", ONE("\"dtype\": \"bool\", \"shape\": [[1]]"), HEFT_FORMAT, 34, "a", "a dimension must be a number, found an array"},
     {"shape_overflows", ONE("\"dtype\": \"bool\", \"shape\": [4294967296, 4294967296]"), HEFT_FORMAT, 1, "a",
-     "shape [4294967296, 4294967296] has over 2^64 bytes as bool"},
-    {"bytes_overflow", ONE("\"dtype\": \"float64\", \"shape\": [4294967296, 2147483648]"), HEFT_FORMAT, 1, "a", "over 2^64 bytes as float64"},
+     "shape [4294967296, 4294967296] exceeds 2^64 bytes as bool"},
+    {"bytes_overflow", ONE("\"dtype\": \"float64\", \"shape\": [4294967296, 2147483648]"), HEFT_FORMAT, 1, "a", "exceeds 2^64 bytes as float64"},
     {"key_twice", "{\"a\": {\"dtype\": \"bool\", \"shape\": []}, \"a\": {}}", HEFT_FORMAT, 38, "a", "key occurs twice, first at byte 1"},
-    {"name_with_a_slash", "{\"d/a\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "d/a", "'d/a.dat' would not be a file of this folder"},
-    {"name_that_climbs", "{\"../a\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "../a", "would not be a file of this folder"},
+    {"name_with_a_slash", "{\"d/a\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "d/a", "'d/a.dat' would not be a file in this folder"},
+    {"name_that_climbs", "{\"../a\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "../a", "would not be a file in this folder"},
     {"slash_by_an_escape", "{\"..\\u002fa\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "../a", "would not be a file"},
     {"name_dot_dot", "{\"..\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "..", "would not be a file"},
     {"name_absolute", "{\"/etc/a\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_REFUSED, 1, "/etc/a", "would not be a file"},
-    {"nul_in_a_name", "{\"a\\u0000b\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_FORMAT, 1, "a", "tensor name holds a NUL"},
-    {"file_relative", ONE("\"safetensors_file\": \"m.safetensors\""), HEFT_REFUSED, 27, "a", "'m.safetensors' is not absolute"},
-    {"file_climbs", ONE("\"safetensors_file\": \"../m.safetensors\""), HEFT_REFUSED, 27, "a", "is not absolute"},
-    {"file_empty", ONE("\"safetensors_file\": \"\""), HEFT_REFUSED, 27, "a", "is not absolute"},
+    {"nul_in_a_name", "{\"a\\u0000b\": {\"dtype\": \"bool\", \"shape\": []}}", HEFT_FORMAT, 1, "a", "tensor name contains a NUL"},
+    {"file_relative", ONE("\"safetensors_file\": \"m.safetensors\""), HEFT_REFUSED, 27, "a", "'m.safetensors' must be absolute"},
+    {"file_climbs", ONE("\"safetensors_file\": \"../m.safetensors\""), HEFT_REFUSED, 27, "a", "must be absolute"},
+    {"file_empty", ONE("\"safetensors_file\": \"\""), HEFT_REFUSED, 27, "a", "must be absolute"},
     {"file_is_null", ONE("\"safetensors_file\": null"), HEFT_FORMAT, 27, "a", "expected a string as safetensors_file"},
-    {"nul_in_a_file", ONE("\"safetensors_file\": \"/m\\u0000\""), HEFT_FORMAT, 27, "a", "holds a NUL"},
+    {"nul_in_a_file", ONE("\"safetensors_file\": \"/m\\u0000\""), HEFT_FORMAT, 27, "a", "contains a NUL"},
     {"weight_is_a_number", ONE("\"weight_name\": 1"), HEFT_FORMAT, 22, "a", "expected a string as weight_name"},
-    {"nul_in_a_weight", ONE("\"safetensors_file\": \"/m\", \"weight_name\": \"\\u0000\""), HEFT_FORMAT, 48, "a", "holds a NUL"},
+    {"nul_in_a_weight", ONE("\"safetensors_file\": \"/m\", \"weight_name\": \"\\u0000\""), HEFT_FORMAT, 48, "a", "contains a NUL"},
     {"not_utf8", "{\"\xff\": {}}", HEFT_FORMAT, 2, "", "invalid UTF-8"},
 };
 /* clang-format on */
@@ -292,7 +292,7 @@ static void odd_but_fine(void **state)
     assert_string_equal(index.entries[1].weight, "b/c"); /* its own name, where none is said */
     assert_int_equal(index.entries[1].dtype, HEFT_DTYPE_NONE);
     assert_non_null(index.entries[1].shape);
-    assert_null(index.entries[2].weight); /* of no use to a .dat */
+    assert_null(index.entries[2].weight); /* not used for a .dat */
     assert_int_equal(index.entries[2].size_bytes, 8);
     heft__offload_index_fini(&index);
     heft__offload_index_fini(&index); /* once more, and none at all */
@@ -324,10 +324,10 @@ static void limits_are_kept(void **state)
     } rows[] = {
         {{.index_bytes = 70, .tensors = 2, .name_bytes = 3, .rank = 2, .json_depth = 3}, HEFT_OK, 0, ""},
         {{.index_bytes = 69}, HEFT_LIMIT, HEFT_NO_OFFSET, "index has 70 bytes, the limit is 69"},
-        {{.tensors = 1}, HEFT_LIMIT, 36, "over 1 tensors"},
+        {{.tensors = 1}, HEFT_LIMIT, 36, "more than 1 tensors"},
         {{.name_bytes = 2}, HEFT_LIMIT, 36, "tensor name has 3 bytes, the limit is 2"},
-        {{.rank = 1}, HEFT_LIMIT, 32, "over 1 dimensions"},
-        {{.json_depth = 2}, HEFT_LIMIT, 29, "nested over 2 levels deep"},
+        {{.rank = 1}, HEFT_LIMIT, 32, "more than 1 dimensions"},
+        {{.json_depth = 2}, HEFT_LIMIT, 29, "nested more than 2 levels deep"},
     };
     /* clang-format on */
     assert_int_equal(sizeof text - 1, 70);
@@ -479,7 +479,8 @@ static void safetensors_entries(void **state)
     write_text("index.json", pointing("none.safetensors", ""));
     expect_open("no_file", HEFT_NOT_FOUND, "none.safetensors", "t", HEFT_NO_OFFSET, "cannot open");
     write_text("index.json", pointing("index.json", ""));
-    expect_open("json", HEFT_UNSUPPORTED, "index.json", "t", 0, "no checkpoint but JSON");
+    expect_open("json", HEFT_UNSUPPORTED, "index.json", "t", 0,
+                "not a checkpoint: this is a JSON file");
     write_text("index.json", pointing("", ""));
     expect_open("folder", HEFT_UNSUPPORTED, "", "t", HEFT_NO_OFFSET, "a folder");
     write_text("index.json", "{\"t\": {\"safetensors_file\": \"/dev/zero\"}}");

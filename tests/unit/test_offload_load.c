@@ -1,5 +1,5 @@
-/* Models of which a device map leaves a part on the disk, with an offload folder for it: the same
- * values as without, from the checkpoint's files or the folder's; no failure leaves half of one. */
+/* Models with a part on the disk by a device map, and an offload folder for it: the same values as
+ * without, from the checkpoint's files or the folder's; no failure leaves a partial folder. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
@@ -116,7 +116,7 @@ static void values_are_those_without_a_folder(void **state)
     }
 }
 
-/* What one load left is a checkpoint for the next, also when the first was one of many names. */
+/* The folder of one load is a checkpoint for the next, also when the first had many aliases. */
 static void a_folder_is_a_checkpoint(void **state)
 {
     (void)state;

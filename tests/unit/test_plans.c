@@ -1,4 +1,4 @@
-/* Plans: very many modules, being stopped, dtypes by name, and what is warned of. */
+/* Plans: very many modules, cancellation, dtypes by name, and warnings. */
 #include "place/place.h"
 #include "support.h"
 #include "support_model.h"
@@ -82,8 +82,8 @@ static void own_tensors_of_a_module_come_together(void **state)
     heft_plan_free(plan);
 }
 
-/* Without names, what the model marks stays whole, and budgets are balanced by it: the same as if its
- * classes were named. */
+/* Without names, the modules that the model flags are not split, and budgets are balanced by them: the same
+ * as if their classes were named. */
 static void compare_with_names(const char *what, heft_model *model)
 {
     const char *names[8];
@@ -204,7 +204,7 @@ static void plans_ever_smaller_modules(void **state)
     heft_plan_free(plan);
 }
 
-/* ---- being stopped --------------------------------------------------------------------------- */
+/* ---- cancellation ---------------------------------------------------------------------------- */
 struct patience {
     int calls, most;
 };
@@ -267,7 +267,7 @@ static heft__tree *tree_of(const char *const *paths, uint32_t modules, const str
     return tree;
 }
 
-/* Two that are too large with what is tied to them pulled each other forward for ever: once for each
+/* Two items that are too large together with their ties once pulled each other forward for ever: once per
  * device is enough. */
 static void fallback_allocation_ends(void **state)
 {
@@ -394,7 +394,7 @@ static void t5_with_its_outputs_in_float32(void **state)
 }
 
 /* ---- warnings -------------------------------------------------------------------------------- */
-/* "m0" is in the name of "am0.weight", so the reference takes the tie to be m0's: what it is tied to
+/* "m0" is in the name of "am0.weight", so Accelerate regards the tie as m0's: the tied tensor
  * goes with m0, and am0 elsewhere. */
 static void ties_across_devices_are_told(void **state)
 {
@@ -427,8 +427,8 @@ static void ties_across_devices_are_told(void **state)
 }
 
 /* ---- every family ---------------------------------------------------------------------------- */
-/* Everything has a device, best passes no budget and splits no block, and what a pass over the disk takes
- * has room where the processor's budget is not too small for a block. */
+/* Everything has a device, `best` exceeds no budget and splits no block, and the memory of a pass over the
+ * disk fits unless the CPU budget is too small for a block. */
 static void check_family_plan(const char *what, const heft_model *model,
                               const heft_plan_options *options)
 {
@@ -494,7 +494,7 @@ static void every_family_can_be_planned(void **state)
     assert_true(seen >= 190);
 }
 
-/* ---- the rest: a run for the processor, with room to bring in the others ------------------------ */
+/* ---- the rest: a run on the CPU, with room for streaming the others ------------------------------ */
 #define REST_MOST 7
 
 #define PARTS_MOST 3
@@ -606,7 +606,7 @@ static void the_rest_keeps_room(void **state)
     }
 }
 
-/* Heft's own map tells of buffers, and of nothing else. */
+/* heft's own map warns about buffers, and about nothing else. */
 static void best_tells_of_buffers(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* The context's threads: created once, shared by all calls, nested and from several callers, over a
- * fork, and gone with the context. Where threads meet they wait for each other, so a pool that has
- * too few hangs, and the test's timeout tells. */
+ * fork, and gone with the context. Threads that meet wait for each other, so a pool with too few threads
+ * hangs, and the test times out. */
 #include "support.h"
 
 #include <dirent.h>
@@ -36,7 +36,7 @@ struct roll { /* of the threads that were seen */
     pthread_mutex_t lock;
     pid_t seen[64];
     size_t count;
-    pthread_barrier_t *together; /* NULL: nobody waits */
+    pthread_barrier_t *together; /* NULL: no waiting */
 };
 
 static heft_status sign(void *user, size_t item, heft_error *err)
@@ -59,7 +59,7 @@ static heft_status sign(void *user, size_t item, heft_error *err)
     return HEFT_OK;
 }
 
-/* As many items as threads, each of which waits for all others: so many threads there are. */
+/* As many items as threads, each of which waits for all others: so there are that many threads. */
 static void meet(heft_ctx *ctx, unsigned threads, struct roll *roll)
 {
     pthread_barrier_t together;
@@ -354,7 +354,7 @@ static void wait_for(struct gate *gate, size_t passed)
     pthread_mutex_unlock(&gate->lock);
 }
 
-/* It gets a thread at once whatever the others do, takes no helper from anybody, and its thread is
+/* It gets a thread at once whatever the others do, takes no helper from a job, and its thread is
  * used again. */
 static void background_work_runs_beside(void **state)
 {

@@ -1,4 +1,4 @@
-/* test_random.c - random numbers: known answers, independence of how they are cut, and their
+/* test_random.c - random numbers: known answers, independence of how they are split into pieces, and their
  * distributions.
  *
  * Seeds are fixed, so a test that passes once passes always. Bounds of the statistical ones are
@@ -159,7 +159,7 @@ static void logarithm_is_right_to_a_few_places(void **state)
     assert_true(sqrt(-2 * (double)edge[1]) > 6.6); /* the farthest normal */
 }
 
-/* ---- how they are cut --------------------------------------------------------------------- */
+/* ---- pieces ------------------------------------------------------------------------------- */
 enum kind { NORMAL, UNIFORM, TRUNC, TRUNC_TAIL, KINDS };
 
 static void draw(enum kind kind, const heft__random *random, uint64_t first, float *dst,

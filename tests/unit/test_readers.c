@@ -1,5 +1,5 @@
 /* test_readers.c - checkpoints from bytes in memory and through a caller's reader: the same tensors as
- * from a file, every way in which a reader can fail, and who keeps what alive. */
+ * from a file, every way in which a reader can fail, and what keeps what alive. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 
@@ -259,12 +259,12 @@ static void a_reader_that_fails_is_an_io_error(void **state)
         int sys_errno;
         const char *words;
     } rows[] = {
-        {"errno",          -EACCES,          EACCES, "the reader failed: "                       },
-        {"no_such_file",   -ENOENT,          ENOENT, "the reader failed: "                       },
-        {"no_memory",      -ENOMEM,          ENOMEM, "the reader failed: "                       },
-        {"no_errno",       INT64_MIN,        EIO,    "the reader failed: "                       },
-        {"ends_early",     0,                0,      "the reader ends here, its size is "        },
-        {"gives_too_much", INT64_C(1) << 40, 0,      "the reader gave 1099511627776 bytes where "},
+        {"errno",          -EACCES,          EACCES, "the reader failed: "                      },
+        {"no_such_file",   -ENOENT,          ENOENT, "the reader failed: "                      },
+        {"no_memory",      -ENOMEM,          ENOMEM, "the reader failed: "                      },
+        {"no_errno",       INT64_MIN,        EIO,    "the reader failed: "                      },
+        {"ends_early",     0,                0,      "the reader ended early, its size is "     },
+        {"gives_too_much", INT64_C(1) << 40, 0,      "the reader returned 1099511627776 bytes, "},
     };
     size_t length;
     uint8_t *bytes = small_file(&length);

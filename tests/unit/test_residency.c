@@ -1,5 +1,5 @@
-/* Models placed by a device map: what is on cpu has memory of its own, what is on disk stays in its
- * file, is brought in unit by unit within a budget and dropped; and what cannot be placed is refused. */
+/* Models placed by a device map: weights on cpu are in memory, weights on disk stay in their files and are
+ * brought in unit by unit within a budget and dropped; what cannot be placed is refused. */
 #include "support_residency.h"
 
 #include <inttypes.h>
@@ -46,7 +46,7 @@ static size_t first_layer(const heft_residency *r, const heft_model *model)
     return test_unit(r, model, "encoder.layer.0.output.dense.weight");
 }
 
-/* Whole blocks that are read over both ends of a range stay in its memory, wherever that begins. */
+/* Whole blocks that are read beyond both ends of a range stay within its memory, wherever that begins. */
 static void blocks_stay_in_their_memory(void **state)
 {
     (void)state;
@@ -65,8 +65,8 @@ static void blocks_stay_in_their_memory(void **state)
     }
 }
 
-/* Two passes over all units, from a warm and a cold page cache, as they lie and cast. What is read ahead
- * is waited for, so that the number of reads is known. */
+/* Two passes over all units, from a warm and a cold page cache, as stored and cast. The test waits for
+ * the read-ahead, so that the number of reads is known. */
 static void units_come_and_go(void **state)
 {
     (void)state;
@@ -143,7 +143,7 @@ static uint64_t mapped_rss(const char *name)
     return sum;
 }
 
-/* What is dropped leaves the page tables, with the neighbors' pages that a fault has entered beside it. */
+/* Dropped pages leave the page tables, with the neighboring pages that a fault has entered. */
 static void dropped_units_leave_the_page_tables(void **state)
 {
     (void)state;
@@ -241,7 +241,7 @@ static void what_has_no_room_is_refused(void **state)
     heft_model_free(model);
 }
 
-/* A parameter that is cast on the way has no memory, and says so. */
+/* A parameter that is cast when brought in is not in memory, and the error says so. */
 static void a_cast_stays_on_disk(void **state)
 {
     (void)state;
@@ -267,8 +267,8 @@ static void what_cannot_be_placed_is_refused(void **state)
         heft_status status;
         const char *says, *item;
     } rows[] = {
-        {"an_accelerator", 3,                HEFT_UNSUPPORTED, "device 3",  "encoder.layer.0."},
-        {"no_device",      HEFT_DEVICE_NONE, HEFT_INVALID_ARG, "no device", "encoder.layer"   },
+        {"an_accelerator", 3,                HEFT_UNSUPPORTED, "device 3",       "encoder.layer.0."},
+        {"no_device",      HEFT_DEVICE_NONE, HEFT_INVALID_ARG, "unknown device", "encoder.layer"   },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         heft_model *model = NULL;
@@ -282,8 +282,8 @@ static void what_cannot_be_placed_is_refused(void **state)
 }
 
 /* ---- every family ---------------------------------------------------------------------------- */
-/* Whatever a file's tensors have to become (stacked, split, cast), a unit's are the model's; each parameter
- * is in one unit. */
+/* However a file's tensors are transformed (stacked, split, cast), a unit has the model's values; each
+ * parameter is in one unit. */
 static void compare_family(const char *what, heft_model *model, heft_format format,
                            heft_dtype dtype)
 {
@@ -338,8 +338,8 @@ static void every_family_comes_in_as_it_is(void **state)
 }
 
 /* ---- nothing half done ----------------------------------------------------------------------- */
-/* Two units of a schedule that has no others, so that nothing is read ahead meanwhile, and a tensor of
- * one of them. */
+/* The only two units of a schedule, so that nothing is read ahead meanwhile, and a tensor of one of
+ * them. */
 static heft_status bring_two(heft_ctx *with, void *user, heft_error *err)
 {
     heft_model *model = NULL;
@@ -388,7 +388,7 @@ static void memory_can_run_out_anywhere(void **state)
 static bool stop_bringing(void *user, const heft_progress *progress)
 {
     int *left = user;
-    return strcmp(progress->what, "bringing in") != 0 || --*left > 0;
+    return strcmp(progress->what, "loading units") != 0 || --*left > 0;
 }
 
 static void cancelled_in_the_middle(void **state)
@@ -416,8 +416,8 @@ static void cancelled_in_the_middle(void **state)
     heft_ctx_free(with);
 }
 
-/* A file that is cut after the load: a status, and no signal; also where the cut is read ahead, and where
- * one of several units is there. */
+/* A file that is truncated after the load: a status, and no signal; also if the missing part is read ahead,
+ * and if one of several units is in memory. */
 static void a_cut_file_is_told(void **state)
 {
     (void)state;
@@ -449,7 +449,7 @@ static void *cut(void *user)
     return truncate(at("cut/model.safetensors"), 5000000) == 0 ? NULL : (void *)folder;
 }
 
-/* A file that is cut while units come and go. */
+/* A file that is truncated while units are brought in and dropped. */
 static void a_file_is_cut_meanwhile(void **state)
 {
     (void)state;
@@ -469,7 +469,7 @@ static void a_file_is_cut_meanwhile(void **state)
             if (i == LAYERS + round) {
                 assert_int_equal(pthread_create(&thread, NULL, cut, NULL), 0);
             }
-            if (i == 3 * LAYERS) { /* from here on it has been cut */
+            if (i == 3 * LAYERS) { /* truncated from here on */
                 pthread_join(thread, &failed);
                 assert_null(failed);
             }

@@ -1,7 +1,7 @@
-/* Random valid checkpoints: what goes in comes out, whatever the format and the shards between.
+/* Random valid checkpoints: the same tensors come out, whatever the format and the shards in between.
  *
- * The files are written by the test, with nothing of the library; everything is drawn from the
- * number of the round, which a failure prints. */
+ * The test writes the files without the library. Everything is derived from the number of the round,
+ * which a failure prints. */
 #include "support.h"
 #include "support_model.h"
 

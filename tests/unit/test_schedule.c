@@ -1,5 +1,5 @@
 /* Which units are read, and how often: positions in a schedule, a decoder's loop within the budget, loops
- * that are larger than it, and random schedules against the fewest reads that are possible. */
+ * that are larger than it, and random schedules against the minimum number of reads. */
 #include "support_residency.h"
 
 #define LAYERS 12
@@ -91,12 +91,12 @@ static void bad_schedules_are_refused(void **state)
         size_t count, repeat;
         const char *says;
     } rows[] = {
-        {there, 0, 0,       "empty"                                       },
-        {NULL,  2, 0,       "is NULL"                                     },
-        {gone,  2, 0,       "place 1 of the schedule names unit 1000"     },
-        {there, 2, 2,       "repeats from place 2, and has 2 places"      },
-        {there, 2, 1 << 20, "repeats from place 1048576, and has 2 places"},
-        {NULL,  0, 1 << 20, "repeats from place 1048576"                  },
+        {there, 0, 0,       "empty"                                        },
+        {NULL,  2, 0,       "is NULL"                                      },
+        {gone,  2, 0,       "entry 1 of the schedule is unit 1000"         },
+        {there, 2, 2,       "repeats from entry 2, but has 2 entries"      },
+        {there, 2, 1 << 20, "repeats from entry 1048576, but has 2 entries"},
+        {NULL,  0, 1 << 20, "repeats from entry 1048576"                   },
     };
     heft_residency *r = test_residency(model, NULL), *none = NULL;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -121,7 +121,7 @@ static void bad_schedules_are_refused(void **state)
     heft_residency_free(r);
 }
 
-/* Acquire a unit as an engine would that computes for long: all that is read ahead comes meanwhile. */
+/* Acquire a unit like an engine with long computations: all of the read-ahead completes meanwhile. */
 static void use(heft_residency *r, size_t unit)
 {
     heft_lease *lease = test_acquire(r, unit);
@@ -231,8 +231,8 @@ static heft_residency *residency_for(unsigned room, const size_t *units, size_t 
     return test_residency(model, &options);
 }
 
-/* A loop that is larger than the budget keeps a part in memory: one place is for the unit that is used, one
- * for the unit that comes. */
+/* A loop that is larger than the budget keeps a part in memory: one place is for the unit in use, one
+ * for the next unit. */
 static void a_loop_larger_than_the_budget_keeps_a_part(void **state)
 {
     (void)state;
@@ -296,8 +296,8 @@ static void random_schedules_are_read_as_seldom_as_possible(void **state)
     }
 }
 
-/* Units that the schedule does not have come on demand, and go before those that it has, the least
- * recently used first. */
+/* Units outside the schedule are brought in on demand, and dropped before those in it, the least recently
+ * used first. */
 static void what_is_in_no_schedule_comes_on_demand(void **state)
 {
     (void)state;
@@ -311,7 +311,7 @@ static void what_is_in_no_schedule_comes_on_demand(void **state)
     heft_residency_free(r);
 }
 
-/* A schedule that is replaced is read ahead along from its beginning. */
+/* After a schedule is replaced, read-ahead starts at the beginning of the new one. */
 static void a_schedule_can_be_replaced(void **state)
 {
     (void)state;

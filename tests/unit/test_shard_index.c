@@ -1,7 +1,7 @@
-/* shard index: what is taken and refused, and at which byte and for which key; the text that is
+/* shard index: what is accepted and refused, and at which byte and for which key; the text that is
  * written; limits.
  *
- * tests/data/index/ has texts that the real library wrote, which must come back byte for byte, and
+ * tests/data/index/ has texts that Transformers wrote, which must be reproduced byte for byte, and
  * one small text per defect. Whether the files exist and hold what the index says is tested with
  * the checkpoint. */
 #include "support.h"
@@ -182,13 +182,13 @@ static void texts_with_one_defect(void **state)
          "'@ABSDIR@/model-00001-of-00002.safetensors' leaves the index's folder"},
         {"ix_bom", HEFT_FORMAT, 0, "", "byte order mark"},
         {"ix_dup_keys", HEFT_FORMAT, 121, "a", "key occurs twice, first at byte 43"},
-        {"ix_empty_map", HEFT_FORMAT, 42, "", "weight_map holds no tensor"},
+        {"ix_empty_map", HEFT_FORMAT, 42, "", "weight_map contains no tensor"},
         {"ix_map_is_list", HEFT_FORMAT, 28, "", "weight_map must be an object, found an array"},
         {"ix_map_missing", HEFT_FORMAT, 0, "", "field 'weight_map' is missing"},
         {"ix_not_json", HEFT_FORMAT, 0, "", "expected a value, found 'w'"},
         {"ix_not_object", HEFT_FORMAT, 0, "", "expected an object, found an array"},
         {"ix_nul_in_file_name", HEFT_REFUSED, 86, "b",
-         "file name 'model-00002-of-00002.safetensors' holds a NUL"},
+         "file name 'model-00002-of-00002.safetensors' contains a NUL"},
         {"ix_parent", HEFT_REFUSED, 47, "a",
          "file name '../outside.safetensors' leaves the index's folder"},
         {"ix_value_null", HEFT_FORMAT, 86, "b", "file name must be a string, found null"},
@@ -258,7 +258,7 @@ static const struct {
     {"twice_with_escapes", "{\"weight_map\":{\"a\":\"f\",\"b\":\"f\",\"\\u0061\":\"g\"}}",
      HEFT_FORMAT, 31, "a", "first at byte 15"},
     {"nul_in_a_tensor_name", "{\"weight_map\":{\"a\\u0000b\":\"f\"}}", HEFT_FORMAT, 15, "a",
-     "tensor name holds a NUL"},
+     "tensor name contains a NUL"},
     {"file_name_empty", "{\"weight_map\":{\"a\":\"\"}}", HEFT_REFUSED, 19, "a",
      "file name '' is empty"},
     {"file_name_absolute", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", HEFT_REFUSED, 19, "a",
@@ -276,7 +276,7 @@ static const struct {
     {"backslash", "{\"weight_map\":{\"a\":\"..\\\\f\"}}", HEFT_REFUSED, 19, "a", "'..\\f' leaves"},
     {"drive", "{\"weight_map\":{\"a\":\"C:\\\\f\"}}", HEFT_REFUSED, 19, "a", "'C:\\f' leaves"},
     {"nul_and_more", "{\"weight_map\":{\"a\":\"f\\u0000\"}}", HEFT_REFUSED, 19, "a",
-     "file name 'f' holds a NUL"},
+     "file name 'f' contains a NUL"},
     {"second_name_leaves", "{\"weight_map\":{\"a\":\"f\",\"b\":\"../f\"}}", HEFT_REFUSED, 27, "b",
      "'../f' leaves"},
 };
@@ -321,11 +321,11 @@ static void limits_are_kept(void **state)
          .json_depth = 2}, HEFT_OK, 0, "", ""},
         {"bytes", {.index_bytes = 41}, HEFT_LIMIT, HEFT_NO_OFFSET, "",
          "index has 42 bytes, the limit is 41"},
-        {"tensors", {.tensors = 2}, HEFT_LIMIT, 33, "e", "over 2 tensors"},
+        {"tensors", {.tensors = 2}, HEFT_LIMIT, 33, "e", "more than 2 tensors"},
         {"name_bytes", {.name_bytes = 2}, HEFT_LIMIT, 23, "bcd",
          "tensor name has 3 bytes, the limit is 2"},
-        {"shards", {.shards = 1}, HEFT_LIMIT, 29, "bcd", "over 1 files"},
-        {"depth", {.json_depth = 1}, HEFT_LIMIT, 14, "", "nested over 1 levels deep"},
+        {"shards", {.shards = 1}, HEFT_LIMIT, 29, "bcd", "more than 1 files"},
+        {"depth", {.json_depth = 1}, HEFT_LIMIT, 14, "", "nested more than 1 levels deep"},
     };
     /* clang-format on */
     for (size_t i = 0; i < COUNT(rows); i++) {

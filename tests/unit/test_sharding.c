@@ -8,7 +8,7 @@
 
 static heft_ctx *ctx;
 
-/* One letter a tensor: its size; a second letter names its storage where it is shared. */
+/* One letter per tensor: its size; a second letter names a shared storage. */
 static void the_rule_cuts_as_the_reference_does(void **state)
 {
     (void)state;

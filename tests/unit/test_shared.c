@@ -1,6 +1,6 @@
-/* One copy a host: several processes that load the same weights in another dtype share them, a
+/* One copy per host: several processes that load the same weights in another dtype share them, a
  * builder that dies is replaced, nothing is left behind, and other weights are another copy. This
- * program has a memfd_create of its own, which can fail. */
+ * program replaces memfd_create, so that it can fail. */
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
@@ -65,7 +65,7 @@ static heft_model *load(const char *name, heft_load_mode mode, bool *joined)
         assert_true(report->shared_bytes == heft_model_bytes(model));
     }
     if (joined) {
-        *joined = strstr(report->strategy, "was there already") != NULL;
+        *joined = strstr(report->strategy, "already existed") != NULL;
     }
     heft_load_report_free(report);
     return model;
@@ -178,7 +178,7 @@ static void processes_share_one_copy(void **state)
     }
     heft_model *second = load("one", HEFT_LOAD_SHARED, &joined);
     assert_true(joined);
-    heft_model_free(first); /* whoever built it may go first */
+    heft_model_free(first); /* the builder may free it first */
     heft_model *third = load("one", HEFT_LOAD_SHARED, &joined);
     assert_true(joined);
     expect_equal(private, third);
@@ -204,7 +204,7 @@ static void one_of_many_builds(void **state)
             heft_model *own = load("many", HEFT_LOAD_SHARED, &found);
             answer = found ? 'j' : 'b';
             ssize_t put = write(pipes[1], &answer, 1);
-            usleep(300000); /* nobody leaves before all are there */
+            usleep(300000); /* no process exits before all have the copy */
             heft_model_free(own);
             _exit(put == 1 ? 0 : 1);
         }
@@ -281,7 +281,7 @@ static void other_weights_are_another_copy(void **state)
     assert_int_equal(count_registers(), 0);
 }
 
-/* A register that somebody has scribbled into, and one that names processes with something else. */
+/* A corrupted register, and one that names processes that hold something else. */
 static void a_register_is_not_trusted(void **state)
 {
     (void)state;
@@ -306,7 +306,7 @@ static void a_register_is_not_trusted(void **state)
     }
 }
 
-/* So many lines of a process that does hold the copy that there is no room for one more. */
+/* A register so full of lines of a process with the copy that no line can be added. */
 static void fill_register(void)
 {
     char registers[600];
@@ -330,12 +330,12 @@ static void fill_register(void)
     free(line);
 }
 
-/* Whoever can have no shared copy gets one of its own, a warning, and no error. */
+/* A process that cannot have a shared copy gets a private one, a warning, and no error. */
 static void without_a_shared_copy_there_is_a_private_one(void **state)
 {
     (void)state;
     static const char *const says[] = {"the register of shared copies is full",
-                                       "cannot make a shared copy"};
+                                       "cannot create a shared copy"};
     const test_how how = {
         .load = {.mode = HEFT_LOAD_SHARED, .dtype = HEFT_DTYPE_BF16, .strict = true}
     };

@@ -32,7 +32,7 @@ static void compare_row(const char *what, const heft_model *model, size_t i,
     }
 }
 
-/* ---- names of the reference's memory, where its files have others ---------------------------- */
+/* ---- names in Transformers' memory that differ from those in files --------------------------- */
 static bool has_inner_names(const heft_model *model)
 {
     for (size_t i = 0; i < model->count; i++) {
@@ -82,7 +82,7 @@ static void compare_inner(const char *what, const heft_model *model, const heft_
     for (const heft__json_value *row = params->first; row; row = row->next) {
         size_t i = find_inner(model, row->first->text);
         if (i == SIZE_MAX) {
-            fail_msg("%s: nothing is '%s' in the reference's memory", what, row->first->text);
+            fail_msg("%s: nothing is '%s' in Transformers' memory", what, row->first->text);
             return;
         }
         const heft__inner *inner = heft__model_place(model, i).inner;
@@ -444,10 +444,10 @@ static void the_builder_has_limits(void **state)
     } rows[] = {
         {"nests_too_deep",      nests_too_deep,      HEFT_LIMIT,  "",         "nested too deep"       },
         {"has_a_long_part",     has_a_long_part,     HEFT_LIMIT,  "",         "too long"              },
-        {"has_a_long_name",     has_a_long_name,     HEFT_LIMIT,  "",         "over 1023 bytes"       },
+        {"has_a_long_name",     has_a_long_name,     HEFT_LIMIT,  "",         "longer than 1023 bytes"},
         {"has_many_bytes",      has_many_bytes,      HEFT_LIMIT,  "e.weight", "[2147483648, 1048576]" },
         {"overflows_64_bits",   overflows_64_bits,   HEFT_LIMIT,  "p",        "2147483648, 2147483648"},
-        {"has_many_tensors",    has_many_tensors,    HEFT_LIMIT,  "",         "over 100 tensors"      },
+        {"has_many_tensors",    has_many_tensors,    HEFT_LIMIT,  "",         "more than 100 tensors" },
         {"has_deep_parts",      has_deep_parts,      HEFT_LIMIT,  "",         "nested too deep"       },
         {"has_many_modules",    has_many_modules,    HEFT_LIMIT,  "",         "modules"               },
         {"ties_unequal_shapes", ties_unequal_shapes, HEFT_FORMAT, "b.weight",

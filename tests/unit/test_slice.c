@@ -1,5 +1,5 @@
-/* test_slice.c - slices, casts and many reads at once, against a reference that copies bit by bit out
- * of the whole tensor. */
+/* test_slice.c - slices, casts and many reads at once, compared with a bit-by-bit copy out of the
+ * whole tensor. */
 #include "checkpoint/checkpoint.h"
 #include "support.h"
 
@@ -14,8 +14,8 @@
 static heft_ctx *ctx; /* with several threads */
 static char folder[256];
 
-/* ---- the reference ----------------------------------------------------------------------------- */
-/* One bit after another, so that elements below a byte are nothing special. */
+/* ---- the expected slice ------------------------------------------------------------------------ */
+/* One bit after another, so that sub-byte elements need no special case. */
 static void copy_bits(uint8_t *dst, uint64_t to, const uint8_t *src, uint64_t from, unsigned bits)
 {
     for (unsigned b = 0; b < bits; b++, to++, from++) {
@@ -47,7 +47,7 @@ static uint64_t slice_naively(const heft_tensor_info *info, const uint8_t *whole
     return elems;
 }
 
-/* Whether a slice begins and ends between bytes wherever it is cut. */
+/* Whether every run of a slice begins and ends on a byte boundary. */
 static bool is_cut_between_bytes(const heft_tensor_info *info, const uint64_t *start,
                                  const uint64_t *stop)
 {
@@ -85,7 +85,7 @@ static uint8_t *read_whole(const heft_checkpoint *ckpt, size_t i)
 struct wanted { /* a random request, and what it should give */
     heft_read_request request;
     uint64_t start[64], stop[64];
-    uint8_t *expected, *memory; /* GUARD bytes before and behind what is filled */
+    uint8_t *expected, *memory; /* GUARD bytes before and after the filled part */
     size_t bytes;
     bool good;
 };
@@ -527,14 +527,14 @@ static void requests_are_checked(void **state)
          {0, 0},
          {1, 1},
          HEFT_DTYPE_NONE,                                                              48,
-         "a slice of rank 1, the tensor has rank 2"                                            },
+         "the slice has rank 1, the tensor has rank 2"                                         },
         {"rank_too_high",
          "s",                        1,
          true,                                 true,
          {0, 0},
          {1, 1},
          HEFT_DTYPE_NONE,                                                              48,
-         "a slice of rank 1, the tensor has rank 0"                                            },
+         "the slice has rank 1, the tensor has rank 0"                                         },
         {"stops_behind_end",
          "m",                        2,
          true,                                 true,
@@ -569,14 +569,14 @@ static void requests_are_checked(void **state)
          {0, 1},
          {3, 4},
          HEFT_DTYPE_NONE,                                                              35,
-         "35 bytes are given, 36 are needed"                                                   },
+         "the buffer has 35 bytes, 36 are needed"                                              },
         {"cap_of_a_cast",
          "m",                        2,
          true,                                 true,
          {0, 1},
          {3, 4},
          HEFT_DTYPE_F64,                                                               71,
-         "71 bytes are given, 72 are needed"                                                   },
+         "the buffer has 71 bytes, 72 are needed"                                              },
         {"cast_not_known",
          "i",                        0,
          false,                                false,
@@ -606,7 +606,7 @@ static void requests_are_checked(void **state)
          {1, 0},
          {2, 3},
          HEFT_DTYPE_NONE,                                                              99,
-         "ends inside a byte"                                                                  },
+         "does not end on a byte boundary"                                                     },
         {"odd_rows_cut",
          "odd",                      2,
          true,                                 true,
@@ -666,7 +666,7 @@ static void one_bad_request_among_many_writes_nothing(void **state)
         {.tensor = heft_checkpoint_count(ckpt), .dst = bytes, .cap = sizeof bytes},
     };
     assert_int_equal(heft_checkpoint_read_many(ckpt, requests, 2, &err), HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "there is no tensor 6, the checkpoint has 6"));
+    assert_non_null(strstr(err.message, "tensor index 6 is out of range, the checkpoint has 6"));
     for (size_t k = 0; k < sizeof bytes; k++) {
         assert_int_equal(bytes[k], 0xee);
     }

@@ -1,4 +1,4 @@
-/* Sources: what a path names, opened once; what is missing is an error of what needs it; plans as an
+/* Sources: what a path names, opened once; a missing part is an error only where it is needed; plans as an
  * input of a load. */
 #include "load/load.h"
 #include "support.h"

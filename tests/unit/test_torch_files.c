@@ -1,5 +1,5 @@
-/* PyTorch files: what the real library wrote reads with equal dtypes, shapes, bytes and sharing;
- * what lies is refused with the status and at the byte of the table; what heft writes reads back.
+/* PyTorch files: what PyTorch wrote reads with equal dtypes, shapes, bytes and sharing; malformed
+ * files are refused with the status and byte of the table; what heft writes reads back.
  * Files and sidecars: tests/data/README.md. */
 #include "format/format.h"
 #include "support.h"
@@ -98,7 +98,7 @@ static const heft__file_tensor *find(const heft__file *file, const char *name)
     return NULL;
 }
 
-/* ---- files of the real library --------------------------------------------------------------- */
+/* ---- files of PyTorch ------------------------------------------------------------------------ */
 static heft_dtype dtype_of(const char *text)
 {
     heft_dtype dtype = HEFT_DTYPE_NONE;
@@ -134,7 +134,7 @@ static void compare(const char *name, const heft__file *file, const heft__file_t
     }
 }
 
-/* Names below state_dict or model are relative to it; what stands beside is skipped. */
+/* Names below state_dict or model are relative to it; other values are skipped. */
 static const char *relative_name(const char *name, const char *file)
 {
     const char *prefix = strcmp(file, "zip_training_checkpoint.pt") == 0 ? "state_dict."
@@ -711,11 +711,11 @@ static void bad_tensors_are_not_written(void **state)
         const char *words;
     } rows[] = {
   /* clang-format off */
-        {"name_twice", {TENSOR_U8("a", 0, shape, 3), TENSOR_U8("a", 1, shape, 3)}, 2, "twice"},
+        {"name_twice", {TENSOR_U8("a", 0, shape, 3), TENSOR_U8("a", 1, shape, 3)}, 2, "duplicate name"},
         {"quantised", {{"a", HEFT_DTYPE_QINT8, 1, shape, 3, 0, NULL}}, 1, "cannot hold qint8"},
         {"six_bits", {{"a", HEFT_DTYPE_F6_E2M3, 1, pair, 2, 0, NULL}}, 1, "cannot hold"},
-        {"wrong_size", {{"a", HEFT_DTYPE_F32, 1, shape, 3, 0, NULL}}, 1, "do not fit the shape"},
-        {"no_utf8", {TENSOR_U8("\xff", 0, shape, 3)}, 1, "no UTF-8"},
+        {"wrong_size", {{"a", HEFT_DTYPE_F32, 1, shape, 3, 0, NULL}}, 1, "do not match the shape"},
+        {"no_utf8", {TENSOR_U8("\xff", 0, shape, 3)}, 1, "not UTF-8"},
         {"other_size", {TENSOR_U8("a", 0, shape, 3), TENSOR_U8("b", 0, pair, 2)}, 2,
          "shares its storage with 'a'"},
   /* clang-format on */
@@ -777,9 +777,9 @@ static void strangers_are_called_by_name(void **state)
         {"GGUF\3\0\0\0\x20\0\0\0\0\0\0\0", 16, HEFT_UNSUPPORTED, "a GGUF file"},
         {"version https://git-lfs.github.com/spec/v1\n", 43, HEFT_UNSUPPORTED, "Git LFS pointer"},
         {"<!DOCTYPE html>", 15, HEFT_UNSUPPORTED, "a web page"},
-        {"\x80\x02}q\0.", 6, HEFT_UNSUPPORTED, "torch.save did not write"},
+        {"\x80\x02}q\0.", 6, HEFT_UNSUPPORTED, "not written by torch.save"},
         {"L119547037146038801333356L\n.", 28, HEFT_UNSUPPORTED, "protocol 0 or 1"},
-        {"hello", 5, HEFT_UNSUPPORTED, "it begins with 68 65 6c 6c 6f"},
+        {"hello", 5, HEFT_UNSUPPORTED, "the file begins with 68 65 6c 6c 6f"},
         {"PK\5\6\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 22, HEFT_FORMAT, "no entries"},
   /* clang-format on */
     };

@@ -1,6 +1,6 @@
-/* A file that is cut while it is read: a status with file and byte, no signal, nothing half done.
+/* A file that is truncated while it is read: a status with file and byte, no signal, nothing half done.
  *
- * The file is cut from the progress callback, so in the middle of the work, or between two calls. */
+ * The progress callback truncates the file in the middle of the work, or the test does between two calls. */
 #include "support.h"
 #include "support_model.h"
 
@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 static char folder[256];
-static char victim[400]; /* the file that is cut; "": none */
+static char victim[400]; /* the file to truncate; "": none */
 static off_t cut_to;
 static unsigned calls, cut_at; /* at this call of the progress callback, counted from 1 */
 
@@ -105,7 +105,7 @@ static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst,
     return status;
 }
 
-/* The model is mapped, then its file is cut, then it is saved. */
+/* The model is mapped, then its file is truncated, then it is saved. */
 static heft_status save_mapped(heft_ctx *ctx, const char *source, const char *dst, heft_error *err)
 {
     const test_how options = {.load = {.mode = HEFT_LOAD_MAP}};

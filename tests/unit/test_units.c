@@ -1,4 +1,4 @@
-/* What comes and goes together: layers, experts one by one, modules outside layers, tied tensors. */
+/* What is brought in and dropped together: layers, experts one by one, modules outside layers, tied tensors. */
 #include "support_residency.h"
 
 #include <stdlib.h>
@@ -91,7 +91,7 @@ static void experts_are_units_of_their_own(void **state)
     heft_model_free(model);
 }
 
-/* A token's experts come together, and no other one does. */
+/* A token's experts are brought in together, and no others. */
 static void experts_come_as_they_are_asked_for(void **state)
 {
     (void)state;

@@ -83,7 +83,7 @@ static void the_checkpoint_is_the_skeleton(void **state)
         heft_model *model = load(ctx, name, HEFT_DTYPE_NONE, &report);
         assert_string_equal(report->model_type, "quux");
         assert_int_equal(report->warning_count, 1);
-        assert_non_null(strstr(report->warnings[0], "'quux' is not known"));
+        assert_non_null(strstr(report->warnings[0], "unknown model type 'quux'"));
         assert_int_equal(report->tied_count, rows[r].tied);
         compare_all(name, model);
         size_t k = 0;

@@ -535,11 +535,11 @@ static void callbacks_that_fail(void **state)
     } rows[] = {
   /* clang-format off */
         {"ends_early", {10, 990, HEFT_OK, false, false, 0, 0}, HEFT_INVALID_ARG, HEFT_NO_OFFSET,
-         "the bytes end after 990, its shape needs 1000"},
+         "its callback ended after 990 bytes, its shape needs 1000"},
         {"has_none", {10, 0, HEFT_OK, false, false, 0, 0}, HEFT_INVALID_ARG, HEFT_NO_OFFSET,
-         "end after 0"},
+         "ended after 0 bytes"},
         {"gives_too_many", {10, UINT64_MAX, HEFT_OK, false, true, 0, 0}, HEFT_INVALID_ARG,
-         HEFT_NO_OFFSET, "were asked for"},
+         HEFT_NO_OFFSET, "were requested"},
         {"says_why", {10, 500, HEFT_IO, true, false, 0, 0}, HEFT_IO, 4711, "the tape is torn"},
         {"does_not_say", {10, 500, HEFT_NOT_FOUND, false, false, 0, 0}, HEFT_NOT_FOUND,
          HEFT_NO_OFFSET, "failed at byte 500: not found"},
@@ -605,21 +605,21 @@ static void options_that_do_not_go_together(void **state)
         const char *words;
     } rows[] = {
   /* clang-format off */
-        {"read_only", "out", {.format = HEFT_FORMAT_TORCH_TAR}, "'tar' is read only"},
-        {"unknown", "out", {.format = (heft_format)99}, "is read only"},
-        {"no_format_in_the_name", "x.data", {.single_file = true}, "does not tell its format"},
+        {"read_only", "out", {.format = HEFT_FORMAT_TORCH_TAR}, "'tar' is read-only"},
+        {"unknown", "out", {.format = (heft_format)99}, "is read-only"},
+        {"no_format_in_the_name", "x.data", {.single_file = true}, "does not determine the format"},
         {"one_file_in_shards", "x.pt", {.single_file = true, .max_shard_bytes = 5}, "no shards"},
         {"one_file_as_a_variant", "x.pt", {.single_file = true, .variant = "v"}, "no variants"},
         {"one_file_offload", "x.pt", {.single_file = true, .format = HEFT_FORMAT_OFFLOAD},
-         "is not one file"},
+         "is not a single file"},
         {"offload_in_shards", "out", {.format = HEFT_FORMAT_OFFLOAD, .max_shard_bytes = 5},
          "an offload folder has no shards"},
         {"offload_variant", "out", {.format = HEFT_FORMAT_OFFLOAD, .variant = "v"}, "no variants"},
         {"no_name", "", {.single_file = true}, "destination is empty"},
-        {"a_folder", "sub/", {.single_file = true, .format = HEFT_FORMAT_TORCH}, "no file's name"},
-        {"dots", "sub/..", {.single_file = true, .format = HEFT_FORMAT_TORCH}, "no file's name"},
+        {"a_folder", "sub/", {.single_file = true, .format = HEFT_FORMAT_TORCH}, "no file name"},
+        {"dots", "sub/..", {.single_file = true, .format = HEFT_FORMAT_TORCH}, "no file name"},
         {"ties", "out", {.ties = (heft_ties)3}, "ties: 3"},
-        {"modules", "out", {.module_count = 1}, "list of modules is NULL"},
+        {"modules", "out", {.module_count = 1}, "module list is NULL"},
   /* clang-format on */
     };
     (void)state;
@@ -678,12 +678,12 @@ static void tensors_that_are_refused(void **state)
     heft_tensor *tensor = tensor_on(ctx, numbers, sizeof numbers, HEFT_DTYPE_F32, shape, 2, NULL);
     const heft_format st = HEFT_FORMAT_SAFETENSORS, pt = HEFT_FORMAT_TORCH,
                       off = HEFT_FORMAT_OFFLOAD;
-    expect_refused(st, "there", tensor, HEFT_INVALID_ARG, "was added before");
+    expect_refused(st, "there", tensor, HEFT_INVALID_ARG, "was already added");
     expect_refused(st, "", tensor, HEFT_INVALID_ARG, "name is empty");
     expect_refused(st, "\xff", tensor, HEFT_INVALID_ARG, "not valid UTF-8");
-    expect_refused(st, "__metadata__", tensor, HEFT_INVALID_ARG, "tensor of this name");
+    expect_refused(st, "__metadata__", tensor, HEFT_INVALID_ARG, "tensor with this name");
     expect_refused(st, huge, tensor, HEFT_LIMIT, "the limit is 65536");
-    expect_refused(off, "a/b", tensor, HEFT_INVALID_ARG, "cannot be a file's name");
+    expect_refused(off, "a/b", tensor, HEFT_INVALID_ARG, "is not a valid file name");
     expect_refused(off, name, tensor, HEFT_INVALID_ARG, "the name has 250 bytes");
     const heft_tensor original = tensor ? *tensor : (heft_tensor){0};
     heft_tensor changed = original;
@@ -691,9 +691,9 @@ static void tensors_that_are_refused(void **state)
     expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "has 20 bytes, its shape needs 24");
     changed = original;
     changed.offset_bytes = 4;
-    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "not at its offset");
+    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "does not match its offset");
     changed.offset_bytes = sizeof numbers;
-    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "leaves its storage");
+    expect_refused(st, "a", &changed, HEFT_INVALID_ARG, "exceeds its storage");
     changed = original;
     changed.rank = 65;
     expect_refused(st, "a", &changed, HEFT_LIMIT, "rank 65, the limit is 64");
@@ -712,7 +712,8 @@ static void tensors_that_are_refused(void **state)
     heft_tensor_free(tensor);
     tensor = tensor_on(ctx, numbers, sizeof numbers, HEFT_DTYPE_F4_E2M1FN_X2, shape, 2, NULL);
     expect_refused(off, "a", tensor, HEFT_INVALID_ARG, "cannot hold float4");
-    expect_refused(pt, "a", tensor, HEFT_INVALID_ARG, "along the last dimension, which is odd");
+    expect_refused(pt, "a", tensor, HEFT_INVALID_ARG,
+                   "along the last dimension, which has odd size");
     heft_tensor_free(tensor);
     tensor = tensor_on(ctx, numbers, sizeof numbers, HEFT_DTYPE_F4_E2M1FN_X2, odd, 2, turned);
     if (tensor) { /* else a tensor cannot even be made like this */
@@ -734,15 +735,15 @@ static void made_tensors_that_are_refused(void **state)
     } rows[] = {
   /* clang-format off */
         {"too_large", {.dtype = HEFT_DTYPE_F32, .rank = 2, .shape = huge}, HEFT_INVALID_ARG,
-         "has no size in bytes"},
+         "has no valid size in bytes"},
         {"half_a_byte", {.dtype = HEFT_DTYPE_F4_E2M1FN_X2, .rank = 1, .shape = three},
-         HEFT_INVALID_ARG, "has no size in bytes"},
+         HEFT_INVALID_ARG, "has no valid size in bytes"},
         {"no_dtype", {.rank = 1, .shape = three}, HEFT_INVALID_ARG, ""},
-        {"no_shape", {.dtype = HEFT_DTYPE_F32, .rank = 1}, HEFT_INVALID_ARG, "has no shape"},
+        {"no_shape", {.dtype = HEFT_DTYPE_F32, .rank = 1}, HEFT_INVALID_ARG, "its shape is NULL"},
         {"rank", {.dtype = HEFT_DTYPE_F32, .rank = 65, .shape = many}, HEFT_LIMIT,
          "the limit is 64"},
         {"strides", {.dtype = HEFT_DTYPE_F32, .rank = 1, .shape = three, .strides = stride},
-         HEFT_INVALID_ARG, "no strides"},
+         HEFT_INVALID_ARG, "cannot have strides"},
   /* clang-format on */
     };
     (void)state;
@@ -768,13 +769,13 @@ static void side_files_and_metadata(void **state)
     static const struct {
         const char *name, *words;
     } rows[] = {
-        {"",                                 "not the name of a file"},
-        {"a/b",                              "not the name of a file"},
-        {"..",                               "not the name of a file"},
-        {"config.json",                      "was added before"      },
-        {"model.safetensors",                "taken for weights"     },
-        {"pytorch_model.bin.index.json",     "taken for weights"     },
-        {"model-00001-of-00002.safetensors", "taken for weights"     },
+        {"",                                 "not a plain file name"     },
+        {"a/b",                              "not a plain file name"     },
+        {"..",                               "not a plain file name"     },
+        {"config.json",                      "was already added"         },
+        {"model.safetensors",                "mistaken for a weight file"},
+        {"pytorch_model.bin.index.json",     "mistaken for a weight file"},
+        {"model-00001-of-00002.safetensors", "mistaken for a weight file"},
     };
     heft_writer *w = writer_at(at("out"), NULL);
     heft_error err;
@@ -805,7 +806,7 @@ static void side_files_and_metadata(void **state)
     const heft_writer_options bin = HEFT_OPTIONS(heft_writer_options, .format = HEFT_FORMAT_TORCH);
     w = writer_at(at("bin"), &bin);
     assert_int_equal(heft_writer_metadata(w, "a", "b", &err), HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "a torch file holds no metadata"));
+    assert_non_null(strstr(err.message, "a PyTorch file cannot hold metadata"));
     heft_writer_free(w);
     const heft_writer_options single = HEFT_OPTIONS(heft_writer_options, .single_file = true);
     w = writer_at(at("x.pt"), &single);
@@ -813,7 +814,7 @@ static void side_files_and_metadata(void **state)
     heft_writer_free(w);
 }
 
-/* A side file in the place of a tensor's file is told when both are known. */
+/* A side file with the name of a tensor's file is refused once both are known. */
 static void a_side_file_in_the_place_of_weights(void **state)
 {
     const heft_writer_options options =
@@ -826,7 +827,7 @@ static void a_side_file_in_the_place_of_weights(void **state)
         add(w, "a", numbers, HEFT_DTYPE_F32, 2, 3, NULL);
         assert_int_equal(heft_writer_side_file(w, names[i], "{}", 2, &err), HEFT_OK);
         assert_int_equal(heft_writer_commit(w, NULL, &err), HEFT_INVALID_ARG);
-        assert_non_null(strstr(err.message, "two files would be called"));
+        assert_non_null(strstr(err.message, "two files would have the name"));
         heft_writer_free(w);
         assert_int_equal(test_count_entries(folder), 0);
     }
@@ -843,7 +844,7 @@ static void after_the_commit(void **state)
     add(w, "a", numbers, HEFT_DTYPE_F32, 2, 3, NULL);
     test_expect_status(heft_writer_commit(w, NULL, &err), HEFT_OK, &err, "commit");
     assert_int_equal(heft_writer_commit(w, NULL, &err), HEFT_INVALID_ARG);
-    assert_non_null(strstr(err.message, "was committed"));
+    assert_non_null(strstr(err.message, "already been committed"));
     assert_int_equal(heft_writer_add(w, "b", tensor, &err), HEFT_INVALID_ARG);
     assert_int_equal(add_given(w, "b", &giving, &err), HEFT_INVALID_ARG);
     assert_int_equal(heft_writer_metadata(w, "a", "b", &err), HEFT_INVALID_ARG);
@@ -863,7 +864,7 @@ static void a_folder_that_is_there(void **state)
     w = writer_at(at("out"), &options);
     add(w, "a", numbers + 1, HEFT_DTYPE_F32, 2, 3, NULL);
     assert_int_equal(heft_writer_commit(w, NULL, &err), HEFT_EXISTS);
-    assert_non_null(strstr(err.message, "holds 'model.safetensors' already"));
+    assert_non_null(strstr(err.message, "already contains 'model.safetensors'"));
     heft_writer_free(w);
     expect_values(at("out"), "a", numbers, 6);
     options.force = true;
@@ -944,7 +945,7 @@ static void every_allocation_may_fail(void **state)
     }
 }
 
-/* ---- whose thread lets go ---------------------------------------------------------------------- */
+/* ---- the last reference ------------------------------------------------------------------------ */
 struct letting_go {
     pthread_t caller;
     size_t count, strange;

@@ -116,7 +116,7 @@ static struct clip vision(heft__skeleton *s)
     heft__sk_leave(s);
     heft__sk_embedding(s, "position_embedding", positions, c.hidden, -1);
     heft__sk_leave(s);
-    heft__sk_layer_norm(s, "pre_layrnorm", c.hidden, true); /* the reference's spelling */
+    heft__sk_layer_norm(s, "pre_layrnorm", c.hidden, true); /* spelled like this in Transformers */
     layers(s, &c);
     heft__sk_layer_norm(s, "post_layernorm", c.hidden, true);
     heft__sk_config_leave(s);

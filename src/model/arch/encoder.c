@@ -25,7 +25,7 @@ struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard)
     }
     if (c.cross_attention && !heft__sk_flag(s, "is_decoder", false)) {
         heft__sk_fail(s, HEFT_FORMAT, "add_cross_attention",
-                      "expected is_decoder true beside it, found false");
+                      "requires is_decoder true, found false");
     }
     c.padding_row = heft__sk_padding_row(s, "pad_token_id", standard->padding_row, c.vocab);
     heft__sk_initializer_range(s, 0.02);

@@ -1,6 +1,6 @@
 /* mixture.h - a layer's experts, for the mixtures among the decoders (decoder.h).
  *
- * Files hold three matrices for each expert; the reference stacks them into two tensors:
+ * Files hold three matrices for each expert; Transformers stacks them into two tensors:
  *
  *   gate_up_proj [experts, 2 * intermediate, hidden]  each expert's gate rows, then its up rows
  *   down_proj    [experts, hidden, intermediate] */
@@ -14,7 +14,7 @@ struct experts {
     const char *gate, *up, *down; /* as files name them */
 };
 
-/* experts.0 .. N-1 at the module that is entered. The reference has a module "experts", and none for
+/* experts.0 .. N-1 at the module that is entered. Transformers has a module "experts", and none for
  * an expert or its matrices: these have no class. */
 void mixture_experts(heft__skeleton *s, const struct experts *e);
 /* gate */

@@ -1,4 +1,4 @@
-/* olmo2.c - OLMo 2: queries and keys are normalized whole; norms stand behind attention and MLP.
+/* olmo2.c - OLMo 2: queries and keys are normalized as a whole; norms follow attention and MLP.
  *
  *   model.embed_tokens -> model.layers.0 .. N-1 -> model.norm -> a head
  *

@@ -59,7 +59,7 @@ static void embeddings(heft__skeleton *s, const struct vit *c, bool mask_token)
     heft__sk_leave(s);
 }
 
-/* A module of files that the reference's memory does not have any more, around one matrix. */
+/* A module around one matrix that files have and Transformers no longer has in memory. */
 static void wrapped(heft__skeleton *s, const char *name, uint64_t in, uint64_t out)
 {
     heft__sk_enter(s, HEFT_MODULE_OTHER, "", "%s", name);
