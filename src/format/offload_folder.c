@@ -43,20 +43,6 @@ static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **ope
     return status == HEFT_NOMEM ? status : HEFT_OK;
 }
 
-heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err)
-{
-    heft__input *opened = NULL;
-    heft_error reason = {0};
-    const heft_status status = probe(ctx, path, &opened, &reason);
-    const bool failed = status == HEFT_NOMEM || status == HEFT_IO;
-    *known = opened != NULL;
-    heft__input_unref(opened);
-    if (failed && err) {
-        *err = reason;
-    }
-    return failed ? status : HEFT_OK;
-}
-
 /* ---- the index ------------------------------------------------------------------------------- */
 struct folder {                         /* heft__index.own */
     const heft__offload_entry **firsts; /* [file_count] the first entry of each file */
@@ -110,6 +96,7 @@ static heft_status list_entries(struct reading *r, heft_error *err)
         r->entries[i] =
             (heft__shard_entry){.name = entry->name, .file = found, .offset = entry->offset};
         r->claims[i] = (heft__claim){.weight = entry->weight ? entry->weight : entry->name,
+                                     .alone = !entry->file,
                                      .dtype = entry->dtype,
                                      .rank = entry->rank,
                                      .shape = entry->shape};
@@ -154,12 +141,6 @@ static heft_status read_text(heft_ctx *ctx, const char *path, heft__input *opene
     }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, path);
-}
-
-heft_status heft__offload_index_read(heft_ctx *ctx, const char *path, heft__offload_index *out,
-                                     heft_error *err)
-{
-    return read_text(ctx, path, NULL, out, err);
 }
 
 static heft_status read_index(heft_ctx *ctx, const char *folder, const char *name,
@@ -223,16 +204,19 @@ static heft_status list_files(heft__arena *arena, const char *folder, heft__map 
 {
     const char *path = heft__path_join(arena, folder, HEFT__OFFLOAD_INDEX);
     heft__offload_index old = {0};
-    bool known = false;
+    heft__input *opened = NULL;
     size_t found;
-    heft_error reason = {0}; /* a malformed index says nothing of other files */
-    heft_status status = path ? heft__offload_is_index(arena->ctx, path, &known, err)
-                              : heft__fail_nomem(err, strlen(folder));
-    if (status != HEFT_OK || !known) {
-        return status;
+    heft_error reason = {0};
+    heft_status status = path ? probe(arena->ctx, path, &opened, &reason)
+                              : heft__fail_nomem(&reason, strlen(folder));
+    if (status == HEFT_OK && opened) {
+        status = read_text(arena->ctx, path, opened, &old, &reason);
+    } else if (status == HEFT_OK || (status != HEFT_IO && status != HEFT_NOMEM)) {
+        return HEFT_OK;
     }
-    status = heft__offload_index_read(arena->ctx, path, &old, &reason);
-    if (status == HEFT_IO) { /* what it names would stay */
+    heft__input_unref(opened);
+    /* What it names would stay. A malformed index says nothing of other files. */
+    if (status == HEFT_IO) {
         if (err) {
             *err = reason;
         }

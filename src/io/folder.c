@@ -265,6 +265,15 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const heft__fold
     return HEFT_OK;
 }
 
+void heft__folder_tidy(heft_ctx *ctx, const char *path)
+{
+    heft__folder_writer *writer = NULL;
+    heft_error ignored;
+    if (heft__folder_begin(ctx, path, NULL, &writer, &ignored) == HEFT_OK) {
+        heft__folder_free(writer);
+    }
+}
+
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err)
 {
     struct statvfs facts;
