@@ -244,7 +244,12 @@ static void settle(power *p, size_t at)
             best = &p->places[i];
         }
     }
-    for (size_t i = 0; best && i < p->place_count; i++) {
+    /* Other names that it had may be there again, unless the disk knows of the last step. */
+    const bool had_more = !n->is_folder && n->kept.known && n->kept.facts.st_nlink > 1;
+    if (!best || (had_more && !is_home(n, best))) {
+        return;
+    }
+    for (size_t i = 0; i < p->place_count; i++) {
         if (p->places[i].node == at && &p->places[i] != best) {
             p->places[i].dropped = true;
         }
@@ -384,8 +389,8 @@ void power_cut(power *p, unsigned variant)
     p->nodes[root].home_name = "";
     mark(p, root, variant);
     for (size_t i = 0; i < p->count; i++) {
-        if (p->nodes[i].is_folder ||
-            (p->nodes[i].is_there && p->nodes[i].now.facts.st_nlink == 1)) {
+        const node *n = &p->nodes[i];
+        if (n->is_folder || (n->is_there && n->now.facts.st_nlink == 1)) {
             settle(p, i);
         }
     }
