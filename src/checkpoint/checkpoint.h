@@ -28,7 +28,9 @@ typedef struct heft__resolved {
     const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
-    heft__snapshot snapshot; /* of the folder before anything in it was looked at */
+    heft__snapshot snapshot;       /* of the folder before anything in it was looked at */
+    const char *index_path;        /* NULL without an index */
+    heft__identity index_identity; /* of the index before it was read */
 } heft__resolved;
 
 /* What a path names, through the hub's cache and with the subfolder (NULL or "": none): a file or folder

@@ -404,11 +404,22 @@ static heft_status finish(heft_checkpoint *ckpt, heft_status status, const char 
     return HEFT_OK;
 }
 
+static bool is_index_current(const heft__resolved *where)
+{
+    const heft__identity now =
+        where->index_path ? heft__path_identity(where->index_path) : (heft__identity){0};
+    return memcmp(&now, &where->index_identity, sizeof now) == 0;
+}
+
 bool heft__checkpoint_is_current(const heft_checkpoint *ckpt)
 {
-    heft__snapshot snapshot = ckpt->where.snapshot;
-    bool current = !ckpt->where.folder || heft__snapshot_holds(ckpt->where.folder, &snapshot);
-    for (size_t i = 0; current && snapshot.young && i < ckpt->file_count; i++) {
+    if (!ckpt->where.folder || ckpt->where.lone) {
+        return true; /* one file is of one moment */
+    }
+    const heft__since since = heft__snapshot_compare(ckpt->where.folder, &ckpt->where.snapshot);
+    bool current =
+        since != HEFT__REPLACED && (since == HEFT__UNCHANGED || is_index_current(&ckpt->where));
+    for (size_t i = 0; current && since == HEFT__CHANGED && i < ckpt->file_count; i++) {
         const heft__file *file = ckpt->files[i].file;
         current = !file || heft__input_is_current(file->source);
     }

@@ -230,6 +230,14 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
     } else {
         status = resolve_file(arena, at, &found, err);
     }
+    if (status == HEFT_OK && found.index) {
+        found.index_path = heft__path_join(arena, found.folder, found.index);
+        status = found.index_path ? HEFT_OK : heft__fail_nomem(err, strlen(found.index));
+    }
+    if (status == HEFT_OK && found.index) {
+        found.index_identity = found.index_input ? *heft__input_identity(found.index_input)
+                                                 : heft__path_identity(found.index_path);
+    }
     *out = found; /* what is open in it is the caller's to close, in any case */
     return status;
 }

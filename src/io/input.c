@@ -42,17 +42,6 @@ static heft_status source_new(heft_ctx *ctx, const char *path, heft__input **out
     return HEFT_OK;
 }
 
-static heft__identity identity_of(const struct stat *facts)
-{
-    return (heft__identity){.device = (uint64_t)facts->st_dev,
-                            .inode = (uint64_t)facts->st_ino,
-                            .bytes = (uint64_t)facts->st_size,
-                            .seconds = (int64_t)facts->st_mtim.tv_sec,
-                            .nanoseconds = (int64_t)facts->st_mtim.tv_nsec,
-                            .change_seconds = (int64_t)facts->st_ctim.tv_sec,
-                            .change_nanoseconds = (int64_t)facts->st_ctim.tv_nsec};
-}
-
 static const char *kind_of_file(mode_t mode)
 {
     return S_ISDIR(mode)    ? "a folder"
@@ -110,7 +99,7 @@ heft_status heft__input_open(heft_ctx *ctx, const char *path, heft__input **out,
     }
     (*out)->fd = fd;
     (*out)->size = (uint64_t)facts.st_size;
-    (*out)->identity = identity_of(&facts);
+    (*out)->identity = heft__identity_of(&facts);
     return HEFT_OK;
 }
 
@@ -133,7 +122,7 @@ heft_status heft__input_unchanged(heft__input *source, heft_error *err)
     if (fstat(fd, &facts) != 0) {
         status = heft__fail_io(err, errno, "cannot look at the file");
     } else {
-        const heft__identity now = identity_of(&facts);
+        const heft__identity now = heft__identity_of(&facts);
         status = memcmp(&now, &source->identity, sizeof now) == 0
                      ? HEFT_OK
                      : heft__fail(err, HEFT_IO, "the file changed while it was read");

@@ -43,6 +43,9 @@ typedef struct heft__identity {
     int64_t seconds, nanoseconds;               /* of the last change of its bytes */
     int64_t change_seconds, change_nanoseconds; /* of anything about it */
 } heft__identity;
+struct stat;
+heft__identity heft__identity_of(const struct stat *facts);
+heft__identity heft__path_identity(const char *path);                  /* zeros if there is none */
 const heft__identity *heft__input_identity(const heft__input *source); /* NULL: not a file; lent */
 /* IO if the file is not as it was when it was opened. */
 heft_status heft__input_unchanged(heft__input *source, heft_error *err);
@@ -138,9 +141,12 @@ typedef struct heft__snapshot {
     bool young;            /* changed so lately that its times tell little */
 } heft__snapshot;
 void heft__snapshot_take(const char *folder, heft__snapshot *snapshot);
-/* Whether the folder is the same, unchanged, and no journal is at work in it. Where it is young, files
- * that were opened meanwhile have to be compared: heft__input_is_current(). */
-bool heft__snapshot_holds(const char *folder, heft__snapshot *snapshot);
+typedef enum heft__since {
+    HEFT__UNCHANGED,
+    HEFT__CHANGED, /* or it may be: files opened meanwhile have to be compared, heft__input_is_current() */
+    HEFT__REPLACED /* by another folder, or a journal is at work in it */
+} heft__since;
+heft__since heft__snapshot_compare(const char *folder, const heft__snapshot *snapshot);
 
 /* The names in a folder, in byte order, in the arena. An error where it cannot be listed. */
 heft_status heft__folder_names(heft__arena *arena, const char *path, const char *const **names,

@@ -53,6 +53,23 @@ bool heft__path_is_newer(const char *a, const char *b, unsigned seconds)
            first.st_mtim.tv_sec > second.st_mtim.tv_sec + (time_t)seconds;
 }
 
+heft__identity heft__identity_of(const struct stat *facts)
+{
+    return (heft__identity){.device = (uint64_t)facts->st_dev,
+                            .inode = (uint64_t)facts->st_ino,
+                            .bytes = (uint64_t)facts->st_size,
+                            .seconds = (int64_t)facts->st_mtim.tv_sec,
+                            .nanoseconds = (int64_t)facts->st_mtim.tv_nsec,
+                            .change_seconds = (int64_t)facts->st_ctim.tv_sec,
+                            .change_nanoseconds = (int64_t)facts->st_ctim.tv_nsec};
+}
+
+heft__identity heft__path_identity(const char *path)
+{
+    struct stat facts;
+    return stat(path, &facts) == 0 ? heft__identity_of(&facts) : (heft__identity){0};
+}
+
 void heft__snapshot_take(const char *folder, heft__snapshot *snapshot)
 {
     struct stat facts;
@@ -67,7 +84,7 @@ void heft__snapshot_take(const char *folder, heft__snapshot *snapshot)
     }
 }
 
-bool heft__snapshot_holds(const char *folder, heft__snapshot *snapshot)
+heft__since heft__snapshot_compare(const char *folder, const heft__snapshot *snapshot)
 {
     heft__snapshot now;
     struct stat facts;
@@ -77,6 +94,11 @@ bool heft__snapshot_holds(const char *folder, heft__snapshot *snapshot)
     if (at >= 0) {
         close(at);
     }
-    snapshot->young |= now.young;
-    return !journal && memcmp(&now.folder, &snapshot->folder, sizeof now.folder) == 0;
+    return journal || now.folder.device != snapshot->folder.device ||
+                   now.folder.inode != snapshot->folder.inode
+               ? HEFT__REPLACED
+           : now.young || snapshot->young ||
+                   memcmp(&now.folder, &snapshot->folder, sizeof now.folder) != 0
+               ? HEFT__CHANGED
+               : HEFT__UNCHANGED;
 }
