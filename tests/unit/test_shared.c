@@ -4,6 +4,8 @@
  *
  * This program replaces some system functions: memfd_create can fail, fstat can make files look like
  * others, and the process can kill itself before or after any of them. */
+#include <heft/shared.h>
+
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
@@ -898,6 +900,172 @@ static void a_source_may_be_replaced_but_not_overwritten(void **state)
     }
 }
 
+/* ---- list and remove ------------------------------------------------------------------------- */
+static heft_shared_list *list_copies(void)
+{
+    heft_error err = {0};
+    heft_shared_list *list = NULL;
+    test_expect_status(heft_shared_list_read(ctx, &list, &err), HEFT_OK, &err, "list");
+    return list;
+}
+
+/* One with an id of NULL if it is not there. */
+static const heft_shared_copy *find_copy(const heft_shared_list *list, const char *id)
+{
+    static const heft_shared_copy none = {0};
+    for (size_t i = 0; i < list->count; i++) {
+        if (strcmp(list->copies[i].id, id) == 0) {
+            return &list->copies[i];
+        }
+    }
+    return &none;
+}
+
+static void copies_are_listed_with_their_processes(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    make_checkpoint("listed", 41);
+    heft_model *model = load("listed", HEFT_LOAD_SHARED, NULL);
+    const pid_t builder = begin_child(hold_segment, &(struct holding){"list-builds", false}),
+                holder = begin_child(hold_segment, &(struct holding){"list-holds", true});
+    heft__segment *segment = NULL, *again = NULL;
+    test_expect_status(open_segment("list-holds", 10000, 0, &segment, &err), HEFT_OK, &err, "join");
+    test_expect_status(open_segment("list-holds", 10000, 0, &again, &err), HEFT_OK, &err, "join");
+    end_child(begin_child(hold_segment, &(struct holding){"list-dead", true}));
+    heft_shared_list *list = list_copies();
+    assert_int_equal(list->count, 3);
+    assert_null(find_copy(list, register_name("list-dead"))->id);
+    assert_int_equal(count_registers(), 3); /* that of the dead is gone */
+
+    const heft_shared_copy *copy = find_copy(list, register_name("list-builds"));
+    assert_non_null(copy->id);
+    assert_true(copy->building);
+    assert_null(copy->source);
+    assert_true(copy->bytes == 10000);
+    assert_int_equal(copy->pid_count, 1);
+    assert_true(copy->pids[0] == builder);
+
+    copy = find_copy(list, register_name("list-holds"));
+    assert_non_null(copy->id);
+    assert_false(copy->building);
+    assert_string_equal(copy->source, "/some/where");
+    assert_true(copy->bytes == 10000);
+    assert_in_range(time(NULL) - copy->created, 0, 100);
+    assert_int_equal(copy->pid_count, 2); /* each process once */
+    assert_true(copy->pids[0] == holder && copy->pids[1] == getpid());
+
+    for (size_t i = 0; i < list->count; i++) { /* the one that is left is the model's */
+        char *source = realpath(at("listed"), NULL);
+        copy = &list->copies[i];
+        if (strcmp(copy->id, register_name("list-builds")) != 0 &&
+            strcmp(copy->id, register_name("list-holds")) != 0) {
+            assert_string_equal(copy->source, source);
+            assert_true(copy->bytes >= heft_model_bytes(model));
+        }
+        free(source);
+        assert_true(i == 0 || strcmp(list->copies[i - 1].id, copy->id) < 0);
+    }
+    heft_shared_list_free(list);
+    end_child(builder);
+    end_child(holder);
+    heft__segment_close(segment);
+    heft__segment_close(again);
+    heft_model_free(model);
+    list = list_copies();
+    assert_int_equal(list->count, 0);
+    assert_int_equal(count_registers(), 0);
+    heft_shared_list_free(list);
+    heft_shared_list_free(NULL);
+}
+
+/* Who holds a removed copy keeps it, and goes without disturbing the new one. */
+static void a_removed_copy_stays_with_those_who_hold_it(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    bool joined = true;
+    size_t removed = 0;
+    make_checkpoint("removed", 42);
+    heft_model *private = load("removed", HEFT_LOAD_COPY, NULL);
+    heft_model *old = load("removed", HEFT_LOAD_SHARED, NULL);
+    heft_shared_list *list = list_copies();
+    assert_int_equal(list->count, 1);
+    test_expect_status(heft_shared_remove(ctx, list->copies[0].id, &removed, &err), HEFT_OK, &err,
+                       "remove");
+    assert_int_equal(removed, 1);
+    assert_int_equal(count_registers(), 0);
+    expect_equal(private, old);
+    heft_model *new = load("removed", HEFT_LOAD_SHARED, &joined);
+    assert_false(joined);
+    heft_model_free(old);
+    assert_int_equal(count_registers(), 1);
+    heft_model *newer = load("removed", HEFT_LOAD_SHARED, &joined);
+    assert_true(joined);
+    heft_model_free(newer);
+    heft_model_free(new);
+    heft_model_free(private);
+    heft_shared_list_free(list);
+    assert_int_equal(count_registers(), 0);
+    assert_int_equal(count_segments(), 0);
+}
+
+/* Removed while it is built: the builder keeps it for itself, and whoever waited builds. Who closes does
+ * not wait for a builder. */
+static void a_copy_that_is_being_built_can_be_removed(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft__segment *mine = NULL, *next = NULL;
+    test_expect_status(open_segment("rebuilt", 10000, 0, &mine, &err), HEFT_OK, &err, "mine");
+    test_expect_status(heft_shared_remove(ctx, NULL, NULL, &err), HEFT_OK, &err, "all");
+    const pid_t child = begin_child(hold_segment, &(struct holding){"rebuilt", false});
+    memset(heft__segment_base(mine), 7, 10000);
+    test_expect_status(heft__segment_seal(mine, &err), HEFT_OK, &err, "seal");
+    assert_int_equal(heft__segment_base(mine)[9999], 7);
+    test_expect_status(open_segment("rebuilt", 10000, 100, &next, &err), HEFT_UNSUPPORTED, &err,
+                       "the child builds");
+    struct timespec began, ended;
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    heft__segment_close(mine);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    assert_in_range(ended.tv_sec - began.tv_sec, 0, 1);
+    assert_int_equal(count_registers(), 1); /* the child's */
+    end_child(child);
+    test_expect_status(open_segment("rebuilt", 10000, 0, &next, &err), HEFT_OK, &err, "again");
+    heft__segment_close(next);
+    assert_int_equal(count_registers(), 0);
+}
+
+static void removing_refuses_what_is_no_copy(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *id;
+        heft_status status;
+    } rows[] = {
+        {"0123456789abcdef",    HEFT_NOT_FOUND  },
+        {"0123456789abcde",     HEFT_INVALID_ARG},
+        {"0123456789ABCDEF",    HEFT_INVALID_ARG},
+        {"../../../etc/passwd", HEFT_INVALID_ARG},
+        {"",                    HEFT_INVALID_ARG},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        heft_error err = {0};
+        size_t removed = 77;
+        test_expect_status(heft_shared_remove(ctx, rows[i].id, &removed, &err), rows[i].status,
+                           &err, rows[i].id);
+        assert_string_equal(err.item, rows[i].id);
+        assert_int_equal(removed, 77);
+    }
+    heft_error err = {0};
+    size_t removed = 77;
+    test_expect_status(heft_shared_remove(ctx, NULL, &removed, &err), HEFT_OK, &err, "none");
+    assert_int_equal(removed, 0);
+    test_expect_status(heft_shared_remove(NULL, NULL, NULL, &err), HEFT_INVALID_ARG, &err, "ctx");
+    test_expect_status(heft_shared_list_read(ctx, NULL, &err), HEFT_INVALID_ARG, &err, "out");
+}
+
 /* A register so full of lines of a process with the copy that no line can be added. */
 static void fill_register(void)
 {
@@ -997,6 +1165,10 @@ int main(void)
         cmocka_unit_test(files_that_look_alike_are_not_mixed),
         cmocka_unit_test(a_source_that_changes_while_it_is_read_is_an_error),
         cmocka_unit_test(a_source_may_be_replaced_but_not_overwritten),
+        cmocka_unit_test(copies_are_listed_with_their_processes),
+        cmocka_unit_test(a_removed_copy_stays_with_those_who_hold_it),
+        cmocka_unit_test(a_copy_that_is_being_built_can_be_removed),
+        cmocka_unit_test(removing_refuses_what_is_no_copy),
         cmocka_unit_test(without_a_shared_copy_there_is_a_private_one),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
