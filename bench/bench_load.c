@@ -389,11 +389,11 @@ int main(int count, char **words)
                count == 5) {
         code = run_place(ctx, what, words[2], words[3], words[4]);
     } else if (strcmp(what, "memcpy") == 0 && count == 3) {
-        code = run_memcpy(strtoull(words[2], NULL, 10));
+        code = run_memcpy((size_t)strtoull(words[2], NULL, 10));
     } else if (strcmp(what, "read") == 0 && count == 4) {
         code = run_read(words[2], words[3]);
     } else if (strcmp(what, "warm") == 0 && count == 3) {
-        size_t bytes = strtoull(words[2], NULL, 10);
+        size_t bytes = (size_t)strtoull(words[2], NULL, 10);
         memset(huge_pages(bytes), 1, bytes);
         code = 0;
     } else {

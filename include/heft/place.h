@@ -145,11 +145,13 @@ HEFT_API bool heft_plan_device(const heft_plan *plan, size_t i, heft_budget *bud
                                double *placed);
 /** Return the path of the largest module that must not be split, and set its bytes; lent. */
 HEFT_API const char *heft_plan_largest(const heft_plan *plan, double *bytes);
-/** Return the recommended budget in bytes for streaming the blocks on disk one after another: the
- * largest pair of adjacent blocks (the first block follows the last) if it fits in what is left of
- * the CPU budget, otherwise the largest block. If not even that fits, returns what is left;
- * streaming will fail. Sets `one` to the bytes of the largest block and `two` to those of the
- * largest pair; both are 0 if no block is on disk. */
+/** Return the recommended budget in bytes for streaming what is on disk unit by unit: the largest
+ * pair of adjacent units in the model's order (the first unit follows the last) if it fits in what
+ * is left of the CPU budget, otherwise the largest unit. If not even that fits, returns what is
+ * left; streaming will fail. Units are those of heft_residency: a layer and each of its experts are
+ * separate units. Sets `one` to the bytes of the largest unit, the smallest budget that a residency
+ * accepts, and `two` to those of the largest pair; both are 0 if nothing is on disk. To acquire
+ * several units at once, such as a layer with some of its experts, their sum is needed. */
 HEFT_API double heft_plan_stream(const heft_plan *plan, double *one, double *two);
 /** Return what determines the CPU budget: heft_machine.reason, or "given" if the caller set it;
  * lent. */

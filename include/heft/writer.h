@@ -179,7 +179,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_writer_commit(heft_writer *writer,
  * device or a pipe is written to directly.
  *
  * @param ctx   borrowed
- * @param path  borrowed; missing parent folders are created
+ * @param path  borrowed; its folder must exist
  * @param data  borrowed; `size` bytes
  * @param size  in bytes
  * @param err   filled on failure; may be NULL

@@ -31,10 +31,17 @@ typedef struct heft__resolved {
     heft__snapshot snapshot; /* of the folder before anything in it was looked at */
 } heft__resolved;
 
+/* What a path names, through the hub's cache and with the subfolder (NULL or "": none): a file or folder
+ * that is there; the path itself, or in the arena. */
+heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,
+                               const char **out, heft_error *err);
 /* Strings live in the arena. */
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err);
+/* The first name of a shard in a folder that has no index, and its format; NULL if there is none. */
+heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
+                                  const char **shard, const heft__format **out, heft_error *err);
 /* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
 bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
 #define HEFT__OPEN_TRIES 20 /* of opening a folder that is being replaced */
@@ -105,6 +112,9 @@ struct heft_checkpoint {
     size_t metadata_count;
     heft__warnings warnings;
     heft__findings findings;
+    const struct heft_checkpoint
+        *beside;            /* lent, while it is surveyed: has some of the files open; NULL: none */
+    heft__map beside_paths; /* what they are called -> number in `beside` */
     struct heft__maps *maps; /* of map_tensor.c */
 };
 
@@ -113,6 +123,12 @@ struct heft_checkpoint {
 heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
                                     const heft_checkpoint_options *options, heft_checkpoint **out,
                                     heft_error *err);
+/* The same, where `other` has some of the files open already: paths[i] is what an index with claims calls
+ * its file i, NULL for none. Those are shared and not read again. */
+heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
+                                           const heft_checkpoint_options *options,
+                                           const heft_checkpoint *other, const char *const *paths,
+                                           heft_checkpoint **out, heft_error *err);
 /* The first finding that is an error, faults always and contradictions unless the shards are trusted:
  * what heft_checkpoint_open() fails with. */
 heft_status heft__checkpoint_judge(const heft_checkpoint *ckpt, bool trust_shards, heft_error *err);

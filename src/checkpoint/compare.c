@@ -49,11 +49,18 @@ static heft_status compare_claim(struct claims *c, size_t i, const heft__file_te
     return HEFT_OK;
 }
 
+/* What a tensor is called in its file: one that another index has named keeps it as its record. */
+static const char *name_in_file(const heft__file *file, const heft__file_tensor *tensor)
+{
+    const char *record = file->lender ? file->storages[tensor->storage].record : NULL;
+    return record ? record : tensor->name;
+}
+
 static heft_status map_tensors(struct claims *c, const heft__file *file, heft_error *err)
 {
     size_t found;
     for (size_t i = 0; i < file->tensor_count; i++) {
-        const char *name = file->tensors[i].name;
+        const char *name = name_in_file(file, &file->tensors[i]);
         if (!heft__map_put(&c->map, name, strlen(name), i, &found)) {
             return heft__fail_nomem(err, strlen(name));
         }
@@ -83,7 +90,7 @@ static heft_status keep_claimed(struct claims *c, heft__file *file, const size_t
         if (status == HEFT_OK && good) {
             chosen[kept] = *tensor;
             chosen[kept++].name = index->entries[order[k]].name;
-            file->storages[tensor->storage].record = tensor->name;
+            file->storages[tensor->storage].record = name_in_file(file, tensor);
         }
     }
     heft__map_fini(&c->map);

@@ -19,13 +19,23 @@ struct opening {
     struct failure *failures; /* [file_count] */
 };
 
+/* The file if another checkpoint has it open; NULL else. */
+static heft__file *open_beside(const heft_checkpoint *ckpt, const char *path)
+{
+    const size_t at =
+        ckpt->beside ? heft__map_get(&ckpt->beside_paths, path, strlen(path)) : HEFT__MAP_NONE;
+    return at == HEFT__MAP_NONE ? NULL : ckpt->beside->files[at].file;
+}
+
 static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *err)
 {
     heft__checkpoint_file *slot = &ckpt->files[i];
     const heft__format *format = ckpt->where.index_format;
+    heft__file *there = open_beside(ckpt, slot->info.path);
     heft__input *source = NULL;
-    heft_status status = heft__input_open(ckpt->ctx, slot->info.path, &source, err);
-    if (status == HEFT_OK) {
+    heft_status status = there ? heft__file_share(ckpt->ctx, there, &slot->file, err)
+                               : heft__input_open(ckpt->ctx, slot->info.path, &source, err);
+    if (source) {
         status = format && format->open_file
                      ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &slot->file, err)
                      : heft__file_open(ckpt->ctx, source, &slot->file, err);
@@ -35,7 +45,7 @@ static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *
     }
     if (status == HEFT_OK) {
         slot->info.format = format && format->open_file ? format->id : slot->file->format;
-        slot->info.size_bytes = heft__input_size(source);
+        slot->info.size_bytes = heft__input_size(slot->file->source);
         slot->info.tensors = slot->file->tensor_count;
     }
     heft__input_unref(source);
@@ -405,31 +415,65 @@ bool heft__checkpoint_is_current(const heft_checkpoint *ckpt)
     return current;
 }
 
-heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
-                                    const heft_checkpoint_options *options, heft_checkpoint **out,
-                                    heft_error *err)
+/* Take what `other` has open, by the paths that an index has for it. */
+static heft_status take_beside(heft_checkpoint *ckpt, const heft_checkpoint *other,
+                               const char *const *paths, heft_error *err)
+{
+    size_t found;
+    ckpt->beside = other;
+    for (size_t i = 0; other && i < other->file_count; i++) {
+        if (paths[i] &&
+            !heft__map_put(&ckpt->beside_paths, paths[i], strlen(paths[i]), i, &found)) {
+            return heft__fail_nomem(err, strlen(paths[i]));
+        }
+    }
+    return HEFT_OK;
+}
+
+static heft_status survey_once(heft_checkpoint *ckpt, const char *path,
+                               const heft_checkpoint_options *options, const heft_checkpoint *other,
+                               const char *const *paths, heft_error *err)
+{
+    heft__map_init(&ckpt->beside_paths, ckpt->ctx);
+    heft_status status = take_beside(ckpt, other, paths, err);
+    if (status == HEFT_OK) {
+        status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
+    }
+    if (status == HEFT_OK) {
+        status = survey(ckpt, err);
+    }
+    heft__map_fini(&ckpt->beside_paths);
+    ckpt->beside = NULL;
+    if (status == HEFT_OK) {
+        status = heft__metadata_of_files(ckpt, err);
+    }
+    return status == HEFT_OK ? heft__maps_make(ckpt, err) : status;
+}
+
+heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
+                                           const heft_checkpoint_options *options,
+                                           const heft_checkpoint *other, const char *const *paths,
+                                           heft_checkpoint **out, heft_error *err)
 {
     for (unsigned tries = 0;; tries++) {
         heft_checkpoint *ckpt = begin(ctx, err);
         if (!ckpt) {
             return HEFT_NOMEM;
         }
-        heft_status status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
-        if (status == HEFT_OK) {
-            status = survey(ckpt, err);
-        }
-        if (status == HEFT_OK) {
-            status = heft__metadata_of_files(ckpt, err);
-        }
-        if (status == HEFT_OK) {
-            status = heft__maps_make(ckpt, err);
-        }
+        const heft_status status = survey_once(ckpt, path, options, other, paths, err);
         if (status == HEFT_NOMEM || status == HEFT_CANCELLED || tries == HEFT__OPEN_TRIES ||
             heft__checkpoint_is_current(ckpt)) {
             return finish(ckpt, status, path, out, err);
         }
         heft_checkpoint_close(ckpt); /* replaced while it was opened */
     }
+}
+
+heft_status heft__checkpoint_survey(heft_ctx *ctx, const char *path,
+                                    const heft_checkpoint_options *options, heft_checkpoint **out,
+                                    heft_error *err)
+{
+    return heft__checkpoint_survey_beside(ctx, path, options, NULL, NULL, out, err);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */

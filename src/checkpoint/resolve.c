@@ -30,12 +30,53 @@ static bool is_stale(heft__arena *arena, const char *folder, const char *single,
     return one && other && heft__path_is_newer(other, one, STALE_SECONDS);
 }
 
+heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
+                                  const char **shard, const heft__format **out, heft_error *err)
+{
+    const heft__format *format;
+    const char *const *names = NULL;
+    size_t count = 0;
+    *shard = NULL;
+    heft_status status = heft__folder_names(arena, folder, &names, &count, err);
+    for (size_t i = 0; i < count && !*shard; i++) {
+        for (size_t k = 0; !*shard && (format = heft__format_in_folder(NULL, k)) != NULL; k++) {
+            if (!format->index_name && heft__is_shard_name(names[i], format, variant)) {
+                *shard = names[i];
+                *out = format;
+            }
+        }
+    }
+    return status;
+}
+
+/* Shards whose index is missing. */
+static heft_status refuse_shards(heft__arena *arena, const heft__resolved *out, const char *variant,
+                                 heft_error *err)
+{
+    const heft__format *format = NULL;
+    const char *shard = NULL;
+    heft_status status = heft__find_lone_shard(arena, out->folder, variant, &shard, &format, err);
+    if (status != HEFT_OK || !shard) {
+        return status;
+    }
+    const char *index = heft__weights_index(arena, format, variant);
+    return index
+               ? heft__add_path(heft__fail(err, HEFT_NOT_FOUND,
+                                           "shard '%.200s' found, but no index '%s'", shard, index),
+                                err, out->folder)
+               : heft__fail_nomem(err, 0);
+}
+
 /* "neither model.safetensors nor pytorch_model.bin, nor an index of either" */
 static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, const char *variant,
                                  heft_error *err)
 {
     const heft__format *format;
     const char *names = "";
+    heft_status status = refuse_shards(arena, out, variant, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL; i++) {
         if (!format->index_name) {
             const char *single = heft__weights_single(arena, format, variant);
@@ -46,8 +87,8 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
             }
         }
     }
-    heft_status status = heft__fail(err, HEFT_NOT_FOUND,
-                                    "no weights found: neither %s, nor an index for them", names);
+    status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: neither %s, nor an index for them",
+                        names);
     return heft__add_path(status, err, out->folder);
 }
 
@@ -147,30 +188,40 @@ static heft_status resolve_file(heft__arena *arena, const char *path, heft__reso
     return status;
 }
 
+heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,
+                               const char **out, heft_error *err)
+{
+    const char *at = path;
+    if (!heft__path_exists(path) && heft__hub_is_name(path)) { /* what is there wins over a name */
+        heft_status status = heft__hub_find(arena, path, &at, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+    }
+    if (is_given(subfolder)) {
+        at = heft__path_join(arena, at, subfolder);
+    }
+    if (!at) {
+        return heft__fail_nomem(err, strlen(path));
+    }
+    if (!heft__path_exists(at)) {
+        return heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
+    }
+    *out = at;
+    return HEFT_OK;
+}
+
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err)
 {
     heft__resolved found = {0};
-    const char *at = path;
-    if (!heft__path_exists(path) &&
-        heft__hub_is_name(path)) { /* an existing path has precedence over a name */
-        heft_status status = heft__hub_find(arena, path, &path, err);
-        if (status != HEFT_OK) {
-            return status;
-        }
-        at = path;
+    const char *at = NULL;
+    heft_status status = heft__resolve_path(arena, path, options->subfolder, &at, err);
+    if (status != HEFT_OK) {
+        return status;
     }
-    if (is_given(options->subfolder)) {
-        at = heft__path_join(arena, path, options->subfolder);
-    }
-    if (!at) {
-        return heft__fail_nomem(err, strlen(path));
-    }
-    heft_status status = HEFT_OK;
-    if (!heft__path_exists(at)) {
-        status = heft__add_path(heft__fail_errno(err, ENOENT, "cannot open"), err, at);
-    } else if (heft__path_is_folder(at)) {
+    if (heft__path_is_folder(at)) {
         found.folder = heft__arena_text(arena, at, strlen(at));
         status = found.folder ? look_at_folder(arena->ctx, &found, err) : heft__fail_nomem(err, 0);
         if (status == HEFT_OK) {

@@ -307,11 +307,11 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
            cli_bytes(needs->beside_bytes + needs->staging_bytes, staging),
            cli_bytes(needs->program_bytes, program));
     if (one > budget) {
-        printf("streaming    requires %s for one block, the CPU budget leaves %s\n",
+        printf("streaming    requires %s for one unit, the CPU budget leaves %s\n",
                cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));
     } else if (one > 0) {
         printf("streaming    %s more, for %s at a time\n", cli_bytes((uint64_t)budget, peak),
-               budget < two ? "one block" : "two blocks");
+               budget < two ? "one unit" : "two units");
     }
 }
 

@@ -179,7 +179,7 @@ static bool read_budget(const cli_run *run, size_t option, const char *text, siz
                       "is not a list of budgets such as 0=20GB,1=20GB,cpu=30GB,disk");
     }
     if (!equal && budget->device == HEFT_DEVICE_DISK) {
-        budget->bytes = INFINITY;
+        budget->bytes = (double)INFINITY;
         return true;
     }
     if (!equal || length - name - 1 >= sizeof size) {

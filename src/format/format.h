@@ -20,6 +20,8 @@
 #include "tensor/tensor.h"
 #include "json/json.h"
 
+#include <stdatomic.h>
+
 /* ---- what a file holds ----------------------------------------------------------------------- */
 /* A run of bytes in the file that holds tensors. Safetensors: one per tensor. */
 typedef struct heft__file_storage {
@@ -69,12 +71,19 @@ typedef struct heft__file {
     size_t skipped_count;
     bool big_endian; /* elements are stored the other way round */
     heft__warnings warnings;
+    struct heft__file *lender; /* whose lists and texts these are; NULL: its own */
+    atomic_size_t borrowers;   /* of this one's: it outlives its owner until they are closed */
 } heft__file;
 
 /* Sniff the content and read the metadata. Takes its own reference on the source. Path, item
  * and offset of an error are filled. Unknown content is UNSUPPORTED, and the message has the first
  * bytes look like. */
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
+/* A second heft__file of a file that is open, without reading anything again: its storages are its own,
+ * the rest is lent. Any number of threads; both are closed, in any order. */
+heft_status heft__file_share(heft_ctx *ctx, heft__file *file, heft__file **out, heft_error *err);
+/* One without tensors yet; takes a reference of its own on the source. NULL without memory. */
+heft__file *heft__file_new(heft_ctx *ctx, heft__input *source, heft_format format);
 void heft__file_close(heft_ctx *ctx, heft__file *file); /* NULL allowed */
 
 /* A format's parser fills a zeroed heft__file whose arena and source are set. */
@@ -166,7 +175,8 @@ typedef struct heft__shard_entry {
 
 typedef struct heft__claim { /* what an index says about a tensor besides its location */
     const char *weight;      /* its name in the file */
-    heft_dtype dtype;        /* NONE: not given */
+    bool alone;              /* the file has no names: it is this tensor */
+    heft_dtype dtype;        /* NONE: not said */
     uint32_t rank;
     const uint64_t *shape; /* NULL: not given */
 } heft__claim;
@@ -311,8 +321,6 @@ typedef struct heft__offload_index {
  * of the folder and for a path that is not absolute. */
 heft_status heft__offload_index_parse(heft_ctx *ctx, const void *bytes, size_t length,
                                       heft__offload_index *out, heft_error *err);
-heft_status heft__offload_index_read(heft_ctx *ctx, const char *path, heft__offload_index *out,
-                                     heft_error *err);
 void heft__offload_index_fini(heft__offload_index *index);
 /* Whether a text that begins like this is such an index: by the fields of its first entry. */
 bool heft__offload_index_sniff(const void *head, size_t length);
@@ -320,8 +328,6 @@ bool heft__offload_index_sniff(const void *head, size_t length);
 void heft__offload_index_write(heft__buffer *out, const heft__offload_entry *entries, size_t count);
 
 #define HEFT__OFFLOAD_INDEX "index.json"
-/* Whether there is an index of Accelerate's at the path. NOMEM. */
-heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err);
 bool heft__offload_holds(heft_dtype dtype);            /* whether a .dat can have it */
 uint64_t heft__offload_dat_bytes(uint64_t size_bytes); /* of the file */
 /* INVALID_ARG for a name that cannot be a file's and a dtype that a .dat cannot have. */

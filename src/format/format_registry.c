@@ -171,15 +171,25 @@ static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
     return format->parse(ctx, file, err);
 }
 
-heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
+heft__file *heft__file_new(heft_ctx *ctx, heft__input *source, heft_format format)
 {
     heft__file *file = heft__alloc_zero(ctx, 1, sizeof *file);
+    if (file) {
+        file->source = heft__input_ref(source);
+        file->format = format;
+        heft__arena_init(&file->arena, ctx);
+        heft__warnings_init(&file->warnings, &file->arena);
+        atomic_init(&file->borrowers, 0);
+    }
+    return file;
+}
+
+heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
+{
+    heft__file *file = heft__file_new(ctx, source, HEFT_FORMAT_AUTO);
     if (!file) {
         return heft__add_path(heft__fail_nomem(err, sizeof *file), err, heft__input_path(source));
     }
-    file->source = heft__input_ref(source);
-    heft__arena_init(&file->arena, ctx);
-    heft__warnings_init(&file->warnings, &file->arena);
     heft_status status = parse_any(ctx, file, err);
     if (status != HEFT_OK) {
         heft__file_close(ctx, file);
@@ -189,11 +199,42 @@ heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out
     return HEFT_OK;
 }
 
+heft_status heft__file_share(heft_ctx *ctx, heft__file *file, heft__file **out, heft_error *err)
+{
+    const size_t count = file->storage_count;
+    heft__file *made = heft__file_new(ctx, file->source, file->format);
+    heft__file_storage *storages =
+        made ? heft__arena_array(&made->arena, count, sizeof *storages) : NULL;
+    if (!storages) {
+        heft__file_close(ctx, made);
+        return heft__add_path(heft__fail_nomem(err, count * sizeof *storages), err,
+                              heft__input_path(file->source));
+    }
+    if (count) {
+        memcpy(storages, file->storages, count * sizeof *storages);
+    }
+    atomic_fetch_add_explicit(&file->borrowers, 1, memory_order_relaxed);
+    made->lender = file;
+    made->storages = storages;
+    made->storage_count = count;
+    made->tensors = file->tensors;
+    made->tensor_count = file->tensor_count;
+    made->metadata = file->metadata;
+    made->metadata_count = file->metadata_count;
+    made->skipped = file->skipped;
+    made->skipped_count = file->skipped_count;
+    made->big_endian = file->big_endian;
+    *out = made;
+    return HEFT_OK;
+}
+
 void heft__file_close(heft_ctx *ctx, heft__file *file)
 {
-    if (file) {
+    while (file && atomic_fetch_sub_explicit(&file->borrowers, 1, memory_order_acq_rel) == 0) {
+        heft__file *lender = file->lender;
         heft__arena_fini(&file->arena);
         heft__input_unref(file->source);
         heft__free(ctx, file, sizeof *file);
+        file = lender;
     }
 }

@@ -30,18 +30,6 @@ heft_status heft__offload_check_writable(const char *name, heft_dtype dtype, hef
 }
 
 /* ---- NAME.dat -------------------------------------------------------------------------------- */
-static heft__file *new_file(heft_ctx *ctx, heft__input *source)
-{
-    heft__file *file = heft__alloc_zero(ctx, 1, sizeof *file);
-    if (file) {
-        file->source = heft__input_ref(source);
-        file->format = HEFT_FORMAT_OFFLOAD;
-        heft__arena_init(&file->arena, ctx);
-        heft__warnings_init(&file->warnings, &file->arena);
-    }
-    return file;
-}
-
 heft_status heft__offload_dat_open(heft_ctx *ctx, heft__input *source,
                                    const heft__offload_entry *entry, heft__offload_dat *place,
                                    heft__file **out, heft_error *err)
@@ -58,7 +46,7 @@ heft_status heft__offload_dat_open(heft_ctx *ctx, heft__input *source,
         heft__add_item(status, err, entry->name);
         return heft__add_path(status, err, heft__input_path(source));
     }
-    heft__file *file = new_file(ctx, source);
+    heft__file *file = heft__file_new(ctx, source, HEFT_FORMAT_OFFLOAD);
     if (!file) {
         return heft__fail_nomem(err, sizeof *file);
     }

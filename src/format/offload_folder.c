@@ -37,15 +37,6 @@ static heft_status open_index(heft_ctx *ctx, const char *path, heft__input **ope
     return status == HEFT_NOMEM ? status : HEFT_OK;
 }
 
-heft_status heft__offload_is_index(heft_ctx *ctx, const char *path, bool *known, heft_error *err)
-{
-    heft__input *opened = NULL;
-    const heft_status status = open_index(ctx, path, &opened, err);
-    *known = opened != NULL;
-    heft__input_unref(opened);
-    return status;
-}
-
 /* ---- the index ------------------------------------------------------------------------------- */
 struct folder {                         /* heft__index.own */
     const heft__offload_entry **firsts; /* [file_count] the first entry of each file */
@@ -99,6 +90,7 @@ static heft_status list_entries(struct reading *r, heft_error *err)
         r->entries[i] =
             (heft__shard_entry){.name = entry->name, .file = found, .offset = entry->offset};
         r->claims[i] = (heft__claim){.weight = entry->weight ? entry->weight : entry->name,
+                                     .alone = !entry->file,
                                      .dtype = entry->dtype,
                                      .rank = entry->rank,
                                      .shape = entry->shape};
@@ -143,12 +135,6 @@ static heft_status read_text(heft_ctx *ctx, const char *path, heft__input *opene
     }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, path);
-}
-
-heft_status heft__offload_index_read(heft_ctx *ctx, const char *path, heft__offload_index *out,
-                                     heft_error *err)
-{
-    return read_text(ctx, path, NULL, out, err);
 }
 
 static heft_status read_index(heft_ctx *ctx, const char *folder, const char *name,
@@ -212,15 +198,16 @@ static heft_status list_files(heft__arena *arena, const char *folder, heft__map 
 {
     const char *path = heft__path_join(arena, folder, HEFT__OFFLOAD_INDEX);
     heft__offload_index old = {0};
-    bool known = false;
+    heft__input *opened = NULL;
     size_t found;
     heft_error reason = {0}; /* an index that cannot be read says nothing of other files */
-    heft_status status = path ? heft__offload_is_index(arena->ctx, path, &known, err)
-                              : heft__fail_nomem(err, strlen(folder));
-    if (status != HEFT_OK || !known) {
+    heft_status status =
+        path ? open_index(arena->ctx, path, &opened, err) : heft__fail_nomem(err, strlen(folder));
+    if (status != HEFT_OK || !opened) {
         return status;
     }
-    status = heft__offload_index_read(arena->ctx, path, &old, &reason);
+    status = read_text(arena->ctx, path, opened, &old, &reason);
+    heft__input_unref(opened);
     bool good = status != HEFT_NOMEM &&
                 heft__map_put(names, HEFT__OFFLOAD_INDEX, strlen(HEFT__OFFLOAD_INDEX), 0, &found);
     for (size_t i = 0; i < old.count && good; i++) {

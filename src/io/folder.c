@@ -265,6 +265,15 @@ heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const heft__fold
     return HEFT_OK;
 }
 
+void heft__folder_tidy(heft_ctx *ctx, const char *path)
+{
+    heft__folder_writer *writer = NULL;
+    heft_error ignored;
+    if (heft__folder_begin(ctx, path, NULL, &writer, &ignored) == HEFT_OK) {
+        heft__folder_free(writer);
+    }
+}
+
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err)
 {
     struct statvfs facts;
@@ -575,9 +584,11 @@ static heft_status replace_file(heft_ctx *ctx, const char *path, const void *byt
     const size_t above = (size_t)(base - path);
     const char *folder = above == 0 ? "." : heft__arena_text(&arena, path, above);
     const heft__folder_options options = {.single = base, .wait = true};
-    heft_status status = !*base   ? heft__fail(err, HEFT_INVALID_ARG, "the path names no file")
-                         : folder ? heft__folder_begin(ctx, folder, &options, &writer, err)
-                                  : heft__fail_nomem(err, above);
+    heft_status status = !*base    ? heft__fail(err, HEFT_INVALID_ARG, "the path names no file")
+                         : !folder ? heft__fail_nomem(err, above)
+                         : !heft__path_is_folder(folder)
+                             ? heft__fail_io(err, ENOENT, "cannot open the folder")
+                             : heft__folder_begin(ctx, folder, &options, &writer, err);
     if (status == HEFT_OK) {
         status = heft__folder_file_begin(writer, base, true, err);
     }
@@ -609,6 +620,9 @@ heft_status heft__write_file(heft_ctx *ctx, const char *path, const void *bytes,
     } else {
         real = there ? realpath(path, NULL) : NULL;
         status = replace_file(ctx, real ? real : path, bytes, length, err);
+        if (status != HEFT_OK && err) {
+            err->path[0] = '\0'; /* the folder's */
+        }
     }
     free(real);
     return heft__add_path(status, err, path);

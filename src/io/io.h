@@ -178,6 +178,8 @@ typedef struct heft__folder_options {
  * the destination; IO if it cannot be listed. */
 heft_status heft__folder_begin(heft_ctx *ctx, const char *path, const heft__folder_options *options,
                                heft__folder_writer **out, heft_error *err);
+/* Remove what writes to a destination left that did not end; where that cannot be, it stays. */
+void heft__folder_tidy(heft_ctx *ctx, const char *path);
 /* Refuses a folder that has too little room for what is to come, what is kept aside: IO with both
  * numbers. */
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err);

@@ -21,6 +21,14 @@ int heft__lock_try(int fd, int how)
     return done == 0 ? 1 : errno == EWOULDBLOCK ? 0 : -1;
 }
 
+/* Whether the errno of a failed flock() says that there are no locks here: none on the file system, or, on
+ * NFS, none for a descriptor that is not open for writing. */
+static bool is_unsupported(int reason)
+{
+    return reason == ENOSYS || reason == EOPNOTSUPP || reason == ENOLCK || reason == EINVAL ||
+           reason == EBADF;
+}
+
 static void write_holder(int fd)
 {
     char host[65] = "", since[32] = "", text[HOLDER_BYTES];
@@ -81,15 +89,13 @@ static heft_status attempt(heft__lock *lock, bool *held, bool *is_busy, heft_err
         heft__open_at(lock->dir, lock->name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0) {
         const int reason = errno;
-        (void)heft__fail_errno(err, reason, "cannot open the lock '%s'", lock->name);
-        if (err) {
-            err->status = HEFT_IO;
-        }
-        return HEFT_IO;
+        return heft__fail_io(err, reason, "cannot create the lock file '%s'", lock->name);
     }
     heft_status status = check_owner(fd, lock->name, &foreign, err);
     const int locked = status == HEFT_OK ? heft__lock_try(fd, LOCK_EX) : 0;
-    if (status == HEFT_OK && locked == 0) {
+    if (status == HEFT_OK && locked < 0 && !is_unsupported(errno)) {
+        status = heft__fail_io(err, errno, "cannot lock '%s'", lock->name);
+    } else if (status == HEFT_OK && locked == 0) {
         *is_busy = true;
         status = busy(fd, err);
     } else if (status == HEFT_OK && foreign) { /* left by a crash of another user */

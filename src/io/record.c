@@ -352,7 +352,10 @@ static heft_status take_back(heft__arena *arena, int folder, int fd, const char 
 static heft_status recover_once(heft_ctx *ctx, int folder, bool *busy, heft_error *err)
 {
     *busy = false;
-    int fd = heft__open_at(folder, HEFT__JOURNAL, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    int fd = heft__open_at(folder, HEFT__JOURNAL, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    if (fd < 0 && (errno == EACCES || errno == EPERM || errno == EROFS)) {
+        fd = heft__open_at(folder, HEFT__JOURNAL, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    }
     if (fd < 0) {
         return errno == ENOENT
                    ? HEFT_OK
@@ -363,7 +366,7 @@ static heft_status recover_once(heft_ctx *ctx, int folder, bool *busy, heft_erro
     const char *work = NULL;
     heft_status status = HEFT_OK;
     struct stat opened, named;
-    *busy = heft__lock_try(fd, LOCK_EX) == 0;
+    *busy = heft__lock_try(fd, LOCK_EX) != 1 && heft__lock_try(fd, LOCK_SH) != 1;
     if (!*busy && fstat(fd, &opened) == 0 &&
         fstatat(folder, HEFT__JOURNAL, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
         opened.st_ino == named.st_ino) { /* else its owner has finished meanwhile */

@@ -13,9 +13,11 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 
-#define NAMES_MAX 64 /* leftovers looked at in one run */
+#define NAMES_MAX 64       /* leftovers looked at in one run */
+#define OTHERS_SECONDS 100 /* after which a run to another destination that holds no lock is over */
 
 /* ---- after an exchange ------------------------------------------------------------------------- */
 struct settling {
@@ -68,14 +70,26 @@ struct leftovers {
     const char *prefix;
     size_t prefix_length;
     char names[NAMES_MAX][256];
+    bool others[NAMES_MAX]; /* of another destination */
     size_t count;
 };
+
+/* Whether a name is that of a work folder beside a destination. */
+static bool is_work_name(const char *name)
+{
+    const char *mark = name[0] == '.' ? strstr(name + 1, HEFT__TEMPORARY) : NULL;
+    const char *random = mark ? mark + strlen(HEFT__TEMPORARY) : "";
+    return strlen(random) == HEFT__RANDOM_NAME - 1 &&
+           strspn(random, "0123456789abcdef") == HEFT__RANDOM_NAME - 1;
+}
 
 static bool note_leftover(void *user, const char *name)
 {
     struct leftovers *found = user;
-    if (strncmp(name, found->prefix, found->prefix_length) == 0 && found->count < NAMES_MAX &&
+    const bool ours = strncmp(name, found->prefix, found->prefix_length) == 0;
+    if ((ours || is_work_name(name)) && found->count < NAMES_MAX &&
         strlen(name) < sizeof found->names[0]) {
+        found->others[found->count] = !ours;
         memcpy(found->names[found->count++], name, strlen(name) + 1);
     }
     return true;
@@ -181,6 +195,28 @@ static heft_status clean_folder(heft__folder_writer *writer, int home, const cha
     return status;
 }
 
+/* The work folder of a run to another destination: only what nobody can need. Its lock is not held here,
+ * so one that is young may be in the making. */
+static heft_status clean_other(heft__folder_writer *writer, int home, const char *name,
+                               heft_error *err)
+{
+    struct stat facts;
+    heft__record record;
+    int work = heft__dir_open(home, name);
+    if (work < 0 || fstat(work, &facts) != 0 || facts.st_uid != geteuid() ||
+        facts.st_mtim.tv_sec + OTHERS_SECONDS > time(NULL) || heft__lock_try(work, LOCK_EX) != 1) {
+        heft__dir_close(&work);
+        return HEFT_OK;
+    }
+    heft_status status = heft__record_read(&writer->arena, work, &record, err);
+    if (status == HEFT_OK && !record.key && record.staged_inode == 0) {
+        (void)heft__dir_remove(home, name);
+    }
+    heft__record_fini(&writer->arena, &record);
+    heft__dir_close(&work);
+    return status;
+}
+
 /* The lock of a run that did not end. */
 static void clean_lock(const heft__folder_writer *writer, int home, const char *name)
 {
@@ -213,7 +249,9 @@ static heft_status clean(heft__folder_writer *writer, int home, const char *pref
     for (size_t i = 0; status == HEFT_OK && i < found->count; i++) {
         const char *name = found->names[i];
         const size_t length = strlen(name);
-        if (length >= 4 && strcmp(name + length - 4, "lock") == 0) {
+        if (found->others[i]) {
+            status = clean_other(writer, home, name, err);
+        } else if (length >= 4 && strcmp(name + length - 4, "lock") == 0) {
             clean_lock(writer, home, name);
         } else {
             status = clean_folder(writer, home, name, err);
@@ -269,7 +307,13 @@ static bool make(heft__folder_writer *writer)
         return false;
     }
     writer->work = heft__dir_open(writer->home, writer->work_name);
-    if (writer->work < 0 || fstat(writer->work, &facts) != 0) {
+    if (writer->work < 0) {
+        const int reason = errno;
+        (void)unlinkat(writer->home, writer->work_name, AT_REMOVEDIR);
+        errno = reason;
+        return false;
+    }
+    if (fstat(writer->work, &facts) != 0) {
         return false;
     }
     if (facts.st_uid != geteuid()) { /* exchanged by somebody between the two calls */

@@ -211,7 +211,7 @@ const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
 /* ---- offload_store.c: what a device map leaves on the disk, as Accelerate's offload folder ----- */
 typedef struct heft__store {
     heft_model *model;
-    const heft_checkpoint *ckpt;
+    heft_checkpoint *ckpt; /* lent */
     heft__match *match;
     const heft_load_options *options;
     const int32_t *devices; /* [model->count] */
@@ -223,6 +223,7 @@ typedef struct heft__store {
     bool *taken;        /* [model->count] it is mapped from its .dat */
     const char **paths; /* [ckpt->file_count] absolute; NULL: not needed yet */
     uint64_t dat_bytes, done_bytes;
+    const char *index;       /* path of the folder's */
     bool kept;               /* it was there already, and is what would have been written */
     heft_checkpoint *folder; /* when it is there; NULL without entries */
     heft__tensor_reader *reader;
@@ -231,8 +232,8 @@ typedef struct heft__store {
 } heft__store;
 
 /* Before filling: what goes where. Parameters that cannot stay in the checkpoint's own files lose
- * their source in the match. heft__store_fini() must be called in any case. */
-heft_status heft__store_plan(heft__store *store, heft_model *model, const heft_checkpoint *ckpt,
+ * their source in the match. heft__store_fini() is called whatever comes of it. */
+heft_status heft__store_plan(heft__store *store, heft_model *model, heft_checkpoint *ckpt,
                              heft__match *match, const heft_load_options *options,
                              const int32_t *devices, heft_error *err);
 /* After filling: write the folder, or hold the one that is there against it, and bind what lives in a

@@ -106,7 +106,7 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
     return heft__offload_check_writable(parameter->name, parameter->dtype, err);
 }
 
-heft_status heft__store_plan(heft__store *s, heft_model *model, const heft_checkpoint *ckpt,
+heft_status heft__store_plan(heft__store *s, heft_model *model, heft_checkpoint *ckpt,
                              heft__match *match, const heft_load_options *options,
                              const int32_t *devices, heft_error *err)
 {
@@ -226,6 +226,25 @@ static const char *dat_name(heft__store *s, size_t i)
 }
 
 /* ---- a folder that is there ------------------------------------------------------------------ */
+static heft_status is_gone(const heft__store *s, const char *name, heft_error *err)
+{
+    return heft__add_path(heft__fail(err, HEFT_IO, "'%.100s' has disappeared", name), err,
+                          s->options->offload_folder);
+}
+
+/* The folder as a checkpoint. What the source has open is not opened again: its safetensors files, or
+ * all of it, if the folder is the source. */
+static heft_status open_folder(heft__store *s, heft_error *err)
+{
+    const heft_checkpoint_options options = HEFT_SIZED(heft_checkpoint_options);
+    if (s->ckpt->index.claims && heft__path_same(s->ckpt->index.path, s->index)) {
+        s->folder = heft__checkpoint_ref(s->ckpt);
+        return HEFT_OK;
+    }
+    return heft__checkpoint_survey_beside(s->model->ctx, s->index, &options, s->ckpt, s->paths,
+                                          &s->folder, err);
+}
+
 /* `old` is NULL where the index that is there does not have the name. */
 static heft_status differs(const heft__offload_entry *old, const char *name, const char *what,
                            const char *ours, const char *theirs, heft_error *err)
@@ -265,47 +284,63 @@ static heft_status compare_entry(const heft__offload_entry *ours, const heft__of
     return HEFT_OK;
 }
 
-/* All names into a map, by number. */
-static heft_status map_names(heft__map *map, const heft__offload_entry *entries, size_t count,
-                             heft_error *err)
+/* What the index that is there says of its entry i. */
+static heft__offload_entry entry_there(const heft__index *index, size_t i)
 {
-    size_t found;
-    for (size_t i = 0; i < count; i++) {
-        if (!heft__map_put(map, entries[i].name, strlen(entries[i].name), i, &found)) {
-            return heft__fail_nomem(err, strlen(entries[i].name));
-        }
-    }
-    return HEFT_OK;
+    const heft__claim *claim = &index->claims[i];
+    return (heft__offload_entry){.name = index->entries[i].name,
+                                 .file = claim->alone ? NULL
+                                                      : index->files[index->entries[i].file].path,
+                                 .weight = claim->weight,
+                                 .dtype = claim->dtype,
+                                 .rank = claim->rank,
+                                 .shape = claim->shape,
+                                 .offset = index->entries[i].offset};
 }
 
-/* The first of the old index that is not to be there. */
-static heft_status find_extra(const heft__store *s, const heft__offload_index *old, heft_error *err)
+static heft_status put_name(heft__map *map, const char *name, size_t i, heft_error *err)
+{
+    size_t found;
+    return heft__map_put(map, name, strlen(name), i, &found) ? HEFT_OK
+                                                             : heft__fail_nomem(err, strlen(name));
+}
+
+/* The first of the index that is there that is not to be. */
+static heft_status find_extra(const heft__store *s, const heft__index *there, heft_error *err)
 {
     heft__map names;
+    heft_status status = HEFT_OK;
     heft__map_init(&names, s->model->ctx);
-    heft_status status = map_names(&names, s->entries, s->count, err);
-    for (size_t i = 0; i < old->count && status == HEFT_OK; i++) {
-        const char *name = old->entries[i].name;
-        if (heft__map_get(&names, name, strlen(name)) == HEFT__MAP_NONE) {
-            status = differs(&old->entries[i], name, "no tensor", name, "one", err);
+    for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        status = put_name(&names, s->entries[i].name, i, err);
+    }
+    for (size_t i = 0; i < there->entry_count && status == HEFT_OK; i++) {
+        const heft__offload_entry old = entry_there(there, i);
+        if (heft__map_get(&names, old.name, strlen(old.name)) == HEFT__MAP_NONE) {
+            status = differs(&old, old.name, "no tensor", old.name, "one", err);
         }
     }
     heft__map_fini(&names);
     return status;
 }
 
-static heft_status compare_indexes(heft__store *s, const heft__offload_index *old, heft_error *err)
+static heft_status compare_indexes(const heft__store *s, const heft__index *there, heft_error *err)
 {
     heft__map names;
+    heft_status status = HEFT_OK;
     heft__map_init(&names, s->model->ctx);
-    heft_status status = map_names(&names, old->entries, old->count, err);
+    for (size_t i = 0; i < there->entry_count && status == HEFT_OK; i++) {
+        status = put_name(&names, there->entries[i].name, i, err);
+    }
     for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
         const heft__offload_entry *ours = &s->entries[i];
         const size_t at = heft__map_get(&names, ours->name, strlen(ours->name));
-        status = compare_entry(ours, at == HEFT__MAP_NONE ? NULL : &old->entries[at], err);
+        const heft__offload_entry old =
+            at == HEFT__MAP_NONE ? (heft__offload_entry){0} : entry_there(there, at);
+        status = compare_entry(ours, at == HEFT__MAP_NONE ? NULL : &old, err);
     }
     heft__map_fini(&names);
-    return status == HEFT_OK ? find_extra(s, old, err) : status;
+    return status == HEFT_OK ? find_extra(s, there, err) : status;
 }
 
 /* Hold a .dat that is there against what would be written, byte by byte. */
@@ -315,17 +350,13 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
     const heft__out_tensor out = out_tensor(s, i);
     const size_t width = heft_dtype_bits(entry->dtype) / 8, half = s->scratch_bytes / 2;
     const size_t most = half - half % width;
-    const char *name = dat_name(s, i);
-    const char *path = name ? heft__path_join(&s->arena, s->options->offload_folder, name) : NULL;
+    const size_t tensor = heft_checkpoint_find(s->folder, entry->name);
     uint8_t *ours = s->scratch, *theirs = ours + half;
-    heft__input *source = NULL;
-    heft__offload_dat place;
-    heft__file *file = NULL;
-    heft_status status = path ? heft__input_open(s->model->ctx, path, &source, err)
-                              : heft__fail_nomem(err, strlen(entry->name));
-    if (status == HEFT_OK) { /* its size */
-        status = heft__offload_dat_open(s->model->ctx, source, entry, &place, &file, err);
+    heft_status status = HEFT_OK;
+    if (tensor == SIZE_MAX) {
+        return is_gone(s, entry->name, err);
     }
+    heft__input *source = heft__file_of(s->folder, tensor)->source;
     for (uint64_t done = 0; done < entry->size_bytes && status == HEFT_OK;) {
         const uint64_t left = entry->size_bytes - done;
         const size_t piece = left < most ? (size_t)left : most;
@@ -344,35 +375,34 @@ static heft_status compare_dat(heft__store *s, size_t i, heft_error *err)
         }
         done += piece;
     }
-    heft__file_close(s->model->ctx, file);
-    heft__input_unref(source);
     heft__add_item(status, err, entry->name);
-    return heft__add_path(status, err, path);
+    return heft__add_path(status, err, heft__input_path(source));
 }
 
-static heft_status accept(heft__store *s, const char *index, heft_error *err)
+static heft_status accept(heft__store *s, heft_error *err)
 {
-    heft__offload_index old = {0};
-    bool known = false;
-    heft_status status = heft__offload_is_index(s->model->ctx, index, &known, err);
-    if (status == HEFT_OK && !known) {
+    heft_status status = heft__path_is_file(s->index) ? open_folder(s, err) : HEFT_OK;
+    const heft__format *format = s->folder ? s->folder->where.index_format : NULL;
+    if (status == HEFT_OK && (!format || format->id != HEFT_FORMAT_OFFLOAD)) {
         status = heft__fail(err, HEFT_EXISTS,
                             "already exists, and is not the index of an offload folder");
     }
-    if (status == HEFT_OK) {
-        status = heft__offload_index_read(s->model->ctx, index, &old, err);
+    if (status == HEFT_OK && s->folder->index.claims) { /* it can be read */
+        status = compare_indexes(s, &s->folder->index, err);
     }
     if (status == HEFT_OK) {
-        status = compare_indexes(s, &old, err);
+        status = heft__checkpoint_judge(s->folder, false, err);
     }
-    heft__offload_index_fini(&old);
     for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
         if (!s->entries[i].file) {
             status = compare_dat(s, i, err);
         }
     }
     s->kept = status == HEFT_OK;
-    return heft__add_path(status, err, index);
+    if (s->kept) {
+        heft__folder_tidy(s->model->ctx, s->options->offload_folder);
+    }
+    return heft__add_path(status, err, s->index);
 }
 
 /* ---- a new folder ---------------------------------------------------------------------------- */
@@ -489,18 +519,15 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
 /* The folder is opened as any other one: what was written is held against its index. */
 static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
-    const heft_checkpoint_options options =
-        HEFT_OPTIONS(heft_checkpoint_options, .prefer = HEFT_FORMAT_OFFLOAD);
-    heft_status status =
-        heft_checkpoint_open(s->model->ctx, s->options->offload_folder, &options, &s->folder, err);
+    heft_status status = s->folder ? HEFT_OK : open_folder(s, err);
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_judge(s->folder, false, err);
+    }
     for (size_t i = 0; i < s->model->count && status == HEFT_OK; i++) {
         if (s->taken[i]) {
             const size_t tensor = heft_checkpoint_find(s->folder, s->model->parameters[i].name);
-            status = tensor == SIZE_MAX
-                         ? heft__add_path(heft__fail(err, HEFT_IO, "'%.100s' has disappeared",
-                                                     s->model->parameters[i].name),
-                                          err, s->options->offload_folder)
-                         : bind_root(s, i, tensor, counts, err);
+            status = tensor == SIZE_MAX ? is_gone(s, s->model->parameters[i].name, err)
+                                        : bind_root(s, i, tensor, counts, err);
         }
     }
     return status;
@@ -527,16 +554,16 @@ size_t heft__store_piece(heft_ctx *ctx)
 
 heft_status heft__store_finish(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
-    const char *index = heft__path_join(&s->arena, s->options->offload_folder, INDEX_NAME);
+    s->index = heft__path_join(&s->arena, s->options->offload_folder, INDEX_NAME);
     s->scratch_bytes = heft__store_piece(s->model->ctx);
     s->raw_bytes = s->scratch_bytes;
     s->scratch = heft__alloc(s->model->ctx, s->scratch_bytes);
     s->raw = heft__alloc(s->model->ctx, s->raw_bytes);
-    heft_status status = index && s->scratch && s->raw
+    heft_status status = s->index && s->scratch && s->raw
                              ? HEFT_OK
                              : heft__fail_nomem(err, s->scratch_bytes + s->raw_bytes);
-    if (status == HEFT_OK && heft__path_exists(index)) {
-        status = accept(s, index, err);
+    if (status == HEFT_OK && heft__path_exists(s->index)) {
+        status = accept(s, err);
     } else if (status == HEFT_OK && s->count > 0) { /* no entries: no index, as in Accelerate */
         status = write_folder(s, err);
     }

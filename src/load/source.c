@@ -13,12 +13,12 @@ static bool is_json(const char *path)
 }
 
 /* Where a config alone may be if there is no checkpoint: the folder in which no weights were found, or
- * the file itself; NULL for none. */
-static const char *config_instead(const heft_source *source, const char *path, heft_status status)
+ * the file itself; NULL for none. `at`: what the path names, NULL if that is not there. */
+static const char *config_instead(const heft_source *source, const char *path, const char *at,
+                                  heft_status status)
 {
-    const char *folder = source->no_weights.path;
     if (status == HEFT_NOT_FOUND && !source->survey) {
-        return heft__path_is_folder(folder) ? folder : NULL;
+        return at && heft__path_is_folder(at) ? at : NULL;
     }
     return status == HEFT_FORMAT && is_json(path) ? path : NULL;
 }
@@ -62,12 +62,17 @@ static void start_over(heft_source *source)
     source->no_weights = (heft_error){0};
 }
 
-/* Survey the checkpoint and judge it; no_weights is filled on failure. */
+/* Survey the checkpoint and judge it; no_weights is filled on failure. *at is what the path names. */
 static heft_status open_weights(heft_source *source, const char *path,
-                                const heft_checkpoint_options *options)
+                                const heft_checkpoint_options *options, const char **at)
 {
     heft_error *why = &source->no_weights;
-    heft_status status = heft__checkpoint_survey(source->ctx, path, options, &source->survey, why);
+    heft_checkpoint_options here = *options;
+    heft_status status = heft__resolve_path(&source->arena, path, options->subfolder, at, why);
+    here.subfolder = NULL; /* it is in *at */
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_survey(source->ctx, *at, &here, &source->survey, why);
+    }
     if (status == HEFT_OK) {
         status = heft__checkpoint_judge(source->survey, true, why);
     }
@@ -114,6 +119,17 @@ static heft_status open_config(heft_source *source, const char *at, heft_status 
     return config == HEFT_OK || config == HEFT_NOMEM ? config : status;
 }
 
+/* Whether a folder without a checkpoint has shards of one: it is not a config alone. */
+static bool has_lone_shards(heft_source *source, const char *at)
+{
+    const heft__format *format = NULL;
+    const char *shard = NULL;
+    heft_error why = {0};
+    return heft__path_is_folder(at) &&
+           heft__find_lone_shard(&source->arena, at, NULL, &shard, &format, &why) == HEFT_OK &&
+           shard;
+}
+
 /* The error is that of the weights, if there is no config either. */
 static heft_status open_once(heft_source *source, const char *path,
                              const heft_checkpoint_options *options, bool damaged, heft_error *err)
@@ -122,9 +138,10 @@ static heft_status open_once(heft_source *source, const char *path,
     if (status != HEFT_OK || source->config) {
         return status;
     }
-    status = open_weights(source, path, options);
-    const char *at = config_instead(source, path, status);
-    if (at && !source->variant) {
+    const char *named = NULL;
+    status = open_weights(source, path, options, &named);
+    const char *at = config_instead(source, path, named, status);
+    if (at && !source->variant && !has_lone_shards(source, at)) {
         status = open_config(source, at, status);
     }
     if (source->config) {

@@ -134,20 +134,6 @@ void heft__modules_mark(heft_model *model);
 /* Sum up the bytes of all modules; again whenever ties have changed. */
 heft_status heft__modules_measure(heft_model *model, heft_error *err);
 
-/* What is brought into memory and dropped together. A parameter belongs to the innermost unit that is its
- * module or above it; without one, to its module, which is then a unit. In the order of
- * modules. */
-typedef struct heft__units {
-    size_t count;
-    size_t *modules;    /* [count] */
-    size_t *starts;     /* [count + 1] in `parameters` */
-    size_t *parameters; /* [model->count] unit by unit, in each in the order of modules */
-    size_t *unit_of;    /* [model->count] by parameter */
-} heft__units;
-/* Fill the list from the arena. */
-heft_status heft__units_list(const heft_model *model, heft__arena *arena, heft__units *units,
-                             heft_error *err);
-
 /* The place of a parameter in Transformers' memory; `first`: the element of its inner tensor with
  * which it begins. */
 static inline heft__place heft__model_place(const heft_model *model, size_t i)

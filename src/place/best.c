@@ -310,8 +310,40 @@ static const heft_budget *budget_of(const heft_budget *budgets, size_t count, in
     return NULL;
 }
 
+/* What bringing a unit in takes, part by part; `sums`: [modules] zeroes, and again afterwards. */
+static void measure_parts(const struct best *b, uint32_t node, const uint32_t *sites, double *sums,
+                          heft__rest_unit *unit)
+{
+    const heft__tree *tree = b->tree;
+    uint32_t first, end, parts = 0;
+    double before = 0;
+    heft__tree_tensors(tree, node, &first, &end);
+    for (uint32_t i = first; i < end; i++) {
+        const heft__tree_tensor *tensor = &tree->tensors[i];
+        if (!tensor->buffer && heft__tree_is_first(tree, i, first)) {
+            const double own = tree->tensors[tensor->first].bytes;
+            sums[sites[tensor->module]] += own;
+            unit->stream += own;
+            unit->tied += tensor->first == i ? 0 : own;
+        }
+    }
+    for (uint32_t i = first; i < end; i++) { /* in the order of their first tensors */
+        double *sum = &sums[sites[tree->tensors[i].module]];
+        if (*sum > 0) {
+            unit->first = parts++ == 0 ? *sum : unit->first;
+            unit->last = *sum;
+            unit->one = *sum > unit->one ? *sum : unit->one;
+            unit->two = before + *sum > unit->two ? before + *sum : unit->two;
+            before = *sum;
+            *sum = 0;
+        }
+    }
+    unit->apart = parts > 1;
+}
+
 /* What no accelerator takes, as a row of its own; rest_of: numbers in it by unit. */
-static size_t make_rest(struct best *b, heft__rest_unit *rest, uint32_t *rest_of)
+static size_t make_rest(struct best *b, const uint32_t *sites, double *sums, heft__rest_unit *rest,
+                        uint32_t *rest_of)
 {
     size_t count = 0;
     for (uint32_t i = 0; i < b->count; i++) {
@@ -326,8 +358,8 @@ static size_t make_rest(struct best *b, heft__rest_unit *rest, uint32_t *rest_of
             heft__rest_unit *unit = &rest[rest_of[i]];
             unit->leader = rest_of[leader];
             unit->bytes = b->units[i].bytes; /* of a leader, all of them */
-            unit->stream = heft__tree_stream(b->tree, b->units[i].node, &unit->tied);
-            rest[unit->leader].saves += unit->stream; /* no leader follows */
+            measure_parts(b, b->units[i].node, sites, sums, unit);
+            rest[unit->leader].saves += unit->stream; /* no leader comes behind */
         }
     }
     return count;
@@ -359,15 +391,21 @@ static bool write_map(struct best *b, const heft_budget *budgets, size_t count,
     const size_t units = (size_t)b->count + 1;
     heft__rest_unit *rest = heft__alloc_zero(b->ctx, units, sizeof *rest);
     uint32_t *rest_of = heft__alloc(b->ctx, units * sizeof *rest_of);
+    const size_t modules = b->tree->module_count;
+    uint32_t *sites = heft__alloc(b->ctx, modules * sizeof *sites);
+    double *sums = heft__alloc_zero(b->ctx, modules, sizeof *sums);
     size_t first = 0, end = 0;
-    bool good = rest && rest_of;
+    bool good = rest && rest_of && sites && sums;
     if (good) {
-        const size_t rest_count = make_rest(b, rest, rest_of);
+        heft__tree_sites(b->tree, sites);
+        const size_t rest_count = make_rest(b, sites, sums, rest, rest_of);
         heft__rest_choose(rest, rest_count, cpu ? cpu->bytes : 0, &first, &end);
         good = put_units(b, rest, rest_of, first, end, map);
     }
     heft__free(b->ctx, rest, units * sizeof *rest);
     heft__free(b->ctx, rest_of, units * sizeof *rest_of);
+    heft__free(b->ctx, sites, modules * sizeof *sites);
+    heft__free(b->ctx, sums, modules * sizeof *sums);
     return good;
 }
 

@@ -37,60 +37,89 @@ static void lower(heft_machine *machine, uint64_t bytes, const char *reason)
     }
 }
 
-/* What a group's limit leaves; the cache that is charged to it can go. */
-static void look_at_group(heft_machine *machine, const char *limit_path, const char *use_path,
-                          const char *stat_path, const char *cache_key, const char *reason)
+/* The number in a file of a group, below the root of its hierarchy. */
+static uint64_t read_of_group(const char *group, bool newer, const char *name, const char *key,
+                              uint64_t none)
 {
-    const uint64_t limit = read_number(limit_path, "", 1, UINT64_MAX),
-                   use = read_number(use_path, "", 1, 0),
-                   cache = read_number(stat_path, cache_key, 1, 0);
+    const char *root = newer ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    char *path = NULL;
+    if (asprintf(&path, "%s%s/%s", root, group, name) < 0) {
+        return none;
+    }
+    const uint64_t value = read_number(path, key, 1, none);
+    free(path);
+    return value;
+}
+
+/* What a group's limit leaves; the cache that is charged to it can go. */
+static void look_at_group(heft_machine *machine, const char *group, bool newer)
+{
+    const char *limit_name = newer ? "memory.max" : "memory.limit_in_bytes",
+               *use_name = newer ? "memory.current" : "memory.usage_in_bytes",
+               *cache_key = newer ? "file " : "total_cache ";
+    const uint64_t limit = read_of_group(group, newer, limit_name, "", UINT64_MAX),
+                   use = read_of_group(group, newer, use_name, "", 0),
+                   cache = read_of_group(group, newer, "memory.stat", cache_key, 0);
     if (limit < (UINT64_MAX >> 2)) {
         const uint64_t held = use > cache ? use - cache : 0;
-        lower(machine, limit > held ? limit - held : 0, reason);
+        lower(machine, limit > held ? limit - held : 0,
+              newer ? "the container's limit (cgroup v2)" : "the container's limit (cgroup v1)");
     }
 }
 
-/* This process's group below a hierarchy: v2 has the line "0::/path", v1 "5:memory:/path". */
-static void find_group(const char *tag, char path[512])
+/* The path in a line "NUMBER:CONTROLLERS:PATH", if that group limits memory: v2's has the number 0 and no
+ * controllers. NULL if it is another. The line is cut up. */
+static const char *group_in(char *line, bool newer)
 {
-    char line[600];
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    path[0] = '\0';
-    while (file && fgets(line, sizeof line, file)) {
-        char *found = strstr(line, tag);
-        if (found) {
-            found += strlen(tag);
-            found[strcspn(found, "\n")] = '\0';
-            snprintf(path, 512, "%.500s", found);
-            break;
+    char *controllers = strchr(line, ':'),
+         *path = controllers ? strchr(controllers + 1, ':') : NULL;
+    if (!path) {
+        return NULL;
+    }
+    *controllers++ = '\0';
+    *path++ = '\0';
+    path[strcspn(path, "\n")] = '\0';
+    if (newer) {
+        return strcmp(line, "0") == 0 && !*controllers ? path : NULL;
+    }
+    for (char *rest = controllers, *each = strsep(&rest, ","); each; each = strsep(&rest, ",")) {
+        if (strcmp(each, "memory") == 0) {
+            return path;
         }
     }
+    return NULL;
+}
+
+/* This process's group below a hierarchy, to be freed; "" if it is in none, NULL without memory. */
+static char *find_group(bool newer)
+{
+    char *line = NULL;
+    const char *path = NULL;
+    size_t cap = 0;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    while (file && !path && getline(&line, &cap, file) >= 0) {
+        path = group_in(line, newer);
+    }
+    char *found = strdup(path ? path : "");
     if (file) {
         fclose(file);
     }
+    free(line);
+    return found;
 }
 
 /* The group and all above it. */
 static void look_at_groups(heft_machine *machine, bool newer)
 {
-    const char *root = newer ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    char group[512], limit[700], use[700], stat[700];
-    find_group(newer ? "0::" : ":memory:", group);
-    for (;;) {
-        snprintf(limit, sizeof limit, "%s%s/%s", root, group,
-                 newer ? "memory.max" : "memory.limit_in_bytes");
-        snprintf(use, sizeof use, "%s%s/%s", root, group,
-                 newer ? "memory.current" : "memory.usage_in_bytes");
-        snprintf(stat, sizeof stat, "%s%s/memory.stat", root, group);
-        look_at_group(machine, limit, use, stat, newer ? "file " : "total_cache ",
-                      newer ? "the container's limit (cgroup v2)"
-                            : "the container's limit (cgroup v1)");
-        char *slash = strrchr(group, '/');
-        if (!slash) {
-            return;
+    char *group = find_group(newer), *end = group;
+    while (end) {
+        look_at_group(machine, group, newer);
+        end = strrchr(group, '/');
+        if (end) {
+            *end = '\0';
         }
-        *slash = '\0';
     }
+    free(group);
 }
 
 void heft__machine_look(heft_machine *machine)

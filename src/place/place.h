@@ -30,6 +30,7 @@ typedef struct heft__tree_module {
     uint32_t child_count;
     double bytes;
     bool block; /* must not be split */
+    bool unit;  /* as heft_module.unit; whatever a caller says of blocks */
 } heft__tree_module;
 
 typedef struct heft__tree_tensor {
@@ -106,9 +107,9 @@ static inline bool heft__tree_is_first(const heft__tree *tree, uint32_t i, uint3
 {
     return tree->tensors[i].first == i || tree->tensors[i].first < first;
 }
-/* Bytes of the weights in a node, tied ones under each of their names; *tied: of those that have their
- * first name elsewhere. */
-double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied);
+/* Fill the site of each module: the layer or the expert that it lies in, else itself. What has one site
+ * is brought in together (docs/residency.md [1]). */
+void heft__tree_sites(const heft__tree *tree, uint32_t *sites);
 /* A module with children that may be split. */
 bool heft__tree_splits(const heft__tree *tree, uint32_t node);
 /* Visit what is placed as a whole, in the order of the modules: the tensors of each module that splits,
@@ -159,6 +160,9 @@ typedef struct heft__rest_unit {
     double saves;  /* what need not be brought in then: of it, and of each that is tied to it */
     double stream; /* of its weights, tied ones too: that bringing it in takes */
     double tied;   /* of these, of tensors that have their first name in another unit */
+    bool apart;    /* it comes in parts, such as a layer and its experts: */
+    double first, last; /* bytes of the first and of the last part */
+    double one, two;    /* of the largest, and of the largest two neighbors */
 } heft__rest_unit;
 
 /* The run of units that stays on the CPU, besides room for streaming the others. */

@@ -113,64 +113,63 @@ static void sum_placed(heft_plan *plan)
 
 /* ---- what comes in from the disk ------------------------------------------------------------- */
 struct streams {
-    const heft_plan *plan;
-    heft__rest_unit *units;
-    size_t *unit_of; /* [tensors] */
+    heft__rest_unit *units; /* [modules] as a residency brings them in: docs/residency.md [1] */
     size_t count;
-    uint32_t first,
-        module; /* of the unit: its first tensor; whose own tensors it has, or NO_NODE */
+    uint32_t *sites;   /* [modules] */
+    size_t *of_site;   /* [modules] unit; SIZE_MAX: none yet */
+    size_t *of_tensor; /* [tensors] unit */
+    size_t *last_unit; /* [tensors] by first name: the unit that has counted it last */
 };
 
-/* A module's own tensors, which are placed one by one, come together: begin a unit, or go on with one. */
-static void begin_stream(struct streams *s, uint32_t node, uint32_t first)
-{
-    const bool own = heft__tree_is_tensor(s->plan->tree, node);
-    const uint32_t module = own ? heft__tree_parent(s->plan->tree, node) : HEFT__NO_NODE;
-    if (!own || s->count == 0 || s->module != module) {
-        s->units[s->count].leader = s->count;
-        s->first = first;
-        s->module = module;
-        s->count++;
-    }
-}
-
 /* Of a tied tensor the first name says where it is. */
-static bool add_stream(void *user, uint32_t node)
+static void add_stream(const heft_plan *plan, struct streams *s, uint32_t i)
 {
-    struct streams *s = user;
-    const heft__tree *tree = s->plan->tree;
-    uint32_t first, end;
-    heft__tree_tensors(tree, node, &first, &end);
-    begin_stream(s, node, first);
-    heft__rest_unit *unit = &s->units[s->count - 1];
-    for (uint32_t i = first; i < end; i++) {
-        const uint32_t root = tree->tensors[i].first;
-        const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
-        const bool disk = s->plan->devices[tree->module_count + root] == HEFT_DEVICE_DISK;
-        s->unit_of[i] = s->count - 1;
-        if (disk && heft__tree_is_first(tree, i, s->first)) {
-            unit->stream += bytes;
-            unit->tied += root == i ? 0 : bytes;
-            unit->leader = root == i ? unit->leader : s->unit_of[root];
-        }
+    const heft__tree *tree = plan->tree;
+    const uint32_t root = tree->tensors[i].first;
+    const bool disk = plan->devices[tree->module_count + root] == HEFT_DEVICE_DISK;
+    const double bytes = tree->tensors[root].buffer ? 0 : tree->tensors[root].bytes;
+    size_t *number = &s->of_site[s->sites[tree->tensors[i].module]];
+    if (*number == SIZE_MAX) {
+        *number = s->count++;
+        s->units[*number].leader = *number;
     }
-    return true;
+    s->of_tensor[i] = *number;
+    if (disk && s->last_unit[root] != *number) {
+        heft__rest_unit *unit = &s->units[*number];
+        s->last_unit[root] = *number;
+        unit->stream += bytes;
+        unit->tied += root == i ? 0 : bytes;
+        unit->leader = root == i ? unit->leader : s->units[s->of_tensor[root]].leader;
+    }
 }
 
 static bool measure_streams(heft_plan *plan)
 {
     const heft__tree *tree = plan->tree;
-    const size_t most = (size_t)tree->module_count + tree->tensor_count;
-    struct streams s = {.plan = plan};
-    s.units = heft__alloc_zero(plan->ctx, most, sizeof *s.units);
-    s.unit_of = heft__alloc(plan->ctx, tree->tensor_count * sizeof *s.unit_of);
-    const bool good = s.units && s.unit_of && heft__tree_each_unit(tree, add_stream, &s);
+    const size_t modules = tree->module_count, tensors = tree->tensor_count;
+    struct streams s = {
+        .units = heft__alloc_zero(plan->ctx, modules, sizeof *s.units),
+        .sites = heft__alloc(plan->ctx, modules * sizeof *s.sites),
+        .of_site = heft__alloc(plan->ctx, modules * sizeof *s.of_site),
+        .of_tensor = heft__alloc(plan->ctx, tensors * sizeof *s.of_tensor),
+        .last_unit = heft__alloc(plan->ctx, tensors * sizeof *s.last_unit),
+    };
+    const bool good = s.units && s.sites && s.of_site && s.of_tensor && s.last_unit;
     if (good) {
+        memset(s.of_site, 0xff, modules * sizeof *s.of_site); /* SIZE_MAX */
+        memset(s.last_unit, 0xff, tensors * sizeof *s.last_unit);
+        heft__tree_sites(tree, s.sites);
+        for (uint32_t i = 0; i < tensors; i++) {
+            add_stream(plan, &s, i);
+        }
         plan->stream_one = heft__rest_room(s.units, s.count, true);
         plan->stream_two = heft__rest_room(s.units, s.count, false);
     }
-    heft__free(plan->ctx, s.units, most * sizeof *s.units);
-    heft__free(plan->ctx, s.unit_of, tree->tensor_count * sizeof *s.unit_of);
+    heft__free(plan->ctx, s.units, modules * sizeof *s.units);
+    heft__free(plan->ctx, s.sites, modules * sizeof *s.sites);
+    heft__free(plan->ctx, s.of_site, modules * sizeof *s.of_site);
+    heft__free(plan->ctx, s.of_tensor, tensors * sizeof *s.of_tensor);
+    heft__free(plan->ctx, s.last_unit, tensors * sizeof *s.last_unit);
     return good;
 }
 

@@ -1,8 +1,8 @@
 /* rest.c - units that no accelerator takes: one run stays on the CPU, the others go to the disk.
  *
  * Besides its run, the CPU keeps room for streaming the others: two neighbors at a time, one in use and
- * one being read, wrapping around to the first. Where two do not fit, one at a time. With very many
- * units, only the first runs are considered.
+ * one being read, wrapping around to the first. Where two do not fit, one at a time. A layer and each of
+ * its experts are streamed separately. With very many units, only the first runs are considered.
  * Source: docs/placing.md [4], [6]. */
 #include "place/place.h"
 
@@ -18,12 +18,21 @@ static bool is_in(const struct run *run, size_t i)
     return i >= run->first && i < run->end;
 }
 
-/* Bytes of two units together: a tensor in both counts once. */
+/* Of a unit and the next at once: a tensor that both have counts once. */
 static double both(const heft__rest_unit *a, const heft__rest_unit *b)
 {
-    const bool tied = a->leader == b->leader;
+    const bool tied = a->leader == b->leader && !a->apart && !b->apart;
     const double less = a->tied < b->tied ? a->tied : b->tied, more = a->tied + b->tied - less;
-    return a->stream + b->stream - (!tied ? 0 : less > 0 ? less : more);
+    return (a->apart ? a->last : a->stream) + (b->apart ? b->first : b->stream) -
+           (!tied      ? 0
+            : less > 0 ? less
+                       : more);
+}
+
+/* Of a unit alone. */
+static double alone(const heft__rest_unit *unit, bool lone)
+{
+    return !unit->apart ? unit->stream : lone ? unit->one : unit->two;
 }
 
 /* The most bytes that are brought in at once if a run stays in memory; a tied unit is where its leader
@@ -36,13 +45,15 @@ static double room_beside(const heft__rest_unit *units, size_t count, const stru
     for (size_t i = 0; i < count; i++) {
         const heft__rest_unit *unit = &units[i];
         if (unit->stream > 0 && !is_in(run, unit->leader)) {
-            const double own = last && !lone ? both(last, unit) : unit->stream;
+            const double own = alone(unit, lone), pair = last && !lone ? both(last, unit) : 0;
             room = own > room ? own : room;
+            room = pair > room ? pair : room;
             start = start ? start : unit;
             last = unit;
         }
     }
-    const double around = start != last && !lone ? both(last, start) : 0;
+    const bool goes_around = !lone && start && (start != last || start->apart);
+    const double around = goes_around ? both(last, start) : 0;
     return around > room ? around : room;
 }
 

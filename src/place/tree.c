@@ -137,6 +137,7 @@ static bool copy_modules(heft__tree *tree, const heft_model *model)
         }
         to->parent = i > 0 ? (uint32_t)from->parent : HEFT__NO_NODE;
         to->block = from->no_split || (i > 0 && tree->modules[to->parent].block);
+        to->unit = from->unit;
     }
     return true;
 }
@@ -309,21 +310,13 @@ void heft__tree_tensors(const heft__tree *tree, uint32_t node, uint32_t *first, 
     }
 }
 
-double heft__tree_stream(const heft__tree *tree, uint32_t node, double *tied)
+void heft__tree_sites(const heft__tree *tree, uint32_t *sites)
 {
-    uint32_t first, end;
-    double bytes = 0;
-    *tied = 0;
-    heft__tree_tensors(tree, node, &first, &end);
-    for (uint32_t i = first; i < end; i++) {
-        const heft__tree_tensor *tensor = &tree->tensors[i];
-        const double own = tensor->buffer ? 0 : tree->tensors[tensor->first].bytes;
-        if (heft__tree_is_first(tree, i, first)) {
-            bytes += own;
-            *tied += tensor->first == i ? 0 : own;
-        }
+    for (uint32_t i = 0; i < tree->module_count; i++) {
+        const uint32_t parent = tree->modules[i].parent;
+        const bool inside = i > 0 && (tree->modules[parent].unit || sites[parent] != parent);
+        sites[i] = inside && !tree->modules[i].unit ? sites[parent] : i;
     }
-    return bytes;
 }
 
 double heft__tree_buffers(const heft__tree *tree, uint32_t node)

@@ -29,14 +29,13 @@ struct making {
 };
 
 /* ---- sites ----------------------------------------------------------------------------------- */
-/* By the model's own flags: tree module i is the model's module i. */
 static void mark_sites(struct making *m)
 {
+    const heft__tree_module *modules = m->tree->modules;
+    heft__tree_sites(m->tree, m->site);
     for (uint32_t i = 0; i < m->tree->module_count; i++) {
-        const uint32_t parent = m->tree->modules[i].parent;
-        const bool inside =
-            i > 0 && (heft_model_module(m->r->model, parent)->unit || m->site[parent] != parent);
-        m->site[i] = inside && !heft_model_module(m->r->model, i)->unit ? m->site[parent] : i;
+        const uint32_t parent = modules[i].parent;
+        const bool inside = i > 0 && (modules[parent].unit || m->site[parent] != parent);
         m->group[i] = inside ? m->group[parent] : i;
     }
 }

@@ -96,11 +96,14 @@ run 0 plan "$work/unknown" --max-memory disk
 shows "$err" '^heft plan: warning: The model weights are not tied\.'
 
 # ---- what the machine allows: a container's limit less what is used but for its cache, 16 MiB and 1/256 -----------
+export groups=''
 if unshare -m true 2>/dev/null; then
-    container() { # container FILE=TEXT...: heft plan where these are what the kernel says of the group
+    container() { # container FILE=TEXT...: heft plan where these are what the kernel says of the group; /proc/self/cgroup is $groups
         # shellcheck disable=SC2016 # for the inner shell
         unshare -m bash -c 'mount -t tmpfs tmpfs /sys/fs/cgroup && cd /sys/fs/cgroup && heft=$1 config=$2 out=$3 && shift 3 &&
-            for file in "$@"; do mkdir -p "$(dirname "$file")"; printf "%b" "${file#*=}" >"${file%%=*}"; done; exec "$heft" plan "$config" --json >"$out"' \
+            for file in "$@"; do mkdir -p "$(dirname "$file")"; printf "%b" "${file#*=}" >"${file%%=*}"; done &&
+            if [ -n "$groups" ]; then printf "%b" "$groups" >groups && mount --bind groups "/proc/$$/cgroup"; fi &&
+            exec "$heft" plan "$config" --json >"$out"' \
             bash "$heft" "$config" "$out" "$@" || fail "in a container: exit $?"
     }
     container memory.max=1000000000 memory.current=300000000 'memory.stat=anon 5\nfile 200000000\n'
@@ -109,6 +112,20 @@ if unshare -m true 2>/dev/null; then
     json 'd["budget"] == "the container\x27s limit (cgroup v1)" and d["max_memory"]["cpu"] == 400000000 - 16 * 1024**2 - 400000000 // 256'
     container memory.max=max memory/memory.limit_in_bytes=9223372036854771712
     json 'd["budget"] == "available memory"'
+    if unshare -m sh -c 'mount --bind /dev/null "/proc/$$/cgroup"' 2>/dev/null; then
+        long=$(printf '/%0250d/%0250d/%0250d' 1 2 3) # the group's path may be as long as it likes
+        groups="11:memory$long:/none\n4:cpu,memory:$long\n0::$long\n"
+        container "${long#/}/memory.max=1000000000"
+        json 'd["budget"] == "the container\x27s limit (cgroup v2)" and d["max_memory"]["cpu"] == 10**9 - 16 * 1024**2 - 10**9 // 256'
+        container "memory$long/memory.limit_in_bytes=500000000"
+        json 'd["budget"] == "the container\x27s limit (cgroup v1)"'
+        groups='5:name=0::/odd:/odd\n4:memory:/in\n0::/in\n' # and may hold what looks like another's
+        container in/memory.max=900000000 odd/memory.max=1
+        json 'd["max_memory"]["cpu"] > 800000000'
+        groups=''
+    else
+        skip "a container's group: nothing can be mounted on files of /proc"
+    fi
 else
     skip "a container's limits: no mounts of one's own here"
 fi
@@ -127,7 +144,7 @@ json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "beside_by
 json '0 < d["stream"]["one_bytes"] <= d["stream"]["budget_bytes"] <= 2000000000 - d["placed_bytes"]["cpu"]'
 run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
 shows "$out" '^loading +[0-9.]+ GB at most: '
-shows "$out" '^streaming +[0-9.]+ MB more, for two blocks at a time$'
+shows "$out" '^streaming +[0-9.]+ MB more, for two units at a time$'
 run 0 plan "$config" --json --strategy best --max-memory 0=8GB
 json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 100e6'
 printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/plan.json"
@@ -149,7 +166,7 @@ for pairs in '' wo wo= '=,' wo=float33 'wo=float32,' ',wo=float32'; do
 done
 run 6 plan "$config" --dtype-of mlp=float32,mpl=float32
 shows "$err" 'mpl: is not a module or tensor of the model'
-run 2 plan "$config" --svg "$work/none/plan.svg"
+run 3 plan "$config" --svg "$work/none/plan.svg"
 run 4 plan "$work/nothing"
 
 # ---- loading by a map -------------------------------------------------------------------------------------------

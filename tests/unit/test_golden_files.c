@@ -76,7 +76,7 @@ static void compare_tensor(const char *file, const heft_checkpoint *ckpt, const 
                        &err, file);
     if (!(tensor->flags & HEFT_TENSOR_MAPPED) || tensor->size_bytes == 0 ||
         info->offset != HEFT_NO_OFFSET) {
-        assert_memory_equal(tensor->data, bytes, info->size_bytes);
+        assert_memory_equal(tensor->data, bytes, (size_t)info->size_bytes);
     }
     heft_tensor_free(tensor);
     free(bytes);

@@ -148,10 +148,10 @@ static void compare_value(const char *what, const heft_model *model, const heft_
         if (!bytes) {
             assert_true(heft__shape_bytes(parameter->dtype, inner ? inner->shape : parameter->shape,
                                           inner ? inner->rank : parameter->rank, &size));
-            bytes = calloc(size ? size : 1, 1);
+            bytes = calloc(size ? (size_t)size : 1, 1);
         }
         memcpy(bytes + heft__model_place_first(model, i) * element, tensor->data,
-               tensor->size_bytes);
+               (size_t)tensor->size_bytes);
         heft_tensor_free(tensor);
         parts++;
         if (strcmp(sha256, "init") == 0) {

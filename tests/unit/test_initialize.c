@@ -16,7 +16,7 @@ static void compare_values(const char *what, const heft_tensor *tensor,
                            const heft__json_value *rule)
 {
     const float *values = tensor->data; /* [count] */
-    size_t count = tensor->size_bytes / sizeof *values, used = 0;
+    size_t count = (size_t)tensor->size_bytes / sizeof *values, used = 0;
     const char *kind = heft__json_member(rule, "kind")->text;
     double mean = 0, std = 0, value = 0, sum = 0, squares = 0;
     const heft__json_value *zero = heft__json_member(rule, "zero_rows");
@@ -46,7 +46,7 @@ static void compare_values(const char *what, const heft_tensor *tensor,
     }
     assert_true(heft__json_as_double(heft__json_member(rule, "mean"), &mean));
     assert_true(heft__json_as_double(heft__json_member(rule, "std"), &std));
-    size_t width = count / tensor->shape[0];
+    size_t width = count / (size_t)tensor->shape[0];
     for (size_t i = 0; i < count; i++) {
         uint64_t row;
         bool zeroed = zero && heft__json_as_u64(zero->first, &row) && i / width == row;
@@ -202,7 +202,7 @@ static void *make_values(const heft_parameter *parameter, const heft__init_rule 
 {
     const size_t element = heft_dtype_bits(parameter->dtype) / 8;
     const size_t count = (size_t)parameter->size_bytes / element;
-    uint8_t *values = malloc(parameter->size_bytes);
+    uint8_t *values = malloc((size_t)parameter->size_bytes);
     float *scratch = malloc(step * sizeof *scratch);
     heft_error err;
     assert_non_null(values);
@@ -245,7 +245,7 @@ static void values_do_not_hang_on_the_pieces(void **state)
             void *whole = make_values(&parameter, &kinds[k].rule, 11, 96000);
             for (size_t i = 0; i < 5; i++) {
                 void *pieces = make_values(&parameter, &kinds[k].rule, 11, steps[i]);
-                if (memcmp(whole, pieces, parameter.size_bytes) != 0) {
+                if (memcmp(whole, pieces, (size_t)parameter.size_bytes) != 0) {
                     fail_msg("%s: %s in pieces of %zu differs", kinds[k].name,
                              heft_dtype_name(dtypes[d]), steps[i]);
                 }
@@ -266,9 +266,9 @@ static void other_dtypes_are_the_float32_values_cast(void **state)
         for (size_t d = 0; d < 3; d++) {
             heft_parameter other = parameter_of("w", dtypes[d], shape_1500_64);
             void *values = make_values(&other, &kinds[k].rule, 5, 7777),
-                 *cast = malloc(other.size_bytes);
+                 *cast = malloc((size_t)other.size_bytes);
             heft__cast(dtypes[d], cast, HEFT_DTYPE_F32, plain, 96000);
-            assert_memory_equal(values, cast, other.size_bytes);
+            assert_memory_equal(values, cast, (size_t)other.size_bytes);
             free(values);
             free(cast);
         }
@@ -414,7 +414,7 @@ static void digest_of(const heft_model *model, char hex[65])
         heft_tensor *tensor = NULL;
         test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, "digest");
         assert_true(at + 65 < sizeof all);
-        test_sha256(tensor->data, tensor->size_bytes, all + at);
+        test_sha256(tensor->data, (size_t)tensor->size_bytes, all + at);
         at += 64;
         heft_tensor_free(tensor);
     }

@@ -110,6 +110,36 @@ static void a_parked_source_knows_its_file_again(void **state)
     heft__input_unref(source);
 }
 
+static void a_changed_file_is_noticed(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *change;
+        bool changed, current;
+    } rows[] = {
+        {"untouched",   "true",                            false, true },
+        {"grown",       "printf x >> $f",                  true,  true },
+        {"overwritten", "printf efgh > $f",                true,  true },
+        {"times_reset", "printf efgh > $f; touch -r . $f", true,  true },
+        {"replaced",    "printf abcd > n; mv n $f",        true,  false},
+        {"removed",     "rm $f",                           true,  false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        heft__input *source = NULL;
+        heft_error err;
+        char line[900];
+        test_write_file(folder, rows[i].name, "abcd", 4);
+        assert_int_equal(heft__input_open(ctx, in_folder(rows[i].name), &source, &err), HEFT_OK);
+        usleep(20000); /* the clock of a file system is coarse */
+        snprintf(line, sizeof line, "cd %s && f=%s && %s", folder, rows[i].name, rows[i].change);
+        assert_int_equal(system(line), 0);
+        test_expect_status(heft__input_unchanged(source, &err), rows[i].changed ? HEFT_IO : HEFT_OK,
+                           &err, rows[i].name);
+        assert_int_equal(heft__input_is_current(source), rows[i].current);
+        heft__input_unref(source);
+    }
+}
+
 static void put(heft__folder_writer *writer, const char *name, bool entry_point, const char *text)
 {
     heft_error err;
@@ -282,6 +312,7 @@ int main(void)
         TEST(reading_past_the_end_says_where),
         TEST(a_file_that_shrinks_is_an_error_and_no_signal),
         TEST(a_parked_source_knows_its_file_again),
+        TEST(a_changed_file_is_noticed),
         TEST(a_new_folder_appears_whole),
         TEST(an_abandoned_folder_leaves_nothing),
         TEST(files_in_place_are_swapped_at_commit),

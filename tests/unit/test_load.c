@@ -76,7 +76,7 @@ static void expect_equal(const heft_model *a, const heft_model *b, const char *w
         test_expect_status(heft_model_tensor(a, i, &left, &err), HEFT_OK, &err, what);
         test_expect_status(heft_model_tensor(b, i, &right, &err), HEFT_OK, &err, what);
         if (left->size_bytes != right->size_bytes ||
-            memcmp(left->data, right->data, left->size_bytes) != 0) {
+            memcmp(left->data, right->data, (size_t)left->size_bytes) != 0) {
             fail_msg("%s: '%s' differs", what, heft_model_parameter(a, i)->name);
         }
         heft_tensor_free(left);
@@ -239,9 +239,10 @@ static void casts_happen_while_loading(void **state)
             assert_int_equal(heft_model_tensor(exact, i, &from, &err), HEFT_OK);
             assert_int_equal(heft_model_tensor(model, i, &to, &err), HEFT_OK);
             if (from->dtype == HEFT_DTYPE_F32) {
-                uint8_t *wanted = malloc(to->size_bytes);
-                heft__cast(dtypes[d], wanted, HEFT_DTYPE_F32, from->data, from->size_bytes / 4);
-                assert_memory_equal(wanted, to->data, to->size_bytes);
+                uint8_t *wanted = malloc((size_t)to->size_bytes);
+                heft__cast(dtypes[d], wanted, HEFT_DTYPE_F32, from->data,
+                           (size_t)from->size_bytes / 4);
+                assert_memory_equal(wanted, to->data, (size_t)to->size_bytes);
                 free(wanted);
             }
             heft_tensor_free(from);

@@ -1,6 +1,7 @@
 /* The tree of modules: pre-order, lookups by relative name and by role, sizes, flags and units; on
  * every golden skeleton and on a few models by hand. */
 #include "model/model.h"
+#include "run/run.h"
 #include "support.h"
 #include "support_model.h"
 
@@ -93,32 +94,60 @@ static uint64_t count_bytes(const heft_model *model, size_t i)
     return bytes;
 }
 
-/* Every parameter is in one unit: that of the innermost flagged module, otherwise of its own module. */
+/* The module of a parameter's unit: the innermost marked one, else its own. */
+static size_t unit_module(const heft_model *model, size_t parameter)
+{
+    const size_t own = heft_model_parameter(model, parameter)->module;
+    size_t at = own;
+    while (at != SIZE_MAX && !heft_model_module(model, at)->unit) {
+        at = heft_model_module(model, at)->parent;
+    }
+    return at == SIZE_MAX ? own : at;
+}
+
+static bool has_number(const size_t *numbers, size_t count, size_t number)
+{
+    bool found = false;
+    for (size_t i = 0; i < count; i++) {
+        found = found || numbers[i] == number;
+    }
+    return found;
+}
+
+/* Every parameter is in one unit of those that a residency brings in, and that is the one that the marks
+ * say. A tensor with names in several has one under all the modules that hold it. */
 static void expect_units(const char *what, const heft_model *model)
 {
-    heft__arena arena;
-    heft__units units = {0};
+    const size_t count = heft_model_count(model);
+    heft_residency *r = NULL;
     heft_error err = {0};
-    heft__arena_init(&arena, ctx);
-    test_expect_status(heft__units_list(model, &arena, &units, &err), HEFT_OK, &err, what);
-    assert_int_equal(units.starts[units.count], heft_model_count(model));
-    for (size_t u = 0; u < units.count; u++) {
-        assert_true(u == 0 || units.modules[u] > units.modules[u - 1]);
-        assert_true(units.starts[u] < units.starts[u + 1]);
-        for (size_t k = units.starts[u]; k < units.starts[u + 1]; k++) {
-            const size_t number = units.parameters[k];
-            const heft_parameter *parameter = heft_model_parameter(model, number);
-            size_t owner = parameter->module;
-            while (owner != SIZE_MAX && !heft_model_module(model, owner)->unit) {
-                owner = heft_model_module(model, owner)->parent;
-            }
-            owner = owner == SIZE_MAX ? parameter->module : owner;
-            if (units.unit_of[number] != u || units.modules[u] != owner) {
-                fail_msg("%s: '%s' is in the wrong unit", what, parameter->name);
-            }
+    size_t listed = 0;
+    bool *apart = calloc(count + 1, sizeof *apart); /* by root: its names are in several */
+    for (size_t i = 0; i < count; i++) {
+        const size_t root = heft_model_parameter(model, i)->tied_to;
+        apart[root] = apart[root] || unit_module(model, i) != unit_module(model, root);
+    }
+    test_expect_status(heft_residency_new(model, NULL, &r, &err), HEFT_OK, &err, what);
+    for (size_t u = 0; u < heft_residency_count(r); u++) {
+        listed += heft_residency_unit(r, u)->parameter_count;
+        assert_true(heft_residency_unit(r, u)->parameter_count > 0);
+    }
+    assert_int_equal(listed, count);
+    for (size_t i = 0; i < count; i++) {
+        const heft_parameter *parameter = heft_model_parameter(model, i);
+        const heft_unit *unit = heft_residency_unit(r, heft_residency_find_parameter(r, i));
+        const bool tied = apart[parameter->tied_to];
+        if (!has_number(unit->parameters, unit->parameter_count, i) ||
+            !has_number(unit->modules, unit->module_count,
+                        tied ? parameter->module : unit_module(model, i)) ||
+            (unit->module_count > 1 && !tied) ||
+            heft_residency_find_parameter(r, parameter->tied_to) !=
+                heft_residency_find_parameter(r, i)) {
+            fail_msg("%s: '%s' is in the wrong unit", what, parameter->name);
         }
     }
-    heft__arena_fini(&arena);
+    heft_residency_free(r);
+    free(apart);
 }
 
 static void check_tree(const char *what, heft_model *model)
@@ -333,23 +362,21 @@ static void experts_are_units_of_their_own(void **state)
         {"model.rotary_emb",                          2},
         {"lm_head",                                   1},
     };
-    heft__arena arena;
-    heft__units units = {0};
+    heft_residency *r = NULL;
     heft_error err = {0};
     heft_model *model = test_model_from_text(ctx, config, "MixtralForCausalLM");
-    heft__arena_init(&arena, ctx);
-    test_expect_status(heft__units_list(model, &arena, &units, &err), HEFT_OK, &err, "units");
-    assert_int_equal(units.count, sizeof rows / sizeof rows[0]);
-    for (size_t u = 0; u < units.count; u++) {
-        assert_string_equal(heft_model_module(model, units.modules[u])->path, rows[u].path);
-        assert_int_equal(units.starts[u + 1] - units.starts[u], rows[u].parameters);
+    test_expect_status(heft_residency_new(model, NULL, &r, &err), HEFT_OK, &err, "units");
+    assert_int_equal(heft_residency_count(r), sizeof rows / sizeof rows[0]);
+    for (size_t u = 0; u < heft_residency_count(r); u++) {
+        assert_string_equal(heft_residency_unit(r, u)->name, rows[u].path);
+        assert_int_equal(heft_residency_unit(r, u)->parameter_count, rows[u].parameters);
     }
+    heft_residency_free(r);
     const heft_module *layer =
         heft_model_module(model, heft_model_find_module(model, 0, "model.layers.0"));
     const heft_module *expert = heft_model_module(
         model, heft_model_find_module(model, 0, "model.layers.0.block_sparse_moe.experts.0"));
     assert_true(layer->no_split && !expert->no_split && expert->unit);
-    heft__arena_fini(&arena);
     heft_model_free(model);
 }
 
@@ -388,25 +415,18 @@ static void a_model_keeps_its_config(void **state)
     heft_model_free(model);
 }
 
-static heft_status list_units(heft_ctx *with, void *user, heft_error *err)
+static heft_status make_tree(heft_ctx *with, void *user, heft_error *err)
 {
     heft_config *config = NULL;
     heft_model *model = NULL;
-    heft__arena arena;
-    heft__units units;
     (void)user;
-    heft__arena_init(&arena, with);
     heft_status status = heft__config_parse(with, "c", tiny, strlen(tiny), &config, err);
     if (status == HEFT_OK) {
         status = heft_model_new(with, config, "BertForMaskedLM", HEFT_DTYPE_NONE, &model, err);
     }
     if (status == HEFT_OK) {
-        status = heft__units_list(model, &arena, &units, err);
-    }
-    if (status == HEFT_OK) {
         status = heft__modules_measure(model, err);
     }
-    heft__arena_fini(&arena);
     heft_model_free(model);
     heft_config_free(config);
     return status;
@@ -415,7 +435,7 @@ static heft_status list_units(heft_ctx *with, void *user, heft_error *err)
 static void memory_can_run_out_anywhere(void **state)
 {
     (void)state;
-    test_oom_sweep(list_units, NULL);
+    test_oom_sweep(make_tree, NULL);
 }
 
 int main(void)

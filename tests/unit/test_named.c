@@ -581,7 +581,7 @@ static void ties_follow_and_old_values_go(void **state)
         assert_int_equal(heft_model_tensor(model, number, &kept, &err), HEFT_OK);
         give(model, number, &blocks[1], false);
         assert_int_equal(blocks[0].released, 0); /* a tensor that is out holds it */
-        assert_memory_equal(kept->data, blocks[0].bytes + 8, kept->size_bytes);
+        assert_memory_equal(kept->data, blocks[0].bytes + 8, (size_t)kept->size_bytes);
         assert_true(kept->flags & HEFT_TENSOR_WRITABLE);
         heft_tensor_free(kept);
         assert_int_equal(blocks[0].released, 1);

@@ -122,7 +122,7 @@ static void expect_equal(const heft_model *a, const heft_model *b)
         assert_int_equal(heft_model_tensor(a, i, &left, &err), HEFT_OK);
         assert_int_equal(heft_model_tensor(b, i, &right, &err), HEFT_OK);
         assert_int_equal(left->size_bytes, right->size_bytes);
-        assert_memory_equal(left->data, right->data, left->size_bytes);
+        assert_memory_equal(left->data, right->data, (size_t)left->size_bytes);
         heft_tensor_free(left);
         heft_tensor_free(right);
     }

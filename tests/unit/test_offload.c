@@ -97,12 +97,12 @@ static void expect_row(const heft_checkpoint *ckpt, size_t i, const heft__json_v
     test_expect_status(heft_checkpoint_read(ckpt, i, found, sizeof found, &err), HEFT_OK, &err,
                        info->name);
     assert_int_equal(info->size_bytes, strcmp(info->name, "empty") == 0 ? 0 : length);
-    assert_memory_equal(found, wanted, info->size_bytes);
+    assert_memory_equal(found, wanted, (size_t)info->size_bytes);
     heft_tensor *mapped = NULL;
     test_expect_status(heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &mapped, &err), HEFT_OK,
                        &err, info->name);
     assert_int_equal(mapped->flags, HEFT_TENSOR_MAPPED);
-    assert_memory_equal(mapped->data, wanted, info->size_bytes);
+    assert_memory_equal(mapped->data, wanted, (size_t)info->size_bytes);
     heft_tensor_free(mapped);
 }
 

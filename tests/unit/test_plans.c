@@ -497,26 +497,60 @@ static void every_family_can_be_planned(void **state)
 /* ---- the rest: a run on the CPU, with room for streaming the others ------------------------------ */
 #define REST_MOST 7
 
-/* The bytes held at once with two neighbors of the disk in memory, or one; each tensor counts once. */
-static double held_at_once(const heft__rest_unit *units, size_t count, size_t first, size_t end,
-                           bool lone)
+#define PARTS_MOST 3
+
+struct rest_row {
+    heft__rest_unit units[REST_MOST];
+    double parts[REST_MOST][PARTS_MOST]; /* that a unit comes in */
+    size_t part_count[REST_MOST];
+    size_t count;
+};
+
+/* What is held at once when two neighbors among the parts on the disk are, or one; a tensor once. */
+static double held_at_once(const struct rest_row *row, size_t first, size_t end, bool lone)
 {
-    size_t disk[REST_MOST], disks = 0;
-    double most = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (units[i].leader < first || units[i].leader >= end) {
-            disk[disks++] = i;
+    size_t disk[REST_MOST * PARTS_MOST], disks = 0;
+    double part[REST_MOST * PARTS_MOST], most = 0;
+    for (size_t i = 0; i < row->count; i++) {
+        if (row->units[i].leader < first || row->units[i].leader >= end) {
+            for (size_t p = 0; p < row->part_count[i]; p++) {
+                disk[disks] = i;
+                part[disks++] = row->parts[i][p];
+            }
         }
     }
     for (size_t k = 0; k < disks; k++) {
-        const heft__rest_unit *one = &units[disk[k]], *next = &units[disk[(k + 1) % disks]];
-        double held = one->stream;
-        if (!lone && one != next) {
-            held += next->stream - (one->leader == next->leader ? one->tied + next->tied : 0);
+        const size_t after = (k + 1) % disks;
+        const heft__rest_unit *one = &row->units[disk[k]], *next = &row->units[disk[after]];
+        double held = part[k];
+        if (!lone && after != k) {
+            held += part[after] -
+                    (one != next && one->leader == next->leader ? one->tied + next->tied : 0);
         }
         most = held > most ? held : most;
     }
     return most;
+}
+
+/* A unit of one part, or of several. */
+static void add_rest_unit(struct rest_row *row, unsigned *random, bool apart)
+{
+    const size_t i = row->count++;
+    heft__rest_unit *unit = &row->units[i];
+    *unit = (heft__rest_unit){.leader = i, .apart = apart};
+    row->part_count[i] = apart ? 2 + (*random >> 24) % 2 : 1;
+    for (size_t p = 0; p < row->part_count[i]; p++) {
+        *random = *random * 1103515245U + 12345U;
+        const double bytes = 1 + (double)((*random >> 16) % 12),
+                     two = p > 0 ? row->parts[i][p - 1] + bytes : bytes;
+        row->parts[i][p] = bytes;
+        unit->bytes += bytes;
+        unit->first = p == 0 ? bytes : unit->first;
+        unit->last = bytes;
+        unit->one = bytes > unit->one ? bytes : unit->one;
+        unit->two = two > unit->two ? two : unit->two;
+    }
+    unit->saves = unit->stream = unit->bytes;
 }
 
 /* Small rows, with at most one pair that is tied. */
@@ -525,15 +559,14 @@ static void the_rest_keeps_room(void **state)
     (void)state;
     unsigned random = 7;
     for (int round = 0; round < 20000; round++) {
-        heft__rest_unit units[REST_MOST];
+        struct rest_row row = {.count = 0};
+        heft__rest_unit *units = row.units;
         random = random * 1103515245U + 12345U;
         const size_t count = 1 + (random >> 16) % REST_MOST;
         const double budget = (double)((random >> 20) % 60);
         for (size_t i = 0; i < count; i++) {
             random = random * 1103515245U + 12345U;
-            const double bytes = 1 + (double)((random >> 16) % 12);
-            units[i] =
-                (heft__rest_unit){.leader = i, .bytes = bytes, .saves = bytes, .stream = bytes};
+            add_rest_unit(&row, &random, i > 0 && i + 1 < count && (random >> 18) % 3 == 0);
         }
         if (count > 2 &&
             round % 2 == 0) { /* the last has a tensor of the first, and bytes of its own */
@@ -544,6 +577,7 @@ static void the_rest_keeps_room(void **state)
             last->stream += last->tied;
             units[0].saves += last->stream;
             last->bytes = last->saves = 0;
+            row.parts[count - 1][0] = last->stream;
         }
         size_t first, end;
         heft__rest_choose(units, count, budget, &first, &end);
@@ -553,16 +587,16 @@ static void the_rest_keeps_room(void **state)
             saves += units[i].saves;
         }
         assert_true(end <= count && bytes <= budget);
-        const bool pairs = held_at_once(units, count, 0, 0, false) <= budget;
-        const bool lone = held_at_once(units, count, 0, 0, true) <= budget;
+        const bool pairs = held_at_once(&row, 0, 0, false) <= budget;
+        const bool lone = held_at_once(&row, 0, 0, true) <= budget;
         if (pairs || lone) {
-            assert_true(bytes + held_at_once(units, count, first, end, !pairs) <= budget);
+            assert_true(bytes + held_at_once(&row, first, end, !pairs) <= budget);
         }
         for (size_t a = 0; a <= count; a++) { /* every run that keeps the room */
             double sum = 0, saved = 0;
             for (size_t b = a; b <= count; sum += b < count ? units[b].bytes : 0,
                         saved += b < count ? units[b].saves : 0, b++) {
-                const double room = pairs || lone ? held_at_once(units, count, a, b, !pairs) : 0;
+                const double room = pairs || lone ? held_at_once(&row, a, b, !pairs) : 0;
                 most = sum + room <= budget && saved > most ? saved : most;
             }
         }

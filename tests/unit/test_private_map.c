@@ -108,14 +108,14 @@ static void writes_stay_in_the_process(void **state)
         assert_ptr_equal(mine->data, tied->data);
         assert_ptr_not_equal(mine->storage, norm->storage);
         assert_ptr_not_equal(mine->storage, read_only->storage);
-        assert_memory_equal(mine->data, read_only->data, mine->size_bytes);
+        assert_memory_equal(mine->data, read_only->data, (size_t)mine->size_bytes);
         memset(mine->data, 0x5a, (size_t)mine->size_bytes);
-        assert_memory_equal(tied->data, mine->data, mine->size_bytes);
-        assert_memory_equal(theirs->data, read_only->data, mine->size_bytes);
+        assert_memory_equal(tied->data, mine->data, (size_t)mine->size_bytes);
+        assert_memory_equal(theirs->data, read_only->data, (size_t)mine->size_bytes);
         assert_true(memcmp(mine->data, read_only->data, (size_t)mine->size_bytes) != 0);
         heft_tensor_free(mine);
         mine = map(ckpt, EMBEDDINGS, HEFT_MAP_PRIVATE); /* the checkpoint keeps what was written */
-        assert_memory_equal(tied->data, mine->data, mine->size_bytes);
+        assert_memory_equal(tied->data, mine->data, (size_t)mine->size_bytes);
         heft_checkpoint_close(ckpt);
         heft_checkpoint_close(again);
         assert_int_equal(((const uint8_t *)tied->data)[7], 0x5a);
@@ -296,10 +296,10 @@ static void parameters_of_a_model_can_be_written(void **state)
                        "save");
     heft_model *saved = load("saved", NULL), *original = load("model", NULL);
     heft_tensor *now = parameter(saved, DECODER), *then = parameter(original, DECODER);
-    assert_memory_equal(now->data, embeddings->data, now->size_bytes);
+    assert_memory_equal(now->data, embeddings->data, (size_t)now->size_bytes);
     assert_true(memcmp(then->data, embeddings->data, (size_t)then->size_bytes) != 0);
     heft_model_free(model);
-    assert_memory_equal(now->data, decoder->data, now->size_bytes);
+    assert_memory_equal(now->data, decoder->data, (size_t)now->size_bytes);
     heft_tensor *all[] = {embeddings, decoder, now, then};
     for (size_t i = 0; i < COUNT(all); i++) {
         heft_tensor_free(all[i]);

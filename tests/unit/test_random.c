@@ -306,6 +306,7 @@ static void uniforms_fill_their_interval(void **state)
         {0.0f,   0x1p-126f   },
     };
     enum { BINS = 256, SOME = 1 << 20 };
+    const double wide = BINS, each = (double)SOME / wide; /* expected in a bin */
     float *u = floats(SOME);
     for (size_t k = 0; k < COUNT(rows); k++) {
         size_t bins[BINS] = {0};
@@ -314,14 +315,14 @@ static void uniforms_fill_their_interval(void **state)
         heft__random_uniform(&test_random, rows[k].low, rows[k].high, 0, u, SOME);
         for (size_t i = 0; i < SOME; i++) {
             assert_true(u[i] >= rows[k].low && u[i] < rows[k].high);
-            bins[(size_t)(((double)u[i] - low) / range * BINS)]++;
+            bins[(size_t)(((double)u[i] - low) / range * wide)]++;
         }
         double chi = 0;
         for (size_t i = 0; i < BINS; i++) {
-            double off = (double)bins[i] - (double)SOME / BINS;
-            chi += off * off / ((double)SOME / BINS);
+            double off = (double)bins[i] - each;
+            chi += off * off / each;
         }
-        if (k != 2 && fabs(chi - (BINS - 1)) > 5 * sqrt(2 * (BINS - 1))) {
+        if (k != 2 && fabs(chi - (wide - 1)) > 5 * sqrt(2 * (wide - 1))) {
             fail_msg("row %zu: chi-square %f", k, chi);
         }
     }

@@ -117,7 +117,7 @@ static void expect_same(const char *what, const heft_checkpoint *file, const hef
                            what);
         test_expect_status(heft_checkpoint_read(other, i, right, a->size_bytes, &err), HEFT_OK,
                            &err, what);
-        assert_memory_equal(left, right, a->size_bytes);
+        assert_memory_equal(left, right, (size_t)a->size_bytes);
         for (int mode = 0; mode < 2; mode++) {
             heft_tensor *one = NULL, *two = NULL;
             test_expect_status(heft_checkpoint_map(file, i, (heft_map_mode)mode, &one, &err),
@@ -129,7 +129,7 @@ static void expect_same(const char *what, const heft_checkpoint *file, const hef
                 assert_true(two->flags & HEFT_TENSOR_WRITABLE);
             }
             if (two->flags & HEFT_TENSOR_WRITABLE) { /* a copy: row by row */
-                assert_memory_equal(two->data, right, a->size_bytes);
+                assert_memory_equal(two->data, right, (size_t)a->size_bytes);
             } else {
                 assert_memory_equal(one->strides, two->strides, a->rank * sizeof *one->strides);
                 assert_int_equal(one->offset_bytes, two->offset_bytes);
@@ -404,7 +404,7 @@ static void tensors_keep_the_callers_memory(void **state)
         assert_int_equal(tensor->flags, 0);
         assert_int_equal(heft_checkpoint_map(ckpt, 1, HEFT_MAP_PRIVATE, &copy, &err), HEFT_OK);
         assert_int_equal(copy->flags, HEFT_TENSOR_WRITABLE);
-        assert_memory_equal(copy->data, tensor->data, tensor->size_bytes);
+        assert_memory_equal(copy->data, tensor->data, (size_t)tensor->size_bytes);
         heft_checkpoint_close(ckpt);
         heft_ctx_free(own);
         assert_int_equal(m.released, 0);
@@ -467,7 +467,7 @@ static void many_threads_read_what_is_needed(void **state)
         }
         for (uint64_t r = 0; r < height; r++) {
             const size_t at = (size_t)((rows[i].start[0] + r) * COLUMNS + rows[i].start[1]) * 4;
-            assert_memory_equal(found + r * width * 4, bytes + first + at, width * 4);
+            assert_memory_equal(found + r * width * 4, bytes + first + at, (size_t)width * 4);
         }
     }
     heft_checkpoint_close(ckpt);

@@ -5,6 +5,7 @@
 #include "support_model.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static heft_ctx *ctx;
@@ -344,6 +345,44 @@ static void change(const char *name, const char *file, const char *from, const c
     free(text);
 }
 
+/* A config is found wherever its folder is: also at a path that an error could not hold, or would show
+ * otherwise than it is, in a subfolder, and with other files beside it. */
+static void a_config_alone_is_found_by_any_path(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"a", "\x01\xff", NULL};
+    for (size_t i = 0; i < 3; i++) {
+        char path[1200], config[1300], from[1200];
+        size_t length = (size_t)snprintf(path, sizeof path, "%s", at("alone"));
+        heft_error err = {0};
+        heft_source *source = NULL;
+        assert_int_equal(mkdir(path, 0700), 0);
+        for (size_t k = 0; k < (parts[i] ? 1 : 4); k++) { /* 4 * 200 > sizeof err.path */
+            length +=
+                (size_t)(parts[i] ? snprintf(path + length, sizeof path - length, "/%s", parts[i])
+                                  : snprintf(path + length, sizeof path - length, "/%0200d", 7));
+            assert_int_equal(mkdir(path, 0700), 0);
+        }
+        snprintf(config, sizeof config, "%s/config.json", path);
+        snprintf(from, sizeof from, "%s", at("st/config.json"));
+        assert_int_equal(link(from, config), 0);
+        for (int below = 0; below < 2; below++) {
+            const heft_checkpoint_options how =
+                HEFT_OPTIONS(heft_checkpoint_options,
+                             .subfolder = below ? path + strlen(at("alone")) + 1 : NULL);
+            const heft_source_options options =
+                HEFT_OPTIONS(heft_source_options, .checkpoint = &how);
+            test_expect_status(
+                heft_source_open(ctx, below ? at("alone") : path, &options, &source, &err), HEFT_OK,
+                &err, parts[i] ? parts[i] : "long");
+            assert_int_equal(heft_source_what(source), HEFT_SOURCE_CONFIG);
+            assert_string_equal(heft_source_class(source), "BertModel");
+            heft_source_close(source);
+        }
+        test_folder_remove(at("alone"));
+    }
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -390,6 +429,7 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_config_alone_is_found_by_any_path),
         cmocka_unit_test(a_path_names_what_lies_there),
         cmocka_unit_test(a_source_serves_all_that_is_asked_of_it),
         cmocka_unit_test(operations_judge_an_index_themselves),

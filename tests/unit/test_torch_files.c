@@ -444,7 +444,7 @@ static void strided_views_read_as_they_are_defined(void **state)
         size_t cap = elem * (1 + (size_t)rand_r(&seed) % 5000);
         test_expect_status(read_tensor(ctx, &file, &tensor, cap, &found, &err), HEFT_OK, &err,
                            "strided");
-        assert_memory_equal(found, expected, tensor.size_bytes);
+        assert_memory_equal(found, expected, (size_t)tensor.size_bytes);
         free(found);
         free(expected);
     }
@@ -465,7 +465,7 @@ static void transposed_matrix(void **state)
                                       .strides = strides,
                                       .size_bytes = rows * columns * 4};
     static const size_t caps[] = {4, 2800, 100000, 1 << 30};
-    uint8_t *bytes = malloc(length), *expected = malloc(tensor.size_bytes);
+    uint8_t *bytes = malloc(length), *expected = malloc((size_t)tensor.size_bytes);
     heft__file file;
     heft__file_storage storage;
     (void)state;
@@ -479,7 +479,7 @@ static void transposed_matrix(void **state)
         heft_error err;
         test_expect_status(read_tensor(ctx, &file, &tensor, caps[c], &found, &err), HEFT_OK, &err,
                            "transposed");
-        assert_memory_equal(found, expected, tensor.size_bytes);
+        assert_memory_equal(found, expected, (size_t)tensor.size_bytes);
         free(found);
     }
     heft__input_unref(file.source);

@@ -137,6 +137,101 @@ static void experts_come_as_they_are_asked_for(void **state)
     heft_model_free(whole);
 }
 
+/* ---- budgets --------------------------------------------------------------------------------- */
+/* The largest unit, and the largest two neighbors in the model's order, the first behind the last. */
+static uint64_t largest_units(const heft_residency *r, uint64_t *pair)
+{
+    uint64_t largest = 0, first = 0, before = 0;
+    *pair = 0;
+    for (size_t u = 0; u < heft_residency_count(r); u++) {
+        const uint64_t bytes = heft_residency_unit(r, u)->brought_bytes;
+        if (bytes > 0) {
+            first = first ? first : bytes;
+            largest = bytes > largest ? bytes : largest;
+            *pair = before + bytes > *pair ? before + bytes : *pair;
+            before = bytes;
+        }
+    }
+    *pair = before + first > *pair ? before + first : *pair;
+    return largest;
+}
+
+static heft_status take_all(heft_residency *r, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t u = 0; u < heft_residency_count(r) && status == HEFT_OK; u++) {
+        heft_lease *lease = NULL;
+        status = heft_residency_acquire(r, &u, 1, &lease, err);
+        heft_lease_free(lease);
+    }
+    return status;
+}
+
+/* What a plan says that streaming takes is what a residency needs: with a byte less than for one unit it
+ * is refused. */
+static void plans_count_units(void **state)
+{
+    (void)state;
+    heft_model *model = placed(mixtral, "MixtralForCausalLM");
+    heft_residency *r = test_residency(model, NULL);
+    const heft_device_entry entry = {"", HEFT_DEVICE_DISK};
+    const heft_plan_options options =
+        HEFT_OPTIONS(heft_plan_options, .device_map = &entry, .device_map_count = 1);
+    heft_plan *plan = NULL;
+    heft_error err = {0};
+    double one = 0, two = 0;
+    uint64_t pair;
+    const uint64_t largest = largest_units(r, &pair);
+    heft_residency_free(r);
+    test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_OK, &err, "plan");
+    (void)heft_plan_stream(plan, &one, &two);
+    assert_true(one == (double)largest && two == (double)pair);
+    heft_plan_free(plan);
+    for (unsigned less = 0; less < 2; less++) {
+        const heft_residency_options with =
+            HEFT_OPTIONS(heft_residency_options, .budget_bytes = largest - less);
+        heft_residency *tight = NULL;
+        test_expect_status(heft_residency_new(model, &with, &tight, &err),
+                           less ? HEFT_LIMIT : HEFT_OK, &err, "tight");
+        if (!less) {
+            test_expect_status(take_all(tight, &err), HEFT_OK, &err, "pass");
+        }
+        heft_residency_free(tight);
+    }
+    heft_model_free(model);
+}
+
+/* best leaves room for units, wherever the budget has it; so also where it is less than a layer. */
+static void best_leaves_room_for_units(void **state)
+{
+    (void)state;
+    heft_model *model = placed(mixtral, "MixtralForCausalLM");
+    heft_residency *r = test_residency(model, NULL);
+    uint64_t pair;
+    const uint64_t largest = largest_units(r, &pair);
+    const uint64_t layer = heft_model_module(model, module_of(model, "model.layers.0"))->bytes;
+    const uint64_t all = heft_model_bytes(model);
+    heft_residency_free(r);
+    assert_true(pair < layer);
+    for (uint64_t bytes = largest; bytes < all; bytes += all / 50) {
+        const heft_budget budget = {HEFT_DEVICE_CPU, (double)bytes};
+        const heft_plan_options options =
+            HEFT_OPTIONS(heft_plan_options, .strategy = HEFT_STRATEGY_BEST, .budgets = &budget,
+                         .budget_count = 1);
+        heft_plan *plan = NULL;
+        heft_error err = {0};
+        double one = 0, two = 0;
+        test_expect_status(heft_plan_new(model, &options, &plan, &err), HEFT_OK, &err, "plan");
+        const double stream = heft_plan_stream(plan, &one, &two);
+        if (stream < (bytes < pair ? one : two)) {
+            fail_msg("%llu bytes: %.0f are left, units have %.0f and %.0f",
+                     (unsigned long long)bytes, stream, one, two);
+        }
+        heft_plan_free(plan);
+    }
+    heft_model_free(model);
+}
+
 /* ---- ties ------------------------------------------------------------------------------------ */
 static void tied_tensors_are_one_unit(void **state)
 {
@@ -287,6 +382,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(experts_are_units_of_their_own),
         cmocka_unit_test(experts_come_as_they_are_asked_for),
+        cmocka_unit_test(plans_count_units),
+        cmocka_unit_test(best_leaves_room_for_units),
         cmocka_unit_test(tied_tensors_are_one_unit),
         cmocka_unit_test(a_tied_unit_comes_once),
         cmocka_unit_test(modules_outside_layers_are_units),

@@ -48,7 +48,7 @@ static void compare_all(const char *name, const heft_model *model)
     for (size_t i = 0; i < heft_checkpoint_count(ckpt); i++) {
         const heft_tensor_info *info = heft_checkpoint_info(ckpt, i);
         heft_tensor *tensor = NULL;
-        uint8_t *bytes = malloc(info->size_bytes + 1);
+        uint8_t *bytes = malloc((size_t)info->size_bytes + 1);
         size_t number = heft_model_find(model, info->name);
         assert_true(number != SIZE_MAX);
         test_expect_status(heft_model_tensor(model, number, &tensor, &err), HEFT_OK, &err, name);
@@ -56,7 +56,7 @@ static void compare_all(const char *name, const heft_model *model)
                            &err, name);
         assert_int_equal(tensor->dtype, info->dtype);
         assert_int_equal(tensor->size_bytes, info->size_bytes);
-        assert_memory_equal(tensor->data, bytes, info->size_bytes);
+        assert_memory_equal(tensor->data, bytes, (size_t)info->size_bytes);
         heft_tensor_free(tensor);
         free(bytes);
     }

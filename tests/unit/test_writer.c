@@ -381,7 +381,7 @@ static void every_dtype_that_the_format_holds(void **state)
             uint8_t found[256];
             assert_string_equal(info->name, heft_dtype_name(info->dtype));
             assert_int_equal(heft_checkpoint_read(ckpt, i, found, sizeof found, &err), HEFT_OK);
-            assert_memory_equal(found, bytes, info->size_bytes);
+            assert_memory_equal(found, bytes, (size_t)info->size_bytes);
         }
         heft_checkpoint_close(ckpt);
         test_folder_remove(at("out"));
@@ -573,7 +573,7 @@ static void callbacks_that_fail(void **state)
     }
 }
 
-static bool stop(void *user, const heft_progress *progress)
+static bool stop_writing(void *user, const heft_progress *progress)
 {
     (void)user;
     return progress->done_bytes == 0;
@@ -581,7 +581,7 @@ static bool stop(void *user, const heft_progress *progress)
 
 static void progress_can_cancel(void **state)
 {
-    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .progress = stop);
+    const heft_ctx_options options = HEFT_OPTIONS(heft_ctx_options, .progress = stop_writing);
     heft_ctx *before = ctx;
     heft_error err;
     (void)state;
