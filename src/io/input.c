@@ -133,11 +133,7 @@ heft_status heft__input_unchanged(heft__input *source, heft_error *err)
     if (fstat(fd, &facts) != 0) {
         status = heft__fail_io(err, errno, "cannot look at the file");
     } else {
-        heft__identity now = identity_of(&facts);
-        if (facts.st_nlink == 0) { /* replaced or removed: that is a change of its names only */
-            now.change_seconds = source->identity.change_seconds;
-            now.change_nanoseconds = source->identity.change_nanoseconds;
-        }
+        const heft__identity now = identity_of(&facts);
         status = memcmp(&now, &source->identity, sizeof now) == 0
                      ? HEFT_OK
                      : heft__fail(err, HEFT_IO, "the file changed while it was read");

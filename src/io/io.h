@@ -44,8 +44,7 @@ typedef struct heft__identity {
     int64_t change_seconds, change_nanoseconds; /* of anything about it */
 } heft__identity;
 const heft__identity *heft__input_identity(const heft__input *source); /* NULL: not a file; lent */
-/* IO if the file is not as it was when it was opened. That it was replaced
- * or removed is no change of the file itself. */
+/* IO if the file is not as it was when it was opened. */
 heft_status heft__input_unchanged(heft__input *source, heft_error *err);
 /* Whether its path still names this file. */
 bool heft__input_is_current(const heft__input *source);
