@@ -740,7 +740,7 @@ static void files_that_look_alike_are_not_mixed(void **state)
     static const struct {
         const char *name;
         uint64_t device, change;
-        bool rename;
+        bool exchange;
     } rows[] = {
         {"another device", 2, 1, false},
         {"another change", 1, 2, false},
@@ -751,14 +751,20 @@ static void files_that_look_alike_are_not_mixed(void **state)
         size_t length = 0;
         make_checkpoint("alike-a", 11);
         make_checkpoint("alike-b", 12);
-        if (rows[i].rename) { /* two tensors exchange their names */
-            char *bytes = test_read_file(at("alike-b/model.safetensors"), &length);
+        if (rows[i].exchange) { /* two tensors exchange their offsets */
+            char *bytes = test_read_file(at("alike-b/model.safetensors"), &length), offsets[64];
             char *first = memmem(bytes, length, "layer.0.attention.self.key.bias", 31),
-                 *second = memmem(bytes, length, "layer.1.attention.self.key.bias", 31);
+                 *second = memmem(bytes, length, "layer.0.attention.self.query.bias", 33);
             assert_non_null(first);
             assert_non_null(second);
-            first[6] = '1';
-            second[6] = '0';
+            first = strchr(strstr(first, "data_offsets"), '[');
+            second = strchr(strstr(second, "data_offsets"), '[');
+            const size_t span = strcspn(first, "]");
+            assert_int_equal(strcspn(second, "]"), span);
+            assert_in_range(span, 1, sizeof offsets - 1);
+            memcpy(offsets, first, span);
+            memcpy(first, second, span);
+            memcpy(second, offsets, span);
             test_write_file(at("alike-b"), "model.safetensors", bytes, length);
             free(bytes);
         }
