@@ -121,7 +121,8 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  *          another model; UNSUPPORTED for a device that this build does not have, a cast that
  *          heft_cast_known() rejects, and a stack of experts that is strided or deflated; EXISTS
  *          for the offload folder; MISMATCH for shapes that differ (unless ignore_mismatched_sizes
- *          is set), and as `strict` says; CANCELLED.
+ *          is set), and as `strict` says; IO also for a file that was changed or replaced since it
+ *          was opened, if tensors of it are copied or cast; CANCELLED.
  * Source   docs/loading.md.
  * Threads  reads on the context's threads.
  */

@@ -175,6 +175,11 @@ size_t heft__map_get(const heft__map *map, const char *key, size_t length);
 /* The same number for the same bytes on every machine and in every version: random numbers depend
  * on it. */
 uint64_t heft__stable_hash(const char *bytes, size_t length);
+/* 128 bits that stand for all that was added, in this order and these pieces; begins as zeros. */
+typedef struct heft__digest {
+    uint64_t low, high;
+} heft__digest;
+void heft__digest_add(heft__digest *digest, const void *bytes, size_t length);
 /* As strcmp, by the parts between dots: whole numbers by value and before text, text by its letters
  * and then by the number at its end. Transformers' order of names. */
 int heft__compare_natural(const char *a, const char *b);

@@ -32,6 +32,14 @@ uint64_t heft__stable_hash(const char *bytes, size_t length)
     return XXH3_64bits(bytes, length);
 }
 
+void heft__digest_add(heft__digest *digest, const void *bytes, size_t length)
+{
+    const XXH128_hash_t added = XXH3_128bits(bytes, length);
+    const uint64_t chain[] = {digest->low, digest->high, added.low64, added.high64, length};
+    const XXH128_hash_t both = XXH3_128bits(chain, sizeof chain);
+    *digest = (heft__digest){.low = both.low64, .high = both.high64};
+}
+
 void heft__map_init(heft__map *map, heft_ctx *ctx)
 {
     *map = (heft__map){.ctx = ctx};

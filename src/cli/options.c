@@ -212,8 +212,9 @@ void cli_options_help(const cli_command *command, FILE *out)
         int length = option_text(option_at(command, i), text, sizeof text);
         width = length > width ? length : width;
     }
-    fprintf(out, "usage: heft %s [OPTIONS] %s\n\n%s.\n%s\n", command->name, command->arguments,
-            command->summary, command->about);
+    fprintf(out, "usage: heft %s [OPTIONS]%s%s\n\n%s.\n%s\n", command->name,
+            command->argument_count ? " " : "", command->arguments, command->summary,
+            command->about);
     for (size_t i = 0; i < option_total(command); i++) {
         option_text(option_at(command, i), text, sizeof text);
         fprintf(out, "  %-*s  %s\n", width, text, option_at(command, i)->help);

@@ -108,17 +108,27 @@ heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t li
 
 /* ---- segment: one copy on a host, shared by processes of one user (segment.c) ----------------- */
 typedef struct heft__segment heft__segment;
-#define HEFT__SEGMENT_KEY 80 /* letters, digits, '-'; NUL included */
 
-/* Join the existing segment of a key, or create an empty one to be filled and sealed;
- * others that ask meanwhile wait. Waiting can be cancelled through the progress callback.
+typedef struct heft__segment_request {
+    const void *what; /* tells what it holds from anything else; compared whole, at most 16 MiB */
+    size_t what_bytes;
+    const char *source; /* for those who list the copies: what it is made of; NULL: not told */
+    uint64_t bytes;
+    unsigned patience_ms; /* of waiting for a builder that shows no sign of work; 0: 60 s */
+} heft__segment_request;
+
+/* Join the existing segment, or create an empty one to be filled and sealed; others that ask meanwhile
+ * wait. Waiting can be cancelled through the progress callback. Nothing of the request is kept.
  * UNSUPPORTED, here and from heft__segment_seal: there can be no segment here (no memfd, no private
- * folder, a register that is full or cannot be written), and the caller may go on without. */
-heft_status heft__segment_open(heft_ctx *ctx, const char *key, uint64_t bytes, heft__segment **out,
-                               heft_error *err);
+ * folder, a register that is full or cannot be written, a builder that shows no sign of work), and the
+ * caller may go on without. */
+heft_status heft__segment_open(heft_ctx *ctx, const heft__segment_request *request,
+                               heft__segment **out, heft_error *err);
 bool heft__segment_is_new(const heft__segment *segment); /* to be filled */
 /* Its bytes: to be written while it is new, else read only. Changes when it is sealed. */
 uint8_t *heft__segment_base(const heft__segment *segment);
+/* While it is filled: tell those who wait that the work goes on. Any thread, any number of times. */
+void heft__segment_beat(heft__segment *segment);
 heft_status heft__segment_seal(heft__segment *segment, heft_error *err);
 /* The kernel frees the bytes when the last process closes or dies. NULL allowed. */
 void heft__segment_close(heft__segment *segment);

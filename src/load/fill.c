@@ -6,8 +6,10 @@
  * parameter, and reading. */
 #include "load/load.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 
 #define NO_PLACE UINT64_MAX
 #define MAPPED_BYTES ((uint64_t)128 << 10) /* blocks of malloc() that have pages of their own */
@@ -22,11 +24,12 @@ struct fill {
     const heft_checkpoint *ckpt;
     const heft__match *match;
     const heft__fill_options *options;
-    uint8_t **data;         /* [model->count] where to write, NULL: not copied */
-    heft_storage **fresh;   /* [model->count] new storages, bound when all went well */
-    heft_tensor **mapped;   /* [model->count] */
-    bool *stays;            /* [model->count] in its file */
-    enum way *way;          /* [ckpt->file_count] */
+    uint8_t **data;       /* [model->count] where to write, NULL: not copied */
+    heft_storage **fresh; /* [model->count] new storages, bound when all went well */
+    heft_tensor **mapped; /* [model->count] */
+    bool *stays;          /* [model->count] in its file */
+    enum way *way;        /* [ckpt->file_count] */
+    bool *used;           /* [ckpt->file_count] bytes of it are copied, or have been for the copy */
     heft__segment *segment; /* the shared copy, NULL without */
     uint64_t *place;        /* [model->count] in it; NO_PLACE: not there */
     uint64_t segment_bytes;
@@ -42,6 +45,9 @@ static heft_status fill_piece(void *user, size_t i, heft_error *err)
     heft_status status = heft__piece_read(&f->pieces, i, f->data[f->pieces.list[i].owner], err);
     const uint64_t bytes = heft__piece_bytes(&f->pieces, i),
                    done = atomic_fetch_add(&f->done_bytes, bytes) + bytes;
+    if (f->segment) {
+        heft__segment_beat(f->segment);
+    }
     return status == HEFT_OK && pthread_equal(pthread_self(), f->caller)
                ? heft__tell_progress(f->model->ctx, "reading", done, f->pieces.bytes, err)
                : status;
@@ -111,6 +117,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     const heft__binding *binding = &f->model->bindings[i];
     heft_status status = HEFT_OK;
     counts->direct |= is_cold(f, tensor);
+    f->used[info->file_index] = true;
     if (f->options->share) {
         f->place[i] = f->segment_bytes;
         f->segment_bytes += (parameter->size_bytes + PLACE_ALIGN - 1) / PLACE_ALIGN * PLACE_ALIGN;
@@ -268,48 +275,88 @@ static void bind_all(struct fill *f)
 }
 
 /* ---- the shared copy ------------------------------------------------------------------------- */
-/* What the copy holds, as text: files by what tells one version from another, parameters by name,
- * dtype and place. Two processes with the same text want the same bytes. */
-static heft_status name_copy(const struct fill *f, char key[HEFT__SEGMENT_KEY], heft_error *err)
+/* The names, dtypes, shapes and offsets of all tensors: what the files' headers say. */
+static heft__digest digest_headers(const heft_checkpoint *ckpt)
 {
-    heft__buffer text;
-    heft__buffer_init(&text, f->model->ctx);
+    heft__digest digest = {0};
+    for (size_t i = 0; i < ckpt->count; i++) {
+        const heft_tensor_info *info = &ckpt->infos[i];
+        const uint64_t facts[] = {(uint64_t)info->dtype, info->rank, info->offset, info->size_bytes,
+                                  info->file_index};
+        heft__digest_add(&digest, info->name, strlen(info->name));
+        heft__digest_add(&digest, facts, sizeof facts);
+        heft__digest_add(&digest, info->shape, info->rank * sizeof *info->shape);
+    }
+    return digest;
+}
+
+/* What is made of them: name, dtype, size and place of each parameter, and the part of which tensor. */
+static heft__digest digest_parameters(const struct fill *f)
+{
+    heft__digest digest = {0};
+    for (size_t i = 0; i < f->model->count; i++) {
+        const heft_parameter *parameter = &f->model->parameters[i];
+        if (f->place[i] != NO_PLACE) {
+            const uint64_t facts[] = {(uint64_t)parameter->dtype, parameter->size_bytes,
+                                      f->place[i], f->match->source[i], f->match->first[i]};
+            heft__digest_add(&digest, parameter->name, strlen(parameter->name));
+            heft__digest_add(&digest, facts, sizeof facts);
+        }
+    }
+    return digest;
+}
+
+/* What tells the copy from any other: the files themselves, by what their descriptors said when they
+ * were opened, their headers, and what is made of them. Two processes with the same text want the same
+ * bytes. */
+static heft_status describe_copy(const struct fill *f, heft__buffer *what, heft_error *err)
+{
+    heft__digest digest;
+    heft__buffer_format(what, "heft %s, %llu bytes\n", heft_version(),
+                        (unsigned long long)f->segment_bytes);
     for (size_t i = 0; i < f->ckpt->file_count; i++) {
         const heft__file *file = f->ckpt->files[i].file;
         const heft__identity *identity = file ? heft__input_identity(file->source) : NULL;
-        heft__buffer_format(&text, "%s\n", f->ckpt->files[i].info.name);
+        heft__buffer_format(what, "%s%c", f->ckpt->files[i].info.name, identity ? '\n' : '\r');
         if (identity) {
-            heft__buffer_append(&text, identity, sizeof *identity);
+            heft__buffer_append(what, identity, sizeof *identity);
         }
     }
-    for (size_t i = 0; i < f->model->count; i++) {
-        if (f->place[i] != NO_PLACE) {
-            heft__buffer_format(&text, "%s %d %llu %zu %llu\n", f->model->parameters[i].name,
-                                (int)f->model->parameters[i].dtype, (unsigned long long)f->place[i],
-                                f->match->source[i], (unsigned long long)f->match->first[i]);
-        }
+    digest = digest_headers(f->ckpt);
+    heft__buffer_append(what, &digest, sizeof digest);
+    digest = digest_parameters(f);
+    heft__buffer_append(what, &digest, sizeof digest);
+    return heft__buffer_check(what, err);
+}
+
+/* Where the copy comes from, for those who list the copies. */
+static void name_source(const heft_checkpoint *ckpt, char dst[PATH_MAX])
+{
+    if (!realpath(ckpt->where.folder, dst)) {
+        snprintf(dst, PATH_MAX, "%s", ckpt->where.folder);
     }
-    heft_status status = heft__buffer_check(&text, err);
-    if (status == HEFT_OK) {
-        const char *bytes = (const char *)text.data;
-        uint64_t first = heft__stable_hash(bytes, text.size);
-        heft__buffer_format(&text, "%llu", (unsigned long long)first); /* the second half */
-        status = heft__buffer_check(&text, err);
-        snprintf(key, HEFT__SEGMENT_KEY, "weights-%016llx%016llx", (unsigned long long)first,
-                 (unsigned long long)heft__stable_hash((const char *)text.data, text.size));
+    const size_t length = strlen(dst);
+    if (ckpt->where.lone) {
+        snprintf(dst + length, PATH_MAX - length, "/%s", ckpt->where.file);
     }
-    heft__buffer_fini(&text);
-    return status;
 }
 
 /* Join the copy, or begin it: then data[] points into it. */
 static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_error *err)
 {
-    char key[HEFT__SEGMENT_KEY] = {0};
-    heft_status status = name_copy(f, key, err);
+    heft__buffer what;
+    char source[PATH_MAX];
+    heft__buffer_init(&what, f->model->ctx);
+    heft_status status = describe_copy(f, &what, err);
     if (status == HEFT_OK) {
-        status = heft__segment_open(f->model->ctx, key, f->segment_bytes, &f->segment, err);
+        name_source(f->ckpt, source);
+        const heft__segment_request request = {.what = what.data,
+                                               .what_bytes = what.size,
+                                               .source = source,
+                                               .bytes = f->segment_bytes};
+        status = heft__segment_open(f->model->ctx, &request, &f->segment, err);
     }
+    heft__buffer_fini(&what);
     if (status != HEFT_OK) {
         counts->unshared = status == HEFT_UNSUPPORTED;
         return status;
@@ -371,10 +418,11 @@ static heft_status make_arrays(struct fill *f, heft_error *err)
     f->stays = heft__alloc_zero(ctx, count, sizeof *f->stays);
     f->place = heft__alloc(ctx, count * sizeof *f->place);
     f->way = heft__alloc_zero(ctx, f->ckpt->file_count, sizeof *f->way);
+    f->used = heft__alloc_zero(ctx, f->ckpt->file_count, sizeof *f->used);
     for (size_t i = 0; f->place && i < count; i++) {
         f->place[i] = NO_PLACE;
     }
-    return f->data && f->fresh && f->mapped && f->stays && f->place && f->way
+    return f->data && f->fresh && f->mapped && f->stays && f->place && f->way && f->used
                ? HEFT_OK
                : heft__fail_nomem(err, count * sizeof *f->data);
 }
@@ -398,6 +446,20 @@ static void free_arrays(struct fill *f)
     heft__free(ctx, f->stays, count * sizeof *f->stays);
     heft__free(ctx, f->place, count * sizeof *f->place);
     heft__free(ctx, f->way, f->ckpt->file_count * sizeof *f->way);
+    heft__free(ctx, f->used, f->ckpt->file_count * sizeof *f->used);
+}
+
+/* Files that changed since they were opened have given bytes of both versions, or bytes that their
+ * headers do not describe. */
+static heft_status check_sources(const struct fill *f, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < f->ckpt->file_count && status == HEFT_OK; i++) {
+        if (f->used[i]) {
+            status = heft__input_unchanged(f->ckpt->files[i].file->source, err);
+        }
+    }
+    return status;
 }
 
 /* Read everything, and bind it when all went well. */
@@ -412,6 +474,9 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
     if (status == HEFT_OK && f->pieces.count > 0) { /* others may have done all of it */
         status =
             heft__tell_progress(f->model->ctx, "reading", f->pieces.bytes, f->pieces.bytes, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_sources(f, err);
     }
     if (status == HEFT_OK && f->segment) {
         status = finish_copy(f, &copy, err);

@@ -20,7 +20,7 @@ shows "$out" '^heft [0-9]+\.[0-9]+\.[0-9]+$'
 run 0 --help
 silent "$err"
 cp "$out" "$work/help"
-for command in init load inspect convert verify plan; do
+for command in init load inspect convert verify plan shared; do
     shows "$out" "^  $command "
 done
 run 0 help
@@ -42,7 +42,7 @@ for file in "$source_dir"/src/cli/cmd_*.c; do
     run 0 help "$command"
     cmp -s "$out" "$work/help" || fail "heft help $command and heft $command --help differ"
     run 0 "$command" a b c --help --unknown
-    shows "$out" "^usage: heft $command \[OPTIONS\] [A-Z ]+$"
+    shows "$out" "^usage: heft $command \[OPTIONS\]( [A-Z ]+)?$"
     {
         grep -oE 'X\([A-Z_]+, "[a-z-]+"' "$file" | sed 's/.*"\(.*\)"/--\1/'
         printf -- '--%s\n' json quiet verbose help
