@@ -127,17 +127,20 @@ typedef struct heft_allocator {
 /** Upper bounds on what a file may claim, as protection against hostile files. The default, which 0
  * selects, is given with each member. */
 typedef struct heft_limits {
-    size_t struct_size;    /* set by HEFT_OPTIONS */
-    uint64_t header_bytes; /* a safetensors header, a zip's central directory: 100,000,000 */
-    uint64_t pickle_bytes; /* a pickle: 256 MiB */
-    uint64_t index_bytes;  /* an *.index.json, a manifest: 1 GiB */
-    uint64_t config_bytes; /* a config.json: 16 MiB */
-    uint64_t tensors;      /* tensors in one file: 16 Mi */
-    uint64_t name_bytes;   /* one tensor name: 64 KiB */
-    uint64_t shards;       /* files in one checkpoint: 100,000 */
-    uint32_t json_depth;   /* nested arrays and objects: 128 */
-    uint32_t pickle_depth; /* nested containers in a pickle: 1,000 */
-    uint32_t rank;         /* dimensions of a tensor: 64 */
+    size_t struct_size;      /* set by HEFT_OPTIONS */
+    uint64_t header_bytes;   /* a safetensors header, a zip's central directory: 100,000,000 */
+    uint64_t pickle_bytes;   /* a pickle: 256 MiB */
+    uint64_t index_bytes;    /* an *.index.json, a manifest: 1 GiB */
+    uint64_t config_bytes;   /* a config.json: 16 MiB */
+    uint64_t tensors;        /* tensors in one file: 16 Mi */
+    uint64_t name_bytes;     /* one tensor name: 64 KiB */
+    uint64_t shards;         /* files in one checkpoint: 100,000 */
+    uint32_t json_depth;     /* nested arrays and objects: 128 */
+    uint32_t pickle_depth;   /* nested containers in a pickle: 1,000 */
+    uint32_t rank;           /* dimensions of a tensor: 64 */
+    uint64_t expanded_bytes; /* a checkpoint's tensors, beyond twice its files: 32 MiB */
+    uint64_t missing_bytes;  /* what a load initializes, beyond twice the files: 32 MiB */
+    uint64_t modules;        /* modules of the model that a config describes: 131,072 */
 } heft_limits;
 
 typedef struct heft_progress {

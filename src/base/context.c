@@ -84,6 +84,9 @@ static void fill_limits(heft_limits *limits)
         .json_depth = 128,
         .pickle_depth = 1000,
         .rank = 64,
+        .expanded_bytes = (uint64_t)32 << 20,
+        .missing_bytes = (uint64_t)32 << 20,
+        .modules = (uint64_t)128 << 10,
     };
 #define LIMIT(member) limits->member = limits->member ? limits->member : defaults.member
     LIMIT(header_bytes);
@@ -96,6 +99,9 @@ static void fill_limits(heft_limits *limits)
     LIMIT(json_depth);
     LIMIT(pickle_depth);
     LIMIT(rank);
+    LIMIT(expanded_bytes);
+    LIMIT(missing_bytes);
+    LIMIT(modules);
 #undef LIMIT
 }
 

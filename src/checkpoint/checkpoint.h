@@ -104,6 +104,7 @@ struct heft_checkpoint {
     heft__checkpoint_file *files;
     size_t file_count;
     size_t storage_count;    /* of all files */
+    bool expanded;           /* the tensors exceed the limit: they must not be read */
     heft_tensor_info *infos; /* [count], file after file; of two with one name the later file's */
     const heft__file_tensor **entries;
     bool *doubled; /* [count] an earlier file has one of this name too; NULL: none */
@@ -282,5 +283,7 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
                                     const heft_error *config, const heft_verify_options *options,
                                     heft_verify_report **report, heft_error *err);
+/* `beyond` and twice the bytes of the files; UINT64_MAX if it is more. (open.c) */
+uint64_t heft__checkpoint_allowance(const heft_checkpoint *ckpt, uint64_t beyond);
 
 #endif

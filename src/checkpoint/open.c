@@ -308,6 +308,36 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
     return status;
 }
 
+uint64_t heft__checkpoint_allowance(const heft_checkpoint *ckpt, uint64_t beyond)
+{
+    for (size_t f = 0; f < ckpt->file_count; f++) {
+        const uint64_t bytes = ckpt->files[f].info.size_bytes;
+        if (!heft__add_u64(beyond, bytes, &beyond) || !heft__add_u64(beyond, bytes, &beyond)) {
+            return UINT64_MAX;
+        }
+    }
+    return beyond;
+}
+
+/* Views and deflated records may show far more bytes than the files have. */
+static heft_status check_expansion(heft_checkpoint *ckpt, heft_error *err)
+{
+    const uint64_t limit = heft__limits(ckpt->ctx)->expanded_bytes,
+                   most = heft__checkpoint_allowance(ckpt, limit);
+    const heft__finding finding = {.kind = "expansion",
+                                   .severity = HEFT__FAULT,
+                                   .status = HEFT_LIMIT,
+                                   .offset = HEFT_NO_OFFSET};
+    ckpt->expanded = ckpt->total_bytes > most;
+    return ckpt->expanded
+               ? heft__find(&ckpt->findings, &finding, err,
+                            "the tensors expand to %llu bytes, expected at most %llu: twice the "
+                            "files and the limit expanded_bytes, %llu",
+                            (unsigned long long)ckpt->total_bytes, (unsigned long long)most,
+                            (unsigned long long)limit)
+               : HEFT_OK;
+}
+
 /* ---- a survey -------------------------------------------------------------------------------- */
 /* false where the index cannot be read, which is a finding. */
 static heft_status read_index(heft_checkpoint *ckpt, bool *good, heft_error *err)
@@ -354,7 +384,10 @@ static heft_status make_table(heft_checkpoint *ckpt, heft_error *err)
     if (status == HEFT_OK) {
         status = build_table(ckpt, err);
     }
-    return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
+    if (status == HEFT_OK) {
+        status = sum_bytes(ckpt, err);
+    }
+    return status == HEFT_OK ? check_expansion(ckpt, err) : status;
 }
 
 static heft_status survey(heft_checkpoint *ckpt, heft_error *err)
@@ -538,7 +571,10 @@ static heft_status take_input(heft_checkpoint *ckpt, heft__input *source, heft_e
     ckpt->file_count = 1;
     ckpt->storage_count = slot->file->storage_count;
     status = build_table(ckpt, err);
-    return status == HEFT_OK ? sum_bytes(ckpt, err) : status;
+    if (status == HEFT_OK) {
+        status = sum_bytes(ckpt, err);
+    }
+    return status == HEFT_OK ? check_expansion(ckpt, err) : status;
 }
 
 heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,

@@ -239,7 +239,7 @@ static heft_status inspect(struct inspection *v, heft_error *err)
         v->scratch = heft__alloc(v->ctx, v->scratch_bytes);
         status = v->scratch ? HEFT_OK : heft__fail_nomem(err, v->scratch_bytes);
     }
-    if (status == HEFT_OK && v->options->deep) {
+    if (status == HEFT_OK && v->options->deep && !v->survey->expanded) {
         status = check_bytes(v, err);
     }
     return status == HEFT_OK ? check_manifest(v, err) : status;

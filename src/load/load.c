@@ -125,6 +125,26 @@ static heft_status judge(const heft__loading *l, heft_error *err)
     return HEFT_OK;
 }
 
+/* A small file beside a large config: what is missing is bounded before it gets memory. */
+static heft_status check_missing(const heft__loading *l, heft_error *err)
+{
+    const uint64_t limit = heft__limits(l->ctx)->missing_bytes,
+                   most = heft__checkpoint_allowance(l->ckpt, limit);
+    uint64_t bytes = 0; /* a model has at most 2^59 */
+    for (size_t i = 0; l->model->known_family && i < l->model->count; i++) {
+        const heft_parameter *parameter = &l->model->parameters[i];
+        bytes += parameter->tied_to == i && l->match.source[i] == HEFT__NO_TENSOR
+                     ? parameter->size_bytes
+                     : 0;
+    }
+    return bytes > most ? heft__fail(err, HEFT_LIMIT,
+                                     "%llu bytes are missing, expected at most %llu: twice the "
+                                     "files and the limit missing_bytes, %llu",
+                                     (unsigned long long)bytes, (unsigned long long)most,
+                                     (unsigned long long)limit)
+                        : HEFT_OK;
+}
+
 /* Fill the model. Where there can be no shared copy it gets a private one, and a warning. */
 static heft_status fill(heft__loading *l, heft_error *err)
 {
@@ -202,6 +222,9 @@ static heft_status load(heft__loading *l, heft_error *err)
     l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
+    if (verdict == HEFT_OK) {
+        verdict = check_missing(l, err);
+    }
     if (verdict == HEFT_OK) {
         verdict = bring_in(l, err);
         l->memory->report.offload_entries = l->store.count;

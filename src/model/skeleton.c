@@ -69,7 +69,14 @@ static bool append(heft__skeleton *s, size_t at, const char *text, size_t length
 static void add_module(heft__skeleton *s, heft_module_kind kind, const char *class_name)
 {
     const size_t length = s->path_length, number = s->module_count++;
+    const uint64_t most = heft__limits(s->model->ctx)->modules;
     s->tree_bytes += sizeof(heft_module) + length + 1;
+    if (s->model->known_family && number >= most) {
+        heft__sk_fail(s, HEFT_LIMIT, NULL,
+                      "the model has more modules than the limit modules, %llu",
+                      (unsigned long long)most);
+        return;
+    }
     if (number >= UINT32_MAX || s->tree_bytes > TREE_BYTES_MOST) {
         heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %zu modules", number);
         return;
