@@ -51,6 +51,9 @@ typedef struct heft_load_options {
      * change. Parameters that a device map leaves on disk, and those in the shared copy of
      * HEFT_LOAD_SHARED, stay read-only. */
     heft_map_mode map;
+    /* Load even if the tensors that need memory of their own are larger than the memory that is
+     * available, swap included: the kernel may then kill the process. */
+    bool over_limit;
 } heft_load_options;
 
 /** A parameter whose shapes in checkpoint and model differ. */
@@ -115,14 +118,18 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * @param err      filled on failure; may be NULL
  *
  * Memory   if mapped: the metadata, and the tensors that must be cast or initialized. If copied:
- *          the model and one staging buffer. heft_model_needs() predicts it.
+ *          the model and one staging buffer. heft_model_needs() predicts it. Before anything is
+ *          allocated, the tensors that need memory of their own are compared with what
+ *          MemAvailable, the limits of containers (cgroups), both with swap, and RLIMIT_AS leave.
  * Errors   NOT_FOUND for a source without weights or config; those of heft_config_read(),
  *          heft_model_new() and heft_checkpoint_read(); INVALID_ARG for a plan that was made for
  *          another model; UNSUPPORTED for a device that this build does not have, a cast that
  *          heft_cast_known() rejects, and a stack of experts that is strided or deflated; EXISTS
  *          for the offload folder; MISMATCH for shapes that differ (unless ignore_mismatched_sizes
  *          is set), and as `strict` says; IO also for a file that was changed or replaced since it
- *          was opened, if tensors of it are copied or cast; CANCELLED.
+ *          was opened, if tensors of it are copied or cast; LIMIT if these tensors are larger than
+ *          the memory that is available (unless over_limit is set), never for mapped ones or a
+ *          shared copy that exists already; CANCELLED.
  * Source   docs/loading.md.
  * Threads  reads on the context's threads.
  */
@@ -174,6 +181,9 @@ typedef struct heft_load_needs {
      * parameter, the load compares the values, and needs memory for the second name only if they
      * differ. */
     uint64_t doubt_bytes;
+    /* resident_bytes without doubt_bytes: no load takes less, except where a shared copy exists
+     * already. The peak of a load is between least_bytes and peak_bytes. */
+    uint64_t least_bytes;
 } heft_load_needs;
 
 /**

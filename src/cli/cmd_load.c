@@ -23,6 +23,8 @@
     X(FORMAT, "format", "F",                                                                       \
       "preferred format: safetensors, bin or offload (default: safetensors)")                      \
     X(TOUCH, "touch", NULL, "read every byte into memory; with a device map, block by block")      \
+    X(OVER_LIMIT, "over-limit", NULL,                                                              \
+      "load even if the model is larger than the available memory")                                \
     X(SEED, "seed", "N", "random seed for missing tensors (default: 0)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -260,6 +262,7 @@ static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
     request->strict = run->values[OPTION_STRICT] != NULL;
     request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
     request->touch = run->values[OPTION_TOUCH] != NULL;
+    request->over_limit = run->values[OPTION_OVER_LIMIT] != NULL;
     request->offload_folder = run->values[OPTION_OFFLOAD_FOLDER];
     if (request->offload_folder && !run->values[OPTION_DEVICE_MAP] &&
         !run->values[OPTION_MAX_MEMORY]) {

@@ -185,6 +185,7 @@ static void put_needs(cli_json *json, const struct answer *answer)
     double one, two;
     const double budget = heft_plan_stream(answer->plan, &one, &two);
     cli_json_u64(json, "peak_bytes", needs->peak_bytes);
+    cli_json_u64(json, "least_bytes", needs->least_bytes);
     cli_json_open(json, "peak", '{');
     cli_json_u64(json, "resident_bytes", needs->resident_bytes);
     cli_json_u64(json, "beside_bytes", needs->beside_bytes);
@@ -200,6 +201,8 @@ static void put_needs(cli_json *json, const struct answer *answer)
     put_bytes(json, "budget_bytes", budget);
     cli_json_u64(json, "staging_bytes", needs->stream_staging_bytes);
     put_bytes(json, "peak_bytes", (double)needs->stream_peak_bytes + budget);
+    put_bytes(json, "least_bytes",
+              one > budget ? (double)INFINITY : (double)needs->least_bytes + one);
     cli_json_close(json, '}');
 }
 
@@ -299,19 +302,21 @@ static bool print_devices(const heft_plan *plan)
 
 static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
 {
-    char peak[32], resident[32], staging[32], program[32];
+    char peak[32], least[32], resident[32], staging[32], program[32];
     double one, two;
     const double budget = heft_plan_stream(plan, &one, &two);
-    printf("loading      %s at most: %s for the model, %s for buffers, %s for the program\n",
-           cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->resident_bytes, resident),
+    printf("loading      %s at most, %s at least: %s for the model, %s for buffers, %s for the "
+           "program\n",
+           cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->least_bytes, least),
+           cli_bytes(needs->resident_bytes, resident),
            cli_bytes(needs->beside_bytes + needs->staging_bytes, staging),
            cli_bytes(needs->program_bytes, program));
     if (one > budget) {
         printf("streaming    requires %s for one unit, the CPU budget leaves %s\n",
                cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));
     } else if (one > 0) {
-        printf("streaming    %s more, for %s at a time\n", cli_bytes((uint64_t)budget, peak),
-               budget < two ? "one unit" : "two units");
+        printf("streaming    %s more at most, for %s at a time\n",
+               cli_bytes((uint64_t)budget, peak), budget < two ? "one unit" : "two units");
     }
 }
 

@@ -468,6 +468,9 @@ static heft_status do_work(struct fill *f, size_t threads, heft__fill_counts *co
 {
     heft_storage *copy = NULL;
     heft_status status = f->segment_bytes > 0 ? open_copy(f, counts, err) : HEFT_OK;
+    if (status == HEFT_OK && f->segment && !counts->joined && f->options->may_build) {
+        status = f->options->may_build(f->options->may_build_user, f->segment_bytes, err);
+    }
     if (status == HEFT_OK) {
         status = heft__parallel_on(f->model->ctx, threads, f->pieces.count, fill_piece, f, err);
     }

@@ -1,7 +1,7 @@
 /* load.c - heft_model_load: from a checkpoint's path to a model with its weights.
  *
- * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way is
- * anything read. What the checkpoint lacks is initialized last.
+ * Lists first, bytes second: config, empty model, match, report; only when nothing is in the way, and
+ * what has to be in memory fits there, is anything read. What the checkpoint lacks is initialized last.
  * Source: docs/loading.md. */
 #include "load/load.h"
 
@@ -156,7 +156,10 @@ static heft_status fill(heft__loading *l, heft_error *err)
         if (!heft__warn(&l->memory->warnings, "no shared copy: %s", reason.message)) {
             return heft__fail_nomem(err, 0);
         }
-        return heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err);
+        status = heft__loading_check_limit(l, err);
+        return status == HEFT_OK
+                   ? heft__fill(l->model, l->ckpt, &l->match, &l->fill, &l->counts, err)
+                   : status;
     }
     if (status != HEFT_OK && err) {
         *err = reason;
@@ -178,6 +181,9 @@ static heft_status bring_in(heft__loading *l, heft_error *err)
     heft_status status = offload ? heft__store_plan(&l->store, l->model, l->ckpt, &l->match,
                                                     l->options, l->devices, err)
                                  : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = heft__loading_check_limit(l, err);
+    }
     if (status == HEFT_OK) {
         status = fill(l, err);
     }

@@ -30,6 +30,7 @@ struct heft_source {
     heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights has the reason */
     heft_config *config;     /* owned; NULL: no_config has the reason */
     heft_error no_weights, no_config;
+    const char *machine; /* lent; the root for heft__machine_look_below(): only tests set it */
 };
 
 /* HEFT_OK, or the error that it is missing. */
@@ -179,6 +180,9 @@ typedef struct heft__fill_options {
     bool reuse;             /* write over storages that are owned already */
     bool count;             /* nothing is taken, read or bound: counts are all that is wanted */
     const int32_t *devices; /* [model->count] by a plan; NULL: by `map` */
+    /* Called before a shared copy of so many bytes is built, not if there is one; NULL: not called. */
+    heft_status (*may_build)(void *user, uint64_t bytes, heft_error *err);
+    void *may_build_user;
 } heft__fill_options;
 
 /* Bind every parameter that has a source, or say what that would take. */
@@ -284,6 +288,12 @@ heft_status heft__loading_make_model(heft__loading *loading, heft_error *err);
 /* Take the plan's devices, if there is a plan. */
 heft_status heft__loading_take_plan(heft__loading *loading, heft_error *err);
 void heft__loading_choose_strategy(heft__loading *loading);
+/* What the checkpoint lacks gets memory, wherever it is to live: its bytes. After the match. */
+uint64_t heft__loading_initialized(const heft__loading *loading);
+/* After the match and before the fill: LIMIT if the bytes that the load certainly takes are more than
+ * there are, unless over_limit is set; a warning if what it takes at most is more. A shared copy's bytes
+ * are judged once it is known that this process builds it: the fill asks. (limit.c) */
+heft_status heft__loading_check_limit(heft__loading *loading, heft_error *err);
 /* Hand the model out; the rest is freed by fini. */
 heft_model *heft__loading_take_model(heft__loading *loading);
 void heft__loading_fini(heft__loading *loading);

@@ -70,8 +70,7 @@ static void count_alone(heft__loading *l)
     }
 }
 
-/* What the checkpoint lacks gets memory, wherever it is to live. */
-static uint64_t count_initialized(const heft__loading *l)
+uint64_t heft__loading_initialized(const heft__loading *l)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; l->ckpt && l->model->known_family && i < l->model->count; i++) {
@@ -101,7 +100,8 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     mapped += LISTS_SPARE;
     *out = (heft_load_needs){
         .struct_size = sizeof *out,
-        .resident_bytes = l->counts.copied_bytes + l->counts.shared_bytes + count_initialized(l),
+        .resident_bytes =
+            l->counts.copied_bytes + l->counts.shared_bytes + heft__loading_initialized(l),
         .mapped_bytes = l->counts.mapped_bytes,
         .disk_bytes = l->counts.disk_bytes,
         .away_bytes = l->counts.away_bytes,
@@ -117,6 +117,7 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
     }
     out->peak_bytes = out->resident_bytes + out->beside_bytes + out->staging_bytes +
                       out->program_bytes + (l->options->touch ? out->mapped_bytes : 0);
+    out->least_bytes = out->resident_bytes - out->doubt_bytes;
     /* the buffers of the load are gone by then, and its threads are used again */
     const uint64_t more = out->stream_staging_bytes > out->staging_bytes
                               ? out->stream_staging_bytes - out->staging_bytes

@@ -1,9 +1,10 @@
 /* budget.c - how much memory there is for a model on this machine, and why no more.
  *
  * The least of: what the kernel calls available; what a container's limit leaves (cgroup v2 and v1,
- * its own and those above it); what the process may still map (RLIMIT_AS). Page cache counts as
- * available in all of them.
- * Source: proc(5), cgroups(7). */
+ * its own and those above it); what the process may still map (RLIMIT_AS). Pages of files count as
+ * available in all of them, those of shared memory do not: they are in the page cache, but cannot go.
+ * Swap is no place for weights, and is counted apart: it only tells when a process is killed.
+ * Source: proc(5), cgroups(7), the kernel's cgroup-v2.rst and cgroup-v1/memory.rst. */
 #include "place/place.h"
 
 #include <stdlib.h>
@@ -29,6 +30,24 @@ static uint64_t read_number(const char *path, const char *key, uint64_t unit, ui
     return value;
 }
 
+/* What is looked at, and what was found. */
+struct look {
+    const char *root; /* before the paths below; "" for this machine */
+    heft_machine *machine;
+    heft__most_memory *most;
+    uint64_t swap; /* free on this machine */
+};
+
+static uint64_t add(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+static uint64_t subtract(uint64_t from, uint64_t what)
+{
+    return from > what ? from - what : 0;
+}
+
 static void lower(heft_machine *machine, uint64_t bytes, const char *reason)
 {
     if (bytes < machine->bytes) {
@@ -37,33 +56,79 @@ static void lower(heft_machine *machine, uint64_t bytes, const char *reason)
     }
 }
 
-/* The number in a file of a group, below the root of its hierarchy. */
-static uint64_t read_of_group(const char *group, bool newer, const char *name, const char *key,
-                              uint64_t none)
+static void lower_most(heft__most_memory *most, uint64_t bytes, uint64_t limit, const char *reason)
 {
-    const char *root = newer ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    if (bytes < most->bytes) {
+        *most = (heft__most_memory){.bytes = bytes, .limit = limit, .reason = reason};
+    }
+}
+
+/* The number in a file below the root. */
+static uint64_t read_below(const struct look *look, const char *folder, const char *group,
+                           const char *name, const char *key, uint64_t unit, uint64_t none)
+{
     char *path = NULL;
-    if (asprintf(&path, "%s%s/%s", root, group, name) < 0) {
+    if (asprintf(&path, "%s%s%s/%s", look->root, folder, group, name) < 0) {
         return none;
     }
-    const uint64_t value = read_number(path, key, 1, none);
+    const uint64_t value = read_number(path, key, unit, none);
     free(path);
     return value;
 }
 
+/* A hierarchy of cgroups: where it is, what its files and the keys in memory.stat are called. */
+struct hierarchy {
+    const char *folder, *limit, *use, *swap_limit, *swap_use;
+    const char *cache[3]; /* pages of files, and what else can go; not of shared memory */
+    bool both;            /* the limit of swap is one of memory and swap */
+    const char *reason, *short_reason;
+};
+
+static const struct hierarchy newer_groups = {
+    .folder = "/sys/fs/cgroup",
+    .limit = "memory.max",
+    .use = "memory.current",
+    .swap_limit = "memory.swap.max",
+    .swap_use = "memory.swap.current",
+    .cache = {"inactive_file ", "active_file ", "slab_reclaimable "},
+    .reason = "the container's limit (cgroup v2)",
+    .short_reason = "cgroup v2 limit"
+};
+
+static const struct hierarchy older_groups = {
+    .folder = "/sys/fs/cgroup/memory",
+    .limit = "memory.limit_in_bytes",
+    .use = "memory.usage_in_bytes",
+    .swap_limit = "memory.memsw.limit_in_bytes",
+    .swap_use = "memory.memsw.usage_in_bytes",
+    .cache = {"total_inactive_file ", "total_active_file "},
+    .both = true,
+    .reason = "the container's limit (cgroup v1)",
+    .short_reason = "cgroup v1 limit"
+};
+
 /* What a group's limit leaves; the cache that is charged to it can go. */
-static void look_at_group(heft_machine *machine, const char *group, bool newer)
+static void look_at_group(const struct look *look, const char *group, const struct hierarchy *of)
 {
-    const char *limit_name = newer ? "memory.max" : "memory.limit_in_bytes",
-               *use_name = newer ? "memory.current" : "memory.usage_in_bytes",
-               *cache_key = newer ? "file " : "total_cache ";
-    const uint64_t limit = read_of_group(group, newer, limit_name, "", UINT64_MAX),
-                   use = read_of_group(group, newer, use_name, "", 0),
-                   cache = read_of_group(group, newer, "memory.stat", cache_key, 0);
+#define READ(name, key, none) read_below(look, of->folder, group, name, key, 1, none)
+    const uint64_t limit = READ(of->limit, "", UINT64_MAX), use = READ(of->use, "", 0),
+                   swap_limit = READ(of->swap_limit, "", UINT64_MAX),
+                   swap_use = READ(of->swap_use, "", 0);
+    uint64_t cache = 0;
+    for (size_t i = 0; i < sizeof of->cache / sizeof of->cache[0] && of->cache[i]; i++) {
+        cache = add(cache, READ("memory.stat", of->cache[i], 0));
+    }
+#undef READ
     if (limit < (UINT64_MAX >> 2)) {
-        const uint64_t held = use > cache ? use - cache : 0;
-        lower(machine, limit > held ? limit - held : 0,
-              newer ? "the container's limit (cgroup v2)" : "the container's limit (cgroup v1)");
+        const uint64_t left = subtract(limit, subtract(use, cache)),
+                       swap = of->both ? UINT64_MAX : subtract(swap_limit, swap_use);
+        lower(look->machine, left, of->reason);
+        lower_most(look->most, add(left, swap < look->swap ? swap : look->swap), limit,
+                   of->short_reason);
+    }
+    if (of->both && swap_limit < (UINT64_MAX >> 2)) {
+        lower_most(look->most, subtract(swap_limit, subtract(swap_use, cache)), swap_limit,
+                   of->short_reason);
     }
 }
 
@@ -91,12 +156,15 @@ static const char *group_in(char *line, bool newer)
 }
 
 /* This process's group below a hierarchy, to be freed; "" if it is in none, NULL without memory. */
-static char *find_group(bool newer)
+static char *find_group(const struct look *look, bool newer)
 {
-    char *line = NULL;
+    char *line = NULL, *list = NULL;
     const char *path = NULL;
     size_t cap = 0;
-    FILE *file = fopen("/proc/self/cgroup", "re");
+    if (asprintf(&list, "%s/proc/self/cgroup", look->root) < 0) {
+        return NULL;
+    }
+    FILE *file = fopen(list, "re");
     while (file && !path && getline(&line, &cap, file) >= 0) {
         path = group_in(line, newer);
     }
@@ -105,15 +173,16 @@ static char *find_group(bool newer)
         fclose(file);
     }
     free(line);
+    free(list);
     return found;
 }
 
 /* The group and all above it. */
-static void look_at_groups(heft_machine *machine, bool newer)
+static void look_at_groups(const struct look *look, const struct hierarchy *of)
 {
-    char *group = find_group(newer), *end = group;
+    char *group = find_group(look, of == &newer_groups), *end = group;
     while (end) {
-        look_at_group(machine, group, newer);
+        look_at_group(look, group, of);
         end = strrchr(group, '/');
         if (end) {
             *end = '\0';
@@ -122,16 +191,40 @@ static void look_at_groups(heft_machine *machine, bool newer)
     free(group);
 }
 
+void heft__machine_look_below(const char *root, heft_machine *machine, heft__most_memory *most)
+{
+    struct look look = {.root = root ? root : "", .machine = machine, .most = most};
+#define READ(key, none) read_below(&look, "/proc", "", "meminfo", key, 1024, none)
+    machine->bytes = READ("MemAvailable:", UINT64_MAX);
+    machine->reason = machine->bytes == UINT64_MAX ? "unknown" : "available memory";
+    look.swap = READ("SwapFree:", 0);
+    *most = (heft__most_memory){.bytes = add(machine->bytes, look.swap),
+                                .limit = add(READ("MemTotal:", 0), READ("SwapTotal:", 0)),
+                                .reason = look.swap > 0 ? "memory and swap" : "memory"};
+#undef READ
+    look_at_groups(&look, &newer_groups);
+    look_at_groups(&look, &older_groups);
+}
+
+bool heft__machine_look_at_space(uint64_t *left, uint64_t *limit)
+{
+    uint64_t resident, used;
+    *left = UINT64_MAX;
+    if (!heft__address_space(limit)) {
+        return false;
+    }
+    (void)heft__process_memory(&resident, &used);
+    *left = subtract(*limit, used);
+    return true;
+}
+
 void heft__machine_look(heft_machine *machine)
 {
-    machine->bytes = read_number("/proc/meminfo", "MemAvailable:", 1024, UINT64_MAX);
-    machine->reason = machine->bytes == UINT64_MAX ? "unknown" : "available memory";
-    look_at_groups(machine, true);
-    look_at_groups(machine, false);
-    uint64_t limit, resident, used;
-    if (heft__address_space(&limit)) {
-        (void)heft__process_memory(&resident, &used);
-        lower(machine, limit > used ? limit - used : 0, "the address space limit (ulimit -v)");
+    heft__most_memory most;
+    uint64_t left, limit;
+    heft__machine_look_below(NULL, machine, &most);
+    if (heft__machine_look_at_space(&left, &limit)) {
+        lower(machine, left, "the address space limit (ulimit -v)");
     }
 }
 

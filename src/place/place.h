@@ -119,6 +119,16 @@ bool heft__tree_each_unit(const heft__tree *tree, bool (*visit)(void *user, uint
 
 /* ---- budgets: what of the machine's memory weights may take ----------------------------------- */
 void heft__machine_look(heft_machine *machine); /* as heft_machine_memory() */
+/* The most that can be taken, swap included: a process that takes more is killed. */
+typedef struct heft__most_memory {
+    uint64_t bytes;
+    uint64_t limit;     /* the limit that leaves so much */
+    const char *reason; /* what it is: "cgroup v2 limit"; static */
+} heft__most_memory;
+/* Without the address space. root: the folder in which /proc and /sys are; NULL for this machine's. */
+void heft__machine_look_below(const char *root, heft_machine *machine, heft__most_memory *most);
+/* Whether the address space is limited; what of it is left, and the limit. */
+bool heft__machine_look_at_space(uint64_t *left, uint64_t *limit);
 uint64_t heft__machine_for_weights(const heft_machine *machine);
 
 /* ---- maps ------------------------------------------------------------------------------------ */

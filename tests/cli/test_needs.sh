@@ -19,10 +19,10 @@ evict() { # out of the page cache, where the file system does that
         [ ! -e "$file" ] || dd of="$file" oflag=nocache conv=notrunc,fdatasync count=0 status=none 2>/dev/null || true
     done
 }
-# holds PREDICTED ARGUMENTS...: of a load with a limit of address space that is the prediction
+# holds PREDICTED LEAST ARGUMENTS...: of a load with a limit of address space that is the prediction
 holds() {
-    local predicted=$1 got most
-    shift
+    local predicted=$1 least=$2 got most
+    shift 2
     if [ -n "$sanitized" ]; then # sanitizers have memory of their own
         run 0 load "$@" --json
         return
@@ -38,22 +38,24 @@ holds() {
     if [ "$got" -gt "$predicted" ] || [ $((predicted - got)) -gt "$most" ]; then
         fail "$last: $got bytes at most, $predicted were predicted"
     fi
+    [ "$got" -ge "$least" ] || fail "$last: $got bytes at most, at least $least were predicted"
 }
 checked=0
 # truth MODEL MAP BUDGET [ARGUMENTS...]: plan, then load; then load with a pass over all blocks
 truth() {
-    local model=$1 map=$2 budget=$3 cache loading streaming one stream
+    local model=$1 map=$2 budget=$3 cache loading streaming one stream least stream_least
     shift 3
     for cache in warm cold; do
         cat "$work/$model"/* >/dev/null
         [ "$cache" = warm ] || evict "$work/$model"
         run 0 plan "$work/$model" --strategy "$map" --max-memory "$budget" "$@" --json
         loading=$(grep -oE '"peak_bytes": [0-9]+' "$out" | head -n 1 | grep -oE '[0-9]+')
+        least=$(grep -oE '"least_bytes": [0-9]+' "$out" | head -n 1 | grep -oE '[0-9]+') stream_least=$(number stream least_bytes)
         streaming=$(number stream peak_bytes) one=$(number stream one_bytes) stream=$(number stream budget_bytes)
-        holds "$loading" "$work/$model" --device-map "$map" --max-memory "$budget" "$@"
+        holds "$loading" "$least" "$work/$model" --device-map "$map" --max-memory "$budget" "$@"
         [ "$cache" = warm ] || evict "$work/$model"
         if [ "$one" -le "$stream" ]; then
-            holds "$streaming" "$work/$model" --device-map "$map" --max-memory "$budget" "$@" --touch
+            holds "$streaming" "$stream_least" "$work/$model" --device-map "$map" --max-memory "$budget" "$@" --touch
             checked=$((checked + 1))
         else
             fails 9 "needs $one bytes, the budget is" load "$work/$model" --device-map "$map" --max-memory "$budget" "$@" --touch

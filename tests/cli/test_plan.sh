@@ -106,9 +106,9 @@ if unshare -m true 2>/dev/null; then
             exec "$heft" plan "$config" --json >"$out"' \
             bash "$heft" "$config" "$out" "$@" || fail "in a container: exit $?"
     }
-    container memory.max=1000000000 memory.current=300000000 'memory.stat=anon 5\nfile 200000000\n'
+    container memory.max=1000000000 memory.current=300000000 'memory.stat=anon 5\nfile 250000000\nshmem 50000000\ninactive_file 150000000\nactive_file 50000000\n'
     json 'd["budget"] == "the container\x27s limit (cgroup v2)" and d["max_memory"]["cpu"] == 900000000 - 16 * 1024**2 - 900000000 // 256'
-    container memory/memory.limit_in_bytes=500000000 memory/memory.usage_in_bytes=400000000 'memory/memory.stat=cache 1\ntotal_cache 300000000\n'
+    container memory/memory.limit_in_bytes=500000000 memory/memory.usage_in_bytes=400000000 'memory/memory.stat=total_cache 350000000\ntotal_inactive_file 100000000\ntotal_active_file 200000000\n'
     json 'd["budget"] == "the container\x27s limit (cgroup v1)" and d["max_memory"]["cpu"] == 400000000 - 16 * 1024**2 - 400000000 // 256'
     container memory.max=max memory/memory.limit_in_bytes=9223372036854771712
     json 'd["budget"] == "available memory"'
@@ -141,10 +141,12 @@ fi
 run 0 plan "$config" --json --strategy best --max-memory cpu=2GB,disk
 json 'd["peak"]["resident_bytes"] <= d["placed_bytes"]["cpu"] + 1024 and d["peak"]["mapped_bytes"] >= d["placed_bytes"]["disk"] - 1024'
 json 'd["peak_bytes"] == sum(d["peak"][k] for k in ("resident_bytes", "beside_bytes", "staging_bytes", "program_bytes"))'
+json '0 < d["least_bytes"] < d["peak_bytes"] and d["least_bytes"] == d["peak"]["resident_bytes"]'
+json 'd["stream"]["least_bytes"] == d["least_bytes"] + d["stream"]["one_bytes"] < d["stream"]["peak_bytes"]'
 json '0 < d["stream"]["one_bytes"] <= d["stream"]["budget_bytes"] <= 2000000000 - d["placed_bytes"]["cpu"]'
 run 0 plan "$config" --strategy best --max-memory cpu=2GB,disk
-shows "$out" '^loading +[0-9.]+ GB at most: '
-shows "$out" '^streaming +[0-9.]+ MB more, for two units at a time$'
+shows "$out" '^loading +[0-9.]+ GB at most, [0-9.]+ GB at least: '
+shows "$out" '^streaming +[0-9.]+ MB more at most, for two units at a time$'
 run 0 plan "$config" --json --strategy best --max-memory 0=8GB
 json 'd["peak"]["away_bytes"] > 6e9 and d["peak_bytes"] < 100e6'
 printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/plan.json"
