@@ -129,7 +129,8 @@ typedef struct heft_allocator {
 typedef struct heft_limits {
     size_t struct_size;      /* set by HEFT_OPTIONS */
     uint64_t header_bytes;   /* a safetensors header, a zip's central directory: 100,000,000 */
-    uint64_t pickle_bytes;   /* a pickle: 256 MiB */
+    uint64_t pickle_bytes;   /* a pickle: 256 MiB; a deflated one also at most expanded_bytes
+                              * beyond twice its file */
     uint64_t index_bytes;    /* an *.index.json, a manifest: 1 GiB */
     uint64_t config_bytes;   /* a config.json: 16 MiB */
     uint64_t tensors;        /* tensors in one file: 16 Mi */

@@ -183,6 +183,17 @@ static heft_status place(void *user, const char *key, size_t key_length,
 }
 
 /* ---- the file -------------------------------------------------------------------------------- */
+/* A deflated pickle may be larger than its file, but not by any factor. */
+static uint64_t most_pickle_bytes(const struct parse *p)
+{
+    const heft_limits *limits = heft__limits(p->ctx);
+    const uint64_t file = heft__input_size(p->file->source),
+                   room = limits->expanded_bytes < UINT64_MAX / 4 && file < UINT64_MAX / 4
+                              ? 2 * file + limits->expanded_bytes
+                              : UINT64_MAX;
+    return room < limits->pickle_bytes ? room : limits->pickle_bytes;
+}
+
 static heft_status read_pickle(struct parse *p, heft_error *err)
 {
     uint8_t *bytes = NULL;
@@ -195,7 +206,7 @@ static heft_status read_pickle(struct parse *p, heft_error *err)
         heft__add_item(status, err, "data.pkl");
     }
     if (status == HEFT_OK) {
-        status = heft__zip_read(&p->zip, entry, heft__limits(p->ctx)->pickle_bytes, &bytes, err);
+        status = heft__zip_read(&p->zip, entry, most_pickle_bytes(p), &bytes, err);
     }
     if (status != HEFT_OK) {
         return status;

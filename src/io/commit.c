@@ -310,11 +310,8 @@ static heft_status publish_journal(heft__folder_writer *writer, const heft__jour
     if (good) {
         *fd = heft__open_at(writer->work, "journal", O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
         good = *fd >= 0 && heft__lock_try(*fd, LOCK_EX) == 1;
-        for (size_t done = 0; good && done < text.size;) {
-            const ssize_t put = pwrite(*fd, text.data + done, text.size - done, (off_t)done);
-            good = put > 0 || (put < 0 && errno == EINTR);
-            done += put > 0 ? (size_t)put : 0;
-        }
+        size_t done = 0;
+        good = good && heft__write_all(*fd, text.data, text.size, 0, &done);
         good = good && heft__sync(*fd) && heft__sync(writer->staged) && heft__sync(writer->work) &&
                heft__rename_new(writer->work, "journal", writer->folder, HEFT__JOURNAL);
         if (good && !heft__sync(writer->folder)) {

@@ -46,6 +46,22 @@ bool heft__sync(int fd)
     return done == 0;
 }
 
+bool heft__write_all(int fd, const void *bytes, size_t length, uint64_t offset, size_t *done)
+{
+    *done = 0;
+    while (*done < length) {
+        const ssize_t put =
+            pwrite(fd, (const uint8_t *)bytes + *done, length - *done, (off_t)(offset + *done));
+        if (put > 0) {
+            *done += (size_t)put;
+        } else if (put == 0 || errno != EINTR) {
+            errno = put == 0 ? EIO : errno;
+            return false;
+        }
+    }
+    return true;
+}
+
 bool heft__exists_at(int dir, const char *name)
 {
     struct stat facts;

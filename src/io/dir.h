@@ -18,6 +18,8 @@ void heft__dir_close(int *fd); /* sets it to -1 */
 /* openat(2), begun again after an interruption. */
 int heft__open_at(int at, const char *name, int flags, mode_t mode);
 bool heft__sync(int fd);
+/* Write all of it; *done counts what was written, also on failure. */
+bool heft__write_all(int fd, const void *bytes, size_t length, uint64_t offset, size_t *done);
 /* Call fn for every name but "." and ".."; false where listing fails, or where fn says false. */
 typedef bool (*heft__dir_fn)(void *user, const char *name);
 bool heft__dir_each(int dir, heft__dir_fn fn, void *user);

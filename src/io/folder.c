@@ -341,22 +341,15 @@ heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, 
                                   size_t length, heft_error *err)
 {
     size_t done = 0;
-    while (done < length) {
-        ssize_t put = pwrite(writer->fd, (const uint8_t *)bytes + done, length - done,
-                             (off_t)(offset + done));
-        if (put > 0) {
-            done += (size_t)put;
-        } else if (put == 0 || errno != EINTR) {
-            const char *name = writer->files[writer->file_count - 1].name;
-            heft_status status =
-                heft__fail_errno(err, put == 0 ? EIO : errno, "cannot write '%s'", name);
-            if (err) {
-                err->offset = offset + done;
-            }
-            return heft__add_path(status, err, writer->path);
-        }
+    if (heft__write_all(writer->fd, bytes, length, offset, &done)) {
+        return HEFT_OK;
     }
-    return HEFT_OK;
+    heft_status status = heft__fail_errno(err, errno, "cannot write '%s'",
+                                          writer->files[writer->file_count - 1].name);
+    if (err) {
+        err->offset = offset + done;
+    }
+    return heft__add_path(status, err, writer->path);
 }
 
 heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, size_t length,

@@ -388,12 +388,9 @@ heft_status heft__work_record(heft__folder_writer *writer, const heft__buffer *t
 {
     int fd =
         heft__open_at(writer->work, "record.new", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
+    size_t done = 0;
     bool good = fd >= 0;
-    for (size_t done = 0; good && done < text->size;) {
-        const ssize_t put = pwrite(fd, text->data + done, text->size - done, (off_t)done);
-        good = put > 0 || (put < 0 && errno == EINTR);
-        done += put > 0 ? (size_t)put : 0;
-    }
+    good = good && heft__write_all(fd, text->data, text->size, 0, &done);
     good = good && heft__sync(fd) &&
            renameat(writer->work, "record.new", writer->work, HEFT__RECORD) == 0 &&
            heft__sync(writer->work);

@@ -37,3 +37,18 @@ fails 9 'the limit modules, 131072' plan "$work/experts"
 small table '"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 65536, "vocab_size": 1000000,
     "intermediate_size": 64, "num_hidden_layers": 1'
 fails 9 'bytes are missing.*missing_bytes' load "$work/table"
+
+# A pickle of 64 MiB, deflated to 64 KB.
+mkdir "$work/deflated"
+cp "$config" "$work/deflated/config.json"
+python3 - "$work/deflated/pytorch_model.bin" <<'END'
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED) as out:
+    out.writestr("archive/data.pkl", b"\x80\x02X\0\0\0\x04" + b"a" * (64 << 20) + b".")
+    out.writestr("archive/version", b"3\n")
+END
+for command in inspect load plan; do
+    fails 9 'data.pkl: .*record has 67108872 bytes, the limit is 33' "$command" "$work/deflated"
+done
+run 1 verify "$work/deflated"
+shows "$out" 'the limit is'
