@@ -176,6 +176,8 @@ def test_a_limit_below_it_is_too_little(model):
     plan = heft("plan", folder, "--strategy", "best", "--max-memory", f"cpu={budgets[1]},disk")
     limit = plan["peak"]["resident_bytes"]
     command = [HEFT, "load", str(folder), "--device-map", "best", "--max-memory", f"cpu={budgets[1]},disk", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
-    assert done.returncode == 10, done.stdout
-    assert json.loads(done.stdout)["error"]["status"] == "NOMEM"
+    for more, code, status in (([], 9, "LIMIT"), (["--over-limit"], 10, "NOMEM")):  # refused before; tried all the same
+        done = subprocess.run(
+            [*command, *more], capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        assert done.returncode == code, done.stdout
+        assert json.loads(done.stdout)["error"]["status"] == status
