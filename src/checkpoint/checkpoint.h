@@ -29,6 +29,7 @@ typedef struct heft__resolved {
                              stale; base name or NULL */
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
     heft__snapshot snapshot;       /* of the folder before anything in it was looked at */
+    const heft__format *found;     /* in a folder that was searched; NULL: the path named a file */
     const char *index_path;        /* NULL without an index */
     heft__identity index_identity; /* of the index before it was read */
 } heft__resolved;
@@ -45,7 +46,11 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
 heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
                                   const char **shard, const heft__format **out, heft_error *err);
 /* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
-bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
+bool heft__checkpoint_is_current(const heft_checkpoint *ckpt,
+                                 const heft_checkpoint_options *options);
+/* Whether no format that would have been taken before the one that was found is there now. */
+bool heft__is_still_first(heft_ctx *ctx, const heft__resolved *where,
+                          const heft_checkpoint_options *options);
 #define HEFT__OPEN_TRIES 20 /* of opening a folder that is being replaced */
 /* hub.c: whether a path reads as org/name[@revision], and its folder in the hub's cache. */
 bool heft__hub_is_name(const char *path);

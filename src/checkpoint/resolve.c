@@ -140,11 +140,34 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
     for (size_t i = 0; (format = heft__format_in_folder(prefer, i)) != NULL; i++) {
         heft_status status = try_format(arena, format, options, out, err);
         if (status != HEFT_OK || out->file || out->index) {
+            out->found = out->file || out->index ? format : NULL;
             out->index_format = out->index ? format : NULL;
             return status;
         }
     }
     return nothing_found(arena, out, options->variant, err);
+}
+
+bool heft__is_still_first(heft_ctx *ctx, const heft__resolved *where,
+                          const heft_checkpoint_options *options)
+{
+    heft__arena arena;
+    heft__arena_init(&arena, ctx);
+    const heft__format *prefer = heft__format_find(options->prefer), *format;
+    bool first = true;
+    for (size_t i = 0; where->found && first; i++) {
+        format = heft__format_in_folder(prefer, i);
+        if (!format || format == where->found) {
+            break;
+        }
+        first = format->index_name || /* one that is by another name is nobody's rival */
+                (!is_there(&arena, where->folder,
+                           heft__weights_single(&arena, format, options->variant)) &&
+                 !is_there(&arena, where->folder,
+                           heft__weights_index(&arena, format, options->variant)));
+    }
+    heft__arena_fini(&arena);
+    return first;
 }
 
 /* Before anything in the folder is opened: an interrupted commit is taken back. */
