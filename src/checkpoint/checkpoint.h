@@ -19,6 +19,11 @@
 #include <stdatomic.h>
 
 /* ---- resolve: which files -------------------------------------------------------------------- */
+typedef struct heft__rival { /* a path that names nothing */
+    const char *path;
+    const struct heft__rival *next;
+} heft__rival;
+
 typedef struct heft__resolved {
     const char *folder;
     const char *file;                 /* one weight file, base name; NULL if there is an index */
@@ -29,7 +34,7 @@ typedef struct heft__resolved {
                              stale; base name or NULL */
     bool lone; /* the path named the weight file itself: nothing is known to belong to it */
     heft__snapshot snapshot;       /* of the folder before anything in it was looked at */
-    const heft__format *found;     /* in a folder that was searched; NULL: the path named a file */
+    const heft__rival *rivals;     /* files that would have been taken before what was found */
     const char *index_path;        /* NULL without an index */
     heft__identity index_identity; /* of the index before it was read */
 } heft__resolved;
@@ -46,11 +51,9 @@ heft_status heft__resolve(heft__arena *arena, const char *path,
 heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
                                   const char **shard, const heft__format **out, heft_error *err);
 /* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
-bool heft__checkpoint_is_current(const heft_checkpoint *ckpt,
-                                 const heft_checkpoint_options *options);
-/* Whether no format that would have been taken before the one that was found is there now. */
-bool heft__is_still_first(heft_ctx *ctx, const heft__resolved *where,
-                          const heft_checkpoint_options *options);
+bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
+/* Whether none of the files that would have been taken before what was found is there now. */
+bool heft__is_still_first(const heft__resolved *where);
 #define HEFT__OPEN_TRIES 20 /* of opening a folder that is being replaced */
 /* hub.c: whether a path reads as org/name[@revision], and its folder in the hub's cache. */
 bool heft__hub_is_name(const char *path);

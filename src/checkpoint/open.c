@@ -444,17 +444,15 @@ static bool is_index_current(const heft__resolved *where)
     return memcmp(&now, &where->index_identity, sizeof now) == 0;
 }
 
-bool heft__checkpoint_is_current(const heft_checkpoint *ckpt,
-                                 const heft_checkpoint_options *options)
+bool heft__checkpoint_is_current(const heft_checkpoint *ckpt)
 {
     if (!ckpt->where.folder || ckpt->where.lone) {
         return true; /* one file is of one moment */
     }
     const heft__since since = heft__snapshot_compare(ckpt->where.folder, &ckpt->where.snapshot);
-    bool current =
-        since != HEFT__REPLACED &&
-        (since == HEFT__UNCHANGED || (is_index_current(&ckpt->where) &&
-                                      heft__is_still_first(ckpt->ctx, &ckpt->where, options)));
+    bool current = since != HEFT__REPLACED &&
+                   (since == HEFT__UNCHANGED ||
+                    (is_index_current(&ckpt->where) && heft__is_still_first(&ckpt->where)));
     for (size_t i = 0; current && since == HEFT__CHANGED && i < ckpt->file_count; i++) {
         const heft__file *file = ckpt->files[i].file;
         current = !file || heft__input_is_current(file->source);
@@ -509,7 +507,7 @@ heft_status heft__checkpoint_survey_beside(heft_ctx *ctx, const char *path,
         }
         const heft_status status = survey_once(ckpt, path, options, other, paths, err);
         if (status == HEFT_NOMEM || status == HEFT_CANCELLED || tries == HEFT__OPEN_TRIES ||
-            heft__checkpoint_is_current(ckpt, options)) {
+            heft__checkpoint_is_current(ckpt)) {
             return finish(ckpt, status, path, out, err);
         }
         heft_checkpoint_close(ckpt); /* replaced while it was opened */

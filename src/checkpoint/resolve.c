@@ -133,6 +133,32 @@ static heft_status try_format(heft__arena *arena, const heft__format *format,
     return HEFT_OK;
 }
 
+/* A file that was looked for and is not there, and would have been taken. */
+static heft_status add_rival(heft__arena *arena, const char *name, heft__resolved *out,
+                             heft_error *err)
+{
+    heft__rival *rival = name ? heft__arena_alloc(arena, sizeof *rival) : NULL;
+    const char *path = rival ? heft__path_join(arena, out->folder, name) : NULL;
+    if (!path) {
+        return heft__fail_nomem(err, sizeof *rival);
+    }
+    *rival = (heft__rival){.path = path, .next = out->rivals};
+    out->rivals = rival;
+    return HEFT_OK;
+}
+
+static heft_status add_rivals(heft__arena *arena, const heft__format *format, const char *variant,
+                              heft__resolved *out, heft_error *err)
+{
+    if (format->index_name) { /* another file of that name is none */
+        return HEFT_OK;
+    }
+    heft_status status = add_rival(arena, heft__weights_single(arena, format, variant), out, err);
+    return status == HEFT_OK
+               ? add_rival(arena, heft__weights_index(arena, format, variant), out, err)
+               : status;
+}
+
 static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_options *options,
                                   heft__resolved *out, heft_error *err)
 {
@@ -140,33 +166,23 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
     for (size_t i = 0; (format = heft__format_in_folder(prefer, i)) != NULL; i++) {
         heft_status status = try_format(arena, format, options, out, err);
         if (status != HEFT_OK || out->file || out->index) {
-            out->found = out->file || out->index ? format : NULL;
             out->index_format = out->index ? format : NULL;
+            return status;
+        }
+        status = add_rivals(arena, format, options->variant, out, err);
+        if (status != HEFT_OK) {
             return status;
         }
     }
     return nothing_found(arena, out, options->variant, err);
 }
 
-bool heft__is_still_first(heft_ctx *ctx, const heft__resolved *where,
-                          const heft_checkpoint_options *options)
+bool heft__is_still_first(const heft__resolved *where)
 {
-    heft__arena arena;
-    heft__arena_init(&arena, ctx);
-    const heft__format *prefer = heft__format_find(options->prefer), *format;
     bool first = true;
-    for (size_t i = 0; where->found && first; i++) {
-        format = heft__format_in_folder(prefer, i);
-        if (!format || format == where->found) {
-            break;
-        }
-        first = format->index_name || /* one that is by another name is nobody's rival */
-                (!is_there(&arena, where->folder,
-                           heft__weights_single(&arena, format, options->variant)) &&
-                 !is_there(&arena, where->folder,
-                           heft__weights_index(&arena, format, options->variant)));
+    for (const heft__rival *rival = where->rivals; rival && first; rival = rival->next) {
+        first = !heft__path_exists(rival->path);
     }
-    heft__arena_fini(&arena);
     return first;
 }
 

@@ -160,7 +160,7 @@ static heft_status open_path(heft_source *source, const char *path,
     for (unsigned tries = 0;; tries++) {
         const heft_status status = open_once(source, path, options, damaged, err);
         if (status != HEFT_OK || !source->survey || tries == HEFT__OPEN_TRIES ||
-            heft__checkpoint_is_current(source->survey, options)) {
+            heft__checkpoint_is_current(source->survey)) {
             return status;
         }
         start_over(source);
