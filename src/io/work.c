@@ -163,15 +163,25 @@ static bool settle(heft__folder_writer *writer, int work, const heft__record *re
     return good;
 }
 
+/* Open a folder that is this user's alone; -1 if it is not. */
+static int open_own(int home, const char *name, struct stat *facts)
+{
+    int work = heft__dir_open(home, name);
+    if (work >= 0 &&
+        (fstat(work, facts) != 0 || facts->st_uid != geteuid() || (facts->st_mode & 022) != 0)) {
+        heft__dir_close(&work);
+    }
+    return work;
+}
+
 /* A work folder of a run that did not end. */
 static heft_status clean_folder(heft__folder_writer *writer, int home, const char *name,
                                 heft_error *err)
 {
     struct stat facts;
     heft__record record;
-    int work = heft__dir_open(home, name);
-    if (work < 0 || fstat(work, &facts) != 0 || facts.st_uid != geteuid() ||
-        (facts.st_mode & 022) != 0 || heft__lock_try(work, LOCK_EX) == 0) {
+    int work = open_own(home, name, &facts);
+    if (work < 0 || heft__lock_try(work, LOCK_EX) == 0) {
         heft__dir_close(&work); /* not ours, or at work */
         return HEFT_OK;
     }
@@ -202,9 +212,9 @@ static heft_status clean_other(heft__folder_writer *writer, int home, const char
 {
     struct stat facts;
     heft__record record;
-    int work = heft__dir_open(home, name);
-    if (work < 0 || fstat(work, &facts) != 0 || facts.st_uid != geteuid() ||
-        facts.st_mtim.tv_sec + OTHERS_SECONDS > time(NULL) || heft__lock_try(work, LOCK_EX) != 1) {
+    int work = open_own(home, name, &facts);
+    if (work < 0 || facts.st_mtim.tv_sec + OTHERS_SECONDS > time(NULL) ||
+        heft__lock_try(work, LOCK_EX) != 1) {
         heft__dir_close(&work);
         return HEFT_OK;
     }
