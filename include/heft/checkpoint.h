@@ -354,7 +354,7 @@ typedef struct heft_verify_report {
     const heft_problem *problems;
     size_t problem_count;
     size_t file_count, tensor_count;
-    uint64_t bytes_read;  /* of tensors, with `deep` */
+    uint64_t bytes_read;  /* of tensors, with `deep`; names of one view count once */
     uint64_t total_bytes; /* of the tensors in readable files, shared storages once */
 } heft_verify_report;
 

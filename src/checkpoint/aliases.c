@@ -1,11 +1,8 @@
 /* aliases.c - names that are one tensor: the same bytes of the same storage, seen in the same way. */
 #include "checkpoint/checkpoint.h"
 
-/* Whether two tensors show the same bytes in the same order. Row by row, their shapes may differ.
- */
-static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
+bool heft__same_view(const heft__file_tensor *left, const heft__file_tensor *right)
 {
-    const heft__file_tensor *left = ckpt->entries[a], *right = ckpt->entries[b];
     if (left->dtype != right->dtype || left->start != right->start ||
         left->size_bytes != right->size_bytes || left->conj != right->conj ||
         left->neg != right->neg || !left->strides != !right->strides) {
@@ -16,11 +13,17 @@ static bool same_view(const heft_checkpoint *ckpt, size_t a, size_t b)
             memcmp(left->strides, right->strides, left->rank * sizeof *left->strides) == 0);
 }
 
-/* What tells one view of a storage from another, as plain bytes: a hostile file may hold very many
- * views of one storage, so they are found by hash and not by walking. */
-struct view_key {
-    uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
-};
+heft__view_key heft__view_key_of(const heft__file_tensor *tensor, size_t storage)
+{
+    const size_t bytes = tensor->rank * sizeof *tensor->shape;
+    return (heft__view_key){
+        .storage = storage,
+        .start = tensor->start,
+        .bytes = tensor->size_bytes,
+        .shape = tensor->strides ? heft__stable_hash((const char *)tensor->shape, bytes) : 0,
+        .strides = tensor->strides ? heft__stable_hash((const char *)tensor->strides, bytes) : 0,
+    };
+}
 
 /* How many tensors lie on each storage, and how many of them do not have one to themselves; owned,
  * NULL without memory. */
@@ -38,27 +41,21 @@ static uint32_t *count_users(const heft_checkpoint *ckpt, size_t *storages, size
 
 /* Fill `result` for the tensors that share a storage; `keys` has room for them. */
 static heft_status find_aliases(const heft_checkpoint *ckpt, const uint32_t *users,
-                                struct view_key *keys, size_t *result, heft_error *err)
+                                heft__view_key *keys, size_t *result, heft_error *err)
 {
     heft__map seen;
     heft_status status = HEFT_OK;
     heft__map_init(&seen, ckpt->ctx);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
-        const heft__file_tensor *entry = ckpt->entries[i];
-        size_t bytes = entry->rank * sizeof *entry->shape, found;
+        size_t found;
         if (users[ckpt->infos[i].storage] == 1) {
             continue;
         }
-        *keys = (struct view_key){
-            .storage = ckpt->infos[i].storage,
-            .start = entry->start,
-            .bytes = entry->size_bytes,
-            .shape = entry->strides ? heft__stable_hash((const char *)entry->shape, bytes) : 0,
-            .strides = entry->strides ? heft__stable_hash((const char *)entry->strides, bytes) : 0,
-        };
+        *keys = heft__view_key_of(ckpt->entries[i], ckpt->infos[i].storage);
         if (!heft__map_put(&seen, (const char *)keys, sizeof *keys, i, &found)) {
             status = heft__fail_nomem(err, sizeof *keys);
-        } else if (found != HEFT__MAP_NONE && same_view(ckpt, found, i)) {
+        } else if (found != HEFT__MAP_NONE &&
+                   heft__same_view(ckpt->entries[found], ckpt->entries[i])) {
             result[i] = found;
         }
         keys++;
@@ -72,7 +69,7 @@ heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first
     size_t storages = 0, sharing = 0; /* none shares in safetensors files */
     uint32_t *users = count_users(ckpt, &storages, &sharing);
     size_t *result = heft__alloc(ckpt->ctx, ckpt->count * sizeof *result);
-    struct view_key *keys = heft__alloc_zero(ckpt->ctx, sharing, sizeof *keys);
+    heft__view_key *keys = heft__alloc_zero(ckpt->ctx, sharing, sizeof *keys);
     heft_status status =
         users && result && keys ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *result);
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {

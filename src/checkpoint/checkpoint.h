@@ -174,6 +174,16 @@ static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_
 {
     return ckpt->files[ckpt->infos[i].file_index].file;
 }
+/* What tells one view of a storage from another, as plain bytes: a hostile file may have very many views
+ * of one storage, so they are found by hash. The storage's number is the caller's. Views of one key can
+ * still differ. */
+typedef struct heft__view_key {
+    uint64_t storage, start, bytes, shape, strides; /* the last two: 0 where it is row by row */
+} heft__view_key;
+heft__view_key heft__view_key_of(const heft__file_tensor *tensor, size_t storage);
+/* Whether two tensors of one storage show the same bytes in the same order. Row by row, their shapes may
+ * differ. */
+bool heft__same_view(const heft__file_tensor *left, const heft__file_tensor *right);
 /* aliases.c: number of the first tensor that shows the same bytes in the same way (a tied name), its
  * own number if it is that. The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err);

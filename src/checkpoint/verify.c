@@ -144,39 +144,24 @@ static heft_status check_crc(struct inspection *v, const heft__checkpoint_file *
                              : HEFT_OK;
 }
 
-/* What tells one view of a file's bytes from another. */
-struct view {
-    uint64_t storage, start, bytes, dtype, shape, strides;
-};
-
-static struct view view_of(const heft__file_tensor *tensor)
-{
-    const size_t length = tensor->rank * sizeof *tensor->shape;
-    return (struct view){
-        .storage = tensor->storage,
-        .start = tensor->start,
-        .bytes = tensor->size_bytes,
-        .dtype = (uint64_t)tensor->dtype,
-        .shape = length ? heft__stable_hash((const char *)tensor->shape, length) : 0,
-        .strides = tensor->strides ? heft__stable_hash((const char *)tensor->strides, length) : 0};
-}
-
 /* A view that many names share is read under the first of them. */
 static heft_status read_views(struct inspection *v, const heft__checkpoint_file *slot,
                               heft_error *err)
 {
     const size_t count = slot->file->tensor_count;
-    struct view *keys = heft__alloc_zero(v->ctx, count, sizeof *keys);
+    heft__view_key *keys = heft__alloc_zero(v->ctx, count, sizeof *keys);
     heft__map views;
     heft_status status = keys ? HEFT_OK : heft__fail_nomem(err, count * sizeof *keys);
     heft__map_init(&views, v->ctx);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const heft__file_tensor *tensor = &slot->file->tensors[i];
         size_t found = HEFT__MAP_NONE;
-        keys[i] = view_of(&slot->file->tensors[i]);
+        keys[i] = heft__view_key_of(tensor, tensor->storage);
         if (!heft__map_put(&views, (const char *)&keys[i], sizeof keys[i], i, &found)) {
             status = heft__fail_nomem(err, sizeof keys[i]);
-        } else if (found == HEFT__MAP_NONE) {
-            status = read_tensor(v, slot, &slot->file->tensors[i], err);
+        } else if (found == HEFT__MAP_NONE ||
+                   !heft__same_view(&slot->file->tensors[found], tensor)) {
+            status = read_tensor(v, slot, tensor, err);
         }
     }
     heft__map_fini(&views);

@@ -51,6 +51,19 @@ for folder in st bin; do
     shows "$out" 'pooler\.dense\.bios'
     rm -rf "$work/missing" "$work/short" "$work/index"
 done
+# tied names are one storage in a .bin: its bytes are read once, under the first name
+run 0 init "$config" "$work/tied" --class BertForMaskedLM --format bin
+run 0 inspect "$work/tied" --json
+cp "$out" "$work/listed"
+run 0 verify "$work/tied" --deep --json
+python3 - "$work/listed" "$out" <<'END'
+import json, sys
+listed, told = (json.load(open(name)) for name in sys.argv[1:])
+shapes = {t["name"]: t["bytes"] for t in listed["tensors"]}
+tied = shapes["cls.predictions.decoder.weight"] + shapes["cls.predictions.decoder.bias"]
+assert tied > 0 and told["bytes_read"] == sum(shapes.values()) - tied, (told["bytes_read"], sum(shapes.values()), tied)
+END
+
 # a byte of data that has changed: known by its checksum, read with --deep only
 cp -r "$work/bin" "$work/flipped"
 shard=$work/flipped/pytorch_model-00002-of-00003.bin
