@@ -12,21 +12,6 @@
 
 #include "tensor/tensor.h"
 
-#define HEFT__LANES_JOIN(name, level) name##_##level
-#define HEFT__LANES_EXPAND(name, level) HEFT__LANES_JOIN(name, level)
-/* name_base, name_avx2 or name_avx512, in a *_lanes.c file. */
-#define HEFT__LANES(name) HEFT__LANES_EXPAND(name, HEFT__LEVEL)
-
-enum heft__level { HEFT__LEVEL_BASE, HEFT__LEVEL_AVX2, HEFT__LEVEL_AVX512, HEFT__LEVEL_COUNT };
-
-/* The best level of this CPU, determined once. Threads: any. */
-int heft__lanes_level(void);
-/* Whether this build and this CPU support a level. */
-bool heft__lanes_have(int level);
-/* For tests: use `level` from now on, -1 for the best again. false and no change if it is absent.
- */
-bool heft__lanes_force(int level);
-
 /* ---- casts: cast_lanes.c -------------------------------------------------------------------- */
 /* src and dst must not overlap; any alignment. */
 typedef void (*heft__cast_fn)(void *restrict dst, const void *restrict src, size_t elems);

@@ -52,6 +52,25 @@ typedef struct heft__memory {
 heft_status heft__storage_make(heft_ctx *ctx, const heft__memory *memory, heft_storage **out,
                                heft_error *err);
 
+/* ---- instruction set levels -------------------------------------------------------------------
+ *
+ * A file called *_lanes.c holds loops over plain arrays and is compiled once for each level, with
+ * HEFT__LEVEL set to base, avx2 or avx512: lanes.h has the rules. */
+#define HEFT__LANES_JOIN(name, level) name##_##level
+#define HEFT__LANES_EXPAND(name, level) HEFT__LANES_JOIN(name, level)
+/* name_base, name_avx2 or name_avx512, in a *_lanes.c file. */
+#define HEFT__LANES(name) HEFT__LANES_EXPAND(name, HEFT__LEVEL)
+
+enum heft__level { HEFT__LEVEL_BASE, HEFT__LEVEL_AVX2, HEFT__LEVEL_AVX512, HEFT__LEVEL_COUNT };
+
+/* The best level of this CPU, determined once. Threads: any. */
+int heft__lanes_level(void);
+/* Whether this build and this CPU support a level. */
+bool heft__lanes_have(int level);
+/* For tests: use `level` from now on, -1 for the best again. false and no change if it is absent.
+ */
+bool heft__lanes_force(int level);
+
 /* ---- casts ----------------------------------------------------------------------------------- */
 /* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64
  * f32 f16 bf16 as destination, and any dtype to itself. */

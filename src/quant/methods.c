@@ -1,0 +1,333 @@
+/* methods.c - the registry of quantization methods, and finding what is quantized.
+ *
+ * Which method it is: the settings say so (`quant_method`), or, where older writers left that out, keys
+ * that only one method has; without settings, the tensors themselves. Then every tensor is shown to the
+ * method once. */
+#include "quant/quant.h"
+
+#include <stdarg.h>
+
+#define NAME_MOST 4096 /* bytes of a name that is looked up; longer ones have no companions */
+
+static const heft__quant_method *const methods[] = {
+    &heft__quant_bitsandbytes,
+    NULL,
+};
+
+/* ---- which method ----------------------------------------------------------------------------- */
+static bool has(const heft__json_value *config, const char *key)
+{
+    return heft__json_member(config, key) != NULL;
+}
+
+/* What the settings call it; NULL if they do not say. */
+static const char *declared_name(const heft__quant_settings *settings)
+{
+    const heft__json_value *config = settings->config;
+    if (settings->quanto) {
+        return "quanto";
+    }
+    const heft__json_value *name = heft__json_member(config, "quant_method");
+    if (name && name->type == HEFT__JSON_TYPE_STRING) {
+        return name->text;
+    }
+    if (has(config, "quant_algo") || has(config, "producer")) {
+        return "modelopt";
+    }
+    if (heft__quant_flag(config, "load_in_4bit", false) ||
+        heft__quant_flag(config, "load_in_8bit", false)) {
+        return "bitsandbytes";
+    }
+    if (has(config, "config_groups")) {
+        return "compressed-tensors";
+    }
+    if (has(config, "bits") && has(config, "group_size")) { /* quantize_config.json */
+        return has(config, "zero_point") || has(config, "w_bit") ? "awq" : "gptq";
+    }
+    return NULL;
+}
+
+static const heft__quant_method *method_of(const char *name)
+{
+    for (size_t m = 0; methods[m]; m++) {
+        for (const char *const *names = methods[m]->names; *names; names++) {
+            if (strcmp(*names, name) == 0) {
+                return methods[m];
+            }
+        }
+    }
+    return NULL;
+}
+
+/* The method of the first tensor that can only come from one. */
+static const heft__quant_method *marked(const heft__quant_table *table)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        for (size_t m = 0; methods[m]; m++) {
+            if (methods[m]->is_marked(table, i)) {
+                return methods[m];
+            }
+        }
+    }
+    return NULL;
+}
+
+/* ---- finding ---------------------------------------------------------------------------------- */
+/* Bits and group of the most elements. */
+static void sum_up(heft__quant_found *found)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < found->count; i++) {
+        const heft__quant_weight *weight = &found->weights[i];
+        size_t same = 0;
+        if (weight->bits == found->bits && weight->group == found->group) {
+            continue;
+        }
+        for (size_t k = i; k < found->count; k++) {
+            same +=
+                found->weights[k].bits == weight->bits && found->weights[k].group == weight->group;
+        }
+        if (same > most) {
+            most = same;
+            found->bits = weight->bits;
+            found->group = weight->group;
+        }
+        if (most > found->count / 2) {
+            break;
+        }
+    }
+}
+
+static heft_status keep_weights(heft__quant_finder *finder, heft_status status, heft_error *err)
+{
+    heft__quant_found *found = finder->found;
+    heft__quant_weight *kept = NULL;
+    if (status == HEFT_OK && found->count) {
+        kept = heft__arena_array(finder->arena, found->count, sizeof *kept);
+        status = kept ? HEFT_OK : heft__fail_nomem(err, found->count * sizeof *kept);
+    }
+    if (kept) {
+        memcpy(kept, found->weights, found->count * sizeof *kept);
+    }
+    heft__free(finder->arena->ctx, found->weights, finder->cap * sizeof *found->weights);
+    found->weights = kept;
+    return status;
+}
+
+heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
+                             const heft__quant_settings *settings, heft__quant_found *out,
+                             heft_error *err)
+{
+    const char *name = declared_name(settings);
+    const heft__quant_method *method = name ? method_of(name) : marked(table);
+    heft__quant_finder finder = {
+        .arena = arena, .table = table, .settings = settings, .found = out};
+    heft_status status = HEFT_OK;
+    *out = (heft__quant_found){.declared = name != NULL, .known = method != NULL};
+    if (!method) {
+        out->method = name;
+        return HEFT_OK;
+    }
+    out->method = method->name;
+    out->owner = heft__arena_array(arena, table->count ? table->count : 1, sizeof *out->owner);
+    if (!out->owner) {
+        return heft__fail_nomem(err, table->count * sizeof *out->owner);
+    }
+    for (size_t i = 0; i < table->count; i++) {
+        out->owner[i] = HEFT__NO_PART;
+    }
+    for (size_t i = 0; i < table->count && status == HEFT_OK; i++) {
+        status = method->find(&finder, i, err);
+    }
+    status = keep_weights(&finder, status, err);
+    if (status == HEFT_OK) {
+        sum_up(out);
+    }
+    return status;
+}
+
+/* ---- for methods ------------------------------------------------------------------------------ */
+size_t heft__quant_prefix(const char *name, const char *suffix)
+{
+    const size_t length = strlen(name), end = strlen(suffix);
+    return length > end && memcmp(name + length - end, suffix, end) == 0 ? length - end : SIZE_MAX;
+}
+
+size_t heft__quant_sibling(const heft__quant_table *table, size_t i, size_t prefix,
+                           const char *suffix)
+{
+    char name[NAME_MOST];
+    const size_t end = strlen(suffix);
+    if (prefix > sizeof name - end) {
+        return HEFT__NO_PART;
+    }
+    memcpy(name, table->infos[i].name, prefix);
+    memcpy(name + prefix, suffix, end);
+    const size_t found = heft__map_get(table->names, name, prefix + end);
+    return found == HEFT__MAP_NONE ? HEFT__NO_PART : found;
+}
+
+heft_status heft__quant_need(const heft__quant_finder *finder, size_t i, size_t prefix,
+                             const char *suffix, size_t *out, heft_error *err)
+{
+    *out = heft__quant_sibling(finder->table, i, prefix, suffix);
+    if (*out != HEFT__NO_PART) {
+        return HEFT_OK;
+    }
+    return heft__quant_fail(finder, i, err, "the tensor \"%.*s%s\" that goes with it is missing",
+                            prefix < 200 ? (int)prefix : 200, finder->table->infos[i].name, suffix);
+}
+
+heft_status heft__quant_expect(const heft__quant_finder *finder, size_t i, heft_dtype dtype,
+                               heft_dtype other, const uint64_t *shape, uint32_t rank,
+                               heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    char expected[HEFT__SHAPE_TEXT], found[HEFT__SHAPE_TEXT];
+    if (dtype != HEFT_DTYPE_NONE && info->dtype != dtype && info->dtype != other) {
+        return heft__quant_fail(finder, i, err, "expected dtype %s%s%s, found %s",
+                                heft_dtype_name(dtype), other ? " or " : "",
+                                other ? heft_dtype_name(other) : "", heft_dtype_name(info->dtype));
+    }
+    bool same = info->rank == rank;
+    for (uint32_t d = 0; d < rank && same; d++) {
+        same = info->shape[d] == shape[d];
+    }
+    return same ? HEFT_OK
+                : heft__quant_fail(finder, i, err, "expected shape %s, found %s",
+                                   heft__shape_text(shape, rank, expected),
+                                   heft__shape_text(info->shape, info->rank, found));
+}
+
+heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_error *err,
+                             const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    heft_status status =
+        heft__fail(err, HEFT_FORMAT, "quantized weight (%s): %s", finder->found->method, text);
+    return heft__add_item(status, err, finder->table->infos[i].name);
+}
+
+heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
+                                    size_t i, size_t prefix, const char *suffix, heft_error *err)
+{
+    *weight = (heft__quant_weight){.dtype = finder->settings->model_dtype};
+    for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        weight->part[p] = HEFT__NO_PART;
+    }
+    const char *name = finder->table->infos[i].name;
+    const size_t end = strlen(suffix);
+    if (strlen(name) == prefix + end && strcmp(name + prefix, suffix) == 0) {
+        weight->name = name;
+        return HEFT_OK;
+    }
+    char *text = heft__arena_alloc(finder->arena, prefix + end + 1);
+    if (!text) {
+        return heft__fail_nomem(err, prefix + end + 1);
+    }
+    memcpy(text, name, prefix);
+    memcpy(text + prefix, suffix, end + 1);
+    weight->name = text;
+    return HEFT_OK;
+}
+
+heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
+                            heft_error *err)
+{
+    heft__quant_found *found = finder->found;
+    for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        const size_t part = weight->part[p];
+        if (part == HEFT__NO_PART) {
+            continue;
+        }
+        if (found->owner[part] != HEFT__NO_PART && found->owner[part] != found->count) {
+            return heft__quant_fail(finder, part, err, "it belongs to both \"%s\" and \"%s\"",
+                                    found->weights[found->owner[part]].name, weight->name);
+        }
+        found->owner[part] = found->count;
+    }
+    if (!heft__array_reserve(finder->arena->ctx, (void **)&found->weights, found->count,
+                             &finder->cap, sizeof *found->weights)) {
+        return heft__fail_nomem(err, sizeof *found->weights);
+    }
+    found->weights[found->count++] = *weight;
+    return HEFT_OK;
+}
+
+void heft__quant_companion(heft__quant_finder *finder, size_t i)
+{
+    heft__quant_found *found = finder->found;
+    if (i != HEFT__NO_PART && found->count && found->owner[i] == HEFT__NO_PART) {
+        found->owner[i] = found->count - 1;
+    }
+}
+
+/* ---- settings --------------------------------------------------------------------------------- */
+static heft_status wrong_setting(const heft__quant_finder *finder, const heft__json_value *value,
+                                 const char *key, heft_error *err, const char *expected)
+{
+    heft_status status = heft__fail_at(err, HEFT_FORMAT, value->offset, "expected %s", expected);
+    heft__add_item(status, err, key);
+    return heft__add_path(status, err, finder->settings->path);
+}
+
+heft_status heft__quant_integer(const heft__quant_finder *finder, const heft__json_value *object,
+                                const char *key, int64_t low, int64_t high, int64_t standard,
+                                int64_t *out, heft_error *err)
+{
+    const heft__json_value *value = heft__json_member(object, key);
+    *out = standard;
+    if (!value || value->type == HEFT__JSON_TYPE_NULL ||
+        (heft__json_as_i64(value, out) && *out >= low && *out <= high)) {
+        return HEFT_OK;
+    }
+    char expected[80];
+    (void)snprintf(expected, sizeof expected, "an integer from %lld to %lld", (long long)low,
+                   (long long)high);
+    return wrong_setting(finder, value, key, err, expected);
+}
+
+heft_status heft__quant_text(const heft__quant_finder *finder, const heft__json_value *object,
+                             const char *key, const char *standard, const char **out,
+                             heft_error *err)
+{
+    const heft__json_value *value = heft__json_member(object, key);
+    *out = standard;
+    if (!value || value->type == HEFT__JSON_TYPE_NULL) {
+        return HEFT_OK;
+    }
+    if (value->type != HEFT__JSON_TYPE_STRING) {
+        return wrong_setting(finder, value, key, err, "a string");
+    }
+    *out = value->text;
+    return HEFT_OK;
+}
+
+bool heft__quant_flag(const heft__json_value *object, const char *key, bool standard)
+{
+    const heft__json_value *value = heft__json_member(object, key);
+    return value && value->type == HEFT__JSON_TYPE_BOOL ? value->boolean : standard;
+}
+
+/* ---- loops ------------------------------------------------------------------------------------ */
+const float heft__e2m1_values[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                     -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+
+const struct heft__nibble_lanes *heft__nibble_lanes(void)
+{
+    const int level = heft__lanes_level();
+#ifdef HEFT_LANES_X86
+    if (level == HEFT__LEVEL_AVX512) {
+        return &heft__nibble_lanes_avx512;
+    }
+    if (level == HEFT__LEVEL_AVX2) {
+        return &heft__nibble_lanes_avx2;
+    }
+#endif
+    (void)level;
+    return &heft__nibble_lanes_base;
+}

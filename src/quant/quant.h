@@ -1,0 +1,189 @@
+/* The internal header of the quant layer.
+ *
+ * What it does: knows how quantized weights are stored. From a table of tensors and the settings in a
+ * config it finds the weights that are stored quantized, tells which tensors each is made of and
+ * which shape and dtype it has when it is dequantized; and it computes rows of it from the bytes of
+ * those tensors. It knows neither files nor models: callers read the bytes.
+ * May include: base, json, tensor.
+ * Rules: a weight is quantized because its tensors are there, not because a list says so. Shapes and
+ * settings that contradict each other are FORMAT, with tensor, expected and found; nothing is
+ * guessed. Every number that a kernel uses as an index was checked. A method is one file and one
+ * line in methods.c: docs/howto/quantization.md; layouts: docs/formats/quantized.md. */
+#ifndef HEFT__QUANT_QUANT_H
+#define HEFT__QUANT_QUANT_H
+
+#include <heft/checkpoint.h>
+
+#include "tensor/tensor.h"
+#include "json/json.h"
+
+#define HEFT__NO_PART SIZE_MAX
+
+/* ---- what is looked at ----------------------------------------------------------------------- */
+/* The tensors of a checkpoint. Lent. */
+typedef struct heft__quant_table {
+    const heft_tensor_info *infos; /* [count] */
+    size_t count;
+    const heft__map *names; /* name -> number */
+    /* The first `length` bytes of a tensor's elements, row by row, little-endian: for small tensors whose
+     * values decide what the weight is (a shape, a text, a scale of the whole tensor). */
+    heft_status (*read)(const void *user, size_t i, void *dst, size_t length, heft_error *err);
+    const void *user;
+} heft__quant_table;
+
+/* What the files beside the weights say. NULL: there is no such thing. Lent. */
+typedef struct heft__quant_settings {
+    const heft__json_value *config; /* the object `quantization_config` or its like */
+    const heft__json_value *quanto; /* the object of quanto_qmap.json */
+    const char *path;               /* of the file that holds it, for errors */
+    heft_dtype model_dtype;         /* of the model that is made; never NONE */
+} heft__quant_settings;
+
+/* ---- layouts: computing values ---------------------------------------------------------------- */
+#define HEFT__QUANT_PARTS 8
+#define HEFT__QUANT_REGIONS 8
+
+typedef struct heft__quant_layout heft__quant_layout;
+
+/* A weight that is stored quantized. */
+typedef struct heft__quant_weight {
+    const char *name;                 /* of the plain weight, "model.layers.0.mlp.up_proj.weight" */
+    const heft__quant_layout *layout; /* NULL: cannot be dequantized, `why` has the reason */
+    const char *why;
+    uint32_t rank; /* of the plain weight; 0: not known */
+    uint64_t shape[4];
+    heft_dtype dtype; /* of the dequantized values: what the method's own library yields */
+    uint32_t bits;    /* of a stored value */
+    uint64_t group;   /* elements that share a scale, for messages; 0: more than a row */
+    /* Numbers in the table, each in the place that the layout gives it; HEFT__NO_PART: absent. */
+    size_t part[HEFT__QUANT_PARTS];
+    const void *detail; /* of the layout, in the finder's arena; may be NULL */
+} heft__quant_weight;
+
+/* Bytes of a part, counted from its first element: `runs` runs of `length` bytes, the next `stride` bytes
+ * after the one before. They are handed over one after the other without gaps. */
+typedef struct heft__quant_region {
+    uint32_t part; /* index into heft__quant_weight.part */
+    uint64_t offset, length, stride, runs;
+} heft__quant_region;
+
+/* A row is what runs along the last dimension of the dequantized weight; rows are numbered through all
+ * leading dimensions. The rows of one call never cross the matrices of a weight of rank 3. */
+struct heft__quant_layout {
+    const char *name;
+    /* Calls begin at multiples of so many rows of the matrix (at least 1). */
+    uint32_t row_step;
+    /* The bytes that rows first .. first + rows - 1 need; returns how many regions. */
+    size_t (*regions)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
+                      heft__quant_region regions[HEFT__QUANT_REGIONS]);
+    /* Compute these rows. bytes[k]: of region k, at a multiple of 64 bytes. dst: rows * columns elements of
+     * weight->dtype, aligned for it. FORMAT for a value that is out of range (item is set by the caller). */
+    heft_status (*decode)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
+                          const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                          heft_error *err);
+};
+
+/* ---- finding ---------------------------------------------------------------------------------- */
+typedef struct heft__quant_found {
+    const char *method;          /* "gptq"; NULL: nothing is quantized */
+    bool known;                  /* false: a method of this name is declared, but heft has none */
+    bool declared;               /* by settings; false: recognized by the tensors alone */
+    uint32_t bits;               /* of most weights; 0: no weights */
+    uint64_t group;              /* of the same */
+    heft__quant_weight *weights; /* [count] in the order of their first tensors */
+    size_t count;
+    size_t *owner; /* [table count] the weight that a tensor is a part or a companion of;
+                             HEFT__NO_PART: it is a plain tensor */
+} heft__quant_found;
+
+/* Find what is quantized. Lists live in the arena, which outlives *out. FORMAT with item and path for
+ * tensors that contradict each other or the settings; LIMIT, NOMEM. */
+heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
+                             const heft__quant_settings *settings, heft__quant_found *out,
+                             heft_error *err);
+
+/* ---- for methods ------------------------------------------------------------------------------ */
+typedef struct heft__quant_finder {
+    heft__arena *arena;
+    const heft__quant_table *table;
+    const heft__quant_settings *settings;
+    heft__quant_found *found;
+    size_t cap;
+} heft__quant_finder;
+
+typedef struct heft__quant_method {
+    const char *name;         /* for users */
+    const char *const *names; /* values of `quant_method` that mean it, NULL at the end */
+    /* Whether tensor i can only come from this method: asked where nothing is declared. */
+    bool (*is_marked)(const heft__quant_table *table, size_t i);
+    /* Called for each tensor in turn: if it is the one by which a weight of this method is known, look
+     * up its companions, check them, and add the weight. A tensor that is a weight's only through
+     * another one is passed over. What is left of the method's state without a weight is FORMAT. */
+    heft_status (*find)(heft__quant_finder *finder, size_t i, heft_error *err);
+} heft__quant_method;
+
+extern const heft__quant_method heft__quant_bitsandbytes;
+
+/* The length of the name in front of a suffix (".qweight"); SIZE_MAX if it does not end so. */
+size_t heft__quant_prefix(const char *name, const char *suffix);
+/* Number of the tensor whose name is the first `prefix` bytes of tensor i's and the suffix. */
+size_t heft__quant_sibling(const heft__quant_table *table, size_t i, size_t prefix,
+                           const char *suffix);
+/* The same, where it must be there: FORMAT says what is missing. */
+heft_status heft__quant_need(const heft__quant_finder *finder, size_t i, size_t prefix,
+                             const char *suffix, size_t *out, heft_error *err);
+/* FORMAT unless tensor i has this dtype (or one of two; NONE: any) and this shape. */
+heft_status heft__quant_expect(const heft__quant_finder *finder, size_t i, heft_dtype dtype,
+                               heft_dtype other, const uint64_t *shape, uint32_t rank,
+                               heft_error *err);
+/* FORMAT about tensor i: adds item and path. */
+heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_error *err,
+                             const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* A weight whose name is the first `prefix` bytes of tensor i's name and the suffix; parts all absent,
+ * dtype that of the model. */
+heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
+                                    size_t i, size_t prefix, const char *suffix, heft_error *err);
+/* Take the weight with its parts. FORMAT if a part belongs to another weight. */
+heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
+                            heft_error *err);
+/* Tensor i, if it is there, goes with the weight that was added last, but is not needed for its values. */
+void heft__quant_companion(heft__quant_finder *finder, size_t i);
+/* A member of an object that must be an integer from low to high; `standard` if it is absent or null. */
+heft_status heft__quant_integer(const heft__quant_finder *finder, const heft__json_value *object,
+                                const char *key, int64_t low, int64_t high, int64_t standard,
+                                int64_t *out, heft_error *err);
+/* A member that is text; `standard` if it is absent or null. */
+heft_status heft__quant_text(const heft__quant_finder *finder, const heft__json_value *object,
+                             const char *key, const char *standard, const char **out,
+                             heft_error *err);
+bool heft__quant_flag(const heft__json_value *object, const char *key, bool standard);
+
+/* Elements of one row and rows of one matrix of a weight whose rank is known. */
+static inline uint64_t heft__quant_columns(const heft__quant_weight *weight)
+{
+    return weight->shape[weight->rank - 1];
+}
+static inline uint64_t heft__quant_matrix_rows(const heft__quant_weight *weight)
+{
+    return weight->rank > 1 ? weight->shape[weight->rank - 2] : 1;
+}
+
+/* ---- loops over plain arrays: *_lanes.c ------------------------------------------------------- */
+/* Look up half-byte values: dst[k] = table[value k] for k < count. Value k is in byte k / 2 of src, in
+ * the low half for even k (in the high half for even k where high_first is set). 16-bit entries of any
+ * dtype. */
+typedef void (*heft__lookup4_fn)(uint16_t *restrict dst, const uint16_t table[16],
+                                 const uint8_t *restrict src, size_t count, bool high_first);
+
+struct heft__nibble_lanes {
+    heft__lookup4_fn lookup16;
+};
+extern const struct heft__nibble_lanes heft__nibble_lanes_base;
+extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;
+extern const struct heft__nibble_lanes heft__nibble_lanes_avx512;
+const struct heft__nibble_lanes *heft__nibble_lanes(void); /* the one in use */
+
+/* The values of E2M1, the 4-bit float of NVFP4 and MXFP4, by code. */
+extern const float heft__e2m1_values[16];
+
+#endif
