@@ -32,7 +32,24 @@ typedef struct heft_source_options {
     /* Also open a checkpoint that has missing or malformed files, for heft_source_verify(). All
      * other functions treat it as a source without weights. */
     bool damaged;
+    /* Dequantize: weights that are stored quantized are plain tensors for all functions that take
+     * the source, and are computed when they are read. Does nothing where no weight is quantized. */
+    bool dequantize;
+    /* With `dequantize`: the dtype of the model for which the weights are computed; NONE: the
+     * config's. */
+    heft_dtype dtype;
 } heft_source_options;
+
+/** How weights are stored quantized. */
+typedef struct heft_quantization {
+    const char *method;  /* "gptq", "fp8", ...: as the config calls it */
+    bool known;          /* heft knows the method */
+    bool declared;       /* a config declares it; false: recognized by the tensors alone */
+    bool dequantized;    /* the source was opened with `dequantize` */
+    uint32_t bits;       /* of a stored value, of most weights; 0 if there are no such weights */
+    uint64_t group_size; /* of most weights: elements that share a scale; 0: a row or more */
+    size_t weights;      /* how many weights are stored quantized */
+} heft_quantization;
 
 /**
  * Open a source by path: a folder, a weight file, an index file, a config.json, or the name of a
@@ -52,7 +69,10 @@ typedef struct heft_source_options {
  *          not an error here: heft_source_check_index() reports it. With `class_name`, also those
  *          of heft_config_read(), and UNSUPPORTED for a class that heft does not know. Without
  *          `class_name`, a config.json that is missing, malformed or of an unknown class causes an
- *          error only in the functions that need it.
+ *          error only in the functions that need it. With `dequantize`: FORMAT, with the tensor as
+ *          the item, if the tensors of a quantized weight contradict each other or the config;
+ *          UNSUPPORTED if heft does not know the method, or not this layout of it. Without it, both
+ *          are errors only in the functions that load weights.
  * Source   docs/loading.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_open(heft_ctx *ctx, const char *path,
@@ -63,7 +83,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_open(heft_ctx *ctx, const char 
  *
  * @param checkpoint  borrowed; kept alive by the source; NULL for none
  * @param config      borrowed; copied; NULL for none
- * @param options     borrowed; NULL for defaults; only class_name is used
+ * @param options     borrowed; NULL for defaults; only class_name, dequantize and dtype are used
  * @param out         filled with an owned source
  * @param err         filled on failure; may be NULL
  *
@@ -90,6 +110,8 @@ HEFT_API const heft_config *heft_source_config(const heft_source *source);
  * that the config names. NULL without a config, or if heft knows the model type but not the
  * class. */
 HEFT_API const char *heft_source_class(const heft_source *source);
+/** Return how the weights are quantized, or NULL if none are and no config declares it; lent. */
+HEFT_API const heft_quantization *heft_source_quantization(const heft_source *source);
 /**
  * Check that the index and the shards agree. Succeeds for a source without an index.
  *

@@ -4,7 +4,7 @@
  * open, read); splits tensors into shards by the rule of Transformers; writes a folder of shards
  * with its index, or one file; converts and verifies checkpoints. It knows names and bytes, but not
  * which parameters a model has. It knows about formats only what their tables say (heft__format).
- * May include: base, io, json, tensor, format.
+ * May include: base, io, json, tensor, quant, format.
  * Rules: opening reads metadata only, and each file once. Writing streams through one staging
  * buffer. A name in an index never leads outside the index's folder, unless the format allows it.
  * The commit removes stale files, which the next load would prefer to those of this save, and
@@ -127,6 +127,7 @@ struct heft_checkpoint {
         *beside;            /* lent, while it is surveyed: has some of the files open; NULL: none */
     heft__map beside_paths; /* what they are called -> number in `beside` */
     struct heft__maps *maps; /* of map_tensor.c */
+    heft_checkpoint *base;   /* owned; what this is a view of, which lends it texts; NULL: none */
 };
 
 /* Open everything that can be opened. Errors: of finding the files (NOT_FOUND), NOMEM, INVALID_ARG; anything
@@ -155,6 +156,27 @@ static inline bool heft__checkpoint_has_folder(const heft_checkpoint *ckpt)
 }
 /* Whether file f is in the checkpoint's folder, under its own name. */
 bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f);
+
+/* ---- views: another table of names over the files of a checkpoint (open.c) --------------------- */
+/* An empty view, for finish_view(). Its arena may be used. */
+heft_status heft__checkpoint_begin_view(heft_checkpoint *base, heft_checkpoint **out,
+                                        heft_error *err);
+/* Takes the files, [base->file_count] or NULL, of which each may be NULL after a failure. With a status that
+ * is not OK the view is closed, and the status is returned. */
+heft_status heft__checkpoint_finish_view(heft_checkpoint *view, heft__file *const *files,
+                                         heft_status status, heft_checkpoint **out,
+                                         heft_error *err);
+
+/* ---- quantized.c: weights that are stored quantized --------------------------------------------- */
+/* heft__quant_find() over a checkpoint that was judged; lists live in the arena. */
+heft_status heft__checkpoint_find_quantized(const heft_checkpoint *ckpt, heft__arena *arena,
+                                            const heft__quant_settings *settings,
+                                            heft__quant_found *out, heft_error *err);
+/* A view in which quantized weights are plain. Keeps the base open. UNSUPPORTED for a method or a layout
+ * that is not known. */
+heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
+                                         const heft__quant_settings *settings,
+                                         heft_checkpoint **out, heft_error *err);
 
 /* Add the item and the path to an error in tensor i. */
 heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,

@@ -606,6 +606,65 @@ heft_checkpoint *heft__checkpoint_ref(heft_checkpoint *ckpt)
     return ckpt;
 }
 
+/* ---- views ------------------------------------------------------------------------------------ */
+heft_status heft__checkpoint_begin_view(heft_checkpoint *base, heft_checkpoint **out,
+                                        heft_error *err)
+{
+    heft_checkpoint *view = begin(base->ctx, err);
+    if (!view) {
+        return HEFT_NOMEM;
+    }
+    view->base = heft__checkpoint_ref(base);
+    view->where = base->where; /* its texts are lent by the base */
+    view->where.index_input = NULL;
+    view->expanded = base->expanded;
+    *out = view;
+    return HEFT_OK;
+}
+
+/* Names and paths are those of the base. */
+static heft_status take_files(heft_checkpoint *view, heft__file *const *files, heft_error *err)
+{
+    const heft_checkpoint *base = view->base;
+    view->files = heft__arena_array(&view->arena, base->file_count, sizeof *view->files);
+    if (!view->files) {
+        return heft__fail_nomem(err, base->file_count * sizeof *view->files);
+    }
+    for (size_t f = 0; f < base->file_count; f++) {
+        view->files[f] = (heft__checkpoint_file){
+            .info = base->files[f].info, .file = files[f], .first_storage = view->storage_count};
+        view->files[f].info.tensors = files[f]->tensor_count;
+        view->storage_count += files[f]->storage_count;
+    }
+    view->file_count = base->file_count;
+    return HEFT_OK;
+}
+
+heft_status heft__checkpoint_finish_view(heft_checkpoint *view, heft__file *const *files,
+                                         heft_status status, heft_checkpoint **out, heft_error *err)
+{
+    const heft_checkpoint *base = view->base;
+    if (status == HEFT_OK) {
+        status = take_files(view, files, err);
+    }
+    for (size_t f = 0; files && view->file_count == 0 && f < base->file_count; f++) {
+        heft__file_close(view->ctx, files[f]);
+    }
+    if (status == HEFT_OK) {
+        status = build_table(view, err);
+    }
+    if (status == HEFT_OK) {
+        status = sum_bytes(view, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__metadata_of_files(view, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__maps_make(view, err);
+    }
+    return finish(view, status, NULL, out, err);
+}
+
 void heft_checkpoint_close(heft_checkpoint *ckpt)
 {
     if (!ckpt || atomic_fetch_sub_explicit(&ckpt->refs, 1, memory_order_acq_rel) > 1) {
@@ -616,10 +675,12 @@ void heft_checkpoint_close(heft_checkpoint *ckpt)
         heft__file_close(ckpt->ctx, ckpt->files[i].file);
     }
     heft_ctx *ctx = ckpt->ctx;
+    heft_checkpoint *base = ckpt->base;
     heft__input_unref(ckpt->where.index_input);
     heft__index_fini(&ckpt->index);
     heft__map_fini(&ckpt->names);
     heft__arena_fini(&ckpt->arena);
     heft__free(ctx, ckpt, sizeof *ckpt);
+    heft_checkpoint_close(base);
     heft_ctx_free(ctx);
 }

@@ -42,7 +42,7 @@ struct part { /* a request, as it is read */
     uint64_t bytes;    /* of the slice, as stored */
     size_t first_item; /* number of its first box in the whole job */
     size_t items;
-    bool streamed; /* deflated */
+    bool streamed; /* deflated, or computed */
     bool heavy;    /* its reader holds the storage */
 };
 
@@ -242,7 +242,7 @@ static heft_status plan_part(struct job *job, const heft_read_request *request, 
         .to = request->dtype == HEFT_DTYPE_NONE ? entry->dtype : request->dtype,
         .elem_bytes = bits % 8 ? 1 : bits / 8,
     };
-    part->streamed = part->file->storages[entry->storage].deflated;
+    part->streamed = part->file->storages[entry->storage].deflated || entry->decoded;
     part->heavy = part->streamed && entry->strides;
     heft_status status = HEFT_OK;
     if (!heft__cast_known(part->from, part->to)) {

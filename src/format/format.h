@@ -6,7 +6,7 @@
  * storages that are parts of the file. Writing determines the layout of the given tensors once and
  * then requests their bytes piece by piece. The layer knows files and what an index says about
  * them, but not models or the purpose of a parameter.
- * May include: base, io, json, tensor.
+ * May include: base, io, json, tensor, quant.
  * Rules: every byte may be hostile. Opening reads metadata only; no allocation is based on a claim
  * that the file's own size does not support. A pickle is interpreted over a fixed list of names and
  * never calls anything. Errors carry path, item and offset. To add a format: docs/howto/format.md.
@@ -17,6 +17,7 @@
 #include <heft/checkpoint.h>
 
 #include "io/io.h"
+#include "quant/quant.h"
 #include "tensor/tensor.h"
 #include "json/json.h"
 
@@ -46,6 +47,7 @@ typedef struct heft__file_tensor {
     uint64_t
         item_offset; /* byte in the file (in data.pkl for pickles) that describes it, for errors */
     bool conj, neg;  /* the bytes are unconjugated, unnegated: reading applies it */
+    const struct heft__decoded *decoded; /* it is computed from other tensors; NULL: it is stored */
 } heft__file_tensor;
 
 /* Texts may hold NULs, since files may: the lengths count. */
@@ -116,6 +118,31 @@ bool heft__tensor_is_mappable(const heft__file *file, const heft__file_tensor *t
 heft_status heft__storage_check_crc(heft_ctx *ctx, const heft__file *file, size_t storage,
                                     void *scratch, size_t scratch_bytes, bool *checked, bool *equal,
                                     uint32_t *found, heft_error *err);
+
+/* ---- tensors that are computed: weights that are stored quantized (decoded.c) ------------------- */
+typedef struct heft__decoded {
+    const heft__quant_weight *weight;
+    /* Where each part is stored; NULL where the weight has no such part. Lent. */
+    const heft__file *file[HEFT__QUANT_PARTS];
+    const heft__file_tensor *part[HEFT__QUANT_PARTS];
+} heft__decoded;
+
+typedef struct heft__decoder heft__decoder;
+/* Borrows decoded. One thread at a time. */
+heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft__decoder **out,
+                              heft_error *err);
+void heft__decoder_free(heft__decoder *decoder); /* NULL allowed */
+/* Compute elements first .. first + count - 1, row by row. Path and item of an error are filled. */
+heft_status heft__decoder_read(heft__decoder *decoder, uint64_t first, uint64_t count, void *dst,
+                               heft_error *err);
+/* Lend elements from `first` on to the end of their tile, at least one: until the next call. */
+heft_status heft__decoder_lend(heft__decoder *decoder, uint64_t first, const void **elements,
+                               uint64_t *count, heft_error *err);
+/* The most heap that a decoder takes, besides itself. */
+uint64_t heft__decoded_heap(const heft__decoded *decoded);
+/* How many elements one thread should compute at once: threads that begin at multiples of it do nothing
+ * twice. UINT64_MAX: all of them. */
+uint64_t heft__decoded_step(const heft__decoded *decoded);
 
 /* ---- writing --------------------------------------------------------------------------------- */
 /* Tensors with the same `storage` share one run of bytes, where the format can. */

@@ -4,6 +4,7 @@
  *   plain      storage bytes as they are: read straight into the caller's memory
  *   deflated   inflated from the storage's start on; what lies before the tensor is passed over
  *   strided    strided.c gathers boxes of the output
+ *   decoded    decoded.c computes what is stored quantized
  *
  * Behind all of them: bytes are swapped where the file is big-endian, and a conj or neg view is
  * resolved by turning signs. Memory: none for plain tensors, 64 KiB and zlib's window for deflated
@@ -21,6 +22,7 @@ struct heft__tensor_reader {
     uint64_t done;            /* bytes handed out */
     heft__inflater *inflater; /* deflated */
     heft__strided *strided;
+    heft__decoder *decoder;
     uint8_t *whole; /* deflated and strided: the storage */
     size_t whole_bytes;
 };
@@ -29,7 +31,8 @@ struct heft__tensor_reader {
 bool heft__tensor_is_mappable(const heft__file *file, const heft__file_tensor *tensor)
 {
     const bool swapped = file->big_endian && heft__dtype_swap_bytes(tensor->dtype) > 1;
-    return !file->storages[tensor->storage].deflated && !swapped && !tensor->conj && !tensor->neg;
+    return !file->storages[tensor->storage].deflated && !swapped && !tensor->conj && !tensor->neg &&
+           !tensor->decoded;
 }
 
 bool heft__tensor_is_plain(const heft__file *file, const heft__file_tensor *tensor,
@@ -83,6 +86,9 @@ static heft_status open_parts(heft__tensor_reader *reader, heft_error *err)
     if (reader->tensor->size_bytes == 0) {
         return HEFT_OK;
     }
+    if (reader->tensor->decoded) {
+        return heft__decoder_new(reader->ctx, reader->tensor->decoded, &reader->decoder, err);
+    }
     if (storage->deflated && !reader->tensor->strides) {
         status = heft__inflater_new(reader->ctx, reader->file->source, storage->offset,
                                     storage->stored_bytes, storage->bytes, &reader->inflater, err);
@@ -125,6 +131,7 @@ void heft__tensor_reader_free(heft__tensor_reader *reader)
     if (reader) {
         heft__inflater_free(reader->inflater);
         heft__strided_free(reader->strided);
+        heft__decoder_free(reader->decoder);
         heft__free(reader->ctx, reader->whole, reader->whole_bytes);
         heft__free(reader->ctx, reader, sizeof *reader);
     }
@@ -155,7 +162,7 @@ static void resolve(const heft__tensor_reader *reader, uint8_t *bytes, size_t le
 {
     const heft__file_tensor *tensor = reader->tensor;
     const size_t width = heft__dtype_swap_bytes(tensor->dtype);
-    if (reader->file->big_endian && width > 1) {
+    if (reader->file->big_endian && width > 1 && !tensor->decoded) {
         swap_bytes(bytes, length, width);
     }
     if (tensor->conj) {
@@ -179,6 +186,9 @@ heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, siz
     }
     if (piece && reader->strided) {
         status = heft__strided_next(reader->strided, dst, piece, &piece, err);
+    } else if (piece && reader->decoder) {
+        status = heft__decoder_read(reader->decoder, reader->done / reader->elem_bytes,
+                                    piece / reader->elem_bytes, dst, err);
     } else if (piece && reader->inflater) {
         status = heft__inflater_read(reader->inflater, dst, piece, err);
     } else if (piece) {

@@ -20,15 +20,13 @@ static bool counts_for_dtype(heft_dtype dtype)
     return heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) >= 16;
 }
 
-/* The config's, else that of the first floating-point tensor (8 bits and fewer do not count), else
- * float32. */
-static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *config,
-                               heft_dtype asked)
+heft_dtype heft__choose_dtype(const heft_checkpoint *ckpt, const heft_config *config,
+                              heft_dtype asked)
 {
     if (asked != HEFT_DTYPE_NONE) {
         return asked;
     }
-    if (heft_config_dtype(config) != HEFT_DTYPE_NONE) {
+    if (config && heft_config_dtype(config) != HEFT_DTYPE_NONE) {
         return heft_config_dtype(config);
     }
     const heft_tensor_info *first = NULL;
@@ -43,16 +41,37 @@ static heft_dtype choose_dtype(const heft_checkpoint *ckpt, const heft_config *c
     return first ? first->dtype : HEFT_DTYPE_F32;
 }
 
+/* ---- quantized weights ------------------------------------------------------------------------ */
+/* They stay as they are: with a dtype, it must be what the other weights have anyway. */
+static heft_status check_quantized(const heft__loading *l, heft_error *err)
+{
+    const heft_source *source = l->source;
+    const heft_dtype asked = l->options->dtype,
+                     own = heft__choose_dtype(l->ckpt, source->config, HEFT_DTYPE_NONE);
+    heft_status status = heft__source_check_quantized(source, err);
+    if (status == HEFT_OK && heft__source_is_packed(source) && asked != HEFT_DTYPE_NONE &&
+        asked != own) {
+        status = heft__fail(err, HEFT_UNSUPPORTED,
+                            "the weights are quantized (%.40s, %u bits) and cannot be cast to %s: "
+                            "load them without a dtype, as they are, or dequantize them",
+                            source->quant.method, source->quant.bits, heft_dtype_name(asked));
+    }
+    return status;
+}
+
 /* ---- one load -------------------------------------------------------------------------------- */
 heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
 {
     const heft_source *source = l->source;
     heft__recipe recipe = {.config = source->config, .keep_f32 = true};
     heft_status status = heft__source_need_config(source, err);
+    if (status == HEFT_OK) {
+        status = check_quantized(l, err);
+    }
     if (status != HEFT_OK) {
         return status;
     }
-    recipe.dtype = choose_dtype(l->ckpt, source->config, l->options->dtype);
+    recipe.dtype = heft__choose_dtype(l->ckpt, source->config, l->options->dtype);
     if (!heft__cast_known(HEFT_DTYPE_F32, recipe.dtype)) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(recipe.dtype));
@@ -70,7 +89,11 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
     }
     status =
         heft__class_find(source->config, source->asked_class, &recipe.family, &recipe.class, err);
-    return status == HEFT_OK ? heft__model_build(l->ctx, &recipe, &l->model, err) : status;
+    if (status != HEFT_OK) {
+        return status;
+    }
+    return heft__source_is_packed(source) ? heft__packed_model(source, &recipe, &l->model, err)
+                                          : heft__model_build(l->ctx, &recipe, &l->model, err);
 }
 
 heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
@@ -227,6 +250,9 @@ static heft_status load(heft__loading *l, heft_error *err)
     heft__loading_choose_strategy(l);
     l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
+    if (status == HEFT_OK && heft__source_is_packed(l->source)) {
+        status = heft__packed_check(l->source, l->model, &l->match, err);
+    }
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
     if (verdict == HEFT_OK) {
         verdict = check_missing(l, err);

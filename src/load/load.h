@@ -4,7 +4,7 @@
  * keys with a model's parameters, fills the parameters (mapped, copied, cast, or left in their
  * files), ties them, has missing ones initialized, and reports the result; predicts the memory that
  * this needs; and saves a model.
- * May include: base, io, json, tensor, format, checkpoint, model, place.
+ * May include: base, io, json, tensor, quant, format, checkpoint, model, place.
  * Rules: lists are complete before any tensor is read. Peak memory is the model and a fixed buffer
  * per thread. Bytes of a mapping are copied by a system call that reports faults. On failure the
  * caller's model is unchanged, except after an IO error during heft_model_load_sharded(). */
@@ -30,6 +30,13 @@ struct heft_source {
     heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights has the reason */
     heft_config *config;     /* owned; NULL: no_config has the reason */
     heft_error no_weights, no_config;
+    /* quantization.c: what is quantized. found is of `ckpt`, and empty once that is dequantized. */
+    heft__quant_settings quant_settings;
+    heft__quant_found quant;
+    heft_quantization told;
+    heft_error no_quant;              /* why it could not be found out */
+    heft_config *quanto, *quant_file; /* owned; files beside the weights, or NULL */
+    heft_checkpoint *view;            /* owned; `ckpt` where that is dequantized; NULL: it is not */
     const char *machine; /* lent; the root for heft__machine_look_below(): only tests set it */
 };
 
@@ -38,6 +45,24 @@ heft_status heft__source_need_weights(const heft_source *source, heft_error *err
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);
 /* Whether the model is to be made by the checkpoint's own names. */
 bool heft__source_is_unknown(const heft_source *source);
+
+/* ---- quantization.c: what of a source is quantized ---------------------------------------------- */
+/* Find it. dtype: of the model that is to be made, NONE for the config's. What is wrong with the tensors
+ * or settings is kept for heft__source_check_quantized(); NOMEM is an error at once. */
+heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, heft_error *err);
+/* Put the view in which it is plain in the place of the checkpoint, and take the keys out of the config. */
+heft_status heft__source_dequantize(heft_source *source, heft_error *err);
+/* Whether weights are stored quantized, and stay so. */
+bool heft__source_is_packed(const heft_source *source);
+/* FORMAT where it could not be found out; UNSUPPORTED for a method that is not known. */
+heft_status heft__source_check_quantized(const heft_source *source, heft_error *err);
+void heft__config_drop_quantization(heft__json_value *root);
+/* Whether a file beside the weights only says how they are quantized. */
+bool heft__is_quantization_file(const char *name);
+/* The dtype of a model's floating-point parameters where NONE is asked for: the config's, else that of
+ * the first floating-point tensor (8 bits and fewer do not count), else float32. Both may be NULL. */
+heft_dtype heft__choose_dtype(const heft_checkpoint *ckpt, const heft_config *config,
+                              heft_dtype asked);
 
 /* ---- match: which tensor of the checkpoint fills which parameter ----------------------------- */
 typedef enum heft__lack {
@@ -68,6 +93,9 @@ typedef struct heft__match {
  * keys. The model loses a tie whose two names have different values. */
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
+/* By the same rules, names alone: the parameter that each fills by itself, SIZE_MAX for none. */
+heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
+                              size_t *parameters, heft_error *err);
 /* Names as they are, as load_sharded_checkpoint does. */
 heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt,
                                 heft__match *match, heft_error *err);
@@ -79,6 +107,15 @@ void heft__match_fini(const heft_model *model, heft__match *match);
  * no-split blocks. Nothing of it can be missing. */
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
                                 heft_dtype dtype, heft_model **out, heft_error *err);
+
+/* ---- packed.c: a model whose weights stay quantized ---------------------------------------------- */
+/* The model of a recipe, with what the source has in the place of the weights that it stores quantized.
+ * FORMAT for a weight whose shape is not the model's. */
+heft_status heft__packed_model(const heft_source *source, const heft__recipe *recipe,
+                               heft_model **out, heft_error *err);
+/* After the match: FORMAT if a quantized weight is not whole in the model. */
+heft_status heft__packed_check(const heft_source *source, const heft_model *model,
+                               const heft__match *match, heft_error *err);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */
@@ -101,9 +138,10 @@ typedef struct heft__part { /* a parameter, and the part of a tensor that fills 
 typedef struct heft__piece {
     size_t owner, tensor;
     uint64_t first, count; /* elements of the owner's memory */
-    uint64_t offset;       /* of `first` in the file, where not whole */
+    uint64_t offset; /* of `first` in the file, where not whole; in the tensor where decoded */
     heft_dtype to;
-    bool whole; /* through a tensor reader */
+    bool whole;   /* through a tensor reader */
+    bool decoded; /* computed: heft__decoder */
     bool direct;
     bool spill; /* the blocks at both ends belong to it alone */
 } heft__piece;

@@ -337,19 +337,43 @@ static heft_status take(struct lookup *lookup, const heft_checkpoint *ckpt,
     return HEFT_OK;
 }
 
+/* What a name in a file stands for; *key is its new name, in the scratch arena. */
+static heft_status find_name(struct lookup *lookup, const char *name, const char **key,
+                             struct target *target, heft_error *err)
+{
+    *key = rename_key(&lookup->scratch, name);
+    if (!*key) {
+        return heft__fail_nomem(err, 0);
+    }
+    heft_status status = find_key(lookup, *key, target, err);
+    if (status == HEFT_OK && target->count == 0 && *key != name) {
+        *target = find_target(lookup, name);
+    }
+    return status;
+}
+
+heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
+                              size_t *parameters, heft_error *err)
+{
+    struct lookup lookup;
+    heft_status status = start_lookup(&lookup, model, err);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        struct target target = {0};
+        const char *key;
+        status = find_name(&lookup, names[i], &key, &target, err);
+        parameters[i] = target.count == 1 ? target.first : SIZE_MAX;
+    }
+    stop_lookup(&lookup);
+    return status;
+}
+
 static heft_status match_key(struct lookup *lookup, const heft_checkpoint *ckpt, size_t tensor,
                              heft__match *match, heft_error *err)
 {
     const heft_model *model = lookup->model;
     struct target target;
-    const char *key = rename_key(&lookup->scratch, ckpt->infos[tensor].name);
-    if (!key) {
-        return heft__fail_nomem(err, 0);
-    }
-    heft_status status = find_key(lookup, key, &target, err);
-    if (status == HEFT_OK && target.count == 0 && key != ckpt->infos[tensor].name) {
-        target = find_target(lookup, ckpt->infos[tensor].name);
-    }
+    const char *key;
+    heft_status status = find_name(lookup, ckpt->infos[tensor].name, &key, &target, err);
     if (status != HEFT_OK) {
         return status;
     }

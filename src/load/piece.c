@@ -1,7 +1,8 @@
 /* piece.c - parameters' bytes from their files into memory, in pieces that threads can share.
  *
  * A plain tensor is read piece by piece straight from the file, past the page cache where that is
- * asked for; the rest (strided, deflated, other byte order) is one piece. A cast goes through one
+ * asked for; one that is stored quantized is computed in pieces of whole rows; the rest (strided,
+ * deflated, other byte order) is one piece. A cast goes through one
  * small buffer per piece. Not done here: deciding what is read, and whose memory it is. */
 #include "load/load.h"
 
@@ -36,15 +37,26 @@ uint64_t heft__part_offset(const heft_checkpoint *ckpt, size_t tensor, uint64_t 
                                                       : info->offset + first * bits / 8;
 }
 
+/* How many elements a piece has. */
+static uint64_t piece_step(const heft__pieces *pieces, const heft__part *part, uint64_t offset)
+{
+    const heft__decoded *decoded = pieces->ckpt->entries[part->tensor]->decoded;
+    const uint64_t bits = heft_dtype_bits(pieces->ckpt->infos[part->tensor].dtype);
+    return decoded                    ? heft__decoded_step(decoded)
+           : offset == HEFT_NO_OFFSET ? part->elems
+                                      : HEFT__READ_BYTES * 8 / bits;
+}
+
 heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
                              heft_error *err)
 {
     const uint64_t offset = heft__part_offset(pieces->ckpt, part->tensor, part->first);
     const uint64_t bits = heft_dtype_bits(pieces->ckpt->infos[part->tensor].dtype);
-    const bool whole = offset == HEFT_NO_OFFSET;
-    const uint64_t step = whole ? part->elems : HEFT__READ_BYTES * 8 / bits;
+    const bool decoded = pieces->ckpt->entries[part->tensor]->decoded != NULL;
+    const bool whole = offset == HEFT_NO_OFFSET && !decoded;
+    const uint64_t step = piece_step(pieces, part, offset);
     /* Pieces of a direct read end where blocks do, so that none writes into another's. */
-    const bool direct = part->direct && part->spare && !whole;
+    const bool direct = part->direct && part->spare && !whole && !decoded;
     const uint64_t before = direct ? offset % HEFT__DIRECT_BLOCK : 0;
     const bool spill = direct && (before * 8) % bits == 0;
     uint64_t count;
@@ -60,9 +72,12 @@ heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_
             .tensor = part->tensor,
             .first = first,
             .count = count,
-            .offset = whole ? 0 : offset + first * bits / 8,
+            .offset = whole     ? 0
+                      : decoded ? part->first + first
+                                : offset + first * bits / 8,
             .to = part->to,
             .whole = whole,
+            .decoded = decoded,
             .direct = part->direct,
             .spill = spill,
         };
@@ -89,6 +104,9 @@ uint64_t heft__part_scratch(const heft_checkpoint *ckpt, const heft__part *part)
     }
     if (tensor->strides && storage->deflated) {
         bytes += storage->bytes; /* unpacked before it is put in order */
+    }
+    if (tensor->decoded) {
+        bytes += heft__decoded_heap(tensor->decoded);
     }
     return bytes;
 }
@@ -147,6 +165,32 @@ static heft_status read_cast(const heft_checkpoint *ckpt, const heft__piece *pie
     return status;
 }
 
+/* Computed; where it is cast, tile by tile from the decoder's memory. */
+static heft_status read_decoded(const heft_checkpoint *ckpt, const heft__piece *piece, uint8_t *dst,
+                                heft_error *err)
+{
+    const heft_dtype from = ckpt->infos[piece->tensor].dtype;
+    const size_t to_bytes = heft_dtype_bits(piece->to) / 8;
+    heft__decoder *decoder = NULL;
+    heft_status status =
+        heft__decoder_new(ckpt->ctx, ckpt->entries[piece->tensor]->decoded, &decoder, err);
+    if (status == HEFT_OK && from == piece->to) {
+        status = heft__decoder_read(decoder, piece->offset, piece->count, dst, err);
+    }
+    for (uint64_t done = 0; done < piece->count && from != piece->to && status == HEFT_OK;) {
+        const void *elements = NULL;
+        uint64_t some = 0;
+        status = heft__decoder_lend(decoder, piece->offset + done, &elements, &some, err);
+        some = piece->count - done < some ? piece->count - done : some;
+        if (status == HEFT_OK) {
+            heft__cast(piece->to, dst + done * to_bytes, from, elements, (size_t)some);
+        }
+        done += some;
+    }
+    heft__decoder_free(decoder);
+    return status;
+}
+
 static heft_status read_whole(const heft_checkpoint *ckpt, const heft__piece *piece, uint8_t *dst,
                               heft_error *err)
 {
@@ -183,6 +227,8 @@ heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memo
     heft_status status;
     if (piece->whole) {
         status = read_whole(ckpt, piece, memory, err);
+    } else if (piece->decoded) {
+        status = read_decoded(ckpt, piece, dst, err);
     } else if (info->dtype != piece->to) {
         status = read_cast(ckpt, piece, dst, err);
     } else {

@@ -178,6 +178,14 @@ static heft_status check_class(const heft_source *source, heft_error *err)
                : status;
 }
 
+/* What is quantized, and made plain if that is asked for. */
+static heft_status look_at_weights(heft_source *source, const heft_source_options *options,
+                                   heft_error *err)
+{
+    const heft_status status = heft__source_find_quantized(source, options->dtype, err);
+    return status == HEFT_OK && options->dequantize ? heft__source_dequantize(source, err) : status;
+}
+
 static bool copy_text(heft_source *source, const char *text, const char **copy)
 {
     *copy = text ? heft__arena_text(&source->arena, text, strlen(text)) : NULL;
@@ -225,6 +233,9 @@ heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_
         status = check_class(source, err);
     }
     if (status == HEFT_OK) {
+        status = look_at_weights(source, &taken, err);
+    }
+    if (status == HEFT_OK) {
         *out = source;
     } else {
         heft_source_close(source);
@@ -256,6 +267,9 @@ heft_status heft_source_new(heft_checkpoint *checkpoint, const heft_config *conf
         status = check_class(source, err);
     }
     if (status == HEFT_OK) {
+        status = look_at_weights(source, &taken, err);
+    }
+    if (status == HEFT_OK) {
         *out = source;
     } else {
         heft_source_close(source);
@@ -267,8 +281,11 @@ void heft_source_close(heft_source *source)
 {
     if (source) {
         heft_ctx *ctx = source->ctx;
+        heft_checkpoint_close(source->view);
         heft_checkpoint_close(source->survey);
         heft_config_free(source->config);
+        heft_config_free(source->quanto);
+        heft_config_free(source->quant_file);
         heft__arena_fini(&source->arena);
         heft__free(ctx, source, sizeof *source);
         heft_ctx_free(ctx);

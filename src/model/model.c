@@ -107,12 +107,20 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     return HEFT_OK;
 }
 
+static bool is_packed(const heft__skeleton *s, const char *name)
+{
+    return s->packing && heft__map_get(&s->packing->names, name, strlen(name)) != HEFT__MAP_NONE;
+}
+
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
 {
     heft_parameter *parameters = s->model->parameters;
     s->model->has_ties = s->tie_count > 0;
     for (size_t i = 0; i < s->tie_count; i++) {
         const heft__skeleton_tie *tie = &s->ties[i];
+        if (is_packed(s, tie->target) || is_packed(s, tie->source)) {
+            continue; /* what is stored packed has its own bytes */
+        }
         size_t target = heft_model_find(s->model, tie->target),
                source = heft_model_find(s->model, tie->source);
         assert(target != SIZE_MAX && source != SIZE_MAX); /* of one family's own names */
@@ -142,6 +150,7 @@ static heft_status fill_model(heft_model *model, const heft__recipe *recipe, hef
     const heft__class *class = recipe->class;
     heft__skeleton s = {
         .model = model, .config = model->config, .user = recipe->user, .numbers = recipe->numbers};
+    s.packing = recipe->packing;
     heft_status status = run(&s, class, err);
     if (status == HEFT_OK) {
         status = make_room(&s, err);

@@ -290,6 +290,18 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
                              const heft__family **family, const heft__class **class,
                              heft_error *err);
 
+/* Parameters that are stored otherwise than their family lists them: in the place of one come those that
+ * its files have. Lent. */
+typedef struct heft__packed {
+    const heft_parameter_spec *list; /* [count] names from the module of the parameter on */
+    size_t count;
+} heft__packed;
+
+typedef struct heft__packing {
+    heft__map names; /* the family's name of a parameter, whole -> number */
+    const heft__packed *weights;
+} heft__packing;
+
 /* What heft__model_build makes a model of. The class need not be registered. */
 typedef struct heft__recipe {
     const heft_config *config;
@@ -302,6 +314,7 @@ typedef struct heft__recipe {
     /* With heft__sk_named() for all: the number of each parameter, in the order of these calls; NULL:
      * that order is the numbers' */
     const size_t *numbers;
+    const heft__packing *packing; /* NULL: none */
 } heft__recipe;
 
 /* The empty model. As heft_model_new. */

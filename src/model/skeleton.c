@@ -293,8 +293,8 @@ static void fill(heft__skeleton *s, heft_parameter parameter, heft__init_rule ru
     }
 }
 
-static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
-                heft__place place)
+static void add_one(heft__skeleton *s, const char *name, heft_parameter parameter,
+                    heft__init_rule rule, heft__place place)
 {
     const uint64_t most = heft__limits(s->model->ctx)->tensors;
     uint64_t elems;
@@ -323,6 +323,36 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
         s->saved_count++;
     }
     s->path[s->path_length] = '\0';
+}
+
+/* What is stored in the place of a parameter; NULL: itself. */
+static const heft__packed *packed_as(heft__skeleton *s, const char *name)
+{
+    size_t length, found;
+    if (!s->packing || failed(s) || !append(s, s->path_length, name, strlen(name), &length)) {
+        return NULL;
+    }
+    found = heft__map_get(&s->packing->names, s->path, length);
+    s->path[s->path_length] = '\0';
+    return found == HEFT__MAP_NONE ? NULL : &s->packing->weights[found];
+}
+
+static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
+                heft__place place)
+{
+    const heft__packed *packed = packed_as(s, name);
+    if (!packed) {
+        add_one(s, name, parameter, rule, place);
+        return;
+    }
+    for (size_t i = 0; i < packed->count; i++) {
+        const heft_parameter_spec *spec = &packed->list[i];
+        const heft_parameter stored = {.dtype = spec->dtype,
+                                       .rank = spec->rank,
+                                       .shape = spec->shape,
+                                       .kind = HEFT_PARAMETER_WEIGHT};
+        add_one(s, spec->name, stored, heft__init_constant(0), (heft__place){0});
+    }
 }
 
 heft_dtype heft__sk_dtype(const heft__skeleton *s)

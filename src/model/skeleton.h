@@ -20,6 +20,7 @@ struct heft__skeleton {
     const heft_config *config;      /* the model's own copy */
     const void *user;               /* of the recipe */
     const size_t *numbers;          /* of the recipe */
+    const heft__packing *packing;   /* of the recipe */
     const heft__json_value *object; /* of the config, that look-ups read; NULL: has no keys */
     heft_status status;
     heft_error error;

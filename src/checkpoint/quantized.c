@@ -1,0 +1,201 @@
+/* quantized.c - quantized weights of a checkpoint: finding them, and a view of the checkpoint in which
+ * they are plain.
+ *
+ * The view has the files of the checkpoint open a second time, without reading anything again. In each of
+ * its files a weight stands where the first of its parts stood, under its plain name; the parts and what
+ * goes with them are not in it. Its elements are computed when they are read (format/decoded.c), so
+ * whatever reads a checkpoint reads a view.
+ * Source: docs/formats/quantized.md. */
+#include "checkpoint/checkpoint.h"
+
+/* ---- finding ---------------------------------------------------------------------------------- */
+static heft_status read_first(const void *user, size_t i, void *dst, size_t length, heft_error *err)
+{
+    const heft_checkpoint *ckpt = user;
+    heft__tensor_reader *reader = NULL;
+    heft_status status =
+        heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, i), ckpt->entries[i], &reader, err);
+    if (status == HEFT_OK) {
+        status = heft__tensor_reader_fill(reader, dst, length, err);
+    }
+    heft__tensor_reader_free(reader);
+    return heft__checkpoint_blame(ckpt, i, status, err);
+}
+
+heft_status heft__checkpoint_find_quantized(const heft_checkpoint *ckpt, heft__arena *arena,
+                                            const heft__quant_settings *settings,
+                                            heft__quant_found *out, heft_error *err)
+{
+    const heft__quant_table table = {.infos = ckpt->infos,
+                                     .count = ckpt->count,
+                                     .names = &ckpt->names,
+                                     .read = read_first,
+                                     .user = ckpt};
+    heft_error why = {0};
+    const heft_status status = heft__quant_find(arena, &table, settings, out, &why);
+    if (status == HEFT_OK) {
+        return HEFT_OK;
+    }
+    const size_t at = heft_checkpoint_find(ckpt, why.item);
+    if (at != SIZE_MAX) {
+        heft__add_path(status, &why, ckpt->files[ckpt->infos[at].file_index].info.path);
+    }
+    if (err) {
+        *err = why;
+    }
+    return status;
+}
+
+/* ---- the view --------------------------------------------------------------------------------- */
+struct view {
+    const heft_checkpoint *base;
+    heft__arena *arena; /* of the view */
+    const heft__quant_found *found;
+    bool *placed;       /* [found->count] */
+    heft__file **files; /* [base->file_count] */
+};
+
+static heft_status make_decoded(const struct view *v, size_t w, heft__file_tensor *tensor,
+                                heft_error *err)
+{
+    const heft__quant_weight *weight = &v->found->weights[w];
+    heft__decoded *decoded = heft__arena_array(v->arena, 1, sizeof *decoded);
+    uint64_t elems = 0, bytes = 0;
+    if (!decoded) {
+        return heft__fail_nomem(err, sizeof *decoded);
+    }
+    decoded->weight = weight;
+    for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        const size_t part = weight->part[p];
+        if (part != HEFT__NO_PART) {
+            decoded->file[p] = heft__file_of(v->base, part);
+            decoded->part[p] = v->base->entries[part];
+        }
+    }
+    if (!weight->layout) {
+        heft_status status =
+            heft__fail(err, HEFT_UNSUPPORTED, "cannot be dequantized: %s", weight->why);
+        return heft__add_item(status, err, weight->name);
+    }
+    if (!heft__shape_elems(weight->shape, weight->rank, &elems) ||
+        !heft__dtype_bytes(weight->dtype, elems, &bytes)) {
+        return heft__add_item(heft__fail(err, HEFT_FORMAT, "its size exceeds 2^64 bytes"), err,
+                              weight->name);
+    }
+    *tensor = (heft__file_tensor){.name = weight->name,
+                                  .dtype = weight->dtype,
+                                  .rank = weight->rank,
+                                  .shape = weight->shape,
+                                  .size_bytes = bytes,
+                                  .item_offset = tensor->item_offset,
+                                  .decoded = decoded};
+    return HEFT_OK;
+}
+
+/* A weight in the place of one of its parts, on a storage of its own. */
+static heft_status place_weight(const struct view *v, heft__file *file, size_t w, size_t part,
+                                heft_error *err)
+{
+    const heft__file_tensor *from = v->base->entries[part];
+    heft__file_tensor tensor = {.item_offset = from->item_offset};
+    heft_status status = make_decoded(v, w, &tensor, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    heft__file_storage *run = &file->storages[file->storage_count];
+    *run =
+        (heft__file_storage){.offset = heft__file_of(v->base, part)->storages[from->storage].offset,
+                             .bytes = tensor.size_bytes};
+    tensor.storage = file->storage_count++;
+    file->tensors[file->tensor_count++] = tensor;
+    v->placed[w] = true;
+    return HEFT_OK;
+}
+
+/* Open a file a second time, with room for its own tensors and those that are computed. */
+static heft_status open_again(const struct view *v, size_t f, size_t weights, heft_error *err)
+{
+    heft__file *base = v->base->files[f].file, *file = NULL;
+    heft_status status = heft__file_share(v->base->ctx, base, &file, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    v->files[f] = file;
+    const uint64_t runs = (uint64_t)base->storage_count + weights,
+                   tensors = (uint64_t)base->tensor_count + weights;
+    file->storages = heft__arena_array(&file->arena, runs ? runs : 1, sizeof *file->storages);
+    file->tensors = heft__arena_array(&file->arena, tensors ? tensors : 1, sizeof *file->tensors);
+    file->tensor_count = 0;
+    if (!file->storages || !file->tensors) {
+        return heft__fail_nomem(err, tensors * sizeof *file->tensors);
+    }
+    if (base->storage_count) {
+        memcpy(file->storages, base->storages, base->storage_count * sizeof *file->storages);
+    }
+    return HEFT_OK;
+}
+
+/* How many weights begin in each file: an array of file_count, owned; NULL without memory. */
+static size_t *count_by_file(const heft_checkpoint *base, const heft__quant_found *found,
+                             bool *seen)
+{
+    size_t *counts = heft__alloc_zero(base->ctx, base->file_count, sizeof *counts);
+    for (size_t i = 0; counts && i < base->count; i++) {
+        const size_t w = found->owner ? found->owner[i] : HEFT__NO_PART;
+        if (w != HEFT__NO_PART && !seen[w]) {
+            seen[w] = true;
+            counts[base->infos[i].file_index]++;
+        }
+    }
+    return counts;
+}
+
+static heft_status fill_files(const struct view *v, heft_error *err)
+{
+    const heft_checkpoint *base = v->base;
+    size_t *counts = count_by_file(base, v->found, v->placed);
+    heft_status status = counts ? HEFT_OK : heft__fail_nomem(err, base->file_count);
+    for (size_t f = 0; f < base->file_count && status == HEFT_OK; f++) {
+        status = open_again(v, f, counts[f], err);
+    }
+    heft__free(base->ctx, counts, base->file_count * sizeof *counts);
+    memset(v->placed, 0, v->found->count * sizeof *v->placed);
+    for (size_t i = 0; i < base->count && status == HEFT_OK; i++) {
+        heft__file *file = v->files[base->infos[i].file_index];
+        const size_t w = v->found->owner ? v->found->owner[i] : HEFT__NO_PART;
+        if (w == HEFT__NO_PART) {
+            file->tensors[file->tensor_count++] = *base->entries[i];
+        } else if (!v->placed[w]) {
+            status = place_weight(v, file, w, i, err);
+        }
+    }
+    return status;
+}
+
+heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
+                                         const heft__quant_settings *settings,
+                                         heft_checkpoint **out, heft_error *err)
+{
+    heft_checkpoint *view = NULL;
+    heft__quant_found found = {0};
+    heft_status status = heft__checkpoint_begin_view(base, &view, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    status = heft__checkpoint_find_quantized(base, &view->arena, settings, &found, err);
+    if (status == HEFT_OK && found.declared && !found.known) {
+        status =
+            heft__fail(err, HEFT_UNSUPPORTED,
+                       "the weights are quantized with \"%.100s\", a method that heft does not "
+                       "know",
+                       found.method);
+    }
+    struct view v = {.base = base, .arena = &view->arena, .found = &found};
+    v.placed = heft__arena_array(&view->arena, found.count ? found.count : 1, sizeof *v.placed);
+    v.files =
+        heft__arena_array(&view->arena, base->file_count ? base->file_count : 1, sizeof *v.files);
+    if (status == HEFT_OK) {
+        status = v.placed && v.files ? fill_files(&v, err) : heft__fail_nomem(err, found.count);
+    }
+    return heft__checkpoint_finish_view(view, v.files, status, out, err);
+}

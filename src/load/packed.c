@@ -1,0 +1,177 @@
+/* packed.c - the skeleton of a model whose weights stay quantized.
+ *
+ * The family lists plain weights. Which of them the checkpoint stores quantized is found by the names that
+ * these would have, with the rules of every other key (match.c). The skeleton is then built a second time,
+ * with the tensors of the file in the place of each such weight, in the file's shapes and dtypes: so
+ * nothing of it is missing, nothing is cast, and saving the model gives the same bytes.
+ * Source: docs/formats/quantized.md. */
+#include "load/load.h"
+
+struct packer {
+    const heft_source *source;
+    heft_ctx *ctx;
+    heft__arena arena; /* until the model is built */
+    heft_model *plain;
+    size_t *parameters; /* [weights] */
+    size_t *first;      /* [weights] where the tensors of each begin in `members` */
+    size_t *members;    /* numbers of tensors, weight after weight */
+    heft__packing packing;
+};
+
+/* Tensors by weight: a counting sort. */
+static heft_status list_members(struct packer *p, heft_error *err)
+{
+    const heft__quant_found *found = &p->source->quant;
+    const size_t count = p->source->ckpt->count;
+    p->first = heft__arena_array(&p->arena, found->count + 2, sizeof *p->first);
+    p->members = heft__arena_array(&p->arena, count, sizeof *p->members);
+    if (!p->first || !p->members) {
+        return heft__fail_nomem(err, count * sizeof *p->members);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (found->owner[i] != HEFT__NO_PART) {
+            p->first[found->owner[i] + 2]++;
+        }
+    }
+    for (size_t w = 2; w < found->count + 2; w++) {
+        p->first[w] += p->first[w - 1];
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (found->owner[i] != HEFT__NO_PART) {
+            p->members[p->first[found->owner[i] + 1]++] = i;
+        }
+    }
+    return HEFT_OK;
+}
+
+/* The parameter that each weight would fill if it were plain. */
+static heft_status find_parameters(struct packer *p, heft_error *err)
+{
+    const heft__quant_found *found = &p->source->quant;
+    const char **names = heft__arena_array(&p->arena, found->count, sizeof *names);
+    p->parameters = heft__arena_array(&p->arena, found->count, sizeof *p->parameters);
+    if (!names || !p->parameters) {
+        return heft__fail_nomem(err, found->count * sizeof *names);
+    }
+    for (size_t w = 0; w < found->count; w++) {
+        names[w] = found->weights[w].name;
+    }
+    return heft__match_names(p->plain, names, found->count, p->parameters, err);
+}
+
+/* Both are whole names of one thing; how much of the file's name is that of the module. */
+static size_t module_length(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot ? (size_t)(dot - name) + 1 : 0;
+}
+
+static heft_status pack_weight(struct packer *p, size_t w, heft__packed *out, heft_error *err)
+{
+    const heft__quant_weight *weight = &p->source->quant.weights[w];
+    const heft_parameter *parameter = &p->plain->parameters[p->parameters[w]];
+    const size_t begin = p->first[w], count = p->first[w + 1] - begin,
+                 above = module_length(weight->name);
+    heft_parameter_spec *list = heft__arena_array(&p->arena, count, sizeof *list);
+    if (!list) {
+        return heft__fail_nomem(err, count * sizeof *list);
+    }
+    if (weight->rank &&
+        !heft__shape_equal(weight->shape, weight->rank, parameter->shape, parameter->rank)) {
+        char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
+        heft_status status =
+            heft__fail(err, HEFT_FORMAT, "quantized weight of shape %s in file, %s in model",
+                       heft__shape_text(weight->shape, weight->rank, theirs),
+                       heft__shape_text(parameter->shape, parameter->rank, ours));
+        return heft__add_item(status, err, weight->name);
+    }
+    for (size_t k = 0; k < count; k++) {
+        const heft_tensor_info *info = &p->source->ckpt->infos[p->members[begin + k]];
+        list[k] = (heft_parameter_spec){.name = info->name + above,
+                                        .dtype = info->dtype,
+                                        .rank = info->rank,
+                                        .shape = info->shape};
+    }
+    *out = (heft__packed){.list = list, .count = count};
+    return HEFT_OK;
+}
+
+static heft_status pack(struct packer *p, heft_error *err)
+{
+    const heft__quant_found *found = &p->source->quant;
+    heft__packed *weights = heft__arena_array(&p->arena, found->count, sizeof *weights);
+    heft_status status = weights ? HEFT_OK : heft__fail_nomem(err, found->count * sizeof *weights);
+    p->packing.weights = weights;
+    for (size_t w = 0; w < found->count && status == HEFT_OK; w++) {
+        if (p->parameters[w] == SIZE_MAX) {
+            continue; /* the model has no such weight: its tensors are unexpected */
+        }
+        const char *name = p->plain->parameters[p->parameters[w]].name;
+        size_t other = HEFT__MAP_NONE;
+        status = pack_weight(p, w, &weights[w], err);
+        if (status == HEFT_OK && !heft__map_put(&p->packing.names, name, strlen(name), w, &other)) {
+            status = heft__fail_nomem(err, strlen(name));
+        }
+        if (status == HEFT_OK && other != HEFT__MAP_NONE) {
+            status = heft__fail(err, HEFT_FORMAT, "'%.100s' is stored for the same weight",
+                                found->weights[other].name);
+            heft__add_item(status, err, found->weights[w].name);
+        }
+    }
+    return status;
+}
+
+heft_status heft__packed_model(const heft_source *source, const heft__recipe *recipe,
+                               heft_model **out, heft_error *err)
+{
+    struct packer p = {.source = source, .ctx = source->ctx};
+    heft__recipe packed = *recipe;
+    heft__arena_init(&p.arena, p.ctx);
+    heft__map_init(&p.packing.names, p.ctx);
+    heft_status status = heft__model_build(p.ctx, recipe, &p.plain, err);
+    if (status == HEFT_OK) {
+        status = list_members(&p, err);
+    }
+    if (status == HEFT_OK) {
+        status = find_parameters(&p, err);
+    }
+    if (status == HEFT_OK) {
+        status = pack(&p, err);
+    }
+    if (status == HEFT_OK) {
+        packed.packing = &p.packing;
+        status = heft__model_build(p.ctx, &packed, out, err);
+    }
+    heft_model_free(p.plain);
+    heft__map_fini(&p.packing.names);
+    heft__arena_fini(&p.arena);
+    return status;
+}
+
+heft_status heft__packed_check(const heft_source *source, const heft_model *model,
+                               const heft__match *match, heft_error *err)
+{
+    const heft__quant_found *found = &source->quant;
+    const size_t count = source->ckpt->count;
+    bool *filled = heft__alloc_zero(source->ctx, count, sizeof *filled);
+    bool *wanted = heft__alloc_zero(source->ctx, found->count, sizeof *wanted);
+    heft_status status = filled && wanted ? HEFT_OK : heft__fail_nomem(err, count);
+    for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
+        const size_t tensor = match->source[i];
+        if (tensor != HEFT__NO_TENSOR && found->owner[tensor] != HEFT__NO_PART) {
+            filled[tensor] = true;
+            wanted[found->owner[tensor]] = true;
+        }
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const size_t w = found->owner[i];
+        if (w != HEFT__NO_PART && wanted[w] && !filled[i]) {
+            status = heft__fail(err, HEFT_FORMAT,
+                                "a part of a quantized weight that the model has no place for");
+            heft__add_item(status, err, source->ckpt->infos[i].name);
+        }
+    }
+    heft__free(source->ctx, filled, count * sizeof *filled);
+    heft__free(source->ctx, wanted, found->count * sizeof *wanted);
+    return status;
+}
