@@ -168,6 +168,28 @@ static inline uint64_t heft__quant_matrix_rows(const heft__quant_weight *weight)
     return weight->rank > 1 ? weight->shape[weight->rank - 2] : 1;
 }
 
+/* ---- layouts that several methods have -------------------------------------------------------- */
+/* scaled.c: 8-bit values [out, in] with a grid of scales, each of a block of values; parts: values, scales,
+ * zero points (may be absent).
+ *
+ *   W[o][i] = (value - zero[o / bm][i / bn]) * scale[o / bm][i / bn], in float32, rounded to weight->dtype
+ *
+ * block_rows, block_columns: 0 is the whole side. Takes name and dtype as they are; sets the rest. Scales
+ * of the whole matrix may have the shape [], [1] or [1, 1]; of whole rows also [out]. */
+heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_weight *weight,
+                               size_t values, size_t scales, size_t zeros, uint64_t block_rows,
+                               uint64_t block_columns, heft_error *err);
+
+/* grouped4.c: half-byte E2M1 values [out, in / 2] of type U8, the even column in the low half, with 8-bit
+ * scales [out, in / group]; parts: values, scales.
+ *
+ *   W[o][i] = value * (scale / divisor * factor), in float32, rounded to weight->dtype
+ *
+ * scales: F8_E4M3, or U8 or F8_E8M0 as exponents. Takes name and dtype as they are; sets the rest. */
+heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_weight *weight,
+                                 size_t values, size_t scales, uint64_t group, float divisor,
+                                 float factor, heft_error *err);
+
 /* ---- loops over plain arrays: *_lanes.c ------------------------------------------------------- */
 /* Look up half-byte values: dst[k] = table[value k] for k < count. Value k is in byte k / 2 of src, in
  * the low half for even k (in the high half for even k where high_first is set). 16-bit entries of any
