@@ -127,6 +127,7 @@ struct heft_checkpoint {
         *beside;            /* lent, while it is surveyed: has some of the files open; NULL: none */
     heft__map beside_paths; /* what they are called -> number in `beside` */
     struct heft__maps *maps; /* of map_tensor.c */
+    heft__digest computed;   /* of what decides the values that a view computes; 0: nothing does */
     heft_checkpoint *base;   /* owned; what this is a view of, which lends it texts; NULL: none */
 };
 
@@ -311,6 +312,9 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     const char *const *list;
     size_t count;
     uint64_t total_parameters; /* for the index's metadata; 0: leave it out */
+    /* [ckpt->count] for each tensor the weight that it is a quantized part of, or HEFT__NO_PART: parts
+     * are not cast; NULL: there are none */
+    const size_t *packed;
 } heft__names;
 
 /* As heft_source_convert(), of a checkpoint that was judged; options of this version. */

@@ -134,7 +134,8 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
     const heft_tensor_info *info = &c->ckpt->infos[i];
     heft__out_tensor *out = &c->tensors[c->count];
     heft_dtype wanted = c->options->dtype;
-    bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) &&
+    const bool packed = c->names->packed && c->names->packed[i] != HEFT__NO_PART;
+    bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && !packed &&
                 wanted != info->dtype && heft__cast_known(info->dtype, wanted);
     *out = (heft__out_tensor){
         .name = info->name,
@@ -225,7 +226,14 @@ static heft_status add_side(struct conversion *c, const char *name, heft_error *
     return HEFT_OK;
 }
 
-/* After a cast the config must say the new dtype, or the next load would cast back. */
+/* Whether the source is a view in which quantized weights are plain. */
+static bool is_dequantized(const struct conversion *c)
+{
+    return c->ckpt->base != NULL;
+}
+
+/* After a cast the config must say the new dtype, or the next load would cast back; and it says nothing
+ * of a quantization that is no more. */
 static heft_status patch_config(struct conversion *c, heft__side_file *side, heft_error *err)
 {
     char *text = NULL;
@@ -246,7 +254,11 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
                           : "torch_dtype";
     heft__buffer out;
     heft__buffer_init(&out, c->ctx);
-    if (!heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
+    if (is_dequantized(c)) {
+        heft__quant_drop_settings(root);
+    }
+    if (c->options->dtype != HEFT_DTYPE_NONE &&
+        !heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
         status = heft__fail_nomem(err, 0);
     } else {
         heft__json_write_python(&out, root);
@@ -308,6 +320,8 @@ static heft_status list_sides(struct conversion *c, heft_error *err)
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, names[i]);
         if (!path) {
             status = heft__fail_nomem(err, 0);
+        } else if (is_dequantized(c) && heft__quant_is_settings_file(names[i])) {
+            continue;
         } else if (is_side_file(names[i], formats) && heft__path_is_file(path)) {
             status = add_side(c, names[i], err);
         }
@@ -322,7 +336,8 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
     }
     heft_status status = list_sides(c, err);
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
-        if (c->options->dtype != HEFT_DTYPE_NONE && strcmp(c->sides[i].name, "config.json") == 0) {
+        if ((c->options->dtype != HEFT_DTYPE_NONE || is_dequantized(c)) &&
+            strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
         }
     }
@@ -453,6 +468,7 @@ static const char *resume_key(struct conversion *c, const heft__write_job *job, 
         append_identity(&text, input_of(c, i));
     }
     append_headers(&text, c);
+    heft__buffer_append(&text, &c->ckpt->computed, sizeof c->ckpt->computed);
     for (size_t i = 0; i < job->metadata_count; i++) {
         heft__buffer_append(&text, job->metadata[i].key, job->metadata[i].key_length);
         heft__buffer_byte(&text, '\n');

@@ -172,6 +172,27 @@ static heft_status fill_files(const struct view *v, heft_error *err)
     return status;
 }
 
+/* What else than the tensors decides the values: the settings and the model's dtype. */
+static heft_status digest_settings(heft_checkpoint *view, const heft__quant_settings *settings,
+                                   heft_error *err)
+{
+    heft__buffer text;
+    heft__buffer_init(&text, view->ctx);
+    heft__buffer_format(&text, "%s\n", heft_dtype_name(settings->model_dtype));
+    if (settings->config) {
+        heft__json_write_compact(&text, settings->config);
+    }
+    if (settings->quanto) {
+        heft__json_write_compact(&text, settings->quanto);
+    }
+    const heft_status status = heft__buffer_check(&text, err);
+    if (status == HEFT_OK) {
+        heft__digest_add(&view->computed, text.data, text.size);
+    }
+    heft__buffer_fini(&text);
+    return status;
+}
+
 heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                                          const heft__quant_settings *settings,
                                          heft_checkpoint **out, heft_error *err)
@@ -189,6 +210,9 @@ heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                        "the weights are quantized with \"%.100s\", a method that heft does not "
                        "know",
                        found.method);
+    }
+    if (status == HEFT_OK) {
+        status = digest_settings(view, settings, err);
     }
     struct view v = {.base = base, .arena = &view->arena, .found = &found};
     v.placed = heft__arena_array(&view->arena, found.count ? found.count : 1, sizeof *v.placed);

@@ -137,6 +137,10 @@ void cli_json_memory(cli_json *json, const char *key, const cli_memory *memory);
 /* The member "error". */
 void cli_json_error(cli_json *json, const heft_error *err);
 
+/* ---- quantization.c; NULL: nothing is quantized */
+void cli_put_quantization(cli_json *json, const heft_quantization *quantization);
+void cli_print_quantization(const char *title, const heft_quantization *quantization);
+
 /* ---- placing.c */
 /* "0", "cpu", ...; dst holds the text of a number. */
 #define CLI_DEVICE_TEXT 16

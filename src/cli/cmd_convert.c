@@ -7,6 +7,7 @@
     X(FORMAT, "format", "F",                                                                       \
       "output format: safetensors, bin or offload (default: as the source)")                       \
     X(DTYPE, "dtype", "D", "cast floating-point tensors (default: no cast)")                       \
+    X(DEQUANTIZE, "dequantize", NULL, "write quantized weights as plain tensors")                  \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in SRC/DIR")                             \
     X(ORDER, "order", "O",                                                                         \
@@ -44,9 +45,10 @@ static int run_convert(cli_run *run)
     if (!read_options(run, &request, &err)) {
         return cli_fail(run, &err);
     }
-    heft_status status =
-        heft_source_open(run->ctx, run->arguments[0],
-                         &HEFT_OPTIONS(heft_source_options, .checkpoint = &where), &source, &err);
+    const heft_source_options how =
+        HEFT_OPTIONS(heft_source_options, .checkpoint = &where,
+                     .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = request.dtype);
+    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &source, &err);
     if (status == HEFT_OK) {
         status = heft_source_convert(source, run->arguments[1], &request, &report, &err);
     }

@@ -113,7 +113,8 @@ static void put_lines(cli_json *json, const char *key, const heft_checkpoint *ck
     cli_json_close(json, ']');
 }
 
-static bool print_json(const cli_run *run, const cli_listing *list)
+static bool print_json(const cli_run *run, const cli_listing *list,
+                       const heft_quantization *quantization)
 {
     cli_json json = {.out = stdout};
     bool good = true;
@@ -123,6 +124,7 @@ static bool print_json(const cli_run *run, const cli_listing *list)
         cli_json_string(&json, "class", heft_model_class(list->model));
         cli_json_string(&json, "model_type", heft_model_type(list->model));
     }
+    cli_put_quantization(&json, quantization);
     cli_json_string(&json, "index", list->ckpt ? heft_checkpoint_index(list->ckpt) : NULL);
     put_files(&json, list->ckpt);
     put_tensors(&json, list);
@@ -151,7 +153,7 @@ static void print_pair(const char *label, const char *text)
     putchar('\n');
 }
 
-static void print_summary(const cli_listing *list)
+static void print_summary(const cli_listing *list, const heft_quantization *quantization)
 {
     char bytes[32], number[32];
     print_pair("format", list->format);
@@ -161,6 +163,7 @@ static void print_summary(const cli_listing *list)
     if (list->ckpt && heft_checkpoint_index(list->ckpt)) {
         print_pair("index", heft_checkpoint_index(list->ckpt));
     }
+    cli_print_quantization("quantized   ", quantization);
     printf("tensors     %zu\n", list->count);
     printf("parameters  %s\n", cli_grouped(list->total_parameters, number));
     printf("total       %s (%s bytes)\n", cli_bytes(list->total_size, bytes),
@@ -223,13 +226,13 @@ static bool print_tensors(const cli_listing *list)
     return cli_table_print(&table, 0, stdout);
 }
 
-static bool print_text(cli_run *run, const cli_listing *list)
+static bool print_text(cli_run *run, const cli_listing *list, const heft_quantization *quantization)
 {
     const char *warning;
     for (size_t i = 0; list->ckpt && (warning = heft_checkpoint_warning(list->ckpt, i)); i++) {
         cli_warn(run, warning);
     }
-    print_summary(list);
+    print_summary(list, quantization);
     if (list->ckpt) {
         putchar('\n');
         if (!print_files(list->ckpt)) {
@@ -240,7 +243,8 @@ static bool print_text(cli_run *run, const cli_listing *list)
     return run->values[OPTION_TREE] ? cli_tree_print(list, stdout) : print_tensors(list);
 }
 
-static int print_listing(cli_run *run, cli_listing *list, bool good)
+static int print_listing(cli_run *run, cli_listing *list, const heft_quantization *quantization,
+                         bool good)
 {
     const char *page = run->values[OPTION_HTML];
     heft_error err = {0};
@@ -248,7 +252,8 @@ static int print_listing(cli_run *run, cli_listing *list, bool good)
         cli_listing_fini(list);
         return cli_fail(run, &err);
     }
-    good = good && (run->json ? print_json(run, list) : print_text(run, list));
+    good = good &&
+           (run->json ? print_json(run, list, quantization) : print_text(run, list, quantization));
     cli_listing_fini(list);
     return good ? 0 : cli_fail_nomem(run);
 }
@@ -264,7 +269,7 @@ static int inspect_model(cli_run *run, const heft_config *config, heft_format fo
         cli_listing list;
         bool good = cli_listing_of_model(
             &list, model, format == HEFT_FORMAT_AUTO ? HEFT_FORMAT_SAFETENSORS : format);
-        code = print_listing(run, &list, good);
+        code = print_listing(run, &list, NULL, good);
     } else {
         code = cli_fail(run, &err);
     }
@@ -284,7 +289,7 @@ static int inspect_checkpoint(cli_run *run, const heft_source *source)
     }
     cli_listing list;
     bool good = cli_listing_of_checkpoint(&list, heft_source_checkpoint(source));
-    return print_listing(run, &list, good);
+    return print_listing(run, &list, heft_source_quantization(source), good);
 }
 
 static int run_inspect(cli_run *run)

@@ -8,6 +8,7 @@
       "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
+    X(DEQUANTIZE, "dequantize", NULL, "turn quantized weights into plain ones")                    \
     X(MODE, "mode", "M", "map, copy, shared (one copy per host) or auto (default: auto)")          \
     X(DEVICE_MAP, "device-map", "M",                                                               \
       "auto, balanced, balanced_low_0, sequential, best, or a device map file")                    \
@@ -125,6 +126,7 @@ static void print_json(const cli_run *run, const struct loaded *l, const heft_er
     cli_json_u64(&json, "parameters", report->parameters);
     cli_json_u64(&json, "bytes", report->bytes);
     cli_json_string(&json, "dtype", heft_dtype_name(report->dtype));
+    cli_put_quantization(&json, heft_source_quantization(l->source));
     cli_json_string(&json, "mode", report->mode);
     cli_json_string(&json, "strategy", report->strategy);
     cli_json_strings(&json, "missing", report->missing, report->missing_count);
@@ -229,6 +231,7 @@ static bool print_text(const cli_run *run, const struct loaded *l)
     printf("size         %s (%s bytes)\n", cli_bytes(report->bytes, bytes),
            cli_grouped(report->bytes, number));
     printf("dtype        %s\n", heft_dtype_name(report->dtype));
+    cli_print_quantization("quantized    ", heft_source_quantization(l->source));
     printf("mode         %s\nstrategy     ", report->mode);
     cli_put(stdout, report->strategy);
     putchar('\n');
@@ -352,7 +355,8 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
 static heft_status load(cli_run *run, struct loaded *l, heft_error *err)
 {
     const heft_source_options how = HEFT_OPTIONS(
-        heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &l->where);
+        heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &l->where,
+        .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = l->request.dtype);
     const double started = cli_now();
     heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &l->source, err);
     l->open_seconds = cli_now() - started;

@@ -11,6 +11,7 @@
     X(MAX_MEMORY, "max-memory", "M",                                                               \
       "memory per device: 0=20GB,1=20GB,cpu=30GB (default for cpu: available memory)")             \
     X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else from the files)") \
+    X(DEQUANTIZE, "dequantize", NULL, "plan quantized weights as plain ones")                      \
     X(DTYPE_OF, "dtype-of", "A=D,B=D", "dtype of modules, classes or tensors by name: wo=float32") \
     X(CLASS, "class", "NAME",                                                                      \
       "model class: LlamaForCausalLM, AutoModel, ... (default: from the config)")                  \
@@ -102,7 +103,8 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
     request->where = HEFT_SIZED(heft_checkpoint_options);
     request->load = HEFT_SIZED(heft_load_options);
     request->source = HEFT_OPTIONS(heft_source_options, .checkpoint = &request->where,
-                                   .class_name = run->values[OPTION_CLASS]);
+                                   .class_name = run->values[OPTION_CLASS],
+                                   .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
     request->where.variant = run->values[OPTION_VARIANT];
     request->where.subfolder = run->values[OPTION_SUBFOLDER];
     bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
@@ -111,6 +113,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
                                   &request->plan.budget_count, err) &&
                 read_no_split(run, request, err) && read_dtypes(run, request, err);
     request->plan.budgets = request->budgets;
+    request->source.dtype = request->load.dtype;
     request->plan.offload_buffers = run->values[OPTION_OFFLOAD_BUFFERS] != NULL;
     request->plan.fallback_allocation = run->values[OPTION_FALLBACK_ALLOCATION] != NULL;
     return good;

@@ -326,6 +326,7 @@ static heft_status describe_copy(const struct fill *f, heft__buffer *what, heft_
     heft__buffer_append(what, &digest, sizeof digest);
     digest = digest_parameters(f);
     heft__buffer_append(what, &digest, sizeof digest);
+    heft__buffer_append(what, &f->ckpt->computed, sizeof f->ckpt->computed);
     return heft__buffer_check(what, err);
 }
 

@@ -56,9 +56,6 @@ heft_status heft__source_dequantize(heft_source *source, heft_error *err);
 bool heft__source_is_packed(const heft_source *source);
 /* FORMAT where it could not be found out; UNSUPPORTED for a method that is not known. */
 heft_status heft__source_check_quantized(const heft_source *source, heft_error *err);
-void heft__config_drop_quantization(heft__json_value *root);
-/* Whether a file beside the weights only says how they are quantized. */
-bool heft__is_quantization_file(const char *name);
 /* The dtype of a model's floating-point parameters where NONE is asked for: the config's, else that of
  * the first floating-point tensor (8 bits and fewer do not count), else float32. Both may be NULL. */
 heft_dtype heft__choose_dtype(const heft_checkpoint *ckpt, const heft_config *config,

@@ -1,54 +1,9 @@
 /* quantization.c - what of a source is quantized, and the source in which it is not.
  *
- * Settings are looked for in the config (`quantization_config`, `compression_config`, also in its
- * `text_config`), then in the files that methods have beside the weights. What they say, or that the
+ * Settings are looked for in the config, then in the files that methods have beside the weights. What they say, or that the
  * tensors contradict it, is kept for those who need it.
  * Source: docs/formats/quantized.md. */
 #include "load/load.h"
-
-static const char *const keys[] = {"quantization_config", "compression_config"};
-/* Files that hold the same object, or hold it under a key. */
-static const struct {
-    const char *name, *key;
-} files[] = {
-    {"quantize_config.json", NULL          },
-    {"hf_quant_config.json", "quantization"}
-};
-
-bool heft__is_quantization_file(const char *name)
-{
-    return strcmp(name, "quanto_qmap.json") == 0 || strcmp(name, files[0].name) == 0 ||
-           strcmp(name, files[1].name) == 0;
-}
-
-static const heft__json_value *object_of(const heft__json_value *value)
-{
-    return value && value->type == HEFT__JSON_TYPE_OBJECT ? value : NULL;
-}
-
-static const heft__json_value *settings_in(const heft__json_value *root)
-{
-    const heft__json_value *found = NULL;
-    for (size_t k = 0; k < sizeof keys / sizeof *keys && !found; k++) {
-        found = object_of(heft__json_member(root, keys[k]));
-    }
-    const heft__json_value *text = object_of(heft__json_member(root, "text_config"));
-    return found || !text ? found : settings_in(text);
-}
-
-void heft__config_drop_quantization(heft__json_value *root)
-{
-    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
-        heft__json_remove(root, keys[k]);
-    }
-    for (heft__json_value *child = root->first; child; child = child->next) {
-        if (strcmp(child->key, "text_config") == 0 && child->type == HEFT__JSON_TYPE_OBJECT) {
-            for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
-                heft__json_remove(child, keys[k]);
-            }
-        }
-    }
-}
 
 /* A JSON file of the checkpoint's folder; *out stays NULL if it is not there. */
 static heft_status read_beside(heft_source *source, const char *name, heft_config **out,
@@ -73,23 +28,32 @@ static heft_status read_beside(heft_source *source, const char *name, heft_confi
     return status;
 }
 
+static const heft__json_value *object_of(const heft__json_value *value)
+{
+    return value && value->type == HEFT__JSON_TYPE_OBJECT ? value : NULL;
+}
+
 static heft_status find_settings(heft_source *source, heft_error *err)
 {
     heft__quant_settings *settings = &source->quant_settings;
-    heft_status status = read_beside(source, "quanto_qmap.json", &source->quanto, err);
+    const heft__quant_file *file = heft__quant_files;
+    heft_status status = HEFT_OK;
     if (source->config) {
-        settings->config = settings_in(source->config->root);
+        settings->config = heft__quant_settings_in(source->config->root);
         settings->path = source->config->path;
+    }
+    if (!settings->config) {
+        status = read_beside(source, file->name, &source->quanto, err);
     }
     if (source->quanto) {
         settings->quanto = source->quanto->root;
         settings->path = source->quanto->path;
     }
-    for (size_t k = 0; k < 2 && !settings->config && !settings->quanto && status == HEFT_OK; k++) {
-        status = read_beside(source, files[k].name, &source->quant_file, err);
+    while ((++file)->name && !settings->config && !settings->quanto && status == HEFT_OK) {
+        status = read_beside(source, file->name, &source->quant_file, err);
         if (source->quant_file) {
             const heft__json_value *root = source->quant_file->root;
-            const heft__json_value *inner = object_of(heft__json_member(root, files[k].key));
+            const heft__json_value *inner = object_of(heft__json_member(root, file->key));
             settings->config = inner ? inner : root;
             settings->path = source->quant_file->path;
         }
@@ -146,7 +110,7 @@ heft_status heft__source_dequantize(heft_source *source, heft_error *err)
     source->view = view;
     source->ckpt = view;
     if (source->config) {
-        heft__config_drop_quantization(source->config->root);
+        heft__quant_drop_settings(source->config->root);
     }
     source->told.dequantized = true;
     source->quant = (heft__quant_found){0};

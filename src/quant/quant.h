@@ -39,6 +39,21 @@ typedef struct heft__quant_settings {
     heft_dtype model_dtype;         /* of the model that is made; never NONE */
 } heft__quant_settings;
 
+/* ---- settings.c ------------------------------------------------------------------------------- */
+/* The object in a config.json, also in that of its language model; NULL if there is none. */
+const heft__json_value *heft__quant_settings_in(const heft__json_value *config);
+/* Take it out, wherever it is. */
+void heft__quant_drop_settings(heft__json_value *config);
+
+/* Files beside the weights that hold it instead; an entry without a name ends the list. The first is
+ * quanto's list of modules. */
+typedef struct heft__quant_file {
+    const char *name;
+    const char *key; /* under which it is; NULL: the file is the object */
+} heft__quant_file;
+extern const heft__quant_file heft__quant_files[];
+bool heft__quant_is_settings_file(const char *name);
+
 /* ---- layouts: computing values ---------------------------------------------------------------- */
 #define HEFT__QUANT_PARTS 8
 #define HEFT__QUANT_REGIONS 8

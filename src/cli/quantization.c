@@ -1,0 +1,44 @@
+/* quantization.c - how weights are stored quantized, as text and as JSON. */
+#include "cli/cli.h"
+
+void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
+{
+    if (!quantization) {
+        cli_json_null(json, "quantization");
+        return;
+    }
+    cli_json_open(json, "quantization", '{');
+    cli_json_string(json, "method", quantization->method);
+    cli_json_u64(json, "bits", quantization->bits);
+    if (quantization->group_size) {
+        cli_json_u64(json, "group_size", quantization->group_size);
+    } else {
+        cli_json_null(json, "group_size");
+    }
+    cli_json_u64(json, "weights", quantization->weights);
+    cli_json_bool(json, "known", quantization->known);
+    cli_json_bool(json, "declared", quantization->declared);
+    cli_json_bool(json, "dequantized", quantization->dequantized);
+    cli_json_close(json, '}');
+}
+
+void cli_print_quantization(const char *title, const heft_quantization *quantization)
+{
+    if (!quantization) {
+        return;
+    }
+    fputs(title, stdout);
+    cli_put(stdout, quantization->method);
+    if (quantization->bits) {
+        printf(", %u bits", quantization->bits);
+    }
+    if (quantization->group_size) {
+        printf(", groups of %llu", (unsigned long long)quantization->group_size);
+    }
+    if (quantization->known) {
+        printf(", %zu weights%s\n", quantization->weights,
+               quantization->dequantized ? ", dequantized" : "");
+    } else {
+        puts(", a method that heft does not know");
+    }
+}
