@@ -137,7 +137,7 @@ void cli_json_memory(cli_json *json, const char *key, const cli_memory *memory);
 /* The member "error". */
 void cli_json_error(cli_json *json, const heft_error *err);
 
-/* ---- quantization.c; NULL: nothing is quantized */
+/* ---- quantized_text.c; NULL: nothing is quantized */
 void cli_put_quantization(cli_json *json, const heft_quantization *quantization);
 void cli_print_quantization(const char *title, const heft_quantization *quantization);
 

@@ -1,4 +1,4 @@
-/* bitsandbytes.c - the method "bitsandbytes".
+/* bitsandbytes.c - the method "bitsandbytes"; its 4-bit layouts are in bitsandbytes4.c.
  *
  * 8 bits: P.weight I8 [out, in]; P.SCB F32 [out], the largest magnitude of each row; P.weight_format, a
  * U8 scalar: 0 is row by row, anything else one of the tiled layouts of old GPU kernels.
@@ -6,7 +6,7 @@
  *   W[o][i] = (q * SCB[o]) * (1 / 127) in float32, each product rounded
  *
  * Source: docs/formats/quantized.md. */
-#include "quant/quant.h"
+#include "quant/bitsandbytes.h"
 
 /* ---- 8 bits ----------------------------------------------------------------------------------- */
 enum { INT8_VALUES, INT8_SCALES };
@@ -91,13 +91,15 @@ static heft_status find_int8(heft__quant_finder *finder, size_t i, size_t prefix
 /* ---- the method ------------------------------------------------------------------------------- */
 static bool is_marked(const heft__quant_table *table, size_t i)
 {
-    return heft__quant_prefix(table->infos[i].name, ".SCB") != SIZE_MAX;
+    return heft__quant_prefix(table->infos[i].name, ".SCB") != SIZE_MAX ||
+           heft__bitsandbytes4_marked(table, i);
 }
 
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const size_t prefix = heft__quant_prefix(finder->table->infos[i].name, ".SCB");
-    return prefix == SIZE_MAX ? HEFT_OK : find_int8(finder, i, prefix, err);
+    return prefix == SIZE_MAX ? heft__bitsandbytes4_find(finder, i, err)
+                              : find_int8(finder, i, prefix, err);
 }
 
 const heft__quant_method heft__quant_bitsandbytes = {

@@ -10,8 +10,9 @@
 #define NAME_MOST 4096 /* bytes of a name that is looked up; longer ones have no companions */
 
 static const heft__quant_method *const methods[] = {
-    &heft__quant_bitsandbytes,
-    NULL,
+    &heft__quant_fp8,          &heft__quant_modelopt, &heft__quant_compressed,
+    &heft__quant_bitsandbytes, &heft__quant_awq,      &heft__quant_gptq,
+    &heft__quant_mxfp4,        &heft__quant_quanto,   NULL,
 };
 
 /* ---- which method ----------------------------------------------------------------------------- */

@@ -37,6 +37,10 @@ typedef struct heft__quant_settings {
     const heft__json_value *quanto; /* the object of quanto_qmap.json */
     const char *path;               /* of the file that holds it, for errors */
     heft_dtype model_dtype;         /* of the model that is made; never NONE */
+    /* The shape [out, in] of a plain weight, where only the model has it; false: not known. NULL: no weight's
+     * is. */
+    bool (*shape_of)(void *user, const char *name, uint64_t shape[2]);
+    void *user;
 } heft__quant_settings;
 
 /* ---- settings.c ------------------------------------------------------------------------------- */
@@ -137,7 +141,8 @@ typedef struct heft__quant_method {
     heft_status (*find)(heft__quant_finder *finder, size_t i, heft_error *err);
 } heft__quant_method;
 
-extern const heft__quant_method heft__quant_bitsandbytes;
+extern const heft__quant_method heft__quant_awq, heft__quant_bitsandbytes, heft__quant_compressed,
+    heft__quant_fp8, heft__quant_gptq, heft__quant_modelopt, heft__quant_mxfp4, heft__quant_quanto;
 
 /* The length of the name in front of a suffix (".qweight"); SIZE_MAX if it does not end so. */
 size_t heft__quant_prefix(const char *name, const char *suffix);
@@ -205,6 +210,14 @@ heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_w
                                  size_t values, size_t scales, uint64_t group, float divisor,
                                  float factor, heft_error *err);
 
+/* packed.c: compressed-tensors' integers of 1 to 8 bits in 32-bit words, marked by P.weight_packed, which
+ * is tensor i. arguments: the object `weights` of its group. */
+heft_status heft__quant_find_packed(heft__quant_finder *finder, size_t i, size_t prefix,
+                                    const heft__json_value *arguments, heft_error *err);
+/* `count` unsigned values of `bits` bits from a little-endian bit stream, from value `first` on. */
+void heft__quant_unpack(const uint8_t *stream, uint64_t first, size_t count, unsigned bits,
+                        uint8_t *dst);
+
 /* ---- loops over plain arrays: *_lanes.c ------------------------------------------------------- */
 /* Look up half-byte values: dst[k] = table[value k] for k < count. Value k is in byte k / 2 of src, in
  * the low half for even k (in the high half for even k where high_first is set). 16-bit entries of any
@@ -214,6 +227,14 @@ typedef void (*heft__lookup4_fn)(uint16_t *restrict dst, const uint16_t table[16
 
 struct heft__nibble_lanes {
     heft__lookup4_fn lookup16;
+    /* Eight columns of 16 outputs to 16 rows of eight: dst[o * stride + i] = src[i * 16 + o]. */
+    void (*turn16)(uint16_t *restrict dst, size_t stride, const uint16_t *restrict src);
+    /* One column of 16 outputs: dst[o] = (((words[o] >> shift) & mask) - zeros[o]) * scales[o], words little-
+     * endian and of 32 bits. Where a value crosses words its upper bits are the lowest of more[o]; else
+     * more is NULL. */
+    void (*unpack16)(float *restrict dst, const uint8_t *restrict words,
+                     const uint8_t *restrict more, unsigned shift, uint32_t mask,
+                     const float *restrict zeros, const float *restrict scales);
 };
 extern const struct heft__nibble_lanes heft__nibble_lanes_base;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;

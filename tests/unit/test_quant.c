@@ -17,7 +17,33 @@ static const struct quant_case {
     uint64_t group;
     const char *extra; /* a tensor that is a companion of a weight; NULL: not looked at */
 } cases[] = {
-    {"bnb_int8", "bitsandbytes", 8, 0, "model.layers.0.self_attn.q_proj.weight_format"},
+    {"awq_4bit",             "awq",                4, 32,  NULL                                           },
+    {"bnb_fp4",              "bitsandbytes",       4, 64,  NULL                                           },
+    {"bnb_int8",             "bitsandbytes",       8, 0,   "model.layers.0.self_attn.q_proj.weight_format"},
+    {"bnb_nf4",              "bitsandbytes",       4, 64,  NULL                                           },
+    {"bnb_nf4_nested",       "bitsandbytes",       4, 64,  NULL                                           },
+    {"ct_int3_pack",         "compressed-tensors", 3, 16,  NULL                                           },
+    {"ct_int4_pack",         "compressed-tensors", 4, 32,  NULL                                           },
+    {"ct_int4_pack_asym",    "compressed-tensors", 4, 32,  NULL                                           },
+    {"ct_int4_pack_channel", "compressed-tensors", 4, 0,   NULL                                           },
+    {"ct_int8",              "compressed-tensors", 8, 0,   NULL                                           },
+    {"ct_int8_pack",         "compressed-tensors", 8, 0,   NULL                                           },
+    {"ct_mxfp4",             "compressed-tensors", 4, 32,  NULL                                           },
+    {"ct_nvfp4",             "compressed-tensors", 4, 16,  NULL                                           },
+    {"fp8_block",            "fp8",                8, 128, NULL                                           },
+    {"fp8_block_ragged",     "fp8",                8, 128, NULL                                           },
+    {"fp8_block_ue8m0",      "fp8",                8, 64,  NULL                                           },
+    {"fp8_channel",          "compressed-tensors", 8, 0,   NULL                                           },
+    {"fp8_ct_block",         "compressed-tensors", 8, 128, NULL                                           },
+    {"fp8_tensor",           "compressed-tensors", 8, 0,   NULL                                           },
+    {"gptq_2bit",            "gptq",               2, 32,  NULL                                           },
+    {"gptq_3bit",            "gptq",               3, 32,  NULL                                           },
+    {"gptq_4bit",            "gptq",               4, 32,  NULL                                           },
+    {"gptq_4bit_v2",         "gptq",               4, 32,  NULL                                           },
+    {"gptq_8bit",            "gptq",               8, 32,  NULL                                           },
+    {"mxfp4",                "mxfp4",              4, 32,  NULL                                           },
+    {"quanto_int4",          "quanto",             4, 128, NULL                                           },
+    {"quanto_int8",          "quanto",             8, 0,   NULL                                           },
 };
 
 /* ---- a folder opened -------------------------------------------------------------------------- */
@@ -71,6 +97,18 @@ static heft_dtype dtype_of_config(const heft_config *config)
     return dtype;
 }
 
+/* As a model would know it. */
+static bool shape_of(void *user, const char *name, uint64_t shape[2])
+{
+    const heft_checkpoint *expected = user;
+    const size_t i = heft_checkpoint_find(expected, name);
+    if (i == SIZE_MAX || expected->infos[i].rank != 2) {
+        return false;
+    }
+    memcpy(shape, expected->infos[i].shape, 2 * sizeof *shape);
+    return true;
+}
+
 static void open_case(struct opened *o, const char *folder)
 {
     heft_error err = {0};
@@ -87,7 +125,9 @@ static void open_case(struct opened *o, const char *folder)
         .config = heft__json_member(o->config->root, "quantization_config"),
         .quanto = quanto_map(&o->arena, folder),
         .path = o->config->path,
-        .model_dtype = dtype_of_config(o->config)};
+        .model_dtype = dtype_of_config(o->config),
+        .shape_of = shape_of,
+        .user = o->expected};
     const heft__quant_table table = {.infos = o->packed->infos,
                                      .count = o->packed->count,
                                      .names = &o->packed->names,

@@ -1,4 +1,4 @@
-/* quantization.c - how weights are stored quantized, as text and as JSON. */
+/* quantized_text.c - how weights are stored quantized, as text and as JSON. */
 #include "cli/cli.h"
 
 void cli_put_quantization(cli_json *json, const heft_quantization *quantization)

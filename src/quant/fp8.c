@@ -1,0 +1,122 @@
+/* fp8.c - the method "fp8": float8 weights with a scale for each block, as DeepSeek-V3 has them.
+ *
+ * P.weight F8_E4M3 [out, in]; P.weight_scale_inv [ceil(out / bm), ceil(in / bn)], F32, F16, BF16, F8_E8M0,
+ * or U8 with the same exponent byte. `weight_block_size` [bm, bn]; null or absent: one scale for the
+ * tensor. Other names of the scale: P.scale, P.weight_scale. P.activation_scale and P.input_scale are not
+ * needed. "fbgemm_fp8": P.weight_scale [out, 1] F32, a scale for each row.
+ *
+ *   W[o][i] = weight[o][i] * scale[o / bm][i / bn], in float32, rounded to the model's dtype
+ *
+ * The scale is multiplied, despite its name. The last block of a side may be short: the index is o / bm all
+ * the same. Experts that are stored one by one are weights like any other.
+ * Source: docs/formats/quantized.md. */
+#include "quant/quant.h"
+
+static const char *const scale_names[] = {".weight_scale_inv", ".weight_scale", ".scale", NULL};
+
+static bool is_float8(heft_dtype dtype)
+{
+    return dtype == HEFT_DTYPE_F8_E4M3FN || dtype == HEFT_DTYPE_F8_E5M2;
+}
+
+static bool is_marked(const heft__quant_table *table, size_t i)
+{
+    const size_t prefix = heft__quant_prefix(table->infos[i].name, ".weight_scale_inv");
+    if (prefix == SIZE_MAX) {
+        return false;
+    }
+    const size_t weight = heft__quant_sibling(table, i, prefix, ".weight");
+    return weight != HEFT__NO_PART && is_float8(table->infos[weight].dtype);
+}
+
+/* `weight_block_size`: two counts; zeros where there is none. */
+static heft_status block_size(const heft__quant_finder *finder, uint64_t block[2], heft_error *err)
+{
+    const heft__json_value *value =
+        heft__json_member(finder->settings->config, "weight_block_size");
+    block[0] = block[1] = 0;
+    if (!value || value->type == HEFT__JSON_TYPE_NULL) {
+        return HEFT_OK;
+    }
+    if (value->type != HEFT__JSON_TYPE_ARRAY || value->count != 2 ||
+        !heft__json_as_u64(value->first, &block[0]) || !heft__json_as_u64(value->last, &block[1]) ||
+        !block[0] || !block[1]) {
+        const heft_status status =
+            heft__fail_at(err, HEFT_FORMAT, value->offset, "expected a list of two counts");
+        heft__add_item(status, err, "weight_block_size");
+        return heft__add_path(status, err, finder->settings->path);
+    }
+    return HEFT_OK;
+}
+
+static size_t find_scale(const heft__quant_finder *finder, size_t i, size_t prefix)
+{
+    size_t found = HEFT__NO_PART;
+    for (const char *const *name = scale_names; *name && found == HEFT__NO_PART; name++) {
+        found = heft__quant_sibling(finder->table, i, prefix, *name);
+    }
+    return found;
+}
+
+/* A scale that no weight has is a fault; weights are looked up before, wherever they stand. */
+static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const size_t prefix = heft__quant_prefix(finder->table->infos[i].name, scale_names[0]);
+    size_t weight = HEFT__NO_PART;
+    return prefix == SIZE_MAX ? HEFT_OK
+                              : heft__quant_need(finder, i, prefix, ".weight", &weight, err);
+}
+
+static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    const size_t prefix = heft__quant_prefix(info->name, ".weight");
+    heft__quant_weight weight;
+    uint64_t block[2];
+    if (prefix == SIZE_MAX || !is_float8(info->dtype)) {
+        return check_orphan(finder, i, err);
+    }
+    const size_t scales = find_scale(finder, i, prefix);
+    if (scales == HEFT__NO_PART) {
+        size_t missing;
+        return heft__quant_need(finder, i, prefix, ".weight_scale_inv", &missing, err);
+    }
+    const heft_tensor_info *grid = &finder->table->infos[scales];
+    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
+    if (status == HEFT_OK) {
+        status = block_size(finder, block, err);
+    }
+    if (status == HEFT_OK && info->rank == 2 && grid->rank > 0 && grid->shape[0] > 1 && !block[0]) {
+        /* a scale for each row, or blocks of a size that nobody says */
+        const bool rows =
+            grid->shape[0] == info->shape[0] && (grid->rank == 1 || grid->shape[1] == 1);
+        block[0] = rows ? 1 : 0;
+        block[1] = rows ? info->shape[1] : 0;
+    }
+    if (status == HEFT_OK) {
+        status =
+            heft__quant_scaled(finder, &weight, i, scales, HEFT__NO_PART, block[0], block[1], err);
+    }
+    if (status == HEFT_OK && block[0] == 1) {
+        weight.group = 0;
+    }
+    if (status == HEFT_OK) {
+        status = heft__quant_add(finder, &weight, err);
+    }
+    if (status == HEFT_OK) {
+        heft__quant_companion(finder,
+                              heft__quant_sibling(finder->table, i, prefix, ".activation_scale"));
+        heft__quant_companion(finder,
+                              heft__quant_sibling(finder->table, i, prefix, ".input_scale"));
+        heft__quant_companion(finder,
+                              heft__quant_sibling(finder->table, i, prefix, ".input_scale_ub"));
+    }
+    return status;
+}
+
+const heft__quant_method heft__quant_fp8 = {
+    .name = "fp8",
+    .names = (const char *const[]){"fp8", "fbgemm_fp8", "finegrained_fp8", NULL},
+    .is_marked = is_marked,
+    .find = find,
+};

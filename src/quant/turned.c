@@ -1,0 +1,335 @@
+/* turned.c - layouts that are stored the other way round than the weight: gptq and awq.
+ *
+ * The tensors run along the outputs: qweight [in words, out] (gptq: 32-bit words along `in`) or [in, out
+ * words] (awq: along `out`), qzeros [groups, out words], scales [groups, out]. W is [out, in].
+ *
+ * Rows are computed 16 at a time. For eight columns, vectors over the 16 outputs give 128 results; they are
+ * rounded to the scale's dtype and turned, so that each row gets eight neighbors.
+ * Source: docs/formats/quantized.md. */
+#include "quant/turned.h"
+
+enum { VALUES, ZEROS, SCALES, GROUPS };
+
+#define ROWS 16
+#define COLUMNS 8
+#define GROUPS_HELD 128 /* of 16 zeros and scales, as float32 */
+
+static size_t turned_regions(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
+                             heft__quant_region regions[HEFT__QUANT_REGIONS])
+{
+    const struct heft__turned *t = weight->detail;
+    const uint64_t out = heft__quant_matrix_rows(weight), columns = heft__quant_columns(weight);
+    const uint64_t width = heft_dtype_bits(t->scales) / 8;
+    const uint64_t from = first * t->bits / 32 * 4, to = ((first + rows) * t->bits + 31) / 32 * 4,
+                   words = out * t->bits / 32 * 4;
+    size_t count = 3;
+    regions[0] = t->along_in ? (heft__quant_region){.part = VALUES,
+                                                    .offset = first * 4,
+                                                    .length = rows * 4,
+                                                    .stride = out * 4,
+                                                    .runs = columns * t->bits / 32}
+                             : (heft__quant_region){.part = VALUES,
+                                                    .offset = from,
+                                                    .length = to - from,
+                                                    .stride = words,
+                                                    .runs = columns};
+    regions[1] = (heft__quant_region){
+        .part = ZEROS, .offset = from, .length = to - from, .stride = words, .runs = t->groups};
+    regions[2] = (heft__quant_region){.part = SCALES,
+                                      .offset = first * width,
+                                      .length = rows * width,
+                                      .stride = out * width,
+                                      .runs = t->groups};
+    if (t->indexed) {
+        regions[count++] = (heft__quant_region){.part = GROUPS, .length = columns * 4, .runs = 1};
+    }
+    return count;
+}
+
+/* ---- 16 rows ---------------------------------------------------------------------------------- */
+struct strip {
+    const struct heft__turned *t;
+    const uint8_t *values, *zeros, *scales;     /* of the tile */
+    uint64_t value_line, zero_line, scale_line; /* bytes of one line of each */
+    uint64_t row, count;                        /* first row in the tile; rows, at most 16 */
+    uint64_t bit; /* of the first row in the first word of a line of zeros */
+};
+
+/* Zero points and scales of a group, for 16 outputs; what is beyond the last is 0. */
+static void read_group(const struct strip *s, uint64_t group, float zeros[ROWS], float scales[ROWS])
+{
+    const struct heft__turned *t = s->t;
+    const uint8_t *line = s->zeros + group * s->zero_line;
+    const size_t width = heft_dtype_bits(t->scales) / 8;
+    const uint32_t mask = (UINT32_C(1) << t->bits) - 1;
+    memset(scales, 0, ROWS * sizeof *scales);
+    heft__cast(HEFT_DTYPE_F32, scales, t->scales,
+               s->scales + group * s->scale_line + s->row * width, (size_t)s->count);
+    for (uint64_t o = 0; o < ROWS; o++) {
+        const uint64_t k = s->row + o;
+        const uint64_t at = s->bit + (t->order ? k / 8 * 8 + t->order[k % 8] : k) * t->bits;
+        uint64_t both = 0;
+        if (o < s->count) {
+            both = heft__le32(line + at / 32 * 4);
+            if (at % 32 + t->bits > 32) {
+                both |= (uint64_t)heft__le32(line + (at / 32 + 1) * 4) << 32;
+            }
+        }
+        zeros[o] = (float)((both >> at % 32 & mask) + t->zero_added);
+    }
+}
+
+/* One column of 16 outputs. */
+static void read_column(const struct strip *s, uint64_t column, const float zeros[ROWS],
+                        const float scales[ROWS], float dst[ROWS])
+{
+    const struct heft__turned *t = s->t;
+    const uint32_t mask = (UINT32_C(1) << t->bits) - 1;
+    uint8_t words[ROWS * 4] = {0}, more[ROWS * 4] = {0};
+    if (t->along_in) {
+        const uint64_t at = column * t->bits;
+        const unsigned shift = (unsigned)(at % 32);
+        const bool crosses = shift + t->bits > 32;
+        const uint8_t *line = s->values + at / 32 * s->value_line + s->row * 4;
+        if (s->count == ROWS) {
+            heft__nibble_lanes()->unpack16(dst, line, crosses ? line + s->value_line : NULL, shift,
+                                           mask, zeros, scales);
+            return;
+        }
+        memcpy(words, line, (size_t)s->count * 4);
+        if (crosses) {
+            memcpy(more, line + s->value_line, (size_t)s->count * 4);
+        }
+        heft__nibble_lanes()->unpack16(dst, words, crosses ? more : NULL, shift, mask, zeros,
+                                       scales);
+        return;
+    }
+    const uint8_t *line = s->values + column * s->value_line + s->row / 2; /* 4 bits */
+    for (uint64_t o = 0; o < s->count; o += 8) {
+        const uint32_t word = heft__le32(line + o / 2);
+        for (unsigned k = 0; k < 8; k++) {
+            dst[o + k] = ((float)(word >> 4 * t->order[k] & 15) - zeros[o + k]) * scales[o + k];
+        }
+    }
+}
+
+struct held { /* zeros and scales that need not be read again */
+    float zeros[GROUPS_HELD][ROWS], scales[GROUPS_HELD][ROWS];
+    bool all; /* of all groups; else slot 0 has the last one */
+    uint64_t last;
+};
+
+static void hold_groups(const struct strip *s, struct held *held)
+{
+    held->all = s->t->groups <= GROUPS_HELD;
+    held->last = UINT64_MAX;
+    for (uint64_t g = 0; held->all && g < s->t->groups; g++) {
+        read_group(s, g, held->zeros[g], held->scales[g]);
+    }
+}
+
+static size_t slot_of(const struct strip *s, struct held *held, uint64_t group)
+{
+    if (!held->all && held->last != group) {
+        read_group(s, group, held->zeros[0], held->scales[0]);
+        held->last = group;
+    }
+    return held->all ? (size_t)group : 0;
+}
+
+/* Round eight columns, and put them into their rows. */
+static void place(const heft__quant_weight *weight, const struct strip *s, uint64_t column,
+                  uint64_t count, float (*results)[ROWS], uint8_t *dst)
+{
+    const uint64_t columns = heft__quant_columns(weight);
+    const size_t width = heft_dtype_bits(weight->dtype) / 8;
+    uint8_t rounded[COLUMNS * ROWS * 4];
+    heft__cast(weight->dtype, rounded, HEFT_DTYPE_F32, results, COLUMNS * ROWS);
+    uint8_t *to = dst + (s->row * columns + column) * width;
+    if (width == 2 && count == COLUMNS && s->count == ROWS) {
+        heft__nibble_lanes()->turn16((uint16_t *)(void *)to, (size_t)columns,
+                                     (const uint16_t *)(const void *)rounded);
+        return;
+    }
+    for (uint64_t o = 0; o < s->count; o++) {
+        for (uint64_t i = 0; i < count; i++) {
+            memcpy(to + (o * columns + i) * width, rounded + (i * ROWS + o) * width, width);
+        }
+    }
+}
+
+static heft_status decode_strip(const heft__quant_weight *weight, const struct strip *s,
+                                const uint8_t *index, struct held *held, uint8_t *dst,
+                                heft_error *err)
+{
+    const struct heft__turned *t = s->t;
+    const uint64_t columns = heft__quant_columns(weight);
+    hold_groups(s, held);
+    for (uint64_t c = 0; c < columns; c += COLUMNS) {
+        const uint64_t some = columns - c < COLUMNS ? columns - c : COLUMNS;
+        float results[COLUMNS][ROWS] = {{0}};
+        for (uint64_t i = 0; i < some; i++) {
+            const uint64_t group = index ? heft__le32(index + (c + i) * 4) : (c + i) / t->group;
+            if (group >= t->groups) {
+                return heft__fail(err, HEFT_FORMAT, "g_idx[%llu] is %llu, expected less than %llu",
+                                  (unsigned long long)(c + i), (unsigned long long)group,
+                                  (unsigned long long)t->groups);
+            }
+            const size_t slot = slot_of(s, held, group);
+            read_column(s, c + i, held->zeros[slot], held->scales[slot], results[i]);
+        }
+        place(weight, s, c, some, results, dst);
+    }
+    return HEFT_OK;
+}
+
+static heft_status turned_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
+                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 heft_error *err)
+{
+    const struct heft__turned *t = weight->detail;
+    const uint64_t from = first * t->bits / 32, to = ((first + rows) * t->bits + 31) / 32;
+    struct held held;
+    struct strip s = {.t = t,
+                      .values = bytes[0],
+                      .zeros = bytes[1],
+                      .scales = bytes[2],
+                      .value_line = t->along_in ? rows * 4 : (to - from) * 4,
+                      .zero_line = (to - from) * 4,
+                      .scale_line = rows * heft_dtype_bits(t->scales) / 8,
+                      .bit = first * t->bits - from * 32};
+    heft_status status = HEFT_OK;
+    for (s.row = 0; s.row < rows && status == HEFT_OK; s.row += ROWS) {
+        s.count = rows - s.row < ROWS ? rows - s.row : ROWS;
+        status = decode_strip(weight, &s, t->indexed ? bytes[3] : NULL, &held, dst, err);
+    }
+    return status;
+}
+
+const heft__quant_layout heft__turned_layout = {.name = "words along the outputs",
+                                                .row_step = 32,
+                                                .regions = turned_regions,
+                                                .decode = turned_decode};
+
+/* ---- finding ---------------------------------------------------------------------------------- */
+static heft_status check_scales(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    if (info->rank != 2 || !info->shape[0] || !info->shape[1]) {
+        char found[HEFT__SHAPE_TEXT];
+        return heft__quant_fail(finder, i, err, "expected shape [groups, out], found %s",
+                                heft__shape_text(info->shape, info->rank, found));
+    }
+    return info->dtype == HEFT_DTYPE_F16 || info->dtype == HEFT_DTYPE_BF16 ||
+                   info->dtype == HEFT_DTYPE_F32
+               ? HEFT_OK
+               : heft__quant_fail(finder, i, err, "%s cannot be a scale",
+                                  heft_dtype_name(info->dtype));
+}
+
+/* Groups of the settings' size must be as many as there are scales. */
+static heft_status check_groups(const heft__quant_finder *finder, size_t scales, uint64_t columns,
+                                int64_t group, struct heft__turned *t, heft_error *err)
+{
+    t->groups = finder->table->infos[scales].shape[0];
+    if (group <= 0) {
+        t->group = t->groups == 1 ? columns : columns / t->groups;
+    } else {
+        t->group = (uint64_t)group < columns ? (uint64_t)group : columns;
+    }
+    const uint64_t expected = t->group ? (columns + t->group - 1) / t->group : 0;
+    return expected == t->groups
+               ? HEFT_OK
+               : heft__quant_fail(finder, scales, err,
+                                  "expected %llu groups of %llu columns, found %llu",
+                                  (unsigned long long)expected, (unsigned long long)t->group,
+                                  (unsigned long long)t->groups);
+}
+
+/* A layout that is not known: its tensors, unchecked. */
+static heft_status add_opaque(heft__quant_finder *finder, heft__quant_weight *weight, size_t i,
+                              size_t prefix, const char *why_not, heft_error *err)
+{
+    static const char *const names[] = {".qweight", ".qzeros", ".scales", ".g_idx", ".bias_zeros"};
+    for (size_t p = 0; p < sizeof names / sizeof *names; p++) {
+        weight->part[p] = heft__quant_sibling(finder->table, i, prefix, names[p]);
+    }
+    weight->why = why_not;
+    return heft__quant_add(finder, weight, err);
+}
+
+/* [lines, words] of values and [groups, words] of zero points; *in is filled. */
+static heft_status check_words(const heft__quant_finder *finder, const heft__quant_weight *weight,
+                               const struct heft__turned *t, uint64_t *in, heft_error *err)
+{
+    const heft_tensor_info *infos = finder->table->infos, *info = &infos[weight->part[VALUES]],
+                           *scales = &infos[weight->part[SCALES]];
+    const uint64_t out = scales->shape[1] < UINT32_MAX ? scales->shape[1] : 0;
+    const uint64_t lines = info->rank == 2 && info->shape[0] < UINT32_MAX ? info->shape[0] : 0;
+    *in = t->along_in ? lines * 32 / t->bits : lines;
+    if (*in == 0 || out == 0 || out * t->bits % 32 != 0 ||
+        (t->along_in && *in * t->bits % 32 != 0)) {
+        char found[HEFT__SHAPE_TEXT];
+        return heft__quant_fail(finder, weight->part[VALUES], err,
+                                "shape %s does not hold whole values of %u bits for %llu outputs",
+                                heft__shape_text(info->shape, info->rank, found), t->bits,
+                                (unsigned long long)scales->shape[1]);
+    }
+    const uint64_t words[2] = {t->along_in ? *in * t->bits / 32 : *in,
+                               t->along_in ? out : out * t->bits / 32};
+    const uint64_t zero_words[2] = {scales->shape[0], out * t->bits / 32};
+    heft_status status = heft__quant_expect(finder, weight->part[VALUES], HEFT_DTYPE_I32,
+                                            HEFT_DTYPE_NONE, words, 2, err);
+    if (status == HEFT_OK) {
+        status = heft__quant_expect(finder, weight->part[ZEROS], HEFT_DTYPE_I32, HEFT_DTYPE_NONE,
+                                    zero_words, 2, err);
+    }
+    return status == HEFT_OK && t->indexed
+               ? heft__quant_expect(finder, weight->part[GROUPS], HEFT_DTYPE_I32, HEFT_DTYPE_NONE,
+                                    in, 1, err)
+               : status;
+}
+
+heft_status heft__turned_find(heft__quant_finder *finder, size_t i, size_t prefix, int64_t bits,
+                              int64_t group, struct heft__turned *t, const char *why_not,
+                              heft_error *err)
+{
+    heft__quant_weight weight;
+    uint64_t in = 0;
+    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
+    weight.bits = (uint32_t)bits;
+    if (status == HEFT_OK && why_not) {
+        return add_opaque(finder, &weight, i, prefix, why_not, err);
+    }
+    weight.part[VALUES] = i;
+    weight.part[GROUPS] = heft__quant_sibling(finder->table, i, prefix, ".g_idx");
+    if (status == HEFT_OK) {
+        status = heft__quant_need(finder, i, prefix, ".scales", &weight.part[SCALES], err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__quant_need(finder, i, prefix, ".qzeros", &weight.part[ZEROS], err);
+    }
+    if (status == HEFT_OK) {
+        status = check_scales(finder, weight.part[SCALES], err);
+    }
+    t->bits = (uint32_t)bits;
+    t->indexed = weight.part[GROUPS] != HEFT__NO_PART;
+    if (status == HEFT_OK) {
+        status = check_words(finder, &weight, t, &in, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_groups(finder, weight.part[SCALES], in, group, t, err);
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    t->scales = finder->table->infos[weight.part[SCALES]].dtype;
+    weight.layout = &heft__turned_layout;
+    weight.detail = t;
+    weight.rank = 2;
+    weight.shape[0] = finder->table->infos[weight.part[SCALES]].shape[1];
+    weight.shape[1] = in;
+    weight.dtype = t->scales;
+    weight.group = t->groups > 1 ? t->group : 0;
+    return heft__quant_add(finder, &weight, err);
+}
