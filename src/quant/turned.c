@@ -330,6 +330,6 @@ heft_status heft__turned_find(heft__quant_finder *finder, size_t i, size_t prefi
     weight.shape[0] = finder->table->infos[weight.part[SCALES]].shape[1];
     weight.shape[1] = in;
     weight.dtype = t->scales;
-    weight.group = t->groups > 1 ? t->group : 0;
+    weight.group = t->groups > 1 || group > 0 ? t->group : 0;
     return heft__quant_add(finder, &weight, err);
 }
