@@ -5,16 +5,17 @@
  * is wanted, else into a second buffer, which is kept for what is wanted next.
  *
  *   parts that are read row by row    a tile stays in the second-level cache
- *   parts stored the other way round  a tile needs a run of each of their rows: tiles are large, so that
- *                                     runs are long
+ *   parts stored the other way round  a tile needs a run of each of their rows: where they are small they
+ *                                     are held whole, else tiles are large, so that runs are long
  *
  * A part that does not stand in its file as it is used (deflated, strided, other byte order) is held
- * whole. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and such parts.
+ * whole, too. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and the parts that are held.
  * Source: docs/formats/quantized.md. */
 #include "format/format.h"
 
 #define TILE_BYTES ((uint64_t)256 << 10)
 #define STRIDED_BYTES ((uint64_t)4 << 20)
+#define HELD_BYTES ((uint64_t)8 << 20)   /* of a part that is stored the other way round */
 #define PIECE_BYTES ((uint64_t)16 << 20) /* of elements that are read at once by one thread */
 #define ALIGNMENT 64
 
@@ -39,36 +40,65 @@ static uint64_t part_bytes(const heft__decoded *decoded, uint32_t part)
     return decoded->part[part]->size_bytes;
 }
 
-static bool is_held(const heft__decoded *decoded, uint32_t part, uint64_t *offset)
+/* The bytes of the buffer for regions. */
+static uint64_t sum_regions(const heft__quant_region *regions, size_t count)
 {
-    return !heft__tensor_is_plain(decoded->file[part], decoded->part[part], offset);
-}
-
-/* The bytes of the buffer for a tile; *strided: some part is stored the other way round. */
-static uint64_t regions_bytes(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                              bool *strided)
-{
-    heft__quant_region regions[HEFT__QUANT_REGIONS];
-    const size_t count = weight->layout->regions(weight, first, rows, regions);
     uint64_t bytes = ALIGNMENT;
     for (size_t k = 0; k < count; k++) {
         bytes += (regions[k].length * regions[k].runs + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        *strided = *strided || regions[k].runs > 1;
     }
     return bytes;
 }
 
-/* Rows of a tile: as many as stay within the bounds, a multiple of the layout's step, at least one step. */
-static uint64_t rows_of_tile(const heft__quant_weight *weight)
+/* The same for the first rows of a weight. */
+static uint64_t regions_bytes(const heft__quant_weight *weight, uint64_t rows)
 {
+    heft__quant_region regions[HEFT__QUANT_REGIONS];
+    return sum_regions(regions, weight->layout->regions(weight, 0, rows, regions));
+}
+
+/* Whether a part is stored the other way round: tiles have runs of it. */
+static bool is_turned(const heft__quant_weight *weight, uint32_t part)
+{
+    heft__quant_region regions[HEFT__QUANT_REGIONS];
+    const size_t count = weight->layout->regions(weight, 0, 1, regions);
+    for (size_t k = 0; k < count; k++) {
+        if (regions[k].part == part && regions[k].runs > 1) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether a part is read whole at once. */
+static bool is_held(const heft__decoded *decoded, uint32_t part)
+{
+    uint64_t offset;
+    return decoded->part[part] &&
+           (!heft__tensor_is_plain(decoded->file[part], decoded->part[part], &offset) ||
+            (decoded->part[part]->size_bytes <= HELD_BYTES && is_turned(decoded->weight, part)));
+}
+
+/* Whether a part is read in runs. */
+static bool has_runs(const heft__decoded *decoded)
+{
+    for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        if (decoded->part[p] && is_turned(decoded->weight, p) && !is_held(decoded, p)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Rows of a tile: as many as stay within the bounds, a multiple of the layout's step, at least one step. */
+static uint64_t rows_of_tile(const heft__decoded *decoded)
+{
+    const heft__quant_weight *weight = decoded->weight;
     const uint64_t step = weight->layout->row_step, all = heft__quant_matrix_rows(weight);
     const uint64_t row_bytes = heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
-    bool strided = false;
-    (void)regions_bytes(weight, 0, all < step ? all : step, &strided);
-    const uint64_t most = strided ? STRIDED_BYTES : TILE_BYTES;
+    const uint64_t most = has_runs(decoded) ? STRIDED_BYTES : TILE_BYTES;
     uint64_t rows = all;
-    while (rows > step &&
-           (regions_bytes(weight, 0, rows, &strided) > most || rows * row_bytes > 2 * most)) {
+    while (rows > step && (regions_bytes(weight, rows) > most || rows * row_bytes > 2 * most)) {
         rows = (rows / 2 + step - 1) / step * step;
     }
     return rows < all ? rows : all;
@@ -77,13 +107,11 @@ static uint64_t rows_of_tile(const heft__quant_weight *weight)
 uint64_t heft__decoded_heap(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
-    const uint64_t rows = rows_of_tile(weight);
-    bool strided = false;
-    uint64_t offset,
-        bytes = regions_bytes(weight, 0, rows, &strided) +
-                rows * heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
+    const uint64_t rows = rows_of_tile(decoded);
+    uint64_t bytes = 2 * regions_bytes(weight, rows) +
+                     rows * heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
     for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
-        bytes += decoded->part[p] && is_held(decoded, p, &offset) ? part_bytes(decoded, p) : 0;
+        bytes += is_held(decoded, p) ? part_bytes(decoded, p) : 0;
     }
     return bytes;
 }
@@ -91,11 +119,10 @@ uint64_t heft__decoded_heap(const heft__decoded *decoded)
 uint64_t heft__decoded_step(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
-    const uint64_t columns = heft__quant_columns(weight), tile = rows_of_tile(weight) * columns;
+    const uint64_t tile = rows_of_tile(decoded) * heft__quant_columns(weight);
     const uint64_t bytes = tile * heft_dtype_bits(weight->dtype) / 8;
-    uint64_t offset;
     for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
-        if (decoded->part[p] && is_held(decoded, p, &offset)) {
+        if (is_held(decoded, p)) {
             return UINT64_MAX; /* it would be read for each piece */
         }
     }
@@ -128,8 +155,6 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft_
 {
     const heft__quant_weight *weight = decoded->weight;
     heft__decoder *d = heft__alloc_zero(ctx, 1, sizeof *d);
-    bool strided = false;
-    uint64_t offset;
     if (!d) {
         return heft__fail_nomem(err, sizeof *d);
     }
@@ -137,9 +162,9 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft_
                          .decoded = decoded,
                          .columns = heft__quant_columns(weight),
                          .matrix_rows = heft__quant_matrix_rows(weight),
-                         .tile_rows = rows_of_tile(weight)};
+                         .tile_rows = rows_of_tile(decoded)};
     d->row_bytes = d->columns * heft_dtype_bits(weight->dtype) / 8;
-    const uint64_t bytes = regions_bytes(weight, 0, d->tile_rows, &strided);
+    const uint64_t bytes = regions_bytes(weight, d->tile_rows);
     heft_status status =
         heft__to_size(bytes, &d->parts_bytes) ? HEFT_OK : heft__fail_nomem(err, bytes);
     if (status == HEFT_OK) {
@@ -147,7 +172,7 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft_
         status = d->parts ? HEFT_OK : heft__fail_nomem(err, bytes);
     }
     for (uint32_t p = 0; p < HEFT__QUANT_PARTS && status == HEFT_OK; p++) {
-        if (decoded->part[p] && is_held(decoded, p, &offset)) {
+        if (is_held(decoded, p)) {
             status = hold_part(d, p, err);
         }
     }
@@ -193,6 +218,25 @@ static heft_status read_region(const heft__decoder *d, const heft__quant_region 
     return heft__add_path(status, err, heft__input_path(file->source));
 }
 
+/* Room for the regions: a tile that begins within a block of scales may need more than the first one. */
+static heft_status reserve_parts(heft__decoder *d, const heft__quant_region *regions, size_t count,
+                                 heft_error *err)
+{
+    const uint64_t bytes = sum_regions(regions, count);
+    size_t wanted;
+    if (bytes <= d->parts_bytes) {
+        return HEFT_OK;
+    }
+    uint8_t *parts = heft__to_size(bytes, &wanted) ? heft__alloc(d->ctx, wanted) : NULL;
+    if (!parts) {
+        return heft__fail_nomem(err, bytes);
+    }
+    heft__free(d->ctx, d->parts, d->parts_bytes);
+    d->parts = parts;
+    d->parts_bytes = wanted;
+    return HEFT_OK;
+}
+
 /* Rows first .. first + rows - 1, of one tile, into dst. */
 static heft_status decode_rows(heft__decoder *d, uint64_t first, uint64_t rows, void *dst,
                                heft_error *err)
@@ -201,10 +245,13 @@ static heft_status decode_rows(heft__decoder *d, uint64_t first, uint64_t rows, 
     heft__quant_region regions[HEFT__QUANT_REGIONS];
     const uint8_t *bytes[HEFT__QUANT_REGIONS] = {NULL};
     const size_t count = weight->layout->regions(weight, first, rows, regions);
+    heft_status status = reserve_parts(d, regions, count, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     const uintptr_t start = (uintptr_t)d->parts,
                     aligned = (start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     uint8_t *to = d->parts + (aligned - start);
-    heft_status status = HEFT_OK;
     for (size_t k = 0; k < count && status == HEFT_OK; k++) {
         const uint64_t length = regions[k].length * regions[k].runs;
         bytes[k] = to;

@@ -66,13 +66,37 @@ static size_t module_length(const char *name)
     return dot ? (size_t)(dot - name) + 1 : 0;
 }
 
+/* The bias of a quantized module that is plain in its family; HEFT__NO_TENSOR: none, or the family has it. */
+static size_t find_bias(struct packer *p, const heft__quant_weight *weight,
+                        const heft_parameter *parameter, size_t above)
+{
+    const heft_checkpoint *ckpt = p->source->ckpt;
+    const size_t ours = module_length(parameter->name);
+    char *name = heft__arena_format(&p->arena, "%.*sbias", (int)above, weight->name),
+         *known = heft__arena_format(&p->arena, "%.*sbias", (int)ours, parameter->name);
+    if (!name || !known || strcmp(weight->name + above, "weight") != 0 ||
+        heft_model_find(p->plain, known) != SIZE_MAX) {
+        return HEFT__NO_TENSOR;
+    }
+    const size_t found = heft_checkpoint_find(ckpt, name);
+    return found != SIZE_MAX && p->source->quant.owner[found] == HEFT__NO_PART ? found
+                                                                               : HEFT__NO_TENSOR;
+}
+
+static heft_parameter_spec spec_of(const struct packer *p, size_t tensor, size_t above)
+{
+    const heft_tensor_info *info = &p->source->ckpt->infos[tensor];
+    return (heft_parameter_spec){
+        .name = info->name + above, .dtype = info->dtype, .rank = info->rank, .shape = info->shape};
+}
+
 static heft_status pack_weight(struct packer *p, size_t w, heft__packed *out, heft_error *err)
 {
     const heft__quant_weight *weight = &p->source->quant.weights[w];
     const heft_parameter *parameter = &p->plain->parameters[p->parameters[w]];
     const size_t begin = p->first[w], count = p->first[w + 1] - begin,
                  above = module_length(weight->name);
-    heft_parameter_spec *list = heft__arena_array(&p->arena, count, sizeof *list);
+    heft_parameter_spec *list = heft__arena_array(&p->arena, count + 1, sizeof *list);
     if (!list) {
         return heft__fail_nomem(err, count * sizeof *list);
     }
@@ -86,13 +110,13 @@ static heft_status pack_weight(struct packer *p, size_t w, heft__packed *out, he
         return heft__add_item(status, err, weight->name);
     }
     for (size_t k = 0; k < count; k++) {
-        const heft_tensor_info *info = &p->source->ckpt->infos[p->members[begin + k]];
-        list[k] = (heft_parameter_spec){.name = info->name + above,
-                                        .dtype = info->dtype,
-                                        .rank = info->rank,
-                                        .shape = info->shape};
+        list[k] = spec_of(p, p->members[begin + k], above);
     }
-    *out = (heft__packed){.list = list, .count = count};
+    const size_t bias = find_bias(p, weight, parameter, above);
+    if (bias != HEFT__NO_TENSOR) {
+        list[count] = spec_of(p, bias, above);
+    }
+    *out = (heft__packed){.list = list, .count = count + (bias != HEFT__NO_TENSOR)};
     return HEFT_OK;
 }
 

@@ -61,6 +61,48 @@ static heft_status find_settings(heft_source *source, heft_error *err)
     return status;
 }
 
+/* ---- shapes that only the model has ------------------------------------------------------------ */
+struct shapes {
+    const heft_source *source;
+    heft_model *model; /* made when it is first asked; NULL: not made yet, or it cannot be */
+    bool tried;
+};
+
+static bool shape_of(void *user, const char *name, uint64_t shape[2])
+{
+    struct shapes *s = user;
+    const heft_config *config = s->source->config;
+    heft_error why = {0};
+    size_t i = SIZE_MAX;
+    if (!s->tried && config &&
+        heft_model_new(s->source->ctx, config, s->source->asked_class, HEFT_DTYPE_NONE, &s->model,
+                       &why) != HEFT_OK) {
+        s->model = NULL;
+    }
+    s->tried = true;
+    if (s->model) {
+        i = heft_model_find(s->model, name);
+    }
+    if (s->model && i == SIZE_MAX && heft__match_names(s->model, &name, 1, &i, &why) != HEFT_OK) {
+        i = SIZE_MAX;
+    }
+    if (i == SIZE_MAX || s->model->parameters[i].rank != 2) {
+        return false;
+    }
+    memcpy(shape, s->model->parameters[i].shape, 2 * sizeof *shape);
+    return true;
+}
+
+/* Settings for as long as `shapes` is there. */
+static heft__quant_settings with_shapes(const heft_source *source, struct shapes *shapes)
+{
+    heft__quant_settings settings = source->quant_settings;
+    *shapes = (struct shapes){.source = source};
+    settings.shape_of = shape_of;
+    settings.user = shapes;
+    return settings;
+}
+
 /* What heft_source_quantization() says. */
 static void tell_about(heft_source *source)
 {
@@ -76,14 +118,17 @@ static void tell_about(heft_source *source)
 heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, heft_error *err)
 {
     heft_error why = {0};
+    struct shapes shapes;
     if (!source->ckpt) {
         return HEFT_OK;
     }
     heft_status status = find_settings(source, &why);
     source->quant_settings.model_dtype = heft__choose_dtype(source->ckpt, source->config, dtype);
     if (status == HEFT_OK) {
-        status = heft__checkpoint_find_quantized(source->ckpt, &source->arena,
-                                                 &source->quant_settings, &source->quant, &why);
+        const heft__quant_settings settings = with_shapes(source, &shapes);
+        status = heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings,
+                                                 &source->quant, &why);
+        heft_model_free(shapes.model);
     }
     if (status != HEFT_OK) {
         source->no_quant = why;
@@ -101,8 +146,10 @@ heft_status heft__source_dequantize(heft_source *source, heft_error *err)
     if (!source->ckpt || (source->no_quant.status == HEFT_OK && !source->quant.method)) {
         return HEFT_OK; /* nothing is quantized */
     }
-    heft_status status =
-        heft__checkpoint_dequantized(source->ckpt, &source->quant_settings, &view, err);
+    struct shapes shapes;
+    const heft__quant_settings settings = with_shapes(source, &shapes);
+    heft_status status = heft__checkpoint_dequantized(source->ckpt, &settings, &view, err);
+    heft_model_free(shapes.model);
     if (status != HEFT_OK) {
         return status;
     }

@@ -1,4 +1,5 @@
-/* nibble_lanes.c - looking up half-byte values in a table of 16.
+/* nibble_lanes.c - loops over half-byte values: looking them up in a table of 16, and computing and turning
+ * those that are stored the other way round.
  *
  * All 4-bit layouts have few scales beside many values: a group of 32 or more values with one scale has
  * 16 possible results. They are computed and rounded once, and the values are looked up. Where there are
@@ -112,5 +113,109 @@ static void unpack16(float *restrict dst, const uint8_t *restrict words,
     }
 }
 
-const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {
-    .lookup16 = lookup16, .turn16 = turn16, .unpack16 = unpack16};
+/* ---- eight columns of 16 outputs as float16 ----------------------------------------------------- */
+#if defined(__AVX512F__)
+static __m512i sixteen(const uint8_t *words)
+{
+    return _mm512_loadu_si512(words);
+}
+static __m512i pair(const uint8_t *words)
+{
+    uint32_t two[2];
+    memcpy(two, words, sizeof two);
+    return _mm512_inserti64x4(_mm512_set1_epi32((int)two[0]), _mm256_set1_epi32((int)two[1]), 1);
+}
+static void column(uint16_t *dst, __m512i values, const float *zeros, const float *scales)
+{
+    const __m512 q = _mm512_cvtepi32_ps(_mm512_and_si512(values, _mm512_set1_epi32(15)));
+    const __m512 w =
+        _mm512_mul_ps(_mm512_sub_ps(q, _mm512_loadu_ps(zeros)), _mm512_loadu_ps(scales));
+    _mm256_storeu_si256((__m256i *)(void *)dst,
+                        _mm512_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__AVX2__)
+static void half_column(uint16_t *dst, __m256i values, const float *zeros, const float *scales)
+{
+    const __m256 q = _mm256_cvtepi32_ps(_mm256_and_si256(values, _mm256_set1_epi32(15)));
+    const __m256 w =
+        _mm256_mul_ps(_mm256_sub_ps(q, _mm256_loadu_ps(zeros)), _mm256_loadu_ps(scales));
+    _mm_storeu_si128((__m128i *)(void *)dst,
+                     _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+static void plain_column(uint16_t *dst, const uint32_t values[16], const float *zeros,
+                         const float *scales)
+{
+    float results[16];
+    for (size_t o = 0; o < 16; o++) {
+        results[o] = ((float)(int32_t)(values[o] & 15) - zeros[o]) * scales[o];
+    }
+    heft__cast(HEFT_DTYPE_F16, dst, HEFT_DTYPE_F32, results, 16);
+}
+#endif
+
+static void along_in(uint16_t *restrict dst, const uint8_t *restrict words,
+                     const float *const zeros[8], const float *const scales[8])
+{
+#if defined(__AVX512F__)
+    const __m512i all = sixteen(words);
+    for (unsigned i = 0; i < 8; i++) {
+        column(dst + 16 * i, _mm512_srli_epi32(all, 4 * i), zeros[i], scales[i]);
+    }
+#elif defined(__AVX2__)
+    for (unsigned h = 0; h < 16; h += 8) {
+        const __m256i all = _mm256_loadu_si256((const __m256i *)(const void *)(words + 4 * h));
+        for (unsigned i = 0; i < 8; i++) {
+            half_column(dst + 16 * i + h, _mm256_srli_epi32(all, (int)(4 * i)), zeros[i] + h,
+                        scales[i] + h);
+        }
+    }
+#else
+    for (unsigned i = 0; i < 8; i++) {
+        uint32_t values[16];
+        for (size_t o = 0; o < 16; o++) {
+            values[o] = heft__le32(words + 4 * o) >> 4 * i;
+        }
+        plain_column(dst + 16 * i, values, zeros[i], scales[i]);
+    }
+#endif
+}
+
+static void along_out(uint16_t *restrict dst, const uint8_t *restrict words, size_t stride,
+                      const uint8_t order[8], const float *const zeros[8],
+                      const float *const scales[8])
+{
+#if defined(__AVX512F__)
+    const __m256i half = _mm256_slli_epi32(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)order)), 2);
+    const __m512i shifts = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
+    for (unsigned i = 0; i < 8; i++) {
+        column(dst + 16 * i, _mm512_srlv_epi32(pair(words + i * stride), shifts), zeros[i],
+               scales[i]);
+    }
+#elif defined(__AVX2__)
+    const __m256i shifts = _mm256_slli_epi32(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)order)), 2);
+    for (unsigned i = 0; i < 8; i++) {
+        for (unsigned h = 0; h < 16; h += 8) {
+            const __m256i word = _mm256_set1_epi32((int)heft__le32(words + i * stride + h / 2));
+            half_column(dst + 16 * i + h, _mm256_srlv_epi32(word, shifts), zeros[i] + h,
+                        scales[i] + h);
+        }
+    }
+#else
+    for (unsigned i = 0; i < 8; i++) {
+        uint32_t values[16];
+        for (size_t o = 0; o < 16; o++) {
+            values[o] = heft__le32(words + i * stride + o / 8 * 4) >> 4 * order[o % 8];
+        }
+        plain_column(dst + 16 * i, values, zeros[i], scales[i]);
+    }
+#endif
+}
+
+const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {.lookup16 = lookup16,
+                                                                   .turn16 = turn16,
+                                                                   .unpack16 = unpack16,
+                                                                   .along_in = along_in,
+                                                                   .along_out = along_out};

@@ -235,6 +235,15 @@ struct heft__nibble_lanes {
     void (*unpack16)(float *restrict dst, const uint8_t *restrict words,
                      const uint8_t *restrict more, unsigned shift, uint32_t mask,
                      const float *restrict zeros, const float *restrict scales);
+    /* Eight columns of 16 outputs of 4 bits, rounded to float16: dst[i * 16 + o]. zeros and scales: of 16
+     * outputs, for each column. Along `in`: 16 words, each with the eight columns of an output. Along `out`:
+     * for each column two words, `stride` bytes after those of the column before, each with eight outputs,
+     * of which output o is in half-byte order[o]. */
+    void (*along_in)(uint16_t *restrict dst, const uint8_t *restrict words,
+                     const float *const zeros[8], const float *const scales[8]);
+    void (*along_out)(uint16_t *restrict dst, const uint8_t *restrict words, size_t stride,
+                      const uint8_t order[8], const float *const zeros[8],
+                      const float *const scales[8]);
 };
 extern const struct heft__nibble_lanes heft__nibble_lanes_base;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;

@@ -49,6 +49,7 @@ static size_t turned_regions(const heft__quant_weight *weight, uint64_t first, u
 /* ---- 16 rows ---------------------------------------------------------------------------------- */
 struct strip {
     const struct heft__turned *t;
+    const struct heft__nibble_lanes *lanes;
     const uint8_t *values, *zeros, *scales;     /* of the tile */
     uint64_t value_line, zero_line, scale_line; /* bytes of one line of each */
     uint64_t row, count;                        /* first row in the tile; rows, at most 16 */
@@ -92,16 +93,15 @@ static void read_column(const struct strip *s, uint64_t column, const float zero
         const bool crosses = shift + t->bits > 32;
         const uint8_t *line = s->values + at / 32 * s->value_line + s->row * 4;
         if (s->count == ROWS) {
-            heft__nibble_lanes()->unpack16(dst, line, crosses ? line + s->value_line : NULL, shift,
-                                           mask, zeros, scales);
+            s->lanes->unpack16(dst, line, crosses ? line + s->value_line : NULL, shift, mask, zeros,
+                               scales);
             return;
         }
         memcpy(words, line, (size_t)s->count * 4);
         if (crosses) {
             memcpy(more, line + s->value_line, (size_t)s->count * 4);
         }
-        heft__nibble_lanes()->unpack16(dst, words, crosses ? more : NULL, shift, mask, zeros,
-                                       scales);
+        s->lanes->unpack16(dst, words, crosses ? more : NULL, shift, mask, zeros, scales);
         return;
     }
     const uint8_t *line = s->values + column * s->value_line + s->row / 2; /* 4 bits */
@@ -147,8 +147,8 @@ static void place(const heft__quant_weight *weight, const struct strip *s, uint6
     heft__cast(weight->dtype, rounded, HEFT_DTYPE_F32, results, COLUMNS * ROWS);
     uint8_t *to = dst + (s->row * columns + column) * width;
     if (width == 2 && count == COLUMNS && s->count == ROWS) {
-        heft__nibble_lanes()->turn16((uint16_t *)(void *)to, (size_t)columns,
-                                     (const uint16_t *)(const void *)rounded);
+        s->lanes->turn16((uint16_t *)(void *)to, (size_t)columns,
+                         (const uint16_t *)(const void *)rounded);
         return;
     }
     for (uint64_t o = 0; o < s->count; o++) {
@@ -158,27 +158,68 @@ static void place(const heft__quant_weight *weight, const struct strip *s, uint6
     }
 }
 
+/* The group of a column. */
+static heft_status find_group(const struct heft__turned *t, const uint8_t *index, uint64_t column,
+                              uint64_t *group, heft_error *err)
+{
+    *group = index ? heft__le32(index + column * 4) : column / t->group;
+    return *group < t->groups
+               ? HEFT_OK
+               : heft__fail(err, HEFT_FORMAT, "g_idx[%llu] is %llu, expected less than %llu",
+                            (unsigned long long)column, (unsigned long long)*group,
+                            (unsigned long long)t->groups);
+}
+
+/* Eight columns of 16 rows that are whole, of 4 bits in float16: all in vectors. */
+static void decode_block(const heft__quant_weight *weight, const struct strip *s, uint64_t column,
+                         const float *const zeros[COLUMNS], const float *const scales[COLUMNS],
+                         uint8_t *dst)
+{
+    const struct heft__nibble_lanes *lanes = s->lanes;
+    const uint64_t columns = heft__quant_columns(weight);
+    uint16_t results[COLUMNS * ROWS];
+    if (s->t->along_in) {
+        lanes->along_in(results, s->values + column / 8 * s->value_line + s->row * 4, zeros,
+                        scales);
+    } else {
+        lanes->along_out(results, s->values + column * s->value_line + s->row / 2,
+                         (size_t)s->value_line, s->t->order, zeros, scales);
+    }
+    lanes->turn16((uint16_t *)(void *)(dst + (s->row * columns + column) * 2), (size_t)columns,
+                  results);
+}
+
 static heft_status decode_strip(const heft__quant_weight *weight, const struct strip *s,
                                 const uint8_t *index, struct held *held, uint8_t *dst,
                                 heft_error *err)
 {
     const struct heft__turned *t = s->t;
     const uint64_t columns = heft__quant_columns(weight);
+    const bool quick = t->bits == 4 && weight->dtype == HEFT_DTYPE_F16 && s->count == ROWS;
     hold_groups(s, held);
     for (uint64_t c = 0; c < columns; c += COLUMNS) {
         const uint64_t some = columns - c < COLUMNS ? columns - c : COLUMNS;
+        const bool block = quick && held->all && some == COLUMNS;
+        const float *zeros[COLUMNS], *scales[COLUMNS];
         float results[COLUMNS][ROWS] = {{0}};
         for (uint64_t i = 0; i < some; i++) {
-            const uint64_t group = index ? heft__le32(index + (c + i) * 4) : (c + i) / t->group;
-            if (group >= t->groups) {
-                return heft__fail(err, HEFT_FORMAT, "g_idx[%llu] is %llu, expected less than %llu",
-                                  (unsigned long long)(c + i), (unsigned long long)group,
-                                  (unsigned long long)t->groups);
+            uint64_t group;
+            const heft_status status = find_group(t, index, c + i, &group, err);
+            if (status != HEFT_OK) {
+                return status;
             }
             const size_t slot = slot_of(s, held, group);
-            read_column(s, c + i, held->zeros[slot], held->scales[slot], results[i]);
+            zeros[i] = held->zeros[slot];
+            scales[i] = held->scales[slot];
+            if (!block) {
+                read_column(s, c + i, zeros[i], scales[i], results[i]);
+            }
         }
-        place(weight, s, c, some, results, dst);
+        if (block) {
+            decode_block(weight, s, c, zeros, scales, dst);
+        } else {
+            place(weight, s, c, some, results, dst);
+        }
     }
     return HEFT_OK;
 }
@@ -191,6 +232,7 @@ static heft_status turned_decode(const heft__quant_weight *weight, uint64_t firs
     const uint64_t from = first * t->bits / 32, to = ((first + rows) * t->bits + 31) / 32;
     struct held held;
     struct strip s = {.t = t,
+                      .lanes = heft__nibble_lanes(),
                       .values = bytes[0],
                       .zeros = bytes[1],
                       .scales = bytes[2],
