@@ -105,7 +105,7 @@ void heft__match_fini(const heft_model *model, heft__match *match);
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
                                 heft_dtype dtype, heft_model **out, heft_error *err);
 
-/* ---- packed.c: a model whose weights stay quantized ---------------------------------------------- */
+/* ---- packed_model.c: a model whose weights stay quantized ---------------------------------------------- */
 /* The model of a recipe, with what the source has in the place of the weights that it stores quantized.
  * FORMAT for a weight whose shape is not the model's. */
 heft_status heft__packed_model(const heft_source *source, const heft__recipe *recipe,

@@ -1,4 +1,4 @@
-/* packed.c - the skeleton of a model whose weights stay quantized.
+/* packed_model.c - the skeleton of a model whose weights stay quantized.
  *
  * The family lists plain weights. Which of them the checkpoint stores quantized is found by the names that
  * these would have, with the rules of every other key (match.c). The skeleton is then built a second time,
