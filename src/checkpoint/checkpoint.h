@@ -323,10 +323,11 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
                                      heft_write_report **report, heft_error *err);
 /* As heft_source_verify(), for a survey with any findings; options of this version. variant: of the
  * names beside which nothing stale may lie; NULL for none. config: the error of reading config.json;
- * NULL or HEFT_OK for none. */
+ * quant: of looking for quantized weights; NULL or HEFT_OK for none. */
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
-                                    const heft_error *config, const heft_verify_options *options,
-                                    heft_verify_report **report, heft_error *err);
+                                    const heft_error *config, const heft_error *quant,
+                                    const heft_verify_options *options, heft_verify_report **report,
+                                    heft_error *err);
 /* `beyond` and twice the bytes of the files; UINT64_MAX if it is more. (open.c) */
 uint64_t heft__checkpoint_allowance(const heft_checkpoint *ckpt, uint64_t beyond);
 

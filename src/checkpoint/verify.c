@@ -20,6 +20,7 @@ struct inspection {
     const heft_verify_options *options;
     const char *variant;
     const heft_error *config; /* that reading config.json gave, or NULL */
+    const heft_error *quant;  /* that looking for quantized weights gave, or NULL */
     struct report_memory *memory;
     heft__arena *arena;      /* the report's */
     heft__findings findings; /* beside those of the survey */
@@ -46,6 +47,15 @@ static heft_status check_config(struct inspection *v, heft_error *err)
     const bool wrong =
         v->config && v->config->status != HEFT_OK && v->config->status != HEFT_NOT_FOUND;
     return wrong ? heft__find_failure(&v->findings, "config", "config.json", v->config, err)
+                 : HEFT_OK;
+}
+
+/* Quantized weights that contradict each other or the settings. */
+static heft_status check_quantized(struct inspection *v, heft_error *err)
+{
+    const bool wrong = v->quant && v->quant->status != HEFT_OK;
+    return wrong ? heft__find_failure(&v->findings, "quantization", heft__path_base(v->quant->path),
+                                      v->quant, err)
                  : HEFT_OK;
 }
 
@@ -258,6 +268,9 @@ static heft_status inspect(struct inspection *v, heft_error *err)
     if (status == HEFT_OK) {
         status = check_config(v, err);
     }
+    if (status == HEFT_OK) {
+        status = check_quantized(v, err);
+    }
     if (status == HEFT_OK &&
         (v->options->deep || v->options->manifest || v->options->write_manifest)) {
         v->scratch_bytes = HEFT__PIECE_BYTES;
@@ -312,12 +325,17 @@ static heft_status publish(struct inspection *v, heft_error *err)
 }
 
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
-                                    const heft_error *config, const heft_verify_options *options,
-                                    heft_verify_report **report, heft_error *err)
+                                    const heft_error *config, const heft_error *quant,
+                                    const heft_verify_options *options, heft_verify_report **report,
+                                    heft_error *err)
 {
     heft_ctx *ctx = survey->ctx;
-    struct inspection v = {
-        .ctx = ctx, .survey = survey, .options = options, .variant = variant, .config = config};
+    struct inspection v = {.ctx = ctx,
+                           .survey = survey,
+                           .options = options,
+                           .variant = variant,
+                           .config = config,
+                           .quant = quant};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);

@@ -53,7 +53,8 @@ static heft_status find_settings(heft_source *source, heft_error *err)
         status = read_beside(source, file->name, &source->quant_file, err);
         if (source->quant_file) {
             const heft__json_value *root = source->quant_file->root;
-            const heft__json_value *inner = object_of(heft__json_member(root, file->key));
+            const heft__json_value *inner =
+                file->key ? object_of(heft__json_member(root, file->key)) : NULL;
             settings->config = inner ? inner : root;
             settings->path = source->quant_file->path;
         }

@@ -368,7 +368,7 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
     }
     if (status == HEFT_OK) {
         status = heft__checkpoint_verify(source->survey, source->variant, &source->no_config,
-                                         &taken, report, err);
+                                         &source->no_quant, &taken, report, err);
     }
     return heft__add_path(status, err, source->path);
 }

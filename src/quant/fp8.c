@@ -93,7 +93,13 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         block[0] = rows ? 1 : 0;
         block[1] = rows ? info->shape[1] : 0;
     }
-    if (status == HEFT_OK) {
+    const bool unsure = !finder->settings->config && !block[0] && grid->size_bytes > 4;
+    if (status == HEFT_OK && unsure) {
+        weight.why = "no config says how large the blocks of its scales are";
+        weight.part[0] = i;
+        weight.part[1] = scales;
+        weight.bits = 8;
+    } else if (status == HEFT_OK) {
         status =
             heft__quant_scaled(finder, &weight, i, scales, HEFT__NO_PART, block[0], block[1], err);
     }

@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# test_quantized - weights that are stored quantized: they are named, loaded as they are, or dequantized.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+data=$source_dir/tests/data/quant
+
+# equal TENSORS OF TWO FILES: names, dtypes, shapes and bytes; the rest of the header may differ
+equal() {
+    python3 - "$1" "$2" <<'END'
+import json, struct, sys
+def read(path):
+    blob = open(path, "rb").read()
+    length = struct.unpack("<Q", blob[:8])[0]
+    header = json.loads(blob[8:8 + length])
+    header.pop("__metadata__", None)
+    return {name: (t["dtype"], t["shape"], blob[8 + length + t["data_offsets"][0]:8 + length + t["data_offsets"][1]])
+            for name, t in header.items()}
+left, right = read(sys.argv[1]), read(sys.argv[2])
+assert left.keys() == right.keys(), sorted(left.keys() ^ right.keys())
+different = [name for name in left if left[name] != right[name]]
+assert not different, different
+END
+}
+
+# edited FOLDER EXPRESSION: change config.json, which is `c`, and the tensors t: {name: (dtype, shape, bytes)}
+edited() {
+    python3 - "$1" "$2" <<'END'
+import json, struct, sys
+folder = sys.argv[1]
+blob = open(folder + "/model.safetensors", "rb").read()
+length = struct.unpack("<Q", blob[:8])[0]
+header = json.loads(blob[8:8 + length])
+header.pop("__metadata__", None)
+t = {n: (v["dtype"], v["shape"], blob[8 + length + v["data_offsets"][0]:8 + length + v["data_offsets"][1]]) for n, v in header.items()}
+c = json.load(open(folder + "/config.json"))
+exec(sys.argv[2])
+at, header, data = 0, {}, b""
+for name, (dtype, shape, raw) in t.items():
+    header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
+    at += len(raw)
+    data += raw
+head = json.dumps(header).encode()
+open(folder + "/model.safetensors", "wb").write(struct.pack("<Q", len(head)) + head + data)
+json.dump(c, open(folder + "/config.json", "w"))
+END
+}
+fresh() { # fresh CASE: a copy to be edited, in $work/edited
+    rm -rf "$work/edited"
+    cp -r "$data/$1" "$work/edited"
+}
+
+for folder in "$data"/*/; do
+    case=$(basename "$folder")
+    # named, and nothing missing, random, or cast
+    run 0 inspect "$folder" --json
+    is_json
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false[}]'
+    run 0 load "$folder" --strict --json
+    has missing '[]'
+    has initialized '[]'
+    run 0 load "$folder" --strict
+    shows "$out" '^quantized    [a-z0-9-]+, [2348] bits,.* [0-9]+ weights$'
+    # what a plan counts is what the file has
+    run 0 plan "$folder" --json
+    # the values of the method's own library, in one file and in shards of a pickle
+    run 0 convert "$folder" "$work/$case" --dequantize
+    equal "$work/$case/model.safetensors" "$folder/expected.safetensors"
+    lacks "$work/$case/config.json" quantization_config
+    [ ! -e "$work/$case/quanto_qmap.json" ] || fail "$case: quanto_qmap.json was kept"
+    run 0 convert "$folder" "$work/bin" --dequantize --format bin --max-shard-size 20KB
+    run 0 convert "$work/bin" "$work/back"
+    run 0 convert "$work/back" "$work/whole" --max-shard-size 1GB
+    run 0 load "$work/bin" -q
+    rm -rf "$work/bin" "$work/back" "$work/whole"
+    run 0 load "$folder" --dequantize --touch --json
+    has missing '[]'
+    shows "$out" '"dequantized": true'
+    # a conversion with a cast leaves what is packed as it is
+    run 0 convert "$folder" "$work/cast" --dtype float32
+    run 0 load "$work/cast" --json
+    has missing '[]'
+    run 0 convert "$work/cast" "$work/again" --dequantize --dtype float32
+    # casting packed weights is refused, with both ways out
+    fails 7 'the weights are quantized .* load them without a dtype, as they are, or dequantize them' load "$folder" --dtype float64
+    rm -rf "$work/${case:?}" "$work/cast" "$work/again"
+done
+
+# only the quantization decides: a copy of the shared dequantized weights is not that of other settings
+fresh gptq_4bit
+run 0 load "$work/edited" --dequantize --mode shared
+edited "$work/edited" 'c["quantization_config"]["checkpoint_format"] = "gptq_v2"'
+run 0 convert "$work/edited" "$work/v2" --dequantize
+if equal "$work/v2/model.safetensors" "$data/gptq_4bit/expected.safetensors" 2>/dev/null; then
+    fail "gptq_v2 gives the values of gptq"
+fi
+rm -rf "$work/v2"
+
+# settings beside the config
+fresh gptq_4bit
+edited "$work/edited" 'json.dump(c.pop("quantization_config"), open(folder + "/quantize_config.json", "w"))'
+run 0 convert "$work/edited" "$work/beside" --dequantize
+equal "$work/beside/model.safetensors" "$data/gptq_4bit/expected.safetensors"
+[ ! -e "$work/beside/quantize_config.json" ] || fail "quantize_config.json was kept"
+rm -rf "$work/beside"
+# no settings at all: recognized by the tensors; what they do not say is not guessed
+fresh fp8_block
+edited "$work/edited" 'c.pop("quantization_config")'
+run 0 inspect "$work/edited"
+shows "$out" '^quantized   fp8, 8 bits'
+run 0 load "$work/edited" --strict -q
+fails 7 'cannot be dequantized: no config says how large' load "$work/edited" --dequantize
+fresh gptq_4bit
+edited "$work/edited" 'c.pop("quantization_config")'
+run 0 load "$work/edited" --strict -q
+fails 7 'cannot be dequantized: no config says' load "$work/edited" --dequantize
+# a method that nobody here has heard of: its name, for what would need it
+edited "$work/edited" 'c["quantization_config"] = {"quant_method": "hqq3"}'
+fails 7 'quantized with "hqq3"' load "$work/edited"
+fails 7 'quantized with "hqq3"' load "$work/edited" --dequantize
+fails 7 'quantized with "hqq3"' convert "$work/edited" "$work/never" --dtype float32
+[ ! -e "$work/never" ] || fail "something was written"
+run 0 inspect "$work/edited"
+shows "$out" '^quantized   hqq3, a method that heft does not know$'
+run 0 convert "$work/edited" "$work/copy"
+equal "$work/copy/model.safetensors" "$work/edited/model.safetensors"
+run 0 verify "$work/edited"
+rm -rf "$work/copy"
+
+# what contradicts itself is told, and nothing is guessed
+bad() { # bad CASE EXPRESSION ITEM WORDS: of load, dequantized or not
+    fresh "$1"
+    edited "$work/edited" "$2"
+    fails 5 "$3.*: $4" load "$work/edited"
+    fails 5 "$3.*: $4" load "$work/edited" --dequantize
+    run 1 verify "$work/edited"
+    shows "$out" '^quantization: '
+    run 0 inspect "$work/edited"
+}
+q=model.layers.0.self_attn.q_proj
+bad gptq_4bit "del t['$q.scales']" "$q.qweight" 'quantized weight \(gptq\): the tensor .*scales'
+bad gptq_4bit "t['$q.g_idx'] = ('I32', [4], bytes(16))" "$q.g_idx" '.*expected shape \[64\], found \[4\]'
+bad gptq_4bit "c['quantization_config']['group_size'] = 48" '.*scales' '.*expected 2 groups of 48 columns, found|.*expected 3 groups'
+bad gptq_4bit "c['quantization_config']['bits'] = 8" '.*' '.*expected|.*shape'
+bad gptq_4bit "c['quantization_config']['bits'] = 'four'" 'bits' 'expected an integer from 1 to 8'
+bad awq_4bit "t['$q.qzeros'] = ('I32', [1, 8], bytes(32))" "$q.qzeros" '.*expected shape'
+bad fp8_block "del t['$q.weight_scale_inv']" "$q.weight" '.*weight_scale_inv'
+bad fp8_block "t['$q.weight_scale_inv'] = ('F32', [3, 1], bytes(12))" "$q.weight_scale_inv" '.*expected shape \[1, 1\], found \[3, 1\]'
+bad fp8_block "c['quantization_config']['weight_block_size'] = [128]" 'weight_block_size' 'expected a list of two counts'
+bad bnb_nf4 "t['$q.weight.quant_state.bitsandbytes__nf4'] = ('U8', [2], b'{]')" "$q.weight.quant_state" '.*malformed JSON'
+bad bnb_nf4 "del t['$q.weight.absmax']" "$q.weight.quant_state" '.*absmax'
+bad bnb_nf4 "t['$q.weight'] = ('U8', [16, 1], bytes(16))" "$q.weight" '.*expected [0-9]+ bytes'
+bad ct_int4_pack "t['$q.weight_shape'] = ('I64', [2], struct.pack('<qq', 64, 999))" "$q.weight_packed" '.*expected shape'
+bad ct_nvfp4 "del t['$q.weight_global_scale']" "$q.weight_packed" '.*weight_global_scale'
+bad mxfp4 "t['model.layers.0.mlp.experts.down_proj_scales'] = ('U8', [4, 64, 3], bytes(768))" 'down_proj_scales' '.*expected shape'
+bad bnb_int8 "t['$q.SCB'] = ('F32', [7], bytes(28))" "$q.SCB" '.*expected shape \[64\], found \[7\]'
+# an index out of range is seen when the values are computed
+fresh gptq_4bit
+edited "$work/edited" "t['$q.g_idx'] = ('I32', [64], struct.pack('<i', 9) * 64)"
+fails 5 'q_proj.weight: g_idx\[0\] is 9, expected less than 2' load "$work/edited" --dequantize
+fails 5 'g_idx\[0\] is 9' convert "$work/edited" "$work/never" --dequantize
+[ ! -e "$work/never" ] || fail "something was written"
