@@ -69,29 +69,41 @@ struct shapes {
     bool tried;
 };
 
-static bool shape_of(void *user, const char *name, uint64_t shape[2])
+/* Without memory it is an error; any other failure means that no model has it. */
+static heft_status give_up(heft_status status, const heft_error *why, heft_error *err)
+{
+    if (status == HEFT_NOMEM && err) {
+        *err = *why;
+    }
+    return status == HEFT_NOMEM ? status : HEFT_OK;
+}
+
+static heft_status shape_of(void *user, const char *name, uint64_t shape[2], bool *known,
+                            heft_error *err)
 {
     struct shapes *s = user;
     const heft_config *config = s->source->config;
     heft_error why = {0};
     size_t i = SIZE_MAX;
-    if (!s->tried && config &&
-        heft_model_new(s->source->ctx, config, s->source->asked_class, HEFT_DTYPE_NONE, &s->model,
-                       &why) != HEFT_OK) {
-        s->model = NULL;
+    heft_status status = HEFT_OK;
+    *known = false;
+    if (!s->tried && config) {
+        status = heft_model_new(s->source->ctx, config, s->source->asked_class, HEFT_DTYPE_NONE,
+                                &s->model, &why);
     }
     s->tried = true;
-    if (s->model) {
-        i = heft_model_find(s->model, name);
+    if (status != HEFT_OK || !s->model) {
+        return give_up(status, &why, err);
     }
-    if (s->model && i == SIZE_MAX && heft__match_names(s->model, &name, 1, &i, &why) != HEFT_OK) {
-        i = SIZE_MAX;
+    i = heft_model_find(s->model, name);
+    if (i == SIZE_MAX) {
+        status = heft__match_names(s->model, &name, 1, &i, &why);
     }
-    if (i == SIZE_MAX || s->model->parameters[i].rank != 2) {
-        return false;
+    *known = status == HEFT_OK && i != SIZE_MAX && s->model->parameters[i].rank == 2;
+    if (*known) {
+        memcpy(shape, s->model->parameters[i].shape, 2 * sizeof *shape);
     }
-    memcpy(shape, s->model->parameters[i].shape, 2 * sizeof *shape);
-    return true;
+    return give_up(status, &why, err);
 }
 
 /* Settings for as long as `shapes` is there. */

@@ -135,8 +135,12 @@ static heft_status read_state(const heft__quant_finder *finder, size_t i, heft__
     heft_status status =
         finder->table->read(finder->table->user, i, text, (size_t)info->size_bytes, err);
     heft_error why = {0};
-    if (status == HEFT_OK &&
-        heft__json_parse(finder->arena, text, (size_t)info->size_bytes, 16, out, &why) != HEFT_OK) {
+    if (status == HEFT_OK) {
+        status = heft__json_parse(finder->arena, text, (size_t)info->size_bytes, 16, out, &why);
+    }
+    if (why.status == HEFT_NOMEM && err) {
+        *err = why;
+    } else if (why.status != HEFT_OK && why.status != HEFT_NOMEM) {
         status = heft__quant_fail(finder, i, err, "malformed JSON: %.200s", why.message);
     }
     return status;

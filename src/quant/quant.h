@@ -37,9 +37,9 @@ typedef struct heft__quant_settings {
     const heft__json_value *quanto; /* the object of quanto_qmap.json */
     const char *path;               /* of the file that holds it, for errors */
     heft_dtype model_dtype;         /* of the model that is made; never NONE */
-    /* The shape [out, in] of a plain weight, where only the model has it; false: not known. NULL: no weight's
-     * is. */
-    bool (*shape_of)(void *user, const char *name, uint64_t shape[2]);
+    /* The shape [out, in] of a plain weight, where only the model has it. NULL: no weight's is known. */
+    heft_status (*shape_of)(void *user, const char *name, uint64_t shape[2], bool *known,
+                            heft_error *err);
     void *user;
 } heft__quant_settings;
 

@@ -163,7 +163,15 @@ static heft_status find_shape(const heft__quant_finder *finder, size_t i,
     if (sure) {
         return HEFT_OK;
     }
-    if (!settings->shape_of || !settings->shape_of(settings->user, weight->name, shape)) {
+    bool known = false;
+    if (settings->shape_of) {
+        const heft_status status =
+            settings->shape_of(settings->user, weight->name, shape, &known, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+    }
+    if (!known) {
         weight->rank = 0;
         weight->layout = NULL;
         weight->why = "its shape is not in the file, and there is no config of a model that heft "
