@@ -1,14 +1,15 @@
 /* gptq.c - the method "gptq".
  *
- * `bits` 2 to 8, `group_size` (-1: one group), `checkpoint_format` or `format`: gptq (the default) or gptq_v2;
+ * `bits` 2, 3, 4 or 8, `group_size` (-1: one group), `checkpoint_format` or `format`: gptq (the default) or gptq_v2;
  * in config.json, or in quantize_config.json. P.qweight I32 [in * bits / 32, out]: each column a little-
  * endian bit stream over i; P.qzeros I32 [groups, out * bits / 32]: each row a stream over o; P.scales F16
  * [groups, out]; P.g_idx I32 [in], the group of each column, may be absent.
  *
  *   W[o][i] = scales[g][o] * (q[i][o] - z[g][o]), the product exact, rounded to the scale's dtype
  *
- * gptq stores z - 1, gptq_v2 z. Readers of gptq differ about a stored 2^bits - 1: here z is 2^bits then, as
- * a sum that is not cut to `bits`. Other formats (marlin, bitblas, ...) are other layouts.
+ * gptq_v2 stores z, gptq z - 1: for 2, 4 and 8 bits, 0x55555555, 0x11111111 or 0x01010101 was subtracted
+ * from each word, so it is added to each word, and a borrow of z = 0 is undone; for 3 bits z is the stored value
+ * and 1, cut to 3 bits. Values of other sizes, and the formats marlin, bitblas and so on, are other layouts.
  * Source: docs/formats/quantized.md. */
 #include "quant/turned.h"
 
@@ -67,7 +68,7 @@ static heft_status read_version(const heft__quant_finder *finder, struct heft__t
     if (!config) {
         *why_not = "no config says whether zero points are stored as in gptq or as in gptq_v2";
     } else if (strcmp(form, "gptq") == 0) {
-        t->zero_added = 1;
+        t->less_one = true;
     } else if (strcmp(form, "gptq_v2") != 0) {
         *why_not = "its checkpoint_format is a layout that heft does not know";
     }
@@ -97,6 +98,9 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     bits = bits ? bits : bits_by_shape(finder->table, i, prefix);
     if (status == HEFT_OK && (bits < 1 || bits > 8)) {
         status = heft__quant_fail(finder, i, err, "the bits of a value are not given");
+    }
+    if (!why_not && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+        why_not = "values of so many bits have a layout that heft does not know";
     }
     t->along_in = true;
     return status == HEFT_OK ? heft__turned_find(finder, i, prefix, bits, group, t, why_not, err)

@@ -56,13 +56,21 @@ struct strip {
     uint64_t bit; /* of the first row in the first word of a line of zeros */
 };
 
+/* A word of zero points. Those that are stored one less are counted up as they were counted down: all of a
+ * word in one sum, so that a carry undoes a borrow; values that cross words each by itself. */
+static uint32_t zero_word(const struct heft__turned *t, const uint8_t *at)
+{
+    static const uint32_t ones[9] = {[2] = 0x55555555, [4] = 0x11111111, [8] = 0x01010101};
+    return heft__le32(at) + (t->less_one ? ones[t->bits] : 0);
+}
+
 /* Zero points and scales of a group, for 16 outputs; what is beyond the last is 0. */
 static void read_group(const struct strip *s, uint64_t group, float zeros[ROWS], float scales[ROWS])
 {
     const struct heft__turned *t = s->t;
     const uint8_t *line = s->zeros + group * s->zero_line;
     const size_t width = heft_dtype_bits(t->scales) / 8;
-    const uint32_t mask = (UINT32_C(1) << t->bits) - 1;
+    const uint32_t mask = (UINT32_C(1) << t->bits) - 1, more = t->less_one && t->bits == 3;
     memset(scales, 0, ROWS * sizeof *scales);
     heft__cast(HEFT_DTYPE_F32, scales, t->scales,
                s->scales + group * s->scale_line + s->row * width, (size_t)s->count);
@@ -71,12 +79,12 @@ static void read_group(const struct strip *s, uint64_t group, float zeros[ROWS],
         const uint64_t at = s->bit + (t->order ? k / 8 * 8 + t->order[k % 8] : k) * t->bits;
         uint64_t both = 0;
         if (o < s->count) {
-            both = heft__le32(line + at / 32 * 4);
+            both = zero_word(t, line + at / 32 * 4);
             if (at % 32 + t->bits > 32) {
-                both |= (uint64_t)heft__le32(line + (at / 32 + 1) * 4) << 32;
+                both |= (uint64_t)zero_word(t, line + (at / 32 + 1) * 4) << 32;
             }
         }
-        zeros[o] = (float)((both >> at % 32 & mask) + t->zero_added);
+        zeros[o] = (float)(((both >> at % 32) + more) & mask);
     }
 }
 

@@ -286,6 +286,38 @@ static void every_case_is_dequantized(void **state)
     }
 }
 
+/* ---- loops ------------------------------------------------------------------------------------ */
+/* Every count up to some vectors, both orders, pointers at odd addresses, and nothing past the end. */
+static void lookup_is_the_same_at_every_level(void **state)
+{
+    enum { MOST = 130, GUARD = 0xa5 };
+    uint8_t packed[MOST / 2 + 2], out[2 * MOST + 5];
+    uint16_t table[16];
+    (void)state;
+    for (unsigned e = 0; e < 16; e++) {
+        table[e] = (uint16_t)(e * 0x1357U + 0x8001U);
+    }
+    for (unsigned b = 0; b < sizeof packed; b++) {
+        packed[b] = (uint8_t)(b * 167 + 29);
+    }
+    for (int level = 0; level < HEFT__LEVEL_COUNT; level++) {
+        for (size_t n = 0; heft__lanes_force(level) && n < 4 * (MOST + 1); n++) {
+            const size_t count = n / 4, shift = n % 2;
+            const bool high_first = n % 4 >= 2;
+            memset(out, GUARD, sizeof out);
+            heft__nibble_lanes()->lookup16((void *)(out + shift), table, packed + shift, count,
+                                           high_first);
+            for (size_t k = 0; k < count; k++) {
+                const bool high = (k % 2 == 0) == high_first;
+                const uint16_t want = table[packed[shift + k / 2] >> (high ? 4 : 0) & 15];
+                assert_memory_equal(out + shift + 2 * k, &want, sizeof want);
+            }
+            assert_int_equal(out[shift + 2 * count], GUARD);
+        }
+    }
+    (void)heft__lanes_force(-1);
+}
+
 /* ---- views ------------------------------------------------------------------------------------ */
 /* A float8 weight of many tiles, whose tiles begin within blocks of scales. */
 #define ROWS 1500
@@ -463,6 +495,7 @@ static void a_packed_model_is_saved_as_it_was(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lookup_is_the_same_at_every_level),
         cmocka_unit_test(every_case_is_dequantized),
         cmocka_unit_test(a_view_is_read_from_anywhere),
         cmocka_unit_test(a_packed_model_is_saved_as_it_was),
