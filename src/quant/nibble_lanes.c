@@ -10,6 +10,33 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+/* The two halves of each byte as neighbors of 16 bits; the table is one vector. */
+static size_t lookup16_fast(uint16_t *restrict dst, const uint16_t table[16],
+                            const uint8_t *restrict src, size_t count, bool high_first)
+{
+    const __m512i results = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)table)),
+                  half = _mm512_set1_epi32(0x000f000f);
+    const __m128i right = _mm_cvtsi32_si128(high_first ? 4 : 0),
+                  left = _mm_cvtsi32_si128(high_first ? 16 : 12);
+    size_t k = 0;
+    for (; k + 32 <= count; k += 32) {
+        const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(src + k / 2)));
+        const __m512i codes = _mm512_and_si512(
+            _mm512_or_si512(_mm512_srl_epi32(x, right), _mm512_sll_epi32(x, left)), half);
+        _mm512_storeu_si512(dst + k, _mm512_permutexvar_epi16(codes, results));
+    }
+    for (; k + 16 <= count; k += 16) {
+        const __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(src + k / 2)));
+        const __m256i codes =
+            _mm256_and_si256(_mm256_or_si256(_mm256_srl_epi32(x, right), _mm256_sll_epi32(x, left)),
+                             _mm512_castsi512_si256(half));
+        _mm256_storeu_si256((void *)(dst + k),
+                            _mm256_permutexvar_epi16(codes, _mm512_castsi512_si256(results)));
+    }
+    return k;
+}
+#else
 static size_t lookup16_fast(uint16_t *restrict dst, const uint16_t table[16],
                             const uint8_t *restrict src, size_t count, bool high_first)
 {
@@ -36,6 +63,18 @@ static size_t lookup16_fast(uint16_t *restrict dst, const uint16_t table[16],
             _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(l, u));
         }
     }
+    for (; k + 16 <= count; k += 16) { /* what is left of less than 32 */
+        const __m128i pairs = _mm_loadl_epi64((const __m128i *)(const void *)(src + k / 2)),
+                      low = _mm_and_si128(pairs, half),
+                      high = _mm_and_si128(_mm_srli_epi16(pairs, 4), half),
+                      codes =
+                          high_first ? _mm_unpacklo_epi8(high, low) : _mm_unpacklo_epi8(low, high);
+        const __m128i l = _mm_shuffle_epi8(low_table, codes),
+                      u = _mm_shuffle_epi8(high_table, codes);
+        __m128i *to = (__m128i *)(void *)(dst + k);
+        _mm_storeu_si128(to, _mm_unpacklo_epi8(l, u));
+        _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(l, u));
+    }
 #else
     (void)dst;
     (void)table;
@@ -45,9 +84,10 @@ static size_t lookup16_fast(uint16_t *restrict dst, const uint16_t table[16],
 #endif
     return k;
 }
+#endif
 
-static void lookup16(uint16_t *restrict dst, const uint16_t table[16], const uint8_t *restrict src,
-                     size_t count, bool high_first)
+static inline void lookup16(uint16_t *restrict dst, const uint16_t table[16],
+                            const uint8_t *restrict src, size_t count, bool high_first)
 {
     const unsigned even = high_first ? 4 : 0, odd = 4 - even;
     size_t k = lookup16_fast(dst, table, src, count, high_first);
@@ -58,6 +98,45 @@ static void lookup16(uint16_t *restrict dst, const uint16_t table[16], const uin
     }
     if (count % 2) {
         dst[count - 1] = table[src[count / 2] >> even & 15];
+    }
+}
+
+/* Groups of an even number of values, each by the table of its scale; the low half first. */
+static void lookup_groups(uint16_t *restrict dst, const uint16_t tables[][16],
+                          const uint8_t *restrict scales, const uint8_t *restrict src,
+                          size_t groups, size_t group)
+{
+    for (size_t g = 0; g < groups; g++) {
+        lookup16(dst + g * group, tables[scales[g]], src + g * group / 2, group, false);
+    }
+}
+
+/* One value in each byte, above `shift` bits: dst[k] = table[src[k] >> shift & mask]. */
+static void lookup_bits(uint16_t *restrict dst, const uint16_t table[16],
+                        const uint8_t *restrict src, size_t count, unsigned shift, uint8_t mask)
+{
+    size_t k = 0;
+#if defined(__AVX2__)
+    const __m128i first = _mm_loadu_si128((const __m128i *)(const void *)table),
+                  second = _mm_loadu_si128((const __m128i *)(const void *)(table + 8)),
+                  byte = _mm_set1_epi16(0xff), keep = _mm_set1_epi8((char)(mask & 15)),
+                  by = _mm_cvtsi32_si128((int)shift);
+    const __m128i low_table =
+                      _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(second, byte)),
+                  high_table =
+                      _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8));
+    for (; k + 16 <= count; k += 16) {
+        const __m128i codes = _mm_and_si128(
+            _mm_srl_epi16(_mm_loadu_si128((const __m128i *)(const void *)(src + k)), by), keep);
+        const __m128i l = _mm_shuffle_epi8(low_table, codes),
+                      u = _mm_shuffle_epi8(high_table, codes);
+        __m128i *to = (__m128i *)(void *)(dst + k);
+        _mm_storeu_si128(to, _mm_unpacklo_epi8(l, u));
+        _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(l, u));
+    }
+#endif
+    for (; k < count; k++) {
+        dst[k] = table[src[k] >> shift & mask];
     }
 }
 
@@ -215,6 +294,8 @@ static void along_out(uint16_t *restrict dst, const uint8_t *restrict words, siz
 }
 
 const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {.lookup16 = lookup16,
+                                                                   .lookup_groups = lookup_groups,
+                                                                   .lookup_bits = lookup_bits,
                                                                    .turn16 = turn16,
                                                                    .unpack16 = unpack16,
                                                                    .along_in = along_in,
