@@ -53,17 +53,18 @@ static heft_status grouped_decode(const heft__quant_weight *weight, uint64_t fir
     if (!wide) {
         heft__cast(weight->dtype, short_table, HEFT_DTYPE_F32, table, sizeof table / sizeof(float));
     }
-    const struct heft__nibble_lanes *lanes = heft__nibble_lanes();
     const size_t size = (size_t)g->group;
-    for (uint64_t k = 0; k < rows * g->count; k++) {
+    const uint64_t groups = rows * g->count;
+    if (!wide) {
+        heft__nibble_lanes()->lookup_groups(dst, (const uint16_t(*)[16])short_table, bytes[1],
+                                            bytes[0], (size_t)groups, size);
+    }
+    for (uint64_t k = 0; wide && k < groups; k++) {
         const uint8_t *values = bytes[0] + k * size / 2, scale = bytes[1][k];
-        if (wide) {
-            float *to = (float *)dst + k * size;
-            for (size_t c = 0; c < size; c++) {
-                to[c] = table[scale][values[c / 2] >> 4 * (c % 2) & 15];
-            }
-        } else {
-            lanes->lookup16((uint16_t *)dst + k * size, short_table[scale], values, size, false);
+        float *to = (float *)dst + k * size;
+        for (size_t c = 0; c < size; c += 2) {
+            to[c] = table[scale][values[c / 2] & 15];
+            to[c + 1] = table[scale][values[c / 2] >> 4];
         }
     }
     return HEFT_OK;
@@ -78,6 +79,14 @@ heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_w
 {
     const heft_tensor_info *info = &finder->table->infos[values],
                            *scale = &finder->table->infos[scales];
+    weight->bits = 4;
+    weight->group = group;
+    weight->part[VALUES] = values;
+    weight->part[SCALES] = scales;
+    if (info->rank == 3 && info->dtype == HEFT_DTYPE_U8) {
+        weight->why = "it is several matrices in one tensor";
+        return HEFT_OK;
+    }
     if (info->rank != 2 || info->dtype != HEFT_DTYPE_U8 || !info->shape[0] || !info->shape[1] ||
         info->shape[1] > UINT64_MAX / 4 || info->shape[1] * 2 % group != 0) {
         char found[HEFT__SHAPE_TEXT];
@@ -96,10 +105,6 @@ heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_w
     weight->rank = 2;
     weight->shape[0] = info->shape[0];
     weight->shape[1] = info->shape[1] * 2;
-    weight->bits = 4;
-    weight->group = group;
-    weight->part[VALUES] = values;
-    weight->part[SCALES] = scales;
     *g = (struct groups){.group = group,
                          .count = weight->shape[1] / group,
                          .scales =

@@ -10,8 +10,6 @@
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
-#include <math.h>
-
 enum { BLOCKS, SCALES };
 
 #define GROUP 32 /* elements of a block */
@@ -37,16 +35,38 @@ static size_t mxfp4_regions(const heft__quant_weight *weight, uint64_t first, ui
     return 2;
 }
 
-/* The results of all values with all scales, rounded. */
+static float power_of_two(int exponent)
+{
+    const uint32_t bits = (uint32_t)(exponent + 127) << 23;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The results of all values with all scales, rounded. A scale as two factors, as 2^128 is none; the first
+ * product is exact. */
 static void results(uint16_t table[256][16])
 {
     float all[256][16];
-    for (unsigned s = 0; s < 256; s++) {
+    for (int s = 0; s < 256; s++) {
+        const int half = (s - 127) / 2;
+        const float first = power_of_two(half), second = power_of_two(s - 127 - half);
         for (unsigned v = 0; v < 16; v++) {
-            all[s][v] = ldexpf(heft__e2m1_values[v], (int)s - 127);
+            all[s][v] = heft__e2m1_values[v] * first * second;
         }
     }
     heft__cast(HEFT_DTYPE_BF16, table, HEFT_DTYPE_F32, all, sizeof all / sizeof **all);
+}
+
+/* Less than eight rows of blocks: one value at a time. */
+static void place_some(const struct experts *x, uint16_t (*values)[8][16], uint64_t count,
+                       uint64_t left, uint16_t *dst)
+{
+    for (uint64_t i = 0; i < left; i++) {
+        for (uint64_t k = 0; k < count; k++) {
+            dst[i * x->rows + k] = values[i / 16][k][i % 16];
+        }
+    }
 }
 
 /* Eight rows of blocks at once, so that each row of W gets 16 bytes. */
@@ -55,21 +75,24 @@ static void decode_rows(const struct experts *x, uint64_t groups, uint64_t rows,
                         uint16_t *dst)
 {
     const struct heft__nibble_lanes *lanes = heft__nibble_lanes();
-    uint16_t values[8][GROUP];
+    uint16_t values[2][8][16]; /* halves of a block, rows of blocks */
     for (uint64_t o = 0; o < x->rows; o += 8) {
         const uint64_t some = x->rows - o < 8 ? x->rows - o : 8;
         for (uint64_t g = 0; g < groups; g++) {
             for (uint64_t k = 0; k < some; k++) {
                 const uint64_t block = (o + k) * groups + g;
-                lanes->lookup16(values[k], table[scales[block]], blocks + block * (GROUP / 2),
-                                GROUP, false);
+                const uint8_t *from = blocks + block * (GROUP / 2);
+                const uint16_t *results = table[scales[block]];
+                lanes->lookup16(values[0][k], results, from, GROUP / 2, false);
+                lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false);
             }
             const uint64_t left = rows - g * GROUP < GROUP ? rows - g * GROUP : GROUP;
-            for (uint64_t i = 0; i < left; i++) {
-                uint16_t *to = dst + (g * GROUP + i) * x->rows + o;
-                for (uint64_t k = 0; k < some; k++) {
-                    to[k] = values[k][i];
-                }
+            uint16_t *to = dst + g * GROUP * x->rows + o;
+            if (some == 8 && left == GROUP) {
+                lanes->turn16(to, (size_t)x->rows, values[0][0]);
+                lanes->turn16(to + 16 * x->rows, (size_t)x->rows, values[1][0]);
+            } else {
+                place_some(x, values, some, left, to);
             }
         }
     }

@@ -120,6 +120,45 @@ static void lookup16(uint16_t *restrict dst, const uint16_t table[16], const uin
     }
 }
 
+/* Groups of an even number of values, each by the table of its scale; the low half first. */
+static void lookup_groups(uint16_t *restrict dst, const uint16_t tables[][16],
+                          const uint8_t *restrict scales, const uint8_t *restrict src,
+                          size_t groups, size_t group)
+{
+    for (size_t g = 0; g < groups; g++) {
+        lookup16(dst + g * group, tables[scales[g]], src + g * group / 2, group, false);
+    }
+}
+
+/* One value in each byte, above `shift` bits: dst[k] = table[src[k] >> shift & mask]. */
+static void lookup_bits(uint16_t *restrict dst, const uint16_t table[16],
+                        const uint8_t *restrict src, size_t count, unsigned shift, uint8_t mask)
+{
+    size_t k = 0;
+#if defined(__AVX2__)
+    const __m128i first = _mm_loadu_si128((const __m128i *)(const void *)table),
+                  second = _mm_loadu_si128((const __m128i *)(const void *)(table + 8)),
+                  byte = _mm_set1_epi16(0xff), keep = _mm_set1_epi8((char)(mask & 15)),
+                  by = _mm_cvtsi32_si128((int)shift);
+    const __m128i low_table =
+                      _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(second, byte)),
+                  high_table =
+                      _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8));
+    for (; k + 16 <= count; k += 16) {
+        const __m128i codes = _mm_and_si128(
+            _mm_srl_epi16(_mm_loadu_si128((const __m128i *)(const void *)(src + k)), by), keep);
+        const __m128i l = _mm_shuffle_epi8(low_table, codes),
+                      u = _mm_shuffle_epi8(high_table, codes);
+        __m128i *to = (__m128i *)(void *)(dst + k);
+        _mm_storeu_si128(to, _mm_unpacklo_epi8(l, u));
+        _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(l, u));
+    }
+#endif
+    for (; k < count; k++) {
+        dst[k] = table[src[k] >> shift & mask];
+    }
+}
+
 /* Eight columns of 16 outputs each, as they lie where values are stored the other way round, to 16 rows of
  * eight: dst[o * stride + i] = src[i * 16 + o]. */
 static void turn16(uint16_t *restrict dst, size_t stride, const uint16_t *restrict src)
@@ -274,6 +313,8 @@ static void along_out(uint16_t *restrict dst, const uint8_t *restrict words, siz
 }
 
 const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {.lookup16 = lookup16,
+                                                                   .lookup_groups = lookup_groups,
+                                                                   .lookup_bits = lookup_bits,
                                                                    .turn16 = turn16,
                                                                    .unpack16 = unpack16,
                                                                    .along_in = along_in,

@@ -227,6 +227,13 @@ typedef void (*heft__lookup4_fn)(uint16_t *restrict dst, const uint16_t table[16
 
 struct heft__nibble_lanes {
     heft__lookup4_fn lookup16;
+    /* Groups of an even number of values, each by tables[scales[g]]; the low half of a byte first. */
+    void (*lookup_groups)(uint16_t *restrict dst, const uint16_t tables[][16],
+                          const uint8_t *restrict scales, const uint8_t *restrict src,
+                          size_t groups, size_t group);
+    /* dst[k] = table[src[k] >> shift & mask], mask at most 15. */
+    void (*lookup_bits)(uint16_t *restrict dst, const uint16_t table[16],
+                        const uint8_t *restrict src, size_t count, unsigned shift, uint8_t mask);
     /* Eight columns of 16 outputs to 16 rows of eight: dst[o * stride + i] = src[i * 16 + o]. */
     void (*turn16)(uint16_t *restrict dst, size_t stride, const uint16_t *restrict src);
     /* One column of 16 outputs: dst[o] = (((words[o] >> shift) & mask) - zeros[o]) * scales[o], words little-
@@ -249,6 +256,18 @@ extern const struct heft__nibble_lanes heft__nibble_lanes_base;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx512;
 const struct heft__nibble_lanes *heft__nibble_lanes(void); /* the one in use */
+
+/* Loops over scaled 8-bit values: dst[k] = (src[k] - zero) * scale, rounded to the type in the name. The
+ * scale is not NaN; float8 has no zero. NULL: this level has no such loop. */
+typedef void (*heft__scaled_fn)(void *restrict dst, const uint8_t *restrict src, size_t count,
+                                float scale, float zero);
+
+struct heft__scaled_lanes {
+    heft__scaled_fn e4m3_bf16, e4m3_f16, e4m3_f32, i8_bf16, i8_f16, i8_f32;
+};
+extern const struct heft__scaled_lanes heft__scaled_lanes_base;
+extern const struct heft__scaled_lanes heft__scaled_lanes_avx2;
+extern const struct heft__scaled_lanes heft__scaled_lanes_avx512;
 
 /* The values of E2M1, the 4-bit float of NVFP4 and MXFP4, by code. */
 extern const float heft__e2m1_values[16];

@@ -16,6 +16,8 @@
 
 enum { VALUES, SCALES, SHIFTS };
 
+#define LINES 32 /* whose results are computed at once */
+
 struct lines {
     uint32_t bits, per;      /* of a value; lines in a byte */
     uint64_t size, rows;     /* of a line; rows of data */
@@ -63,30 +65,54 @@ static size_t lines_regions(const heft__quant_weight *weight, uint64_t first, ui
     return count;
 }
 
-/* A line has at most 2^bits results. */
+/* Lines have at most 16 results each: those of `count` lines into table[count][16], of l->dtype, packed. */
 static void results_of(const struct lines *l, const uint8_t *scale_bytes,
-                       const uint8_t *shift_bytes, void *table)
+                       const uint8_t *shift_bytes, size_t count, void *table)
 {
-    const unsigned count = 1U << l->bits;
-    float scale, shift, results[16];
-    heft__cast(HEFT_DTYPE_F32, &scale, l->dtype, scale_bytes, 1);
-    if (heft_dtype_is_floating(l->shift)) {
-        heft__cast(HEFT_DTYPE_F32, &shift, l->shift, shift_bytes, 1);
-        for (unsigned q = 0; q < count; q++) {
-            results[q] = scale * (float)q;
-        }
-        heft__cast(l->dtype, table, HEFT_DTYPE_F32, results, count);
-        heft__cast(HEFT_DTYPE_F32, results, l->dtype, table, count);
-        for (unsigned q = 0; q < count; q++) {
-            results[q] -= shift;
+    const size_t all = count * 16;
+    float results[LINES][16], scales[LINES], shifts[LINES];
+    const bool whole = !heft_dtype_is_floating(l->shift);
+    heft__cast(HEFT_DTYPE_F32, scales, l->dtype, scale_bytes, count);
+    if (whole) {
+        for (size_t k = 0; k < count; k++) {
+            shifts[k] =
+                l->shift == HEFT_DTYPE_U8 ? (float)shift_bytes[k] : (float)(int8_t)shift_bytes[k];
         }
     } else {
-        shift = l->shift == HEFT_DTYPE_U8 ? (float)*shift_bytes : (float)(int8_t)*shift_bytes;
-        for (unsigned q = 0; q < count; q++) {
-            results[q] = scale * ((float)q - shift);
+        heft__cast(HEFT_DTYPE_F32, shifts, l->shift, shift_bytes, count);
+    }
+    for (size_t k = 0; k < count; k++) {
+        for (size_t q = 0; q < 16; q++) {
+            results[k][q] = whole ? scales[k] * ((float)q - shifts[k]) : scales[k] * (float)q;
         }
     }
-    heft__cast(l->dtype, table, HEFT_DTYPE_F32, results, count);
+    heft__cast(l->dtype, table, HEFT_DTYPE_F32, results, all);
+    if (whole) {
+        return;
+    }
+    heft__cast(HEFT_DTYPE_F32, results, l->dtype, table, all);
+    for (size_t k = 0; k < count; k++) {
+        for (size_t q = 0; q < 16; q++) {
+            results[k][q] -= shifts[k];
+        }
+    }
+    heft__cast(l->dtype, table, HEFT_DTYPE_F32, results, all);
+}
+
+/* One line by its 16 results. */
+static void decode_line(const struct lines *l, const uint8_t *row, unsigned low, const void *table,
+                        void *dst)
+{
+    const uint8_t mask = (uint8_t)((1U << l->bits) - 1);
+    if (l->dtype != HEFT_DTYPE_F32) {
+        heft__nibble_lanes()->lookup_bits(dst, table, row, (size_t)l->size, low, mask);
+        return;
+    }
+    const float *results = table;
+    float *to = dst;
+    for (uint64_t c = 0; c < l->size; c++) {
+        to[c] = results[row[c] >> low & mask];
+    }
 }
 
 static heft_status lines_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
@@ -95,24 +121,23 @@ static heft_status lines_decode(const heft__quant_weight *weight, uint64_t first
 {
     const struct lines *l = weight->detail;
     const size_t width = heft_dtype_bits(l->dtype) / 8, shift_width = heft_dtype_bits(l->shift) / 8;
-    const unsigned mask = (1U << l->bits) - 1;
-    uint64_t from, to, line, table[8];
-    uint8_t *out = dst;
+    float table[LINES][16]; /* of l->dtype */
+    uint64_t from, to;
     size_t region = 2;
     (void)err;
     line_range(weight, first, rows, &from, &to);
-    for (line = from; line < to; region++) {
+    for (uint64_t line = from; line < to; region++) {
         const uint64_t start = line, end = next_run(l, line, to);
         const unsigned low = (unsigned)(line / l->rows) * l->bits;
-        for (; line < end; line++) {
-            const uint8_t *row = bytes[region] + (line - start) * l->size;
+        while (line < end) {
+            const size_t some = end - line < LINES ? (size_t)(end - line) : LINES;
             results_of(l, bytes[0] + (line - from) * width, bytes[1] + (line - from) * shift_width,
-                       table);
-            for (uint64_t c = 0; c < l->size; c++) {
-                const unsigned q = row[c] >> low & mask;
-                memcpy(out + c * width, (const uint8_t *)table + q * width, width);
+                       some, table);
+            for (size_t k = 0; k < some; k++, line++) {
+                decode_line(l, bytes[region] + (line - start) * l->size, low,
+                            (const uint8_t *)table + k * 16 * width,
+                            (uint8_t *)dst + (line - from) * l->size * width);
             }
-            out += l->size * width;
         }
     }
     return HEFT_OK;

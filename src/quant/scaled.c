@@ -1,11 +1,12 @@
 /* scaled.c - the layout of 8-bit values with a grid of scales: fp8, and the 8-bit formats of other methods.
  *
- * A row is computed in pieces that stay in the first-level cache: the values as float32, times the scale of
- * each block, then rounded once.
+ * Computed block by block in vectors (scaled_lanes.c); where there are none, in pieces that stay in the
+ * first-level cache: the values as float32, times the scale, then rounded once.
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
-#define PIECE 1024 /* values at once */
+#define PIECE 1024  /* values at once */
+#define FACTORS 128 /* scales at once */
 
 enum { VALUES, SCALES, ZEROS };
 
@@ -33,6 +34,27 @@ static size_t scaled_regions(const heft__quant_weight *weight, uint64_t first, u
     return grid->zeros ? 3 : 2;
 }
 
+/* The loop of the level in use; NULL: there is none, and values are converted step by step. */
+static heft__scaled_fn loop_for(heft_dtype values, heft_dtype results)
+{
+    const struct heft__scaled_lanes *lanes = &heft__scaled_lanes_base;
+    const int level = heft__lanes_level();
+#ifdef HEFT_LANES_X86
+    lanes = level == HEFT__LEVEL_AVX512 ? &heft__scaled_lanes_avx512
+            : level == HEFT__LEVEL_AVX2 ? &heft__scaled_lanes_avx2
+                                        : lanes;
+#endif
+    (void)level;
+    const bool whole = values == HEFT_DTYPE_I8;
+    if (!whole && values != HEFT_DTYPE_F8_E4M3FN) {
+        return NULL;
+    }
+    return results == HEFT_DTYPE_BF16  ? (whole ? lanes->i8_bf16 : lanes->e4m3_bf16)
+           : results == HEFT_DTYPE_F16 ? (whole ? lanes->i8_f16 : lanes->e4m3_f16)
+           : results == HEFT_DTYPE_F32 ? (whole ? lanes->i8_f32 : lanes->e4m3_f32)
+                                       : NULL;
+}
+
 static void widen(float *dst, heft_dtype dtype, const uint8_t *src, size_t count)
 {
     if (dtype != HEFT_DTYPE_I8) {
@@ -44,26 +66,73 @@ static void widen(float *dst, heft_dtype dtype, const uint8_t *src, size_t count
     }
 }
 
-/* Values from column `begin` on, which are in `piece`, by the blocks that they are in. */
+struct row {
+    const uint8_t *values, *scales, *zeros; /* zeros may be NULL */
+    uint8_t *dst;
+};
+
+/* Values from column `begin` on, which are in `piece`, by the blocks that they are in. What a scale that is
+ * NaN makes is that NaN, whatever the values are. */
 static void scale(float *piece, uint64_t begin, size_t count, const struct grid *grid,
-                  const uint8_t *scales, const uint8_t *zeros)
+                  const struct row *row)
 {
     const size_t width = heft_dtype_bits(grid->scales) / 8;
     for (size_t k = 0; k < count;) {
         const uint64_t block = (begin + k) / grid->block_columns;
         const uint64_t left = (block + 1) * grid->block_columns - (begin + k);
         const size_t end = left < count - k ? k + (size_t)left : count;
-        const float zero = zeros ? (float)(int8_t)zeros[block] : 0.0F;
+        const float zero = row->zeros ? (float)(int8_t)row->zeros[block] : 0.0F;
         float factor;
-        heft__cast(HEFT_DTYPE_F32, &factor, grid->scales, scales + block * width, 1);
-        if (zeros) {
-            for (; k < end; k++) {
-                piece[k] = (piece[k] - zero) * factor;
-            }
+        heft__cast(HEFT_DTYPE_F32, &factor, grid->scales, row->scales + block * width, 1);
+        for (; k < end && factor != factor; k++) {
+            piece[k] = factor;
         }
         for (; k < end; k++) {
-            piece[k] *= factor;
+            piece[k] = (piece[k] - zero) * factor;
         }
+    }
+}
+
+/* Columns of a row without vectors. */
+static void step_by_step(const heft__quant_weight *weight, const struct row *row, uint64_t begin,
+                         uint64_t end)
+{
+    const struct grid *grid = weight->detail;
+    const size_t width = heft_dtype_bits(weight->dtype) / 8;
+    float piece[PIECE];
+    while (begin < end) {
+        const size_t some = end - begin < PIECE ? (size_t)(end - begin) : PIECE;
+        widen(piece, grid->values, row->values + begin, some);
+        scale(piece, begin, some, grid, row);
+        heft__cast(weight->dtype, row->dst + begin * width, HEFT_DTYPE_F32, piece, some);
+        begin += some;
+    }
+}
+
+static void by_blocks(const heft__quant_weight *weight, heft__scaled_fn loop, const struct row *row)
+{
+    const struct grid *grid = weight->detail;
+    const uint64_t columns = heft__quant_columns(weight);
+    const size_t width = heft_dtype_bits(weight->dtype) / 8,
+                 scale_width = heft_dtype_bits(grid->scales) / 8;
+    float scales[FACTORS];
+    uint64_t done = 0;
+    for (uint64_t block = 0; block < grid->columns; block++) {
+        if (block % FACTORS == 0) {
+            const uint64_t left = grid->columns - block;
+            heft__cast(HEFT_DTYPE_F32, scales, grid->scales, row->scales + block * scale_width,
+                       left < FACTORS ? (size_t)left : FACTORS);
+        }
+        const uint64_t left = columns - done,
+                       some = left < grid->block_columns ? left : grid->block_columns;
+        const float factor = scales[block % FACTORS];
+        if (factor != factor) {
+            step_by_step(weight, row, done, done + some);
+        } else {
+            loop(row->dst + done * width, row->values + done, (size_t)some, factor,
+                 row->zeros ? (float)(int8_t)row->zeros[block] : 0.0F);
+        }
+        done += some;
     }
 }
 
@@ -73,22 +142,20 @@ static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t firs
 {
     const struct grid *grid = weight->detail;
     const uint64_t columns = heft__quant_columns(weight), top = first / grid->block_rows;
-    const size_t width = heft_dtype_bits(weight->dtype) / 8,
-                 scale_bytes = heft_dtype_bits(grid->scales) / 8;
-    float piece[PIECE];
-    uint8_t *to = dst;
+    const size_t scale_bytes = heft_dtype_bits(grid->scales) / 8,
+                 row_bytes = (size_t)columns * heft_dtype_bits(weight->dtype) / 8;
+    const heft__scaled_fn loop = loop_for(grid->values, weight->dtype);
     (void)err;
     for (uint64_t r = 0; r < rows; r++) {
         const uint64_t line = ((first + r) / grid->block_rows - top) * grid->columns;
-        const uint8_t *scales = bytes[1] + line * scale_bytes,
-                      *zeros = grid->zeros ? bytes[2] + line : NULL;
-        for (uint64_t c = 0; c < columns;) {
-            const size_t some = columns - c < PIECE ? (size_t)(columns - c) : PIECE;
-            widen(piece, grid->values, bytes[0] + r * columns + c, some);
-            scale(piece, c, some, grid, scales, zeros);
-            heft__cast(weight->dtype, to, HEFT_DTYPE_F32, piece, some);
-            to += some * width;
-            c += some;
+        const struct row row = {.values = bytes[0] + r * columns,
+                                .scales = bytes[1] + line * scale_bytes,
+                                .zeros = grid->zeros ? bytes[2] + line : NULL,
+                                .dst = (uint8_t *)dst + r * row_bytes};
+        if (loop) {
+            by_blocks(weight, loop, &row);
+        } else {
+            step_by_step(weight, &row, 0, columns);
         }
     }
     return HEFT_OK;
@@ -102,7 +169,8 @@ static const heft__quant_layout scaled_layout = {.name = "8-bit values with a gr
 /* ---- checking --------------------------------------------------------------------------------- */
 static bool is_value(heft_dtype dtype)
 {
-    return dtype == HEFT_DTYPE_I8 || dtype == HEFT_DTYPE_F8_E4M3FN || dtype == HEFT_DTYPE_F8_E5M2;
+    return dtype == HEFT_DTYPE_I8 || dtype == HEFT_DTYPE_F8_E4M3FN || dtype == HEFT_DTYPE_F8_E5M2 ||
+           dtype == HEFT_DTYPE_F8_E4M3FNUZ || dtype == HEFT_DTYPE_F8_E5M2FNUZ;
 }
 
 static bool is_scale(heft_dtype dtype)
@@ -130,6 +198,14 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
 {
     const heft_tensor_info *info = &finder->table->infos[values],
                            *scale = &finder->table->infos[scales];
+    weight->bits = 8;
+    weight->part[VALUES] = values;
+    weight->part[SCALES] = scales;
+    weight->part[ZEROS] = zeros;
+    if (info->rank == 3 && is_value(info->dtype)) {
+        weight->why = "it is several matrices in one tensor";
+        return HEFT_OK;
+    }
     if (info->rank != 2 || !info->shape[0] || !info->shape[1] || !is_value(info->dtype)) {
         return heft__quant_fail(finder, values, err,
                                 "expected a matrix of float8 or int8 values, found %s of rank %u",
@@ -162,10 +238,6 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
     weight->detail = grid;
     weight->rank = 2;
     memcpy(weight->shape, info->shape, 2 * sizeof *info->shape);
-    weight->bits = 8;
     weight->group = grid->columns > 1 || block_columns ? grid->block_columns : 0;
-    weight->part[VALUES] = values;
-    weight->part[SCALES] = scales;
-    weight->part[ZEROS] = zeros;
     return status;
 }
