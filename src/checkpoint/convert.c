@@ -133,7 +133,9 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
 {
     const heft_tensor_info *info = &c->ckpt->infos[i];
     heft__out_tensor *out = &c->tensors[c->count];
-    heft_dtype wanted = c->options->dtype;
+    const bool float32 = c->names->float32 && c->names->float32[i];
+    const heft_dtype asked = c->options->dtype,
+                     wanted = float32 && asked != HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : asked;
     const bool packed = c->names->packed && c->names->packed[i] != HEFT__NO_PART;
     bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && !packed &&
                 wanted != info->dtype && heft__cast_known(info->dtype, wanted);
@@ -205,12 +207,53 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
     return false;
 }
 
-/* Weights of any kind, indexes and hidden files are not copied. */
-static bool is_side_file(const char *name, const heft__format *const *formats)
+static bool is_own(const struct conversion *c, const char *name)
 {
-    return name[0] != '.' && !strstr(name, ".heft-tmp-") && !strstr(name, ".index.") &&
-           strcmp(name, "heft-manifest.json") != 0 && !heft__is_weights_ending(name) &&
-           !is_beside_index(name, formats);
+    for (size_t f = 0; f < c->ckpt->file_count; f++) {
+        if (strcmp(c->ckpt->files[f].info.name, name) == 0) {
+            return true;
+        }
+    }
+    return c->ckpt->where.index && strcmp(c->ckpt->where.index, name) == 0;
+}
+
+/* What becomes of a file beside the weights. */
+enum side {
+    SIDE_COPIED,
+    SIDE_LEFT,   /* said in a line: the same model in another form */
+    SIDE_IGNORED /* the checkpoint itself, and what belongs to a place and not to a model */
+};
+
+static enum side side_of(const struct conversion *c, const char *name,
+                         const heft__format *const *formats)
+{
+    if (name[0] == '.' || strstr(name, ".heft-tmp-") || strcmp(name, "heft-manifest.json") == 0 ||
+        is_own(c, name) || is_beside_index(name, formats)) {
+        return SIDE_IGNORED;
+    }
+    return strstr(name, ".index.") || heft__is_model_name(name) ? SIDE_LEFT : SIDE_COPIED;
+}
+
+/* One line for all that is left behind; the list goes on in "and N more". */
+static heft_status tell_left(struct conversion *c, const char *const *names, size_t count,
+                             heft_error *err)
+{
+    char line[400];
+    size_t at = 0, told = 0;
+    for (; told < count; told++) {
+        const int length =
+            snprintf(line + at, sizeof line - at, "%s%.120s", told ? ", " : "", names[told]);
+        if (length < 0 || (size_t)length >= sizeof line - at) {
+            line[at] = '\0';
+            break;
+        }
+        at += (size_t)length;
+    }
+    const bool good =
+        count == 0 ||
+        (told < count ? heft__warn(&c->warnings, "not copied: %s and %zu more", line, count - told)
+                      : heft__warn(&c->warnings, "not copied: %s", line));
+    return good ? HEFT_OK : heft__fail_nomem(err, sizeof line);
 }
 
 static heft_status add_side(struct conversion *c, const char *name, heft_error *err)
@@ -316,17 +359,29 @@ static heft_status list_sides(struct conversion *c, heft_error *err)
     if (status == HEFT_OK) {
         status = heft__folder_names(&c->arena, c->ckpt->where.folder, &names, &count, err);
     }
+    const char **left = heft__arena_array(&c->arena, count ? count : 1, sizeof *left);
+    size_t left_count = 0;
+    if (status == HEFT_OK && !left) {
+        status = heft__fail_nomem(err, count * sizeof *left);
+    }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, names[i]);
+        const enum side side = side_of(c, names[i], formats);
         if (!path) {
             status = heft__fail_nomem(err, 0);
-        } else if (is_dequantized(c) && heft__quant_is_settings_file(names[i])) {
+        } else if (side == SIDE_IGNORED ||
+                   (is_dequantized(c) && heft__quant_is_settings_file(names[i]))) {
             continue;
-        } else if (is_side_file(names[i], formats) && heft__path_is_file(path)) {
+        } else if (heft__path_is_folder(path)) {
+            left[left_count] = heft__arena_format(&c->arena, "%s/", names[i]);
+            status = left[left_count++] ? HEFT_OK : heft__fail_nomem(err, 0);
+        } else if (side == SIDE_LEFT) {
+            left[left_count++] = names[i];
+        } else if (heft__path_is_file(path)) {
             status = add_side(c, names[i], err);
         }
     }
-    return status;
+    return status == HEFT_OK ? tell_left(c, left, left_count, err) : status;
 }
 
 static heft_status collect_sides(struct conversion *c, heft_error *err)

@@ -308,6 +308,9 @@ const heft__format *heft__format_in_folder(const heft__format *first, size_t i);
 const heft__format *heft__format_by_name(const char *name);
 /* Whether a file with this name holds weights of any kind, including those of other libraries. */
 bool heft__is_weights_ending(const char *name);
+/* Whether a name is one under which libraries keep a whole model: "pytorch_model.fp16.bin",
+ * "model-00001-of-00002.safetensors", "tf_model.h5". */
+bool heft__is_model_name(const char *name);
 
 /* ---- names of files (file_names.c); NULL if there is no memory --------------------------------- */
 /* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors". */

@@ -84,6 +84,15 @@ const heft__format *heft__format_by_name(const char *name)
     return NULL;
 }
 
+/* STEM.EXT, STEM.VARIANT.EXT or STEM-00001-of-00002.EXT */
+static bool is_named(const char *name, const char *stem, const char *extension)
+{
+    const size_t length = strlen(stem), end = strlen(extension), whole = strlen(name);
+    return strncmp(name, stem, length) == 0 && (name[length] == '.' || name[length] == '-') &&
+           whole > length + end && name[whole - end - 1] == '.' &&
+           strcmp(name + whole - end, extension) == 0;
+}
+
 bool heft__is_weights_ending(const char *name)
 {
     static const char *const others[] = {".h5", ".msgpack", ".onnx",  ".gguf",
@@ -95,6 +104,26 @@ bool heft__is_weights_ending(const char *name)
     }
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (heft__ends_with(name, others[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool heft__is_model_name(const char *name)
+{
+    static const char *const others[][2] = {
+        {"tf_model",   "h5"     },
+        {"flax_model", "msgpack"},
+        {"rust_model", "ot"     }
+    };
+    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+        if (formats[i]->stem && is_named(name, formats[i]->stem, formats[i]->extension)) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (is_named(name, others[i][0], others[i][1])) {
             return true;
         }
     }

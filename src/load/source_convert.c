@@ -11,6 +11,7 @@ struct order {
     heft_model *model;
     const char **names; /* [model->count]; the texts are the model's */
     heft__names known;
+    bool *float32; /* [ckpt->count]; NULL: not asked */
 };
 
 static bool has_own_order(const heft_checkpoint *ckpt)
@@ -118,6 +119,40 @@ static heft_status list_names(struct order *o, bool natural, heft_error *err)
     return status;
 }
 
+/* What the family keeps in float32 is kept so by a cast too: which tensors these are. */
+static heft_status find_float32(const heft_source *source, heft_dtype dtype, struct order *o,
+                                heft_error *err)
+{
+    const size_t count = o->ckpt->count;
+    heft__recipe recipe = {.config = source->config, .dtype = dtype, .keep_f32 = true};
+    heft_model *cast = NULL;
+    const char **names = heft__alloc(source->ctx, count * sizeof *names);
+    size_t *parameters = heft__alloc(source->ctx, count * sizeof *parameters);
+    o->float32 = heft__alloc_zero(source->ctx, count, sizeof *o->float32);
+    heft_status status = names && parameters && o->float32
+                             ? heft__class_find(source->config, heft_model_class(o->model),
+                                                &recipe.family, &recipe.class, err)
+                             : heft__fail_nomem(err, count * sizeof *names);
+    if (status == HEFT_OK) {
+        status = heft__model_build(source->ctx, &recipe, &cast, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        names[i] = o->ckpt->infos[i].name;
+    }
+    if (status == HEFT_OK) {
+        status = heft__match_names(cast, names, count, parameters, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        o->float32[i] = parameters[i] != SIZE_MAX &&
+                        cast->parameters[parameters[i]].dtype == HEFT_DTYPE_F32;
+    }
+    o->known.float32 = o->float32;
+    heft_model_free(cast);
+    heft__free(source->ctx, names, count * sizeof *names);
+    heft__free(source->ctx, parameters, count * sizeof *parameters);
+    return status;
+}
+
 static heft_status find_order(const heft_source *source, bool natural, struct order *o,
                               heft_error *err)
 {
@@ -157,12 +192,17 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (status == HEFT_OK) {
         status = find_order(source, taken.natural_order, &o, err);
     }
+    if (status == HEFT_OK && o.model && taken.dtype != HEFT_DTYPE_NONE &&
+        taken.dtype != HEFT_DTYPE_F32) {
+        status = find_float32(source, taken.dtype, &o, err);
+    }
     if (status == HEFT_OK) {
         status = heft__checkpoint_convert(source->ckpt, dst, &o.known, &taken, report, err);
     }
     if (o.model) {
         heft__free(source->ctx, o.names, o.model->count * sizeof *o.names);
     }
+    heft__free(source->ctx, o.float32, source->ckpt ? source->ckpt->count * sizeof *o.float32 : 0);
     heft_model_free(o.model);
     return status;
 }
