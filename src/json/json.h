@@ -4,7 +4,8 @@
  * tree built on it (for config.json, where order and unknown keys matter), and a writer in the
  * style of Transformers.
  * May include: base.
- * Rules: strict RFC 8259; the tree rejects duplicate keys, the reader leaves them to its caller;
+ * Rules: strict RFC 8259, except that a tree may hold NaN, Infinity and -Infinity, which Python
+ * writes; the tree rejects duplicate keys, the reader leaves them to its caller;
  * integers up to 2^64-1 are exact; every error has its byte offset; neither reading nor writing
  * recurses. */
 #ifndef HEFT__JSON_JSON_H
@@ -42,6 +43,7 @@ typedef struct heft__json_reader {
     uint64_t origin; /* file offset of `start` */
     uint32_t depth, depth_limit;
     uint8_t state;
+    bool python; /* NaN, Infinity and -Infinity are numbers, as Python writes and reads them */
     uint64_t in_object[HEFT__JSON_DEPTH_MAX / 64]; /* one bit a level: object or array */
 } heft__json_reader;
 
@@ -105,7 +107,8 @@ const heft__json_value *heft__json_member(const heft__json_value *object, const 
 /* False if not such a number. */
 bool heft__json_as_u64(const heft__json_value *value, uint64_t *out);
 bool heft__json_as_i64(const heft__json_value *value, int64_t *out);
-bool heft__json_as_double(const heft__json_value *value, double *out); /* any number */
+bool heft__json_as_double(const heft__json_value *value,
+                          double *out); /* any number: it may be infinite or NaN */
 /* Made in the arena; NULL if there is no memory. */
 heft__json_value *heft__json_new_string(heft__arena *arena, const char *text);
 heft__json_value *heft__json_new_number(heft__arena *arena, const char *text);

@@ -274,6 +274,24 @@ static heft_status scan_number(heft__json_reader *r, heft__json_token *token, he
     return HEFT_OK;
 }
 
+/* What Python writes for floats that JSON cannot hold. */
+static bool scan_special(heft__json_reader *r, heft__json_token *token)
+{
+    static const char *const words[] = {"NaN", "Infinity", "-Infinity"};
+    const size_t left = (size_t)(r->end - r->p);
+    for (size_t i = 0; r->python && i < sizeof words / sizeof words[0]; i++) {
+        const size_t length = strlen(words[i]);
+        if (left >= length && memcmp(r->p, words[i], length) == 0) {
+            token->kind = HEFT__JSON_NUMBER;
+            token->text = (const char *)r->p;
+            token->length = length;
+            r->p += length;
+            return true;
+        }
+    }
+    return false;
+}
+
 static heft_status scan_word(heft__json_reader *r, heft__json_token *token, heft_error *err)
 {
     static const struct {
@@ -348,6 +366,8 @@ static heft_status read_value(heft__json_reader *r, heft__json_token *token, hef
     if (c == '"') {
         token->kind = HEFT__JSON_STRING;
         status = scan_string(r, token, err);
+    } else if (scan_special(r, token)) {
+        status = HEFT_OK;
     } else if (c == '-' || (c >= '0' && c <= '9')) {
         status = scan_number(r, token, err);
     } else {

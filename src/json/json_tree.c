@@ -177,6 +177,7 @@ heft_status heft__json_parse(heft__arena *arena, const void *bytes, size_t lengt
     heft__json_token token;
     heft__json_value *root = NULL;
     heft__json_init(&reader, bytes, length, 0, depth_limit);
+    reader.python = true;
     heft_status status = heft__json_next(&reader, &token, err);
     if (status == HEFT_OK) {
         status = heft__json_read_tree(&reader, &token, arena, &root, err);
