@@ -243,7 +243,8 @@ typedef struct heft_save_options {
     /* [metadata_count] Added to {"format": "pt"}; NULL for none. Only for safetensors. */
     const heft_metadata_pair *metadata;
     size_t metadata_count;
-    bool wait; /* if another process writes to dst, wait until it is done */
+    bool wait;            /* if another process writes to dst, wait until it is done */
+    bool keep_side_files; /* as in heft_convert_options */
 } heft_save_options;
 
 /**
@@ -257,9 +258,10 @@ typedef struct heft_save_options {
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata and one staging buffer.
- * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND if a parameter is
- *          absent (item is its name); INVALID_ARG for any format but safetensors and `.bin`, and for
- *          a dtype or metadata that the format cannot hold; IO; CANCELLED. On failure, dst is
+ * Errors   EXISTS if dst holds a checkpoint and force is not set, or side files of another checkpoint
+ *          (docs/transactions.md [3]) and keep_side_files is not set; NOT_FOUND if a parameter
+ *          is absent (item is its name); INVALID_ARG for any format but safetensors and `.bin`, and
+ *          for a dtype or metadata that the format cannot hold; IO; CANCELLED. On failure, dst is
  *          unchanged.
  * Source   docs/sharding.md.
  */

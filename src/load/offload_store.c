@@ -460,6 +460,13 @@ static heft_status write_index(heft__store *s, heft__folder_writer *folder, heft
     return status;
 }
 
+/* The checkpoint's own config and tokenizer may be there as well. */
+static const char *source_folder(void *user)
+{
+    const heft__store *s = user;
+    return heft__checkpoint_has_folder(s->ckpt) ? s->ckpt->where.folder : NULL;
+}
+
 static heft_status write_folder(heft__store *s, heft_error *err)
 {
     heft__folder_writer *folder = NULL;
@@ -468,6 +475,9 @@ static heft_status write_folder(heft__store *s, heft_error *err)
         const heft__folder_options options = {0};
         status =
             heft__folder_begin(s->model->ctx, s->options->offload_folder, &options, &folder, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__side_files_check(folder, NULL, source_folder, s, false, err);
     }
     if (status == HEFT_OK) {
         status = heft__folder_need(folder, s->dat_bytes, err);

@@ -21,7 +21,8 @@ struct heft_config {
     heft_ctx *ctx;
     heft__arena arena;
     heft__json_value *root; /* an object */
-    const char *path;
+    const char *path;       /* for messages */
+    bool is_file;           /* it was read from there */
 };
 
 /* From text in memory; `path` is for messages. Text is borrowed. */
