@@ -117,6 +117,7 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
+    const char *machine; /* lent; as that of its source: only tests set it */
     void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);
 };
