@@ -529,9 +529,17 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
 /* The folder is opened as any other one: what was written is held against its index. */
 static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
-    heft_status status = s->folder ? HEFT_OK : open_folder(s, err);
+    heft_error why = {0};
+    heft_status status = s->folder ? HEFT_OK : open_folder(s, &why);
     if (status == HEFT_OK) {
-        status = heft__checkpoint_judge(s->folder, false, err);
+        status = heft__checkpoint_judge(s->folder, false, &why);
+    }
+    if (status == HEFT_NOT_FOUND || status == HEFT_FORMAT) { /* it was written just now */
+        status = heft__add_path(
+            heft__fail(err, HEFT_IO, "cannot read back what was written: %.300s", why.message), err,
+            why.path);
+    } else if (status != HEFT_OK && err) {
+        *err = why;
     }
     for (size_t i = 0; i < s->model->count && status == HEFT_OK; i++) {
         if (s->taken[i]) {
