@@ -467,6 +467,16 @@ static heft_status write_index(struct session *s, heft_error *err)
     return status;
 }
 
+/* A refusal costs nothing that an earlier run has done. */
+static void add_kept(heft_error *err)
+{
+    if (err) {
+        const size_t length = strlen(err->message);
+        snprintf(err->message + length, sizeof err->message - length,
+                 "; files that an earlier run finished are kept");
+    }
+}
+
 static heft_status write_folder(struct session *s, uint64_t needed, heft_error *err)
 {
     s->scratch_bytes = heft__staging_bytes(s->ctx) / 4;
@@ -485,6 +495,9 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     heft_status status = heft__folder_begin(s->ctx, s->job->dst, &options, &s->folder, err);
     if (status == HEFT_OK) {
         status = look_at_destination(s, err);
+        if (status == HEFT_EXISTS && heft__folder_has_earlier(s->folder)) {
+            add_kept(err);
+        }
     }
     if (status == HEFT_OK) {
         status = heft__folder_need(s->folder, needed, err);

@@ -477,6 +477,11 @@ bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uin
            (uint64_t)facts.st_dev == device && (uint64_t)facts.st_ino == inode;
 }
 
+bool heft__folder_has_earlier(const heft__folder_writer *writer)
+{
+    return writer->options.resume && writer->kept_bytes > 0;
+}
+
 /* ---- comparing --------------------------------------------------------------------------------- */
 static size_t read_piece(int fd, char *bytes, size_t length, off_t at)
 {

@@ -212,6 +212,8 @@ bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uin
 /* Whether a name in the destination is the same in another folder: a file with the same bytes, or a folder
  * all of whose entries are. */
 bool heft__folder_has_copy(const heft__folder_writer *writer, const char *folder, const char *name);
+/* Whether files of an earlier run with the same resume key are there to be taken over. */
+bool heft__folder_has_earlier(const heft__folder_writer *writer);
 /* Whether a path leads to a file of the destination. */
 bool heft__folder_has_path(const heft__folder_writer *writer, const char *path);
 heft_status heft__folder_commit(heft__folder_writer *writer,

@@ -95,6 +95,18 @@ run 0 convert "$work/start" "$work/cut" --force --keep-side-files --variant v
 shows "$err" "'pytorch_model.bin' of another checkpoint stays"
 rm -rf "$work/bare" "$work/lone" "$work/own" "$work/other"
 
+# ---- a refusal leaves what an earlier run has done -------------------------------------------------------------------
+(
+    ulimit -f 38
+    run 3 convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume
+)
+mkdir "$work/resumed"
+echo '{}' >"$work/resumed/config.json"
+fails 11 "contains 'config.json'; 'force' replaces it; files that an earlier run finished are kept" \
+    convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume
+run 0 convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume --force -q
+[ "$(snapshot "$work/resumed")" = "$(snapshot "$work/recut")" ] || fail "a resumed conversion differs"
+
 # ---- the destination is the source, whatever it is called --------------------------------------------------------------
 ln -s start "$work/link"
 ln -s "$work/start" "$work/absolute"
