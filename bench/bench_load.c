@@ -147,7 +147,9 @@ static int run_into(heft_ctx *ctx, const char *path)
         return fail(&err);
     }
     double started = seconds_now();
-    if (heft_model_load_sharded(model, path, true, NULL, &err) != HEFT_OK) {
+    const heft_load_sharded_options strict =
+        HEFT_OPTIONS(heft_load_sharded_options, .strict = true);
+    if (heft_model_load_sharded(model, path, &strict, NULL, &err) != HEFT_OK) {
         return fail(&err);
     }
     report(seconds_now() - started, heft_model_bytes(model), 0);

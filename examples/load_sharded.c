@@ -65,7 +65,9 @@ int main(int argc, char **argv)
     }
     if (status == HEFT_OK) {
         float before = some_value(model);
-        status = heft_model_load_sharded(model, argv[2], argc == 3, &report, &err);
+        status = heft_model_load_sharded(
+            model, argv[2], &HEFT_OPTIONS(heft_load_sharded_options, .strict = argc == 3), &report,
+            &err);
         if (status == HEFT_OK) {
             fprintf(stderr, "one weight: %.6f before, %.6f after\n", (double)before,
                     (double)some_value(model));

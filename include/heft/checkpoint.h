@@ -317,6 +317,9 @@ typedef struct heft_convert_options {
     const heft_metadata_pair *metadata; /* added to the source's metadata; NULL for none */
     size_t metadata_count;
     bool wait; /* if another process writes to the destination, wait until it is done */
+    /* Write even if the destination contains files that the new checkpoint does not have and that
+     * are read with it: config.json, tokenizer files, ... They stay, as part of it. */
+    bool keep_side_files;
 } heft_convert_options;
 
 typedef struct heft_written_file {

@@ -206,6 +206,12 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_needs(const heft_source *source,
                                                       const heft_load_options *options,
                                                       heft_load_needs *out, heft_error *err);
 
+typedef struct heft_load_sharded_options {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    bool strict;        /* MISMATCH for any missing or unexpected key, before the model changes */
+    bool over_limit;    /* as in heft_load_options */
+} heft_load_sharded_options;
+
 /**
  * Load a sharded checkpoint into an existing model, one shard after another.
  *
@@ -213,22 +219,23 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_needs(const heft_source *source,
  * model before it reads any tensor; adds no prefix and renames nothing; casts values to the
  * parameter's dtype. Also accepts a folder with a single weight file.
  *
- * @param model   borrowed; absent or mapped parameters get memory of their own, owned ones are
- *                overwritten
- * @param folder  borrowed
- * @param strict  fail with MISMATCH for any missing or unexpected key, before the model changes
- * @param report  filled with an owned report, also on MISMATCH; may be NULL
- * @param err     filled on failure; may be NULL
+ * @param model    borrowed; absent, mapped or shared parameters get memory of their own, owned ones
+ *                 are overwritten
+ * @param folder   borrowed
+ * @param options  borrowed; NULL for defaults
+ * @param report   filled with an owned report, also on MISMATCH; may be NULL
+ * @param err      filled on failure; may be NULL
  *
- * Memory   the bytes of the absent parameters and one staging buffer.
- * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and for shapes, before the
- *          model changes; IO, FORMAT and CANCELLED while reading, after which some parameters have
+ * Memory   the bytes of the parameters that get memory, and one staging buffer.
+ * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and for shapes, and LIMIT if
+ *          the parameters that get memory need more than is available and over_limit is not set,
+ *          before the model changes; IO, FORMAT and CANCELLED while reading, after which some parameters have
  *          new values and some old ones.
  * Source   docs/loading.md.
  */
-HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(heft_model *model, const char *folder,
-                                                             bool strict, heft_load_report **report,
-                                                             heft_error *err);
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_load_sharded(
+    heft_model *model, const char *folder, const heft_load_sharded_options *options,
+    heft_load_report **report, heft_error *err);
 
 typedef struct heft_save_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
@@ -243,7 +250,8 @@ typedef struct heft_save_options {
     /* [metadata_count] Added to {"format": "pt"}; NULL for none. Only for safetensors. */
     const heft_metadata_pair *metadata;
     size_t metadata_count;
-    bool wait; /* if another process writes to dst, wait until it is done */
+    bool wait;            /* if another process writes to dst, wait until it is done */
+    bool keep_side_files; /* as in heft_convert_options */
 } heft_save_options;
 
 /**
@@ -257,9 +265,10 @@ typedef struct heft_save_options {
  * @param err      filled on failure; may be NULL
  *
  * Memory   metadata and one staging buffer.
- * Errors   EXISTS if dst holds a checkpoint and force is not set; NOT_FOUND if a parameter is
- *          absent (item is its name); INVALID_ARG for any format but safetensors and `.bin`, and for
- *          a dtype or metadata that the format cannot hold; IO; CANCELLED. On failure, dst is
+ * Errors   EXISTS if dst holds a checkpoint and force is not set, or side files of another checkpoint
+ *          (docs/transactions.md [3]) and keep_side_files is not set; NOT_FOUND if a parameter
+ *          is absent (item is its name); INVALID_ARG for any format but safetensors and `.bin`, and
+ *          for a dtype or metadata that the format cannot hold; IO; CANCELLED. On failure, dst is
  *          unchanged.
  * Source   docs/sharding.md.
  */

@@ -115,6 +115,8 @@ typedef struct heft_residency_options {
      * not repeat. */
     size_t repeat_from;
     heft_ledger *ledger; /* borrowed; kept alive; NULL: a new one with budget_bytes */
+    /* Create it even if units of the schedule need more memory than is available, swap included. */
+    bool over_limit;
 } heft_residency_options;
 
 /** Reads and memory of a residency since it was created. */
@@ -128,6 +130,11 @@ typedef struct heft_residency_counts {
     uint64_t brought_units; /* units brought in, by reading or in place; repeats count */
     uint64_t ahead;         /* units that were in memory or being read when they were acquired */
     uint64_t waited;        /* units whose reading had not begun when they were acquired */
+    /* Predicted when the residency was created: the memory that units and the buffers for reading
+     * them take, if all of the schedule is used. Mapped units that are used in place in the page
+     * cache take none; which ones are depends on what the cache has when they come. They count as 0
+     * in the least, and in full in the most. */
+    uint64_t least_bytes, most_bytes;
 } heft_residency_counts;
 
 /**
@@ -144,7 +151,8 @@ typedef struct heft_residency_counts {
  *          also heft_load_needs.stream_staging_bytes.
  * Errors   INVALID_ARG for a schedule that is empty, contains a unit that the model does not have,
  *          or repeats from beyond its end; LIMIT for a budget that is too small for a scheduled
- *          unit, with the unit's name and both sizes; NOMEM.
+ *          unit, with the unit's name and both sizes, and if the units need more memory than is
+ *          available (least_bytes of heft_residency_counts) and over_limit is not set; NOMEM.
  * Source   docs/residency.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_residency_new(const heft_model *model,
@@ -154,6 +162,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_residency_new(const heft_model *model,
  * NULL is allowed. */
 HEFT_API void heft_residency_free(heft_residency *residency);
 
+/** Return one line that says that the units may need more memory than was available when the
+ * residency was created, with both numbers; NULL if they do not. Lent by the residency. */
+HEFT_API const char *heft_residency_warning(const heft_residency *residency);
 /** Return the number of units. */
 HEFT_API size_t heft_residency_count(const heft_residency *residency);
 /** Return unit i, or NULL past the end; lent by the residency. */

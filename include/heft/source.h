@@ -148,7 +148,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  *
  * Memory   the metadata and one staging buffer, regardless of the checkpoint's size.
  * Errors   NOT_FOUND for a source without weights; those of heft_source_check_index() and
- *          heft_checkpoint_read(); EXISTS if dst holds a checkpoint and force is not set;
+ *          heft_checkpoint_read(); EXISTS if dst holds a checkpoint and force is not set, or
+ *          side files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set;
  *          INVALID_ARG if dst is the source, if the format cannot hold a dtype or a name, if
  *          metadata is given for a format that cannot hold it, or if `resume` is set for a
  *          checkpoint that was opened from bytes or through a reader; IO, also for a full disk;

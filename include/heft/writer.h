@@ -45,6 +45,7 @@ typedef struct heft_writer_options {
     size_t module_count;
     uint64_t total_parameters; /* written to the index's metadata; 0: omitted */
     bool wait;                 /* if another process writes to dst, wait until it is done */
+    bool keep_side_files;      /* as in heft_convert_options */
 } heft_writer_options;
 
 /**
@@ -162,7 +163,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_writer_side_file(heft_writer *writer, 
  * @param err     filled on failure; may be NULL
  *
  * Memory   one staging buffer, and the headers of the files.
- * Errors   EXISTS if dst holds a checkpoint, or is an existing file, and force is not set;
+ * Errors   EXISTS if dst holds a checkpoint, or is an existing file, and force is not set, or side
+ *          files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set;
  *          INVALID_ARG for tensors that share memory (HEFT_TIES_REFUSE), a `fill` that produces too
  *          few bytes, and a second commit; the status that `fill` returned; LIMIT for a header over
  *          heft_limits; IO, also for a full disk; CANCELLED. On failure, dst is unchanged and the

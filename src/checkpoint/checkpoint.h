@@ -272,6 +272,10 @@ typedef struct heft__side_file { /* config.json and its like, written next to th
     size_t length;
 } heft__side_file;
 
+/* A folder whose side files belong to the new checkpoint as well, so that the same ones in the destination are
+ * no other checkpoint's; NULL: there is none. Called if the destination has any. */
+typedef const char *(*heft__beside_fn)(void *user);
+
 typedef struct heft__write_job {
     const char *dst;    /* a folder */
     const char *single; /* NULL; or the base name of the one file that is written there, of which
@@ -293,6 +297,8 @@ typedef struct heft__write_job {
     size_t module_count;
     const heft__side_file *sides;
     size_t side_count;
+    bool keep_side_files;   /* of the destination, whatever they are: side_files.c */
+    heft__beside_fn beside; /* NULL: none */
     heft__out_read_fn read;
     heft_status (*check)(void *user, heft_error *err); /* called before the commit; NULL: nothing */
     /* A file of the destination that is to be replaced or removed is the source's; NULL: none is. */
@@ -302,6 +308,13 @@ typedef struct heft__write_job {
     size_t warning_count;
 } heft__write_job;
 
+/* Whether a loader looks for a file or folder of this name beside weights. */
+bool heft__is_side_file_name(const char *name);
+/* EXISTS if the destination has side files that are not in `written` (NULL: none is written), nor the same
+ * in the folder that `beside` (NULL: none) gives. may_keep: the message names the option that allows it. */
+heft_status heft__side_files_check(heft__folder_writer *folder, const heft__map *written,
+                                   heft__beside_fn beside, void *user, bool may_keep,
+                                   heft_error *err);
 heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
                                    heft_write_report **report, heft_error *err);
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)

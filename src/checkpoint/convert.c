@@ -488,6 +488,12 @@ static bool is_source(void *user, const heft__folder_writer *folder, const char 
     return false;
 }
 
+static const char *source_folder(void *user)
+{
+    const struct conversion *c = user;
+    return heft__checkpoint_has_folder(c->ckpt) ? c->ckpt->where.folder : NULL;
+}
+
 static void append_identity(heft__buffer *text, const heft__input *input)
 {
     const heft__identity *identity = heft__input_identity(input);
@@ -600,6 +606,8 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .total_parameters = c->names->total_parameters,
         .sides = c->sides,
         .side_count = c->side_count,
+        .keep_side_files = c->options->keep_side_files,
+        .beside = source_folder,
         .read = read_piece,
         .check = check_sources,
         .is_source = is_source,

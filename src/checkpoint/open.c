@@ -107,7 +107,10 @@ static heft_status list_failure(heft_checkpoint *ckpt, size_t i, const struct fa
     } else if (missing && ckpt->where.index && !heft__path_exists(slot->info.path)) {
         return blame_index(ckpt, i, first, err);
     }
-    return heft__find_failure(&ckpt->findings, missing ? "missing_file" : "malformed_file",
+    return heft__find_failure(&ckpt->findings,
+                              missing                      ? "missing_file"
+                              : failure->status == HEFT_IO ? "unreadable"
+                                                           : "malformed_file",
                               slot->info.name, failure->error, err);
 }
 

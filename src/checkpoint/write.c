@@ -20,11 +20,15 @@ struct session {
     const char **names;        /* [file_count] */
     heft__layout **layouts;    /* [file_count] NULL where done */
     heft__map written;         /* names of all files that are written */
-    const char *index_name;    /* NULL if there is one file */
+    heft__map removed;         /* of weights that go */
+    const char *stays;         /* the first of the weights that stay, of `staying`; NULL: none */
+    size_t staying;
+    const char *index_name; /* NULL if there is one file */
     void *scratch;
     size_t scratch_bytes;
     uint64_t done_bytes; /* for progress */
     heft_write_report *report;
+    const char **warnings; /* the report's, with room for one more */
 };
 
 struct report_memory { /* the report and the arena that it lives in */
@@ -168,7 +172,8 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     const size_t count = s->file_count;
     heft__arena *arena = &((struct report_memory *)s->report)->arena;
     heft_written_file *files = heft__arena_array(arena, count, sizeof *files);
-    const char **warnings = heft__arena_array(arena, s->job->warning_count, sizeof *warnings);
+    const char **warnings = /* and one more: warn_of_staying() */
+        heft__arena_array(arena, (uint64_t)s->job->warning_count + 1, sizeof *warnings);
     if (!files || !warnings) {
         return heft__fail_nomem(err, count * sizeof *files);
     }
@@ -186,7 +191,7 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
     }
     s->report->files = files;
     s->report->file_count = count;
-    s->report->warnings = warnings;
+    s->report->warnings = s->warnings = warnings;
     s->report->warning_count = s->job->warning_count;
     s->report->total_size = s->plan.total_size;
     s->report->total_parameters = s->job->total_parameters;
@@ -194,6 +199,29 @@ static heft_status fill_report(struct session *s, uint64_t *total, heft_error *e
         s->report->index = heft__arena_text(arena, s->index_name, strlen(s->index_name));
     }
     return s->index_name && !s->report->index ? heft__fail_nomem(err, 0) : HEFT_OK;
+}
+
+static heft_status warn_of_staying(struct session *s, heft_error *err)
+{
+    heft__arena *arena = &((struct report_memory *)s->report)->arena;
+    char others[40] = "";
+    if (s->staying == 0) {
+        return HEFT_OK;
+    }
+    if (s->staying > 1) {
+        snprintf(others, sizeof others, " and %zu more", s->staying - 1);
+    }
+    const char *line = heft__arena_format(
+        arena,
+        "'%.200s'%s of another checkpoint %s: a load that asks for %s format or variant reads "
+        "%s with the new config.json",
+        s->stays, others, s->staying > 1 ? "stay" : "stays", s->staying > 1 ? "their" : "its",
+        s->staying > 1 ? "them" : "it");
+    if (!line) {
+        return heft__fail_nomem(err, 0);
+    }
+    s->warnings[s->report->warning_count++] = line;
+    return HEFT_OK;
 }
 
 /* ---- what is there already ------------------------------------------------------------------- */
@@ -261,6 +289,7 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
                                  size_t count, heft_error *err)
 {
     const bool goes = rival->format->precedence <= s->format->precedence;
+    size_t found;
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         if (!is_of(s, rival, names[i])) {
@@ -274,9 +303,28 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
                 break;
             }
             status = heft__folder_remove(s->folder, names[i], is_entry_point(rival, names[i]), err);
+            if (status == HEFT_OK &&
+                !heft__map_put(&s->removed, names[i], strlen(names[i]), 0, &found)) {
+                status = heft__fail_nomem(err, strlen(names[i]));
+            }
         }
     }
     return status;
+}
+
+/* One file alone is part of a checkpoint only under a name by which loaders find weights. */
+static bool is_found_by_loaders(const char *name)
+{
+    const heft__format *format;
+    for (size_t i = 0; (format = heft__format_in_folder(NULL, i)); i++) {
+        const size_t length = format->file_each ? 0 : strlen(format->stem);
+        if (length > 0 && strncmp(name, format->stem, length) == 0 &&
+            (name[length] == '.' || name[length] == '-') &&
+            heft__ends_with(name, format->extension)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static heft_status look_at_destination(struct session *s, heft_error *err)
@@ -290,6 +338,12 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
             status = s->job->force ? refuse_source(s, names[i], err) : refuse(s, names[i], err);
         }
     }
+    if (status == HEFT_OK && !s->job->keep_side_files &&
+        (!s->job->single || is_found_by_loaders(s->job->single))) {
+        status = heft__add_path(
+            heft__side_files_check(s->folder, &s->written, s->job->beside, s->job->user, true, err),
+            err, s->job->dst);
+    }
     for (size_t i = 0; status == HEFT_OK && !s->job->single; i++) {
         rival.format = heft__format_in_folder(NULL, i);
         if (!rival.format) {
@@ -301,7 +355,13 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
         }
         heft__map_fini(&rival.listed);
     }
-    return status;
+    for (size_t i = 0; i < count && status == HEFT_OK && !s->job->single; i++) {
+        if (is_found_by_loaders(names[i]) && !has(&s->written, names[i]) &&
+            !has(&s->removed, names[i])) {
+            s->stays = s->staying++ == 0 ? names[i] : s->stays;
+        }
+    }
+    return status == HEFT_OK ? warn_of_staying(s, err) : status;
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */
@@ -407,6 +467,16 @@ static heft_status write_index(struct session *s, heft_error *err)
     return status;
 }
 
+/* A refusal costs nothing that an earlier run has done. */
+static void add_kept(heft_error *err)
+{
+    if (err) {
+        const size_t length = strlen(err->message);
+        snprintf(err->message + length, sizeof err->message - length,
+                 "; files that an earlier run finished are kept");
+    }
+}
+
 static heft_status write_folder(struct session *s, uint64_t needed, heft_error *err)
 {
     s->scratch_bytes = heft__staging_bytes(s->ctx) / 4;
@@ -425,6 +495,9 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     heft_status status = heft__folder_begin(s->ctx, s->job->dst, &options, &s->folder, err);
     if (status == HEFT_OK) {
         status = look_at_destination(s, err);
+        if (status == HEFT_EXISTS && heft__folder_has_earlier(s->folder)) {
+            add_kept(err);
+        }
     }
     if (status == HEFT_OK) {
         status = heft__folder_need(s->folder, needed, err);
@@ -467,6 +540,7 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
     uint64_t needed = 0;
     heft__arena_init(&s.arena, ctx);
     heft__map_init(&s.written, ctx);
+    heft__map_init(&s.removed, ctx);
     heft_status status = make_plan(&s, err);
     if (status == HEFT_OK) {
         status = name_files(&s, err);
@@ -494,6 +568,7 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
     heft__folder_free(s.folder);
     heft__free(ctx, s.scratch, s.scratch_bytes);
     heft__shard_plan_fini(ctx, &s.plan, job->count);
+    heft__map_fini(&s.removed);
     heft__map_fini(&s.written);
     heft__arena_fini(&s.arena);
     return status;

@@ -362,6 +362,7 @@ static heft_status write_out(struct commit *c, heft_write_report **report, heft_
         .module_count = options->module_count,
         .sides = c->w->sides,
         .side_count = c->w->side_count,
+        .keep_side_files = options->keep_side_files,
         .read = read_piece,
         .user = c,
         .warnings = c->warnings.lines,

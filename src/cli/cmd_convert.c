@@ -15,6 +15,8 @@
     X(FORCE, "force", NULL, "replace an existing checkpoint in DST")                               \
     X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
     X(RESUME, "resume", NULL, "keep finished shards if interrupted, and continue from them")       \
+    X(KEEP_SIDE_FILES, "keep-side-files", NULL,                                                    \
+      "keep DST's config.json, tokenizer files, ... that are not replaced")                        \
     X(WAIT, "wait", NULL, "wait for another process that writes to DST")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -27,6 +29,7 @@ static bool read_options(const cli_run *run, heft_convert_options *request, heft
     request->force = run->values[OPTION_FORCE] != NULL;
     request->dry_run = run->values[OPTION_DRY_RUN] != NULL;
     request->resume = run->values[OPTION_RESUME] != NULL;
+    request->keep_side_files = run->values[OPTION_KEEP_SIDE_FILES] != NULL;
     request->wait = run->values[OPTION_WAIT] != NULL;
     return cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->max_shard_bytes, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->format, err) &&

@@ -14,6 +14,8 @@
       "tensor order: state_dict, or natural as in a loaded model (default: state_dict)")           \
     X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
     X(FORCE, "force", NULL, "replace an existing checkpoint in DST")                               \
+    X(KEEP_SIDE_FILES, "keep-side-files", NULL,                                                    \
+      "keep DST's config.json, tokenizer files, ... that are not replaced")                        \
     X(WAIT, "wait", NULL, "wait for another process that writes to DST")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -32,6 +34,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
     request->save = HEFT_SIZED(heft_save_options);
     request->save.variant = run->values[OPTION_VARIANT];
     request->save.force = run->values[OPTION_FORCE] != NULL;
+    request->save.keep_side_files = run->values[OPTION_KEEP_SIDE_FILES] != NULL;
     request->save.wait = run->values[OPTION_WAIT] != NULL;
     request->save.dry_run = run->values[OPTION_DRY_RUN] != NULL;
     return cli_value_seed(run, OPTION_SEED, &request->init.seed, err) &&

@@ -42,6 +42,7 @@ struct loaded {
     heft_load_report *report;
     heft_residency_counts pass; /* over all units, with a plan and --touch */
     size_t pass_blocks;         /* 0: none */
+    char pass_warning[256];     /* "": none */
     double pass_seconds;
     double open_seconds;
 };
@@ -108,6 +109,8 @@ static void put_pass(cli_json *json, const struct loaded *l)
     cli_json_u64(json, "mapped_bytes", l->pass.mapped_bytes);
     cli_json_u64(json, "budget_bytes", l->pass.budget_bytes);
     cli_json_u64(json, "peak_bytes", l->pass.peak_bytes);
+    cli_json_u64(json, "least_bytes", l->pass.least_bytes);
+    cli_json_u64(json, "most_bytes", l->pass.most_bytes);
     cli_json_double(json, "seconds", l->pass_seconds);
     cli_json_close(json, '}');
 }
@@ -150,6 +153,9 @@ static void print_json(const cli_run *run, const struct loaded *l, const heft_er
         cli_json_string(&json, NULL, report->warnings[i]);
     }
     cli_plan_put_warnings(&json, l->plan);
+    if (*l->pass_warning) {
+        cli_json_string(&json, NULL, l->pass_warning);
+    }
     cli_json_close(&json, ']');
     put_pass(&json, l);
     cli_json_double(&json, "seconds", l->open_seconds + report->seconds);
@@ -289,6 +295,9 @@ static int print_report(cli_run *run, const struct loaded *l, const heft_error *
     if (l->plan && !cli_plan_warn(run, l->plan)) {
         return cli_fail_nomem(run);
     }
+    if (*l->pass_warning) {
+        cli_warn(run, l->pass_warning);
+    }
     if (run->json) {
         print_json(run, l, err);
         return err ? heft_status_exit_code(err->status) : 0;
@@ -333,10 +342,14 @@ static heft_status pass_over(struct loaded *l, heft_error *err)
     double one, two;
     const double budget = heft_plan_stream(l->plan, &one, &two);
     const heft_residency_options wanted =
-        HEFT_OPTIONS(heft_residency_options, .budget_bytes = budget > 1 ? (uint64_t)budget : 1);
+        HEFT_OPTIONS(heft_residency_options, .budget_bytes = budget > 1 ? (uint64_t)budget : 1,
+                     .over_limit = l->request.over_limit);
     heft_residency *residency = NULL;
     const double started = cli_now();
     heft_status status = heft_residency_new(l->model, &wanted, &residency, err);
+    if (status == HEFT_OK && heft_residency_warning(residency)) {
+        snprintf(l->pass_warning, sizeof l->pass_warning, "%s", heft_residency_warning(residency));
+    }
     for (size_t i = 0; status == HEFT_OK && i < heft_residency_count(residency); i++) {
         heft_lease *lease = NULL;
         status = heft_residency_acquire(residency, &i, 1, &lease, err);

@@ -88,6 +88,22 @@ static void print_text(const cli_run *run, const heft_verify_report *report)
            report->tensor_count == 1 ? "" : "s", report->total_bytes);
 }
 
+/* That a file cannot be read is no answer about what is in it: scripts that drop stdout see it too. */
+static void tell_unreadable(const cli_run *run, const heft_verify_report *report)
+{
+    for (size_t i = 0; i < report->problem_count && !run->json; i++) {
+        const heft_problem *problem = &report->problems[i];
+        if (strcmp(problem->kind, "unreadable") == 0) {
+            fprintf(stderr, "heft %s: ", run->command->name);
+            cli_put(stderr, problem->file);
+            fputs(": could not be read: ", stderr);
+            cli_put(stderr, problem->message);
+            putc('\n', stderr);
+            return; /* one line; the others are in the report */
+        }
+    }
+}
+
 /* heft-manifest.json in the folder that holds the files; owned. The folder is derived from the path,
  * because a damaged checkpoint may not open. */
 static char *standard_manifest(const char *path, const char *subfolder)
@@ -149,6 +165,7 @@ static int run_verify(cli_run *run)
             print_text(run, report);
         }
         code = report->ok ? 0 : CLI_EXIT_NO;
+        tell_unreadable(run, report);
     }
     heft_verify_report_free(report);
     heft_source_close(source);

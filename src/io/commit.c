@@ -335,7 +335,10 @@ static void take_back(heft__folder_writer *writer, const heft__journal *journal,
         return;
     }
     writer->stuck = true;
-    add_words(err, "nothing loads from here until heft next opens or writes it");
+    add_words(err, heft__journal_is_done(journal)
+                       ? "the new files are in place, but the old ones come back when heft next "
+                         "opens or writes it"
+                       : "nothing loads from here until heft next opens or writes it");
 }
 
 static heft_status replace_files(heft__folder_writer *writer, heft__journal *journal,

@@ -15,6 +15,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#define COMPARED_BYTES 4096
+#define COMPARED_DEPTH 8
 #define STEM_BYTES 180 /* of a name in the names of its work folder and lock */
 
 /* ---- begin ------------------------------------------------------------------------------------- */
@@ -473,6 +475,73 @@ bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uin
     struct stat facts;
     return writer->folder >= 0 && fstatat(writer->folder, name, &facts, 0) == 0 &&
            (uint64_t)facts.st_dev == device && (uint64_t)facts.st_ino == inode;
+}
+
+bool heft__folder_has_earlier(const heft__folder_writer *writer)
+{
+    return writer->options.resume && writer->kept_bytes > 0;
+}
+
+/* ---- comparing --------------------------------------------------------------------------------- */
+static size_t read_piece(int fd, char *bytes, size_t length, off_t at)
+{
+    size_t done = 0;
+    for (ssize_t got = 1; done < length && got != 0;) {
+        got = pread(fd, bytes + done, length - done, at + (off_t)done);
+        if (got > 0) {
+            done += (size_t)got;
+        } else if (got < 0 && errno != EINTR) {
+            return SIZE_MAX;
+        }
+    }
+    return done;
+}
+
+static bool same_bytes(int a, int b)
+{
+    char ours[COMPARED_BYTES], theirs[COMPARED_BYTES];
+    off_t at = 0;
+    for (size_t got = COMPARED_BYTES; got == COMPARED_BYTES; at += COMPARED_BYTES) {
+        got = read_piece(a, ours, sizeof ours, at);
+        if (got == SIZE_MAX || read_piece(b, theirs, sizeof theirs, at) != got ||
+            memcmp(ours, theirs, got) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+struct comparing {
+    int ours, theirs;
+    unsigned depth;
+};
+
+static bool same_entry(void *user, const char *name)
+{
+    const struct comparing *job = user;
+    struct stat ours, theirs;
+    const int how = O_RDONLY | O_NONBLOCK;
+    int a = heft__open_at(job->ours, name, how, 0), b = heft__open_at(job->theirs, name, how, 0);
+    bool same = a >= 0 && b >= 0 && fstat(a, &ours) == 0 && fstat(b, &theirs) == 0 &&
+                (ours.st_mode & S_IFMT) == (theirs.st_mode & S_IFMT);
+    if (same && S_ISDIR(ours.st_mode)) {
+        struct comparing inner = {.ours = a, .theirs = b, .depth = job->depth + 1};
+        same = inner.depth < COMPARED_DEPTH && heft__dir_each(a, same_entry, &inner);
+    } else {
+        same = same && S_ISREG(ours.st_mode) && ours.st_size == theirs.st_size && same_bytes(a, b);
+    }
+    heft__dir_close(&a);
+    heft__dir_close(&b);
+    return same;
+}
+
+bool heft__folder_has_copy(const heft__folder_writer *writer, const char *folder, const char *name)
+{
+    struct comparing job = {.ours = writer->folder,
+                            .theirs = heft__open_at(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, 0)};
+    const bool same = job.ours >= 0 && job.theirs >= 0 && same_entry(&job, name);
+    heft__dir_close(&job.theirs);
+    return same;
 }
 
 bool heft__folder_has_path(const heft__folder_writer *writer, const char *path)

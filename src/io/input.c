@@ -123,9 +123,15 @@ heft_status heft__input_unchanged(heft__input *source, heft_error *err)
         status = heft__fail_io(err, errno, "cannot look at the file");
     } else {
         const heft__identity now = heft__identity_of(&facts);
-        status = memcmp(&now, &source->identity, sizeof now) == 0
-                     ? HEFT_OK
-                     : heft__fail(err, HEFT_IO, "the file changed while it was read");
+        heft__identity touched = now; /* but for its change time */
+        touched.change_seconds = source->identity.change_seconds;
+        touched.change_nanoseconds = source->identity.change_nanoseconds;
+        const bool only = memcmp(&touched, &source->identity, sizeof touched) == 0;
+        status = memcmp(&now, &source->identity, sizeof now) == 0 ? HEFT_OK
+                 : only                                           ? heft__fail(err, HEFT_IO,
+                                                                               "the file changed while it was read: only its change time "
+                                                                                                                         "differs, as after chmod or a new link to it")
+                        : heft__fail(err, HEFT_IO, "the file changed while it was read");
     }
     heft__input_drop_fd(source);
     return heft__add_path(status, err, source->path);

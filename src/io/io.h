@@ -209,6 +209,11 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
 /* Whether a name in the destination is this very file, through links. */
 bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uint64_t device,
                         uint64_t inode);
+/* Whether a name in the destination is the same in another folder: a file with the same bytes, or a folder
+ * all of whose entries are. */
+bool heft__folder_has_copy(const heft__folder_writer *writer, const char *folder, const char *name);
+/* Whether files of an earlier run with the same resume key are there to be taken over. */
+bool heft__folder_has_earlier(const heft__folder_writer *writer);
 /* Whether a path leads to a file of the destination. */
 bool heft__folder_has_path(const heft__folder_writer *writer, const char *path);
 heft_status heft__folder_commit(heft__folder_writer *writer,

@@ -80,13 +80,25 @@ static bool is_current(int dir, const char *name, int fd)
            open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
 }
 
+/* Whether nobody has written into it who holds it. One who was about to finds that its name is gone, or
+ * meets the lock on the folder, or a folder that is there already. */
+static bool is_unused(int dir, const char *name, int fd)
+{
+    struct stat facts;
+    return is_current(dir, name, fd) && fstat(fd, &facts) == 0 && facts.st_size == 0;
+}
+
 /* One attempt: *held, or not because the file was removed or busy meanwhile. */
 static heft_status attempt(heft__lock *lock, bool *held, bool *is_busy, heft_error *err)
 {
     bool foreign = false;
     *held = *is_busy = false;
-    const int fd =
-        heft__open_at(lock->dir, lock->name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
+    const int how = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK;
+    int fd = heft__open_at(lock->dir, lock->name, how | O_EXCL, 0600);
+    const bool made = fd >= 0;
+    if (!made && errno == EEXIST) {
+        fd = heft__open_at(lock->dir, lock->name, how, 0600);
+    }
     if (fd < 0) {
         const int reason = errno;
         return heft__fail_io(err, reason, "cannot create the lock file '%s'", lock->name);
@@ -95,6 +107,9 @@ static heft_status attempt(heft__lock *lock, bool *held, bool *is_busy, heft_err
     const int locked = status == HEFT_OK ? heft__lock_try(fd, LOCK_EX) : 0;
     if (status == HEFT_OK && locked < 0 && !is_unsupported(errno)) {
         status = heft__fail_io(err, errno, "cannot lock '%s'", lock->name);
+        if (made && is_unused(lock->dir, lock->name, fd)) {
+            (void)heft__unlink_at(lock->dir, lock->name);
+        }
     } else if (status == HEFT_OK && locked == 0) {
         *is_busy = true;
         status = busy(fd, err);

@@ -261,10 +261,31 @@ static bool take_out(const heft__journal *journal, const heft__journal_file *fil
            heft__rename_new(journal->folder, file->name, journal->new, file->name);
 }
 
+/* A file that has its old name as well, by a hard link, is back: only the other name goes. */
 static bool put_back(const heft__journal *journal, const heft__journal_file *file)
 {
-    return !file->had || !heft__exists_at(journal->old, file->name) ||
-           heft__rename_new(journal->old, file->name, journal->folder, file->name);
+    struct stat there, kept;
+    if (!file->had || !heft__exists_at(journal->old, file->name) ||
+        heft__rename_new(journal->old, file->name, journal->folder, file->name)) {
+        return true;
+    }
+    if (errno != EEXIST || fstatat(journal->folder, file->name, &there, AT_SYMLINK_NOFOLLOW) != 0 ||
+        fstatat(journal->old, file->name, &kept, AT_SYMLINK_NOFOLLOW) != 0 ||
+        there.st_dev != kept.st_dev || there.st_ino != kept.st_ino) {
+        errno = EEXIST;
+        return false;
+    }
+    return heft__unlink_at(journal->old, file->name);
+}
+
+bool heft__journal_is_done(const heft__journal *journal)
+{
+    bool done = true;
+    for (size_t i = 0; i < journal->count && done; i++) {
+        const heft__journal_file *file = &journal->files[i];
+        done = file->put ? is_in(journal, file) : !heft__exists_at(journal->folder, file->name);
+    }
+    return done;
 }
 
 bool heft__journal_back(const heft__journal *journal)

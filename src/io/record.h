@@ -63,6 +63,8 @@ void heft__journal_write(heft__buffer *text, const char *work, const heft__journ
 bool heft__journal_forward(const heft__journal *journal);
 /* Put everything back, wherever the above stopped, and wherever this one did. */
 bool heft__journal_back(const heft__journal *journal);
+/* Whether every file is as the new checkpoint has it. */
+bool heft__journal_is_done(const heft__journal *journal);
 /* Take back what a journal in `folder` names, if there is one. Another process that is at work is waited
  * for. Only for the owner of the destination's lock, or from heft__folder_recover(). */
 heft_status heft__journal_recover(heft_ctx *ctx, int folder, heft_error *err);

@@ -127,6 +127,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
         if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED) {
             f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
         } else {
+            counts->own_bytes += parameter->size_bytes;
             status = take_memory(f, i, tensor, device, counts, err);
         }
     }

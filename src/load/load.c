@@ -321,6 +321,7 @@ heft_status heft_model_load(const heft_source *source, const heft_load_options *
 heft_model *heft__loading_take_model(heft__loading *l)
 {
     heft_model *model = l->model;
+    model->machine = l->source->machine;
     heft__store_fini(&l->store);
     heft__match_fini(model, &l->match);
     l->model = NULL;
@@ -338,16 +339,23 @@ void heft__loading_fini(heft__loading *l)
 }
 
 /* ---- into an existing model ---------------------------------------------------------------- */
-heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool strict,
+heft_status heft_model_load_sharded(heft_model *model, const char *folder,
+                                    const heft_load_sharded_options *asked,
                                     heft_load_report **report, heft_error *err)
 {
+    heft_load_sharded_options taken;
     if (!model || !folder) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or folder is NULL");
     }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, asked, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     double started = seconds_now();
-    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .strict = strict);
+    const heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .strict = taken.strict, .over_limit = taken.over_limit);
     heft__loading l = {.ctx = model->ctx, .options = &options, .model = model};
-    heft_status status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
+    status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
     if (status == HEFT_OK) {
         status = heft__report_new(l.ctx, &l.memory, err);
     }
@@ -359,6 +367,9 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder, bool 
     if (verdict == HEFT_OK) {
         l.fill.reuse = true;
         l.fill.reason = HEFT__FILL_EXISTING;
+        verdict = heft__loading_check_limit(&l, err);
+    }
+    if (verdict == HEFT_OK) {
         verdict = heft__fill(model, l.ckpt, &l.match, &l.fill, &l.counts, err);
     }
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {

@@ -189,6 +189,7 @@ heft_status heft__device_find(int32_t number, const heft__device **out, heft_err
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;
+    uint64_t own_bytes;     /* of the copied ones: in memory that is yet to be taken */
     uint64_t away_bytes;    /* on devices that this build does not have */
     uint64_t staging_bytes; /* the most that buffers take meanwhile */
     uint64_t stay_scratch;  /* of one thread that brings in what stays in its file */
@@ -329,6 +330,19 @@ uint64_t heft__loading_initialized(const heft__loading *loading);
  * there are, unless over_limit is set; a warning if what it takes at most is more. A shared copy's bytes
  * are judged once it is known that this process builds it: the fill asks. (limit.c) */
 heft_status heft__loading_check_limit(heft__loading *loading, heft_error *err);
+/* What is about to be taken. Texts: "a device map ..., " or "", and "loading". */
+typedef struct heft__memory_need {
+    uint64_t certain, most;
+    const char *instead, *during;
+} heft__memory_need;
+
+#define HEFT__LIMIT_WARNING 256
+/* LIMIT if the certain bytes are more than the memory, or the address space, that is left; a line in
+ * `warning` if only the most are. It is not touched otherwise. */
+heft_status heft__limit_memory(const char *machine, const heft__memory_need *need,
+                               char warning[HEFT__LIMIT_WARNING], heft_error *err);
+heft_status heft__limit_space(const heft__memory_need *need, char warning[HEFT__LIMIT_WARNING],
+                              heft_error *err);
 /* Hand the model out; the rest is freed by fini. */
 heft_model *heft__loading_take_model(heft__loading *loading);
 void heft__loading_fini(heft__loading *loading);

@@ -73,7 +73,7 @@ static void count_alone(heft__loading *l)
 uint64_t heft__loading_initialized(const heft__loading *l)
 {
     uint64_t bytes = 0;
-    for (size_t i = 0; l->ckpt && l->model->known_family && i < l->model->count; i++) {
+    for (size_t i = 0; l->ckpt && l->source && l->model->known_family && i < l->model->count; i++) {
         const bool offloaded = l->store.taken && l->store.taken[i];
         if (l->model->parameters[i].tied_to == i && l->match.source[i] == HEFT__NO_TENSOR &&
             !offloaded) {

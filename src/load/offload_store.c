@@ -460,6 +460,13 @@ static heft_status write_index(heft__store *s, heft__folder_writer *folder, heft
     return status;
 }
 
+/* The checkpoint's own config and tokenizer may be there as well. */
+static const char *source_folder(void *user)
+{
+    const heft__store *s = user;
+    return heft__checkpoint_has_folder(s->ckpt) ? s->ckpt->where.folder : NULL;
+}
+
 static heft_status write_folder(heft__store *s, heft_error *err)
 {
     heft__folder_writer *folder = NULL;
@@ -468,6 +475,9 @@ static heft_status write_folder(heft__store *s, heft_error *err)
         const heft__folder_options options = {0};
         status =
             heft__folder_begin(s->model->ctx, s->options->offload_folder, &options, &folder, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__side_files_check(folder, NULL, source_folder, s, false, err);
     }
     if (status == HEFT_OK) {
         status = heft__folder_need(folder, s->dat_bytes, err);
@@ -519,9 +529,17 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
 /* The folder is opened as any other one: what was written is held against its index. */
 static heft_status bind_taken(heft__store *s, heft__fill_counts *counts, heft_error *err)
 {
-    heft_status status = s->folder ? HEFT_OK : open_folder(s, err);
+    heft_error why = {0};
+    heft_status status = s->folder ? HEFT_OK : open_folder(s, &why);
     if (status == HEFT_OK) {
-        status = heft__checkpoint_judge(s->folder, false, err);
+        status = heft__checkpoint_judge(s->folder, false, &why);
+    }
+    if (status == HEFT_NOT_FOUND || status == HEFT_FORMAT) { /* it was written just now */
+        status = heft__add_path(
+            heft__fail(err, HEFT_IO, "cannot read back what was written: %.300s", why.message), err,
+            why.path);
+    } else if (status != HEFT_OK && err) {
+        *err = why;
     }
     for (size_t i = 0; i < s->model->count && status == HEFT_OK; i++) {
         if (s->taken[i]) {

@@ -179,6 +179,31 @@ static heft_status prepare(struct saving *s, const heft__format *format, bool st
                : status;
 }
 
+/* The folder of the model's config, if its config.json is still the one that the model was made from. */
+static const char *config_folder(void *user)
+{
+    struct saving *s = user;
+    const heft_model *model = s->model;
+    const char *path = model->config->path, *base = heft__path_base(path);
+    heft_config *now = NULL;
+    heft__buffer text;
+    bool same = false;
+    heft_error ignored;
+    if (!model->config->is_file || strcmp(base, "config.json") != 0 ||
+        heft_config_read(model->ctx, path, &now, &ignored) != HEFT_OK) {
+        return NULL;
+    }
+    heft__buffer_init(&text, model->ctx);
+    if (heft__config_write(now, model->class_name, model->dtype, &text, &ignored) == HEFT_OK) {
+        same = text.size == s->config.size && memcmp(text.data, s->config.data, text.size) == 0;
+    }
+    heft__buffer_fini(&text);
+    heft_config_free(now);
+    return !same          ? NULL
+           : base == path ? "."
+                          : heft__arena_text(&s->arena, path, (size_t)(base - path));
+}
+
 static heft_status save(const heft_model *model, const char *dst, const heft_init_options *init,
                         const heft_save_options *options, bool random, heft_write_report **report,
                         heft_error *err)
@@ -218,6 +243,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .module_count = model->module_count,
             .sides = &config,
             .side_count = 1,
+            .keep_side_files = options->keep_side_files,
+            .beside = config_folder,
             .read = random ? read_random : read_stored,
             .user = &s,
         };

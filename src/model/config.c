@@ -79,6 +79,9 @@ heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out,
     if (status == HEFT_OK) {
         status = heft__config_parse(ctx, file, text, length, out, err);
     }
+    if (status == HEFT_OK) {
+        (*out)->is_file = true;
+    }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, path);
 }
@@ -124,6 +127,7 @@ heft_status heft__config_copy(const heft_config *config, heft_config **out, heft
     heft_config *copy = NULL;
     heft_status status = config_new(config->ctx, config->path, &copy, err);
     if (status == HEFT_OK) {
+        copy->is_file = config->is_file;
         copy->root = copy_value(&copy->arena, config->root);
         status = copy->root ? HEFT_OK
                             : heft__fail(err, HEFT_NOMEM, "no memory for a copy of the config");

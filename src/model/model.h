@@ -21,7 +21,8 @@ struct heft_config {
     heft_ctx *ctx;
     heft__arena arena;
     heft__json_value *root; /* an object */
-    const char *path;
+    const char *path;       /* for messages */
+    bool is_file;           /* it was read from there */
 };
 
 /* From text in memory; `path` is for messages. Text is borrowed. */
@@ -116,6 +117,7 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
+    const char *machine; /* lent; as that of its source: only tests set it */
     void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);
 };

@@ -485,6 +485,9 @@ static heft_status make(heft_residency *r, const heft_residency_options *options
         status = choose_ledger(r, options, err);
     }
     if (status == HEFT_OK) {
+        status = heft__residency_check_limit(r, !options->ledger, options->over_limit, err);
+    }
+    if (status == HEFT_OK) {
         r->idle = heft__arena_array(&r->arena, r->unit_count, sizeof *r->idle);
         r->batch = heft__arena_array(&r->arena, r->unit_count, sizeof *r->batch);
         count_scheduled(r);

@@ -154,6 +154,7 @@ struct heft_residency {
     bool failed;         /* what it read last: it waits for the next acquire */
     bool closed;         /* its owner has freed it */
     heft_residency_counts counts;
+    const char *warning;  /* that memory may be short; NULL: none */
     heft_residency *next; /* of the ledger */
 };
 
@@ -161,6 +162,12 @@ struct heft_residency {
 heft_status heft__units_make(heft_residency *residency, heft_error *err);
 /* What the two largest neighbors of a schedule take, at least the largest unit of it. */
 uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
+
+/* ---- fit.c ------------------------------------------------------------------------------------- */
+/* Predict what the schedule takes: LIMIT if that is certainly more than is left, a warning if it may be.
+ * alone: on its ledger. */
+heft_status heft__residency_check_limit(heft_residency *residency, bool alone, bool over_limit,
+                                        heft_error *err);
 
 /* ---- bring.c: units from their files into memory --------------------------------------------- */
 /* Bring in residency->batch, into the memory of each unit's stay, which is allocated if there is none; or

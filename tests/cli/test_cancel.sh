@@ -53,10 +53,10 @@ for signal in TERM HUP; do
     silent "$out"
     lines "$err" 1
     shows "$err" '^heft convert: cancelled$'
-    cancels "$signal" old --force --format bin --max-shard-size 16MiB
+    cancels "$signal" old --force --keep-side-files --format bin --max-shard-size 16MiB
 done
 cancels TERM new --format offload
-cancels HUP old --force --format offload
+cancels HUP old --force --keep-side-files --format offload
 cancels TERM new --json
 silent "$err"
 is_json

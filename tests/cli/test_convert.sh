@@ -64,6 +64,49 @@ echo mine >"$work/cut/notes.txt"
 run 0 convert "$work/start" "$work/cut" --force -q
 [ "$(cd "$work/cut" && echo *)" = "config.json model.safetensors notes.txt" ] || fail "--force left $(ls "$work/cut")"
 
+# ---- files of another checkpoint that would be read with the new weights ---------------------------------------------
+mkdir "$work/bare" "$work/lone" "$work/own"
+cp "$work/start/model.safetensors" "$work/bare"
+cp "$work/cut/notes.txt" "$work/own"
+"$heft" init -q "$config" "$work/other" --dtype bf16
+echo other >"$work/other/vocab.txt"
+echo mine >"$work/other/notes.txt"
+before=$(snapshot "$work/other")
+refused="contains 'config.json' and 'vocab.txt' of another checkpoint.*'keep_side_files'"
+for src in bare bare/model.safetensors start/model.safetensors; do
+    fails 11 "$refused" convert "$work/$src" "$work/other" --force
+    fails 11 "$refused" convert "$work/$src" "$work/other" --force --format offload
+    same "$before" "$work/other"
+done
+fails 11 "contains 'vocab.txt' of another" convert "$work/start" "$work/other" --force
+fails 11 "contains 'vocab.txt' of another" init "$config" "$work/other" --force
+same "$before" "$work/other"
+cp "$work/other/config.json" "$work/lone"
+fails 11 "contains 'config.json' of another" convert "$work/bare/model.safetensors" "$work/lone"
+cp "$work/start/config.json" "$work/lone"
+run 0 convert "$work/start/model.safetensors" "$work/lone" -q # the same config.json
+run 0 convert "$work/bare/model.safetensors" "$work/own" -q
+run 0 convert "$work/bare" "$work/other" --force --keep-side-files -q
+[ "$(cd "$work/other" && echo *)" = "config.json model.safetensors notes.txt vocab.txt" ] || fail "left $(ls "$work/other")"
+run 0 convert "$work/other" "$work/cut" --force -q # all of it is replaced, notes.txt too
+run 0 convert "$work/start" "$work/cut" --force --keep-side-files --format bin -q
+silent "$err"
+run 0 convert "$work/start" "$work/cut" --force --keep-side-files --variant v
+shows "$err" "'pytorch_model.bin' of another checkpoint stays"
+rm -rf "$work/bare" "$work/lone" "$work/own" "$work/other"
+
+# ---- a refusal leaves what an earlier run has done -------------------------------------------------------------------
+(
+    ulimit -f 38
+    run 3 convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume
+)
+mkdir "$work/resumed"
+echo '{}' >"$work/resumed/config.json"
+fails 11 "contains 'config.json'; 'force' replaces it; files that an earlier run finished are kept" \
+    convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume
+run 0 convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume --force -q
+[ "$(snapshot "$work/resumed")" = "$(snapshot "$work/recut")" ] || fail "a resumed conversion differs"
+
 # ---- the destination is the source, whatever it is called --------------------------------------------------------------
 ln -s start "$work/link"
 ln -s "$work/start" "$work/absolute"

@@ -78,8 +78,9 @@ fi
 if [ -n "$group" ]; then
     (
         echo "$BASHPID" >"$group/cgroup.procs"
-        refused "cgroup v$version limit" "$work/st" --mode copy
-        refused "cgroup v$version limit" "$work/st" --dtype f16
+        what="cgroup v$version limit"
+        refused "$what" "$work/st" --mode copy
+        refused "$what" "$work/st" --dtype f16
         refused "cgroup v$version limit" "$work/st" --dtype f16 --mode shared
         run 0 load "$work/st" --touch --json # its pages can go
         has mapped_bytes "$size"
@@ -91,6 +92,21 @@ if [ -n "$group" ]; then
         code=0
         "$heft" load "$work/st" --mode copy --over-limit >"$out" 2>"$err" || code=$?
         [ "$code" = 137 ] || fail "$last: over the limit: exit $code, expected to be killed: $(cat "$out" "$err")"
+    )
+    # a pass over what stays on the disk: one unit at a time has to fit
+    case $version in
+        2) echo 40000000 >"$group/memory.max" ;;
+        1) echo 40000000 >"$group/memory.limit_in_bytes" ;;
+    esac
+    echo '{"": "disk"}' >"$work/disk.json"
+    (
+        echo "$BASHPID" >"$group/cgroup.procs"
+        pass=("$work/st" --dtype f16 --device-map "$work/disk.json" --touch)
+        fails 9 "needs $numbers, $numbers are available \\(cgroup v$version limit of $numbers\\); a smaller budget .*'over_limit'" \
+            load "${pass[@]}" --max-memory cpu=1GB
+        run 0 load "$work/st" --device-map "$work/disk.json" --touch --max-memory cpu=1GB --json # its pages can go
+        shows "$out" '"least_bytes": 0, "most_bytes": [0-9]+'
+        shows "$out" 'may need up to [^"]* while units are brought in'
     )
     # within it
     case $version in

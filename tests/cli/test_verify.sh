@@ -107,6 +107,17 @@ else
     skip "manifests: built without OpenSSL"
 fi
 
+# a file that cannot be opened: an answer, and a line on stderr
+cp -r "$work/st" "$work/unreadable"
+ln -sf model-00002-of-00003.safetensors "$work/unreadable/model-00002-of-00003.safetensors"
+run 1 verify -q "$work/unreadable"
+shows "$out" '^unreadable: model-00002-of-00003[.]safetensors: '
+lines "$err" 1
+shows "$err" '^heft verify: model-00002-of-00003[.]safetensors: could not be read: '
+run 1 verify "$work/unreadable" --json
+silent "$err"
+is_json
+
 mkdir "$work/void"
 fails 4 "$work/none" verify "$work/none"
 fails 4 "$work/void" verify "$work/void"

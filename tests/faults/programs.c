@@ -29,8 +29,8 @@ static int save(const char *source, const char *folder, bool force)
                                  &model, NULL, &err);
     }
     if (status == HEFT_OK) {
-        const heft_save_options options =
-            HEFT_OPTIONS(heft_save_options, .max_shard_bytes = 20000, .force = force);
+        const heft_save_options options = HEFT_OPTIONS(heft_save_options, .max_shard_bytes = 20000,
+                                                       .force = force, .keep_side_files = force);
         status = heft_model_save(model, folder, &options, NULL, &err);
     }
     heft_model_free(model);
@@ -61,7 +61,7 @@ static int write_tensors(const char *path, bool force)
     const bool single = strstr(path, ".safetensors") != NULL;
     const heft_writer_options options =
         HEFT_OPTIONS(heft_writer_options, .max_shard_bytes = single ? 0 : 20000,
-                     .single_file = single, .force = force);
+                     .single_file = single, .force = force, .keep_side_files = force);
     const heft_tensor_spec spec =
         HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .rank = 2, .shape = shape);
     heft_status status = heft_writer_new(ctx, path, &options, &writer, &err);

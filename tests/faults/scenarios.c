@@ -14,7 +14,7 @@
 
 #define CONVERT "{H} convert {R}/source {D} -q"
 #define SHARDS " --max-shard-size 20KB"
-#define FORCED CONVERT " --force"
+#define FORCED CONVERT " --force --keep-side-files"
 #define RIVAL "{H} convert {R}/rival {D} -q"
 
 /* clang-format off */
@@ -22,20 +22,20 @@ const scenario scenarios[] = {
     {"init_new", NULL, "{H} init {R}/a.json {D} --seed 3 -q" SHARDS, PLAIN, NULL, NULL},
     {"init_parents", NULL, "{H} init {R}/a.json {D}/x/y --seed 3 -q" SHARDS, PLAIN, NULL, NULL},
     {"init_bin_new", NULL, "{H} init {R}/a.json {D} --seed 3 -q --format bin" SHARDS, PLAIN, NULL, NULL},
-    {"init_force", "shards", "{H} init {R}/b.json {D} --seed 3 -q --force" SHARDS, REPLACES, NULL, NULL},
+    {"init_force", "shards", "{H} init {R}/b.json {D} --seed 3 -q --force --keep-side-files" SHARDS, REPLACES, NULL, NULL},
     {"new_shards", NULL, CONVERT SHARDS, PLAIN, NULL, RIVAL},
     {"new_single", NULL, CONVERT, PLAIN, NULL, NULL},
     {"new_bin", NULL, CONVERT " --format bin" SHARDS, PLAIN, NULL, NULL},
     {"new_offload", NULL, CONVERT " --format offload", PLAIN, NULL, NULL},
     {"empty_shards", "empty", CONVERT SHARDS, PLAIN | REPLACES, NULL, RIVAL},
     {"bin_to_new", NULL, "{H} convert {R}/source_bin {D} -q --format safetensors", PLAIN, NULL, NULL},
-    {"shards_shards", "shards", FORCED SHARDS, REPLACES, NULL, RIVAL " --force"},
+    {"shards_shards", "shards", FORCED SHARDS, REPLACES, NULL, RIVAL " --force --keep-side-files"},
     {"shards_shards_cast", "shards", FORCED " --dtype bf16 --max-shard-size 9KB", REPLACES, NULL, NULL},
     {"shards_single", "shards", FORCED, REPLACES, NULL, NULL},
-    {"shards_bin", "shards", FORCED " --format bin" SHARDS, REPLACES, NULL, RIVAL " --force"},
+    {"shards_bin", "shards", FORCED " --format bin" SHARDS, REPLACES, NULL, RIVAL " --force --keep-side-files"},
     {"shards_offload", "shards", FORCED " --format offload", REPLACES, NULL, NULL},
     {"single_shards", "single", FORCED SHARDS, REPLACES, NULL, NULL},
-    {"single_single_cast", "single", FORCED " --dtype f16", REPLACES, NULL, RIVAL " --force"},
+    {"single_single_cast", "single", FORCED " --dtype f16", REPLACES, NULL, RIVAL " --force --keep-side-files"},
     {"single_bin", "single", FORCED " --format bin", REPLACES, NULL, NULL},
     {"single_offload", "single", FORCED " --format offload --dtype f16", REPLACES, NULL, NULL},
     {"bin_shards_cast", "bin", FORCED " --dtype bf16" SHARDS, REPLACES, NULL, NULL},
@@ -50,10 +50,10 @@ const scenario scenarios[] = {
     {"resume_again", NULL, CONVERT " --resume" SHARDS, PLAIN | RESUMES, CONVERT " --resume" SHARDS, NULL},
     {"resume_force", "shards", FORCED " --resume" SHARDS, REPLACES | RESUMES, NULL, NULL},
     {"resume_force_again", "shards", FORCED " --resume" SHARDS, REPLACES | RESUMES, FORCED " --resume" SHARDS,
-     RIVAL " --force"},
+     RIVAL " --force --keep-side-files"},
     {"resume_bin_again", "single", FORCED " --resume --format bin" SHARDS, REPLACES | RESUMES,
      FORCED " --resume --format bin" SHARDS, NULL},
-    {"resume_else", "bin", FORCED " --resume" SHARDS, REPLACES | RESUMES, RIVAL " --resume --force" SHARDS, NULL},
+    {"resume_else", "bin", FORCED " --resume" SHARDS, REPLACES | RESUMES, RIVAL " --resume --force --keep-side-files" SHARDS, NULL},
     {"save_new", NULL, "{P} save {R}/source {D}", PLAIN, NULL, NULL},
     {"save_force", "bin", "{P} save {R}/source {D} force", REPLACES, NULL, NULL},
     {"writer_new", NULL, "{P} writer {D}", PLAIN, NULL, NULL},

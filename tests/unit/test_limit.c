@@ -3,6 +3,7 @@
 #include "load/load.h"
 #include "support.h"
 #include "support_model.h"
+#include "support_residency.h"
 
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -394,6 +395,144 @@ static void address_space_is_a_limit(void **state)
     assert_non_null(strstr(err.message, "(address space limit of "));
 }
 
+/* ---- into an existing model --------------------------------------------------------------------- */
+static const struct into_row {
+    const char *name;
+    heft_dtype dtype;    /* of the model; NONE: the files' */
+    bool loaded;         /* NULL before, or with values by: */
+    heft_load_mode mode; /* of the load */
+    bool needs_memory;
+} intos[] = {
+    {"absent",       HEFT_DTYPE_NONE, false, HEFT_LOAD_AUTO,   true },
+    {"absent, cast", HEFT_DTYPE_F16,  false, HEFT_LOAD_AUTO,   true },
+    {"mapped",       HEFT_DTYPE_NONE, true,  HEFT_LOAD_MAP,    true },
+    {"shared, cast", HEFT_DTYPE_F16,  true,  HEFT_LOAD_SHARED, true },
+    {"owned",        HEFT_DTYPE_NONE, true,  HEFT_LOAD_COPY,   false},
+    {"owned, cast",  HEFT_DTYPE_BF16, true,  HEFT_LOAD_COPY,   false},
+};
+
+static heft_model *make_target(const struct into_row *row)
+{
+    heft_error err = {0};
+    heft_model *model = NULL;
+    const heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .mode = row->mode, .dtype = row->dtype);
+    heft_source *source = open_source("st", NULL, NULL);
+    test_expect_status(row->loaded ? heft_model_load(source, &options, &model, NULL, &err)
+                                   : heft_model_skeleton(source, &options, &model, &err),
+                       HEFT_OK, &err, row->name);
+    heft_source_close(source);
+    return model;
+}
+
+static void into_a_model_what_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof intos / sizeof intos[0]; i++) {
+        const struct into_row *row = &intos[i];
+        char both[128];
+        heft_error err = {0};
+        heft_load_report *report = NULL;
+        heft_load_sharded_options options = HEFT_OPTIONS(heft_load_sharded_options, .strict = true);
+        heft_model *model = make_target(row);
+        uint64_t least = 0; /* all that is in the files */
+        for (size_t k = 0; k < heft_model_count(model); k++) {
+            const heft_parameter *parameter = heft_model_parameter(model, k);
+            least += parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT ? 0 : parameter->size_bytes;
+        }
+        model->machine = make_limit(least - 1, NULL);
+        test_expect_status(heft_model_load_sharded(model, at("st"), &options, NULL, &err),
+                           row->needs_memory ? HEFT_LIMIT : HEFT_OK, &err, row->name);
+        snprintf(both, sizeof both, "needs %llu bytes, %llu bytes are available (cgroup v2 limit",
+                 (unsigned long long)least, (unsigned long long)least - 1);
+        if (row->needs_memory &&
+            (!strstr(err.message, both) || !strstr(err.message, "; 'over_limit' loads anyway"))) {
+            fail_msg("%s: %s", row->name, err.message);
+        }
+        model->machine = make_limit(least, NULL);
+        test_expect_status(heft_model_load_sharded(model, at("st"), &options, &report, &err),
+                           HEFT_OK, &err, row->name);
+        assert_int_equal(report->warning_count, row->needs_memory ? 1 : 0);
+        heft_load_report_free(report);
+        heft_model_free(model);
+        model = make_target(row);
+        options.over_limit = true;
+        model->machine = make_limit(0, NULL);
+        test_expect_status(heft_model_load_sharded(model, at("st"), &options, NULL, &err), HEFT_OK,
+                           &err, row->name);
+        heft_model_free(model);
+    }
+}
+
+/* ---- units that are brought in ------------------------------------------------------------------- */
+static const struct pass_row {
+    const char *name;
+    heft_dtype dtype; /* of the model: a cast cannot be used in the page cache */
+    uint64_t budget;  /* 0: two neighbors; 1: all of it */
+    bool needs_memory;
+} passes[] = {
+    {"mapped",            HEFT_DTYPE_NONE, 0,      false},
+    {"mapped, all",       HEFT_DTYPE_NONE, 1,      false},
+    {"cast",              HEFT_DTYPE_BF16, 0,      true },
+    {"cast, a small one", HEFT_DTYPE_BF16, 120000, true },
+    {"cast, all",         HEFT_DTYPE_BF16, 1,      true },
+};
+
+static void pass_over(heft_residency *r)
+{
+    for (size_t i = 0; i < heft_residency_count(r); i++) {
+        heft_lease_free(test_acquire(r, i));
+    }
+}
+
+static void units_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof passes / sizeof passes[0]; i++) {
+        const struct pass_row *row = &passes[i];
+        heft_error err = {0};
+        heft_residency *r = NULL;
+        heft_model *model = test_load_on_disk(ctx, at("st"), "", row->dtype);
+        heft_residency_options options =
+            HEFT_OPTIONS(heft_residency_options,
+                         .budget_bytes = row->budget == 1 ? heft_model_bytes(model) : row->budget,
+                         .over_limit = true);
+        model->machine = make_limit(0, NULL);
+        r = test_residency(model, &options);
+        pass_over(r);
+        const heft_residency_counts counts = test_counts(r);
+        heft_residency_free(r);
+        r = NULL;
+        assert_true((counts.least_bytes > 0) == row->needs_memory);
+        if (counts.peak_bytes < counts.least_bytes || counts.peak_bytes > counts.most_bytes ||
+            (row->budget == 1 && row->needs_memory && counts.peak_bytes != counts.least_bytes)) {
+            fail_msg("%s: %llu bytes at once, predicted %llu to %llu", row->name,
+                     (unsigned long long)counts.peak_bytes, (unsigned long long)counts.least_bytes,
+                     (unsigned long long)counts.most_bytes);
+        }
+        options.over_limit = false;
+        model->machine = make_limit(counts.most_bytes, NULL);
+        r = test_residency(model, &options);
+        assert_null(heft_residency_warning(r));
+        heft_residency_free(r);
+        model->machine = make_limit(counts.least_bytes, NULL);
+        r = test_residency(model, &options);
+        assert_non_null(heft_residency_warning(r));
+        assert_non_null(strstr(heft_residency_warning(r), "while units are brought in, "));
+        heft_residency_free(r);
+        r = NULL;
+        if (row->needs_memory) {
+            model->machine = make_limit(counts.least_bytes - 1, NULL);
+            test_expect_status(heft_residency_new(model, &options, &r, &err), HEFT_LIMIT, &err,
+                               row->name);
+            assert_null(r);
+            assert_non_null(strstr(err.message, "; a smaller budget keeps fewer units, "
+                                                "'over_limit' loads anyway"));
+        }
+        heft_model_free(model);
+    }
+}
+
 static heft_status load_once(heft_ctx *with, void *user, heft_error *err)
 {
     const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
@@ -449,6 +588,8 @@ int main(void)
         cmocka_unit_test(numbers_are_short_where_they_differ),
         cmocka_unit_test(pages_of_files_are_no_reason_to_refuse),
         cmocka_unit_test(who_joins_a_shared_copy_needs_none),
+        cmocka_unit_test(into_a_model_what_does_not_fit_is_refused),
+        cmocka_unit_test(units_that_do_not_fit_are_refused),
         cmocka_unit_test(address_space_is_a_limit),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };

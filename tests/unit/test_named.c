@@ -7,6 +7,8 @@
 
 #include <stdlib.h>
 
+static const heft_load_sharded_options strict = {.struct_size = sizeof strict, .strict = true};
+
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define SHAPE(...)                                                                                 \
     (const uint64_t[])                                                                             \
@@ -382,7 +384,7 @@ static void they_are_saved_and_loaded(void **state)
         test_expect_status(heft_model_save(model, at(rows[k].name), &options, NULL, &err), HEFT_OK,
                            &err, rows[k].name);
         /* into a model of the same list */
-        test_expect_status(heft_model_load_sharded(other, at(rows[k].name), true, &report, &err),
+        test_expect_status(heft_model_load_sharded(other, at(rows[k].name), &strict, &report, &err),
                            HEFT_OK, &err, rows[k].name);
         assert_string_equal(report->class_name, "PreTrainedModel");
         heft_load_report_free(report);
@@ -630,8 +632,8 @@ static void loading_into_a_model_with_given_values(void **state)
         others[i].released = 0;
         give(model, i, &others[i], i % 2);
     }
-    test_expect_status(heft_model_load_sharded(model, at("into"), true, NULL, &err), HEFT_OK, &err,
-                       "load");
+    test_expect_status(heft_model_load_sharded(model, at("into"), &strict, NULL, &err), HEFT_OK,
+                       &err, "load");
     for (size_t i = 0; i < COUNT(small); i++) {
         const size_t bytes = (size_t)heft_model_parameter(model, i)->size_bytes;
         expect_bytes(model, i, blocks[i].bytes + 8);

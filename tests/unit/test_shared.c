@@ -788,6 +788,77 @@ static void files_that_look_alike_are_not_mixed(void **state)
     }
 }
 
+/* Put another text in the place of the first one in a header, and fill the header up with spaces. */
+static void change_header(const char *name, const char *from, const char *to)
+{
+    size_t length = 0;
+    char *bytes = test_read_file(at(name), &length),
+         *found = memmem(bytes, length, from, strlen(from));
+    assert_non_null(found);
+    const size_t before = (size_t)(found - bytes), after = before + strlen(from),
+                 header = (size_t)heft__le64((const uint8_t *)bytes);
+    const size_t grown = header - strlen(from) + strlen(to), room = (grown + 7) / 8 * 8;
+    char *changed = calloc(1, length - header + room + 1);
+    assert_non_null(changed);
+    for (size_t i = 0; i < 8; i++) {
+        changed[i] = (char)(uint8_t)((uint64_t)room >> 8 * i);
+    }
+    memset(changed + 8, ' ', room);
+    memcpy(changed + 8, bytes + 8, before - 8);
+    memcpy(changed + before, to, strlen(to));
+    memcpy(changed + before + strlen(to), bytes + after, header + 8 - after);
+    memcpy(changed + 8 + room, bytes + 8 + header, length - 8 - header);
+    test_write_file(folder, name, changed, length - header + room);
+    free(changed);
+    free(bytes);
+}
+
+static heft_model *load_f32(const char *name, heft_load_mode mode, bool *joined)
+{
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_load_report *report = NULL;
+    const test_how how = {
+        .load = {.mode = mode, .dtype = HEFT_DTYPE_F32, .strict = true}
+    };
+    test_expect_status(test_load(ctx, at(name), &how, &model, &report, &err), HEFT_OK, &err, name);
+    *joined = strstr(report->strategy, "already existed") != NULL;
+    heft_load_report_free(report);
+    return model;
+}
+
+/* The parameters are made of the same tensors at the same places, and files and sizes agree: only the
+ * hash of the headers tells that the bytes of one tensor mean other numbers. */
+static void headers_that_differ_only_in_a_dtype_are_not_mixed(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    bool joined = true;
+    const heft_convert_options half = HEFT_OPTIONS(heft_convert_options, .dtype = HEFT_DTYPE_F16);
+    make_checkpoint("wide", 11);
+    test_expect_status(test_convert(ctx, at("wide"), at("dtype-a"), &half, NULL, &err), HEFT_OK,
+                       &err, "a");
+    test_expect_status(test_convert(ctx, at("wide"), at("dtype-b"), &half, NULL, &err), HEFT_OK,
+                       &err, "b");
+    change_header("dtype-a/model.safetensors", "\"F16\"", " \"F16\"");
+    change_header("dtype-b/model.safetensors", "\"F16\"", "\"BF16\"");
+    heft_model *private = load_f32("dtype-b", HEFT_LOAD_COPY, &joined);
+    look.on = true;
+    look.device = look.change = 1;
+    heft_model *a = load_f32("dtype-a", HEFT_LOAD_SHARED, &joined);
+    assert_false(joined);
+    heft_model *again = load_f32("dtype-a", HEFT_LOAD_SHARED, &joined);
+    assert_true(joined);
+    heft_model *b = load_f32("dtype-b", HEFT_LOAD_SHARED, &joined);
+    look.on = false;
+    assert_false(joined);
+    expect_equal(private, b);
+    heft_model_free(a);
+    heft_model_free(again);
+    heft_model_free(b);
+    heft_model_free(private);
+}
+
 /* ---- sources that change --------------------------------------------------------------------- */
 /* Overwrite a file with the bytes of another, and give it its time back. */
 static void overwrite(const char *path, const char *other)
@@ -1157,6 +1228,7 @@ int main(void)
         cmocka_unit_test(what_others_plant_is_passed_over),
         cmocka_unit_test(a_register_that_is_no_private_file_is_not_used),
         cmocka_unit_test(files_that_look_alike_are_not_mixed),
+        cmocka_unit_test(headers_that_differ_only_in_a_dtype_are_not_mixed),
         cmocka_unit_test(a_source_that_changes_while_it_is_read_is_an_error),
         cmocka_unit_test(a_source_that_changes_before_it_is_read_is_an_error),
         cmocka_unit_test(copies_are_listed_with_their_processes),

@@ -342,6 +342,31 @@ static void an_interrupted_replacement_is_taken_back(void **state)
     }
 }
 
+/* The old shard has both names: it was moved by a link and a removal that did not happen. */
+static void a_file_with_both_names_is_taken_back(void **state)
+{
+    (void)state;
+    char path[300], from[400], to[400];
+    heft_error err;
+    snprintf(path, sizeof path, "%s/both-names", folder);
+    stop_after(path, 2);
+    snprintf(from, sizeof from, "%s/.heft-tmp-00000000deadbeef/old/shard", path);
+    snprintf(to, sizeof to, "%s/shard", path);
+    assert_int_equal(link(from, to), 0);
+    test_expect_status(heft__folder_recover(ctx, path, &err), HEFT_OK, &err, "both");
+    expect_text(test_path(path, "index"), "old");
+    expect_text(test_path(path, "shard"), "old");
+    assert_int_equal(test_count_entries(path), 3);
+    /* another file of the name is nobody's to remove */
+    snprintf(path, sizeof path, "%s/other-file", folder);
+    stop_after(path, 2);
+    make(test_path(path, "shard"), "another's");
+    assert_int_not_equal(heft__folder_recover(ctx, path, &err), HEFT_OK);
+    expect_text(test_path(path, "shard"), "another's");
+    snprintf(from, sizeof from, "%s/.heft-tmp-00000000deadbeef/old/shard", path);
+    expect_text(from, "old");
+}
+
 static void a_repair_waits_for_a_living_owner(void **state)
 {
     (void)state;
@@ -508,6 +533,32 @@ static void one_file_is_replaced_and_links_stay(void **state)
     assert_int_equal(test_count_entries(folder), 3);
 }
 
+static void a_change_of_nothing_but_the_change_time_is_told(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft__input *input = NULL;
+    struct stat before, after;
+    make(at("source"), "bytes");
+    assert_int_equal(stat(at("source"), &before), 0);
+    test_expect_status(heft__input_open(ctx, at("source"), &input, &err), HEFT_OK, &err, "open");
+    test_expect_status(heft__input_unchanged(input, &err), HEFT_OK, &err, "as it was");
+    for (mode_t mode = 0600; after = before, true; mode ^= 0040) { /* until the clock has ticked */
+        assert_int_equal(chmod(at("source"), mode), 0);
+        assert_int_equal(stat(at("source"), &after), 0);
+        if (after.st_ctim.tv_sec != before.st_ctim.tv_sec ||
+            after.st_ctim.tv_nsec != before.st_ctim.tv_nsec) {
+            break;
+        }
+    }
+    assert_int_equal(heft__input_unchanged(input, &err), HEFT_IO);
+    assert_non_null(strstr(err.message, "only its change time differs"));
+    make(at("source"), "other bytes");
+    assert_int_equal(heft__input_unchanged(input, &err), HEFT_IO);
+    assert_null(strstr(err.message, "only its change time differs"));
+    heft__input_unref(input);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -521,10 +572,12 @@ int main(void)
         TEST(what_came_meanwhile_is_kept),
         TEST(files_are_no_wider_than_they_were),
         TEST(an_interrupted_replacement_is_taken_back),
+        TEST(a_file_with_both_names_is_taken_back),
         TEST(a_repair_waits_for_a_living_owner),
         TEST(malformed_journals_move_nothing),
         TEST(only_files_that_the_record_knows_are_kept),
         TEST(another_key_starts_anew),
+        TEST(a_change_of_nothing_but_the_change_time_is_told),
         TEST(memory_can_run_out_anywhere),
         TEST(one_file_is_replaced_and_links_stay),
     };

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static const heft_load_sharded_options strict = {.struct_size = sizeof strict, .strict = true};
+
 static char folder[256];
 static char victim[400]; /* the file to truncate; "": none */
 static off_t cut_to;
@@ -100,7 +102,7 @@ static heft_status load_into(heft_ctx *ctx, const char *source, const char *dst,
 {
     (void)dst;
     heft_model *model = test_model_from_text(ctx, model_config, "BertModel");
-    heft_status status = heft_model_load_sharded(model, source, true, NULL, err);
+    heft_status status = heft_model_load_sharded(model, source, &strict, NULL, err);
     heft_model_free(model);
     return status;
 }
