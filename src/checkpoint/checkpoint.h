@@ -174,6 +174,11 @@ static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_
 {
     return ckpt->files[ckpt->infos[i].file_index].file;
 }
+/* Whether a shape is [0]: DeepSpeed's ZeRO-3 saves such tensors for weights that it did not gather. */
+static inline bool heft__is_placeholder(const uint64_t *shape, uint32_t rank)
+{
+    return rank == 1 && shape[0] == 0;
+}
 /* What tells one view of a storage from another, as plain bytes: a hostile file may have very many views
  * of one storage, so they are found by hash. The storage's number is the caller's. Views of one key can
  * still differ. */
