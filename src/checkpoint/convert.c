@@ -225,7 +225,8 @@ static heft_status add_side(struct conversion *c, const char *name, heft_error *
     return HEFT_OK;
 }
 
-/* After a cast the config must say the new dtype, or the next load would cast back. */
+/* After a cast the config must say the new dtype, or the next load would cast back; and it must not name
+ * the file that the weights were in. */
 static heft_status patch_config(struct conversion *c, heft__side_file *side, heft_error *err)
 {
     char *text = NULL;
@@ -246,7 +247,11 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
                           : "torch_dtype";
     heft__buffer out;
     heft__buffer_init(&out, c->ctx);
-    if (!heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
+    if (c->ckpt->where.by_config) {
+        heft__json_remove(root, "transformers_weights");
+    }
+    if (c->options->dtype != HEFT_DTYPE_NONE &&
+        !heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
         status = heft__fail_nomem(err, 0);
     } else {
         heft__json_write_python(&out, root);
@@ -322,7 +327,8 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
     }
     heft_status status = list_sides(c, err);
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
-        if (c->options->dtype != HEFT_DTYPE_NONE && strcmp(c->sides[i].name, "config.json") == 0) {
+        if ((c->options->dtype != HEFT_DTYPE_NONE || c->ckpt->where.by_config) &&
+            strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
         }
     }
@@ -382,8 +388,11 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
         return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s",
                           heft_dtype_name(c->options->dtype));
     }
+    if (c->ckpt->where.stem && !format->file_each) { /* an adapter stays one */
+        format = heft__format_with_stem(&c->arena, format, c->ckpt->where.stem);
+    }
     c->format = format;
-    return HEFT_OK;
+    return format ? HEFT_OK : heft__fail_nomem(err, sizeof *format);
 }
 
 /* ---- what ties it to its source ------------------------------------------------------------------ */

@@ -279,27 +279,38 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
     return status;
 }
 
+static heft_status look_at_format(struct session *s, const heft__format *format,
+                                  const char *const *names, size_t count, heft_error *err)
+{
+    struct rival rival = {.format = format};
+    heft_status status = know_rival(s, &rival, err);
+    if (status == HEFT_OK) {
+        status = look_at_rival(s, &rival, names, count, err);
+    }
+    heft__map_fini(&rival.listed);
+    return status;
+}
+
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
     size_t count = 0;
-    struct rival rival = {0};
+    const heft__format *format;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         if (has(&s->written, names[i])) {
             status = s->job->force ? refuse_source(s, names[i], err) : refuse(s, names[i], err);
         }
     }
+    if (status == HEFT_OK && !s->job->single && heft__format_find(s->format->id) != s->format) {
+        status = look_at_format(s, s->format, names, count, err); /* it has a stem of its own */
+    }
     for (size_t i = 0; status == HEFT_OK && !s->job->single; i++) {
-        rival.format = heft__format_in_folder(NULL, i);
-        if (!rival.format) {
+        format = heft__format_in_folder(NULL, i);
+        if (!format) {
             break;
         }
-        status = know_rival(s, &rival, err);
-        if (status == HEFT_OK) {
-            status = look_at_rival(s, &rival, names, count, err);
-        }
-        heft__map_fini(&rival.listed);
+        status = look_at_format(s, format, names, count, err);
     }
     return status;
 }

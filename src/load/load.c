@@ -58,12 +58,14 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
                           heft_dtype_name(recipe.dtype));
     }
     if (heft__source_is_unknown(source)) {
+        char reason[200];
+        heft__source_unknown_text(source, reason);
         status = heft__unknown_model(l->ckpt, source->config, l->options->dtype, &l->model, err);
         if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
-                        "unknown model type '%s': names, shapes and blocks are taken from the "
-                        "checkpoint, and missing tensors cannot be detected",
-                        heft_config_model_type(source->config))) {
+                        "%s: names, shapes and blocks are taken from the checkpoint, and missing "
+                        "tensors cannot be detected",
+                        reason)) {
             status = heft__fail_nomem(err, 0);
         }
         return status;

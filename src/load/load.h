@@ -38,6 +38,8 @@ heft_status heft__source_need_weights(const heft_source *source, heft_error *err
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);
 /* Whether the model is to be made by the checkpoint's own names. */
 bool heft__source_is_unknown(const heft_source *source);
+/* Why it is. */
+void heft__source_unknown_text(const heft_source *source, char text[200]);
 
 /* ---- match: which tensor of the checkpoint fills which parameter ----------------------------- */
 typedef enum heft__lack {
