@@ -371,7 +371,7 @@ static heft_status match_key(struct lookup *lookup, const heft_checkpoint *ckpt,
 /* Prefixes of a model inside another module: DataParallel and DeepSpeed, torch.compile, PEFT, Fabric,
  * and what Lightning modules and training scripts call their model. */
 static const char *const outer[] = {"module.", "base_model.model.", "_forward_module.", "model.",
-                                    "net.",    "network."};
+                                    "net.",    "network.",          "state_dict."};
 /* Parts that wrappers of inner modules add anywhere. */
 static const char *const inner[] = {"_orig_mod.", "_fsdp_wrapped_module.",
                                     "_checkpoint_wrapped_module.", "_forward_module."};
