@@ -73,7 +73,10 @@ typedef struct heft_file_info {
  * model.safetensors.index[.V].json, pytorch_model[.V].bin, pytorch_model.bin.index[.V].json,
  * Accelerate's index.json. `prefer` moves one format to the front. An index that is more than 2
  * seconds newer than the single file of its format is opened instead of that file, which is then
- * stale.
+ * stale. If there is none of them: the file that config.json's transformers_weights names; the same
+ * names for diffusers and PEFT (diffusion_pytorch_model, adapter_model); one index of another name;
+ * shards without an index, if they are complete; one other weight file; each of the last three with
+ * a warning (docs/formats/folders.md).
  *
  * An index must agree with its shards: a listed tensor that its shard does not contain, or that
  * several shards contain, is an error. A tensor that is in a shard but not in the index is used,
@@ -91,7 +94,7 @@ typedef struct heft_file_info {
  * Errors   NOT_FOUND for a missing path, a folder without weights, and a missing shard; FORMAT for
  *          malformed content, with offset and item, and for an index that disagrees with its shards
  *          (unless trust_shards is set); REFUSED for an index that names a file outside its folder,
- *          and for a pickle with a name or opcode that is not on the list of allowed ones;
+ *          and for a pickle with an opcode that is not allowed, or a name that only an attack has;
  *          UNSUPPORTED for a format or content that heft cannot read; LIMIT; IO; NOMEM.
  * Source   docs/formats/.
  */
@@ -189,8 +192,8 @@ HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_
                                               const char **value);
 /** Return the size of all tensors in bytes, counting each shared storage once. */
 HEFT_API uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt);
-/** Return the key path of skipped value i, a value in a `.bin` that is not a tensor, or NULL past
- * the end; lent. */
+/** Return the key path of skipped value i, a value in a `.bin` that is not a tensor that heft reads,
+ * or NULL past the end; lent. */
 HEFT_API const char *heft_checkpoint_skipped(const heft_checkpoint *ckpt, size_t i);
 /** Return warning line i, or NULL past the end; lent. */
 HEFT_API const char *heft_checkpoint_warning(const heft_checkpoint *ckpt, size_t i);

@@ -54,6 +54,9 @@ typedef struct heft_load_options {
     /* Load even if the tensors that need memory of their own are larger than the memory that is
      * available, swap included: the kernel may then kill the process. */
     bool over_limit;
+    /* Load even if no tensor of the checkpoint fits the model, which then is random as a whole;
+     * without it, that is a MISMATCH. */
+    bool allow_missing;
 } heft_load_options;
 
 /** A parameter whose shapes in checkpoint and model differ. */
@@ -109,7 +112,10 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * The source's config and class determine the model. Keys are matched with parameters as in
  * Transformers: the base model's prefix is added or removed for each key as needed; LayerNorm.gamma
  * and LayerNorm.beta are renamed to weight and bias; a tied parameter is found under either of its
- * names. Parameters missing from the checkpoint are initialized, and listed in the report.
+ * names. Keys that fit nothing are tried without the parts that wrappers add to names ("module.",
+ * "_orig_mod.", "base_model.model."), with a warning. Parameters missing from the checkpoint are
+ * initialized, and listed in the report; if some of the model's body are among them, and not only
+ * those of a head, a warning says so.
  *
  * @param source   borrowed; may be closed while the model exists
  * @param options  borrowed; NULL for defaults
@@ -126,7 +132,8 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  *          another model; UNSUPPORTED for a device that this build does not have, a cast that
  *          heft_cast_known() rejects, and a stack of experts that is strided or deflated; EXISTS
  *          for the offload folder; MISMATCH for shapes that differ (unless ignore_mismatched_sizes
- *          is set), and as `strict` says; IO also for a file that was changed or replaced since it
+ *          is set), if no tensor of the checkpoint fits the model (unless allow_missing is set), and
+ *          as `strict` says; IO also for a file that was changed or replaced since it
  *          was opened, if tensors of it are copied or cast; LIMIT if these tensors are larger than
  *          the memory that is available (unless over_limit is set), never for mapped ones or a
  *          shared copy that exists already; CANCELLED.

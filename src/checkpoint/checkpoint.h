@@ -30,9 +30,15 @@ typedef struct heft__resolved {
     const char *index;                /* base name; NULL if there is one weight file */
     const heft__format *index_format; /* how the index is read */
     heft__input *index_input;         /* owned; the index, if its content had to be read; or NULL */
-    const char *shadowed; /* an entry point that lost against the chosen one: one of the two is
+    const char *shadowed;   /* an entry point that lost against the chosen one: one of the two is
                              stale; base name or NULL */
-    bool lone; /* the path named the weight file itself: nothing is known to belong to it */
+    const char *const *set; /* [set_count] shards without an index, base names; NULL: none */
+    size_t set_count;
+    const char *stem; /* of the files' names, where it is not the format's and a conversion keeps it
+                         ("adapter_model"); or NULL */
+    const char *note; /* a line on how they were found; or NULL */
+    bool by_config;   /* config.json names the file or the index */
+    bool lone;        /* the path named the weight file itself: nothing is known to belong to it */
     heft__snapshot snapshot;       /* of the folder before anything in it was looked at */
     const heft__rival *rivals;     /* files that would have been taken before what was found */
     const char *index_path;        /* NULL without an index */
@@ -47,9 +53,27 @@ heft_status heft__resolve_path(heft__arena *arena, const char *path, const char 
 heft_status heft__resolve(heft__arena *arena, const char *path,
                           const heft_checkpoint_options *options, heft__resolved *out,
                           heft_error *err);
-/* The first name of a shard in a folder that has no index, and its format; NULL if there is none. */
-heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
-                                  const char **shard, const heft__format **out, heft_error *err);
+/* resolve.c: the single file or the index of a format; *out is filled if there is one. */
+heft_status heft__resolve_format(heft__arena *arena, const heft__format *format,
+                                 const heft_checkpoint_options *options, heft__resolved *out,
+                                 heft_error *err);
+/* find.c: weights of a folder under other names than those of Transformers' models; *out stays without a
+ * file, an index and a set if there is nothing that is plain. NOT_FOUND for what is not complete or not
+ * unambiguous. */
+heft_status heft__find_other_weights(heft__arena *arena, const heft_checkpoint_options *options,
+                                     heft__resolved *out, heft_error *err);
+/* NOT_FOUND: what was looked for, what is there instead, and what would open it. */
+heft_status heft__describe_folder(heft__arena *arena, const heft__resolved *where,
+                                  const char *looked_for, heft_error *err);
+/* Whether a folder has weights of any kind, for heft or not: it is not a config alone. */
+bool heft__folder_has_weights(heft__arena *arena, const char *folder);
+/* The file that a config's transformers_weights names; NULL: none. REFUSED for a name that is not one of
+ * the folder's. */
+heft_status heft__weights_by_config(heft__arena *arena, const heft__json_value *root,
+                                    const char **name, heft_error *err);
+/* A copy of a format whose files have another stem. NULL without memory. */
+const heft__format *heft__format_with_stem(heft__arena *arena, const heft__format *format,
+                                           const char *stem);
 /* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
 bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
 /* Whether none of the files that would have been taken before what was found is there now. */
@@ -196,6 +220,11 @@ void heft__maps_free(heft_checkpoint *ckpt);
 static inline const heft__file *heft__file_of(const heft_checkpoint *ckpt, size_t i)
 {
     return ckpt->files[ckpt->infos[i].file_index].file;
+}
+/* Whether a shape is [0]: DeepSpeed's ZeRO-3 saves such tensors for weights that it did not gather. */
+static inline bool heft__is_placeholder(const uint64_t *shape, uint32_t rank)
+{
+    return rank == 1 && shape[0] == 0;
 }
 /* What tells one view of a storage from another, as plain bytes: a hostile file may have very many views
  * of one storage, so they are found by hash. The storage's number is the caller's. Views of one key can

@@ -275,8 +275,8 @@ static bool is_dequantized(const struct conversion *c)
     return c->ckpt->base != NULL;
 }
 
-/* After a cast the config must say the new dtype, or the next load would cast back; and it says nothing
- * of a quantization that is no more. */
+/* After a cast the config must say the new dtype, or the next load would cast back; and it must not name
+ * the file that the weights were in, or a quantization that is no more. */
 static heft_status patch_config(struct conversion *c, heft__side_file *side, heft_error *err)
 {
     char *text = NULL;
@@ -299,6 +299,9 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     heft__buffer_init(&out, c->ctx);
     if (is_dequantized(c)) {
         heft__quant_drop_settings(root);
+    }
+    if (c->ckpt->where.by_config) {
+        heft__json_remove(root, "transformers_weights");
     }
     if (c->options->dtype != HEFT_DTYPE_NONE &&
         !heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
@@ -391,7 +394,8 @@ static heft_status collect_sides(struct conversion *c, heft_error *err)
     }
     heft_status status = list_sides(c, err);
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
-        if ((c->options->dtype != HEFT_DTYPE_NONE || is_dequantized(c)) &&
+        if ((c->options->dtype != HEFT_DTYPE_NONE || is_dequantized(c) ||
+             c->ckpt->where.by_config) &&
             strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
         }
@@ -452,8 +456,11 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
         return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s",
                           heft_dtype_name(c->options->dtype));
     }
+    if (c->ckpt->where.stem && !format->file_each) { /* an adapter stays one */
+        format = heft__format_with_stem(&c->arena, format, c->ckpt->where.stem);
+    }
     c->format = format;
-    return HEFT_OK;
+    return format ? HEFT_OK : heft__fail_nomem(err, sizeof *format);
 }
 
 /* ---- what ties it to its source ------------------------------------------------------------------ */

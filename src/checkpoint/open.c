@@ -170,19 +170,20 @@ static heft_status name_file(heft_checkpoint *ckpt, size_t i, const char *name, 
 static heft_status make_slots(heft_checkpoint *ckpt, heft_error *err)
 {
     const heft__index *index = &ckpt->index;
-    const size_t count = ckpt->where.index ? index->file_count : 1;
+    const heft__resolved *where = &ckpt->where;
+    const size_t set = where->set_count, count = where->index ? index->file_count : set ? set : 1;
     heft_status status = HEFT_OK;
     ckpt->files = heft__arena_array(&ckpt->arena, count, sizeof *ckpt->files);
     if (!ckpt->files) {
         return heft__fail_nomem(err, count * sizeof *ckpt->files);
     }
     ckpt->file_count = count;
-    if (!ckpt->where.index) {
-        const char *name = ckpt->where.file;
-        return name_file(ckpt, 0, name, heft__path_join(&ckpt->arena, ckpt->where.folder, name),
-                         false, err);
+    for (size_t i = 0; i < count && !where->index && status == HEFT_OK; i++) {
+        const char *name = set ? where->set[i] : where->file;
+        status = name_file(ckpt, i, name, heft__path_join(&ckpt->arena, where->folder, name), false,
+                           err);
     }
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+    for (size_t i = 0; i < count && where->index && status == HEFT_OK; i++) {
         status =
             name_file(ckpt, i, index->files[i].name, index->files[i].path, !index->claims, err);
     }
@@ -401,6 +402,10 @@ static heft_status survey(heft_checkpoint *ckpt, heft_error *err)
         return status;
     }
     status = make_slots(ckpt, err);
+    if (status == HEFT_OK && ckpt->where.note &&
+        !heft__warn(&ckpt->warnings, "%s", ckpt->where.note)) {
+        status = heft__fail_nomem(err, 0);
+    }
     if (status == HEFT_OK) {
         status = make_table(ckpt, err);
     }

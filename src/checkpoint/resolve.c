@@ -1,7 +1,7 @@
 /* resolve.c - from a path to the files of a checkpoint.
  *
  * A path that is not there may be a name in the hub's cache: hub.c. In a folder the formats that are
- * found in folders are tried by precedence, single file before index, as in Transformers.
+ * found in folders are tried by precedence, single file before index, as in Transformers; other names: find.c.
  * Source: docs/sharding.md [1], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
@@ -30,53 +30,12 @@ static bool is_stale(heft__arena *arena, const char *folder, const char *single,
     return one && other && heft__path_is_newer(other, one, STALE_SECONDS);
 }
 
-heft_status heft__find_lone_shard(heft__arena *arena, const char *folder, const char *variant,
-                                  const char **shard, const heft__format **out, heft_error *err)
-{
-    const heft__format *format;
-    const char *const *names = NULL;
-    size_t count = 0;
-    *shard = NULL;
-    heft_status status = heft__folder_names(arena, folder, &names, &count, err);
-    for (size_t i = 0; i < count && !*shard; i++) {
-        for (size_t k = 0; !*shard && (format = heft__format_in_folder(NULL, k)) != NULL; k++) {
-            if (!format->index_name && heft__is_shard_name(names[i], format, variant)) {
-                *shard = names[i];
-                *out = format;
-            }
-        }
-    }
-    return status;
-}
-
-/* Shards whose index is missing. */
-static heft_status refuse_shards(heft__arena *arena, const heft__resolved *out, const char *variant,
-                                 heft_error *err)
-{
-    const heft__format *format = NULL;
-    const char *shard = NULL;
-    heft_status status = heft__find_lone_shard(arena, out->folder, variant, &shard, &format, err);
-    if (status != HEFT_OK || !shard) {
-        return status;
-    }
-    const char *index = heft__weights_index(arena, format, variant);
-    return index
-               ? heft__add_path(heft__fail(err, HEFT_NOT_FOUND,
-                                           "shard '%.200s' found, but no index '%s'", shard, index),
-                                err, out->folder)
-               : heft__fail_nomem(err, 0);
-}
-
 /* "neither model.safetensors nor pytorch_model.bin, nor an index of either" */
 static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, const char *variant,
                                  heft_error *err)
 {
     const heft__format *format;
     const char *names = "";
-    heft_status status = refuse_shards(arena, out, variant, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
     for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL; i++) {
         if (!format->index_name) {
             const char *single = heft__weights_single(arena, format, variant);
@@ -87,9 +46,8 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
             }
         }
     }
-    status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: neither %s, nor an index for them",
-                        names);
-    return heft__add_path(status, err, out->folder);
+    names = heft__arena_format(arena, "neither %s, nor an index for them", names);
+    return names ? heft__describe_folder(arena, out, names, err) : heft__fail_nomem(err, 0);
 }
 
 /* Whether the folder has an index of a format that has no variants and always the same name. */
@@ -108,10 +66,9 @@ static heft_status try_fixed_index(heft__arena *arena, const heft__format *forma
     return status;
 }
 
-/* Whether the folder has a file or an index of a format; *out is filled if so. */
-static heft_status try_format(heft__arena *arena, const heft__format *format,
-                              const heft_checkpoint_options *options, heft__resolved *out,
-                              heft_error *err)
+heft_status heft__resolve_format(heft__arena *arena, const heft__format *format,
+                                 const heft_checkpoint_options *options, heft__resolved *out,
+                                 heft_error *err)
 {
     if (format->index_name) {
         return try_fixed_index(arena, format, options, out, err);
@@ -164,7 +121,7 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
 {
     const heft__format *prefer = heft__format_find(options->prefer), *format;
     for (size_t i = 0; (format = heft__format_in_folder(prefer, i)) != NULL; i++) {
-        heft_status status = try_format(arena, format, options, out, err);
+        heft_status status = heft__resolve_format(arena, format, options, out, err);
         if (status != HEFT_OK || out->file || out->index) {
             out->index_format = out->index ? format : NULL;
             return status;
@@ -174,7 +131,10 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
             return status;
         }
     }
-    return nothing_found(arena, out, options->variant, err);
+    const heft_status status = heft__find_other_weights(arena, options, out, err);
+    return status != HEFT_OK || out->file || out->index || out->set_count
+               ? status
+               : nothing_found(arena, out, options->variant, err);
 }
 
 bool heft__is_still_first(const heft__resolved *where)
@@ -211,6 +171,11 @@ static heft_status resolve_file(heft__arena *arena, const char *path, heft__reso
     if (!heft__ends_with(name, ".json")) {
         out->file = name;
         out->lone = true;
+        if (strncmp(name, "adapter_model.", strlen("adapter_model.")) == 0 &&
+            is_there(arena, out->folder, "adapter_config.json")) {
+            out->stem = "adapter_model"; /* the two belong together */
+            out->lone = false;
+        }
         return look_at_folder(arena->ctx, out, err);
     }
     out->index = name;

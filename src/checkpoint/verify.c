@@ -59,6 +59,49 @@ static heft_status check_quantized(struct inspection *v, heft_error *err)
                  : HEFT_OK;
 }
 
+/* What opening a file warned of, and tensors that are only placeholders for weights. */
+static heft_status check_file(struct inspection *v, const heft__checkpoint_file *slot,
+                              heft_error *err)
+{
+    const heft__file *file = slot->file;
+    const heft__finding note = {.kind = "left_out",
+                                .severity = HEFT__NOTE,
+                                .file = slot->info.name,
+                                .offset = HEFT_NO_OFFSET};
+    heft__finding empty = {.kind = "empty_tensor",
+                           .severity = HEFT__NOTE,
+                           .file = slot->info.name,
+                           .offset = HEFT_NO_OFFSET};
+    size_t count = 0;
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < file->warnings.count && status == HEFT_OK; i++) {
+        status = heft__find(&v->findings, &note, err, "%s", file->warnings.lines[i]);
+    }
+    for (size_t i = 0; i < file->tensor_count; i++) {
+        const char *name = file->tensors[i].name;
+        if (heft__is_placeholder(file->tensors[i].shape, file->tensors[i].rank)) {
+            const bool weight = heft__ends_with(name, "weight") || heft__ends_with(name, "bias");
+            empty.severity = weight ? HEFT__FAULT : empty.severity;
+            empty.tensor = count++ ? empty.tensor : name;
+        }
+    }
+    return count == 0 || status != HEFT_OK
+               ? status
+               : heft__find(&v->findings, &empty, err,
+                            "shape [0] (%zu tensors): placeholders without elements, as DeepSpeed "
+                            "ZeRO-3 saves weights that were not gathered",
+                            count);
+}
+
+static heft_status check_files(struct inspection *v, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t f = 0; f < v->survey->file_count && status == HEFT_OK; f++) {
+        status = v->survey->files[f].file ? check_file(v, &v->survey->files[f], err) : HEFT_OK;
+    }
+    return status;
+}
+
 /* ---- deep ------------------------------------------------------------------------------------ */
 /* How infinities and NaN look: all bits of the exponent set. E4M3FN has no infinity, and one
  * pattern of NaN. */
@@ -270,6 +313,9 @@ static heft_status inspect(struct inspection *v, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = check_quantized(v, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_files(v, err);
     }
     if (status == HEFT_OK &&
         (v->options->deep || v->options->manifest || v->options->write_manifest)) {

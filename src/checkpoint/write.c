@@ -327,11 +327,23 @@ static bool is_found_by_loaders(const char *name)
     return false;
 }
 
+static heft_status look_at_format(struct session *s, const heft__format *format,
+                                  const char *const *names, size_t count, heft_error *err)
+{
+    struct rival rival = {.format = format};
+    heft_status status = know_rival(s, &rival, err);
+    if (status == HEFT_OK) {
+        status = look_at_rival(s, &rival, names, count, err);
+    }
+    heft__map_fini(&rival.listed);
+    return status;
+}
+
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
     size_t count = 0;
-    struct rival rival = {0};
+    const heft__format *format;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         if (has(&s->written, names[i])) {
@@ -344,16 +356,15 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
             heft__side_files_check(s->folder, &s->written, s->job->beside, s->job->user, true, err),
             err, s->job->dst);
     }
+    if (status == HEFT_OK && !s->job->single && heft__format_find(s->format->id) != s->format) {
+        status = look_at_format(s, s->format, names, count, err); /* it has a stem of its own */
+    }
     for (size_t i = 0; status == HEFT_OK && !s->job->single; i++) {
-        rival.format = heft__format_in_folder(NULL, i);
-        if (!rival.format) {
+        format = heft__format_in_folder(NULL, i);
+        if (!format) {
             break;
         }
-        status = know_rival(s, &rival, err);
-        if (status == HEFT_OK) {
-            status = look_at_rival(s, &rival, names, count, err);
-        }
-        heft__map_fini(&rival.listed);
+        status = look_at_format(s, format, names, count, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK && !s->job->single; i++) {
         if (is_found_by_loaders(names[i]) && !has(&s->written, names[i]) &&

@@ -19,6 +19,8 @@
     X(STRICT, "strict", NULL, "fail if any tensor is missing, unexpected or mismatched")           \
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
       "initialize tensors whose shapes do not match")                                              \
+    X(ALLOW_MISSING, "allow-missing", NULL,                                                        \
+      "load even if no tensor of the checkpoint fits the model")                                   \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
     X(FORMAT, "format", "F",                                                                       \
@@ -270,6 +272,7 @@ static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
     *request = HEFT_SIZED(heft_load_options);
     request->strict = run->values[OPTION_STRICT] != NULL;
     request->ignore_mismatched_sizes = run->values[OPTION_IGNORE_MISMATCHED_SIZES] != NULL;
+    request->allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
     request->touch = run->values[OPTION_TOUCH] != NULL;
     request->over_limit = run->values[OPTION_OVER_LIMIT] != NULL;
     request->offload_folder = run->values[OPTION_OFFLOAD_FOLDER];

@@ -312,6 +312,14 @@ bool heft__is_weights_ending(const char *name);
  * "model-00001-of-00002.safetensors", "tf_model.h5". */
 bool heft__is_model_name(const char *name);
 
+/* ---- files that are no weights for heft (strangers.c) ------------------------------------------ */
+/* What a file is by its first bytes: "a Git LFS pointer, ..."; NULL: unknown. */
+const char *heft__stranger_by_head(const uint8_t *head, size_t length);
+/* The same by its base name. whatever: only where the content is not to be asked. */
+const char *heft__stranger_by_name(const char *name, bool whatever);
+/* Whether a name is that of an optimizer's, a scheduler's or another state of a training run. */
+bool heft__is_training_state(const char *name);
+
 /* ---- names of files (file_names.c); NULL if there is no memory --------------------------------- */
 /* "model.safetensors", "model.safetensors.index.fp16.json", "model-00001-of-00003.safetensors". */
 const char *heft__weights_single(heft__arena *arena, const heft__format *format,

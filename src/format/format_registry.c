@@ -1,8 +1,9 @@
 /* format_registry.c - the list of formats; detection of a file's format by its first bytes; opening
  * and closing.
  *
- * The content determines the format. A file name matters only for a file called .safetensors that matches
- * no format: it is read as safetensors, so that the error says what is wrong with it.
+ * The content determines the format. A file name matters only for a file called .safetensors that looks like
+ * nothing else: it is read as safetensors, so that the error says what is wrong with it; and for some files
+ * that are none of these (strangers.c).
  * Source: docs/formats/, docs/howto/format.md. */
 #include "format/format.h"
 
@@ -131,34 +132,17 @@ bool heft__is_model_name(const char *name)
 }
 
 /* ---- content --------------------------------------------------------------------------------- */
-/* Files that are often mistaken for a checkpoint. */
-static const struct stranger {
-    const char *start, *what;
-} strangers[] = {
-    {"GGUF",                         "a GGUF file"                                    },
-    {"version https://git-lfs",      "a Git LFS pointer, not the file itself"         },
-    {"PYTORCH1",                     "a file in PyTorch's preview container format"   },
-    {"L119547037146038801333356L\n", "a PyTorch file with a pickle of protocol 0 or 1"},
-    {"<!DOCTYPE",                    "a web page"                                     },
-    {"<html",                        "a web page"                                     },
-    {"\x89HDF",                      "an HDF5 file"                                   },
-    {"\x93NUMPY",                    "a NumPy file"                                   },
-    {"\x1f\x8b",                     "a gzip file"                                    },
-    {"{",                            "a JSON file"                                    },
-    {"\x80",                         "a pickle not written by torch.save"             },
-};
-
-static heft_status unknown(const uint8_t *head, size_t length, heft_error *err)
+static heft_status unknown(const uint8_t *head, size_t length, const char *path, heft_error *err)
 {
     if (length == 0) {
         return heft__fail_at(err, HEFT_FORMAT, 0, "the file is empty: 0 bytes");
     }
-    for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++) {
-        const size_t start = strlen(strangers[i].start);
-        if (length >= start && memcmp(head, strangers[i].start, start) == 0) {
-            return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "not a checkpoint: this is %s",
-                                 strangers[i].what);
-        }
+    const char *what = heft__stranger_by_head(head, length);
+    if (!what) {
+        what = heft__stranger_by_name(heft__path_base(path), false);
+    }
+    if (what) {
+        return heft__fail_at(err, HEFT_UNSUPPORTED, 0, "not a checkpoint: this is %s", what);
     }
     char shown[3 * 8 + 1] = "";
     for (size_t i = 0; i < length && i < 8; i++) {
@@ -175,7 +159,7 @@ static const heft__format *recognize(const uint8_t *head, size_t length, const c
             return formats[i];
         }
     }
-    for (size_t i = 0; i < FORMAT_COUNT; i++) {
+    for (size_t i = 0; i < FORMAT_COUNT && !heft__stranger_by_head(head, length); i++) {
         if (formats[i]->insist && heft__ends_with(path, formats[i]->endings[0])) {
             return formats[i];
         }
@@ -192,9 +176,14 @@ static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
     if (status != HEFT_OK) {
         return status;
     }
-    const heft__format *format = recognize(head, length, heft__input_path(file->source));
+    const char *path = heft__input_path(file->source),
+               *what = heft__stranger_by_name(heft__path_base(path), true);
+    if (what) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "not a checkpoint: this is %s", what);
+    }
+    const heft__format *format = recognize(head, length, path);
     if (!format) {
-        return unknown(head, length, err);
+        return unknown(head, length, path, err);
     }
     file->format = format->id;
     return format->parse(ctx, file, err);

@@ -6,8 +6,10 @@
  *
  * One table says what each opcode is called, what follows it and how many items it takes. REDUCE
  * leaves a CALL with its two items; pickle_tensors.c recognizes what it knows. Trusted: nothing. A
- * name outside the fixed list, an opcode that names or calls something by another way (INST, OBJ,
- * NEWOBJ, EXT, PERSID) and the text opcodes of protocols 0 and 1 are refused where they stand.
+ * name outside the fixed list stands for nothing: what is made by it (REDUCE, NEWOBJ) is an opaque
+ * CALL, which keeps what it is given (BUILD, SETITEMS, APPENDS, ADDITEMS) as inert items. Names that
+ * only an attack has, opcodes that name or call something by another way (INST, OBJ, EXT, PERSID)
+ * and the text opcodes of protocols 0 and 1 are refused where they stand.
  * Integers of over 255 bytes are refused unread; up to 64 bits they have their value, between these
  * only their place. No recursion. Memory: at most 16 MiB + 24 times the stream for values, 48 bytes
  * a byte of stream for stack and memo at worst. Source: docs/formats/pickle.md. */
@@ -291,11 +293,11 @@ static heft_status run_fill(struct vm *vm, const struct opcode *op, heft_error *
         return malformed(vm, op, "needs a container below the mark", err);
     }
     heft__pk_cell *items = vm->stack + vm->count - count, *target = items - 1;
-    if (target->kind != op->kind) {
+    if (target->kind != op->kind && !heft__pk_is_opaque(target)) {
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
                              heft__pk_kind_name(target));
     }
-    if (target->kind == HEFT__PK_DICT && count % 2) {
+    if (op->kind == HEFT__PK_DICT && count % 2) {
         return malformed(vm, op, "has a key without a value", err);
     }
     heft_status status = append(vm, target->as.object, items, count, err);
@@ -392,19 +394,36 @@ static heft_status run_get(struct vm *vm, const struct opcode *op, heft_error *e
 }
 
 /* ---- names and calls ------------------------------------------------------------------------- */
+static heft__pk_cell text_cell(const struct vm *vm, const char *text, size_t length)
+{
+    heft__pk_cell cell = {.kind = HEFT__PK_TEXT};
+    cell.as.text.start = (uint32_t)((const uint8_t *)text - vm->bytes);
+    cell.as.text.length = (uint32_t)length;
+    return cell;
+}
+
 static heft_status push_global(struct vm *vm, const char *module, size_t module_length,
                                const char *name, size_t name_length, heft_error *err)
 {
     heft__pk_cell cell = {0};
-    if (!heft__pk_find_global(module, module_length, name, name_length, &cell)) {
+    const heft__pk_cell texts[2] = {text_cell(vm, module, module_length),
+                                    text_cell(vm, name, name_length)};
+    const bool known = heft__pk_find_global(module, module_length, name, name_length, &cell);
+    if (!known && heft__pk_is_harmful(module, module_length, name, name_length)) {
         return heft__fail_at(err, HEFT_REFUSED, vm->pickle->origin + vm->op_at,
                              "pickle global '%.*s.%.*s' is refused",
                              (int)(module_length < 200 ? module_length : 200), module,
                              (int)(name_length < 200 ? name_length : 200), name);
     }
-    cell.as.text.start = (uint32_t)((const uint8_t *)name - vm->bytes);
-    cell.as.text.length = (uint32_t)name_length;
-    return push(vm, cell, err);
+    cell.as.text = texts[1].as.text;
+    heft_status status = HEFT_OK;
+    if (!known) {
+        status = new_object(vm, 2, &cell.as.object, err);
+        if (status == HEFT_OK) {
+            memcpy(cell.as.object->items, texts, sizeof texts);
+        }
+    }
+    return status == HEFT_OK ? push(vm, cell, err) : status;
 }
 
 /* The two lines of GLOBAL and INST: the operand is `data`, of `data_bytes` bytes with both line
@@ -440,7 +459,8 @@ static heft_status run_stack_global(struct vm *vm, const struct opcode *op, heft
                        heft__pk_text(vm->pickle, &name), name.as.text.length, err);
 }
 
-/* OrderedDict(pairs) of python 2 and Counter(dict): what they are given becomes their items. */
+/* OrderedDict(pairs) of python 2 and Counter(dict): what they are given becomes their items. A
+ * defaultdict is given its factory. */
 static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_object *dict,
                              const heft__pk_object *args, heft_error *err)
 {
@@ -468,15 +488,16 @@ static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_ob
     return status;
 }
 
-static heft_status reduce_dict(struct vm *vm, const struct opcode *op, bool ordered,
+static heft_status reduce_dict(struct vm *vm, const struct opcode *op, uint8_t class,
                                heft_error *err)
 {
     heft__pk_object *dict = NULL;
     const heft__pk_object *args = top(vm)->as.object;
+    const bool has_factory = class == HEFT__PKG_DEFAULT_DICT && args->count == 1;
     heft_status status = new_object(vm, 0, &dict, err);
     if (status == HEFT_OK) {
-        dict->ordered = ordered;
-        status = fill_dict(vm, op, dict, args, err);
+        dict->ordered = class != HEFT__PKG_COUNTER;
+        status = has_factory ? HEFT_OK : fill_dict(vm, op, dict, args, err);
     }
     if (status == HEFT_OK) {
         vm->count -= 2;
@@ -488,8 +509,8 @@ static heft_status reduce_dict(struct vm *vm, const struct opcode *op, bool orde
 static heft_status run_reduce(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *callee = top(vm) - 1, *args = top(vm);
-    if (callee->kind != HEFT__PK_GLOBAL || callee->global == HEFT__PKG_CONSTANT ||
-        callee->global == HEFT__PKG_DTYPE) {
+    if ((callee->kind != HEFT__PK_GLOBAL && !heft__pk_is_opaque(callee)) ||
+        callee->global == HEFT__PKG_CONSTANT || callee->global == HEFT__PKG_DTYPE) {
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
                              heft__pk_kind_name(callee));
     }
@@ -498,17 +519,24 @@ static heft_status run_reduce(struct vm *vm, const struct opcode *op, heft_error
                              "%s needs a tuple of arguments, found %s", op->name,
                              heft__pk_kind_name(args));
     }
-    if (callee->global == HEFT__PKG_ORDERED_DICT || callee->global == HEFT__PKG_COUNTER) {
-        return reduce_dict(vm, op, callee->global == HEFT__PKG_ORDERED_DICT, err);
+    if (callee->global == HEFT__PKG_ORDERED_DICT || callee->global == HEFT__PKG_COUNTER ||
+        callee->global == HEFT__PKG_DEFAULT_DICT) {
+        return reduce_dict(vm, op, callee->global, err);
     }
     return gather(vm, HEFT__PK_CALL, 2, err);
 }
 
-/* Attributes of an OrderedDict, `_metadata` for one, are dropped; nothing else in the list has a
- * state. */
+/* Attributes of an OrderedDict, `_metadata` for one, are dropped; an opaque object keeps its state;
+ * nothing else in the list has one. */
 static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *target = top(vm) - 1, *state = top(vm);
+    if (heft__pk_is_opaque(target)) {
+        heft__pk_object *object = target->as.object;
+        object->built = object->count == 2 && state->kind == HEFT__PK_DICT;
+        vm->count--;
+        return append(vm, object, state, 1, err);
+    }
     if (target->kind != HEFT__PK_DICT || !target->as.object->ordered) {
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
                              heft__pk_kind_name(target));
@@ -521,47 +549,15 @@ static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error 
     return HEFT_OK;
 }
 
-static heft_status check_id(struct vm *vm, const heft__pk_cell *id, heft_error *err)
-{
-    const uint64_t at = vm->pickle->origin + vm->op_at;
-    const uint32_t wanted = vm->pickle->ids == HEFT__PK_IDS_LEGACY ? 6 : 5;
-    if (vm->pickle->ids == HEFT__PK_IDS_NONE) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "unexpected persistent id: the format has none");
-    }
-    if (vm->pickle->ids == HEFT__PK_IDS_TAR) {
-        return id->kind == HEFT__PK_INT
-                   ? HEFT_OK
-                   : heft__fail_at(err, HEFT_UNSUPPORTED, at,
-                                   "persistent id must be an integer, found %s",
-                                   heft__pk_kind_name(id));
-    }
-    if (id->kind != HEFT__PK_TUPLE) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id must be a tuple of %u, found %s",
-                             wanted, heft__pk_kind_name(id));
-    }
-    const heft__pk_object *tuple = id->as.object;
-    const heft__pk_cell *tag = tuple->items;
-    if (tuple->count > 0 && tag->kind == HEFT__PK_TEXT &&
-        !heft__pk_is_text(vm->pickle, tag, "storage")) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag '%.*s', expected 'storage'",
-                             (int)(tag->as.text.length < 100 ? tag->as.text.length : 100),
-                             heft__pk_text(vm->pickle, tag));
-    }
-    if (tuple->count != wanted) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id has %u items, expected %u",
-                             tuple->count, wanted);
-    }
-    if (tag->kind != HEFT__PK_TEXT) {
-        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag must be a string, found %s",
-                             heft__pk_kind_name(tag));
-    }
-    return HEFT_OK;
-}
-
 static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     (void)op;
-    heft_status status = check_id(vm, top(vm), err);
+    const uint64_t at = vm->pickle->origin + vm->op_at;
+    heft_status status = heft__pk_check_id(vm->pickle, top(vm), at, err);
+    if (status == HEFT_OK && heft__pk_is_module_id(vm->pickle, top(vm))) {
+        *top(vm) = top(vm)->as.object->items[1]; /* the class itself */
+        return HEFT_OK;
+    }
     if (status == HEFT_OK) {
         status = gather(vm, HEFT__PK_PERSID, 1, err);
     }
@@ -598,6 +594,9 @@ static heft_status run_inst(struct vm *vm, const struct opcode *op, heft_error *
 static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *type = top(vm) - (op->needs - 1);
+    if (type->kind == HEFT__PK_GLOBAL && type->global == HEFT__PKG_UNKNOWN) {
+        return gather(vm, HEFT__PK_CALL, op->needs, err);
+    }
     if (type->kind != HEFT__PK_GLOBAL) {
         return run_refused(vm, op, err);
     }

@@ -18,20 +18,23 @@ typedef enum heft__pk_kind {
     HEFT__PK_FLOAT,
     HEFT__PK_TEXT,
     HEFT__PK_BYTES,
-    HEFT__PK_GLOBAL, /* a name of the fixed list */
+    HEFT__PK_GLOBAL, /* a name */
     HEFT__PK_TUPLE,
     HEFT__PK_LIST,
     HEFT__PK_SET,
     HEFT__PK_DICT,  /* items: key, value, key, value; OrderedDict and Counter too */
-    HEFT__PK_CALL,  /* items: the global, the tuple of arguments */
+    HEFT__PK_CALL,  /* items: the callee, the tuple of arguments; of an opaque one also what it
+                       was given afterwards, in any order */
     HEFT__PK_PERSID /* items: the id */
 } heft__pk_kind;
 
 /* The meaning of a name in the fixed list. */
 typedef enum heft__pk_global {
-    HEFT__PKG_NONE, /* not in the list */
+    HEFT__PKG_NONE,    /* of a cell that names nothing */
+    HEFT__PKG_UNKNOWN, /* not in the list; the cell's object has its module and its name */
     HEFT__PKG_ORDERED_DICT,
     HEFT__PKG_COUNTER,
+    HEFT__PKG_DEFAULT_DICT,
     HEFT__PKG_INERT,    /* a value without tensors: torch.Size, torch.device, bytes, set ... */
     HEFT__PKG_CONSTANT, /* a value by itself: a quantisation scheme */
     HEFT__PKG_DTYPE,
@@ -72,10 +75,12 @@ struct heft__pk_object {
     uint32_t count, cap;
     uint32_t at;
     bool ordered;    /* an OrderedDict: BUILD may set its attributes */
+    bool built;      /* an opaque CALL: item 2 is its state, a dict of attributes */
     bool distinct;   /* keys that occur twice have been dealt with */
     bool on_path;    /* is being walked: met again, it contains itself */
     bool walked;     /* has been walked to its end ... */
     bool has_tensor; /* ... and held a tensor */
+    bool peeked;     /* its tensors were counted as hidden ones, or it is a tensor with a name */
     heft__pk_object *next_persid;
     struct heft__pk_window *window; /* a PERSID whose storage is known */
 };
@@ -105,7 +110,8 @@ typedef struct heft__pickle {
 } heft__pickle;
 
 /* Run one pickle from the start of the span. Always call fini. FORMAT for anything malformed,
- * REFUSED for names that are not in the list and for opcodes that name or call something, LIMIT. */
+ * REFUSED for names that only an attack has and for opcodes that name or call something by another
+ * way, LIMIT. */
 heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
                              heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
 /* Run the pickle that begins at `offset` of a file and must end before `end`; only as much is read
@@ -114,10 +120,19 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
                               heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
 void heft__pickle_fini(heft__pickle *pickle);
 
-/* Look a name up in the fixed list: fills kind, global and dtype of the cell; false if it is not
- * there. */
+/* Look a name up in the fixed list: fills kind, global and dtype of the cell; UNKNOWN and false if
+ * it is not there. */
 bool heft__pk_find_global(const char *module, size_t module_length, const char *name,
                           size_t name_length, heft__pk_cell *cell);
+/* Whether a name that is not in the list has no business in any checkpoint: os.system, eval. */
+bool heft__pk_is_harmful(const char *module, size_t module_length, const char *name,
+                         size_t name_length);
+/* Whether a value is an object of a class that is not in the list, or what such a one returned: it
+ * is kept with all that it was given, and stands for nothing. */
+bool heft__pk_is_opaque(const heft__pk_cell *cell);
+/* "argparse.Namespace" of an opaque value or an unknown global; cut to fit, "?" instead of what is
+ * not printable. */
+void heft__pk_class_name(const heft__pickle *pickle, const heft__pk_cell *cell, char text[128]);
 /* Name of the storage class with elements of a dtype, "FloatStorage"; false for dtypes that have
  * none. */
 bool heft__pk_storage_class(heft_dtype dtype, char name[32]);
@@ -129,6 +144,12 @@ static inline const char *heft__pk_text(const heft__pickle *pickle, const heft__
     return (const char *)pickle->bytes + cell->as.text.start;
 }
 bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, const char *text);
+
+/* Whether a persistent id is of the form that the format has. */
+heft_status heft__pk_check_id(const heft__pickle *pickle, const heft__pk_cell *id, uint64_t at,
+                              heft_error *err);
+/* Legacy files name the class of a pickled module with its source: ('module', class, file, text). */
+bool heft__pk_is_module_id(const heft__pickle *pickle, const heft__pk_cell *id);
 
 /* ---- from values to tensors ------------------------------------------------------------------ */
 /* A storage as a persistent id names it. */
@@ -175,7 +196,18 @@ typedef struct heft__pickle_tensors {
     heft__map names;
     const char **skipped;
     size_t skipped_count, skipped_cap;
-    bool skipped_more;          /* there were more than are kept */
+    bool skipped_more; /* there were more than are kept */
+    /* what is left out, and the first few of it in words, for warnings */
+    struct heft__pk_left {
+        uint64_t count;
+        const char *shown;    /* in the file's arena; NULL: none */
+    } opaque,                 /* objects of unknown classes */
+        other,                /* tensors of kinds that are not read */
+        beside;               /* tensors, and dicts of tensors, beside the state dict */
+    uint64_t hidden_tensors;  /* in values that no name leads to */
+    const char *module_class; /* names are those of a pickled module's parameters; NULL: not */
+    const char *first_other;  /* name of the first tensor of another kind */
+    uint64_t first_other_at;
     uint64_t used_bytes, steps; /* what sharing may blow up, and is bounded */
 } heft__pickle_tensors;
 
@@ -192,6 +224,8 @@ heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error
 /* Between the two files of this step: whether a value is a tensor, how one is built, which one an
  * integer id stands for. */
 bool heft__pk_is_tensor(const heft__pk_cell *cell);
+/* Whether a tensor is of a kind that is not read, and by which function or class it is made. */
+bool heft__pk_other_kind(const heft__pickle *pickle, const heft__pk_cell *cell, char maker[128]);
 heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
                                   heft__file_tensor *tensor, heft_error *err);
 /* NULL if none. */

@@ -1,9 +1,10 @@
-/* pickle_globals.c - the fixed list of names that a pickle may mention.
+/* pickle_globals.c - the fixed list of names that mean something to heft.
  *
- * A name that is not here is refused where it stands, whether or not anything uses it. Nothing is
- * ever called: the list says only which values heft recognizes later. It is the list of
- * torch.load(weights_only=True), without what heft would have no use for. Source:
- * docs/formats/pickle.md [3]. */
+ * Nothing is ever called: the list says only which values heft recognizes later. It is the list of
+ * torch.load(weights_only=True), without what heft would have no use for. Any other name makes
+ * opaque values, which stand for nothing; a second list has names that only an attack would have,
+ * and these are refused where they stand, whether or not anything uses them.
+ * Source: docs/formats/pickle.md [3]. */
 #include "format/pickle.h"
 
 struct name {
@@ -29,6 +30,7 @@ static const struct name names[] = {
     {"torch._utils", "_rebuild_device_tensor_from_cpu_tensor", HEFT__PKG_REBUILD_OTHER},
     {"collections", "OrderedDict", HEFT__PKG_ORDERED_DICT},
     {"collections", "Counter", HEFT__PKG_COUNTER},
+    {"collections", "defaultdict", HEFT__PKG_DEFAULT_DICT},
     {"torch", "Size", HEFT__PKG_INERT},
     {"torch", "device", HEFT__PKG_INERT},
     {"torch.serialization", "_get_layout", HEFT__PKG_INERT},
@@ -41,6 +43,7 @@ static const struct name names[] = {
     {"__builtin__", "complex", HEFT__PKG_INERT},
     {"torch", "Tensor", HEFT__PKG_TYPE},
     {"torch.nn.parameter", "Parameter", HEFT__PKG_TYPE},
+    {"torch.nn.parameter", "Buffer", HEFT__PKG_TYPE},
     {"torch.storage", "UntypedStorage", HEFT__PKG_UNTYPED_STORAGE},
     {"torch", "per_tensor_affine", HEFT__PKG_CONSTANT},
     {"torch", "per_tensor_symmetric", HEFT__PKG_CONSTANT},
@@ -126,6 +129,7 @@ bool heft__pk_find_global(const char *module, size_t module_length, const char *
                           size_t name_length, heft__pk_cell *cell)
 {
     cell->kind = HEFT__PK_GLOBAL;
+    cell->global = HEFT__PKG_UNKNOWN;
     cell->dtype = HEFT_DTYPE_NONE;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (equals(module, module_length, names[i].module) &&
@@ -133,6 +137,12 @@ bool heft__pk_find_global(const char *module, size_t module_length, const char *
             cell->global = (uint8_t)names[i].global;
             return true;
         }
+    }
+    if ((equals(module, module_length, "torch._utils") ||
+         equals(module, module_length, "torch._tensor")) &&
+        name_length > 9 && memcmp(name, "_rebuild_", 9) == 0) {
+        cell->global = HEFT__PKG_REBUILD_OTHER; /* of another version: a tensor all the same */
+        return true;
     }
     if (equals(module, module_length, "torch")) {
         return find_element(name, name_length, false, cell) || find_dtype(name, name_length, cell);
@@ -145,6 +155,70 @@ bool heft__pk_find_global(const char *module, size_t module_length, const char *
         return find_element(name, name_length, true, cell);
     }
     return false;
+}
+
+/* Modules that run programs, load code or open files and connections, with all below them. */
+static const char *const harmful_modules[] = {
+    "os",     "posix",   "nt",      "sys",     "subprocess", "pty",       "commands",
+    "shutil", "socket",  "ssl",     "ctypes",  "imp",        "importlib", "runpy",
+    "pickle", "_pickle", "marshal", "cPickle", "pdb",        "bdb",       "timeit",
+    "http",   "urllib",  "urllib2", "popen2",  "requests",   "pydoc",     "webbrowser",
+};
+static const char *const harmful_builtins[] = {
+    "eval",  "exec",    "execfile",  "compile",    "open",    "__import__",
+    "apply", "input",   "raw_input", "breakpoint", "globals", "locals",
+    "vars",  "setattr", "delattr",   "file",       "reload",
+};
+
+bool heft__pk_is_harmful(const char *module, size_t module_length, const char *name,
+                         size_t name_length)
+{
+    const char *dot = memchr(module, '.', module_length);
+    const size_t top = dot ? (size_t)(dot - module) : module_length;
+    for (size_t i = 0; i < sizeof harmful_modules / sizeof harmful_modules[0]; i++) {
+        if (equals(module, top, harmful_modules[i])) {
+            return true;
+        }
+    }
+    if (equals(module, module_length, "builtins") || equals(module, module_length, "__builtin__")) {
+        for (size_t i = 0; i < sizeof harmful_builtins / sizeof harmful_builtins[0]; i++) {
+            if (equals(name, name_length, harmful_builtins[i])) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+#define CALLS_MOST 8
+
+/* ---- opaque values --------------------------------------------------------------------------- */
+bool heft__pk_is_opaque(const heft__pk_cell *cell)
+{
+    if (cell->kind != HEFT__PK_CALL) {
+        return false;
+    }
+    const heft__pk_cell *callee = &cell->as.object->items[0];
+    return callee->kind != HEFT__PK_GLOBAL || callee->global == HEFT__PKG_UNKNOWN;
+}
+
+void heft__pk_class_name(const heft__pickle *pickle, const heft__pk_cell *cell, char text[128])
+{
+    size_t at = 0;
+    for (int depth = 0; cell->kind == HEFT__PK_CALL && depth < CALLS_MOST; depth++) {
+        cell = &cell->as.object->items[0]; /* what a returned value returned */
+    }
+    for (size_t part = 0; cell->kind == HEFT__PK_GLOBAL && part < 2; part++) {
+        const heft__pk_cell *from = &cell->as.object->items[part];
+        const char *bytes = heft__pk_text(pickle, from);
+        for (size_t i = 0; i < from->as.text.length && at < 126; i++) {
+            text[at++] = bytes[i] > ' ' && bytes[i] < 0x7F ? bytes[i] : '?';
+        }
+        if (part == 0 && at < 126) {
+            text[at++] = '.';
+        }
+    }
+    text[at] = '\0';
 }
 
 bool heft__pk_storage_class(heft_dtype dtype, char name[32])

@@ -71,3 +71,52 @@ bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, con
     return cell->kind == HEFT__PK_TEXT && cell->as.text.length == strlen(text) &&
            memcmp(heft__pk_text(pickle, cell), text, cell->as.text.length) == 0;
 }
+
+/* ---- persistent ids -------------------------------------------------------------------------- */
+bool heft__pk_is_module_id(const heft__pickle *pickle, const heft__pk_cell *id)
+{
+    const heft__pk_object *tuple = id->as.object;
+    return pickle->ids == HEFT__PK_IDS_LEGACY && id->kind == HEFT__PK_TUPLE && tuple->count == 4 &&
+           heft__pk_is_text(pickle, &tuple->items[0], "module") &&
+           tuple->items[1].kind == HEFT__PK_GLOBAL;
+}
+
+heft_status heft__pk_check_id(const heft__pickle *pickle, const heft__pk_cell *id, uint64_t at,
+                              heft_error *err)
+{
+    const uint32_t wanted = pickle->ids == HEFT__PK_IDS_LEGACY ? 6 : 5;
+    if (pickle->ids == HEFT__PK_IDS_NONE) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "unexpected persistent id: the format has none");
+    }
+    if (pickle->ids == HEFT__PK_IDS_TAR) {
+        return id->kind == HEFT__PK_INT
+                   ? HEFT_OK
+                   : heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                                   "persistent id must be an integer, found %s",
+                                   heft__pk_kind_name(id));
+    }
+    if (id->kind != HEFT__PK_TUPLE) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id must be a tuple of %u, found %s",
+                             wanted, heft__pk_kind_name(id));
+    }
+    const heft__pk_object *tuple = id->as.object;
+    const heft__pk_cell *tag = tuple->items;
+    if (heft__pk_is_module_id(pickle, id)) {
+        return HEFT_OK;
+    }
+    if (tuple->count > 0 && tag->kind == HEFT__PK_TEXT &&
+        !heft__pk_is_text(pickle, tag, "storage")) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag '%.*s', expected 'storage'",
+                             (int)(tag->as.text.length < 100 ? tag->as.text.length : 100),
+                             heft__pk_text(pickle, tag));
+    }
+    if (tuple->count != wanted) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id has %u items, expected %u",
+                             tuple->count, wanted);
+    }
+    if (tag->kind != HEFT__PK_TEXT) {
+        return heft__fail_at(err, HEFT_FORMAT, at, "persistent id tag must be a string, found %s",
+                             heft__pk_kind_name(tag));
+    }
+    return HEFT_OK;
+}

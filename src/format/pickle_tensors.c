@@ -4,8 +4,8 @@
  * storage is a persistent id:
  * ('storage', class, key, location, numel). A view's extent is checked against its storage, a
  * storage's size against its record, both in 64 bits without wrapping. What is not done: locations
- * are ignored, gradients and hooks are dropped, and sparse, quantised, nested and meta tensors are
- * refused by name. Source: docs/formats/pickle.md [4]. */
+ * are ignored, gradients and hooks are dropped, and sparse, quantised, nested and meta tensors, and
+ * those of an unknown class, are of a kind that is not read. Source: docs/formats/pickle.md [4]. */
 #include "format/pickle.h"
 
 #define RANK_MOST 64
@@ -383,6 +383,7 @@ heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_erro
 struct tensor_call {
     uint8_t function; /* heft__pk_global */
     const heft__pk_object *args;
+    const heft__pk_cell *other; /* of REBUILD_OTHER: the function or class that makes it so */
     uint64_t at;
 };
 
@@ -402,14 +403,28 @@ static heft_status wrong_args(const struct tensor_call *call, const char *what, 
                          what);
 }
 
+static heft_status other_kind(struct tensor_call *call, const heft__pk_cell *what)
+{
+    call->function = HEFT__PKG_REBUILD_OTHER;
+    call->other = what;
+    return HEFT_OK;
+}
+
+static bool is_unknown(const heft__pk_cell *cell)
+{
+    return (cell->kind == HEFT__PK_GLOBAL && cell->global == HEFT__PKG_UNKNOWN) ||
+           heft__pk_is_opaque(cell);
+}
+
 /* A parameter wraps a tensor, a subclass its function and arguments: go down to the function that
- * makes the tensor. */
+ * makes the tensor. What is made by, or as, something unknown is of another kind. */
 static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
                           struct tensor_call *call, heft_error *err)
 {
     const heft__pk_object *object = cell->as.object;
     *call = (struct tensor_call){.function = object->items[0].global,
                                  .args = object->items[1].as.object,
+                                 .other = &object->items[0],
                                  .at = pickle->origin + object->at};
     for (int depth = 0; depth < UNWRAP_MOST; depth++) {
         const heft__pk_object *args = call->args;
@@ -419,18 +434,26 @@ static heft_status unwrap(const heft__pickle *pickle, const heft__pk_cell *cell,
             if (args->count != wanted) {
                 return wrong_args(call, "a parameter", err);
             }
+            if (is_unknown(&args->items[0])) {
+                return other_kind(call, &args->items[0]);
+            }
             if (!heft__pk_is_tensor(&args->items[0])) {
                 return heft__fail_at(err, HEFT_FORMAT, call->at,
                                      "a parameter wraps %s, expected a tensor",
                                      heft__pk_kind_name(&args->items[0]));
             }
-            call->function = args->items[0].as.object->items[0].global;
+            call->other = &args->items[0].as.object->items[0];
+            call->function = call->other->global;
             call->args = args->items[0].as.object->items[1].as.object;
         } else if (call->function == HEFT__PKG_REBUILD_FROM_TYPE_V2) {
+            if (args->count == 4 && (is_unknown(&args->items[0]) || is_unknown(&args->items[1]))) {
+                return other_kind(call, &args->items[is_unknown(&args->items[0]) ? 0 : 1]);
+            }
             if (args->count != 4 || !is_rebuild(&args->items[0]) ||
                 args->items[2].kind != HEFT__PK_TUPLE) {
                 return wrong_args(call, "a tensor subclass, or arguments of wrong types", err);
             }
+            call->other = &args->items[0];
             call->function = args->items[0].global;
             call->args = args->items[2].as.object;
         } else {
@@ -446,7 +469,8 @@ static heft_status read_integers(const heft__pickle *pickle, const heft__pk_cell
                                  const char *what, uint64_t at, int64_t values[RANK_MOST],
                                  size_t *count, heft_error *err)
 {
-    if (cell->kind == HEFT__PK_CALL && cell->as.object->items[0].global == HEFT__PKG_INERT) {
+    if (cell->kind == HEFT__PK_CALL && cell->as.object->items[0].kind == HEFT__PK_GLOBAL &&
+        cell->as.object->items[0].global == HEFT__PKG_INERT) {
         const heft__pk_object *call = cell->as.object, *args = call->items[1].as.object;
         const heft__pk_cell *name = &call->items[0];
         if (name->as.text.length == 4 && memcmp(heft__pk_text(pickle, name), "Size", 4) == 0 &&
@@ -552,6 +576,21 @@ static heft_status check_storage_class(const struct tensor_call *call,
     return HEFT_OK;
 }
 
+bool heft__pk_other_kind(const heft__pickle *pickle, const heft__pk_cell *cell, char maker[128])
+{
+    struct tensor_call call;
+    if (cell->kind != HEFT__PK_CALL || unwrap(pickle, cell, &call, NULL) != HEFT_OK ||
+        call.function != HEFT__PKG_REBUILD_OTHER) {
+        return false;
+    }
+    if (is_unknown(call.other)) {
+        heft__pk_class_name(pickle, call.other, maker);
+    } else {
+        snprintf(maker, 128, "%.*s", text_width(call.other), heft__pk_text(pickle, call.other));
+    }
+    return true;
+}
+
 heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
                                   heft__file_tensor *tensor, heft_error *err)
 {
@@ -566,12 +605,6 @@ heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_ce
     }
     tensor->item_offset = call.at;
     const heft__pk_cell *args = call.args->items;
-    if (call.function == HEFT__PKG_REBUILD_OTHER) {
-        const heft__pk_cell *name = &cell->as.object->items[0];
-        return heft__fail_at(err, HEFT_UNSUPPORTED, call.at,
-                             "a tensor made by '%.*s' is not supported", text_width(name),
-                             heft__pk_text(pickle, name));
-    }
     if (call.args->count < 4) {
         return wrong_args(&call, "a tensor", err);
     }

@@ -6,10 +6,11 @@
  *   {'epoch': 3, 'state_dict': {'w': T}, 'optimizer': {...}}   ->   tensor w; skipped: epoch,
  * optimizer. ...
  *
- * Where the top level is a dict that holds no tensors itself but one of state_dict,
- * model_state_dict, model or module that does, names begin there. Values may be shared: each path
- * is followed, but what holds no tensor only once, and within a bound; a value that contains itself
- * is an error. No recursion. Source: docs/formats/pickle.md [5]. */
+ * Where the top level is a dict with an item state_dict, model_state_dict, model, module ... that is
+ * a dict of tensors, names begin there. A pickled module has the names of its state dict. Any other
+ * object of an unknown class is skipped; tensors in it have no name, and are counted. Values may be
+ * shared: each path is followed, but what holds no tensor only once, and within a bound; a value
+ * that contains itself is an error. No recursion. Source: docs/formats/pickle.md [5]. */
 #include "format/pickle.h"
 
 #define SKIPPED_MOST 10000
@@ -56,6 +57,23 @@ static heft_status check_name(heft__pickle_tensors *build, const heft__buffer *p
     return account(build, path->size + 1 + sizeof(heft__file_tensor) + 64, at, err);
 }
 
+#define SHOWN_MOST 3
+
+/* Count what is left out; the first few are named. */
+static heft_status leave_out(heft__pickle_tensors *build, struct heft__pk_left *left,
+                             const heft__buffer *path, const char *what, heft_error *err)
+{
+    if (left->count++ >= SHOWN_MOST) {
+        return HEFT_OK;
+    }
+    const int length = path->size < 100 ? (int)path->size : 100;
+    left->shown = heft__arena_format(&build->file->arena, "%s%s'%.*s'%s%s%s",
+                                     left->shown ? left->shown : "", left->shown ? ", " : "",
+                                     length, path->size ? (const char *)path->data : "",
+                                     *what ? " (" : "", what, *what ? ")" : "");
+    return left->shown ? HEFT_OK : heft__fail_nomem(err, path->size);
+}
+
 static heft_status add_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
                               const heft__buffer *path, heft_error *err)
 {
@@ -92,6 +110,7 @@ static heft_status add_tensor(heft__pickle_tensors *build, const heft__pk_cell *
     }
     if (status == HEFT_OK) {
         build->tensors[build->tensor_count++] = tensor;
+        cell->as.object->peeked = true; /* it is not hidden */
     }
     return heft__add_item(status, err, name);
 }
@@ -115,6 +134,24 @@ static heft_status add_skipped(heft__pickle_tensors *build, const heft__buffer *
     }
     build->skipped[build->skipped_count++] = text;
     return HEFT_OK;
+}
+
+/* A tensor of a kind that is not read. */
+static heft_status add_other(heft__pickle_tensors *build, const heft__pk_cell *cell,
+                             const heft__buffer *path, const char *maker, heft_error *err)
+{
+    const uint64_t at = build->pickle->origin + cell->at;
+    heft_status status = check_name(build, path, at, err);
+    if (status == HEFT_OK && build->other.count == 0) {
+        build->first_other_at = at;
+        build->first_other = heft__arena_text(
+            &build->file->arena, path->size ? (const char *)path->data : "", path->size);
+        status = build->first_other ? HEFT_OK : heft__fail_nomem(err, path->size);
+    }
+    if (status == HEFT_OK) {
+        status = leave_out(build, &build->other, path, maker, err);
+    }
+    return status == HEFT_OK ? add_skipped(build, path, at, err) : status;
 }
 
 /* ---- dicts ----------------------------------------------------------------------------------- */
@@ -164,7 +201,9 @@ static heft_status make_distinct(heft__pickle_tensors *build, heft__pk_object *d
 struct frame {
     heft__pk_object *object;
     bool is_dict;
-    bool dotted; /* has a path of its own, which its items' begin with */
+    bool dotted;                    /* has a path of its own, which its items' begin with */
+    bool hidden;                    /* its items have no names: tensors are only counted */
+    const heft__pk_object *without; /* a dict's keys that are passed over; NULL: none */
     uint32_t next;
     size_t path_bytes; /* of the container's own path */
 };
@@ -174,6 +213,7 @@ struct walk {
     struct frame *frames;
     size_t depth, cap;
     heft__buffer path;
+    bool unnamed; /* the key of the value being visited is no name */
     bool listing; /* what lies beside the state dict: nothing is built, all is listed as skipped */
 };
 
@@ -199,6 +239,7 @@ static heft_status extend_path(struct walk *walk, const struct frame *frame,
 {
     const heft__pickle *pickle = walk->build->pickle;
     walk->path.size = frame->path_bytes;
+    walk->unnamed = false;
     if (frame->dotted) {
         heft__buffer_byte(&walk->path, '.');
     }
@@ -208,13 +249,39 @@ static heft_status extend_path(struct walk *walk, const struct frame *frame,
         heft__buffer_append(&walk->path, heft__pk_text(pickle, key), key->as.text.length);
     } else if (key->kind == HEFT__PK_INT) {
         heft__buffer_format(&walk->path, "%lld", (long long)key->as.integer);
-    } else if (walk->listing) {
-        heft__buffer_format(&walk->path, "<%s>", heft__pk_kind_name(key));
     } else {
-        return heft__fail_at(err, HEFT_FORMAT, pickle->origin + key->at,
-                             "dict key must be a string, found %s", heft__pk_kind_name(key));
+        heft__buffer_format(&walk->path, "<%s>", heft__pk_kind_name(key));
+        walk->unnamed = !walk->listing;
     }
     return heft__buffer_check(&walk->path, err);
+}
+
+static heft_status push_frame(struct walk *walk, const heft__pk_cell *cell, bool hidden,
+                              heft_error *err)
+{
+    heft__pickle_tensors *build = walk->build;
+    heft__pk_object *object = cell->as.object;
+    const bool is_dict = cell->kind == HEFT__PK_DICT;
+    if (walk->depth >= heft__limits(build->ctx)->pickle_depth) {
+        return heft__fail_at(err, HEFT_LIMIT, build->pickle->origin + cell->at,
+                             "more than %u nested containers",
+                             heft__limits(build->ctx)->pickle_depth);
+    }
+    heft_status status = is_dict && !hidden ? make_distinct(build, object, err) : HEFT_OK;
+    if (status == HEFT_OK && !heft__array_reserve(build->ctx, (void **)&walk->frames, walk->depth,
+                                                  &walk->cap, sizeof *walk->frames)) {
+        status = heft__fail_nomem(err, sizeof *walk->frames);
+    }
+    if (status == HEFT_OK) {
+        object->on_path = !hidden;
+        walk->frames[walk->depth] = (struct frame){.object = object,
+                                                   .is_dict = is_dict && !hidden,
+                                                   .dotted = walk->depth > 0 || walk->listing,
+                                                   .hidden = hidden,
+                                                   .path_bytes = walk->path.size};
+        walk->depth++;
+    }
+    return status;
 }
 
 static heft_status enter(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
@@ -228,29 +295,15 @@ static heft_status enter(struct walk *walk, const heft__pk_cell *cell, heft_erro
     if (object->on_path || (object->walked && !object->has_tensor && object->count)) {
         return add_skipped(build, &walk->path, at, err); /* nothing new in it */
     }
-    if (walk->depth >= heft__limits(build->ctx)->pickle_depth) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "more than %u nested containers",
-                             heft__limits(build->ctx)->pickle_depth);
-    }
-    heft_status status = cell->kind == HEFT__PK_DICT ? make_distinct(build, object, err) : HEFT_OK;
-    if (status == HEFT_OK && !heft__array_reserve(build->ctx, (void **)&walk->frames, walk->depth,
-                                                  &walk->cap, sizeof *walk->frames)) {
-        status = heft__fail_nomem(err, sizeof *walk->frames);
-    }
-    if (status == HEFT_OK) {
-        object->on_path = true;
-        walk->frames[walk->depth] = (struct frame){.object = object,
-                                                   .is_dict = cell->kind == HEFT__PK_DICT,
-                                                   .dotted = walk->depth > 0 || walk->listing,
-                                                   .path_bytes = walk->path.size};
-        walk->depth++;
-    }
-    return status;
+    return push_frame(walk, cell, false, err);
 }
 
 static void leave(struct walk *walk)
 {
     heft__pk_object *object = walk->frames[--walk->depth].object;
+    if (walk->frames[walk->depth].hidden) {
+        return;
+    }
     object->on_path = false;
     object->walked = true;
     if (object->has_tensor && walk->depth) {
@@ -258,23 +311,168 @@ static void leave(struct walk *walk)
     }
 }
 
+/* ---- what no name leads to ------------------------------------------------------------------- */
+static heft_status take_step(heft__pickle_tensors *build, uint64_t at, heft_error *err)
+{
+    if (++build->steps > STEPS_BASE + STEPS_PER_BYTE * (uint64_t)build->pickle->length) {
+        return heft__fail_at(err, HEFT_LIMIT, at, "shared values expand to more than %llu",
+                             (unsigned long long)build->steps);
+    }
+    return HEFT_OK;
+}
+
+/* A value without a name: tensors in it are counted, each once. */
+static heft_status visit_hidden(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
+{
+    heft__pickle_tensors *build = walk->build;
+    const bool tensor = is_tensor_here(build, cell);
+    heft_status status = take_step(build, build->pickle->origin + cell->at, err);
+    if (status != HEFT_OK || (!tensor && !is_container(cell) && cell->kind != HEFT__PK_SET &&
+                              cell->kind != HEFT__PK_CALL)) {
+        return status;
+    }
+    if (cell->as.object->peeked) {
+        return HEFT_OK;
+    }
+    cell->as.object->peeked = true;
+    build->hidden_tensors += tensor;
+    return tensor ? HEFT_OK : push_frame(walk, cell, true, err);
+}
+
+/* The item of an object's attributes that is a dict; NULL if it has none. */
+static const heft__pk_cell *find_attribute(const heft__pickle_tensors *build,
+                                           const heft__pk_object *attributes, const char *name)
+{
+    for (uint32_t i = 0; i + 1 < attributes->count; i += 2) {
+        if (heft__pk_is_text(build->pickle, &attributes->items[i], name)) {
+            return &attributes->items[i + 1];
+        }
+    }
+    return NULL;
+}
+
+static const char *const module_parts[] = {"_modules", "_buffers", "_parameters"};
+#define PART_COUNT (sizeof module_parts / sizeof module_parts[0])
+
+/* Whether an opaque value is a pickled torch.nn.Module: by its attributes, which its state dict is
+ * made of. */
+static bool is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
+{
+    if (!heft__pk_is_opaque(cell) || !cell->as.object->built) {
+        return false;
+    }
+    build->steps += cell->as.object->items[2].as.object->count;
+    for (size_t i = 0; i < PART_COUNT; i++) {
+        const heft__pk_cell *part =
+            find_attribute(build, cell->as.object->items[2].as.object, module_parts[i]);
+        if (!part || part->kind != HEFT__PK_DICT) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Buffers that are not in the state dict: a set, or a call of `set` with a list. */
+static const heft__pk_object *transient_buffers(const heft__pickle_tensors *build,
+                                                const heft__pk_object *attributes)
+{
+    const heft__pk_cell *found = find_attribute(build, attributes, "_non_persistent_buffers_set");
+    if (found && found->kind == HEFT__PK_CALL &&
+        found->as.object->items[1].kind == HEFT__PK_TUPLE &&
+        found->as.object->items[1].as.object->count == 1) {
+        found = &found->as.object->items[1].as.object->items[0];
+    }
+    return found && (found->kind == HEFT__PK_SET || found->kind == HEFT__PK_LIST) ? found->as.object
+                                                                                  : NULL;
+}
+
+/* Names of a module: its parameters, its buffers, those of its modules; the last pushed is walked
+ * first. */
+static heft_status enter_module(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
+{
+    heft__pickle_tensors *build = walk->build;
+    const heft__pk_object *attributes = cell->as.object->items[2].as.object;
+    const bool dotted = walk->depth > 0 || walk->listing;
+    heft_status status = HEFT_OK;
+    if (!build->module_class && !walk->listing) {
+        char class[128];
+        heft__pk_class_name(build->pickle, cell, class);
+        build->module_class = heft__arena_text(&build->file->arena, class, strlen(class));
+        status = build->module_class ? HEFT_OK : heft__fail_nomem(err, strlen(class));
+    }
+    for (size_t i = 0; i < PART_COUNT && status == HEFT_OK; i++) {
+        const heft__pk_cell *part = find_attribute(build, attributes, module_parts[i]);
+        const size_t depth = walk->depth;
+        status = enter(walk, part, err);
+        if (status == HEFT_OK && walk->depth > depth) {
+            walk->frames[depth].dotted = dotted;
+            walk->frames[depth].without = i == 1 ? transient_buffers(build, attributes) : NULL;
+        }
+    }
+    return status;
+}
+
+/* An object of a class that heft does not know. */
+static heft_status visit_opaque(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
+{
+    heft__pickle_tensors *build = walk->build;
+    char class[128] = "";
+    if (build->opaque.count < SHOWN_MOST) {
+        heft__pk_class_name(build->pickle, cell, class);
+    }
+    heft_status status = leave_out(build, &build->opaque, &walk->path, class, err);
+    if (status == HEFT_OK) {
+        status = add_skipped(build, &walk->path, build->pickle->origin + cell->at, err);
+    }
+    return status == HEFT_OK && !walk->listing ? visit_hidden(walk, cell, err) : status;
+}
+
+/* ---- the walk -------------------------------------------------------------------------------- */
 /* One value at the path that was just built. */
 static heft_status visit(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
 {
     heft__pickle_tensors *build = walk->build;
     const uint64_t at = build->pickle->origin + cell->at;
-    if (++build->steps > STEPS_BASE + STEPS_PER_BYTE * (uint64_t)build->pickle->length) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "shared values expand to more than %llu",
-                             (unsigned long long)build->steps);
+    char maker[128];
+    heft_status status = take_step(build, at, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (walk->unnamed) {
+        status = add_skipped(build, &walk->path, at, err);
+        return status == HEFT_OK ? visit_hidden(walk, cell, err) : status;
     }
     if (is_tensor_here(build, cell)) {
         if (walk->depth) {
             walk->frames[walk->depth - 1].object->has_tensor = true;
         }
         return walk->listing ? add_skipped(build, &walk->path, at, err)
-                             : add_tensor(build, cell, &walk->path, err);
+               : heft__pk_other_kind(build->pickle, cell, maker)
+                   ? add_other(build, cell, &walk->path, maker, err)
+                   : add_tensor(build, cell, &walk->path, err);
     }
-    return is_container(cell) ? enter(walk, cell, err) : add_skipped(build, &walk->path, at, err);
+    if (is_container(cell)) {
+        return enter(walk, cell, err);
+    }
+    return is_module(build, cell)     ? enter_module(walk, cell, err)
+           : heft__pk_is_opaque(cell) ? visit_opaque(walk, cell, err)
+                                      : add_skipped(build, &walk->path, at, err);
+}
+
+static bool is_passed_over(heft__pickle_tensors *build, const struct frame *frame,
+                           const heft__pk_cell *key)
+{
+    const heft__pickle *pickle = build->pickle;
+    bool found = false;
+    build->steps += frame->without ? frame->without->count : 0;
+    for (uint32_t i = 0; frame->without && i < frame->without->count && !found; i++) {
+        const heft__pk_cell *name = &frame->without->items[i];
+        found = key->kind == HEFT__PK_TEXT && name->kind == HEFT__PK_TEXT &&
+                key->as.text.length == name->as.text.length &&
+                memcmp(heft__pk_text(pickle, key), heft__pk_text(pickle, name),
+                       key->as.text.length) == 0;
+    }
+    return found;
 }
 
 /* Walk from the top frame down to its end. */
@@ -288,43 +486,81 @@ static heft_status walk_frames(struct walk *walk, heft_error *err)
             continue;
         }
         const heft__pk_cell *value = &frame->object->items[frame->next + (frame->is_dict ? 1 : 0)];
+        if (frame->hidden) {
+            frame->next++;
+            status = visit_hidden(walk, value, err);
+            continue;
+        }
         status = extend_path(walk, frame, frame->is_dict ? value - 1 : NULL, err);
         frame->next += frame->is_dict ? 2 : 1;
         if (status == HEFT_OK) {
-            status = visit(walk, value, err);
+            status = frame->is_dict && is_passed_over(walk->build, frame, value - 1)
+                         ? take_step(walk->build, walk->build->pickle->origin + value->at, err)
+                         : visit(walk, value, err);
         }
     }
     return status;
 }
 
-static bool holds_tensors(const heft__pickle_tensors *build, const heft__pk_object *dict)
+/* Tensors that a dict holds itself; *dotted: one of their keys has a dot, as a state dict's have. */
+static size_t count_tensors(heft__pickle_tensors *build, const heft__pk_object *dict, bool *dotted)
 {
+    size_t count = 0;
+    build->steps += dict->count;
+    *dotted = false;
     for (uint32_t i = 0; i + 1 < dict->count; i += 2) {
+        const heft__pk_cell *key = &dict->items[i];
         if (is_tensor_here(build, &dict->items[i + 1])) {
-            return true;
+            count++;
+            *dotted =
+                *dotted || (key->kind == HEFT__PK_TEXT &&
+                            memchr(heft__pk_text(build->pickle, key), '.', key->as.text.length));
         }
     }
-    return false;
+    return count;
+}
+
+/* Whether names are to begin below this item of a dict that has `beside` tensors itself: a scalar or
+ * a random state beside a state dict does not make it one. */
+static bool is_state_dict(heft__pickle_tensors *build, const heft__pk_cell *value, size_t beside)
+{
+    bool dotted = false;
+    const size_t count =
+        value->kind == HEFT__PK_DICT ? count_tensors(build, value->as.object, &dotted) : 0;
+    return (count > 0 && beside == 0) || (dotted && count > beside) ||
+           (beside == 0 && is_module(build, value));
 }
 
 /* The state dict of a training checkpoint, or NULL: then the names begin at the top. */
-static const heft__pk_cell *find_state_dict(const heft__pickle_tensors *build,
+static const heft__pk_cell *find_state_dict(heft__pickle_tensors *build,
                                             const heft__pk_object *dict)
 {
-    static const char *const keys[] = {"state_dict", "model_state_dict", "model", "module"};
-    if (holds_tensors(build, dict)) {
-        return NULL;
-    }
-    for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
+    static const char *const keys[] = {"state_dict", "model_state_dict", "model",
+                                       "module",     "model_state",      "net",
+                                       "network",    "weights",          "params"};
+    bool dotted = false;
+    const size_t beside = count_tensors(build, dict, &dotted);
+    for (size_t k = 0; k < sizeof keys / sizeof keys[0] && !dotted; k++) {
         for (uint32_t i = 0; i + 1 < dict->count; i += 2) {
             const heft__pk_cell *value = &dict->items[i + 1];
             if (heft__pk_is_text(build->pickle, &dict->items[i], keys[k]) &&
-                value->kind == HEFT__PK_DICT && holds_tensors(build, value->as.object)) {
+                is_state_dict(build, value, beside)) {
                 return value;
             }
         }
     }
     return NULL;
+}
+
+/* Tensors beside the state dict are not an optimizer's, which lie deeper: they might be wanted. */
+static heft_status note_beside(struct walk *walk, const heft__pk_cell *value, heft_error *err)
+{
+    heft__pickle_tensors *build = walk->build;
+    bool dotted = false;
+    const bool wanted =
+        is_tensor_here(build, value) || is_module(build, value) ||
+        (value->kind == HEFT__PK_DICT && count_tensors(build, value->as.object, &dotted) > 0);
+    return wanted ? leave_out(build, &build->beside, &walk->path, "", err) : HEFT_OK;
 }
 
 /* List what stands beside the state dict. */
@@ -340,6 +576,9 @@ static heft_status list_others(struct walk *walk, const heft__pk_object *dict,
         }
         status = extend_path(walk, &root, &dict->items[i], err);
         if (status == HEFT_OK) {
+            status = note_beside(walk, &dict->items[i + 1], err);
+        }
+        if (status == HEFT_OK) {
             status = visit(walk, &dict->items[i + 1], err);
         }
         if (status == HEFT_OK) {
@@ -349,12 +588,44 @@ static heft_status list_others(struct walk *walk, const heft__pk_object *dict,
     return status;
 }
 
+/* Nothing was found that can be read, but there is something. */
+static heft_status judge_nothing(heft__pickle_tensors *build, const heft__pk_cell *top,
+                                 heft_error *err)
+{
+    const uint64_t at = build->pickle->origin + top->at;
+    char class[128];
+    if (heft__pk_is_opaque(top) && !is_module(build, top)) {
+        heft__pk_class_name(build->pickle, top, class);
+        return heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                             "the file is a pickled object of class '%s', expected a dict of "
+                             "tensors",
+                             class);
+    }
+    if (build->other.count) {
+        heft__fail_at(err, HEFT_UNSUPPORTED, build->first_other_at,
+                      "no tensor can be read: %llu of kinds that are not supported: %s",
+                      (unsigned long long)build->other.count, build->other.shown);
+        return heft__add_item(HEFT_UNSUPPORTED, err, build->first_other);
+    }
+    if (build->hidden_tensors) {
+        return heft__fail_at(err, HEFT_UNSUPPORTED, at,
+                             "no tensor can be read: %llu are inside objects of unknown classes or "
+                             "have no name: %s",
+                             (unsigned long long)build->hidden_tensors,
+                             build->opaque.shown ? build->opaque.shown : "odd keys of a dict");
+    }
+    return top->kind == HEFT__PK_LIST || top->kind == HEFT__PK_TUPLE
+               ? heft__fail_at(err, HEFT_FORMAT, at, "top-level value is %s without tensors",
+                               heft__pk_kind_name(top))
+               : HEFT_OK;
+}
+
 static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_error *err)
 {
     heft__pickle_tensors *build = walk->build;
     const heft__pk_cell *state_dict = NULL;
     heft_status status = HEFT_OK;
-    if (!is_container(top) && !is_tensor_here(build, top)) {
+    if (!is_container(top) && !is_tensor_here(build, top) && !heft__pk_is_opaque(top)) {
         return heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + top->at,
                              "top-level value is %s, expected a dict of tensors",
                              heft__pk_kind_name(top));
@@ -372,12 +643,7 @@ static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_er
     if (status == HEFT_OK && state_dict) {
         status = list_others(walk, top->as.object, state_dict, err);
     }
-    if (status == HEFT_OK && build->tensor_count == 0 &&
-        (top->kind == HEFT__PK_LIST || top->kind == HEFT__PK_TUPLE)) {
-        status = heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + top->at,
-                               "top-level value is %s without tensors", heft__pk_kind_name(top));
-    }
-    return status;
+    return status == HEFT_OK && build->tensor_count == 0 ? judge_nothing(build, top, err) : status;
 }
 
 heft_status heft__pickle_tensors_walk(heft__pickle_tensors *build, heft_error *err)
@@ -426,6 +692,34 @@ static bool hand_over(heft__arena *arena, void **to, const void *from, size_t co
     return *to != NULL;
 }
 
+/* One line for each way in which something of the file is not read. */
+static bool warn_of_left(const heft__pickle_tensors *build)
+{
+    heft__warnings *warnings = &build->file->warnings;
+    const struct heft__pk_left *opaque = &build->opaque, *other = &build->other,
+                               *beside = &build->beside;
+    return (!build->module_class ||
+            heft__warn(warnings,
+                       "tensors are named by the modules of a pickled object of class '%s'",
+                       build->module_class)) &&
+           (!other->count ||
+            heft__warn(warnings, "%llu tensor%s of kinds that are not supported %s left out: %s%s",
+                       (unsigned long long)other->count, other->count > 1 ? "s" : "",
+                       other->count > 1 ? "are" : "is", other->shown,
+                       other->count > SHOWN_MOST ? ", ..." : "")) &&
+           (!build->hidden_tensors ||
+            heft__warn(warnings, "%llu tensors inside objects of unknown classes are left out",
+                       (unsigned long long)build->hidden_tensors)) &&
+           (!beside->count ||
+            heft__warn(warnings, "tensors beside the state dict are left out: %s%s", beside->shown,
+                       beside->count > SHOWN_MOST ? ", ..." : "")) &&
+           (!opaque->count ||
+            heft__warn(warnings, "%llu object%s of unknown class%s skipped, nothing is run: %s%s",
+                       (unsigned long long)opaque->count, opaque->count > 1 ? "s" : "",
+                       opaque->count > 1 ? "es are" : " is", opaque->shown,
+                       opaque->count > SHOWN_MOST ? ", ..." : ""));
+}
+
 heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error *err)
 {
     heft__file *file = build->file;
@@ -441,6 +735,9 @@ heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error
     file->tensor_count = build->tensor_count;
     file->storage_count = build->storage_count;
     file->skipped_count = build->skipped_count;
+    if (!warn_of_left(build)) {
+        return heft__fail_nomem(err, 0);
+    }
     if (build->skipped_more &&
         !heft__warn(&file->warnings,
                     "more than %d values are not tensors; only the first %d are listed",

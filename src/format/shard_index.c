@@ -23,6 +23,7 @@ struct parse {
     size_t file_count, file_cap;
     heft__json_token last; /* the file name read last: neighbors often share a file */
     size_t last_file;      /* its number */
+    bool whole;            /* the document was read to its end */
     bool has_map, has_metadata, unsorted;
 };
 
@@ -301,7 +302,24 @@ static heft_status read_document(struct parse *p, heft_error *err)
         status = heft__json_expect(&p->json, HEFT__JSON_END, "the end of the index", &token, err);
     }
     if (status == HEFT_OK && !p->has_map) {
+        p->whole = true;
         status = heft__fail_at(err, HEFT_FORMAT, at, "field 'weight_map' is missing");
+    }
+    return status == HEFT_OK ? publish(p, err) : status;
+}
+
+/* Accelerate also reads an index that is nothing but {name: file}: the whole document is the map. */
+static heft_status read_bare(struct parse *p, heft_error *err)
+{
+    heft__json_token token;
+    heft_status status = read_map(p, err);
+    if (status == HEFT_OK) {
+        status = heft__json_expect(&p->json, HEFT__JSON_END, "the end of the index", &token, err);
+    }
+    for (size_t i = 0; i < p->file_count && status == HEFT_OK; i++) {
+        status = heft__is_weights_ending(p->file_names[i])
+                     ? HEFT_OK
+                     : heft__fail(err, HEFT_FORMAT, "'%.60s' is no weight file", p->file_names[i]);
     }
     return status == HEFT_OK ? publish(p, err) : status;
 }
@@ -320,7 +338,16 @@ heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t len
     heft__map_init(&p.names, ctx);
     heft__map_init(&p.files, ctx);
     heft__json_init(&p.json, bytes, length, 0, heft__limits(ctx)->json_depth);
-    heft_status status = read_document(&p, err);
+    heft_error why = {0}, other = {0};
+    heft_status status = read_document(&p, &why);
+    if (status == HEFT_FORMAT && !p.has_map && !p.has_metadata && p.whole) {
+        heft__json_init(&p.json, bytes, length, 0, heft__limits(ctx)->json_depth);
+        const heft_status bare = read_bare(&p, &other);
+        status = bare == HEFT_OK || bare == HEFT_NOMEM ? bare : status;
+    }
+    if (status != HEFT_OK && err) {
+        *err = other.status == HEFT_NOMEM ? other : why;
+    }
     heft__map_fini(&p.names);
     heft__map_fini(&p.files);
     heft__free(ctx, p.entries, p.cap * sizeof *p.entries);

@@ -77,12 +77,14 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
                           heft_dtype_name(recipe.dtype));
     }
     if (heft__source_is_unknown(source)) {
+        char reason[200];
+        heft__source_unknown_text(source, reason);
         status = heft__unknown_model(l->ckpt, source->config, l->options->dtype, &l->model, err);
         if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
-                        "unknown model type '%s': names, shapes and blocks are taken from the "
-                        "checkpoint, and missing tensors cannot be detected",
-                        heft_config_model_type(source->config))) {
+                        "%s: names, shapes and blocks are taken from the checkpoint, and missing "
+                        "tensors cannot be detected",
+                        reason)) {
             status = heft__fail_nomem(err, 0);
         }
         return status;
@@ -135,8 +137,12 @@ static heft_status judge(const heft__loading *l, heft_error *err)
         heft__shape_text(first->checkpoint_shape, first->checkpoint_rank, theirs);
         heft__shape_text(first->model_shape, first->model_rank, ours);
         heft__fail(err, HEFT_MISMATCH,
-                   "shape %s in file, %s in model (%zu tensors differ in shape)", theirs, ours,
-                   match->mismatched_count);
+                   "shape %s in file, %s in model (%zu tensors differ in shape)%s", theirs, ours,
+                   match->mismatched_count,
+                   heft__is_placeholder(first->checkpoint_shape, first->checkpoint_rank)
+                       ? ": the file has placeholders, as DeepSpeed ZeRO-3 saves weights that were "
+                         "not gathered"
+                       : "");
         return heft__add_item(HEFT_MISMATCH, err, first->name);
     }
     if (l->options->strict && match->missing_count + match->unexpected_count > 0) {
@@ -256,6 +262,12 @@ static heft_status load(heft__loading *l, heft_error *err)
     heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
     if (verdict == HEFT_OK) {
         verdict = check_missing(l, err);
+    }
+    if (verdict == HEFT_OK) {
+        verdict = heft__fit_judge(l, err);
+    }
+    if (verdict == HEFT_OK) {
+        verdict = heft__fit_warn(l, err);
     }
     if (verdict == HEFT_OK) {
         verdict = bring_in(l, err);

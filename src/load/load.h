@@ -45,6 +45,8 @@ heft_status heft__source_need_weights(const heft_source *source, heft_error *err
 heft_status heft__source_need_config(const heft_source *source, heft_error *err);
 /* Whether the model is to be made by the checkpoint's own names. */
 bool heft__source_is_unknown(const heft_source *source);
+/* Why it is. */
+void heft__source_unknown_text(const heft_source *source, char text[200]);
 
 /* ---- quantization.c: what of a source is quantized ---------------------------------------------- */
 /* Find it. dtype: of the model that is to be made, NONE for the config's. What is wrong with the tensors
@@ -81,6 +83,8 @@ typedef struct heft__match {
     size_t unexpected_count;
     heft_mismatch *mismatched;
     size_t mismatched_count;
+    const char *unwrapped;    /* the first of the wrappers' parts that were left out; NULL: none */
+    size_t unwrapped_count;   /* keys */
     heft__warnings *warnings; /* of the report */
     bool count; /* no tensor is read: of a tie with both names in the checkpoint both count */
     uint64_t doubt_bytes; /* of the second names of these ties */
@@ -98,6 +102,15 @@ heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *
                                 heft__match *match, heft_error *err);
 /* Free what is not in the arena. */
 void heft__match_fini(const heft_model *model, heft__match *match);
+
+/* ---- fit: whether what was matched is this model at all (fit.c) -------------------------------- */
+struct heft__loading;
+/* MISMATCH if no tensor of the checkpoint meets the model, unless allow_missing is set: the message has
+ * the first names of both. */
+heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err);
+/* Warnings: of names without wrappers' parts, of missing weights that are not a head's, of tensors without
+ * elements in a model of an unknown type. */
+heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);
 
 /* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its

@@ -2,7 +2,8 @@
  *
  * Per key, as Transformers does it: old names are made new (LayerNorm.gamma, LayerNorm.beta,
  * weight_g, weight_v); the base model's prefix is stripped where what is left is a parameter, or
- * added where that makes one. A key that is a parameter as it stands is used as it stands. A name
+ * added where that makes one. A key that is a parameter as it stands is used as it stands. What
+ * then fits nothing is tried without the parts that wrappers add to names. A name
  * of Transformers' memory is found too; where it stands for several parameters, each takes its
  * slice. Source: docs/loading.md [2]. */
 #include "load/load.h"
@@ -47,6 +48,8 @@ struct lookup {
     heft__arena scratch;
     heft__map inner; /* name in Transformers' memory -> its first parameter */
     size_t *taken;   /* [model->count] the tensor that fills it, or HEFT__NO_TENSOR */
+    bool *left;      /* [left_count] keys of the checkpoint that fit nothing as they are */
+    size_t left_count;
 };
 
 static bool in_state_dict(const heft_model *model, size_t i)
@@ -63,6 +66,8 @@ static size_t find(const heft_model *model, const char *name)
 static heft_status start_lookup(struct lookup *lookup, const heft_model *model, heft_error *err)
 {
     lookup->model = model;
+    lookup->left = NULL;
+    lookup->left_count = 0;
     heft__arena_init(&lookup->scratch, model->ctx);
     heft__map_init(&lookup->inner, model->ctx);
     lookup->taken = heft__alloc(model->ctx, model->count * sizeof *lookup->taken);
@@ -83,6 +88,7 @@ static void stop_lookup(struct lookup *lookup)
 {
     heft_ctx *ctx = lookup->model->ctx;
     heft__free(ctx, lookup->taken, lookup->model->count * sizeof *lookup->taken);
+    heft__free(ctx, lookup->left, lookup->left_count * sizeof *lookup->left);
     heft__map_fini(&lookup->inner);
     heft__arena_fini(&lookup->scratch);
 }
@@ -371,18 +377,84 @@ static heft_status match_key(struct lookup *lookup, const heft_checkpoint *ckpt,
                              heft__match *match, heft_error *err)
 {
     const heft_model *model = lookup->model;
-    struct target target;
+    struct target target = {0};
     const char *key;
     heft_status status = find_name(lookup, ckpt->infos[tensor].name, &key, &target, err);
     if (status != HEFT_OK) {
         return status;
     }
     if (target.count == 0) {
-        bool ignored = ends_with_any(key, model->family->ignore_unexpected);
-        return ignored ? HEFT_OK : add_unexpected(match, key, err);
+        lookup->left[tensor] = !ends_with_any(key, model->family->ignore_unexpected);
+        return HEFT_OK;
     }
     status = take(lookup, ckpt, &target, tensor, err);
     return status == HEFT_OK ? assign(model, ckpt, &target, tensor, match, err) : status;
+}
+
+/* ---- names that a wrapper has made longer ------------------------------------------------------ */
+/* Prefixes of a model inside another module: DataParallel and DeepSpeed, torch.compile, PEFT, Fabric,
+ * and what Lightning modules and training scripts call their model. */
+static const char *const outer[] = {"module.", "base_model.model.", "_forward_module.", "model.",
+                                    "net.",    "network.",          "state_dict."};
+/* Parts that wrappers of inner modules add anywhere. */
+static const char *const inner[] = {"_orig_mod.", "_fsdp_wrapped_module.",
+                                    "_checkpoint_wrapped_module.", "_forward_module."};
+
+/* The name without one wrapper; NULL if it has none. *what is that wrapper. */
+static const char *unwrap_name(heft__arena *arena, const char *name, const char **what,
+                               heft_status *status)
+{
+    for (size_t i = 0; i < sizeof inner / sizeof inner[0]; i++) {
+        const char *found = strstr(name, inner[i]);
+        if (found && (found == name || found[-1] == '.')) {
+            const char *made = heft__arena_format(arena, "%.*s%s", (int)(found - name), name,
+                                                  found + strlen(inner[i]));
+            *what = inner[i];
+            *status = made ? HEFT_OK : HEFT_NOMEM;
+            return made;
+        }
+    }
+    for (size_t i = 0; i < sizeof outer / sizeof outer[0]; i++) {
+        if (strncmp(name, outer[i], strlen(outer[i])) == 0) {
+            *what = outer[i];
+            return name + strlen(outer[i]);
+        }
+    }
+    return NULL;
+}
+
+#define WRAPPERS_MOST 8
+
+/* A key that fits nothing, without the wrappers' parts: used if that is a parameter which no other key
+ * fills; else the key is unexpected. */
+static heft_status match_unwrapped(struct lookup *lookup, const heft_checkpoint *ckpt,
+                                   size_t tensor, heft__match *match, heft_error *err)
+{
+    const char *full = ckpt->infos[tensor].name, *name = full, *what = NULL;
+    struct target target = {0};
+    heft_status status = HEFT_OK;
+    for (int i = 0; i < WRAPPERS_MOST && target.count == 0 && status == HEFT_OK; i++) {
+        name = unwrap_name(&lookup->scratch, name, &what, &status);
+        const char *key = name ? rename_key(&lookup->scratch, name) : NULL;
+        if (!key) {
+            status = name || status != HEFT_OK ? heft__fail_nomem(err, strlen(full)) : HEFT_OK;
+            break;
+        }
+        status = find_key(lookup, key, &target, err);
+    }
+    for (size_t i = target.first; i < target.first + target.count; i++) {
+        target.count = lookup->taken[i] == HEFT__NO_TENSOR ? target.count : 0;
+    }
+    if (status != HEFT_OK) {
+        return status;
+    }
+    if (target.count == 0) {
+        const char *key = rename_key(&lookup->scratch, full);
+        return key ? add_unexpected(match, key, err) : heft__fail_nomem(err, strlen(full));
+    }
+    match->unwrapped = match->unwrapped_count++ ? match->unwrapped : what;
+    status = take(lookup, ckpt, &target, tensor, err);
+    return status == HEFT_OK ? assign(lookup->model, ckpt, &target, tensor, match, err) : status;
 }
 
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
@@ -393,8 +465,16 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
     if (status == HEFT_OK) {
         status = make_lists(model, ckpt, match, err);
     }
+    if (status == HEFT_OK) {
+        lookup.left = heft__alloc_zero(model->ctx, ckpt->count, sizeof *lookup.left);
+        lookup.left_count = lookup.left ? ckpt->count : 0;
+        status = lookup.left ? HEFT_OK : heft__fail_nomem(err, ckpt->count);
+    }
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
         status = match_key(&lookup, ckpt, i, match, err);
+    }
+    for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
+        status = lookup.left[i] ? match_unwrapped(&lookup, ckpt, i, match, err) : HEFT_OK;
     }
     if (status == HEFT_OK) {
         status = settle_ties(model, ckpt, match, err);

@@ -117,6 +117,9 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
                *direct = counts->direct
                              ? ", with direct reads, since little of it is in the page cache"
                              : "";
+    if (mapped + rest + counts->disk_bytes + counts->away_bytes == 0) {
+        return "none: no tensor was loaded";
+    }
     if (options->devices) {
         return heft__arena_format(arena,
                                   "placed by a device map: %llu bytes are in memory%s%s, %llu stay "

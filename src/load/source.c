@@ -48,6 +48,13 @@ static heft_status read_config(heft_source *source, heft_error *err)
     const heft_status status =
         heft_config_read(source->ctx, source->survey->where.folder, &source->config, &why);
     source->no_config = (heft_error){0};
+    const char *stem = source->survey->where.stem;
+    if (status == HEFT_NOT_FOUND && stem && strcmp(stem, "adapter_model") == 0) {
+        heft__fail(&why, status,
+                   "an adapter and no model: adapter_config.json names the base model, which is "
+                   "loaded; the adapter can be inspected, verified and converted");
+        heft__add_path(status, &why, source->survey->where.folder);
+    }
     return status == HEFT_OK ? HEFT_OK : keep_error(status, &why, &source->no_config, err);
 }
 
@@ -119,17 +126,6 @@ static heft_status open_config(heft_source *source, const char *at, heft_status 
     return config == HEFT_OK || config == HEFT_NOMEM ? config : status;
 }
 
-/* Whether a folder without a checkpoint has shards of one: it is not a config alone. */
-static bool has_lone_shards(heft_source *source, const char *at)
-{
-    const heft__format *format = NULL;
-    const char *shard = NULL;
-    heft_error why = {0};
-    return heft__path_is_folder(at) &&
-           heft__find_lone_shard(&source->arena, at, NULL, &shard, &format, &why) == HEFT_OK &&
-           shard;
-}
-
 /* The error is that of the weights, if there is no config either. */
 static heft_status open_once(heft_source *source, const char *path,
                              const heft_checkpoint_options *options, bool damaged, heft_error *err)
@@ -141,7 +137,7 @@ static heft_status open_once(heft_source *source, const char *path,
     const char *named = NULL;
     status = open_weights(source, path, options, &named);
     const char *at = config_instead(source, path, named, status);
-    if (at && !source->variant && !has_lone_shards(source, at)) {
+    if (at && !source->variant && !heft__folder_has_weights(&source->arena, at)) {
         status = open_config(source, at, status);
     }
     if (source->config) {
@@ -153,12 +149,47 @@ static heft_status open_once(heft_source *source, const char *path,
     return status == HEFT_OK ? HEFT_OK : tell(&source->no_weights, err);
 }
 
+/* A config may name another file than the one that was found by its name: it is right. */
+static heft_status follow_config(heft_source *source, const heft_checkpoint_options *options,
+                                 bool damaged, heft_error *err)
+{
+    const char *name = NULL;
+    const heft__resolved *where = source->survey ? &source->survey->where : NULL;
+    if (!where || !source->config || where->lone || where->by_config || where->stem ||
+        !*where->folder) {
+        return HEFT_OK;
+    }
+    heft_status status = heft__weights_by_config(&source->arena, source->config->root, &name, err);
+    const char *found = where->index ? where->index : where->file;
+    if (status != HEFT_OK || !name || (found && strcmp(found, name) == 0)) {
+        return heft__add_path(status, err, source->config->path);
+    }
+    const char *path = heft__path_join(&source->arena, where->folder, name), *at = NULL;
+    if (!path) {
+        return heft__fail_nomem(err, strlen(name));
+    }
+    start_over(source);
+    heft_checkpoint_options here = *options;
+    here.subfolder = NULL;
+    status = open_weights(source, path, &here, &at);
+    if (source->survey) {
+        source->survey->where.lone = false; /* it belongs to the folder */
+        source->survey->where.by_config = true;
+    }
+    return status == HEFT_OK || (damaged && source->survey && status != HEFT_NOMEM)
+               ? read_config(source, err)
+               : tell(&source->no_weights, err);
+}
+
 /* Weights and config of one moment: again if the folder was replaced between the two. */
 static heft_status open_path(heft_source *source, const char *path,
                              const heft_checkpoint_options *options, bool damaged, heft_error *err)
 {
     for (unsigned tries = 0;; tries++) {
-        const heft_status status = open_once(source, path, options, damaged, err);
+        heft_status status = open_once(source, path, options, damaged, err);
+        if (status == HEFT_OK) {
+            status = follow_config(source, options, damaged, err);
+        }
         if (status != HEFT_OK || !source->survey || tries == HEFT__OPEN_TRIES ||
             heft__checkpoint_is_current(source->survey)) {
             return status;
@@ -305,18 +336,45 @@ heft_status heft__source_need_config(const heft_source *source, heft_error *err)
 
 bool heft__source_is_unknown(const heft_source *source)
 {
-    const char *type = source->config ? heft_config_model_type(source->config) : "";
-    return *type && source->ckpt && !source->asked_class && !heft__family_find(type);
+    const heft__family *family = NULL;
+    const heft__class *class = NULL;
+    const heft_config *config = source->config;
+    if (!config || !source->ckpt || source->asked_class ||
+        heft__class_find(config, NULL, &family, &class, NULL) == HEFT_OK) {
+        return false;
+    }
+    const heft__json_value *type = heft__json_member(config->root, "model_type");
+    const char *architecture = heft_config_architecture(config);
+    if (type && !*heft_config_model_type(config)) {
+        return false; /* malformed */
+    }
+    /* a class of one family and the type of another contradict each other */
+    return !heft__family_find(heft_config_model_type(config)) ||
+           (architecture && !heft__family_of_class(architecture));
+}
+
+void heft__source_unknown_text(const heft_source *source, char text[200])
+{
+    const char *type = heft_config_model_type(source->config),
+               *architecture = heft_config_architecture(source->config);
+    if (!*type) {
+        snprintf(text, 200, "the config has no model type");
+    } else if (heft__family_find(type) && architecture) {
+        snprintf(text, 200, "class '%.60s' is not one that is known for model type '%.60s'",
+                 architecture, type);
+    } else {
+        snprintf(text, 200, "unknown model type '%.100s'", type);
+    }
 }
 
 heft_source_kind heft_source_what(const heft_source *source)
 {
     const heft__format *index = source->ckpt ? source->ckpt->where.index_format : NULL;
     const bool is_offload = source->ckpt && source->ckpt->where.index && index && index->file_each;
-    return !source->ckpt               ? HEFT_SOURCE_CONFIG
-           : is_offload                ? HEFT_SOURCE_OFFLOAD
-           : source->ckpt->where.index ? HEFT_SOURCE_SHARDED
-                                       : HEFT_SOURCE_FILE;
+    return !source->ckpt                                                    ? HEFT_SOURCE_CONFIG
+           : is_offload                                                     ? HEFT_SOURCE_OFFLOAD
+           : source->ckpt->where.index || source->ckpt->where.set_count > 1 ? HEFT_SOURCE_SHARDED
+                                                                            : HEFT_SOURCE_FILE;
 }
 
 const char *heft_source_path(const heft_source *source)

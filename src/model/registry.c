@@ -3,6 +3,8 @@
  * Source: docs/models.md. */
 #include "model/model.h"
 
+#include <strings.h>
+
 extern const heft__family heft__family_albert;
 extern const heft__family heft__family_bart;
 extern const heft__family heft__family_bert;
@@ -94,13 +96,13 @@ const heft__family *heft__family_find(const char *model_type)
     return NULL;
 }
 
-/* A class by its own name, or by the name of an Auto class. */
+/* A class by its own name, in any case of letters (LLaMAForCausalLM), or by the name of an Auto class. */
 static const heft__class *find_class(const heft__family *family, const char *name,
                                      bool by_auto_name)
 {
     for (const heft__class *one = family->classes; one->name; one++) {
         bool is_auto = by_auto_name && one->auto_name && strcmp(one->auto_name, name) == 0;
-        if (is_auto || strcmp(one->name, name) == 0) {
+        if (is_auto || strcasecmp(one->name, name) == 0) {
             return one;
         }
     }

@@ -52,12 +52,14 @@ static const struct machine_row {
     {"global_without_line_end",      PK("cos"),                               HEFT_FORMAT,      0,  "GLOBAL has no line end"},
     {"global_os_system",             PK("cos\nsystem\n."),                    HEFT_REFUSED,     0,  "pickle global 'os.system' is refused"},
     {"global_in_the_list",           PK("ctorch\nFloatStorage\n."),           HEFT_OK,          0,  ""},
-    {"global_dotted_name",           PK("ctorch\nnn.Module\n."),              HEFT_REFUSED,     0,  "'torch.nn.Module' is refused"},
-    {"global_of_other_module",       PK("ctorch.nn\nFloatStorage\n."),        HEFT_REFUSED,     0,  "'torch.nn.FloatStorage' is refused"},
+    {"global_not_in_the_list",       PK("ctorch\nnn.Module\n."),              HEFT_OK,          0,  ""},
+    {"global_eval",                  PK("cbuiltins\neval\n."),                HEFT_REFUSED,     0,  "'builtins.eval' is refused"},
+    {"global_below_a_module",        PK("cos.path\njoin\n."),                 HEFT_REFUSED,     0,  "'os.path.join' is refused"},
+    {"global_like_a_module",         PK("cosprey.net\nNet\n."),               HEFT_OK,          0,  ""},
+    {"global_by_stack",              PK("U\5posixU\6system\x93."),            HEFT_REFUSED,     15, "'posix.system' is refused"},
     {"global_python_2_set",          PK("c__builtin__\nset\n."),              HEFT_OK,          0,  ""},
-    {"global_getattr",               PK("cbuiltins\ngetattr\n."),             HEFT_REFUSED,     0,  "'builtins.getattr' is refused"},
+    {"global_getattr",               PK("cbuiltins\ngetattr\n."),             HEFT_OK,          0,  ""}, /* of enums */
     {"global_dtype",                 PK("ctorch\nbfloat16\n."),               HEFT_OK,          0,  ""},
-    {"global_six_bits",              PK("ctorch\nfloat6_e2m3\n."),            HEFT_REFUSED,     0,  "float6_e2m3"},
     {"stack_global_of_numbers",      PK("K\1K\2\x93."),                       HEFT_FORMAT,      4,  "STACK_GLOBAL needs two strings"},
     {"reduce_on_dtype",              PK("ctorch\nbfloat16\n)R."),             HEFT_FORMAT,      17, "REDUCE on a global"},
     {"reduce_without_tuple",         PK("ctorch\nSize\nNR."),                 HEFT_FORMAT,      13, "needs a tuple of arguments, found None"},
@@ -67,6 +69,18 @@ static const struct machine_row {
     {"build_with_list",              PK("ccollections\nOrderedDict\n)R]b."),  HEFT_FORMAT,      28, "BUILD of an OrderedDict with a list"},
     {"newobj",                       PK("ctorch\nTensor\n)\x81."),            HEFT_REFUSED,     15, "NEWOBJ of global 'Tensor'"},
     {"newobj_of_nothing_known",      PK("N)\x81."),                           HEFT_REFUSED,     2,  "opcode NEWOBJ is refused"},
+    {"opaque_newobj",                PK("ca\nB\n)\x81."),                     HEFT_OK,          0,  ""},
+    {"opaque_newobj_ex",             PK("ca\nB\n)}\x92."),                    HEFT_OK,          0,  ""},
+    {"opaque_build",                 PK("ca\nB\n)\x81}b."),                   HEFT_OK,          0,  ""},
+    {"opaque_build_with_a_tuple",    PK("ca\nB\n)R)bNb."),                    HEFT_OK,          0,  ""},
+    {"opaque_is_filled",             PK("ca\nB\n)\x81(NNuNNs(NeNa(N\x90."),   HEFT_OK,          0,  ""},
+    {"opaque_key_without_value",     PK("ca\nB\n)\x81(Nu."),                  HEFT_FORMAT,      9,  "key without a value"},
+    {"opaque_returns_opaque",        PK("ca\nB\n)R)R)R."),                    HEFT_OK,          0,  ""},
+    {"opaque_is_no_class",           PK("ca\nB\n)R)\x81."),                   HEFT_REFUSED,     8,  "opcode NEWOBJ is refused"},
+    {"known_call_is_not_called",     PK("ctorch\nSize\n)\x85R)R."),           HEFT_FORMAT,      16, "REDUCE on an object"},
+    {"build_on_known_call",          PK("ctorch\nSize\n)\x85R}b."),           HEFT_FORMAT,      16, "BUILD on an object"},
+    {"defaultdict",                  PK("ccollections\ndefaultdict\nca\nB\n\x85R(NNu."), HEFT_OK, 0, ""},
+    {"defaultdict_of_two",           PK("ccollections\ndefaultdict\nNN\x86R."), HEFT_FORMAT,    28, "of a dict class"},
     {"inst",                         PK("(ios\nsystem\n."),                   HEFT_REFUSED,     1,  "INST of global 'os.system'"},
     {"obj",                          PK("(No."),                              HEFT_REFUSED,     2,  "opcode OBJ"},
     {"ext2",                         PK("\x83\1\0."),                         HEFT_REFUSED,     0,  "opcode EXT2"},
@@ -140,6 +154,11 @@ static void integers_have_their_values(void **state)
                                                                "ccollections\nOrderedDict\n)RtR"
 #define TENSOR(key) TENSOR_OF(key, "\4", "\0", "K\4\x85", "K\1\x85")
 #define NAME(letter) "X\1\0\0\0" letter
+#define KEY(length, text) "X" length "\0\0\0" text
+/* A pickled torch.nn.Module with these dicts, which are filled. */
+#define MODULE(parameters, buffers, modules, more)                                                 \
+    "ca\nNet\n)\x81}(" KEY("\x0b", "_parameters") parameters KEY("\x08", "_buffers")               \
+        buffers KEY("\x08", "_modules") modules more "ub"
 
 static heft_status place(void *user, const char *key, size_t length, heft__file_storage *storage,
                          heft_error *err)
@@ -200,6 +219,28 @@ static const struct name_row {
                                    NAME("o") "}" NAME("m") TENSOR("1") "su."), "w,", "epoch,o.m,"},
     {"module_found",            PK("}X\6\0\0\0module}" NAME("w") TENSOR("0") "ss."), "w,", ""},
     {"model_with_dicts_stays",  PK("}X\5\0\0\0model}" NAME("a") "}" NAME("w") TENSOR("0") "sss."), "model.a.w,", ""},
+    {"object_beside",           PK("}(" NAME("w") TENSOR("0") NAME("a") "ca\nB\n)\x81}" NAME("v") TENSOR("1") "sbu."), "w,", "a,"},
+    {"object_in_a_list",        PK("](" TENSOR("0") "ca\nB\n)Re."), "0,", "1,"},
+    {"class_as_key",            PK("}(" NAME("w") TENSOR("0") "ca\nB\n}" NAME("v") TENSOR("1") "su."), "w,", "<a global>,"},
+    {"tuple_as_key",            PK("}(" NAME("w") TENSOR("0") "NN\x86" TENSOR("1") "u."), "w,", "<a tuple>,"},
+    {"shared_with_an_object",   PK("}(" NAME("a") "ca\nB\n)\x81}q\0" NAME("v") TENSOR("1") "sb" NAME("b") "h\0u."), "b.v,", "a,"},
+    {"scalar_beside",           PK("}(" KEY("\5", "model") "}(" KEY("\3", "a.w") TENSOR("0") KEY("\3", "a.b") TENSOR("0") "u"
+                                   NAME("s") TENSOR("1") "u."), "a.w,a.b,", "s,"},
+    {"dotted_beside",           PK("}(" KEY("\5", "model") "}(" KEY("\3", "a.w") TENSOR("0") KEY("\3", "a.b") TENSOR("0") "u"
+                                   KEY("\3", "c.w") TENSOR("1") "u."), "model.a.w,model.a.b,c.w,", ""},
+    {"sparse_is_left",          PK("}(" NAME("w") TENSOR("0") NAME("s") "ctorch._utils\n_rebuild_sparse_tensor\n)Ru."), "w,", "s,"},
+    {"subclass_is_left",        PK("}(" NAME("w") TENSOR("0") NAME("s") "ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n"
+                                   "_rebuild_tensor_v2\nca\nB\n)}tRu."), "w,", "s,"},
+    {"parameter_of_an_object",  PK("}(" NAME("w") TENSOR("0") NAME("s") "ctorch._utils\n_rebuild_parameter\nca\nB\n)R\x89N\x87Ru."),
+                                "w,", "s,"},
+    {"module",                  PK(MODULE("}" NAME("w") TENSOR("0") "s", "}" NAME("b") TENSOR("1") "s",
+                                          "}" NAME("m") MODULE("}" NAME("w") TENSOR("0") "s", "}", "}", "") "s", "") "."), "w,b,m.w,", ""},
+    {"module_in_a_checkpoint",  PK("}(" KEY("\5", "model") MODULE("}" NAME("w") TENSOR("0") "s", "}", "}", "") "u."), "w,", ""},
+    {"module_transient",        PK(MODULE("}" NAME("w") TENSOR("0") "s", "}(" NAME("b") TENSOR("1") NAME("c") TENSOR("1") "u", "}",
+                                          KEY("\x1b", "_non_persistent_buffers_set") "cbuiltins\nset\n]" NAME("b") "a\x85R") "."),
+                                "w,c,", ""},
+    {"module_in_part",          PK("}(" NAME("w") TENSOR("0") NAME("m") "ca\nB\n)\x81}(" KEY("\x0b", "_parameters") "}" NAME("w") TENSOR("0")
+                                   "subu."), "w,", "m,"},
     {"tensors_beside_a_model",  PK("}(" NAME("w") TENSOR("0") "X\5\0\0\0model}" NAME("v") TENSOR("0") "su."), "w,model.v,", ""},
     {"both_state_dict_first",   PK("}(X\5\0\0\0model}" NAME("m") TENSOR("0") "sX\x0a\0\0\0state_dict}" NAME("w") TENSOR("0")
                                    "su."), "w,", "model.m,"},
@@ -282,13 +323,19 @@ static const struct tensor_row {
     {"v3_with_typed_storage",      PK("}" NAME("w") "ctorch._utils\n_rebuild_tensor_v3\n(" STORAGE("0", "\4")
                                       "K\0K\4\x85K\1\x85\x89Nctorch\nfloat32\ntRs."), HEFT_FORMAT, "w", "a typed storage and a separate dtype"},
     {"meta_tensor",                PK("}" NAME("w") "ctorch._utils\n_rebuild_meta_tensor_no_storage\n)Rs."), HEFT_UNSUPPORTED, "w",
-     "'_rebuild_meta_tensor_no_storage' is not supported"},
+     "'w' (_rebuild_meta_tensor_no_storage)"},
+    {"object_at_the_top",          PK("ca.b\nC\n)\x81."), HEFT_UNSUPPORTED, "", "a pickled object of class 'a.b.C'"},
+    {"all_in_an_object",           PK("}" NAME("w") "ca.b\nC\n)\x81}" NAME("v") TENSOR("0") "sbs."), HEFT_UNSUPPORTED, "",
+     "1 are inside objects of unknown classes or have no name: 'w' (a.b.C)"},
+    {"object_that_holds_itself",   PK("}(" NAME("w") TENSOR("0") NAME("s") "ca.b\nC\n)\x81q\0}" NAME("a") "h\0sbu."), HEFT_OK, "", ""},
+    {"module_that_holds_itself",   PK("ca\nN\n)\x81q\0}(" KEY("\x0b", "_parameters") "}" KEY("\x08", "_buffers") "}" KEY("\x08", "_modules") "}"
+                                      NAME("m") "h\0sub."), HEFT_FORMAT, "", "a dict contains itself"},
     {"name_with_nul",              PK("}X\3\0\0\0a\0b" TENSOR("0") "s."), HEFT_FORMAT, "", "contains a NUL"},
     {"name_lone_surrogate",        PK("}X\3\0\0\0\xed\xa0\x80" TENSOR("0") "s."), HEFT_FORMAT, "", "not valid UTF-8"},
     {"name_twice_by_dots",         PK("}(X\3\0\0\0a.b" TENSOR("0") NAME("a") "}" NAME("b") TENSOR("0") "su."), HEFT_FORMAT, "a.b",
      "duplicate tensor name"},
     {"name_twice_by_number",       PK("}(K\1" TENSOR("0") NAME("1") TENSOR("0") "u."), HEFT_FORMAT, "1", "duplicate tensor name"},
-    {"key_none",                   PK("}N" TENSOR("0") "s."), HEFT_FORMAT, "", "dict key must be a string, found None"},
+    {"key_none",                   PK("}N" TENSOR("0") "s."), HEFT_UNSUPPORTED, "", "1 are inside objects of unknown classes or have no name"},
     {"dict_contains_itself",       PK("}q\0" NAME("a") "h\0s."), HEFT_FORMAT, "", "a dict contains itself"},
     {"list_in_dict_in_list",       PK("]q\0}" NAME("a") "h\0sa."), HEFT_FORMAT, "", "a list contains itself"},
     {"top_a_number",               PK("K\1."), HEFT_FORMAT, "", "top-level value is an integer, expected a dict"},

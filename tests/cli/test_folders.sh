@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# test_folders - folders whose files have other names than those of Transformers' models: adapters, components of
+# diffusers, shards without an index, odd indexes, variants; and what is said where there is nothing for heft.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+"$heft" init -q "$config" "$work/one"
+"$heft" init -q "$config" "$work/bin" --format bin
+"$heft" init -q "$config" "$work/shards" --max-shard-size 40KB
+"$heft" init -q "$config" "$work/half" --variant fp16
+printf '{"_class_name": "UNet2DConditionModel"}\n' >"$work/component.json"
+
+folder() { # folder NAME FILE...: copies, each of them FROM=TO
+    local name=$1 pair
+    shift
+    mkdir -p "$work/$name"
+    for pair in "$@"; do
+        cp "$work/${pair%%=*}" "$work/$name/${pair#*=}"
+    done
+}
+tensors() { # tensors N NAME ARGUMENTS...: inspect lists N
+    local n=$1 name=$2
+    shift 2
+    run 0 inspect "$work/$name" "$@"
+    shows "$out" "^tensors +$n\$"
+}
+st=one/model.safetensors
+
+# ---- adapters -------------------------------------------------------------------------------------------------------
+printf '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}\n' >"$work/adapter.json"
+folder lora $st=adapter_model.safetensors adapter.json=adapter_config.json
+folder lorabin bin/pytorch_model.bin=adapter_model.bin adapter.json=adapter_config.json
+for kind in lora lorabin; do
+    tensors 39 $kind
+    silent "$err"
+    fails 4 'an adapter and no model' load "$work/$kind"
+    run 0 verify "$work/$kind"
+done
+run 0 convert "$work/lora" "$work/lora2" --format bin
+[ "$(ls "$work/lora2")" = $'adapter_config.json\nadapter_model.bin' ] || fail "the adapter became $(ls "$work/lora2")"
+run 0 convert "$work/lora2/adapter_model.bin" "$work/lora3" --format safetensors --max-shard-size 40KB
+[ -f "$work/lora3/adapter_model-00001-of-00003.safetensors" ] || fail "the adapter became $(ls "$work/lora3")"
+[ -f "$work/lora3/adapter_model.safetensors.index.json" ] || fail 'the adapter has no index'
+[ -f "$work/lora3/adapter_config.json" ] || fail 'the adapter has no config'
+tensors 39 lora3
+fails 11 'already contains' convert "$work/lora" "$work/lora3"
+run 0 convert "$work/lora" "$work/lora3" --force
+[ "$(ls "$work/lora3")" = $'adapter_config.json\nadapter_model.safetensors' ] || fail "stale shards: $(ls "$work/lora3")"
+
+# ---- diffusers ------------------------------------------------------------------------------------------------------
+folder pipe/unet $st=diffusion_pytorch_model.safetensors half/model.fp16.safetensors=diffusion_pytorch_model.fp16.safetensors component.json=config.json
+folder pipe/vae bin/pytorch_model.bin=diffusion_pytorch_model.bin component.json=config.json
+folder pipe/text_encoder $st=model.safetensors one/config.json=config.json
+mkdir "$work/pipe/scheduler"
+printf '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}\n' >"$work/pipe/model_index.json"
+for command in load inspect verify plan; do
+    run 4 $command "$work/pipe"
+    shows "$err" 'a diffusers pipeline: give one of its components with --subfolder: text_encoder, unet, vae$'
+done
+for part in unet vae; do
+    run 0 load "$work/pipe" --subfolder $part
+    shows "$err" 'the config has no model type: names'
+    tensors 39 pipe --subfolder $part
+    run 0 verify "$work/pipe" --subfolder $part
+    run 0 convert "$work/pipe" "$work/part_$part" --subfolder $part
+    compgen -G "$work/part_$part/diffusion_pytorch_model.*" >"$out" || fail "the component has another name: $part"
+done
+run 0 load "$work/pipe" --subfolder text_encoder --strict
+run 0 load "$work/pipe/unet" --variant fp16
+folder diffshards component.json=config.json
+for file in "$work"/shards/model-*; do
+    cp "$file" "$work/diffshards/diffusion_pytorch_$(basename "$file")"
+done
+sed 's/"model-/"diffusion_pytorch_model-/' "$work/shards/model.safetensors.index.json" >"$work/diffshards/diffusion_pytorch_model.safetensors.index.json"
+tensors 39 diffshards
+silent "$err"
+mv "$work/diffshards/diffusion_pytorch_model.safetensors.index.json" "$work/diffshards/diffusion_pytorch_model.safetensors.index.fp16.json"
+tensors 39 diffshards --variant fp16
+mv "$work/diffshards/diffusion_pytorch_model.safetensors.index.fp16.json" "$work/diffshards/diffusion_pytorch_model.fp16.safetensors.index.json"
+tensors 39 diffshards --variant fp16
+
+# ---- shards without an index ----------------------------------------------------------------------------------------
+cp -r "$work/shards" "$work/bare"
+rm "$work/bare/model.safetensors.index.json"
+run 0 load "$work/bare" --strict
+shows "$err" "no weights index: the tensors of all 3 shards are taken, 'model-00001-of-00003\.safetensors' and on"
+run 0 convert "$work/bare" "$work/merged"
+cmp "$work/merged/model.safetensors" "$work/$st"
+cp -r "$work/bare" "$work/lost"
+rm "$work/lost/model-00002-of-00003.safetensors"
+for command in load inspect verify plan; do
+    run 4 $command "$work/lost"
+    shows "$err" "shard 'model-00002-of-00003\.safetensors' is missing: 2 of 3 shards are there, and no index"
+done
+folder two bare/model-00001-of-00003.safetensors=model-00001-of-00001.safetensors bare/model-00002-of-00003.safetensors=other-00001-of-00001.safetensors
+fails 4 'shards of several checkpoints without an index' inspect "$work/two"
+folder zero $st=x-00000-of-00001.safetensors
+tensors 39 zero
+folder huge $st=x-00001-of-999999999.safetensors
+fails 4 "'x-00002-of-999999999\.safetensors' is missing: 1 of 999999999" inspect "$work/huge"
+folder dcp_hf $st=shard-00001-model-00001-of-00001.safetensors
+fails 4 'a torch\.distributed checkpoint \(DCP\) in safetensors files' inspect "$work/dcp_hf"
+
+# ---- indexes --------------------------------------------------------------------------------------------------------
+cp -r "$work/shards" "$work/odd"
+mv "$work/odd/model.safetensors.index.json" "$work/odd/net.index.json"
+tensors 39 odd
+shows "$err" "the only index that is there: 'net\.index\.json' is used"
+# Accelerate's index without a weight_map
+tr -d '\n' <"$work/shards/model.safetensors.index.json" | sed -E 's/.*"weight_map": ([{][^}]*[}]).*/\1/' >"$work/odd/net.index.json"
+tensors 39 odd
+echo '{"a": "b.txt"}' >"$work/odd/net.index.json"
+fails 5 "field 'weight_map' is missing" inspect "$work/odd"
+echo '{"a": "../b.bin"}' >"$work/odd/net.index.json"
+run 5 inspect "$work/odd"
+
+# ---- transformers_weights -------------------------------------------------------------------------------------------
+named() { # named FOLDER FILE: its config names a file
+    sed "s/^{/{ \"transformers_weights\": \"$2\",/" "$work/one/config.json" >"$work/$1/config.json"
+}
+folder named $st=other.safetensors bare/model-00001-of-00003.safetensors=model.safetensors
+named named other.safetensors
+run 0 load "$work/named" --strict # although there is a model.safetensors
+run 0 convert "$work/named" "$work/unnamed"
+run 0 load "$work/unnamed" --strict
+! grep -q transformers_weights "$work/unnamed/config.json" || fail 'the config names a file that is not there'
+rm "$work/named/model.safetensors"
+run 0 load "$work/named" --strict
+named named none.safetensors
+run 4 load "$work/named"
+shows "$err" 'none\.safetensors'
+named named ..\\/one\\/model.safetensors
+fails 8 'transformers_weights must name a weight file' load "$work/named"
+
+# ---- one of a kind --------------------------------------------------------------------------------------------------
+folder only $st=pytorch_lora_weights.safetensors one/config.json=config.json
+echo x >"$work/only/training_args.bin"
+echo x >"$work/only/optimizer.pt"
+run 0 load "$work/only" --strict
+shows "$err" "the only weight file that is there: 'pytorch_lora_weights\.safetensors' is used"
+cp "$work/$st" "$work/only/another.safetensors"
+fails 4 "no weights found: .*weight files: 'another\.safetensors', 'pytorch_lora_weights\.safetensors' \(give one of them as PATH\)" inspect "$work/only"
+folder variant half/model.fp16.safetensors=model.fp16.safetensors one/config.json=config.json
+for command in load inspect verify plan; do
+    run 4 $command "$work/variant"
+    shows "$err" 'ask for it with --variant fp16$'
+done
+run 0 load "$work/variant" --variant fp16
+cp "$work/variant/model.fp16.safetensors" "$work/variant/model.int8.safetensors"
+fails 4 'ask for it with --variant fp16 or --variant int8' load "$work/variant"
+
+# ---- nothing for heft -----------------------------------------------------------------------------------------------
+while read -r name words; do
+    rm -rf "$work/strange"
+    mkdir "$work/strange"
+    cp "$config" "$work/strange"
+    printf 'x%.0s' {1..100} >"$work/strange/$name"
+    for command in load inspect plan verify; do # not the empty model of the config
+        run 4 $command "$work/strange"
+        shows "$err" "no weights found: .*'$name' is .*$words"
+    done
+done <<'END'
+__0_0.distcp DCP
+bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt zero_to_fp32\.py
+mp_rank_00_model_states.pt zero_to_fp32\.py
+model.gguf GGUF
+model.onnx ONNX
+tf_model.h5 TensorFlow
+flax_model.msgpack Flax
+model.safetensors.incomplete unfinished download
+model.safetensors.part unfinished download
+model.safetensors.crdownload unfinished download
+openvino_model.bin OpenVINO
+END
+cp "$work/bin/pytorch_model.bin" "$work/__0_0.distcp"
+fails 7 'a part of a torch\.distributed checkpoint \(DCP\)' inspect "$work/__0_0.distcp"
+mkdir -p "$work/run/checkpoint-500"
+cp "$work/$st" "$work/run/checkpoint-500"
+fails 4 'no weights found: .*; with --subfolder: checkpoint-500$' load "$work/run"
+for kind in 'version https://git-lfs.github.com/spec/v1=Git LFS pointer' '<!DOCTYPE html><html>=web page' '{"error":"not found"}=JSON file' 'Entry not found=did not find'; do
+    printf '%s\n' "${kind%%=*}" >"$work/strange.safetensors"
+    fails 7 "not a checkpoint: this is .*${kind#*=}" inspect "$work/strange.safetensors"
+done
