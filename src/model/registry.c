@@ -96,13 +96,16 @@ const heft__family *heft__family_find(const char *model_type)
     return NULL;
 }
 
-/* A class by its own name, in any case of letters (LLaMAForCausalLM), or by the name of an Auto class. */
+/* A class by the name that a caller gives, its own or that of an Auto class; or by the name that a config
+ * gives, in any case of letters: old ones have LLaMAForCausalLM. */
 static const heft__class *find_class(const heft__family *family, const char *name,
-                                     bool by_auto_name)
+                                     bool by_auto_name, bool by_config)
 {
     for (const heft__class *one = family->classes; one->name; one++) {
         bool is_auto = by_auto_name && one->auto_name && strcmp(one->auto_name, name) == 0;
-        if (is_auto || strcasecmp(one->name, name) == 0) {
+        const bool same =
+            by_config ? strcasecmp(one->name, name) == 0 : strcmp(one->name, name) == 0;
+        if (is_auto || same) {
             return one;
         }
     }
@@ -112,7 +115,7 @@ static const heft__class *find_class(const heft__family *family, const char *nam
 const heft__family *heft__family_of_class(const char *class_name)
 {
     for (size_t i = 0; i < FAMILIES; i++) {
-        if (find_class(families[i], class_name, false)) {
+        if (find_class(families[i], class_name, false, false)) {
             return families[i];
         }
     }
@@ -175,7 +178,7 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
     heft_status status = find_family(config, asked, &found, err);
     const heft__class *chosen = NULL;
     if (status == HEFT_OK) {
-        chosen = asked ? find_class(found, asked, true) : found->classes;
+        chosen = asked ? find_class(found, asked, true, !class_name) : found->classes;
     }
     if (status == HEFT_OK && !chosen) {
         const heft__json_value *value =
