@@ -76,9 +76,22 @@ static heft_status name_nodes(const heft__tree *tree, heft__map *nodes, heft_err
     return HEFT_OK;
 }
 
-/* From the root downwards: a module without a device has its parent's. */
+/* Where Accelerate computes: the first accelerator that the map names, else the processor. */
+static int32_t main_device(const heft__tree *tree, const int32_t *devices)
+{
+    for (uint32_t node = 0; node < tree->module_count + tree->tensor_count; node++) {
+        if (devices[node] >= 0) {
+            return devices[node];
+        }
+    }
+    return HEFT_DEVICE_CPU;
+}
+
+/* From the root downwards: a module without a device has its parent's. Transient buffers are in no file, and
+ * maps that are made from files leave them out: they may be without one, and are where is computed. */
 static heft_status settle(const heft__tree *tree, int32_t *devices, heft_error *err)
 {
+    const int32_t computing = main_device(tree, devices);
     for (uint32_t i = 1; i < tree->module_count; i++) {
         if (devices[i] == HEFT__NO_DEVICE) {
             devices[i] = devices[tree->modules[i].parent];
@@ -88,6 +101,9 @@ static heft_status settle(const heft__tree *tree, int32_t *devices, heft_error *
         int32_t *device = &devices[tree->module_count + i];
         if (*device == HEFT__NO_DEVICE) {
             *device = devices[tree->tensors[i].module];
+        }
+        if (*device == HEFT__NO_DEVICE && tree->tensors[i].transient) {
+            *device = computing;
         }
         if (*device == HEFT__NO_DEVICE) {
             return heft__add_item(heft__fail(err, HEFT_MISMATCH, "has no device in the device map"),
