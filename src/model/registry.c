@@ -96,17 +96,27 @@ const heft__family *heft__family_find(const char *model_type)
     return NULL;
 }
 
-/* A class by its own name, in any case of letters (LLaMAForCausalLM), or by the name of an Auto class. */
+/* A class by its own name, or by the name of an Auto class. */
 static const heft__class *find_class(const heft__family *family, const char *name,
                                      bool by_auto_name)
 {
     for (const heft__class *one = family->classes; one->name; one++) {
         bool is_auto = by_auto_name && one->auto_name && strcmp(one->auto_name, name) == 0;
-        if (is_auto || strcasecmp(one->name, name) == 0) {
+        if (is_auto || strcmp(one->name, name) == 0) {
             return one;
         }
     }
     return NULL;
+}
+
+/* Old configs spell a class in another case of letters: LLaMAForCausalLM. */
+static const heft__class *find_old_spelling(const heft__family *family, const char *name)
+{
+    const heft__class *one = family->classes;
+    while (one->name && strcasecmp(one->name, name) != 0) {
+        one++;
+    }
+    return one->name ? one : NULL;
 }
 
 const heft__family *heft__family_of_class(const char *class_name)
@@ -176,6 +186,7 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
     const heft__class *chosen = NULL;
     if (status == HEFT_OK) {
         chosen = asked ? find_class(found, asked, true) : found->classes;
+        chosen = chosen || class_name ? chosen : find_old_spelling(found, asked);
     }
     if (status == HEFT_OK && !chosen) {
         const heft__json_value *value =
