@@ -96,26 +96,33 @@ const heft__family *heft__family_find(const char *model_type)
     return NULL;
 }
 
-/* A class by the name that a caller gives, its own or that of an Auto class; or by the name that a config
- * gives, in any case of letters: old ones have LLaMAForCausalLM. */
+/* A class by its own name, or by the name of an Auto class. */
 static const heft__class *find_class(const heft__family *family, const char *name,
-                                     bool by_auto_name, bool by_config)
+                                     bool by_auto_name)
 {
     for (const heft__class *one = family->classes; one->name; one++) {
         bool is_auto = by_auto_name && one->auto_name && strcmp(one->auto_name, name) == 0;
-        const bool same =
-            by_config ? strcasecmp(one->name, name) == 0 : strcmp(one->name, name) == 0;
-        if (is_auto || same) {
+        if (is_auto || strcmp(one->name, name) == 0) {
             return one;
         }
     }
     return NULL;
 }
 
+/* Old configs spell a class in another case of letters: LLaMAForCausalLM. */
+static const heft__class *find_old_spelling(const heft__family *family, const char *name)
+{
+    const heft__class *one = family->classes;
+    while (one->name && strcasecmp(one->name, name) != 0) {
+        one++;
+    }
+    return one->name ? one : NULL;
+}
+
 const heft__family *heft__family_of_class(const char *class_name)
 {
     for (size_t i = 0; i < FAMILIES; i++) {
-        if (find_class(families[i], class_name, false, false)) {
+        if (find_class(families[i], class_name, false)) {
             return families[i];
         }
     }
@@ -178,7 +185,8 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
     heft_status status = find_family(config, asked, &found, err);
     const heft__class *chosen = NULL;
     if (status == HEFT_OK) {
-        chosen = asked ? find_class(found, asked, true, !class_name) : found->classes;
+        chosen = asked ? find_class(found, asked, true) : found->classes;
+        chosen = chosen || class_name ? chosen : find_old_spelling(found, asked);
     }
     if (status == HEFT_OK && !chosen) {
         const heft__json_value *value =

@@ -105,3 +105,15 @@ run 0 load "$work/placeholder" --class BertForMaskedLM --ignore-mismatched-sizes
 sed 's/"model_type": "bert"/"model_type": "unheard_of"/' "$config" >"$work/zero/config.json"
 run 0 load "$work/zero"
 shows "$err" "1 tensors have shape \[0\], as DeepSpeed ZeRO-3 .*'late'"
+
+# ---- classes of a config -------------------------------------------------------------------------------------------
+cp -r "$work/base" "$work/spelled"
+sed -i 's/"BertModel"/"BERTModel"/' "$work/spelled/config.json"
+run 0 load "$work/spelled" --strict --json
+has class '"BertModel"'
+sed -i 's/"BERTModel"/"MyBert"/' "$work/spelled/config.json" # custom code: never silently the base class
+run 0 load "$work/spelled"
+shows "$err" "class 'MyBert' is not one that is known for model type 'bert': names, shapes and blocks are taken"
+sed -i 's/"MyBert"/"GPT2Model"/' "$work/spelled/config.json"
+fails 7 "class 'GPT2Model' has model type 'gpt2'" load "$work/spelled"
+fails 7 'bertmodel' load "$work/base" --class bertmodel
