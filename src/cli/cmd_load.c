@@ -11,7 +11,8 @@
     X(DEQUANTIZE, "dequantize", NULL, "turn quantized weights into plain ones")                    \
     X(MODE, "mode", "M", "map, copy, shared (one copy per host) or auto (default: auto)")          \
     X(DEVICE_MAP, "device-map", "M",                                                               \
-      "auto, balanced, balanced_low_0, sequential, best, or a device map file")                    \
+      "auto, balanced, balanced_low_0, sequential, best, a device (cpu, 0, cuda:0), or a device "  \
+      "map file")                                                                                  \
     X(MAX_MEMORY, "max-memory", "M",                                                               \
       "memory per device: cpu=2GB,disk (default for cpu: available memory)")                       \
     X(OFFLOAD_FOLDER, "offload-folder", "DIR",                                                     \

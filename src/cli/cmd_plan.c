@@ -7,7 +7,8 @@
 
 #define OPTIONS(X)                                                                                 \
     X(STRATEGY, "strategy", "S",                                                                   \
-      "auto, balanced, balanced_low_0, sequential, best, or a device map file (default: auto)")    \
+      "auto, balanced, balanced_low_0, sequential, best, a device (cpu, 0, cuda:0), or a device "  \
+      "map file (default: auto)")                                                                  \
     X(MAX_MEMORY, "max-memory", "M",                                                               \
       "memory per device: 0=20GB,1=20GB,cpu=30GB (default for cpu: available memory)")             \
     X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else from the files)") \

@@ -141,9 +141,19 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
                   "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best");
 }
 
+static bool read_device(const char *text, size_t length, int32_t *device);
+
 bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted, heft_error *err)
 {
+    static heft_device_entry whole; /* the model on one device: "cpu", "0", "cuda:0" */
     const char *text = run->values[option];
+    const char *device = text && strncmp(text, "cuda:", 5) == 0 ? text + 5 : text;
+    if (text && read_device(device, strlen(device), &whole.device)) {
+        whole.name = "";
+        wanted->device_map = &whole;
+        wanted->device_map_count = 1;
+        return true;
+    }
     if (text && (strchr(text, '/') || strchr(text, '.'))) { /* no strategy has these in its name */
         wanted->device_map_file = text;
         return true;

@@ -6,6 +6,8 @@
  * Source: docs/placing.md [7]. */
 #include "place/place.h"
 
+#include <stdlib.h>
+
 /* ---- one entry ------------------------------------------------------------------------------- */
 static bool read_device(const heft__json_value *value, int32_t *device)
 {
@@ -18,6 +20,15 @@ static bool read_device(const heft__json_value *value, int32_t *device)
         {"mps",  HEFT_DEVICE_MPS }
     };
     uint64_t number = 0;
+    if (value->type == HEFT__JSON_TYPE_STRING && strncmp(value->text, "cuda:", 5) == 0) {
+        const char *digits = value->text + 5;
+        const size_t length = strlen(digits);
+        if (length == 0 || length > 4 || strspn(digits, "0123456789") != length) {
+            return false;
+        }
+        *device = (int32_t)strtol(digits, NULL, 10);
+        return true;
+    }
     for (size_t i = 0; value->type == HEFT__JSON_TYPE_STRING && i < 3; i++) {
         if (strcmp(value->text, names[i].name) == 0) {
             *device = names[i].device;
@@ -56,9 +67,10 @@ static heft_status read_entry(const heft__map *nodes, const heft__json_value *va
     heft_device_entry entry = {value->key, HEFT__NO_DEVICE};
     if (heft__map_get(nodes, value->key, strlen(value->key)) != HEFT__MAP_NONE &&
         !read_device(value, &entry.device)) {
-        return heft__add_item(heft__fail_at(err, HEFT_FORMAT, value->offset,
-                                            "expected a number, \"cpu\", \"disk\" or \"mps\""),
-                              err, value->key);
+        return heft__add_item(
+            heft__fail_at(err, HEFT_FORMAT, value->offset,
+                          "expected a number, \"cuda:0\", \"cpu\", \"disk\" or \"mps\""),
+            err, value->key);
     }
     return put_entry(nodes, &entry, value->offset, devices, err);
 }

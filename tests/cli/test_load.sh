@@ -97,3 +97,20 @@ cp -r "$work/base" "$work/plain"
 rm "$work/plain/config.json"
 fails 4 'config.json' load "$work/plain"
 same "$before" "$work/base"
+
+# a device map as it is typed: one device for all
+run 0 load "$work/base" --device-map cpu --json
+has device_map '{"": "cpu"}'
+run 0 plan "$work/base" --strategy cuda:0 --json
+cp "$out" "$work/cuda"
+run 0 plan "$work/base" --strategy 0 --json
+cmp -s <(sed 's/"seconds": [^,}]*//; s/"memory": .*//' "$work/cuda") <(sed 's/"seconds": [^,}]*//; s/"memory": .*//' "$out") || fail "$last: not as with cuda:0"
+shows "$out" '"device_map": [{]"": 0[}]'
+fails 2 'cuda:x' load "$work/base" --device-map cuda:x
+# "cuda:0" in a file; transient buffers (BERT's position_ids) need no device
+printf '%s' '{"embeddings.word_embeddings": "cpu", "embeddings.position_embeddings": "cpu", "embeddings.token_type_embeddings": "cpu",
+ "embeddings.LayerNorm": "cpu", "encoder": "disk", "pooler": "cpu"}' >"$work/map.json"
+run 0 load "$work/base" --device-map "$work/map.json" -q
+sed 's/"pooler": "cpu"/"pooler": "cuda:1"/' "$work/map.json" >"$work/cuda.json"
+run 0 plan "$work/base" --strategy "$work/cuda.json" --json
+shows "$out" '"pooler": 1'
