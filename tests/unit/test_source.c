@@ -246,12 +246,12 @@ static void bad_device_maps_are_refused(void **state)
         heft_status status;
         const char *item;
     } rows[] = {
-        {"a_tensor_without_a_device", lacks,     1, HEFT_MISMATCH,    "embeddings.position_ids"},
-        {"a_name_twice",              twice,     3, HEFT_INVALID_ARG, "encoder"                },
-        {"not_of_the_model",          not_there, 2, HEFT_MISMATCH,    "decoder"                },
-        {"no_such_device",            no_device, 1, HEFT_INVALID_ARG, ""                       },
-        {"no_name",                   no_name,   1, HEFT_INVALID_ARG, ""                       },
-        {"no_entry",                  lacks,     0, HEFT_MISMATCH,    "embeddings.position_ids"},
+        {"a_tensor_without_a_device", lacks,     1, HEFT_MISMATCH,    "embeddings.word_embeddings.weight"},
+        {"a_name_twice",              twice,     3, HEFT_INVALID_ARG, "encoder"                          },
+        {"not_of_the_model",          not_there, 2, HEFT_MISMATCH,    "decoder"                          },
+        {"no_such_device",            no_device, 1, HEFT_INVALID_ARG, ""                                 },
+        {"no_name",                   no_name,   1, HEFT_INVALID_ARG, ""                                 },
+        {"no_entry",                  lacks,     0, HEFT_MISMATCH,    "embeddings.word_embeddings.weight"},
     };
     heft_model *model = make_model("BertModel", 1);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
