@@ -357,7 +357,8 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     /* [ckpt->count] for each tensor the weight that it is a quantized part of, or HEFT__NO_PART: parts
      * are not cast; NULL: there are none */
     const size_t *packed;
-    const bool *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
+    const bool
+        *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
 } heft__names;
 
 /* As heft_source_convert(), of a checkpoint that was judged; options of this version. */

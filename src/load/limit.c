@@ -6,7 +6,7 @@
  * More of the first than there is means that the kernel would kill the process: a refusal. More of the
  * second may mean it: a warning. Mapped tensors are neither, since their pages can go. Address space
  * is needed for a shared copy as well if another process has built it.
- * Units that a residency brings in are compared in the same way (run/fit.c).
+ * Units that a residency brings in are compared in the same way (run/room_left.c).
  * Source: docs/loading.md [9]. */
 #include "load/load.h"
 

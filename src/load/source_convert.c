@@ -143,8 +143,8 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
         status = heft__match_names(cast, names, count, parameters, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        o->float32[i] = parameters[i] != SIZE_MAX &&
-                        cast->parameters[parameters[i]].dtype == HEFT_DTYPE_F32;
+        o->float32[i] =
+            parameters[i] != SIZE_MAX && cast->parameters[parameters[i]].dtype == HEFT_DTYPE_F32;
     }
     o->known.float32 = o->float32;
     heft_model_free(cast);

@@ -163,7 +163,7 @@ heft_status heft__units_make(heft_residency *residency, heft_error *err);
 /* What the two largest neighbors of a schedule take, at least the largest unit of it. */
 uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
 
-/* ---- fit.c ------------------------------------------------------------------------------------- */
+/* ---- room_left.c ----------------------------------------------------------------------------- */
 /* Predict what the schedule takes: LIMIT if that is certainly more than is left, a warning if it may be.
  * alone: on its ledger. */
 heft_status heft__residency_check_limit(heft_residency *residency, bool alone, bool over_limit,

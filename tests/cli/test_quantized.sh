@@ -71,7 +71,7 @@ for folder in "$data"/*/; do
     run 0 convert "$work/bin" "$work/back"
     run 0 convert "$work/back" "$work/whole" --max-shard-size 1GB
     run 0 load "$work/bin" -q
-    rm -rf "$work/bin" "$work/back" "$work/whole"
+    rm -rf "${work:?}/bin" "$work/back" "$work/whole"
     run 0 load "$folder" --dequantize --touch --json
     has missing '[]'
     shows "$out" '"dequantized": true'

@@ -1,4 +1,4 @@
-/* fit.c - whether what a residency will hold fits in the memory that is left, asked before any is taken.
+/* room_left.c - whether what a residency will hold fits in the memory that is left, asked before any is taken.
  *
  *   certain   of units that have to be read into buffers: all, where the budget holds the whole schedule;
  *             else the largest, or what a full budget holds if there are no others
