@@ -130,9 +130,13 @@ static heft_status read_metadata(const heft__quant_finder *finder, struct subjec
 static heft_status find_bytes(const heft__quant_finder *finder, const struct subject *s,
                               heft__quant_weight *weight, size_t scales, heft_error *err)
 {
+    const heft_tensor_info *info = &finder->table->infos[s->i];
     const size_t zeros = tensor_of(finder, s, "zero_point");
     uint64_t block[2];
     heft_status status = block_in(finder, s, block, err);
+    if (status == HEFT_OK && info->rank == 2 && block[1] == info->shape[1]) {
+        block[1] = 0; /* rows have no groups */
+    }
     if (status == HEFT_OK) {
         status = dtype_in(finder, s, "dtype", &weight->dtype, err);
     }
