@@ -294,7 +294,7 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
     }
     if (status == HEFT_OK) {
         const heft_dtype dtype = finder->table->infos[scales].dtype;
-        weight.dtype = heft_dtype_bits(dtype) == 8 ? finder->settings->model_dtype : dtype;
+        weight.dtype = heft_dtype_bits(dtype) == 8 ? weight.dtype : dtype;
         status = heft__quant_scaled(finder, &weight, i, scales, zeros, block[0], block[1], err);
     }
     if (status == HEFT_OK && unsure) {

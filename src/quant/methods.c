@@ -218,7 +218,9 @@ heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_er
 heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
                                     size_t i, size_t prefix, const char *suffix, heft_error *err)
 {
-    *weight = (heft__quant_weight){.dtype = finder->settings->model_dtype};
+    const heft_dtype dtype = finder->settings->model_dtype;
+    const bool half = dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
+    *weight = (heft__quant_weight){.dtype = half ? dtype : HEFT_DTYPE_F32};
     for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
         weight->part[p] = HEFT__NO_PART;
     }

@@ -163,7 +163,7 @@ heft_status heft__quant_expect(const heft__quant_finder *finder, size_t i, heft_
 heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_error *err,
                              const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* A weight whose name is the first `prefix` bytes of tensor i's name and the suffix; parts all absent,
- * dtype that of the model. */
+ * dtype that of the model, float32 where it is none of 16 bits. */
 heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
                                     size_t i, size_t prefix, const char *suffix, heft_error *err);
 /* The only element of tensor i, which must be float32. */

@@ -179,6 +179,11 @@ static bool is_scale(heft_dtype dtype)
            dtype == HEFT_DTYPE_F8_E8M0FNU || dtype == HEFT_DTYPE_U8;
 }
 
+static bool is_result(heft_dtype dtype)
+{
+    return dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
+}
+
 /* [lines, columns], or fewer dimensions where sides of 1 are left out, or [lines, 1, columns, 1]. */
 static heft_status check_grid(const heft__quant_finder *finder, size_t i, uint64_t lines,
                               uint64_t columns, heft_error *err)
@@ -214,7 +219,7 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
             finder, values, err, "expected a matrix of float8 or int8 values, found %s %s",
             heft_dtype_name(info->dtype), heft__shape_text(info->shape, info->rank, shape));
     }
-    if (!is_scale(scale->dtype)) {
+    if (!is_scale(scale->dtype) || !is_result(weight->dtype)) {
         return heft__quant_fail(finder, scales, err, "%s cannot be a scale",
                                 heft_dtype_name(scale->dtype));
     }

@@ -76,7 +76,8 @@ static heft_status dtype_in(const heft__quant_finder *finder, const struct subje
         return HEFT_OK;
     }
     return text && text->type == HEFT__JSON_TYPE_STRING &&
-                   heft_dtype_parse(text->text, out, &why) == HEFT_OK
+                   heft_dtype_parse(text->text, out, &why) == HEFT_OK &&
+                   (*out == HEFT_DTYPE_F32 || *out == HEFT_DTYPE_F16 || *out == HEFT_DTYPE_BF16)
                ? HEFT_OK
                : wrong_metadata(finder, s, key, err);
 }

@@ -10,6 +10,7 @@
 #define TENSORS 8
 
 static heft_ctx *ctx;
+static heft_dtype model_dtype = HEFT_DTYPE_BF16;
 
 /* ---- a table of tensors from a line of text ---------------------------------------------------- */
 struct tensors {
@@ -87,6 +88,10 @@ static heft__json_value *parsed(struct tensors *t, const char *text)
     "{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"g\":{" weights "}}}"
 #define MXFP4 "{\"quant_method\":\"mxfp4\"}"
 #define TORCHAO "{\"quant_method\":\"torchao\"}"
+#define INTEGER_CLASS                                                                              \
+    "{\"_type\":\"Int8Tensor\",\"_data\":{\"dtype\":{\"_type\":\"torch.dtype\",\"_data\":"         \
+    "\"int8\"}}}"
+#define QINT8 "{\"a\":{\"weights\":\"qint8\"}}"
 #define INT8_CLASS "{\"_type\":\"Int8Tensor\",\"_data\":{\"block_size\":[1,4]}}"
 
 static const struct bad {
@@ -188,7 +193,10 @@ static const struct bad {
     {"a quanto scale without data",             "a.weight._scale F32 4,1",                                           NULL,
      "{\"a\":{\"weights\":\"qint4\"}}",                                                                                                                             NULL,                                                        "a.weight._scale",
      "\"a.weight._data._data\" that goes with it is missing"                                                                                                                                                                                                                                                     },
-
+    {"a scale that no result can be like",      "a.weight._data I8 4,4;a.weight._scale U8 4,1",                      NULL,
+     QINT8,                                                                                                                                                         NULL,                                                        "a.weight._scale",      "uint8 cannot be a scale"                               },
+    {"torchao results that are integers",       "a._weight_qdata I8 4,4;a._weight_scale F32 4,1",                    TORCHAO,
+     NULL,                                                                                                                                                          INTEGER_CLASS,                                               "a._weight_qdata",      "\"dtype\" in the metadata"                             },
     {"torchao without a scale",                 "a._weight_qdata I8 4,4",                                            TORCHAO,    NULL,                              INT8_CLASS,
      "a._weight_qdata",                                                                                                                                                                                                                                  "\"a._weight_scale\" that goes with it is missing"      },
     {"torchao metadata that are no JSON",       "a._weight_qdata I8 4,4;a._weight_scale F32 4,1",                    TORCHAO,
@@ -255,7 +263,7 @@ static heft_status look(struct tensors *t, const char *line, const char *config,
     const heft__quant_settings settings = {.config = parsed(t, config),
                                            .quanto = parsed(t, quanto),
                                            .path = "config.json",
-                                           .model_dtype = HEFT_DTYPE_BF16};
+                                           .model_dtype = model_dtype};
     const heft__quant_table table = {.infos = t->infos,
                                      .count = t->count,
                                      .names = &t->names,
@@ -307,6 +315,29 @@ static void what_is_not_computed_says_why(void **state)
         if (kept[k].why && !strstr(found.weights[0].why, kept[k].why)) {
             fail_msg("%s: %s", kept[k].name, found.weights[0].why);
         }
+        forget(&t);
+    }
+}
+
+/* Results have 32 bits at most: what a load makes of them is its own. */
+static void results_for_a_float64_model_are_float32(void **state)
+{
+    static const char *const lines[] = {"a.weight F8_E4M3 4,4;a.weight_scale_inv F32 2,2",
+                                        "a.weight U8 2,8;a.weight_scale F8_E4M3 2,1;"
+                                        "a.weight_scale_2 F32 -",
+                                        "a.weight F8_E4M3 4,32;a.weight_scale U8 4,1"};
+    static const char *const configs[] = {FP8, MODELOPT, COMPRESSED};
+    (void)state;
+    for (size_t k = 0; k < sizeof lines / sizeof *lines; k++) {
+        struct tensors t;
+        heft__quant_found found;
+        heft_error err = {0};
+        model_dtype = HEFT_DTYPE_F64;
+        test_expect_status(look(&t, lines[k], configs[k], NULL, NULL, &found, &err), HEFT_OK, &err,
+                           lines[k]);
+        model_dtype = HEFT_DTYPE_BF16;
+        assert_int_equal(found.count, 1);
+        assert_int_equal(found.weights[0].dtype, HEFT_DTYPE_F32);
         forget(&t);
     }
 }
@@ -385,6 +416,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(contradictions_are_told),
         cmocka_unit_test(what_is_not_computed_says_why),
+        cmocka_unit_test(results_for_a_float64_model_are_float32),
         cmocka_unit_test(every_byte_times_every_scale),
     };
     ctx = heft_ctx_new(NULL);
