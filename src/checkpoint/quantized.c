@@ -9,9 +9,21 @@
 #include "checkpoint/checkpoint.h"
 
 /* ---- finding ---------------------------------------------------------------------------------- */
+struct looked_at {
+    const heft_checkpoint *ckpt;
+    heft__map keys; /* of the metadata -> number */
+};
+
+static const char *metadata_of(const void *user, const char *key)
+{
+    const struct looked_at *at = user;
+    const size_t found = heft__map_get(&at->keys, key, strlen(key));
+    return found == HEFT__MAP_NONE ? NULL : at->ckpt->metadata[found].value;
+}
+
 static heft_status read_first(const void *user, size_t i, void *dst, size_t length, heft_error *err)
 {
-    const heft_checkpoint *ckpt = user;
+    const heft_checkpoint *ckpt = ((const struct looked_at *)user)->ckpt;
     heft__tensor_reader *reader = NULL;
     heft_status status =
         heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, i), ckpt->entries[i], &reader, err);
@@ -26,19 +38,33 @@ heft_status heft__checkpoint_find_quantized(const heft_checkpoint *ckpt, heft__a
                                             const heft__quant_settings *settings,
                                             heft__quant_found *out, heft_error *err)
 {
+    struct looked_at at = {.ckpt = ckpt};
     const heft__quant_table table = {.infos = ckpt->infos,
                                      .count = ckpt->count,
                                      .names = &ckpt->names,
                                      .read = read_first,
-                                     .user = ckpt};
+                                     .metadata = metadata_of,
+                                     .user = &at};
     heft_error why = {0};
-    const heft_status status = heft__quant_find(arena, &table, settings, out, &why);
+    size_t old;
+    heft_status status = HEFT_OK;
+    heft__map_init(&at.keys, ckpt->ctx);
+    for (size_t k = 0; k < ckpt->metadata_count && status == HEFT_OK; k++) {
+        const char *key = ckpt->metadata[k].key;
+        if (!heft__map_put(&at.keys, key, strlen(key), k, &old)) {
+            status = heft__fail_nomem(&why, ckpt->metadata_count);
+        }
+    }
+    if (status == HEFT_OK) {
+        status = heft__quant_find(arena, &table, settings, out, &why);
+    }
+    heft__map_fini(&at.keys);
     if (status == HEFT_OK) {
         return HEFT_OK;
     }
-    const size_t at = heft_checkpoint_find(ckpt, why.item);
-    if (at != SIZE_MAX) {
-        heft__add_path(status, &why, ckpt->files[ckpt->infos[at].file_index].info.path);
+    const size_t wrong = heft_checkpoint_find(ckpt, why.item);
+    if (wrong != SIZE_MAX) {
+        heft__add_path(status, &why, ckpt->files[ckpt->infos[wrong].file_index].info.path);
     }
     if (err) {
         *err = why;

@@ -3,11 +3,13 @@
  * `config_groups` has a group for each way of storing, with `format` (or one `format` for all), `weights`
  * {`num_bits`, `type`, `symmetric`, `strategy`, `group_size`, `block_structure`} and `targets`. A module is
  * quantized because its tensors are there; which format it has shows in them, and what the tensors do not
- * say is taken from the group.
+ * say is taken from the group whose blocks go with the shape of the scales. `targets` decide where they
+ * name the module; classes and expressions are not looked up: where groups that differ go with the
+ * scales, the weight is not computed.
  *
- *   float-quantized, int-quantized, naive-quantized   P.weight float8 or int8; P.weight_scale: one [1], of
- *       rows [out, 1], of groups [out, in / g], of blocks; P.weight_zero_point int8. scaled.c, in the scale's
- *       dtype
+ *   float-quantized, int-quantized, naive-quantized, mxfp8-quantized
+ *       P.weight float8 or int8; P.weight_scale: one [1], of rows [out, 1], of groups [out, in / g], of
+ *       blocks; P.weight_zero_point int8. scaled.c, in the scale's dtype (in the model's for exponents)
  *   pack-quantized        P.weight_packed I32, P.weight_scale, P.weight_shape: packed.c
  *   nvfp4-pack-quantized  P.weight_packed U8 [out, in / 2], P.weight_scale F8_E4M3 [out, in / 16],
  *       P.weight_global_scale F32 [1]: value * (scale / global scale), in the model's dtype: grouped4.c
@@ -49,9 +51,7 @@ static bool alike(const heft__json_value *a, const heft__json_value *b)
     return true;
 }
 
-/* The last part of a module's path matches as a class does: targets name classes, whose modules cannot be
- * told apart by tensors. So does a path, or its end; or, after "re:", a text that its groups' expressions
- * contain. Only where groups differ does it matter. */
+/* Whether targets name a module by its path or the end of it. */
 static bool names_module(const heft__json_value *targets, const char *name, size_t length)
 {
     for (const heft__json_value *t = targets ? targets->first : NULL; t; t = t->next) {
@@ -97,20 +97,6 @@ static heft_status add(heft__quant_finder *finder, const heft__quant_weight *wei
     return status;
 }
 
-static heft_status read_scalar(const heft__quant_finder *finder, size_t i, float *out,
-                               heft_error *err)
-{
-    const heft_tensor_info *info = &finder->table->infos[i];
-    uint8_t bytes[4];
-    if (info->dtype != HEFT_DTYPE_F32 || info->size_bytes != 4) {
-        return heft__quant_fail(finder, i, err, "expected one float32 value");
-    }
-    const heft_status status = finder->table->read(finder->table->user, i, bytes, 4, err);
-    const uint32_t bits = heft__le32(bytes);
-    memcpy(out, &bits, sizeof *out);
-    return status;
-}
-
 /* NVFP4 and MXFP4. */
 static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t prefix,
                                    heft_error *err)
@@ -127,7 +113,7 @@ static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t 
         status = heft__quant_need(finder, i, prefix, ".weight_global_scale", &missing, err);
     }
     if (status == HEFT_OK && global != HEFT__NO_PART) {
-        status = read_scalar(finder, global, &divisor, err);
+        status = heft__quant_read_float(finder, global, &divisor, err);
     }
     if (status == HEFT_OK) {
         status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
@@ -145,65 +131,214 @@ static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t 
     return status;
 }
 
-/* The sides of a block, by the shape of the scales and, where that is not enough, the settings. */
-static heft_status find_block(const heft__quant_finder *finder, size_t values, size_t scales,
-                              const heft__json_value *arguments, uint64_t block[2], heft_error *err)
+/* ---- 8 bits ----------------------------------------------------------------------------------- */
+static const heft__json_value *list_of_two(const heft__json_value *arguments)
 {
-    const heft_tensor_info *info = &finder->table->infos[values],
-                           *grid = &finder->table->infos[scales];
-    const heft__json_value *structure = heft__json_member(arguments, "block_structure");
-    block[0] = block[1] = 0;
-    if (structure && structure->type == HEFT__JSON_TYPE_ARRAY && structure->count == 2) {
-        return heft__json_as_u64(structure->first, &block[0]) &&
-                       heft__json_as_u64(structure->last, &block[1]) && block[0] && block[1]
-                   ? HEFT_OK
-                   : heft__quant_fail(finder, scales, err,
-                                      "the block_structure of its group is not "
-                                      "a list of two counts");
-    }
-    if (info->rank != 2 || grid->rank == 0 || grid->shape[0] <= 1) {
-        return HEFT_OK; /* one scale */
-    }
+    const heft__json_value *list = heft__json_member(arguments, "block_structure");
+    return list && list->type == HEFT__JSON_TYPE_ARRAY && list->count == 2 ? list : NULL;
+}
+
+static bool strategy_is(const heft__json_value *arguments, const char *name)
+{
+    const heft__json_value *text = heft__json_member(arguments, "strategy");
+    return text && text->type == HEFT__JSON_TYPE_STRING && strcmp(text->text, name) == 0;
+}
+
+/* The sides of a block, 0 for a whole side, by a group's arguments; false: they do not say. */
+static bool block_by_arguments(const heft__json_value *arguments, uint64_t block[2])
+{
+    const heft__json_value *list = list_of_two(arguments),
+                           *size = heft__json_member(arguments, "group_size");
+    uint64_t group = 0;
     block[0] = 1;
-    if (grid->rank == 1 || grid->shape[1] <= 1) {
-        return HEFT_OK; /* one for each row */
+    block[1] = 0;
+    if (list) {
+        return heft__json_as_u64(list->first, &block[0]) &&
+               heft__json_as_u64(list->last, &block[1]) && block[0] && block[1];
     }
-    int64_t group = 0;
-    heft_status status =
-        heft__quant_integer(finder, arguments, "group_size", -1, INT32_MAX, 0, &group, err);
-    if (status == HEFT_OK && group <= 0) {
-        status = info->shape[1] % grid->shape[1] == 0
-                     ? HEFT_OK
-                     : heft__quant_fail(
-                           finder, scales, err, "%llu scales do not divide rows of %llu values",
-                           (unsigned long long)grid->shape[1], (unsigned long long)info->shape[1]);
-        group = status == HEFT_OK ? (int64_t)(info->shape[1] / grid->shape[1]) : 0;
+    if (size && heft__json_as_u64(size, &group) && group) {
+        block[1] = group;
+        return true;
     }
-    block[1] = (uint64_t)group;
-    return status;
+    if (strategy_is(arguments, "tensor")) {
+        block[0] = 0;
+        return true;
+    }
+    return strategy_is(arguments, "channel");
+}
+
+/* The same by the shape of the scales alone: one, one for each row, or groups that divide the rows. */
+static bool block_by_shape(const heft_tensor_info *grid, const uint64_t shape[2], uint64_t block[2])
+{
+    const uint64_t lines = grid->rank > 0 ? grid->shape[0] : 1,
+                   columns = grid->rank > 1 ? grid->shape[1] : 1;
+    if (grid->rank > 2 || !columns || (lines != 1 && lines != shape[0]) ||
+        (lines == 1 && columns > 1 && shape[0] != 1) || shape[1] % columns) {
+        return false;
+    }
+    block[0] = lines == 1 ? 0 : 1;
+    block[1] = columns == 1 ? 0 : shape[1] / columns;
+    return true;
+}
+
+/* A side that is 0 or too long is the whole one. */
+static uint64_t whole_side(uint64_t side, uint64_t whole)
+{
+    return side && side < whole ? side : whole;
+}
+
+static bool fits(const heft_tensor_info *grid, const uint64_t shape[2], const uint64_t block[2])
+{
+    const uint64_t lines = (shape[0] - 1) / whole_side(block[0], shape[0]) + 1,
+                   columns = (shape[1] - 1) / whole_side(block[1], shape[1]) + 1;
+    const uint64_t first = grid->rank > 0 ? grid->shape[0] : 1,
+                   second = grid->rank > 1 ? grid->shape[1] : 1;
+    return grid->rank <= 2 && first == lines && second == columns;
+}
+
+static bool same_block(const uint64_t a[2], const uint64_t b[2], const uint64_t shape[2])
+{
+    return whole_side(a[0], shape[0]) == whole_side(b[0], shape[0]) &&
+           whole_side(a[1], shape[1]) == whole_side(b[1], shape[1]);
+}
+
+/* What groups say about the block of a module. */
+struct blocks {
+    bool said, fitting;          /* a group says something; something that goes with the scales */
+    uint64_t first[2], found[2]; /* what the first says; what goes with the scales */
+    bool differ;                 /* others go with the scales, too */
+};
+
+static void ask_groups(const heft__quant_finder *finder, size_t i, const heft_tensor_info *grid,
+                       size_t prefix, struct blocks *b)
+{
+    const heft__json_value *groups = heft__json_member(finder->settings->config, "config_groups");
+    const heft_tensor_info *info = &finder->table->infos[i];
+    *b = (struct blocks){0};
+    for (const heft__json_value *g = groups ? groups->first : NULL; g; g = g->next) {
+        const heft__json_value *weights = weights_of(g);
+        uint64_t sides[2];
+        if (!weights || !block_by_arguments(weights, sides)) {
+            continue;
+        }
+        const bool named = names_module(heft__json_member(g, "targets"), info->name, prefix),
+                   good = fits(grid, info->shape, sides);
+        if (!b->said || named) {
+            memcpy(b->first, sides, sizeof sides);
+        }
+        b->said = true;
+        if (named) {
+            memcpy(b->found, sides, sizeof sides);
+            b->fitting = good;
+            b->differ = false;
+            return;
+        }
+        b->differ = b->differ || (good && b->fitting && !same_block(b->found, sides, info->shape));
+        if (good) {
+            memcpy(b->found, sides, sizeof sides);
+            b->fitting = true;
+        }
+    }
+}
+
+/* The sides of a block: of the groups whose blocks go with the shape of the scales. *unsure: those differ.
+ * Where none does, what a group says, for the error. */
+static heft_status find_block(const heft__quant_finder *finder, size_t i, size_t scales,
+                              size_t prefix, uint64_t block[2], bool *unsure, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i], *grid = &finder->table->infos[scales];
+    struct blocks b;
+    ask_groups(finder, i, grid, prefix, &b);
+    *unsure = b.differ;
+    if (b.fitting || b.said) {
+        memcpy(block, b.fitting ? b.found : b.first, sizeof b.found);
+        return HEFT_OK;
+    }
+    char shape[HEFT__SHAPE_TEXT];
+    return block_by_shape(grid, info->shape, block)
+               ? HEFT_OK
+               : heft__quant_fail(finder, scales, err,
+                                  "nothing says how large the blocks of scales of shape %s are",
+                                  heft__shape_text(grid->shape, grid->rank, shape));
+}
+
+/* Whether all groups say that zero points are stored. */
+static bool needs_zeros(const heft__quant_finder *finder)
+{
+    const heft__json_value *groups = heft__json_member(finder->settings->config, "config_groups");
+    bool all = false;
+    for (const heft__json_value *g = groups ? groups->first : NULL; g; g = g->next) {
+        const heft__json_value *weights = weights_of(g);
+        if (weights && heft__quant_flag(weights, "symmetric", true)) {
+            return false;
+        }
+        all = all || weights;
+    }
+    return all;
 }
 
 static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefix, size_t scales,
                               heft_error *err)
 {
-    bool unsure = false;
-    const heft__json_value *arguments = arguments_of(finder, i, prefix, &unsure);
-    const size_t zeros = heft__quant_sibling(finder->table, i, prefix, ".weight_zero_point");
+    const heft_tensor_info *info = &finder->table->infos[i];
+    size_t zeros = heft__quant_sibling(finder->table, i, prefix, ".weight_zero_point");
     heft__quant_weight weight;
-    uint64_t block[2];
+    uint64_t block[2] = {0, 0};
+    bool unsure = false;
     heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
-    if (status == HEFT_OK) {
-        status = find_block(finder, i, scales, unsure ? NULL : arguments, block, err);
+    if (status == HEFT_OK && info->dtype == HEFT_DTYPE_I8 && needs_zeros(finder)) {
+        status = heft__quant_need(finder, i, prefix, ".weight_zero_point", &zeros, err);
     }
-    weight.dtype = finder->table->infos[scales].dtype;
+    if (status == HEFT_OK && info->rank == 2 && info->shape[0] && info->shape[1]) {
+        status = find_block(finder, i, scales, prefix, block, &unsure, err);
+    }
     if (status == HEFT_OK) {
+        const heft_dtype dtype = finder->table->infos[scales].dtype;
+        weight.dtype = heft_dtype_bits(dtype) == 8 ? weight.dtype : dtype;
         status = heft__quant_scaled(finder, &weight, i, scales, zeros, block[0], block[1], err);
     }
-    if (weight.dtype != HEFT_DTYPE_F32 && weight.dtype != HEFT_DTYPE_F16) {
-        weight.dtype =
-            weight.dtype == HEFT_DTYPE_BF16 ? HEFT_DTYPE_BF16 : finder->settings->model_dtype;
+    if (status == HEFT_OK && unsure) {
+        weight.layout = NULL;
+        weight.why = "groups of the config differ, and none names its module";
     }
     return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
+}
+
+/* ---- formats that are not computed ------------------------------------------------------------- */
+static heft_status keep_as_it_is(heft__quant_finder *finder, size_t i, size_t prefix,
+                                 const char *why, heft_error *err)
+{
+    static const char *const rest[] = {".weight_scale", ".scale_packed", ".meta",       ".bitmask",
+                                       ".shape",        ".row_offsets",  ".compressed", NULL};
+    heft__quant_weight weight;
+    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    weight.part[0] = i;
+    weight.why = why;
+    status = add(finder, &weight, i, prefix, err);
+    for (const char *const *name = rest; status == HEFT_OK && *name; name++) {
+        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
+    }
+    return status;
+}
+
+/* Why a packed weight is of another format; NULL: it is not. */
+static const char *other_format(const heft__quant_table *table, size_t i, size_t prefix)
+{
+    const heft_tensor_info *info = &table->infos[i];
+    const size_t scales = heft__quant_sibling(table, i, prefix, ".weight_scale");
+    if (heft__quant_sibling(table, i, prefix, ".scale_packed") != HEFT__NO_PART ||
+        heft__quant_sibling(table, i, prefix, ".meta") != HEFT__NO_PART) {
+        return "marlin-24 is a layout of GPU kernels";
+    }
+    const heft_tensor_info *grid = scales == HEFT__NO_PART ? NULL : &table->infos[scales];
+    return info->dtype == HEFT_DTYPE_U8 && grid && grid->dtype == HEFT_DTYPE_U8 &&
+                   info->rank == 2 && grid->rank == 2 && info->shape[1] % 24 == 0 &&
+                   info->shape[1] / 24 == grid->shape[1]
+               ? "mxfp6-pack-quantized is not known"
+               : NULL;
 }
 
 /* ---- the method ------------------------------------------------------------------------------- */
@@ -212,17 +347,47 @@ static bool is_marked(const heft__quant_table *table, size_t i)
     return heft__quant_prefix(table->infos[i].name, ".weight_packed") != SIZE_MAX;
 }
 
+static heft_status find_packed(heft__quant_finder *finder, size_t i, size_t prefix, heft_error *err)
+{
+    const char *why = other_format(finder->table, i, prefix);
+    bool unsure = false;
+    if (why) {
+        return keep_as_it_is(finder, i, prefix, why, err);
+    }
+    if (finder->table->infos[i].dtype != HEFT_DTYPE_I32) {
+        return find_half_bytes(finder, i, prefix, err);
+    }
+    const heft__json_value *arguments = arguments_of(finder, i, prefix, &unsure);
+    return heft__quant_find_packed(finder, i, prefix, unsure ? NULL : arguments, err);
+}
+
+/* A scale that no weight has is a fault. */
+static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft__quant_table *table = finder->table;
+    const size_t prefix = heft__quant_prefix(table->infos[i].name, ".weight_scale");
+    size_t weight = HEFT__NO_PART;
+    if (prefix == SIZE_MAX ||
+        heft__quant_sibling(table, i, prefix, ".weight_packed") != HEFT__NO_PART ||
+        heft__quant_sibling(table, i, prefix, ".compressed") != HEFT__NO_PART) {
+        return HEFT_OK;
+    }
+    const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
+    if (status == HEFT_OK && heft_dtype_bits(table->infos[weight].dtype) != 8) {
+        return heft__quant_fail(finder, weight, err,
+                                "it has a scale, but is not quantized: expected int8 or float8, "
+                                "found %s",
+                                heft_dtype_name(table->infos[weight].dtype));
+    }
+    return status;
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
-    size_t prefix = heft__quant_prefix(info->name, ".weight_packed"), other = HEFT__NO_PART;
-    if (prefix != SIZE_MAX && info->dtype == HEFT_DTYPE_I32) {
-        bool unsure = false;
-        const heft__json_value *arguments = arguments_of(finder, i, prefix, &unsure);
-        return heft__quant_find_packed(finder, i, prefix, unsure ? NULL : arguments, err);
-    }
+    size_t prefix = heft__quant_prefix(info->name, ".weight_packed");
     if (prefix != SIZE_MAX) {
-        return find_half_bytes(finder, i, prefix, err);
+        return find_packed(finder, i, prefix, err);
     }
     prefix = heft__quant_prefix(info->name, ".weight");
     if (prefix != SIZE_MAX &&
@@ -232,12 +397,12 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
             heft__quant_need(finder, i, prefix, ".weight_scale", &scales, err);
         return status == HEFT_OK ? find_bytes(finder, i, prefix, scales, err) : status;
     }
-    prefix = heft__quant_prefix(info->name, ".weight_scale");
-    if (prefix == SIZE_MAX ||
-        heft__quant_sibling(finder->table, i, prefix, ".weight_packed") != HEFT__NO_PART) {
-        return HEFT_OK;
+    prefix = heft__quant_prefix(info->name, ".compressed");
+    if (prefix != SIZE_MAX &&
+        heft__quant_sibling(finder->table, i, prefix, ".bitmask") != HEFT__NO_PART) {
+        return keep_as_it_is(finder, i, prefix, "sparse-24-bitmask is not known", err);
     }
-    return heft__quant_need(finder, i, prefix, ".weight", &other, err);
+    return check_orphan(finder, i, err);
 }
 
 const heft__quant_method heft__quant_compressed = {

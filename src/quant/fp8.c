@@ -2,8 +2,8 @@
  *
  * P.weight F8_E4M3 [out, in]; P.weight_scale_inv [ceil(out / bm), ceil(in / bn)], F32, F16, BF16, F8_E8M0,
  * or U8 with the same exponent byte. `weight_block_size` [bm, bn]; null or absent: one scale for the
- * tensor. Other names of the scale: P.scale, P.weight_scale. P.activation_scale and P.input_scale are not
- * needed. "fbgemm_fp8": P.weight_scale [out, 1] F32, a scale for each row.
+ * tensor. Other names of the scale: P.weight_scale, P.scale, P.qscale_weight. P.activation_scale,
+ * P.input_scale and P.qscale_act are not needed. "fbgemm_fp8": P.weight_scale [out, 1] F32, a scale for each row.
  *
  *   W[o][i] = weight[o][i] * scale[o / bm][i / bn], in float32, rounded to the model's dtype
  *
@@ -12,7 +12,11 @@
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
-static const char *const scale_names[] = {".weight_scale_inv", ".weight_scale", ".scale", NULL};
+/* Behind the name of the module. */
+static const char *const scale_names[] = {".weight_scale_inv", ".weight_scale", ".scale",
+                                          ".qscale_weight", NULL};
+static const char *const companions[] = {".activation_scale", ".input_scale", ".input_scale_ub",
+                                         ".qscale_act", NULL};
 
 static bool is_float8(heft_dtype dtype)
 {
@@ -58,13 +62,60 @@ static size_t find_scale(const heft__quant_finder *finder, size_t i, size_t pref
     return found;
 }
 
-/* A scale that no weight has is a fault; weights are looked up before, wherever they stand. */
+/* A scale that no float8 weight has is a fault. */
 static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
 {
-    const size_t prefix = heft__quant_prefix(finder->table->infos[i].name, scale_names[0]);
+    const heft_tensor_info *infos = finder->table->infos;
+    const size_t inverse = heft__quant_prefix(infos[i].name, scale_names[0]),
+                 prefix = inverse != SIZE_MAX ? inverse
+                                              : heft__quant_prefix(infos[i].name, scale_names[1]);
     size_t weight = HEFT__NO_PART;
-    return prefix == SIZE_MAX ? HEFT_OK
-                              : heft__quant_need(finder, i, prefix, ".weight", &weight, err);
+    if (prefix == SIZE_MAX) {
+        return HEFT_OK;
+    }
+    const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
+    return status == HEFT_OK && !is_float8(infos[weight].dtype)
+               ? heft__quant_fail(finder, weight, err,
+                                  "it has a scale: expected float8, found dtype %s",
+                                  heft_dtype_name(infos[weight].dtype))
+               : status;
+}
+
+/* Experts in one tensor: NAME, NAME_scale_inv or NAME_scale. */
+static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const size_t length = strlen(finder->table->infos[i].name);
+    size_t scales = heft__quant_sibling(finder->table, i, length, "_scale_inv");
+    heft__quant_weight weight;
+    if (scales == HEFT__NO_PART) {
+        scales = heft__quant_sibling(finder->table, i, length, "_scale");
+    }
+    if (scales == HEFT__NO_PART) {
+        return HEFT_OK;
+    }
+    const heft_status status = heft__quant_weight_init(finder, &weight, i, length, "", err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    weight.why = "it is several matrices in one tensor";
+    weight.bits = 8;
+    weight.part[0] = i;
+    weight.part[1] = scales;
+    return heft__quant_add(finder, &weight, err);
+}
+
+/* The block of the scales of one weight. */
+static heft_status block_of(const heft__quant_finder *finder, const heft_tensor_info *info,
+                            const heft_tensor_info *grid, uint64_t block[2], heft_error *err)
+{
+    const heft_status status = block_size(finder, block, err);
+    const bool lines = info->rank == 2 && grid->rank > 0 && grid->shape[0] > 1;
+    if (status == HEFT_OK && lines && grid->shape[0] == info->shape[0] &&
+        (grid->rank == 1 || grid->shape[1] == 1) && (!block[0] || block[0] > 1)) {
+        block[0] = 1; /* a scale for each row */
+        block[1] = 0;
+    }
+    return status;
 }
 
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
@@ -74,7 +125,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     heft__quant_weight weight;
     uint64_t block[2];
     if (prefix == SIZE_MAX || !is_float8(info->dtype)) {
-        return check_orphan(finder, i, err);
+        return is_float8(info->dtype) ? find_stacked(finder, i, err) : check_orphan(finder, i, err);
     }
     const size_t scales = find_scale(finder, i, prefix);
     if (scales == HEFT__NO_PART) {
@@ -84,17 +135,11 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     const heft_tensor_info *grid = &finder->table->infos[scales];
     heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
     if (status == HEFT_OK) {
-        status = block_size(finder, block, err);
+        status = block_of(finder, info, grid, block, err);
     }
-    if (status == HEFT_OK && info->rank == 2 && grid->rank > 0 && grid->shape[0] > 1 && !block[0]) {
-        /* a scale for each row, or blocks of a size that nobody says */
-        const bool rows =
-            grid->shape[0] == info->shape[0] && (grid->rank == 1 || grid->shape[1] == 1);
-        block[0] = rows ? 1 : 0;
-        block[1] = rows ? info->shape[1] : 0;
-    }
-    const bool unsure = !finder->settings->config && !block[0] && grid->size_bytes > 4;
-    if (status == HEFT_OK && unsure) {
+    const bool unsure = status == HEFT_OK && !finder->settings->config && !block[0] &&
+                        grid->rank > 0 && grid->shape[0] * grid->shape[grid->rank - 1] > 1;
+    if (unsure) {
         weight.why = "no config says how large the blocks of its scales are";
         weight.part[0] = i;
         weight.part[1] = scales;
@@ -103,19 +148,11 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         status =
             heft__quant_scaled(finder, &weight, i, scales, HEFT__NO_PART, block[0], block[1], err);
     }
-    if (status == HEFT_OK && block[0] == 1) {
-        weight.group = 0;
-    }
     if (status == HEFT_OK) {
         status = heft__quant_add(finder, &weight, err);
     }
-    if (status == HEFT_OK) {
-        heft__quant_companion(finder,
-                              heft__quant_sibling(finder->table, i, prefix, ".activation_scale"));
-        heft__quant_companion(finder,
-                              heft__quant_sibling(finder->table, i, prefix, ".input_scale"));
-        heft__quant_companion(finder,
-                              heft__quant_sibling(finder->table, i, prefix, ".input_scale_ub"));
+    for (const char *const *name = companions; status == HEFT_OK && *name; name++) {
+        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
     }
     return status;
 }

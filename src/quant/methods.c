@@ -10,9 +10,11 @@
 #define NAME_MOST 4096 /* bytes of a name that is looked up; longer ones have no companions */
 
 static const heft__quant_method *const methods[] = {
-    &heft__quant_fp8,          &heft__quant_modelopt, &heft__quant_compressed,
-    &heft__quant_bitsandbytes, &heft__quant_awq,      &heft__quant_gptq,
-    &heft__quant_mxfp4,        &heft__quant_quanto,   NULL,
+    &heft__quant_fp8,        &heft__quant_modelopt,
+    &heft__quant_compressed, &heft__quant_bitsandbytes,
+    &heft__quant_awq,        &heft__quant_gptq,
+    &heft__quant_mxfp4,      &heft__quant_quanto,
+    &heft__quant_torchao,    NULL,
 };
 
 /* ---- which method ----------------------------------------------------------------------------- */
@@ -216,7 +218,9 @@ heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_er
 heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
                                     size_t i, size_t prefix, const char *suffix, heft_error *err)
 {
-    *weight = (heft__quant_weight){.dtype = finder->settings->model_dtype};
+    const heft_dtype dtype = finder->settings->model_dtype;
+    const bool half = dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
+    *weight = (heft__quant_weight){.dtype = half ? dtype : HEFT_DTYPE_F32};
     for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
         weight->part[p] = HEFT__NO_PART;
     }
@@ -234,6 +238,25 @@ heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quan
     memcpy(text + prefix, suffix, end + 1);
     weight->name = text;
     return HEFT_OK;
+}
+
+heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, float *out,
+                                   heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    uint8_t bytes[4];
+    if (info->dtype != HEFT_DTYPE_F32 || info->size_bytes != 4) {
+        char shape[HEFT__SHAPE_TEXT];
+        return heft__quant_fail(finder, i, err, "expected one float32 value, found %s %s",
+                                heft_dtype_name(info->dtype),
+                                heft__shape_text(info->shape, info->rank, shape));
+    }
+    const heft_status status = finder->table->read(finder->table->user, i, bytes, 4, err);
+    if (status == HEFT_OK) {
+        const uint32_t bits = heft__le32(bytes);
+        memcpy(out, &bits, sizeof *out);
+    }
+    return status;
 }
 
 heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,

@@ -140,6 +140,17 @@ static heft_status check(const heft__quant_finder *finder, size_t i, size_t scal
                               err);
 }
 
+/* Scales that no blocks have are a fault. */
+static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    const size_t prefix = heft__quant_prefix(info->name, "_scales");
+    size_t blocks = HEFT__NO_PART;
+    return prefix == SIZE_MAX || info->rank != 3 || heft_dtype_bits(info->dtype) != 8
+               ? HEFT_OK
+               : heft__quant_need(finder, i, prefix, "_blocks", &blocks, err);
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
@@ -147,7 +158,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     heft__quant_weight weight;
     size_t scales = HEFT__NO_PART;
     if (prefix == SIZE_MAX) {
-        return HEFT_OK;
+        return check_orphan(finder, i, err);
     }
     heft_status status = heft__quant_need(finder, i, prefix, "_scales", &scales, err);
     if (status == HEFT_OK) {

@@ -28,6 +28,8 @@ typedef struct heft__quant_table {
     /* The first `length` bytes of a tensor's elements, row by row, little-endian: for small tensors whose
      * values decide what the weight is (a shape, a text, a scale of the whole tensor). */
     heft_status (*read)(const void *user, size_t i, void *dst, size_t length, heft_error *err);
+    /* The text under a key in the metadata of the files; NULL: there is none. The function may be NULL. */
+    const char *(*metadata)(const void *user, const char *key);
     const void *user;
 } heft__quant_table;
 
@@ -142,7 +144,8 @@ typedef struct heft__quant_method {
 } heft__quant_method;
 
 extern const heft__quant_method heft__quant_awq, heft__quant_bitsandbytes, heft__quant_compressed,
-    heft__quant_fp8, heft__quant_gptq, heft__quant_modelopt, heft__quant_mxfp4, heft__quant_quanto;
+    heft__quant_fp8, heft__quant_gptq, heft__quant_modelopt, heft__quant_mxfp4, heft__quant_quanto,
+    heft__quant_torchao;
 
 /* The length of the name in front of a suffix (".qweight"); SIZE_MAX if it does not end so. */
 size_t heft__quant_prefix(const char *name, const char *suffix);
@@ -160,9 +163,12 @@ heft_status heft__quant_expect(const heft__quant_finder *finder, size_t i, heft_
 heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_error *err,
                              const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* A weight whose name is the first `prefix` bytes of tensor i's name and the suffix; parts all absent,
- * dtype that of the model. */
+ * dtype that of the model, float32 where it is none of 16 bits. */
 heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
                                     size_t i, size_t prefix, const char *suffix, heft_error *err);
+/* The only element of tensor i, which must be float32. */
+heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, float *out,
+                                   heft_error *err);
 /* Take the weight with its parts. FORMAT if a part belongs to another weight. */
 heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
                             heft_error *err);

@@ -297,6 +297,21 @@ static bool is_marked(const heft__quant_table *table, size_t i)
            heft__quant_prefix(table->infos[i].name, ".weight._data._data") != SIZE_MAX;
 }
 
+/* A scale or a shift that no values have is a fault. */
+static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const char *name = finder->table->infos[i].name;
+    const size_t scale = heft__quant_prefix(name, ".weight._scale"),
+                 shift = heft__quant_prefix(name, ".weight._shift"),
+                 module = scale != SIZE_MAX ? scale : shift;
+    size_t values = HEFT__NO_PART;
+    if (module == SIZE_MAX ||
+        heft__quant_sibling(finder->table, i, module, ".weight._data") != HEFT__NO_PART) {
+        return HEFT_OK;
+    }
+    return heft__quant_need(finder, i, module, ".weight._data._data", &values, err);
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const char *name = finder->table->infos[i].name, *weights = NULL;
@@ -304,7 +319,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
                  bytes = heft__quant_prefix(name, "._data");
     heft_status status = HEFT_OK;
     if (packed == SIZE_MAX && bytes == SIZE_MAX) {
-        return HEFT_OK;
+        return check_orphan(finder, i, err);
     }
     const size_t whole = packed != SIZE_MAX ? packed : bytes; /* P.weight */
     const size_t module =

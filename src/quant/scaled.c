@@ -179,7 +179,12 @@ static bool is_scale(heft_dtype dtype)
            dtype == HEFT_DTYPE_F8_E8M0FNU || dtype == HEFT_DTYPE_U8;
 }
 
-/* [lines, columns], or fewer dimensions where sides of 1 are left out. */
+static bool is_result(heft_dtype dtype)
+{
+    return dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
+}
+
+/* [lines, columns], or fewer dimensions where sides of 1 are left out, or [lines, 1, columns, 1]. */
 static heft_status check_grid(const heft__quant_finder *finder, size_t i, uint64_t lines,
                               uint64_t columns, heft_error *err)
 {
@@ -187,7 +192,9 @@ static heft_status check_grid(const heft__quant_finder *finder, size_t i, uint64
     const uint64_t shape[2] = {lines, columns};
     const bool flat = columns == 1 && info->rank == 1 && info->shape[0] == lines,
                scalar = lines == 1 && columns == 1 && info->rank == 0;
-    return flat || scalar
+    const bool spread = info->rank == 4 && info->shape[0] == lines && info->shape[1] == 1 &&
+                        info->shape[2] == columns && info->shape[3] == 1;
+    return flat || scalar || spread
                ? HEFT_OK
                : heft__quant_expect(finder, i, HEFT_DTYPE_NONE, HEFT_DTYPE_NONE, shape, 2, err);
 }
@@ -207,11 +214,12 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
         return HEFT_OK;
     }
     if (info->rank != 2 || !info->shape[0] || !info->shape[1] || !is_value(info->dtype)) {
-        return heft__quant_fail(finder, values, err,
-                                "expected a matrix of float8 or int8 values, found %s of rank %u",
-                                heft_dtype_name(info->dtype), info->rank);
+        char shape[HEFT__SHAPE_TEXT];
+        return heft__quant_fail(
+            finder, values, err, "expected a matrix of float8 or int8 values, found %s %s",
+            heft_dtype_name(info->dtype), heft__shape_text(info->shape, info->rank, shape));
     }
-    if (!is_scale(scale->dtype)) {
+    if (!is_scale(scale->dtype) || !is_result(weight->dtype)) {
         return heft__quant_fail(finder, scales, err, "%s cannot be a scale",
                                 heft_dtype_name(scale->dtype));
     }

@@ -40,9 +40,17 @@ static const struct quant_case {
     {"gptq_4bit",            "gptq",               4, 32,  NULL                                           },
     {"gptq_4bit_v2",         "gptq",               4, 64,  NULL                                           },
     {"gptq_8bit",            "gptq",               8, 32,  NULL                                           },
+    {"modelopt_mxfp8",       "modelopt",           8, 32,  NULL                                           },
+    {"modelopt_nvfp4",       "modelopt",           4, 16,  "model.layers.0.mlp.up_proj.input_scale"       },
     {"mxfp4",                "mxfp4",              4, 32,  NULL                                           },
     {"quanto_int4",          "quanto",             4, 128, NULL                                           },
     {"quanto_int8",          "quanto",             8, 0,   NULL                                           },
+    {"torchao_fp8",          "torchao",            8, 0,   NULL                                           },
+    {"torchao_int8",         "torchao",            8, 0,   NULL                                           },
+    {"torchao_intx",         "torchao",            8, 32,  NULL                                           },
+    {"torchao_mxfp4",        "torchao",            4, 32,  NULL                                           },
+    {"torchao_mxfp8",        "torchao",            8, 32,  NULL                                           },
+    {"torchao_nvfp4",        "torchao",            4, 16,  NULL                                           },
 };
 
 /* ---- a folder opened -------------------------------------------------------------------------- */
@@ -82,6 +90,17 @@ static const heft__json_value *quanto_map(heft__arena *arena, const char *folder
     free(text);
     test_expect_status(heft__json_parse(arena, kept, length, 64, &map, &err), HEFT_OK, &err, path);
     return map;
+}
+
+static const char *metadata_of(const void *user, const char *key)
+{
+    const char *value = NULL, *found;
+    for (size_t i = 0; (found = heft_checkpoint_metadata(user, i, &value)) != NULL; i++) {
+        if (strcmp(found, key) == 0) {
+            return value;
+        }
+    }
+    return NULL;
 }
 
 static heft_dtype dtype_of_config(const heft_config *config)
@@ -133,6 +152,7 @@ static void open_case(struct opened *o, const char *folder)
                                      .count = o->packed->count,
                                      .names = &o->packed->names,
                                      .read = read_some,
+                                     .metadata = metadata_of,
                                      .user = o->packed};
     test_expect_status(heft__quant_find(&o->arena, &table, &settings, &o->found, &err), HEFT_OK,
                        &err, folder);
