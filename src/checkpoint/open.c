@@ -626,6 +626,12 @@ heft_status heft__checkpoint_begin_view(heft_checkpoint *base, heft_checkpoint *
     view->where = base->where; /* its texts are lent by the base */
     view->where.index_input = NULL;
     view->expanded = base->expanded;
+    for (size_t i = 0; i < base->warnings.count; i++) {
+        if (!heft__warn(&view->warnings, "%s", base->warnings.lines[i])) {
+            heft_checkpoint_close(view);
+            return heft__fail_nomem(err, 0);
+        }
+    }
     *out = view;
     return HEFT_OK;
 }

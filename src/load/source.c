@@ -410,7 +410,7 @@ const char *heft_source_class(const heft_source *source)
 
 heft_status heft_source_check_index(const heft_source *source, heft_error *err)
 {
-    return source->ckpt ? heft__checkpoint_judge(source->ckpt, false, err) : HEFT_OK;
+    return source->ckpt ? heft__checkpoint_judge(source->survey, false, err) : HEFT_OK;
 }
 
 heft_status heft_source_verify(const heft_source *source, const heft_verify_options *options,

@@ -175,3 +175,21 @@ edited "$work/edited" "t['$q.g_idx'] = ('I32', [64], struct.pack('<i', 9) * 64)"
 fails 5 'q_proj.weight: g_idx\[0\] is 9, expected less than 2' load "$work/edited" --dequantize
 fails 5 'g_idx\[0\] is 9' convert "$work/edited" "$work/never" --dequantize
 [ ! -e "$work/never" ] || fail "something was written"
+
+# an index that disagrees with its shards is refused for plain weights too, and what opening warns of is told
+run 0 convert "$data/gptq_4bit" "$work/shards" --max-shard-size 20KB
+run 0 convert "$work/shards" "$work/plain" --dequantize
+rm -rf "$work/plain"
+sed -i 's/"model.norm.weight"/"model.norm.weird"/' "$work/shards/model.safetensors.index.json"
+fails 5 'model\.norm\.weird' convert "$work/shards" "$work/plain"
+fails 5 'model\.norm\.weird' convert "$work/shards" "$work/plain" --dequantize
+fails 5 'model\.norm\.weird' load "$work/shards" --dequantize --strict
+[ ! -e "$work/plain" ] || fail "something was written"
+python3 - "$work/shards/model.safetensors.index.json" <<'END'
+import json, sys
+index = json.load(open(sys.argv[1]))
+del index["weight_map"]["model.norm.weird"]
+json.dump(index, open(sys.argv[1], "w"))
+END
+run 0 load "$work/shards" --dequantize
+shows "$err" 'model\.norm\.weight'
