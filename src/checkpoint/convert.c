@@ -207,14 +207,17 @@ static bool is_beside_index(const char *name, const heft__format *const *formats
     return false;
 }
 
-static bool is_own(const struct conversion *c, const char *name)
+/* The names of the checkpoint's own files. */
+static heft_status list_own(const struct conversion *c, heft__map *own, heft_error *err)
 {
-    for (size_t f = 0; f < c->ckpt->file_count; f++) {
-        if (strcmp(c->ckpt->files[f].info.name, name) == 0) {
-            return true;
-        }
+    const char *index = c->ckpt->where.index;
+    size_t found;
+    bool good = !index || heft__map_put(own, index, strlen(index), 0, &found);
+    for (size_t f = 0; f < c->ckpt->file_count && good; f++) {
+        const char *name = c->ckpt->files[f].info.name;
+        good = heft__map_put(own, name, strlen(name), 0, &found);
     }
-    return c->ckpt->where.index && strcmp(c->ckpt->where.index, name) == 0;
+    return good ? HEFT_OK : heft__fail_nomem(err, c->ckpt->file_count);
 }
 
 /* What becomes of a file beside the weights. */
@@ -224,11 +227,11 @@ enum side {
     SIDE_IGNORED /* the checkpoint itself, and what belongs to a place and not to a model */
 };
 
-static enum side side_of(const struct conversion *c, const char *name,
-                         const heft__format *const *formats)
+static enum side side_of(const heft__map *own, const char *name, const heft__format *const *formats)
 {
     if (name[0] == '.' || strstr(name, ".heft-tmp-") || strcmp(name, "heft-manifest.json") == 0 ||
-        is_own(c, name) || is_beside_index(name, formats)) {
+        heft__map_get(own, name, strlen(name)) != HEFT__MAP_NONE ||
+        is_beside_index(name, formats)) {
         return SIDE_IGNORED;
     }
     return strstr(name, ".index.") || heft__is_model_name(name) ? SIDE_LEFT : SIDE_COPIED;
@@ -364,12 +367,14 @@ static heft_status list_sides(struct conversion *c, heft_error *err)
     }
     const char **left = heft__arena_array(&c->arena, count ? count : 1, sizeof *left);
     size_t left_count = 0;
-    if (status == HEFT_OK && !left) {
-        status = heft__fail_nomem(err, count * sizeof *left);
+    heft__map own;
+    heft__map_init(&own, c->ctx);
+    if (status == HEFT_OK) {
+        status = left ? list_own(c, &own, err) : heft__fail_nomem(err, count * sizeof *left);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, names[i]);
-        const enum side side = side_of(c, names[i], formats);
+        const enum side side = side_of(&own, names[i], formats);
         if (!path) {
             status = heft__fail_nomem(err, 0);
         } else if (side == SIDE_IGNORED ||
@@ -384,6 +389,7 @@ static heft_status list_sides(struct conversion *c, heft_error *err)
             status = add_side(c, names[i], err);
         }
     }
+    heft__map_fini(&own);
     return status == HEFT_OK ? tell_left(c, left, left_count, err) : status;
 }
 

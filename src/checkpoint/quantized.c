@@ -230,12 +230,8 @@ heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
         return status;
     }
     status = heft__checkpoint_find_quantized(base, &view->arena, settings, &found, err);
-    if (status == HEFT_OK && found.declared && !found.known) {
-        status =
-            heft__fail(err, HEFT_UNSUPPORTED,
-                       "the weights are quantized with \"%.100s\", a method that heft does not "
-                       "know",
-                       found.method);
+    if (status == HEFT_OK) {
+        status = heft__quant_check_known(&found, err);
     }
     if (status == HEFT_OK) {
         status = digest_settings(view, settings, err);

@@ -312,21 +312,6 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
     return status;
 }
 
-/* One file alone is part of a checkpoint only under a name by which loaders find weights. */
-static bool is_found_by_loaders(const char *name)
-{
-    const heft__format *format;
-    for (size_t i = 0; (format = heft__format_in_folder(NULL, i)); i++) {
-        const size_t length = format->file_each ? 0 : strlen(format->stem);
-        if (length > 0 && strncmp(name, format->stem, length) == 0 &&
-            (name[length] == '.' || name[length] == '-') &&
-            heft__ends_with(name, format->extension)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static heft_status look_at_format(struct session *s, const heft__format *format,
                                   const char *const *names, size_t count, heft_error *err)
 {
@@ -350,8 +335,9 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
             status = s->job->force ? refuse_source(s, names[i], err) : refuse(s, names[i], err);
         }
     }
+    /* one file alone is part of a checkpoint only under a name by which loaders find weights */
     if (status == HEFT_OK && !s->job->keep_side_files &&
-        (!s->job->single || is_found_by_loaders(s->job->single))) {
+        (!s->job->single || heft__is_weights_name(s->job->single))) {
         status = heft__add_path(
             heft__side_files_check(s->folder, &s->written, s->job->beside, s->job->user, true, err),
             err, s->job->dst);
@@ -367,7 +353,7 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
         status = look_at_format(s, format, names, count, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK && !s->job->single; i++) {
-        if (is_found_by_loaders(names[i]) && !has(&s->written, names[i]) &&
+        if (heft__is_weights_name(names[i]) && !has(&s->written, names[i]) &&
             !has(&s->removed, names[i])) {
             s->stays = s->staying++ == 0 ? names[i] : s->stays;
         }

@@ -308,8 +308,11 @@ const heft__format *heft__format_in_folder(const heft__format *first, size_t i);
 const heft__format *heft__format_by_name(const char *name);
 /* Whether a file with this name holds weights of any kind, including those of other libraries. */
 bool heft__is_weights_ending(const char *name);
-/* Whether a name is one under which libraries keep a whole model: "pytorch_model.fp16.bin",
- * "model-00001-of-00002.safetensors", "tf_model.h5". */
+/* Whether loaders find weights under a name, alone or as one of several: "pytorch_model.fp16.bin",
+ * "model-00001-of-00002.safetensors". */
+bool heft__is_weights_name(const char *name);
+/* The same, or that of a whole model or adapter in another library's files: "tf_model.h5",
+ * "consolidated.00.pth", "adapter_model.bin". */
 bool heft__is_model_name(const char *name);
 
 /* ---- files that are no weights for heft (strangers.c) ------------------------------------------ */

@@ -111,24 +111,35 @@ bool heft__is_weights_ending(const char *name)
     return false;
 }
 
-bool heft__is_model_name(const char *name)
+bool heft__is_weights_name(const char *name)
 {
-    static const char *const others[][2] = {
-        {"tf_model",   "h5"     },
-        {"flax_model", "msgpack"},
-        {"rust_model", "ot"     }
-    };
     for (size_t i = 0; i < FORMAT_COUNT; i++) {
         if (formats[i]->stem && is_named(name, formats[i]->stem, formats[i]->extension)) {
             return true;
         }
     }
+    return false;
+}
+
+bool heft__is_model_name(const char *name)
+{
+    static const char *const others[][2] = {
+        {"tf_model",                "h5"         },
+        {"flax_model",              "msgpack"    },
+        {"rust_model",              "ot"         },
+        {"consolidated",            "safetensors"},
+        {"consolidated",            "pth"        },
+        {"adapter_model",           "safetensors"},
+        {"adapter_model",           "bin"        },
+        {"diffusion_pytorch_model", "safetensors"},
+        {"diffusion_pytorch_model", "bin"        },
+    };
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (is_named(name, others[i][0], others[i][1])) {
             return true;
         }
     }
-    return false;
+    return heft__is_weights_name(name);
 }
 
 /* ---- content --------------------------------------------------------------------------------- */

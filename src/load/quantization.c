@@ -189,18 +189,11 @@ bool heft__source_is_packed(const heft_source *source)
 
 heft_status heft__source_check_quantized(const heft_source *source, heft_error *err)
 {
-    const heft__quant_found *found = &source->quant;
     if (source->no_quant.status != HEFT_OK) {
         if (err) {
             *err = source->no_quant;
         }
         return source->no_quant.status;
     }
-    return found->method && !found->known
-               ? heft__fail(
-                     err, HEFT_UNSUPPORTED,
-                     "the weights are quantized with \"%.100s\", a method that heft does not "
-                     "know",
-                     found->method)
-               : HEFT_OK;
+    return heft__quant_check_known(&source->quant, err);
 }

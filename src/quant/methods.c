@@ -62,11 +62,21 @@ static const heft__quant_method *method_of(const char *name)
     return NULL;
 }
 
+/* Most tensors of most checkpoints: no method is known by such a name. */
+static bool is_plain_name(const char *name)
+{
+    static const char weight[] = ".weight", bias[] = ".bias";
+    const size_t length = strlen(name), weight_end = sizeof weight - 1, bias_end = sizeof bias - 1;
+    return (length > weight_end && memcmp(name + length - weight_end, weight, weight_end) == 0) ||
+           (length > bias_end && memcmp(name + length - bias_end, bias, bias_end) == 0);
+}
+
 /* The method of the first tensor that can only come from one. */
 static const heft__quant_method *marked(const heft__quant_table *table)
 {
     for (size_t i = 0; i < table->count; i++) {
-        for (size_t m = 0; methods[m]; m++) {
+        const bool plain = is_plain_name(table->infos[i].name);
+        for (size_t m = 0; !plain && methods[m]; m++) {
             if (methods[m]->is_marked(table, i)) {
                 return methods[m];
             }
@@ -147,6 +157,17 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
         sum_up(out);
     }
     return status;
+}
+
+heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err)
+{
+    return !found->method || found->known
+               ? HEFT_OK
+               : heft__fail(
+                     err, HEFT_UNSUPPORTED,
+                     "the weights are quantized with \"%.100s\", a method that heft does not "
+                     "know",
+                     found->method);
 }
 
 /* ---- for methods ------------------------------------------------------------------------------ */

@@ -123,6 +123,9 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
                              const heft__quant_settings *settings, heft__quant_found *out,
                              heft_error *err);
 
+/* UNSUPPORTED, with its name, for a method that is declared and not known. */
+heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err);
+
 /* ---- for methods ------------------------------------------------------------------------------ */
 typedef struct heft__quant_finder {
     heft__arena *arena;
@@ -135,7 +138,8 @@ typedef struct heft__quant_finder {
 typedef struct heft__quant_method {
     const char *name;         /* for users */
     const char *const *names; /* values of `quant_method` that mean it, NULL at the end */
-    /* Whether tensor i can only come from this method: asked where nothing is declared. */
+    /* Whether tensor i can only come from this method: asked where nothing is declared, of names that do not
+     * end in ".weight" or ".bias". */
     bool (*is_marked)(const heft__quant_table *table, size_t i);
     /* Called for each tensor in turn: if it is the one by which a weight of this method is known, look
      * up its companions, check them, and add the weight. A tensor that is a weight's only through

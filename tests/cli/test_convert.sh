@@ -120,3 +120,16 @@ for dst in start start/ start/. link link/ absolute ./start/../start; do
     done
 done
 no_traces "$work"
+
+# the same model in another form is left behind, and said; other files are copied whatever their name
+run 0 init "$config" "$work/forms"
+for name in consolidated.00.pth tf_model.h5 adapter_model.bin model.fp16.safetensors pytorch_model-00001-of-00002.bin training_args.bin graph.onnx; do
+    echo "$name" >"$work/forms/$name"
+done
+mkdir "$work/forms/1_Pooling"
+run 0 convert "$work/forms" "$work/formed"
+shows "$err" 'not copied: 1_Pooling/, adapter_model\.bin, consolidated\.00\.pth, model\.fp16\.safetensors, pytorch_model-00001-of-00002\.bin, tf_model\.h5$'
+for name in training_args.bin graph.onnx; do
+    cmp "$work/forms/$name" "$work/formed/$name"
+done
+[ "$(ls "$work/formed")" = "$(printf '%s\n' config.json graph.onnx model.safetensors training_args.bin)" ] || fail "$last: $(ls "$work/formed")"
