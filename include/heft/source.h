@@ -132,7 +132,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Splits tensors into shards by the rule of Transformers. Tensors keep the order of a pickle or of
  * an offload folder's index. Those of safetensors files are in the order of the model's state dict
  * if the config names a model that heft knows, otherwise in the natural order of names. Copies
- * everything else in the source folder, if there is one (config.json, tokenizer files, ...). The
+ * the other files in the source folder, if there is one (config.json, tokenizer files, ...), but not
+ * subfolders and the same model in other forms, which a warning names, nor hidden files. The
  * destination becomes visible either complete or not at all.
  *
  * Keeps the metadata of safetensors files: each file written has the pairs of all source files. If
