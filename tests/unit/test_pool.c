@@ -251,13 +251,54 @@ static void callers_share_the_threads(void **state)
 }
 
 /* ---- fork -------------------------------------------------------------------------------------- */
+static const char *volatile child_step; /* what a child was doing, if it takes too long */
+
+static void tell_step(int signal_number)
+{
+    (void)signal_number;
+    const char *step = child_step;
+    if (write(STDERR_FILENO, step, strlen(step)) < 0 || write(STDERR_FILENO, "\n", 1) < 0) {
+        _exit(4);
+    }
+    _exit(3);
+}
+
+/* A thread may be refused (EAGAIN) where processes are counted: threads that meet would wait for it
+ * forever, and the pool would not be to blame. */
+static void *end_at_once(void *user)
+{
+    return user;
+}
+
+static bool have_threads(unsigned count)
+{
+    pthread_t threads[8];
+    unsigned begun = 0;
+    while (begun < count && heft__thread_begin(&threads[begun], end_at_once, NULL)) {
+        begun++;
+    }
+    for (unsigned i = 0; i < begun; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    return begun == count;
+}
+
 /* What a child does; it ends with 0 if the threads met. */
 static void in_child(heft_ctx *ctx, unsigned threads)
 {
     struct roll roll = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    signal(SIGALRM, tell_step);
+    child_step = "a child waits for the system's threads";
     alarm(60);
+    if (!have_threads(threads - 1)) {
+        child_step = "a child got no thread of the system";
+        tell_step(SIGALRM);
+    }
+    child_step = "a child's threads do not meet";
     meet(ctx, threads, &roll);
+    child_step = "a child does not learn how many threads it has";
     const bool good = roll.count == threads && heft__threads_created(ctx) == threads - 1;
+    child_step = "a child's context does not end";
     heft_ctx_free(ctx);
     _exit(good ? 0 : 1);
 }
