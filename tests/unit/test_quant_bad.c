@@ -323,8 +323,8 @@ static void what_is_not_computed_says_why(void **state)
 static void results_for_a_float64_model_are_float32(void **state)
 {
     static const char *const lines[] = {"a.weight F8_E4M3 4,4;a.weight_scale_inv F32 2,2",
-                                        "a.weight U8 2,8;a.weight_scale F8_E4M3 2,1;"
-                                        "a.weight_scale_2 F32 -",
+                                        ("a.weight U8 2,8;a.weight_scale F8_E4M3 2,1;"
+                                         "a.weight_scale_2 F32 -"),
                                         "a.weight F8_E4M3 4,32;a.weight_scale U8 4,1"};
     static const char *const configs[] = {FP8, MODELOPT, COMPRESSED};
     (void)state;
