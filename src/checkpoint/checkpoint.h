@@ -299,6 +299,7 @@ typedef struct heft__side_file { /* config.json and its like, written next to th
     const char *path; /* copied from here, or NULL: */
     const void *bytes;
     size_t length;
+    const heft__subtree *tree; /* a folder, of which the above is nothing; NULL: a file */
 } heft__side_file;
 
 /* A folder whose side files belong to the new checkpoint as well, so that the same ones in the destination are
@@ -337,6 +338,9 @@ typedef struct heft__write_job {
     size_t warning_count;
 } heft__write_job;
 
+/* Whether a folder beside weights is part of the model, by its path and the names in it; not if it is a run's
+ * state or the model for another runtime (subfolders.c). */
+bool heft__is_model_folder(const char *path, const char *const *names, size_t count);
 /* Whether a loader looks for a file or folder of this name beside weights. */
 bool heft__is_side_file_name(const char *name);
 /* EXISTS if the destination has side files that are not in `written` (NULL: none is written), nor the same
