@@ -15,6 +15,7 @@ struct saving {
     size_t count;
     const char **modules; /* paths */
     heft__buffer config;
+    heft__side_file *sides; /* config.json, and what the model was loaded with */
     heft__metadata metadata;
     uint64_t seed; /* of a random save */
 };
@@ -162,6 +163,23 @@ static heft_status take_metadata(struct saving *s, const heft__format *format,
                : status;
 }
 
+static heft_status list_sides(struct saving *s, heft_error *err)
+{
+    const heft_model *model = s->model;
+    s->sides = heft__arena_array(&s->arena, model->kept_count + 1, sizeof *s->sides);
+    if (!s->sides) {
+        return heft__fail_nomem(err, model->kept_count * sizeof *s->sides);
+    }
+    s->sides[0] =
+        (heft__side_file){.name = "config.json", .bytes = s->config.data, .length = s->config.size};
+    for (size_t i = 0; i < model->kept_count; i++) {
+        const heft__kept_file *file = &model->kept[i];
+        s->sides[i + 1] =
+            (heft__side_file){.name = file->name, .bytes = file->text, .length = file->length};
+    }
+    return HEFT_OK;
+}
+
 /* Everything that is written but the bytes of the tensors. */
 static heft_status prepare(struct saving *s, const heft__format *format, bool stored,
                            const heft_save_options *options, heft_error *err)
@@ -174,9 +192,11 @@ static heft_status prepare(struct saving *s, const heft__format *format, bool st
     if (status == HEFT_OK) {
         status = take_metadata(s, format, options, err);
     }
-    return status == HEFT_OK
-               ? heft__config_write(model->config, model->class_name, model->dtype, &s->config, err)
-               : status;
+    if (status == HEFT_OK) {
+        status =
+            heft__config_write(model->config, model->class_name, model->dtype, &s->config, err);
+    }
+    return status == HEFT_OK ? list_sides(s, err) : status;
 }
 
 /* The folder of the model's config, if its config.json is still the one that the model was made from. */
@@ -226,8 +246,6 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     heft__metadata_init(&s.metadata, &s.arena);
     heft_status status = prepare(&s, format, !random, options, err);
     if (status == HEFT_OK) {
-        heft__side_file config = {
-            .name = "config.json", .bytes = s.config.data, .length = s.config.size};
         heft__write_job job = {
             .dst = dst,
             .format = format,
@@ -241,8 +259,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .total_parameters = heft_model_elements(model),
             .modules = s.modules,
             .module_count = model->module_count,
-            .sides = &config,
-            .side_count = 1,
+            .sides = s.sides,
+            .side_count = model->kept_count + 1,
             .keep_side_files = options->keep_side_files,
             .beside = config_folder,
             .read = random ? read_random : read_stored,
