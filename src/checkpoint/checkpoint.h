@@ -285,6 +285,9 @@ heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoin
 /* The same union as the checkpoint's own list, in its arena; empty where files hold nothing. Values that
  * differ are no warning here: reading is not affected. */
 heft_status heft__metadata_of_files(heft_checkpoint *ckpt, heft_error *err);
+/* Set pairs of a file on top; texts are borrowed. */
+heft_status heft__metadata_add(heft__metadata *metadata, const heft__text_pair *pairs, size_t count,
+                               heft_error *err);
 /* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
 heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
                                size_t count, heft_error *err);

@@ -273,6 +273,19 @@ static heft_status refuse(const struct session *s, const char *name, heft_error 
     return heft__add_path(status, err, s->job->dst);
 }
 
+/* Nothing never replaces something, whatever is forced: an empty dict, a scheduler's state. */
+static heft_status refuse_empty(const struct session *s, const char *name, heft_error *err)
+{
+    if (s->job->count > 0) {
+        return HEFT_OK;
+    }
+    return heft__add_path(heft__fail(err, HEFT_EXISTS,
+                                     "already contains '%.200s', which is not replaced by a "
+                                     "checkpoint without tensors",
+                                     name),
+                          err, s->job->dst);
+}
+
 /* Nor what is read at the same time. */
 static heft_status refuse_source(const struct session *s, const char *name, heft_error *err)
 {
@@ -296,9 +309,8 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
         if (!is_of(s, rival, names[i])) {
             continue;
         }
-        if (!s->job->force) {
-            status = refuse(s, names[i], err);
-        } else if (goes && !has(&s->written, names[i])) {
+        status = s->job->force ? refuse_empty(s, names[i], err) : refuse(s, names[i], err);
+        if (status == HEFT_OK && goes && !has(&s->written, names[i])) {
             status = refuse_source(s, names[i], err);
             if (status != HEFT_OK) {
                 break;
@@ -379,7 +391,11 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
     const heft__format *format;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        if (has(&s->written, names[i])) {
+        const bool written = has(&s->written, names[i]);
+        if (heft__is_model_name(names[i]) && (written || !s->job->single)) {
+            status = refuse_empty(s, names[i], err);
+        }
+        if (status == HEFT_OK && written) {
             status = look_at_written(s, names[i], err);
         }
     }

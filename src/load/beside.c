@@ -31,22 +31,41 @@ static heft_status keep_file(const heft_source *source, heft_model *model, const
                : HEFT_OK;
 }
 
+/* What files say about the layout of their tensors. */
+static heft_status keep_metadata(const heft_checkpoint *ckpt, heft_model *model, heft_error *err)
+{
+    heft__text_pair *pairs = heft__arena_array(&model->arena, ckpt->metadata_count, sizeof *pairs);
+    for (size_t i = 0; pairs && i < ckpt->metadata_count; i++) {
+        pairs[i] = ckpt->metadata[i];
+        pairs[i].key = heft__arena_text(&model->arena, pairs[i].key, pairs[i].key_length);
+        pairs[i].value = heft__arena_text(&model->arena, pairs[i].value, pairs[i].value_length);
+        if (!pairs[i].key || !pairs[i].value) {
+            return heft__fail_nomem(err, pairs[i].value_length);
+        }
+    }
+    model->kept_pairs = pairs;
+    model->kept_pair_count = pairs ? ckpt->metadata_count : 0;
+    return pairs ? HEFT_OK : heft__fail_nomem(err, ckpt->metadata_count * sizeof *pairs);
+}
+
 heft_status heft__keep_beside(const heft_source *source, heft_model *model,
                               heft__warnings *warnings, heft_error *err)
 {
     size_t most = 1;
     const heft__quant_file *file = heft__quant_files;
-    if (!source->config || !source->ckpt || !heft__checkpoint_has_folder(source->ckpt) ||
+    heft_status status =
+        heft__source_is_packed(source) ? keep_metadata(source->ckpt, model, err) : HEFT_OK;
+    if (status != HEFT_OK || !source->config || !source->ckpt ||
+        !heft__checkpoint_has_folder(source->ckpt) ||
         !heft__checkpoint_is_current(source->survey)) {
-        return HEFT_OK;
+        return status;
     }
     while (heft__quant_files[most - 1].name) {
         most++;
     }
     model->kept = heft__arena_array(&model->arena, most, sizeof *model->kept);
-    heft_status status = model->kept
-                             ? keep_file(source, model, "generation_config.json", warnings, err)
-                             : heft__fail_nomem(err, most * sizeof *model->kept);
+    status = model->kept ? keep_file(source, model, "generation_config.json", warnings, err)
+                         : heft__fail_nomem(err, most * sizeof *model->kept);
     for (; status == HEFT_OK && heft__source_is_packed(source) && file->name; file++) {
         status = keep_file(source, model, file->name, warnings, err);
     }

@@ -17,6 +17,7 @@ struct saving {
     heft__buffer config;
     heft__side_file *sides; /* config.json, and what the model was loaded with */
     heft__metadata metadata;
+    heft__warnings warnings;
     uint64_t seed; /* of a random save */
 };
 
@@ -157,7 +158,15 @@ static heft_status take_metadata(struct saving *s, const heft__format *format,
     if (options->metadata_count && !format->metadata) {
         return heft__fail(err, HEFT_INVALID_ARG, "%s cannot hold metadata", format->noun);
     }
+    const heft_model *model = s->model;
     heft_status status = heft__metadata_standard(&s->metadata, err);
+    if (status == HEFT_OK) {
+        status = heft__metadata_add(&s->metadata, model->kept_pairs, model->kept_pair_count, err);
+    }
+    if (status == HEFT_OK && !format->metadata && !heft__metadata_is_standard(&s->metadata) &&
+        !heft__warn(&s->warnings, "metadata is omitted, because %s cannot hold it", format->noun)) {
+        status = heft__fail_nomem(err, 0);
+    }
     return status == HEFT_OK
                ? heft__metadata_set(&s->metadata, options->metadata, options->metadata_count, err)
                : status;
@@ -244,6 +253,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
     heft__metadata_init(&s.metadata, &s.arena);
+    heft__warnings_init(&s.warnings, &s.arena);
     heft_status status = prepare(&s, format, !random, options, err);
     if (status == HEFT_OK) {
         heft__write_job job = {
@@ -265,6 +275,8 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .beside = config_folder,
             .read = random ? read_random : read_stored,
             .user = &s,
+            .warnings = s.warnings.lines,
+            .warning_count = s.warnings.count,
         };
         job.metadata = heft__metadata_list(&s.metadata, &job.metadata_count);
         status = job.metadata ? heft__write_checkpoint(model->ctx, &job, report, err)

@@ -124,6 +124,8 @@ struct heft_model {
     size_t no_split_count;
     heft__kept_file *kept; /* [kept_count] */
     size_t kept_count;
+    struct heft__text_pair *kept_pairs; /* metadata of its files, if weights stay quantized */
+    size_t kept_pair_count;
     const char *machine; /* lent; as that of its source: only tests set it */
     void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);

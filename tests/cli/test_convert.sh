@@ -168,3 +168,25 @@ for dst in forms/out forms/deep/er/out; do
     shows "$err" "not copied: .*$(cut -d/ -f2 <<<"$dst")/"
     rm -rf "$work/forms/$(cut -d/ -f2 <<<"$dst")"
 done
+
+# a source without tensors replaces no checkpoint, in no format; elsewhere it is one
+printf '\2\0\0\0\0\0\0\0{}' >"$work/nothing.safetensors"
+mkdir "$work/nothing"
+cp "$work/nothing.safetensors" "$work/nothing/model.safetensors"
+run 0 convert "$work/nothing" "$work/nothing_bin" --format bin
+run 0 convert "$work/nothing.safetensors" "$work/nothing_new"
+for format in safetensors bin offload; do
+    run 0 convert "$work/start" "$work/kept_$format" --format $format
+done
+run 0 init "$config" "$work/kept_variant" --variant fp16
+run 0 init "$config" "$work/kept_shards" --max-shard-size 40KB
+for there in safetensors bin offload variant shards; do
+    before=$(snapshot "$work/kept_$there")
+    for from in nothing nothing.safetensors nothing_bin; do
+        for to in safetensors bin; do
+            fails 11 'already contains .*, which is not replaced by a checkpoint without tensors' \
+                convert "$work/$from" "$work/kept_$there" --force --keep-side-files --format $to
+        done
+        same "$before" "$work/kept_$there"
+    done
+done

@@ -300,6 +300,62 @@ static void a_source_that_was_replaced_vouches_for_nothing(void **state)
     heft_model_free(model);
 }
 
+static void expect_saved(const heft_model *model, const char *name, const char *text)
+{
+    heft_error err = {0};
+    const char *dst = at(name);
+    test_expect_status(heft_model_save(model, dst, NULL, NULL, &err), HEFT_OK, &err, name);
+    if (!text) {
+        assert_false(heft__path_exists(test_path(dst, "generation_config.json")));
+        return;
+    }
+    char *found = test_read_file(test_path(dst, "generation_config.json"), NULL);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+/* How a model generates is saved with it, as it was when it was loaded; settings of weights that are not
+ * quantized are not. */
+static void a_loaded_model_is_saved_with_its_generation_config(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_load_report *report = NULL;
+    const test_how how = {.load = {.mode = HEFT_LOAD_COPY}};
+    test_expect_status(test_convert(ctx, at("source"), at("speaks"), NULL, NULL, &err), HEFT_OK,
+                       &err, "copy");
+    test_expect_status(test_load(ctx, at("speaks"), &how, &model, NULL, &err), HEFT_OK, &err,
+                       "without");
+    expect_saved(model, "speaks_not", NULL);
+    heft_model_free(model);
+    test_write_file(at("speaks"), "generation_config.json", "{\"top_k\": 7}", 12);
+    test_write_file(at("speaks"), "quantize_config.json", "{}", 2);
+    test_expect_status(test_load(ctx, at("speaks"), &how, &model, NULL, &err), HEFT_OK, &err,
+                       "with");
+    expect_saved(model, "speaks_too", "{\"top_k\": 7}");
+    assert_false(heft__path_exists(at("speaks_too/quantize_config.json")));
+    test_folder_remove(at("speaks"));
+    expect_saved(model, "speaks_later", "{\"top_k\": 7}");
+    heft_model_free(model);
+    /* what is no file or too large is said, and left */
+    test_expect_status(test_convert(ctx, at("source"), at("mute"), NULL, NULL, &err), HEFT_OK, &err,
+                       "copy");
+    const size_t large = (size_t)heft__limits(ctx)->config_bytes + 1;
+    char *text = calloc(large, 1);
+    assert_non_null(text);
+    test_write_file(at("mute"), "generation_config.json", text, large);
+    free(text);
+    test_expect_status(test_load(ctx, at("mute"), &how, &model, &report, &err), HEFT_OK, &err,
+                       "too large");
+    assert_true(report->warning_count > 0);
+    assert_non_null(strstr(report->warnings[report->warning_count - 1],
+                           "a save will not have 'generation_config.json': "));
+    expect_saved(model, "mute_too", NULL);
+    heft_load_report_free(report);
+    heft_model_free(model);
+}
+
 /* Weights that are read only by another format or variant stay, as they always did: with a warning. */
 static void weights_that_stay_are_told(void **state)
 {
@@ -359,6 +415,7 @@ int main(void)
         cmocka_unit_test(names_are_told_apart),
         cmocka_unit_test(new_weights_are_not_read_with_old_files),
         cmocka_unit_test(a_source_that_was_replaced_vouches_for_nothing),
+        cmocka_unit_test(a_loaded_model_is_saved_with_its_generation_config),
         cmocka_unit_test(weights_that_stay_are_told),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
