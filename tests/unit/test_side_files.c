@@ -69,6 +69,55 @@ static void names_are_told_apart(void **state)
     }
 }
 
+static void folders_are_told_apart(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *names[3];
+        bool is;
+    } rows[] = {
+        {"1_Pooling",                 {"config.json"},                                      true },
+        {"2_Normalize",               {NULL},                                               true },
+        {"2_Dense",                   {"config.json", "model.safetensors"},                 true },
+        {"2_Dense",                   {"config.json", "pytorch_model.bin"},                 true },
+        {"2_Dense/onnx",              {"model.onnx"},                                       false},
+        {"additional_chat_templates", {"tool_use.jinja"},                                   true },
+        {"vision-lora",               {"adapter_config.json", "adapter_model.safetensors"}, true },
+        {"voices",                    {"af_heart.pt"},                                      true },
+        {"speech_tokenizer",          {"config.json", "model.safetensors"},                 true },
+        {"speech_tokenizer",          {"encoder.onnx"},                                     true },
+        {"scheduler",                 {"scheduler_config.json"},                            true },
+        {"scaler",                    {"scaler.npz"},                                       true },
+        {"onnx",                      {"model.onnx", "model.onnx_data"},                    false},
+        {"onnx",                      {"README.md"},                                        true },
+        {"onnx",                      {NULL},                                               true },
+        {"openvino",                  {"openvino_model.bin", "openvino_model.xml"},         false},
+        {"OpenVINO",                  {"openvino_model.xml"},                               false},
+        {"coreml/model.mlpackage",    {"Manifest.json"},                                    false},
+        {"original",                  {"consolidated.00.pth", "params.json"},               false},
+        {"original",                  {"params.json"},                                      true },
+        {"originals",                 {"consolidated.00.pth"},                              true },
+        {"metal",                     {"model.bin"},                                        false},
+        {"checkpoint-500",            {"model.safetensors", "trainer_state.json"},          false},
+        {"checkpoint-500",            {NULL},                                               false},
+        {"checkpoint-best",           {"model.safetensors"},                                true },
+        {"checkpoint-best",           {"optimizer.pt"},                                     false},
+        {"checkpoint-",               {"a"},                                                true },
+        {"global_step12",             {"mp_rank_00_model_states.pt"},                       false},
+        {"last",                      {"bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"},   false},
+        {"pytorch_model_fsdp_0",      {"__0_0.distcp"},                                     false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        size_t count = 0;
+        while (count < 3 && rows[i].names[count]) {
+            count++;
+        }
+        if (heft__is_model_folder(rows[i].path, rows[i].names, count) != rows[i].is) {
+            fail_msg("%s, %s", rows[i].path, rows[i].names[0]);
+        }
+    }
+}
+
 /* ---- one destination per row ------------------------------------------------------------------- */
 static const char config[] =
     "{\"model_type\":\"bert\",\"hidden_size\":16,\"num_hidden_layers\":1,"
@@ -413,6 +462,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_told_apart),
+        cmocka_unit_test(folders_are_told_apart),
         cmocka_unit_test(new_weights_are_not_read_with_old_files),
         cmocka_unit_test(a_source_that_was_replaced_vouches_for_nothing),
         cmocka_unit_test(a_loaded_model_is_saved_with_its_generation_config),
