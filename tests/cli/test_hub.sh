@@ -34,7 +34,8 @@ done
 run 0 convert -q org/tiny-bert "$work/converted" --max-shard-size 40KB
 silent "$err"
 for file in 1_Pooling/config.json additional_chat_templates/tool_use.jinja generation_config.json; do
-    [ "$(cat "$work/converted/$file")" = "$file" ] && [ ! -L "$work/converted/$file" ] || fail "$last: $file"
+    [ "$(cat "$work/converted/$file")" = "$file" ] || fail "$last: $file"
+    [ ! -L "$work/converted/$file" ] || fail "$last: $file is a link"
 done
 run 0 verify -q org/tiny-bert@refs/pr/1
 
