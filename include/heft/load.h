@@ -263,7 +263,10 @@ typedef struct heft_save_options {
 
 /**
  * Save a model: config.json, the weights in one or more shards, and an index if there is more than
- * one shard.
+ * one shard. A model that was loaded is saved with the generation_config.json of its folder; if its
+ * weights stayed quantized, also with the settings files beside them (quanto_qmap.json,
+ * quantize_config.json, quant_config.json, hf_quant_config.json) and the metadata of its files. These
+ * are as they were when the model was loaded.
  *
  * @param model    borrowed; absent weights are an error
  * @param dst      borrowed; a folder

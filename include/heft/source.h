@@ -132,9 +132,10 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Splits tensors into shards by the rule of Transformers. Tensors keep the order of a pickle or of
  * an offload folder's index. Those of safetensors files are in the order of the model's state dict
  * if the config names a model that heft knows, otherwise in the natural order of names. Copies
- * the other files in the source folder, if there is one (config.json, tokenizer files, ...), but not
- * subfolders and the same model in other forms, which a warning names, nor hidden files. The
- * destination becomes visible either complete or not at all.
+ * the other files and subfolders in the source folder, if there is one (config.json, tokenizer files,
+ * 1_Pooling, ...). A warning names what is not copied: the same model in other forms, training
+ * states, links to folders (docs/formats/folders.md). Hidden files are not copied. The destination
+ * becomes visible either complete or not at all.
  *
  * Keeps the metadata of safetensors files: each file written has the pairs of all source files. If
  * two source files disagree about a key, the first file's value is kept, with a warning. If the
@@ -150,8 +151,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_check_index(const heft_source *
  * Memory   the metadata and one staging buffer, regardless of the checkpoint's size.
  * Errors   NOT_FOUND for a source without weights; those of heft_source_check_index() and
  *          heft_checkpoint_read(); EXISTS if dst holds a checkpoint and force is not set, or
- *          side files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set;
- *          INVALID_ARG if dst is the source, if the format cannot hold a dtype or a name, if
+ *          side files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set,
+ *          or weights and the source has no tensors; INVALID_ARG if dst is the source, if the format cannot hold a dtype or a name, if
  *          metadata is given for a format that cannot hold it, or if `resume` is set for a
  *          checkpoint that was opened from bytes or through a reader; IO, also for a full disk;
  *          CANCELLED. On failure, the source and dst are unchanged; with `resume`, finished shards

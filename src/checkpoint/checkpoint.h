@@ -285,6 +285,9 @@ heft_status heft__metadata_gather(heft__metadata *metadata, const heft_checkpoin
 /* The same union as the checkpoint's own list, in its arena; empty where files hold nothing. Values that
  * differ are no warning here: reading is not affected. */
 heft_status heft__metadata_of_files(heft_checkpoint *ckpt, heft_error *err);
+/* Set pairs of a file on top; texts are borrowed. */
+heft_status heft__metadata_add(heft__metadata *metadata, const heft__text_pair *pairs, size_t count,
+                               heft_error *err);
 /* Set a caller's pairs on top: a value of NULL takes the key out. INVALID_ARG for what is not UTF-8. */
 heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
                                size_t count, heft_error *err);
@@ -299,6 +302,7 @@ typedef struct heft__side_file { /* config.json and its like, written next to th
     const char *path; /* copied from here, or NULL: */
     const void *bytes;
     size_t length;
+    const heft__subtree *tree; /* a folder, of which the above is nothing; NULL: a file */
 } heft__side_file;
 
 /* A folder whose side files belong to the new checkpoint as well, so that the same ones in the destination are
@@ -337,6 +341,9 @@ typedef struct heft__write_job {
     size_t warning_count;
 } heft__write_job;
 
+/* Whether a folder beside weights is part of the model, by its path and the names in it; not if it is a run's
+ * state or the model for another runtime (subfolders.c). */
+bool heft__is_model_folder(const char *path, const char *const *names, size_t count);
 /* Whether a loader looks for a file or folder of this name beside weights. */
 bool heft__is_side_file_name(const char *name);
 /* EXISTS if the destination has side files that are not in `written` (NULL: none is written), nor the same

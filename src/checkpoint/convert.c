@@ -229,12 +229,31 @@ enum side {
 
 static enum side side_of(const heft__map *own, const char *name, const heft__format *const *formats)
 {
-    if (name[0] == '.' || strstr(name, ".heft-tmp-") || strcmp(name, "heft-manifest.json") == 0 ||
+    if (heft__subtree_is_passed_over(name) || strcmp(name, "heft-manifest.json") == 0 ||
         heft__map_get(own, name, strlen(name)) != HEFT__MAP_NONE ||
         is_beside_index(name, formats)) {
         return SIDE_IGNORED;
     }
     return strstr(name, ".index.") || heft__is_model_name(name) ? SIDE_LEFT : SIDE_COPIED;
+}
+
+/* What is left behind, in the order of the folder. */
+struct leaving {
+    struct conversion *c;
+    const char **names;
+    size_t count, cap;
+};
+
+static heft_status leave(void *user, const char *path, bool is_folder, heft_error *err)
+{
+    struct leaving *job = user;
+    const char *name = heft__arena_format(&job->c->arena, "%s%s", path, is_folder ? "/" : "");
+    if (!name || !heft__array_reserve(job->c->ctx, (void **)&job->names, job->count, &job->cap,
+                                      sizeof *job->names)) {
+        return heft__fail_nomem(err, strlen(path));
+    }
+    job->names[job->count++] = name;
+    return HEFT_OK;
 }
 
 /* One line for all that is left behind; the list goes on in "and N more". */
@@ -270,6 +289,28 @@ static heft_status add_side(struct conversion *c, const char *name, heft_error *
     }
     c->sides[c->side_count++] = side;
     return HEFT_OK;
+}
+
+static heft_status add_tree(struct conversion *c, const char *name,
+                            const heft__subtree_rules *rules, heft_error *err)
+{
+    heft__subtree *tree = heft__arena_alloc(&c->arena, sizeof *tree);
+    heft_status status =
+        tree ? heft__subtree_list(&c->arena, c->ckpt->where.folder, name, rules, tree, err)
+             : heft__fail_nomem(err, sizeof *tree);
+    if (status == HEFT_OK && tree->count > 0) {
+        status = add_side(c, name, err);
+        if (status == HEFT_OK) {
+            c->sides[c->side_count - 1] = (heft__side_file){.name = name, .tree = tree};
+        }
+    }
+    return status;
+}
+
+static bool is_wanted(void *user, const char *path, const char *const *names, size_t count)
+{
+    (void)user;
+    return heft__is_model_folder(path, names, count);
 }
 
 /* Whether the source is a view in which quantized weights are plain. */
@@ -356,53 +397,68 @@ static heft_status find_fixed(struct conversion *c, const heft__format ***out, h
     return status;
 }
 
-static heft_status list_sides(struct conversion *c, heft_error *err)
+static heft_status list_side(struct conversion *c, const char *name, enum side side,
+                             struct leaving *left, const heft__lineage *around, heft_error *err)
+{
+    const heft__subtree_rules rules = {
+        .around = *around, .wanted = is_wanted, .left = leave, .user = left};
+    const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, name);
+    if (!path) {
+        return heft__fail_nomem(err, strlen(name));
+    }
+    const bool is_folder = heft__path_is_folder(path);
+    if (side == SIDE_IGNORED || (is_dequantized(c) && heft__quant_is_settings_file(name))) {
+        return HEFT_OK;
+    }
+    if (side == SIDE_LEFT) {
+        return leave(left, name, is_folder, err);
+    }
+    if (heft__path_is_file(path)) {
+        return add_side(c, name, err);
+    }
+    return add_tree(c, name, &rules, err); /* or a link to nothing, a pipe: left */
+}
+
+static heft_status list_sides(struct conversion *c, const char *dst, heft_error *err)
 {
     const heft__format **formats = NULL;
     const char *const *names = NULL;
     size_t count = 0;
+    struct leaving left = {.c = c};
+    heft__lineage around = {0};
+    heft__map own;
+    heft__map_init(&own, c->ctx);
     heft_status status = find_fixed(c, &formats, err);
+    if (status == HEFT_OK) {
+        status = heft__lineage_of(&c->arena, dst, &around, err);
+    }
     if (status == HEFT_OK) {
         status = heft__folder_names(&c->arena, c->ckpt->where.folder, &names, &count, err);
     }
-    const char **left = heft__arena_array(&c->arena, count ? count : 1, sizeof *left);
-    size_t left_count = 0;
-    heft__map own;
-    heft__map_init(&own, c->ctx);
     if (status == HEFT_OK) {
-        status = left ? list_own(c, &own, err) : heft__fail_nomem(err, count * sizeof *left);
+        status = list_own(c, &own, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        const char *path = heft__path_join(&c->arena, c->ckpt->where.folder, names[i]);
-        const enum side side = side_of(&own, names[i], formats);
-        if (!path) {
-            status = heft__fail_nomem(err, 0);
-        } else if (side == SIDE_IGNORED ||
-                   (is_dequantized(c) && heft__quant_is_settings_file(names[i]))) {
-            continue;
-        } else if (heft__path_is_folder(path)) {
-            left[left_count] = heft__arena_format(&c->arena, "%s/", names[i]);
-            status = left[left_count++] ? HEFT_OK : heft__fail_nomem(err, 0);
-        } else if (side == SIDE_LEFT) {
-            left[left_count++] = names[i];
-        } else if (heft__path_is_file(path)) {
-            status = add_side(c, names[i], err);
-        }
+        status = list_side(c, names[i], side_of(&own, names[i], formats), &left, &around, err);
+    }
+    if (status == HEFT_OK) {
+        status = tell_left(c, left.names, left.count, err);
     }
     heft__map_fini(&own);
-    return status == HEFT_OK ? tell_left(c, left, left_count, err) : status;
+    heft__free(c->ctx, left.names, left.cap * sizeof *left.names);
+    return status;
 }
 
-static heft_status collect_sides(struct conversion *c, heft_error *err)
+static heft_status collect_sides(struct conversion *c, const char *dst, heft_error *err)
 {
     if (c->ckpt->where.lone) {
         return HEFT_OK; /* a lone file: what lies beside it is not known to belong to it */
     }
-    heft_status status = list_sides(c, err);
+    heft_status status = list_sides(c, dst, err);
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
         if ((c->options->dtype != HEFT_DTYPE_NONE || is_dequantized(c) ||
              c->ckpt->where.by_config) &&
-            strcmp(c->sides[i].name, "config.json") == 0) {
+            !c->sides[i].tree && strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
         }
     }
@@ -491,6 +547,10 @@ static heft_status check_sources(void *user, heft_error *err)
 static bool is_source(void *user, const heft__folder_writer *folder, const char *name)
 {
     const struct conversion *c = user;
+    const heft__identity above = heft__path_identity(c->ckpt->where.folder);
+    if (above.inode && heft__folder_holds(folder, name, above.device, above.inode)) {
+        return true; /* its folder itself */
+    }
     for (size_t i = 0; i < c->ckpt->file_count; i++) {
         const heft__identity *identity = heft__input_identity(input_of(c, i));
         if (identity && heft__folder_holds(folder, name, identity->device, identity->inode) &&
@@ -569,7 +629,7 @@ static heft_status plan(struct conversion *c, const char *dst, heft_error *err)
         status = plan_tensors(c, err);
     }
     if (status == HEFT_OK) {
-        status = collect_sides(c, err);
+        status = collect_sides(c, dst, err);
     }
     for (size_t i = 0; i < c->ckpt->warnings.count && status == HEFT_OK; i++) {
         if (!heft__warn(&c->warnings, "%s", c->ckpt->warnings.lines[i])) {

@@ -66,6 +66,17 @@ heft_status heft__metadata_check(const char *key, const char *value, heft_error 
     return heft__add_item(status, err, key);
 }
 
+heft_status heft__metadata_add(heft__metadata *metadata, const heft__text_pair *pairs, size_t count,
+                               heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    size_t before;
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status = set(metadata, &pairs[i], &before, err);
+    }
+    return status;
+}
+
 heft_status heft__metadata_set(heft__metadata *metadata, const heft_metadata_pair *pairs,
                                size_t count, heft_error *err)
 {

@@ -26,7 +26,8 @@ struct session {
     const char *index_name; /* NULL if there is one file */
     void *scratch;
     size_t scratch_bytes;
-    uint64_t done_bytes; /* for progress */
+    uint64_t done_bytes;             /* for progress: of tensors */
+    uint64_t side_bytes, sides_done; /* of the files that are copied */
     heft_write_report *report;
     const char **warnings; /* the report's, with room for one more */
 };
@@ -272,6 +273,19 @@ static heft_status refuse(const struct session *s, const char *name, heft_error 
     return heft__add_path(status, err, s->job->dst);
 }
 
+/* Nothing never replaces something, whatever is forced: an empty dict, a scheduler's state. */
+static heft_status refuse_empty(const struct session *s, const char *name, heft_error *err)
+{
+    if (s->job->count > 0) {
+        return HEFT_OK;
+    }
+    return heft__add_path(heft__fail(err, HEFT_EXISTS,
+                                     "already contains '%.200s', which is not replaced by a "
+                                     "checkpoint without tensors",
+                                     name),
+                          err, s->job->dst);
+}
+
 /* Nor what is read at the same time. */
 static heft_status refuse_source(const struct session *s, const char *name, heft_error *err)
 {
@@ -295,9 +309,8 @@ static heft_status look_at_rival(struct session *s, struct rival *rival, const c
         if (!is_of(s, rival, names[i])) {
             continue;
         }
-        if (!s->job->force) {
-            status = refuse(s, names[i], err);
-        } else if (goes && !has(&s->written, names[i])) {
+        status = s->job->force ? refuse_empty(s, names[i], err) : refuse(s, names[i], err);
+        if (status == HEFT_OK && goes && !has(&s->written, names[i])) {
             status = refuse_source(s, names[i], err);
             if (status != HEFT_OK) {
                 break;
@@ -324,6 +337,53 @@ static heft_status look_at_format(struct session *s, const heft__format *format,
     return status;
 }
 
+/* The tree that is written under a name; NULL if that is a file. */
+static const heft__subtree *tree_of(const struct session *s, const char *name)
+{
+    for (size_t i = 0; i < s->job->side_count; i++) {
+        const heft__side_file *side = &s->job->sides[i];
+        if (side->tree && strcmp(side->name, name) == 0) {
+            return side->tree;
+        }
+    }
+    return NULL;
+}
+
+/* A folder of the destination's is replaced if nothing is lost with it. link: and what stays is linked. */
+static heft_status check_tree(struct session *s, const heft__subtree *tree, bool link,
+                              heft_error *err)
+{
+    const char *extra = NULL;
+    heft_status status =
+        heft__folder_subtree_extra(s->folder, tree, s->job->keep_side_files, link, &extra, err);
+    if (status == HEFT_OK && extra) {
+        status =
+            heft__fail(err, HEFT_EXISTS,
+                       "contains '%.200s', which the new checkpoint does not have; "
+                       "write to another folder%s",
+                       extra, s->job->keep_side_files ? "" : ", or keep it with 'keep_side_files'");
+    }
+    return heft__add_path(status, err, s->job->dst);
+}
+
+/* A name of the destination that is written anew. */
+static heft_status look_at_written(struct session *s, const char *name, heft_error *err)
+{
+    const heft__subtree *tree = tree_of(s, name);
+    if (!s->job->force) {
+        return tree && heft__folder_has_subtree(s->folder, tree) ? HEFT_OK : refuse(s, name, err);
+    }
+    heft_status status = refuse_source(s, name, err);
+    if (status == HEFT_OK && tree) {
+        status = check_tree(s, tree, false, err);
+    } else if (status == HEFT_OK && heft__folder_has_folder(s->folder, name)) {
+        status = heft__add_path(
+            heft__fail(err, HEFT_EXISTS, "'%.200s' is a folder, expected a file", name), err,
+            s->job->dst);
+    }
+    return status;
+}
+
 static heft_status look_at_destination(struct session *s, heft_error *err)
 {
     const char *const *names = NULL;
@@ -331,8 +391,12 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
     const heft__format *format;
     heft_status status = heft__folder_list(s->folder, &names, &count, err);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        if (has(&s->written, names[i])) {
-            status = s->job->force ? refuse_source(s, names[i], err) : refuse(s, names[i], err);
+        const bool written = has(&s->written, names[i]);
+        if (heft__is_model_name(names[i]) && (written || !s->job->single)) {
+            status = refuse_empty(s, names[i], err);
+        }
+        if (status == HEFT_OK && written) {
+            status = look_at_written(s, names[i], err);
         }
     }
     /* one file alone is part of a checkpoint only under a name by which loaders find weights */
@@ -362,39 +426,73 @@ static heft_status look_at_destination(struct session *s, heft_error *err)
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */
-static heft_status copy_side(struct session *s, const heft__side_file *side, heft_error *err)
+static heft_status copy_side(void *user, const char *path, heft_error *err)
 {
+    struct session *s = user;
     heft__input *source = NULL;
-    heft_status status = heft__input_open(s->ctx, side->path, &source, err);
+    heft_status status = heft__input_open(s->ctx, path, &source, err);
     uint64_t size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < size && status == HEFT_OK;) {
         size_t piece = size - done < s->scratch_bytes ? (size_t)(size - done) : s->scratch_bytes;
-        status = heft__input_read(source, done, s->scratch, piece, err);
+        status = heft__tell_progress(s->ctx, "copying", s->sides_done, s->side_bytes, err);
+        if (status == HEFT_OK) {
+            status = heft__input_read(source, done, s->scratch, piece, err);
+        }
         if (status == HEFT_OK) {
             status = heft__folder_write(s->folder, s->scratch, piece, err);
         }
         done += piece;
+        s->sides_done += piece;
     }
     heft__input_unref(source);
     return status;
+}
+
+static heft_status write_side(struct session *s, const heft__side_file *side, heft_error *err)
+{
+    const heft__subtree_copy copy = {.copy = copy_side, .user = s};
+    if (side->tree) {
+        return heft__folder_subtree(s->folder, side->tree, &copy, err);
+    }
+    heft_status status =
+        heft__folder_file_begin(s->folder, side->name, strcmp(side->name, "config.json") == 0, err);
+    if (status == HEFT_OK) {
+        status = side->path ? copy_side(s, side->path, err)
+                            : heft__folder_write(s->folder, side->bytes, side->length, err);
+    }
+    return status == HEFT_OK ? heft__folder_file_end(s->folder, err) : status;
 }
 
 static heft_status write_sides(struct session *s, heft_error *err)
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < s->job->side_count && status == HEFT_OK; i++) {
-        const heft__side_file *side = &s->job->sides[i];
-        status = heft__folder_file_begin(s->folder, side->name,
-                                         strcmp(side->name, "config.json") == 0, err);
-        if (status == HEFT_OK) {
-            status = side->path ? copy_side(s, side, err)
-                                : heft__folder_write(s->folder, side->bytes, side->length, err);
-        }
-        if (status == HEFT_OK) {
-            status = heft__folder_file_end(s->folder, err);
+        status = write_side(s, &s->job->sides[i], err);
+    }
+    return status;
+}
+
+/* What the destination has in folders that are replaced, as late as can be. */
+static heft_status keep_in_trees(struct session *s, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < s->job->side_count && status == HEFT_OK; i++) {
+        if (s->job->sides[i].tree) {
+            status = check_tree(s, s->job->sides[i].tree, true, err);
         }
     }
     return status;
+}
+
+/* What side files take: where one cannot be looked at, writing it says why. */
+static void measure_sides(struct session *s)
+{
+    for (size_t i = 0; i < s->job->side_count; i++) {
+        const heft__side_file *side = &s->job->sides[i];
+        s->side_bytes += side->tree   ? side->tree->bytes
+                         : side->path ? heft__path_identity(side->path).bytes
+                                      : side->length;
+    }
 }
 
 static heft_status read_counted(void *user, const heft__out_tensor *tensor, uint64_t first,
@@ -497,7 +595,8 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
         }
     }
     if (status == HEFT_OK) {
-        status = heft__folder_need(s->folder, needed, err);
+        measure_sides(s);
+        status = heft__folder_need(s->folder, needed + s->side_bytes, err);
     }
     if (status == HEFT_OK) {
         status = write_sides(s, err);
@@ -514,6 +613,9 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
     }
     if (status == HEFT_OK && s->job->check) {
         status = s->job->check(s->job->user, err);
+    }
+    if (status == HEFT_OK) {
+        status = keep_in_trees(s, err);
     }
     return status == HEFT_OK ? heft__folder_commit(s->folder, err) : status;
 }

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define COMPARED_BYTES 4096
-#define COMPARED_DEPTH 8
+#define COMPARED_DEPTH (HEFT__SUBTREE_DEPTH + 1)
 #define STEM_BYTES 180 /* of a name in the names of its work folder and lock */
 
 /* ---- begin ------------------------------------------------------------------------------------- */
@@ -314,17 +314,35 @@ static heft_status add_file(heft__folder_writer *writer, const char *name, bool 
                      entry_point, err);
 }
 
+heft_status heft__writer_add(heft__folder_writer *writer, const char *name, heft_error *err)
+{
+    return add_file(writer, name, false, err);
+}
+
 /* An open file is called "part" until its end, outside of the new folder: what is there is finished. */
-heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
-                                    heft_error *err)
+heft_status heft__part_begin(heft__folder_writer *writer, const char *label, heft_error *err)
 {
     writer->fd = heft__open_at(writer->work, "part", O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
     if (writer->fd < 0) {
-        return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", name), err,
+        return heft__add_path(heft__fail_errno(err, errno, "cannot create '%s'", label), err,
                               writer->path);
     }
     writer->position = 0;
-    return add_file(writer, name, entry_point, err);
+    writer->open_name = label;
+    return HEFT_OK;
+}
+
+heft_status heft__folder_file_begin(heft__folder_writer *writer, const char *name, bool entry_point,
+                                    heft_error *err)
+{
+    heft_status status = heft__part_begin(writer, name, err);
+    if (status == HEFT_OK) {
+        status = add_file(writer, name, entry_point, err);
+    }
+    if (status == HEFT_OK) {
+        writer->open_name = writer->files[writer->file_count - 1].name;
+    }
+    return status;
 }
 
 heft_status heft__folder_file_keep(heft__folder_writer *writer, const char *name, bool entry_point,
@@ -346,8 +364,7 @@ heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, 
     if (heft__write_all(writer->fd, bytes, length, offset, &done)) {
         return HEFT_OK;
     }
-    heft_status status = heft__fail_errno(err, errno, "cannot write '%s'",
-                                          writer->files[writer->file_count - 1].name);
+    heft_status status = heft__fail_errno(err, errno, "cannot write '%s'", writer->open_name);
     if (err) {
         err->offset = offset + done;
     }
@@ -366,15 +383,14 @@ heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, s
 
 /* Give a finished file an owner and a mode: never wider than the caller allows, than the file that it
  * replaces, and than the files of the destination were. */
-static bool set_mode(heft__folder_writer *writer, const char *name)
+static bool set_mode(heft__folder_writer *writer, int folder, const char *name)
 {
     struct stat made, old;
     if (fstat(writer->fd, &made) != 0) {
         return false;
     }
     mode_t mode = made.st_mode & 0777;
-    const bool replaces = writer->folder >= 0 &&
-                          fstatat(writer->folder, name, &old, AT_SYMLINK_NOFOLLOW) == 0 &&
+    const bool replaces = folder >= 0 && fstatat(folder, name, &old, AT_SYMLINK_NOFOLLOW) == 0 &&
                           S_ISREG(old.st_mode);
     const struct stat *like = replaces ? &old : writer->folder >= 0 ? &writer->was : &made;
     mode &= writer->options.file_mode ? writer->options.file_mode | 0600 : 0777;
@@ -409,19 +425,29 @@ static heft_status note_finished(heft__folder_writer *writer, const char *name,
     return status;
 }
 
-heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
+heft_status heft__part_end(heft__folder_writer *writer, int to, int old, const char *name,
+                           struct stat *facts, heft_error *err)
 {
     heft_status status = HEFT_OK;
-    const char *name = writer->files[writer->file_count - 1].name;
-    struct stat facts;
-    if (!set_mode(writer, name) || !heft__sync(writer->fd) || fstat(writer->fd, &facts) != 0 ||
-        renameat(writer->work, "part", writer->staged, name) != 0) {
-        status = heft__fail_errno(err, errno, "cannot flush '%s' to disk", name);
-    } else {
-        status = note_finished(writer, name, &facts, err);
+    struct stat own;
+    if (!set_mode(writer, old, name) || !heft__sync(writer->fd) ||
+        fstat(writer->fd, facts ? facts : &own) != 0 ||
+        renameat(writer->work, "part", to, name) != 0) {
+        status = heft__fail_errno(err, errno, "cannot flush '%s' to disk", writer->open_name);
     }
     close(writer->fd);
     writer->fd = -1;
+    return heft__add_path(status, err, writer->path);
+}
+
+heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err)
+{
+    const char *name = writer->files[writer->file_count - 1].name;
+    struct stat facts;
+    heft_status status = heft__part_end(writer, writer->staged, writer->folder, name, &facts, err);
+    if (status == HEFT_OK) {
+        status = note_finished(writer, name, &facts, err);
+    }
     return heft__add_path(status, err, writer->path);
 }
 
@@ -467,6 +493,13 @@ heft_status heft__folder_list(heft__folder_writer *writer, const char *const **n
     *names = kept;
     *count = used;
     return HEFT_OK;
+}
+
+bool heft__folder_has_folder(const heft__folder_writer *writer, const char *name)
+{
+    struct stat facts;
+    return writer->folder >= 0 && fstatat(writer->folder, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISDIR(facts.st_mode);
 }
 
 bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uint64_t device,
@@ -541,6 +574,36 @@ bool heft__folder_has_copy(const heft__folder_writer *writer, const char *folder
                             .theirs = heft__open_at(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, 0)};
     const bool same = job.ours >= 0 && job.theirs >= 0 && same_entry(&job, name);
     heft__dir_close(&job.theirs);
+    return same;
+}
+
+static bool has_entry(const heft__folder_writer *writer, int above,
+                      const heft__subtree_entry *entry)
+{
+    struct stat ours, theirs;
+    const int how = O_RDONLY | O_NONBLOCK;
+    int a = heft__open_at(writer->folder, entry->path, how, 0),
+        b = heft__open_at(above, entry->path, how, 0);
+    const bool same = a >= 0 && b >= 0 && fstat(a, &ours) == 0 && fstat(b, &theirs) == 0 &&
+                      (entry->is_folder ? S_ISDIR(ours.st_mode)
+                                        : S_ISREG(ours.st_mode) && S_ISREG(theirs.st_mode) &&
+                                              ours.st_size == theirs.st_size && same_bytes(a, b));
+    heft__dir_close(&a);
+    heft__dir_close(&b);
+    return same;
+}
+
+bool heft__folder_has_subtree(heft__folder_writer *writer, const heft__subtree *tree)
+{
+    const char *extra = NULL;
+    int above = heft__open_at(AT_FDCWD, tree->above, O_RDONLY | O_DIRECTORY, 0);
+    bool same = above >= 0 && writer->folder >= 0 &&
+                heft__folder_subtree_extra(writer, tree, false, false, &extra, NULL) == HEFT_OK &&
+                !extra;
+    for (size_t i = 0; i < tree->count && same; i++) {
+        same = has_entry(writer, above, &tree->entries[i]);
+    }
+    heft__dir_close(&above);
     return same;
 }
 

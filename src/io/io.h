@@ -162,6 +162,48 @@ heft__since heft__snapshot_compare(const char *folder, const heft__snapshot *sna
 heft_status heft__folder_names(heft__arena *arena, const char *path, const char *const **names,
                                size_t *count, heft_error *err);
 
+/* ---- tree: a folder of a folder, with all that it holds (subtree.c) --------------------------------- */
+#define HEFT__SUBTREE_DEPTH 16 /* of folders in folders */
+
+typedef struct heft__subtree_entry {
+    const char *path; /* from the top: "1_Pooling", then "1_Pooling/config.json" */
+    bool is_folder;
+    mode_t mode;
+    uint64_t bytes; /* of a file */
+} heft__subtree_entry;
+
+typedef struct heft__subtree {
+    const char *above, *name;           /* where its top is; lent by who asked */
+    const heft__subtree_entry *entries; /* a folder before what it holds; the rest in byte order */
+    size_t count;                       /* 0: left out as a whole */
+    uint64_t bytes;
+} heft__subtree;
+
+/* A path's folder and all above it, as far as they exist. */
+typedef struct heft__lineage {
+    heft__identity *list;
+    size_t count;
+} heft__lineage;
+heft_status heft__lineage_of(heft__arena *arena, const char *path, heft__lineage *out,
+                             heft_error *err);
+
+typedef struct heft__subtree_rules {
+    heft__lineage around; /* folders that are left: the one that is written, and what it is in */
+    /* Whether a folder is part of the tree, by its path and what it holds; NULL: any is. */
+    bool (*wanted)(void *user, const char *path, const char *const *names, size_t count);
+    /* Called for what is left: an unwanted folder, a link to a folder or to nothing, a pipe, a device, what
+     * is too deep. Not for what is passed over. NULL: nothing is called. */
+    heft_status (*left)(void *user, const char *path, bool is_folder, heft_error *err);
+    void *user;
+} heft__subtree_rules;
+
+/* Whether a name is no part of any tree: hidden, a temporary of ours, what a system or Python puts there. */
+bool heft__subtree_is_passed_over(const char *name);
+/* List `name` of the folder `above`, in the arena; both are lent. IO where a folder cannot be listed. */
+heft_status heft__subtree_list(heft__arena *arena, const char *above, const char *name,
+                               const heft__subtree_rules *rules, heft__subtree *out,
+                               heft_error *err);
+
 /* ---- folder writer: makes a folder, or one file, appear complete or not at all ------------------
  *
  * begin -> (file_begin, write*, file_end)* -> commit | free.
@@ -200,12 +242,28 @@ heft_status heft__folder_write(heft__folder_writer *writer, const void *bytes, s
 heft_status heft__folder_write_at(heft__folder_writer *writer, uint64_t offset, const void *bytes,
                                   size_t length, heft_error *err);
 heft_status heft__folder_file_end(heft__folder_writer *writer, heft_error *err); /* fsync */
+/* A tree as one entry of the folder. Its files are written by the callback, with heft__folder_write(). */
+typedef struct heft__subtree_copy {
+    heft_status (*copy)(void *user, const char *path, heft_error *err);
+    void *user;
+} heft__subtree_copy;
+heft_status heft__folder_subtree(heft__folder_writer *writer, const heft__subtree *tree,
+                                 const heft__subtree_copy *copy, heft_error *err);
+/* What the destination has in a folder of this name and the tree does not, hidden names aside: *extra is the
+ * first of it, NULL if there is none or all of it is to be kept (but for what a file of the tree leaves no
+ * place for). link: it gets a second name in the tree that was written, as hidden names do. */
+heft_status heft__folder_subtree_extra(heft__folder_writer *writer, const heft__subtree *tree,
+                                       bool keep, bool link, const char **extra, heft_error *err);
+/* Whether the destination has all of a tree, byte by byte, and nothing else there. */
+bool heft__folder_has_subtree(heft__folder_writer *writer, const heft__subtree *tree);
 /* A file of the folder that is to be gone after commit. The name is copied. */
 heft_status heft__folder_remove(heft__folder_writer *writer, const char *name, bool entry_point,
                                 heft_error *err);
 /* Names in the folder as it is now, without ours; in byte order, lent until the writer is gone. */
 heft_status heft__folder_list(heft__folder_writer *writer, const char *const **names, size_t *count,
                               heft_error *err);
+/* Whether a name in the destination is a folder, and no link to one. */
+bool heft__folder_has_folder(const heft__folder_writer *writer, const char *name);
 /* Whether a name in the destination is this very file, through links. */
 bool heft__folder_holds(const heft__folder_writer *writer, const char *name, uint64_t device,
                         uint64_t inode);

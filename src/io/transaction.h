@@ -1,6 +1,7 @@
 /* transaction.h - private to the layer: the inside of a folder writer.
  *
  *   folder.c    begin, files, end
+ *   subtree.c   folders of files: listed, written, compared
  *   work.c      the work folder: made, found again, cleaned up
  *   commit.c    how what was written becomes what is there */
 #ifndef HEFT__IO_TRANSACTION_H
@@ -39,9 +40,18 @@ struct heft__folder_writer {
     heft__out_entry *files, *removed;
     size_t file_count, file_cap, removed_count, removed_cap;
     int fd; /* the open file, -1 if none */
+    const char *open_name;
     uint64_t position;
 };
 
+/* ---- folder.c ---------------------------------------------------------------------------------- */
+/* An entry of the destination that the commit puts in, no entry point. */
+heft_status heft__writer_add(heft__folder_writer *writer, const char *name, heft_error *err);
+/* A file that is not in the destination's folder itself. label: for errors, lent until its end. */
+heft_status heft__part_begin(heft__folder_writer *writer, const char *label, heft_error *err);
+/* Put it into `to`, with the mode that the file of this name in `old` (-1: none) allows. facts: may be NULL. */
+heft_status heft__part_end(heft__folder_writer *writer, int to, int old, const char *name,
+                           struct stat *facts, heft_error *err);
 /* ---- work.c ------------------------------------------------------------------------------------ */
 /* Remove what writes to this destination left that did not end; one with the writer's resume key is
  * taken over. Under the lock. */

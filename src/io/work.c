@@ -23,6 +23,7 @@
 struct settling {
     int old, now;
     const heft__map *written, *dropped; /* NULL below the first level */
+    bool replaced; /* below a folder that was written: what is there is as it is to be */
     unsigned depth;
     bool failed;
 };
@@ -38,13 +39,20 @@ static bool settle_entry(void *user, const char *name)
     const size_t length = strlen(name);
     bool moved = true;
     if (job->written &&
-        (heft__is_temporary(name) || heft__map_get(job->dropped, name, length) != HEFT__MAP_NONE ||
-         heft__map_get(job->written, name, length) != HEFT__MAP_NONE)) {
-        return true; /* replaced, dropped, or ours */
+        (heft__is_temporary(name) || heft__map_get(job->dropped, name, length) != HEFT__MAP_NONE)) {
+        return true; /* dropped, or ours */
     }
-    if (S_ISDIR(old.st_mode) && there && S_ISDIR(now.st_mode)) {
+    const bool both = there && S_ISDIR(old.st_mode) && S_ISDIR(now.st_mode);
+    const bool replaced =
+        job->replaced ||
+        (job->written && heft__map_get(job->written, name, length) != HEFT__MAP_NONE);
+    if (replaced && !both && (there || !job->replaced)) {
+        return true;
+    }
+    if (both) {
         struct settling inner = {.old = heft__dir_open(job->old, name),
                                  .now = heft__dir_open(job->now, name),
+                                 .replaced = replaced,
                                  .depth = job->depth + 1};
         moved = inner.old >= 0 && inner.now >= 0 && inner.depth < 64 &&
                 heft__dir_each(inner.old, settle_entry, &inner) && !inner.failed;

@@ -276,6 +276,9 @@ static heft_status load(heft__loading *l, heft_error *err)
         l->memory->report.offload_bytes = l->store.dat_bytes;
         l->memory->report.offload_kept = l->store.kept;
     }
+    if (verdict == HEFT_OK) {
+        verdict = heft__keep_beside(l->source, l->model, &l->memory->warnings, err);
+    }
     /* the report has the lists even when they are the reason for the refusal */
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;

@@ -48,6 +48,10 @@ bool heft__source_is_unknown(const heft_source *source);
 /* Why it is. */
 void heft__source_unknown_text(const heft_source *source, char text[200]);
 
+/* ---- beside.c: files that a save of a loaded model writes again ---------------------------------- */
+heft_status heft__keep_beside(const heft_source *source, heft_model *model,
+                              heft__warnings *warnings, heft_error *err);
+
 /* ---- quantization.c: what of a source is quantized ---------------------------------------------- */
 /* Find it. dtype: of the model that is to be made, NONE for the config's. What is wrong with the tensors
  * or settings is kept for heft__source_check_quantized(); NOMEM is an error at once. */

@@ -15,7 +15,9 @@ struct saving {
     size_t count;
     const char **modules; /* paths */
     heft__buffer config;
+    heft__side_file *sides; /* config.json, and what the model was loaded with */
     heft__metadata metadata;
+    heft__warnings warnings;
     uint64_t seed; /* of a random save */
 };
 
@@ -156,10 +158,35 @@ static heft_status take_metadata(struct saving *s, const heft__format *format,
     if (options->metadata_count && !format->metadata) {
         return heft__fail(err, HEFT_INVALID_ARG, "%s cannot hold metadata", format->noun);
     }
+    const heft_model *model = s->model;
     heft_status status = heft__metadata_standard(&s->metadata, err);
+    if (status == HEFT_OK) {
+        status = heft__metadata_add(&s->metadata, model->kept_pairs, model->kept_pair_count, err);
+    }
+    if (status == HEFT_OK && !format->metadata && !heft__metadata_is_standard(&s->metadata) &&
+        !heft__warn(&s->warnings, "metadata is omitted, because %s cannot hold it", format->noun)) {
+        status = heft__fail_nomem(err, 0);
+    }
     return status == HEFT_OK
                ? heft__metadata_set(&s->metadata, options->metadata, options->metadata_count, err)
                : status;
+}
+
+static heft_status list_sides(struct saving *s, heft_error *err)
+{
+    const heft_model *model = s->model;
+    s->sides = heft__arena_array(&s->arena, model->kept_count + 1, sizeof *s->sides);
+    if (!s->sides) {
+        return heft__fail_nomem(err, model->kept_count * sizeof *s->sides);
+    }
+    s->sides[0] =
+        (heft__side_file){.name = "config.json", .bytes = s->config.data, .length = s->config.size};
+    for (size_t i = 0; i < model->kept_count; i++) {
+        const heft__kept_file *file = &model->kept[i];
+        s->sides[i + 1] =
+            (heft__side_file){.name = file->name, .bytes = file->text, .length = file->length};
+    }
+    return HEFT_OK;
 }
 
 /* Everything that is written but the bytes of the tensors. */
@@ -174,9 +201,11 @@ static heft_status prepare(struct saving *s, const heft__format *format, bool st
     if (status == HEFT_OK) {
         status = take_metadata(s, format, options, err);
     }
-    return status == HEFT_OK
-               ? heft__config_write(model->config, model->class_name, model->dtype, &s->config, err)
-               : status;
+    if (status == HEFT_OK) {
+        status =
+            heft__config_write(model->config, model->class_name, model->dtype, &s->config, err);
+    }
+    return status == HEFT_OK ? list_sides(s, err) : status;
 }
 
 /* The folder of the model's config, if its config.json is still the one that the model was made from. */
@@ -224,10 +253,9 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
     heft__metadata_init(&s.metadata, &s.arena);
+    heft__warnings_init(&s.warnings, &s.arena);
     heft_status status = prepare(&s, format, !random, options, err);
     if (status == HEFT_OK) {
-        heft__side_file config = {
-            .name = "config.json", .bytes = s.config.data, .length = s.config.size};
         heft__write_job job = {
             .dst = dst,
             .format = format,
@@ -241,12 +269,14 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .total_parameters = heft_model_elements(model),
             .modules = s.modules,
             .module_count = model->module_count,
-            .sides = &config,
-            .side_count = 1,
+            .sides = s.sides,
+            .side_count = model->kept_count + 1,
             .keep_side_files = options->keep_side_files,
             .beside = config_folder,
             .read = random ? read_random : read_stored,
             .user = &s,
+            .warnings = s.warnings.lines,
+            .warning_count = s.warnings.count,
         };
         job.metadata = heft__metadata_list(&s.metadata, &job.metadata_count);
         status = job.metadata ? heft__write_checkpoint(model->ctx, &job, report, err)

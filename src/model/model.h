@@ -90,6 +90,11 @@ typedef struct heft__place {
     uint32_t turn;            /* 0 .. parts - 1: among the parts of `inner` as they are saved */
 } heft__place;
 
+typedef struct heft__kept_file { /* of the folder that a model was loaded from, for a save */
+    const char *name, *text;
+    size_t length;
+} heft__kept_file;
+
 struct heft_model {
     heft_ctx *ctx;
     heft__arena arena;   /* all names and arrays */
@@ -117,6 +122,10 @@ struct heft_model {
     size_t name_slot_count;
     const char *const *no_split; /* [no_split_count] class names */
     size_t no_split_count;
+    heft__kept_file *kept; /* [kept_count] */
+    size_t kept_count;
+    struct heft__text_pair *kept_pairs; /* metadata of its files, if weights stay quantized */
+    size_t kept_pair_count;
     const char *machine; /* lent; as that of its source: only tests set it */
     void *homes; /* backing of parameters that stay in their files, owned by layer load; or NULL */
     void (*free_homes)(void *homes);

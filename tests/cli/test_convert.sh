@@ -126,10 +126,69 @@ run 0 init "$config" "$work/forms"
 for name in consolidated.00.pth tf_model.h5 adapter_model.bin model.fp16.safetensors pytorch_model-00001-of-00002.bin training_args.bin graph.onnx; do
     echo "$name" >"$work/forms/$name"
 done
-mkdir "$work/forms/1_Pooling"
+mkdir -p "$work"/forms/{onnx,empty,checkpoint-500,.git} "$work/forms/2_Dense/inner"
+for name in onnx/model.onnx checkpoint-500/model.safetensors .git/config 2_Dense/pytorch_model.bin 2_Dense/inner/config.json; do
+    echo "$name" >"$work/forms/$name"
+done
+ln -s ../../tf_model.h5 "$work/forms/2_Dense/inner/linked"
+ln -s .. "$work/forms/2_Dense/up"
+mkfifo "$work/forms/2_Dense/pipe"
 run 0 convert "$work/forms" "$work/formed"
-shows "$err" 'not copied: 1_Pooling/, adapter_model\.bin, consolidated\.00\.pth, model\.fp16\.safetensors, pytorch_model-00001-of-00002\.bin, tf_model\.h5$'
-for name in training_args.bin graph.onnx; do
+shows "$err" 'not copied: 2_Dense/pipe, 2_Dense/up/, adapter_model\.bin, checkpoint-500/, consolidated\.00\.pth, model\.fp16\.safetensors, onnx/, pytorch_model-00001-of-00002\.bin, tf_model\.h5$'
+for name in training_args.bin graph.onnx 2_Dense/pytorch_model.bin 2_Dense/inner/{config.json,linked}; do
     cmp "$work/forms/$name" "$work/formed/$name"
 done
-[ "$(ls "$work/formed")" = "$(printf '%s\n' config.json graph.onnx model.safetensors training_args.bin)" ] || fail "$last: $(ls "$work/formed")"
+[ "$(ls -A "$work/formed")" = "$(printf '%s\n' 2_Dense config.json empty graph.onnx model.safetensors training_args.bin)" ] || fail "$last: $(ls "$work/formed")"
+[ "$(ls "$work/formed/2_Dense")" = $'inner\npytorch_model.bin' ] || fail "$last: $(ls "$work/formed/2_Dense")"
+
+# a folder of the destination is replaced by that of the source, but nothing is lost with it
+mkdir -p "$work/other/2_Dense"
+fails 11 "already contains '2_Dense'; 'force' replaces it" convert "$work/forms" "$work/other"
+echo mine >"$work/formed/2_Dense/inner/mine"
+echo other >"$work/formed/2_Dense/pytorch_model.bin"
+before=$(snapshot "$work/formed")
+fails 11 "contains '2_Dense/inner/mine', which the new checkpoint does not have; write to another folder, or keep it with" \
+    convert "$work/forms" "$work/formed" --force
+same "$before" "$work/formed"
+run 0 convert "$work/forms" "$work/formed" --force --keep-side-files
+cmp "$work/forms/2_Dense/pytorch_model.bin" "$work/formed/2_Dense/pytorch_model.bin"
+[ "$(cat "$work/formed/2_Dense/inner/mine")" = mine ] || fail "$last: a file of the user's is lost"
+# the same folder and nothing else is no conflict
+mkdir "$work/partial"
+cp -r "$work/forms/empty" "$work/partial"
+run 0 convert "$work/forms" "$work/partial"
+
+# a destination inside the source is no part of it, at the first and at a later conversion
+for dst in forms/out forms/deep/er/out; do
+    for force in '' --force; do
+        run 0 convert "$work/forms" "$work/$dst" ${force:+"$force"}
+        for name in out deep; do
+            [ ! -e "$work/$dst/$name" ] || fail "$last: a copy in itself"
+        done
+        [ -d "$work/$dst/2_Dense" ] || fail "$last: no 2_Dense"
+    done
+    shows "$err" "not copied: .*$(cut -d/ -f2 <<<"$dst")/"
+    rm -rf "$work/forms/$(cut -d/ -f2 <<<"$dst")"
+done
+
+# a source without tensors replaces no checkpoint, in no format; elsewhere it is one
+printf '\2\0\0\0\0\0\0\0{}' >"$work/nothing.safetensors"
+mkdir "$work/nothing"
+cp "$work/nothing.safetensors" "$work/nothing/model.safetensors"
+run 0 convert "$work/nothing" "$work/nothing_bin" --format bin
+run 0 convert "$work/nothing.safetensors" "$work/nothing_new"
+for format in safetensors bin offload; do
+    run 0 convert "$work/start" "$work/kept_$format" --format $format
+done
+run 0 init "$config" "$work/kept_variant" --variant fp16
+run 0 init "$config" "$work/kept_shards" --max-shard-size 40KB
+for there in safetensors bin offload variant shards; do
+    before=$(snapshot "$work/kept_$there")
+    for from in nothing nothing.safetensors nothing_bin; do
+        for to in safetensors bin; do
+            fails 11 'already contains .*, which is not replaced by a checkpoint without tensors' \
+                convert "$work/$from" "$work/kept_$there" --force --keep-side-files --format $to
+        done
+        same "$before" "$work/kept_$there"
+    done
+done

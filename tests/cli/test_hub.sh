@@ -16,6 +16,13 @@ for file in config.json model.safetensors; do # as the hub's client lays them ou
     ln -s "../../blobs/$file.blob" "$repo/snapshots/$commit/$file"
     cp "$work/made/$file" "$repo/snapshots/$other/$file" # plain files are as good
 done
+mkdir -p "$repo/snapshots/$commit"/{1_Pooling,additional_chat_templates}
+for file in 1_Pooling/config.json additional_chat_templates/tool_use.jinja generation_config.json; do
+    blob=$(tr / _ <<<"$file").blob up=../..
+    [ "$(dirname "$file")" = . ] || up=../../..
+    echo "$file" >"$repo/blobs/$blob"
+    ln -s "$up/blobs/$blob" "$repo/snapshots/$commit/$file"
+done
 HOME=$work/home
 export HOME
 cd "$work"
@@ -25,6 +32,11 @@ for name in org/tiny-bert org/tiny-bert@main "org/tiny-bert@$commit" org/tiny-be
     has parameters 23392
 done
 run 0 convert -q org/tiny-bert "$work/converted" --max-shard-size 40KB
+silent "$err"
+for file in 1_Pooling/config.json additional_chat_templates/tool_use.jinja generation_config.json; do
+    [ "$(cat "$work/converted/$file")" = "$file" ] || fail "$last: $file"
+    [ ! -L "$work/converted/$file" ] || fail "$last: $file is a link"
+done
 run 0 verify -q org/tiny-bert@refs/pr/1
 
 # the variables, the first that is set wins

@@ -257,7 +257,7 @@ static void settle(power *p, size_t at)
 }
 
 /* What is at no place, as the folder that it left was synced, is where it went. */
-static void restore(power *p, size_t at)
+static void restore(power *p, size_t at, unsigned variant)
 {
     const node *n = &p->nodes[at];
     bool known = !n->kept.known || !n->is_there || !p->nodes[n->home].reachable || n->home == at;
@@ -268,6 +268,9 @@ static void restore(power *p, size_t at)
         p->places = realloc(p->places, (p->place_count + 1) * sizeof *p->places);
         p->places[p->place_count++] = (place){.folder = n->home, .node = at, .text = n->home_name};
         p->place_cap = p->place_count;
+        if (n->is_folder) { /* with all that it holds */
+            mark(p, at, variant);
+        }
     }
 }
 
@@ -395,7 +398,7 @@ void power_cut(power *p, unsigned variant)
         }
     }
     for (size_t i = 0; i < p->count; i++) {
-        restore(p, i);
+        restore(p, i, variant);
     }
     const listing list = p->nodes[root].now.list;
     for (size_t i = 0; i < list.count; i++) {

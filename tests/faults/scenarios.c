@@ -15,6 +15,7 @@
 #define CONVERT "{H} convert {R}/source {D} -q"
 #define SHARDS " --max-shard-size 20KB"
 #define FORCED CONVERT " --force --keep-side-files"
+#define TREES "{H} convert {R}/trees {D} -q"
 #define RIVAL "{H} convert {R}/rival {D} -q"
 
 /* clang-format off */
@@ -54,6 +55,13 @@ const scenario scenarios[] = {
     {"resume_bin_again", "single", FORCED " --resume --format bin" SHARDS, REPLACES | RESUMES,
      FORCED " --resume --format bin" SHARDS, NULL},
     {"resume_else", "bin", FORCED " --resume" SHARDS, REPLACES | RESUMES, RIVAL " --resume --force --keep-side-files" SHARDS, NULL},
+    {"trees_new", NULL, TREES SHARDS, PLAIN, NULL, RIVAL},
+    {"trees_empty", "empty", TREES, PLAIN | REPLACES, NULL, NULL},
+    {"trees_none", "single", TREES " --force --keep-side-files" SHARDS, REPLACES, NULL, NULL},
+    {"trees_trees", "trees", TREES " --force --keep-side-files" SHARDS, REPLACES, NULL, RIVAL " --force --keep-side-files"},
+    {"trees_away", "trees", FORCED " --dtype f16", REPLACES, NULL, TREES " --force --keep-side-files"},
+    {"trees_resume", "trees", TREES " --force --keep-side-files --resume" SHARDS, REPLACES | RESUMES,
+     TREES " --force --keep-side-files --resume" SHARDS, RIVAL " --force --keep-side-files"},
     {"save_new", NULL, "{P} save {R}/source {D}", PLAIN, NULL, NULL},
     {"save_force", "bin", "{P} save {R}/source {D} force", REPLACES, NULL, NULL},
     {"writer_new", NULL, "{P} writer {D}", PLAIN, NULL, NULL},
@@ -163,6 +171,37 @@ static void add_own(const char *folder)
     add_file(path, "events.bin", "0123456789", 0444);
 }
 
+static void add_folder(const char *folder, const char *name, mode_t mode)
+{
+    char path[700];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (mkdir(path, mode) != 0) {
+        die("cannot make", path);
+    }
+}
+
+/* Folders beside the weights: the destination's have files of other bytes, kinds and modes, and the user's. */
+static void add_trees(const char *folder, bool old)
+{
+    add_folder(folder, "1_Pooling", old ? 0750 : 0755);
+    add_file(folder, "1_Pooling/config.json", old ? "{\"old\": 1}\n" : "{\"new\": 2}\n",
+             old ? 0600 : 0644);
+    add_folder(folder, "voices", 0755);
+    add_folder(folder, "voices/deep", 0755);
+    add_file(folder, "voices/deep/a.pt", old ? "old" : "new voice", 0644);
+    if (old) {
+        add_file(folder, "voices/b.pt", "was here", 0640); /* to be a folder */
+        add_file(folder, "voices/deep/mine.txt", "mine\n", 0640);
+        add_file(folder, "1_Pooling/.mine", "mine\n", 0600);
+        add_folder(folder, "voices/mine", 0711);
+        add_file(folder, "voices/mine/a", "mine\n", 0444);
+    } else {
+        add_folder(folder, "voices/b.pt", 0755);
+        add_file(folder, "voices/b.pt/c", "", 0644);
+        add_folder(folder, "2_Normalize", 0755);
+    }
+}
+
 static void add_old(const char *folder, const char *options)
 {
     char command[600], path[600];
@@ -183,6 +222,9 @@ static void prepare_before(void)
     add_old("shards", "--max-shard-size 30KB");
     add_old("single", "");
     add_old("bin", "--format bin --max-shard-size 30KB");
+    add_old("trees", "--max-shard-size 30KB");
+    snprintf(path, sizeof path, "%s/before/trees", top);
+    add_trees(path, true);
     snprintf(path, sizeof path, "%s/before/offload", top);
     must("{H} convert {R}/before/shards {D} -q --format offload", path);
     snprintf(text, sizeof text, "%s/logs", path);
@@ -212,7 +254,7 @@ static void prepare_before(void)
 
 void scenarios_prepare(const char *root, const char *heft, const char *self)
 {
-    char path[512];
+    char path[512], text[600];
     snprintf(top, sizeof top, "%s", root);
     snprintf(heft_path, sizeof heft_path, "%s", heft);
     snprintf(self_path, sizeof self_path, "%s", self);
@@ -224,6 +266,9 @@ void scenarios_prepare(const char *root, const char *heft, const char *self)
     must("{H} init {R}/a.json {D} --seed 2 -q --max-shard-size 20KB", path);
     add_file(path, "tokenizer.json", "{\"new\": 2}\n", 0644);
     add_file(path, "merges.txt", "a b\n", 0644);
+    snprintf(text, sizeof text, "%s/trees", top);
+    tree_copy(path, text);
+    add_trees(text, false);
     snprintf(path, sizeof path, "%s/source_bin", top);
     must("{H} convert {R}/source {D} -q --format bin --max-shard-size 20KB", path);
     snprintf(path, sizeof path, "%s/rival", top);

@@ -91,7 +91,8 @@ static void add(const char *path, const char *below, bool times, tree *out)
     memset(entry, 0, sizeof *entry);
     snprintf(entry->path, sizeof entry->path, "%s", below);
     entry->mode = facts.st_mode;
-    if (times || strncmp(below, "/notes", 6) == 0 || strncmp(below, "/logs", 5) == 0) {
+    if (times || strncmp(below, "/notes", 6) == 0 || strncmp(below, "/logs", 5) == 0 ||
+        strstr(below, "mine")) {
         entry->mtime = (int64_t)facts.st_mtim.tv_sec * 1000000000 + (int64_t)facts.st_mtim.tv_nsec;
     }
     if (S_ISREG(facts.st_mode)) {

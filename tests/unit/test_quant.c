@@ -508,6 +508,11 @@ static void a_packed_model_is_saved_as_it_was(void **state)
         heft_checkpoint_close(after);
         heft_model_free(model);
         heft_source_close(source);
+        const heft_source_options plain = HEFT_OPTIONS(heft_source_options, .dequantize = true);
+        test_expect_status(heft_source_open(ctx, test_path(saved, "new"), &plain, &source, &err),
+                           HEFT_OK, &err, folder);
+        assert_non_null(source->view); /* so it can be made plain again */
+        heft_source_close(source);
         test_folder_remove(saved);
     }
 }

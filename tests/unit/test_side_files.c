@@ -69,6 +69,55 @@ static void names_are_told_apart(void **state)
     }
 }
 
+static void folders_are_told_apart(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *names[3];
+        bool is;
+    } rows[] = {
+        {"1_Pooling",                 {"config.json"},                                      true },
+        {"2_Normalize",               {NULL},                                               true },
+        {"2_Dense",                   {"config.json", "model.safetensors"},                 true },
+        {"2_Dense",                   {"config.json", "pytorch_model.bin"},                 true },
+        {"2_Dense/onnx",              {"model.onnx"},                                       false},
+        {"additional_chat_templates", {"tool_use.jinja"},                                   true },
+        {"vision-lora",               {"adapter_config.json", "adapter_model.safetensors"}, true },
+        {"voices",                    {"af_heart.pt"},                                      true },
+        {"speech_tokenizer",          {"config.json", "model.safetensors"},                 true },
+        {"speech_tokenizer",          {"encoder.onnx"},                                     true },
+        {"scheduler",                 {"scheduler_config.json"},                            true },
+        {"scaler",                    {"scaler.npz"},                                       true },
+        {"onnx",                      {"model.onnx", "model.onnx_data"},                    false},
+        {"onnx",                      {"README.md"},                                        true },
+        {"onnx",                      {NULL},                                               true },
+        {"openvino",                  {"openvino_model.bin", "openvino_model.xml"},         false},
+        {"OpenVINO",                  {"openvino_model.xml"},                               false},
+        {"coreml/model.mlpackage",    {"Manifest.json"},                                    false},
+        {"original",                  {"consolidated.00.pth", "params.json"},               false},
+        {"original",                  {"params.json"},                                      true },
+        {"originals",                 {"consolidated.00.pth"},                              true },
+        {"metal",                     {"model.bin"},                                        false},
+        {"checkpoint-500",            {"model.safetensors", "trainer_state.json"},          false},
+        {"checkpoint-500",            {NULL},                                               false},
+        {"checkpoint-best",           {"model.safetensors"},                                true },
+        {"checkpoint-best",           {"optimizer.pt"},                                     false},
+        {"checkpoint-",               {"a"},                                                true },
+        {"global_step12",             {"mp_rank_00_model_states.pt"},                       false},
+        {"last",                      {"bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"},   false},
+        {"pytorch_model_fsdp_0",      {"__0_0.distcp"},                                     false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        size_t count = 0;
+        while (count < 3 && rows[i].names[count]) {
+            count++;
+        }
+        if (heft__is_model_folder(rows[i].path, rows[i].names, count) != rows[i].is) {
+            fail_msg("%s, %s", rows[i].path, rows[i].names[0]);
+        }
+    }
+}
+
 /* ---- one destination per row ------------------------------------------------------------------- */
 static const char config[] =
     "{\"model_type\":\"bert\",\"hidden_size\":16,\"num_hidden_layers\":1,"
@@ -196,9 +245,13 @@ static const struct {
      "contains 'tokenizer.json' of"                                                                                                                           },
     {"generation_config",    CONVERT,             {"!generation_config.json"},                                  "'generation_config.json'"                    },
     {"chat_template",        CONVERT,             {"!chat_template.jinja"},                                     "'chat_template.jinja'"                       },
-    {"folder_of_another",    CONVERT,             {"!1_Pooling/config.json"},                                   "'1_Pooling'"                                 },
+    {"folder_is_replaced",   CONVERT,             {"!1_Pooling/config.json"},                                   NULL                                          },
+    {"folder_of_another",    CONVERT_LONE,        {"!1_Pooling/config.json"},                                   "'1_Pooling'"                                 },
+    {"lone_folder_the_same", CONVERT_LONE,        {"1_Pooling/config.json"},                                    NULL                                          },
+    {"folder_of_none",       CONVERT,             {"!2_Dense/config.json"},                                     "'2_Dense'"                                   },
     {"folder_the_same",      CONVERT,             {"1_Pooling/config.json"},                                    NULL                                          },
-    {"folder_with_more",     CONVERT,             {"1_Pooling/config.json", "!1_Pooling/more"},                 "'1_Pooling'"                                 },
+    {"folder_with_more",     CONVERT,             {"1_Pooling/config.json", "!1_Pooling/more"},                 "'1_Pooling/more'"                            },
+    {"folder_with_hidden",   CONVERT,             {"1_Pooling/config.json", "!1_Pooling/.more"},                NULL                                          },
     {"lone_others",          CONVERT_LONE,        {"!config.json", "vocab.txt"},                                "contains 'config.json' of"                   },
     {"lone_the_same",        CONVERT_LONE,        {"config.json", "vocab.txt"},                                 NULL                                          },
     {"save_tokenizer",       SAVE,                {"!config.json", "!tokenizer.json"},                          "contains 'tokenizer.json' of"                },
@@ -296,6 +349,62 @@ static void a_source_that_was_replaced_vouches_for_nothing(void **state)
     heft_model_free(model);
 }
 
+static void expect_saved(const heft_model *model, const char *name, const char *text)
+{
+    heft_error err = {0};
+    const char *dst = at(name);
+    test_expect_status(heft_model_save(model, dst, NULL, NULL, &err), HEFT_OK, &err, name);
+    if (!text) {
+        assert_false(heft__path_exists(test_path(dst, "generation_config.json")));
+        return;
+    }
+    char *found = test_read_file(test_path(dst, "generation_config.json"), NULL);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+/* How a model generates is saved with it, as it was when it was loaded; settings of weights that are not
+ * quantized are not. */
+static void a_loaded_model_is_saved_with_its_generation_config(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft_model *model = NULL;
+    heft_load_report *report = NULL;
+    const test_how how = {.load = {.mode = HEFT_LOAD_COPY}};
+    test_expect_status(test_convert(ctx, at("source"), at("speaks"), NULL, NULL, &err), HEFT_OK,
+                       &err, "copy");
+    test_expect_status(test_load(ctx, at("speaks"), &how, &model, NULL, &err), HEFT_OK, &err,
+                       "without");
+    expect_saved(model, "speaks_not", NULL);
+    heft_model_free(model);
+    test_write_file(at("speaks"), "generation_config.json", "{\"top_k\": 7}", 12);
+    test_write_file(at("speaks"), "quantize_config.json", "{}", 2);
+    test_expect_status(test_load(ctx, at("speaks"), &how, &model, NULL, &err), HEFT_OK, &err,
+                       "with");
+    expect_saved(model, "speaks_too", "{\"top_k\": 7}");
+    assert_false(heft__path_exists(at("speaks_too/quantize_config.json")));
+    test_folder_remove(at("speaks"));
+    expect_saved(model, "speaks_later", "{\"top_k\": 7}");
+    heft_model_free(model);
+    /* what is no file or too large is said, and left */
+    test_expect_status(test_convert(ctx, at("source"), at("mute"), NULL, NULL, &err), HEFT_OK, &err,
+                       "copy");
+    const size_t large = (size_t)heft__limits(ctx)->config_bytes + 1;
+    char *text = calloc(large, 1);
+    assert_non_null(text);
+    test_write_file(at("mute"), "generation_config.json", text, large);
+    free(text);
+    test_expect_status(test_load(ctx, at("mute"), &how, &model, &report, &err), HEFT_OK, &err,
+                       "too large");
+    assert_true(report->warning_count > 0);
+    assert_non_null(strstr(report->warnings[report->warning_count - 1],
+                           "a save will not have 'generation_config.json': "));
+    expect_saved(model, "mute_too", NULL);
+    heft_load_report_free(report);
+    heft_model_free(model);
+}
+
 /* Weights that are read only by another format or variant stay, as they always did: with a warning. */
 static void weights_that_stay_are_told(void **state)
 {
@@ -353,8 +462,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_told_apart),
+        cmocka_unit_test(folders_are_told_apart),
         cmocka_unit_test(new_weights_are_not_read_with_old_files),
         cmocka_unit_test(a_source_that_was_replaced_vouches_for_nothing),
+        cmocka_unit_test(a_loaded_model_is_saved_with_its_generation_config),
         cmocka_unit_test(weights_that_stay_are_told),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
