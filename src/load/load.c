@@ -94,8 +94,9 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
     if (status != HEFT_OK) {
         return status;
     }
-    return heft__source_is_packed(source) ? heft__packed_model(source, &recipe, &l->model, err)
-                                          : heft__model_build(l->ctx, &recipe, &l->model, err);
+    return heft__source_is_packed(source) || heft__source_has_state(source)
+               ? heft__packed_model(source, &recipe, &l->model, err)
+               : heft__model_build(l->ctx, &recipe, &l->model, err);
 }
 
 heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
@@ -118,6 +119,9 @@ static heft_status prepare(heft__loading *l, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = heft__loading_take_plan(l, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__source_warn_quantized(l->source, &l->memory->warnings, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
         if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {

@@ -54,7 +54,7 @@ for folder in "$data"/*/; do
     # named, and nothing missing, random, or cast
     run 0 inspect "$folder" --json
     is_json
-    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false[}]'
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\][}]'
     run 0 load "$folder" --strict --json
     has missing '[]'
     has initialized '[]'
