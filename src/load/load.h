@@ -131,6 +131,10 @@ heft_status heft__packed_model(const heft_source *source, const heft__recipe *re
 /* After the match: FORMAT if a quantized weight is not whole in the model. */
 heft_status heft__packed_check(const heft_source *source, const heft_model *model,
                                const heft__match *match, heft_error *err);
+/* The same for a model that was not made from the source, whose names are used as they are: UNSUPPORTED if it
+ * has a quantized weight plain, or a part of one in another dtype. */
+heft_status heft__packed_check_exact(const heft_source *source, const heft_model *model,
+                                     const heft__match *match, heft_error *err);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */

@@ -315,3 +315,36 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
     heft__free(source->ctx, wanted, found->count * sizeof *wanted);
     return status;
 }
+
+heft_status heft__packed_check_exact(const heft_source *source, const heft_model *model,
+                                     const heft__match *match, heft_error *err)
+{
+    const heft__quant_found *found = &source->quant;
+    for (size_t i = 0; i < model->count; i++) {
+        const size_t tensor = match->source[i];
+        if (tensor != HEFT__NO_TENSOR && found->owner && found->owner[tensor] != HEFT__NO_PART &&
+            source->ckpt->infos[tensor].dtype != model->parameters[i].dtype) {
+            return heft__add_item(
+                heft__fail(
+                    err, HEFT_UNSUPPORTED,
+                    "a part of a quantized weight (%.40s), %s, cannot be cast to %s: make the "
+                    "model from this checkpoint, or dequantize the checkpoint",
+                    found->method, heft_dtype_name(source->ckpt->infos[tensor].dtype),
+                    heft_dtype_name(model->parameters[i].dtype)),
+                err, model->parameters[i].name);
+        }
+    }
+    for (size_t w = 0; w < found->count; w++) {
+        const size_t i = heft_model_find(model, found->weights[w].name);
+        if (i != SIZE_MAX && match->source[i] == HEFT__NO_TENSOR) {
+            return heft__add_item(
+                heft__fail(
+                    err, HEFT_UNSUPPORTED,
+                    "is stored quantized (%.40s), and plain in the model: make the model from "
+                    "this checkpoint, or dequantize the checkpoint",
+                    found->method),
+                err, model->parameters[i].name);
+        }
+    }
+    return HEFT_OK;
+}

@@ -150,13 +150,15 @@ static heft_status check_symmetric(const heft__quant_finder *finder,
     }
     if (wrong) {
         const bool swapped = values[0] == other;
-        finder->found->doubt = heft__arena_format(
-            finder->arena,
-            "'%.200s': a symmetric weight (\"sym\") of %s has zero points stored as %u, found "
-            "%u%s%s: "
-            "its values are right only if the config is",
-            weight->name, less_one ? "gptq" : "gptq_v2", expected, values[0],
-            swapped ? ", which is that of " : "", swapped ? (less_one ? "gptq_v2" : "gptq") : "");
+        finder->found->doubt =
+            heft__arena_format(finder->arena,
+                               "'%.200s': the config declares symmetric weights of %s, whose zero "
+                               "points are stored as "
+                               "%u, but here %u is stored%s: dequantized values follow the config",
+                               weight->name, less_one ? "gptq" : "gptq_v2", expected, values[0],
+                               !swapped   ? ""
+                               : less_one ? ", as in gptq_v2"
+                                          : ", as in gptq");
         return finder->found->doubt ? HEFT_OK : heft__fail_nomem(err, 0);
     }
     return HEFT_OK;
