@@ -298,6 +298,15 @@ heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight
                             heft_error *err)
 {
     heft__quant_found *found = finder->found;
+    const size_t same = heft__map_get(finder->table->names, weight->name, strlen(weight->name));
+    bool plain = same != HEFT__MAP_NONE;
+    for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        plain = plain && weight->part[p] != same;
+    }
+    if (plain) {
+        return heft__quant_fail(
+            finder, same, err, "expected a weight to be stored once, found it plain and quantized");
+    }
     for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
         const size_t part = weight->part[p];
         if (part == HEFT__NO_PART) {
