@@ -1,6 +1,7 @@
 /* bench_load.c - one case of loading, initializing or saving in a separate process.
  *
  *   bench_load load MODE DTYPE PATH    load, every byte in memory; MODE auto map copy shared
+ *   bench_load dequantize PATH         quantized weights made plain, in memory
  *   bench_load into PATH               into an existing float32 model with values
  *   bench_load init CONFIG             random values in float32
  *   bench_load save PATH DST BYTES     a mapped model in shards of at most BYTES
@@ -21,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,6 +32,15 @@ static double seconds_now(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* Processor time of all threads. */
+static double processor_now(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6;
 }
 
 /* Of /proc/self/..., in bytes; 0 if it is not there. */
@@ -50,6 +61,7 @@ static unsigned long long memory_of(const char *path, const char *key)
 }
 
 static unsigned long long read_before, written_before; /* the case is begun with */
+static double processor_before;
 
 /* Bytes that went to or came from disks, of /proc/self/io. */
 static unsigned long long disk_bytes(const char *key)
@@ -60,11 +72,13 @@ static unsigned long long disk_bytes(const char *key)
 /* A line as soon as it is ready, then what takes the kernel a walk through all page tables. */
 static void report(double seconds, unsigned long long bytes, unsigned long long heap_peak)
 {
+    const double cpu = processor_now() - processor_before;
     puts("ready");
     fflush(stdout);
-    printf("{\"seconds\": %.6f, \"bytes\": %llu, \"heap_peak\": %llu, \"peak_rss\": %llu, "
+    printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"bytes\": %llu, \"heap_peak\": %llu, \"peak_rss\": "
+           "%llu, "
            "\"anon\": %llu, \"private\": %llu, \"pss\": %llu, \"read\": %llu, \"written\": %llu}\n",
-           seconds, bytes, heap_peak, memory_of("/proc/self/status", "VmHWM:"),
+           seconds, cpu, bytes, heap_peak, memory_of("/proc/self/status", "VmHWM:"),
            memory_of("/proc/self/smaps_rollup", "Anonymous:"),
            memory_of("/proc/self/smaps_rollup", "Private_Dirty:"),
            memory_of("/proc/self/smaps_rollup", "Pss:"), disk_bytes("read_bytes:") - read_before,
@@ -123,6 +137,31 @@ static int run_load(heft_ctx *ctx, const char *mode, const char *dtype, const ch
     hold();
     heft_model_free(model);
     return 0;
+}
+
+static int run_dequantize(heft_ctx *ctx, const char *path)
+{
+    const heft_source_options how = HEFT_OPTIONS(heft_source_options, .dequantize = true);
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY);
+    heft_error err = {0};
+    heft_source *source = NULL;
+    heft_model *model = NULL;
+    processor_before = processor_now();
+    double started = seconds_now();
+    heft_status status = heft_source_open(ctx, path, &how, &source, &err);
+    if (status == HEFT_OK) {
+        status = heft_model_load(source, &options, &model, NULL, &err);
+    }
+    double seconds = seconds_now() - started;
+    uint64_t peak;
+    heft_ctx_memory(ctx, NULL, &peak);
+    if (status == HEFT_OK) {
+        report(seconds, heft_model_bytes(model), peak);
+        hold();
+    }
+    heft_model_free(model);
+    heft_source_close(source);
+    return status == HEFT_OK ? 0 : fail(&err);
 }
 
 /* The empty model of a config, in float32. */
@@ -317,6 +356,7 @@ static int run_memcpy(size_t bytes)
     pthread_t threads[THREADS];
     struct share shares[THREADS];
     memset(from, 1, bytes);
+    processor_before = processor_now();
     double started = seconds_now();
     for (size_t i = 0; i < THREADS; i++) {
         size_t part = bytes / THREADS;
@@ -380,6 +420,8 @@ int main(int count, char **words)
     int code = 2;
     if (strcmp(what, "load") == 0 && count == 5) {
         code = run_load(ctx, words[2], words[3], words[4]);
+    } else if (strcmp(what, "dequantize") == 0 && count == 3) {
+        code = run_dequantize(ctx, words[2]);
     } else if (strcmp(what, "into") == 0 && count == 3) {
         code = run_into(ctx, words[2]);
     } else if (strcmp(what, "init") == 0 && count == 3) {

@@ -236,7 +236,9 @@ typedef struct heft_load_sharded_options {
  * Memory   the bytes of the parameters that get memory, and one staging buffer.
  * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and for shapes, and LIMIT if
  *          the parameters that get memory need more than is available and over_limit is not set,
- *          before the model changes; IO, FORMAT and CANCELLED while reading, after which some parameters have
+ *          before the model changes; UNSUPPORTED if a weight is stored quantized and is plain in the
+ *          model (one made by heft_model_skeleton() from the checkpoint has the same tensors); IO,
+ *          FORMAT and CANCELLED while reading, after which some parameters have
  *          new values and some old ones.
  * Source   docs/loading.md.
  */

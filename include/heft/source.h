@@ -49,6 +49,11 @@ typedef struct heft_quantization {
     uint32_t bits;       /* of a stored value, of most weights; 0 if there are no such weights */
     uint64_t group_size; /* of most weights: elements that share a scale; 0: a row or more */
     size_t weights;      /* how many weights are stored quantized */
+    /* Names of the tensors of its state: scales of inputs, outputs and the key/value cache. They are
+     * loaded and saved as they are, and left out where the source is dequantized. */
+    const char *const *state; /* [state_count] */
+    size_t state_count;
+    const char *warning; /* why config and tensors do not go together, one line; NULL: they do */
 } heft_quantization;
 
 /**

@@ -197,11 +197,13 @@ heft_status heft__checkpoint_finish_view(heft_checkpoint *view, heft__file *cons
 heft_status heft__checkpoint_find_quantized(const heft_checkpoint *ckpt, heft__arena *arena,
                                             const heft__quant_settings *settings,
                                             heft__quant_found *out, heft_error *err);
-/* A view in which quantized weights are plain. Keeps the base open. UNSUPPORTED for a method or a layout
- * that is not known. */
+/* Find what is quantized, and make a view in which those weights are plain and their state is left out. Keeps
+ * the base open. *found lives as long as the view; where nothing is quantized, *out stays as it is.
+ * UNSUPPORTED for a method or a layout that is not known. */
 heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                                          const heft__quant_settings *settings,
-                                         heft_checkpoint **out, heft_error *err);
+                                         heft__quant_found *found, heft_checkpoint **out,
+                                         heft_error *err);
 
 /* Add the item and the path to an error in tensor i. */
 heft_status heft__checkpoint_blame(const heft_checkpoint *ckpt, size_t i, heft_status status,
@@ -364,6 +366,8 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     /* [ckpt->count] for each tensor the weight that it is a quantized part of, or HEFT__NO_PART: parts
      * are not cast; NULL: there are none */
     const size_t *packed;
+    const char *const *notes; /* [note_count] lines for the report's warnings */
+    size_t note_count;
     const bool
         *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
 } heft__names;

@@ -712,7 +712,14 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
     heft__arena_init(&c.arena, c.ctx);
     heft__warnings_init(&c.warnings, &c.arena);
     heft__metadata_init(&c.metadata, &c.arena);
-    heft_status status = plan(&c, dst, err);
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < c.names->note_count && status == HEFT_OK; i++) {
+        status =
+            heft__warn(&c.warnings, "%s", c.names->notes[i]) ? HEFT_OK : heft__fail_nomem(err, 0);
+    }
+    if (status == HEFT_OK) {
+        status = plan(&c, dst, err);
+    }
     if (status == HEFT_OK) {
         status = convert(&c, dst, report, err);
     }

@@ -161,14 +161,20 @@ static heft_status open_again(const struct view *v, size_t f, size_t weights, he
     return HEFT_OK;
 }
 
+/* The weight that a tensor goes with, HEFT__QUANT_STATE for state that goes with none. */
+static size_t owner_of(const heft__quant_found *found, size_t i)
+{
+    return found->owner ? found->owner[i] : HEFT__NO_PART;
+}
+
 /* How many weights begin in each file: an array of file_count, owned; NULL without memory. */
 static size_t *count_by_file(const heft_checkpoint *base, const heft__quant_found *found,
                              bool *seen)
 {
     size_t *counts = heft__alloc_zero(base->ctx, base->file_count, sizeof *counts);
     for (size_t i = 0; counts && i < base->count; i++) {
-        const size_t w = found->owner ? found->owner[i] : HEFT__NO_PART;
-        if (w != HEFT__NO_PART && !seen[w]) {
+        const size_t w = owner_of(found, i);
+        if (w < found->count && !seen[w]) {
             seen[w] = true;
             counts[base->infos[i].file_index]++;
         }
@@ -188,10 +194,10 @@ static heft_status fill_files(const struct view *v, heft_error *err)
     memset(v->placed, 0, v->found->count * sizeof *v->placed);
     for (size_t i = 0; i < base->count && status == HEFT_OK; i++) {
         heft__file *file = v->files[base->infos[i].file_index];
-        const size_t w = v->found->owner ? v->found->owner[i] : HEFT__NO_PART;
+        const size_t w = owner_of(v->found, i);
         if (w == HEFT__NO_PART) {
             file->tensors[file->tensor_count++] = *base->entries[i];
-        } else if (!v->placed[w]) {
+        } else if (w < v->found->count && !v->placed[w]) {
             status = place_weight(v, file, w, i, err);
         }
     }
@@ -221,27 +227,31 @@ static heft_status digest_settings(heft_checkpoint *view, const heft__quant_sett
 
 heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                                          const heft__quant_settings *settings,
-                                         heft_checkpoint **out, heft_error *err)
+                                         heft__quant_found *found, heft_checkpoint **out,
+                                         heft_error *err)
 {
     heft_checkpoint *view = NULL;
-    heft__quant_found found = {0};
     heft_status status = heft__checkpoint_begin_view(base, &view, err);
     if (status != HEFT_OK) {
         return status;
     }
-    status = heft__checkpoint_find_quantized(base, &view->arena, settings, &found, err);
+    status = heft__checkpoint_find_quantized(base, &view->arena, settings, found, err);
     if (status == HEFT_OK) {
-        status = heft__quant_check_known(&found, err);
+        status = heft__quant_check_known(found, err);
+    }
+    if (status == HEFT_OK && !found->method) {
+        heft_checkpoint_close(view);
+        return HEFT_OK;
     }
     if (status == HEFT_OK) {
         status = digest_settings(view, settings, err);
     }
-    struct view v = {.base = base, .arena = &view->arena, .found = &found};
-    v.placed = heft__arena_array(&view->arena, found.count ? found.count : 1, sizeof *v.placed);
+    struct view v = {.base = base, .arena = &view->arena, .found = found};
+    v.placed = heft__arena_array(&view->arena, found->count ? found->count : 1, sizeof *v.placed);
     v.files =
         heft__arena_array(&view->arena, base->file_count ? base->file_count : 1, sizeof *v.files);
     if (status == HEFT_OK) {
-        status = v.placed && v.files ? fill_files(&v, err) : heft__fail_nomem(err, found.count);
+        status = v.placed && v.files ? fill_files(&v, err) : heft__fail_nomem(err, found->count);
     }
     return heft__checkpoint_finish_view(view, v.files, status, out, err);
 }

@@ -232,6 +232,9 @@ static bool print_text(cli_run *run, const cli_listing *list, const heft_quantiz
     for (size_t i = 0; list->ckpt && (warning = heft_checkpoint_warning(list->ckpt, i)); i++) {
         cli_warn(run, warning);
     }
+    if (quantization && quantization->warning) {
+        cli_warn(run, quantization->warning);
+    }
     print_summary(list, quantization);
     if (list->ckpt) {
         putchar('\n');

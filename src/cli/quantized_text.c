@@ -1,6 +1,8 @@
 /* quantized_text.c - how weights are stored quantized, as text and as JSON. */
 #include "cli/cli.h"
 
+#include <string.h>
+
 void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
 {
     if (!quantization) {
@@ -19,6 +21,7 @@ void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
     cli_json_bool(json, "known", quantization->known);
     cli_json_bool(json, "declared", quantization->declared);
     cli_json_bool(json, "dequantized", quantization->dequantized);
+    cli_json_strings(json, "state", quantization->state, quantization->state_count);
     cli_json_close(json, '}');
 }
 
@@ -40,5 +43,11 @@ void cli_print_quantization(const char *title, const heft_quantization *quantiza
                quantization->dequantized ? ", dequantized" : "");
     } else {
         puts(", a method that heft does not know");
+    }
+    if (quantization->state_count) {
+        printf("%-*s%zu tensor%s of scales for inputs, outputs and caches, %s\n",
+               (int)strlen(title), "state", quantization->state_count,
+               quantization->state_count == 1 ? "" : "s",
+               quantization->dequantized ? "left out" : "kept");
     }
 }

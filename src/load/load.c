@@ -94,8 +94,9 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
     if (status != HEFT_OK) {
         return status;
     }
-    return heft__source_is_packed(source) ? heft__packed_model(source, &recipe, &l->model, err)
-                                          : heft__model_build(l->ctx, &recipe, &l->model, err);
+    return heft__source_is_packed(source) || heft__source_has_state(source)
+               ? heft__packed_model(source, &recipe, &l->model, err)
+               : heft__model_build(l->ctx, &recipe, &l->model, err);
 }
 
 heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
@@ -118,6 +119,9 @@ static heft_status prepare(heft__loading *l, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = heft__loading_take_plan(l, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__source_warn_quantized(l->source, &l->memory->warnings, err);
     }
     for (size_t i = 0; status == HEFT_OK && i < l->ckpt->warnings.count; i++) {
         if (!heft__warn(&l->memory->warnings, "%s", l->ckpt->warnings.lines[i])) {
@@ -354,6 +358,33 @@ void heft__loading_fini(heft__loading *l)
 }
 
 /* ---- into an existing model ---------------------------------------------------------------- */
+/* What is stored quantized must be so in the model, too. */
+static heft_status check_quantized_parts(heft__loading *l, heft_error *err)
+{
+    heft_config *config = NULL;
+    heft_source *source = NULL;
+    heft_error why = {0};
+    heft_status status = HEFT_OK;
+    if (heft__checkpoint_has_folder(l->ckpt)) {
+        status = heft_config_read(l->ctx, l->ckpt->where.folder, &config, &why);
+        status = status == HEFT_NOMEM ? status : HEFT_OK; /* its config is not needed otherwise */
+    }
+    if (status == HEFT_OK) {
+        status = heft_source_new(l->ckpt, config, NULL, &source, &why);
+    }
+    if (status == HEFT_OK && source->quant.count + source->quant.loose > 0) {
+        status = heft__packed_check_exact(source, l->model, &l->match, &why);
+    } else if (status == HEFT_OK && source->no_quant.status != HEFT_OK) {
+        status = heft__source_check_quantized(source, &why);
+    }
+    heft_source_close(source);
+    heft_config_free(config);
+    if (status != HEFT_OK && err) {
+        *err = why;
+    }
+    return status;
+}
+
 heft_status heft_model_load_sharded(heft_model *model, const char *folder,
                                     const heft_load_sharded_options *asked,
                                     heft_load_report **report, heft_error *err)
@@ -377,6 +408,9 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder,
     if (status == HEFT_OK) {
         l.match = (heft__match){.arena = &l.memory->arena, .warnings = &l.memory->warnings};
         status = heft__match_exactly(model, l.ckpt, &l.match, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_quantized_parts(&l, err);
     }
     heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
     if (verdict == HEFT_OK) {

@@ -53,11 +53,16 @@ heft_status heft__keep_beside(const heft_source *source, heft_model *model,
                               heft__warnings *warnings, heft_error *err);
 
 /* ---- quantization.c: what of a source is quantized ---------------------------------------------- */
-/* Find it. dtype: of the model that is to be made, NONE for the config's. What is wrong with the tensors
- * or settings is kept for heft__source_check_quantized(); NOMEM is an error at once. */
-heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, heft_error *err);
-/* Put the view in which it is plain in the place of the checkpoint, and take the keys out of the config. */
-heft_status heft__source_dequantize(heft_source *source, heft_error *err);
+/* Find it, for a model of this dtype. What is wrong with tensors or settings is kept for
+ * heft__source_check_quantized(); NOMEM is an error at once. With `plain`, make the weights plain, and
+ * everything is an error at once. */
+heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, bool plain,
+                                        heft_error *err);
+/* Add what does not go together, and what dequantizing leaves out. */
+heft_status heft__source_warn_quantized(const heft_source *source, heft__warnings *warnings,
+                                        heft_error *err);
+/* Whether there is state of a quantization that goes with no quantized weight. */
+bool heft__source_has_state(const heft_source *source);
 /* Whether weights are stored quantized, and stay so. */
 bool heft__source_is_packed(const heft_source *source);
 /* FORMAT where it could not be found out; UNSUPPORTED for a method that is not known. */
@@ -130,6 +135,10 @@ heft_status heft__packed_model(const heft_source *source, const heft__recipe *re
 /* After the match: FORMAT if a quantized weight is not whole in the model. */
 heft_status heft__packed_check(const heft_source *source, const heft_model *model,
                                const heft__match *match, heft_error *err);
+/* The same for a model that was not made from the source, whose names are used as they are: UNSUPPORTED if it
+ * has a quantized weight plain, or a part of one in another dtype. */
+heft_status heft__packed_check_exact(const heft_source *source, const heft_model *model,
+                                     const heft__match *match, heft_error *err);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */

@@ -3,9 +3,12 @@
  * The family lists plain weights. Which of them the checkpoint stores quantized is found by the names that
  * these would have, with the rules of every other key (match.c). The skeleton is then built a second time,
  * with the tensors of the file in the place of each such weight, in the file's shapes and dtypes: so
- * nothing of it is missing, nothing is cast, and saving the model gives the same bytes.
+ * nothing of it is missing, nothing is cast, and saving the model gives the same bytes. State of the
+ * quantization that goes with no weight (self_attn.k_scale) is put into the module by whose path it is named.
  * Source: docs/formats/quantized.md. */
 #include "load/load.h"
+
+#include <stdlib.h>
 
 struct packer {
     const heft_source *source;
@@ -29,7 +32,7 @@ static heft_status list_members(struct packer *p, heft_error *err)
         return heft__fail_nomem(err, count * sizeof *p->members);
     }
     for (size_t i = 0; i < count; i++) {
-        if (found->owner[i] != HEFT__NO_PART) {
+        if (found->owner[i] < found->count) {
             p->first[found->owner[i] + 2]++;
         }
     }
@@ -37,7 +40,7 @@ static heft_status list_members(struct packer *p, heft_error *err)
         p->first[w] += p->first[w - 1];
     }
     for (size_t i = 0; i < count; i++) {
-        if (found->owner[i] != HEFT__NO_PART) {
+        if (found->owner[i] < found->count) {
             p->members[p->first[found->owner[i] + 1]++] = i;
         }
     }
@@ -145,6 +148,114 @@ static heft_status pack(struct packer *p, heft_error *err)
     return status;
 }
 
+/* ---- state ------------------------------------------------------------------------------------ */
+/* State that goes with no weight, and the module that it is put into. */
+struct placed {
+    const char *module;
+    heft_parameter_spec spec;
+};
+
+static size_t module_of(const struct packer *p, const heft__map *modules, const char *path,
+                        size_t length)
+{
+    const char *const prefixes[] = {p->plain->base_prefix, p->plain->family->file_prefix};
+    size_t found = HEFT__MAP_NONE;
+    for (size_t k = 0; k < 2 && found == HEFT__MAP_NONE; k++) {
+        const size_t above = prefixes[k] ? strlen(prefixes[k]) : 0;
+        if (above && length > above && path[above] == '.' &&
+            memcmp(path, prefixes[k], above) == 0) {
+            found = heft__map_get(modules, path + above + 1, length - above - 1);
+        }
+    }
+    if (found == HEFT__MAP_NONE && *p->plain->base_prefix) {
+        char longer[1024];
+        const int end = snprintf(longer, sizeof longer, "%s.%.*s", p->plain->base_prefix,
+                                 (int)(length < sizeof longer ? length : 0), path);
+        found = end > 0 && (size_t)end < sizeof longer ? heft__map_get(modules, longer, (size_t)end)
+                                                       : HEFT__MAP_NONE;
+    }
+    return found == HEFT__MAP_NONE ? heft__map_get(modules, path, length) : found;
+}
+
+/* The module in which a tensor is, or the one above that; false: the model has neither, or a parameter of its
+ * own by that name. */
+static bool place_state(const struct packer *p, const heft__map *modules, size_t tensor,
+                        struct placed *out)
+{
+    const heft_tensor_info *info = &p->source->ckpt->infos[tensor];
+    size_t length = strlen(info->name), found = HEFT__MAP_NONE;
+    for (int level = 0; level < 2 && found == HEFT__MAP_NONE; level++) {
+        while (length > 0 && info->name[--length] != '.') {
+        }
+        found = length > 0 ? module_of(p, modules, info->name, length) : HEFT__MAP_NONE;
+    }
+    if (found == HEFT__MAP_NONE) {
+        return false;
+    }
+    out->module = p->plain->modules[found].path;
+    out->spec = spec_of(p, tensor, length + 1);
+    return heft_model_module_parameter(p->plain, found, out->spec.name) == SIZE_MAX;
+}
+
+static int by_module(const void *left, const void *right)
+{
+    const struct placed *a = left, *b = right;
+    const int order = strcmp(a->module, b->module);
+    return order ? order : strcmp(a->spec.name, b->spec.name);
+}
+
+/* Lists of one module each, of what is sorted by module. */
+static heft_status list_state(struct packer *p, const struct placed *placed, size_t count,
+                              heft_error *err)
+{
+    heft_parameter_spec *specs = heft__arena_array(&p->arena, count, sizeof *specs);
+    heft__packed *lists = heft__arena_array(&p->arena, count, sizeof *lists);
+    size_t used = 0, old;
+    if (!specs || !lists) {
+        return heft__fail_nomem(err, count * sizeof *specs);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const char *module = placed[i].module;
+        specs[i] = placed[i].spec;
+        if (i == 0 || strcmp(placed[i - 1].module, module) != 0) {
+            lists[used] = (heft__packed){.list = &specs[i]};
+            if (!heft__map_put(&p->packing.modules, module, strlen(module), used++, &old)) {
+                return heft__fail_nomem(err, strlen(module));
+            }
+        }
+        lists[used - 1].count++;
+    }
+    p->packing.state = lists;
+    return HEFT_OK;
+}
+
+static heft_status pack_state(struct packer *p, heft_error *err)
+{
+    const heft__quant_found *found = &p->source->quant;
+    struct placed *placed =
+        found->loose ? heft__arena_array(&p->arena, found->loose, sizeof *placed) : NULL;
+    heft_status status = placed || !found->loose ? HEFT_OK : heft__fail_nomem(err, found->loose);
+    size_t count = 0, old;
+    heft__map modules;
+    heft__map_init(&modules, p->ctx);
+    for (size_t m = 1; m < p->plain->module_count && found->loose && status == HEFT_OK; m++) {
+        const char *path = p->plain->modules[m].path;
+        status = heft__map_put(&modules, path, strlen(path), m, &old)
+                     ? HEFT_OK
+                     : heft__fail_nomem(err, strlen(path));
+    }
+    for (size_t i = 0; i < p->source->ckpt->count && found->loose && status == HEFT_OK; i++) {
+        count +=
+            found->owner[i] == HEFT__QUANT_STATE && place_state(p, &modules, i, &placed[count]);
+    }
+    heft__map_fini(&modules);
+    if (status != HEFT_OK || count == 0) {
+        return status;
+    }
+    qsort(placed, count, sizeof *placed, by_module);
+    return list_state(p, placed, count, err);
+}
+
 heft_status heft__packed_model(const heft_source *source, const heft__recipe *recipe,
                                heft_model **out, heft_error *err)
 {
@@ -152,6 +263,7 @@ heft_status heft__packed_model(const heft_source *source, const heft__recipe *re
     heft__recipe packed = *recipe;
     heft__arena_init(&p.arena, p.ctx);
     heft__map_init(&p.packing.names, p.ctx);
+    heft__map_init(&p.packing.modules, p.ctx);
     heft_status status = heft__model_build(p.ctx, recipe, &p.plain, err);
     if (status == HEFT_OK) {
         status = list_members(&p, err);
@@ -163,11 +275,15 @@ heft_status heft__packed_model(const heft_source *source, const heft__recipe *re
         status = pack(&p, err);
     }
     if (status == HEFT_OK) {
+        status = pack_state(&p, err);
+    }
+    if (status == HEFT_OK) {
         packed.packing = &p.packing;
         status = heft__model_build(p.ctx, &packed, out, err);
     }
     heft_model_free(p.plain);
     heft__map_fini(&p.packing.names);
+    heft__map_fini(&p.packing.modules);
     heft__arena_fini(&p.arena);
     return status;
 }
@@ -182,14 +298,14 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
     heft_status status = filled && wanted ? HEFT_OK : heft__fail_nomem(err, count);
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
         const size_t tensor = match->source[i];
-        if (tensor != HEFT__NO_TENSOR && found->owner[tensor] != HEFT__NO_PART) {
+        if (tensor != HEFT__NO_TENSOR && found->owner[tensor] < found->count) {
             filled[tensor] = true;
             wanted[found->owner[tensor]] = true;
         }
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         const size_t w = found->owner[i];
-        if (w != HEFT__NO_PART && wanted[w] && !filled[i]) {
+        if (w < found->count && wanted[w] && !filled[i]) {
             status = heft__fail(err, HEFT_FORMAT,
                                 "a part of a quantized weight that the model has no place for");
             heft__add_item(status, err, source->ckpt->infos[i].name);
@@ -198,4 +314,37 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
     heft__free(source->ctx, filled, count * sizeof *filled);
     heft__free(source->ctx, wanted, found->count * sizeof *wanted);
     return status;
+}
+
+heft_status heft__packed_check_exact(const heft_source *source, const heft_model *model,
+                                     const heft__match *match, heft_error *err)
+{
+    const heft__quant_found *found = &source->quant;
+    for (size_t i = 0; i < model->count; i++) {
+        const size_t tensor = match->source[i];
+        if (tensor != HEFT__NO_TENSOR && found->owner && found->owner[tensor] != HEFT__NO_PART &&
+            source->ckpt->infos[tensor].dtype != model->parameters[i].dtype) {
+            return heft__add_item(
+                heft__fail(
+                    err, HEFT_UNSUPPORTED,
+                    "a part of a quantized weight (%.40s), %s, cannot be cast to %s: make the "
+                    "model from this checkpoint, or dequantize the checkpoint",
+                    found->method, heft_dtype_name(source->ckpt->infos[tensor].dtype),
+                    heft_dtype_name(model->parameters[i].dtype)),
+                err, model->parameters[i].name);
+        }
+    }
+    for (size_t w = 0; w < found->count; w++) {
+        const size_t i = heft_model_find(model, found->weights[w].name);
+        if (i != SIZE_MAX && match->source[i] == HEFT__NO_TENSOR) {
+            return heft__add_item(
+                heft__fail(
+                    err, HEFT_UNSUPPORTED,
+                    "is stored quantized (%.40s), and plain in the model: make the model from "
+                    "this checkpoint, or dequantize the checkpoint",
+                    found->method),
+                err, model->parameters[i].name);
+        }
+    }
+    return HEFT_OK;
 }

@@ -116,65 +116,129 @@ static heft__quant_settings with_shapes(const heft_source *source, struct shapes
     return settings;
 }
 
-/* What heft_source_quantization() says. */
-static void tell_about(heft_source *source)
+/* ---- what is told ------------------------------------------------------------------------------ */
+/* What does not go together, though nothing contradicts: one line in the source's arena, or NULL. */
+static heft_status doubt(heft_source *source, const heft__quant_found *found, const char **out,
+                         heft_error *err)
 {
-    const heft__quant_found *found = &source->quant;
+    const char *path = source->quant_settings.path;
+    *out = NULL;
+    if (found->known && found->declared && found->count == 0 && found->state_count == 0) {
+        *out =
+            heft__arena_format(&source->arena,
+                               "%.100s declares that weights are quantized (%s), but none of them "
+                               "is: they are taken as they are",
+                               path ? heft__path_base(path) : "the config", found->method);
+    } else if (found->known && !found->declared) {
+        *out =
+            heft__arena_format(&source->arena,
+                               "no config declares that weights are quantized: the method (%s) is "
+                               "recognized by the names of the tensors",
+                               found->method);
+    } else if (found->doubt) {
+        *out = heft__arena_text(&source->arena, found->doubt, strlen(found->doubt));
+    } else {
+        return HEFT_OK;
+    }
+    return *out ? HEFT_OK : heft__fail_nomem(err, 0);
+}
+
+/* What heft_source_quantization() says. */
+static heft_status tell_about(heft_source *source, const heft__quant_found *found, bool plain,
+                              heft_error *err)
+{
     source->told = (heft_quantization){.method = found->method,
                                        .known = found->known,
                                        .declared = found->declared,
+                                       .dequantized = plain,
                                        .bits = found->bits,
                                        .group_size = found->group,
-                                       .weights = found->count};
+                                       .weights = found->count,
+                                       .state = found->state,
+                                       .state_count = found->state_count};
+    return doubt(source, found, &source->told.warning, err);
 }
 
-heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, heft_error *err)
+/* The names as one line, as many as fit. */
+static void list_state(const heft_quantization *told, char line[300])
+{
+    size_t at = 0, i = 0;
+    for (; i < told->state_count; i++) {
+        const int length = snprintf(line + at, 300 - at, "%s%.120s", i ? ", " : "", told->state[i]);
+        if (length < 0 || (size_t)length >= 280 - at) {
+            break;
+        }
+        at += (size_t)length;
+    }
+    line[at] = '\0';
+    if (i < told->state_count) {
+        (void)snprintf(line + at, 300 - at, " and %zu more", told->state_count - i);
+    }
+}
+
+heft_status heft__source_warn_quantized(const heft_source *source, heft__warnings *warnings,
+                                        heft_error *err)
+{
+    const heft_quantization *told = &source->told;
+    char line[300];
+    bool good = !told->warning || heft__warn(warnings, "%s", told->warning);
+    if (told->dequantized && told->state_count) {
+        list_state(told, line);
+        good = good && heft__warn(warnings, "state of the quantization is left out: %s", line);
+    }
+    return good ? HEFT_OK : heft__fail_nomem(err, sizeof line);
+}
+
+/* ---- finding, and making plain ------------------------------------------------------------------ */
+/* With `plain`, source->ckpt becomes the view, where there is something to dequantize. */
+static heft_status find_quantized(heft_source *source, bool plain, heft_error *err)
+{
+    heft__quant_found found = {0};
+    heft_checkpoint *view = NULL;
+    struct shapes shapes;
+    const heft__quant_settings settings = with_shapes(source, &shapes);
+    heft_status status =
+        plain
+            ? heft__checkpoint_dequantized(source->ckpt, &settings, &found, &view, err)
+            : heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings, &found, err);
+    heft_model_free(shapes.model);
+    if (status == HEFT_OK) {
+        status = tell_about(source, &found, view != NULL, err);
+    }
+    if (status != HEFT_OK || !plain) {
+        source->quant = status == HEFT_OK ? found : (heft__quant_found){0};
+        heft_checkpoint_close(view);
+        return status;
+    }
+    if (view) {
+        source->view = view;
+        source->ckpt = view;
+    }
+    if (view && source->config) {
+        heft__quant_drop_settings(source->config->root);
+    }
+    return HEFT_OK;
+}
+
+heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, bool plain,
+                                        heft_error *err)
 {
     heft_error why = {0};
-    struct shapes shapes;
     if (!source->ckpt) {
         return HEFT_OK;
     }
     heft_status status = find_settings(source, &why);
     source->quant_settings.model_dtype = heft__choose_dtype(source->ckpt, source->config, dtype);
     if (status == HEFT_OK) {
-        const heft__quant_settings settings = with_shapes(source, &shapes);
-        status = heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings,
-                                                 &source->quant, &why);
-        heft_model_free(shapes.model);
+        status = find_quantized(source, plain, &why);
     }
     if (status != HEFT_OK) {
         source->no_quant = why;
-        if (err && status == HEFT_NOMEM) {
-            *err = why;
-        }
     }
-    tell_about(source);
-    return status == HEFT_NOMEM ? status : HEFT_OK;
-}
-
-heft_status heft__source_dequantize(heft_source *source, heft_error *err)
-{
-    heft_checkpoint *view = NULL;
-    if (!source->ckpt || (source->no_quant.status == HEFT_OK && !source->quant.method)) {
-        return HEFT_OK; /* nothing is quantized */
+    if (status != HEFT_OK && err && (plain || status == HEFT_NOMEM)) {
+        *err = why;
     }
-    struct shapes shapes;
-    const heft__quant_settings settings = with_shapes(source, &shapes);
-    heft_status status = heft__checkpoint_dequantized(source->ckpt, &settings, &view, err);
-    heft_model_free(shapes.model);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    heft_checkpoint_close(source->view);
-    source->view = view;
-    source->ckpt = view;
-    if (source->config) {
-        heft__quant_drop_settings(source->config->root);
-    }
-    source->told.dequantized = true;
-    source->quant = (heft__quant_found){0};
-    return HEFT_OK;
+    return plain || status == HEFT_NOMEM ? status : HEFT_OK;
 }
 
 const heft_quantization *heft_source_quantization(const heft_source *source)
@@ -185,6 +249,11 @@ const heft_quantization *heft_source_quantization(const heft_source *source)
 bool heft__source_is_packed(const heft_source *source)
 {
     return source->quant.count > 0;
+}
+
+bool heft__source_has_state(const heft_source *source)
+{
+    return source->quant.loose > 0;
 }
 
 heft_status heft__source_check_quantized(const heft_source *source, heft_error *err)

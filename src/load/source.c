@@ -209,14 +209,6 @@ static heft_status check_class(const heft_source *source, heft_error *err)
                : status;
 }
 
-/* What is quantized, and made plain if that is asked for. */
-static heft_status look_at_weights(heft_source *source, const heft_source_options *options,
-                                   heft_error *err)
-{
-    const heft_status status = heft__source_find_quantized(source, options->dtype, err);
-    return status == HEFT_OK && options->dequantize ? heft__source_dequantize(source, err) : status;
-}
-
 static bool copy_text(heft_source *source, const char *text, const char **copy)
 {
     *copy = text ? heft__arena_text(&source->arena, text, strlen(text)) : NULL;
@@ -264,7 +256,7 @@ heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_
         status = check_class(source, err);
     }
     if (status == HEFT_OK) {
-        status = look_at_weights(source, &taken, err);
+        status = heft__source_find_quantized(source, taken.dtype, taken.dequantize, err);
     }
     if (status == HEFT_OK) {
         *out = source;
@@ -298,7 +290,7 @@ heft_status heft_source_new(heft_checkpoint *checkpoint, const heft_config *conf
         status = check_class(source, err);
     }
     if (status == HEFT_OK) {
-        status = look_at_weights(source, &taken, err);
+        status = heft__source_find_quantized(source, taken.dtype, taken.dequantize, err);
     }
     if (status == HEFT_OK) {
         *out = source;

@@ -196,9 +196,19 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
         taken.dtype != HEFT_DTYPE_F32) {
         status = find_float32(source, taken.dtype, &o, err);
     }
+    heft__arena lines;
+    heft__warnings notes;
+    heft__arena_init(&lines, source->ctx);
+    heft__warnings_init(&notes, &lines);
     if (status == HEFT_OK) {
+        status = heft__source_warn_quantized(source, &notes, err);
+    }
+    if (status == HEFT_OK) {
+        o.known.notes = notes.lines;
+        o.known.note_count = notes.count;
         status = heft__checkpoint_convert(source->ckpt, dst, &o.known, &taken, report, err);
     }
+    heft__arena_fini(&lines);
     if (o.model) {
         heft__free(source->ctx, o.names, o.model->count * sizeof *o.names);
     }

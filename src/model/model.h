@@ -311,6 +311,8 @@ typedef struct heft__packed {
 typedef struct heft__packing {
     heft__map names; /* the family's name of a parameter, whole -> number */
     const heft__packed *weights;
+    heft__map modules;         /* the path of a module -> number */
+    const heft__packed *state; /* what files have in these modules besides */
 } heft__packing;
 
 /* What heft__model_build makes a model of. The class need not be registered. */

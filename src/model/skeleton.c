@@ -134,6 +134,19 @@ static const char *class_text(heft__skeleton *s, const char *class_name)
     return text;
 }
 
+static void add_stored(heft__skeleton *s, const heft__packed *packed);
+
+/* What files have in the module that was just entered for the first time. */
+static void add_state(heft__skeleton *s)
+{
+    const size_t found = s->packing && !failed(s)
+                             ? heft__map_get(&s->packing->modules, s->path, s->path_length)
+                             : HEFT__MAP_NONE;
+    if (found != HEFT__MAP_NONE) {
+        add_stored(s, &s->packing->state[found]);
+    }
+}
+
 static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_name,
                   const char *name)
 {
@@ -154,8 +167,12 @@ static void enter(heft__skeleton *s, heft_module_kind kind, const char *class_na
     while (*name && !failed(s)) { /* each part between dots is a module of its own */
         size_t length = strcspn(name, ".");
         const bool last = name[length] == '\0';
+        const size_t modules = s->module_count;
         if (append(s, s->path_length, name, length, &s->path_length)) {
             note_module(s, last ? kind : HEFT_MODULE_CONTAINER, last ? text : "ModuleList");
+        }
+        if (s->module_count > modules) {
+            add_state(s);
         }
         name += length + !last;
     }
@@ -337,14 +354,8 @@ static const heft__packed *packed_as(heft__skeleton *s, const char *name)
     return found == HEFT__MAP_NONE ? NULL : &s->packing->weights[found];
 }
 
-static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
-                heft__place place)
+static void add_stored(heft__skeleton *s, const heft__packed *packed)
 {
-    const heft__packed *packed = packed_as(s, name);
-    if (!packed) {
-        add_one(s, name, parameter, rule, place);
-        return;
-    }
     for (size_t i = 0; i < packed->count; i++) {
         const heft_parameter_spec *spec = &packed->list[i];
         const heft_parameter stored = {.dtype = spec->dtype,
@@ -352,6 +363,17 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
                                        .shape = spec->shape,
                                        .kind = HEFT_PARAMETER_WEIGHT};
         add_one(s, spec->name, stored, heft__init_constant(0), (heft__place){0});
+    }
+}
+
+static void add(heft__skeleton *s, const char *name, heft_parameter parameter, heft__init_rule rule,
+                heft__place place)
+{
+    const heft__packed *packed = packed_as(s, name);
+    if (packed) {
+        add_stored(s, packed);
+    } else {
+        add_one(s, name, parameter, rule, place);
     }
 }
 

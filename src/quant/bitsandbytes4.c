@@ -185,6 +185,18 @@ static heft_status state_dtype(const heft__quant_finder *finder, size_t i,
                 : heft__quant_fail(finder, i, err, "\"dtype\" is not float16, bfloat16 or float32");
 }
 
+/* `quant_type` must be that of the name. */
+static heft_status state_type(const heft__quant_finder *finder, size_t i,
+                              const heft__json_value *state, heft_error *err)
+{
+    const heft__json_value *text = heft__json_member(state, "quant_type");
+    const char *name = strrchr(finder->table->infos[i].name, '_') + 1;
+    return !text || (text->type == HEFT__JSON_TYPE_STRING && strcmp(text->text, name) == 0)
+               ? HEFT_OK
+               : heft__quant_fail(finder, i, err, "expected \"quant_type\" %s, found %.40s", name,
+                                  text->type == HEFT__JSON_TYPE_STRING ? text->text : "no text");
+}
+
 static heft_status read_floats(const heft__quant_finder *finder, size_t i, size_t count, float *out,
                                heft_error *err)
 {
@@ -282,6 +294,9 @@ static heft_status find_state(heft__quant_finder *finder, size_t i, size_t prefi
     }
     if (status == HEFT_OK) {
         status = state_dtype(finder, i, state, &weight.dtype, err);
+    }
+    if (status == HEFT_OK) {
+        status = state_type(finder, i, state, err);
     }
     if (status == HEFT_OK && heft__quant_prefix(table->infos[i].name, states[1]) == prefix &&
         b->map[8] == 0.0F) {

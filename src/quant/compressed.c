@@ -284,7 +284,7 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
     size_t zeros = heft__quant_sibling(finder->table, i, prefix, ".weight_zero_point");
     heft__quant_weight weight;
     uint64_t block[2] = {0, 0};
-    bool unsure = false;
+    bool unsure = false, unclear = false;
     heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
     if (status == HEFT_OK && info->dtype == HEFT_DTYPE_I8 && needs_zeros(finder)) {
         status = heft__quant_need(finder, i, prefix, ".weight_zero_point", &zeros, err);
@@ -293,13 +293,15 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
         status = find_block(finder, i, scales, prefix, block, &unsure, err);
     }
     if (status == HEFT_OK) {
-        const heft_dtype dtype = finder->table->infos[scales].dtype;
-        weight.dtype = heft_dtype_bits(dtype) == 8 ? weight.dtype : dtype;
+        const heft_dtype dtype = finder->table->infos[scales].dtype, own = weight.dtype;
+        weight.dtype = heft_dtype_bits(dtype) == 8 ? own : dtype;
+        unclear = !finder->settings->config && dtype != HEFT_DTYPE_F32 && dtype != own;
         status = heft__quant_scaled(finder, &weight, i, scales, zeros, block[0], block[1], err);
     }
-    if (status == HEFT_OK && unsure) {
+    if (status == HEFT_OK && (unsure || unclear)) {
         weight.layout = NULL;
-        weight.why = "groups of the config differ, and none names its module";
+        weight.why = unsure ? "groups of the config differ, and none names its module"
+                            : "no config says to which dtype its values are rounded";
     }
     return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
 }
@@ -308,8 +310,16 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
 static heft_status keep_as_it_is(heft__quant_finder *finder, size_t i, size_t prefix,
                                  const char *why, heft_error *err)
 {
-    static const char *const rest[] = {".weight_scale", ".scale_packed", ".meta",       ".bitmask",
-                                       ".shape",        ".row_offsets",  ".compressed", NULL};
+    static const char *const rest[] = {".weight_scale",
+                                       ".weight_zero_point",
+                                       ".weight_global_scale",
+                                       ".scale_packed",
+                                       ".meta",
+                                       ".bitmask",
+                                       ".shape",
+                                       ".row_offsets",
+                                       ".compressed",
+                                       NULL};
     heft__quant_weight weight;
     heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
     if (status != HEFT_OK) {
@@ -344,7 +354,11 @@ static const char *other_format(const heft__quant_table *table, size_t i, size_t
 /* ---- the method ------------------------------------------------------------------------------- */
 static bool is_marked(const heft__quant_table *table, size_t i)
 {
-    return heft__quant_prefix(table->infos[i].name, ".weight_packed") != SIZE_MAX;
+    const size_t prefix = heft__quant_prefix(table->infos[i].name, ".weight_scale"),
+                 weight = prefix == SIZE_MAX ? HEFT__NO_PART
+                                             : heft__quant_sibling(table, i, prefix, ".weight");
+    return heft__quant_prefix(table->infos[i].name, ".weight_packed") != SIZE_MAX ||
+           (weight != HEFT__NO_PART && table->infos[weight].dtype == HEFT_DTYPE_I8);
 }
 
 static heft_status find_packed(heft__quant_finder *finder, size_t i, size_t prefix, heft_error *err)

@@ -2,7 +2,7 @@
  *
  * P.weight F8_E4M3 [out, in]; P.weight_scale_inv [ceil(out / bm), ceil(in / bn)], F32, F16, BF16, F8_E8M0,
  * or U8 with the same exponent byte. `weight_block_size` [bm, bn]; null or absent: one scale for the
- * tensor. Other names of the scale: P.weight_scale, P.scale, P.qscale_weight. P.activation_scale,
+ * tensor. Other names of the scale: P.weight_scale, P.scale, P.qscale_weight, P.scale_weight. P.activation_scale,
  * P.input_scale and P.qscale_act are not needed. "fbgemm_fp8": P.weight_scale [out, 1] F32, a scale for each row.
  *
  *   W[o][i] = weight[o][i] * scale[o / bm][i / bn], in float32, rounded to the model's dtype
@@ -14,7 +14,7 @@
 
 /* Behind the name of the module. */
 static const char *const scale_names[] = {".weight_scale_inv", ".weight_scale", ".scale",
-                                          ".qscale_weight", NULL};
+                                          ".qscale_weight",    ".scale_weight", NULL};
 static const char *const companions[] = {".activation_scale", ".input_scale", ".input_scale_ub",
                                          ".qscale_act", NULL};
 
@@ -23,14 +23,18 @@ static bool is_float8(heft_dtype dtype)
     return dtype == HEFT_DTYPE_F8_E4M3FN || dtype == HEFT_DTYPE_F8_E5M2;
 }
 
+/* By its scale: other methods have such scales too, but for these dtypes all of them mean the same. */
 static bool is_marked(const heft__quant_table *table, size_t i)
 {
-    const size_t prefix = heft__quant_prefix(table->infos[i].name, ".weight_scale_inv");
-    if (prefix == SIZE_MAX) {
-        return false;
+    for (const char *const *end = scale_names; *end; end++) {
+        const size_t prefix = heft__quant_prefix(table->infos[i].name, *end);
+        const size_t weight =
+            prefix == SIZE_MAX ? HEFT__NO_PART : heft__quant_sibling(table, i, prefix, ".weight");
+        if (weight != HEFT__NO_PART && is_float8(table->infos[weight].dtype)) {
+            return true;
+        }
     }
-    const size_t weight = heft__quant_sibling(table, i, prefix, ".weight");
-    return weight != HEFT__NO_PART && is_float8(table->infos[weight].dtype);
+    return false;
 }
 
 /* `weight_block_size`: two counts; zeros where there is none. */
@@ -118,6 +122,16 @@ static heft_status block_of(const heft__quant_finder *finder, const heft_tensor_
     return status;
 }
 
+/* Without settings: why the values are not known for sure; NULL: they are. */
+static const char *doubt(const heft_tensor_info *grid, const uint64_t block[2], heft_dtype dtype)
+{
+    const bool several = grid->rank > 0 && grid->shape[0] * grid->shape[grid->rank - 1] > 1;
+    return !block[0] && several ? "no config says how large the blocks of its scales are"
+           : grid->dtype != HEFT_DTYPE_F32 && grid->dtype != dtype
+               ? "no config says to which dtype its values are rounded"
+               : NULL;
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
@@ -137,10 +151,10 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     if (status == HEFT_OK) {
         status = block_of(finder, info, grid, block, err);
     }
-    const bool unsure = status == HEFT_OK && !finder->settings->config && !block[0] &&
-                        grid->rank > 0 && grid->shape[0] * grid->shape[grid->rank - 1] > 1;
+    const char *unsure =
+        status == HEFT_OK && !finder->settings->config ? doubt(grid, block, weight.dtype) : NULL;
     if (unsure) {
-        weight.why = "no config says how large the blocks of its scales are";
+        weight.why = unsure;
         weight.part[0] = i;
         weight.part[1] = scales;
         weight.bits = 8;

@@ -70,9 +70,112 @@ static heft_status read_version(const heft__quant_finder *finder, struct heft__t
     } else if (strcmp(form, "gptq") == 0) {
         t->less_one = true;
     } else if (strcmp(form, "gptq_v2") != 0) {
-        *why_not = "its checkpoint_format is a layout that heft does not know";
+        *why_not = heft__arena_format(
+            finder->arena, "the checkpoint_format \"%.40s\" is a layout that heft does not know",
+            form);
+        return *why_not ? HEFT_OK : heft__fail_nomem(err, 0);
     }
     return HEFT_OK;
+}
+
+/* ---- settings of single modules ----------------------------------------------------------------- */
+/* `dynamic`: expressions of modules with settings of their own. The expressions are not evaluated: which
+ * settings a module has shows in the shapes of its tensors. */
+static const heft__json_value *overrides_in(const heft__quant_finder *finder)
+{
+    const heft__json_value *dynamic = heft__json_member(finder->settings->config, "dynamic");
+    return dynamic && dynamic->type == HEFT__JSON_TYPE_OBJECT ? dynamic->first : NULL;
+}
+
+/* Columns that share a scale, if a group size goes with so many groups; 0: it does not. */
+static uint64_t columns_of_group(int64_t size, uint64_t columns, uint64_t groups)
+{
+    const uint64_t each = size > 0 && (uint64_t)size < columns ? (uint64_t)size : columns;
+    return columns && (columns - 1) / each + 1 == groups ? each : 0;
+}
+
+/* The group size among the config's and those of single modules that goes with the scales; the config's if
+ * none does. *unsure: several do. */
+static int64_t group_by_scales(const heft__quant_finder *finder, size_t i, size_t prefix,
+                               int64_t bits, int64_t standard, bool *unsure)
+{
+    const heft_tensor_info *infos = finder->table->infos;
+    const size_t scales = heft__quant_sibling(finder->table, i, prefix, ".scales");
+    if (scales == HEFT__NO_PART || infos[scales].rank != 2 || infos[i].rank != 2 ||
+        infos[i].shape[0] > UINT32_MAX) {
+        return standard;
+    }
+    const uint64_t columns = infos[i].shape[0] * 32 / (uint64_t)bits,
+                   groups = infos[scales].shape[0];
+    uint64_t each = columns_of_group(standard, columns, groups);
+    int64_t found = standard;
+    for (const heft__json_value *own = overrides_in(finder); own; own = own->next) {
+        const heft__json_value *value = heft__json_member(own, "group_size");
+        int64_t size = 0;
+        const uint64_t other =
+            value && heft__json_as_i64(value, &size) ? columns_of_group(size, columns, groups) : 0;
+        *unsure = *unsure || (other && each && other != each);
+        found = other && !each ? size : found;
+        each = each ? each : other;
+    }
+    return found;
+}
+
+/* ---- zero points of symmetric weights ------------------------------------------------------------ */
+#define LOOKED_AT 64
+
+/* Symmetric weights have one zero point, so it shows whether it is stored as the config says. The config decides,
+ * as in the reference; but the values are off by a scale if it is wrong, so that is told. */
+static heft_status check_symmetric(const heft__quant_finder *finder,
+                                   const heft__quant_weight *weight, size_t zeros, bool less_one,
+                                   heft_error *err)
+{
+    uint8_t bytes[LOOKED_AT], values[LOOKED_AT];
+    const uint64_t out = weight->shape[0];
+    const size_t count = out < LOOKED_AT ? (size_t)out : LOOKED_AT;
+    const unsigned half = 1U << (weight->bits - 1), expected = half - less_one,
+                   other = half - !less_one;
+    size_t wrong = 0;
+    if (finder->found->doubt) {
+        return HEFT_OK;
+    }
+    const heft_status status = finder->table->read(finder->table->user, zeros, bytes,
+                                                   (count * weight->bits + 31) / 32 * 4, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    heft__quant_unpack(bytes, 0, count, weight->bits, values);
+    for (size_t k = 0; k < count; k++) {
+        wrong += values[k] != expected;
+    }
+    if (wrong) {
+        const bool swapped = values[0] == other;
+        finder->found->doubt =
+            heft__arena_format(finder->arena,
+                               "'%.200s': the config declares symmetric weights of %s, whose zero "
+                               "points are stored as "
+                               "%u, but here %u is stored%s: dequantized values follow the config",
+                               weight->name, less_one ? "gptq" : "gptq_v2", expected, values[0],
+                               !swapped   ? ""
+                               : less_one ? ", as in gptq_v2"
+                                          : ", as in gptq");
+        return finder->found->doubt ? HEFT_OK : heft__fail_nomem(err, 0);
+    }
+    return HEFT_OK;
+}
+
+/* ---- the method ------------------------------------------------------------------------------- */
+static heft_status find_bits(const heft__quant_finder *finder, size_t i, size_t prefix,
+                             int64_t *bits, heft_error *err)
+{
+    const int64_t by_shape = bits_by_shape(finder->table, i, prefix);
+    const heft_status status =
+        heft__quant_integer(finder, finder->settings->config, "bits", 1, 8, 0, bits, err);
+    const bool own = overrides_in(finder) && by_shape >= 1 && by_shape <= 8;
+    *bits = own || !*bits ? by_shape : *bits;
+    return status == HEFT_OK && (*bits < 1 || *bits > 8)
+               ? heft__quant_fail(finder, i, err, "the bits of a value are not given")
+               : status;
 }
 
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
@@ -81,30 +184,41 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     const heft__json_value *config = finder->settings->config;
     int64_t bits = 0, group = 0;
     const char *why_not = NULL;
+    bool unsure = false;
     if (prefix == SIZE_MAX) {
         return HEFT_OK;
     }
     struct heft__turned *t = heft__arena_array(finder->arena, 1, sizeof *t);
-    if (!t) {
-        return heft__fail_nomem(err, sizeof *t);
-    }
-    heft_status status = heft__quant_integer(finder, config, "bits", 1, 8, 0, &bits, err);
+    heft_status status =
+        t ? find_bits(finder, i, prefix, &bits, err) : heft__fail_nomem(err, sizeof *t);
     if (status == HEFT_OK) {
         status = heft__quant_integer(finder, config, "group_size", -1, INT32_MAX, 0, &group, err);
     }
     if (status == HEFT_OK) {
         status = read_version(finder, t, &why_not, err);
     }
-    bits = bits ? bits : bits_by_shape(finder->table, i, prefix);
-    if (status == HEFT_OK && (bits < 1 || bits > 8)) {
-        status = heft__quant_fail(finder, i, err, "the bits of a value are not given");
+    if (status != HEFT_OK) {
+        return status;
     }
     if (!why_not && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
         why_not = "values of so many bits have a layout that heft does not know";
     }
     t->along_in = true;
-    return status == HEFT_OK ? heft__turned_find(finder, i, prefix, bits, group, t, why_not, err)
-                             : status;
+    group = group_by_scales(finder, i, prefix, bits, group, &unsure);
+    status = heft__turned_find(finder, i, prefix, bits, group, t, why_not, err);
+    if (status != HEFT_OK || why_not) {
+        return status;
+    }
+    heft__quant_weight *weight = &finder->found->weights[finder->found->count - 1];
+    if (unsure && !t->indexed) {
+        weight->layout = NULL;
+        weight->why = "several group sizes of the config go with its scales";
+    }
+    return heft__quant_flag(config, "sym", false)
+               ? check_symmetric(finder, weight,
+                                 heft__quant_sibling(finder->table, i, prefix, ".qzeros"),
+                                 t->less_one, err)
+               : HEFT_OK;
 }
 
 const heft__quant_method heft__quant_gptq = {

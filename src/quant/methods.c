@@ -63,7 +63,7 @@ static const heft__quant_method *method_of(const char *name)
 }
 
 /* Most tensors of most checkpoints: no method is known by such a name. */
-static bool is_plain_name(const char *name)
+bool heft__quant_is_plain_name(const char *name)
 {
     static const char weight[] = ".weight", bias[] = ".bias";
     const size_t length = strlen(name), weight_end = sizeof weight - 1, bias_end = sizeof bias - 1;
@@ -75,11 +75,22 @@ static bool is_plain_name(const char *name)
 static const heft__quant_method *marked(const heft__quant_table *table)
 {
     for (size_t i = 0; i < table->count; i++) {
-        const bool plain = is_plain_name(table->infos[i].name);
+        const bool plain = heft__quant_is_plain_name(table->infos[i].name);
         for (size_t m = 0; !plain && methods[m]; m++) {
             if (methods[m]->is_marked(table, i)) {
                 return methods[m];
             }
+        }
+    }
+    return NULL;
+}
+
+/* Another method than the one in use that alone has such a tensor. */
+static const char *other_method(const heft__quant_finder *finder, size_t i)
+{
+    for (size_t m = 0; methods[m]; m++) {
+        if (methods[m]->name != finder->found->method && methods[m]->is_marked(finder->table, i)) {
+            return methods[m]->name;
         }
     }
     return NULL;
@@ -151,6 +162,9 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
     }
     for (size_t i = 0; i < table->count && status == HEFT_OK; i++) {
         status = method->find(&finder, i, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__quant_find_state(&finder, other_method, err);
     }
     status = keep_weights(&finder, status, err);
     if (status == HEFT_OK) {
@@ -284,6 +298,15 @@ heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight
                             heft_error *err)
 {
     heft__quant_found *found = finder->found;
+    const size_t same = heft__map_get(finder->table->names, weight->name, strlen(weight->name));
+    bool plain = same != HEFT__MAP_NONE;
+    for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        plain = plain && weight->part[p] != same;
+    }
+    if (plain) {
+        return heft__quant_fail(
+            finder, same, err, "expected a weight to be stored once, found it plain and quantized");
+    }
     for (size_t p = 0; p < HEFT__QUANT_PARTS; p++) {
         const size_t part = weight->part[p];
         if (part == HEFT__NO_PART) {

@@ -80,8 +80,14 @@ static heft_status find_bytes(heft__quant_finder *finder, heft__quant_weight *we
 
 static bool is_marked(const heft__quant_table *table, size_t i)
 {
-    const size_t prefix = heft__quant_prefix(table->infos[i].name, ".weight_scale_2");
-    return prefix != SIZE_MAX && heft__quant_sibling(table, i, prefix, ".weight") != HEFT__NO_PART;
+    const char *name = table->infos[i].name;
+    const size_t second = heft__quant_prefix(name, ".weight_scale_2"),
+                 first = heft__quant_prefix(name, ".weight_scale");
+    const size_t weight = second != SIZE_MAX  ? heft__quant_sibling(table, i, second, ".weight")
+                          : first != SIZE_MAX ? heft__quant_sibling(table, i, first, ".weight")
+                                              : HEFT__NO_PART;
+    return weight != HEFT__NO_PART &&
+           (second != SIZE_MAX || table->infos[weight].dtype == HEFT_DTYPE_U8);
 }
 
 /* What makes the weight another than its own tensors say; NULL: nothing. */
@@ -116,8 +122,13 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
 
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
-    static const char *const rest[] = {".input_scale",     ".output_scale",    ".pre_quant_scale",
-                                       ".svdquant_lora_a", ".svdquant_lora_b", NULL};
+    static const char *const rest[] = {".input_scale",
+                                       ".output_scale",
+                                       ".pre_quant_scale",
+                                       ".svdquant_lora_a",
+                                       ".svdquant_lora_b",
+                                       ".weight_scale_2",
+                                       NULL};
     const heft_tensor_info *info = &finder->table->infos[i];
     const size_t prefix = heft__quant_prefix(info->name, ".weight");
     heft__quant_weight weight;

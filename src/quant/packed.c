@@ -257,11 +257,14 @@ heft_status heft__quant_find_packed(heft__quant_finder *finder, size_t i, size_t
     struct packing *p = heft__arena_array(finder->arena, 1, sizeof *p);
     const size_t zeros = heft__quant_sibling(table, i, prefix, ".weight_zero_point"),
                  index = heft__quant_sibling(table, i, prefix, ".weight_g_idx");
-    size_t scales = HEFT__NO_PART;
+    size_t scales = HEFT__NO_PART, needed;
     heft_status status = p ? heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err)
                            : heft__fail_nomem(err, sizeof *p);
     if (status == HEFT_OK) {
         status = heft__quant_need(finder, i, prefix, ".weight_scale", &scales, err);
+    }
+    if (status == HEFT_OK && !heft__quant_flag(arguments, "symmetric", true)) {
+        status = heft__quant_need(finder, i, prefix, ".weight_zero_point", &needed, err);
     }
     if (status == HEFT_OK) {
         status = read_shape(finder, i, prefix, weight.shape, err);

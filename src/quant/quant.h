@@ -18,6 +18,7 @@
 #include "json/json.h"
 
 #define HEFT__NO_PART SIZE_MAX
+#define HEFT__QUANT_STATE (SIZE_MAX - 1) /* in the place of a weight: state that none of them has */
 
 /* ---- what is looked at ----------------------------------------------------------------------- */
 /* The tensors of a checkpoint. Lent. */
@@ -113,8 +114,16 @@ typedef struct heft__quant_found {
     uint64_t group;              /* of the same */
     heft__quant_weight *weights; /* [count] in the order of their first tensors */
     size_t count;
-    size_t *owner; /* [table count] the weight that a tensor is a part or a companion of;
-                             HEFT__NO_PART: it is a plain tensor */
+    /* [table count] the weight that a tensor is a part or a companion of; HEFT__QUANT_STATE: it goes with none
+     * of them; HEFT__NO_PART: it is a plain tensor */
+    size_t *owner;
+    /* [state_count] names of tensors that no weight needs for its values: scales of inputs, outputs and the
+     * key/value cache; lent by the table */
+    const char **state;
+    size_t state_count;
+    size_t loose; /* how many of them go with no weight */
+    const char
+        *doubt; /* what makes the settings look wrong, one line in the arena; NULL: nothing */
 } heft__quant_found;
 
 /* Find what is quantized. Lists live in the arena, which outlives *out. FORMAT with item and path for
@@ -146,6 +155,16 @@ typedef struct heft__quant_method {
      * another one is passed over. What is left of the method's state without a weight is FORMAT. */
     heft_status (*find)(heft__quant_finder *finder, size_t i, heft_error *err);
 } heft__quant_method;
+
+/* state.c: take what is state and belongs to no weight yet. FORMAT for what should be a part of a weight and is
+ * none. other: the name of another method that alone has such a tensor, or NULL. */
+heft_status heft__quant_find_state(heft__quant_finder *finder,
+                                   const char *(*other)(const heft__quant_finder *finder, size_t i),
+                                   heft_error *err);
+/* Whether tensors of such a name are state of a quantization. */
+bool heft__quant_is_state(const char *name);
+/* Whether it ends in ".weight" or ".bias", as most do: no method is known by it. (methods.c) */
+bool heft__quant_is_plain_name(const char *name);
 
 extern const heft__quant_method heft__quant_awq, heft__quant_bitsandbytes, heft__quant_compressed,
     heft__quant_fp8, heft__quant_gptq, heft__quant_modelopt, heft__quant_mxfp4, heft__quant_quanto,

@@ -54,7 +54,7 @@ for folder in "$data"/*/; do
     # named, and nothing missing, random, or cast
     run 0 inspect "$folder" --json
     is_json
-    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false[}]'
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\][}]'
     run 0 load "$folder" --strict --json
     has missing '[]'
     has initialized '[]'
@@ -169,6 +169,118 @@ bad ct_int4_pack "t['$q.weight_shape'] = ('I64', [2], struct.pack('<qq', 64, 999
 bad ct_nvfp4 "del t['$q.weight_global_scale']" "$q.weight_packed" '.*weight_global_scale'
 bad mxfp4 "t['model.layers.0.mlp.experts.down_proj_scales'] = ('U8', [4, 64, 3], bytes(768))" 'down_proj_scales' '.*expected shape'
 bad bnb_int8 "t['$q.SCB'] = ('F32', [7], bytes(28))" "$q.SCB" '.*expected shape \[64\], found \[7\]'
+# tensors of another method than the one that is declared, and parts of weights that are not there
+bad bnb_nf4 "c['quantization_config'] = {'quant_method': 'gptq', 'bits': 4}" 'absmax' '.*expected tensors of gptq only, found one of bitsandbytes'
+bad gptq_4bit "c['quantization_config'] = {'quant_method': 'bitsandbytes', 'load_in_4bit': True}" '.*' '.*expected tensors of bitsandbytes only, found one of gptq'
+bad fp8_block "c['quantization_config'] = {'quant_method': 'gptq', 'bits': 4}" 'weight_scale_inv' '.*expected tensors of gptq only, found one of fp8'
+bad awq_4bit "
+for n in [n for n in t if n.startswith('$q.')]: del t[n]
+t['$q.weight'] = ('F8_E4M3', [64, 64], bytes(4096)); t['$q.weight_scale_inv'] = ('F32', [1, 1], bytes(4))" 'weight_scale_inv' '.*found one of fp8'
+bad gptq_4bit "del t['$q.qweight']" "$q.*" '.*expected a quantized weight that it is a part of, found none'
+bad fp8_block "t['$q.weight_zero_point'] = ('I8', [1, 1], b'1')" "$q.weight_zero_point" '.*part of, found none'
+
+# a weight that is stored twice; zero points that the config promises; a quant state of another type
+bad gptq_4bit "t['$q.weight'] = ('F16', [64, 64], bytes(8192))" "$q.weight" '.*found it plain and quantized'
+bad mxfp4 "t['model.layers.0.mlp.experts.down_proj'] = ('BF16', [4, 64, 64], bytes(32768))" 'experts.down_proj' '.*found it plain and quantized'
+bad ct_int4_pack_asym "del t['$q.weight_zero_point']" "$q.weight_packed" '.*weight_zero_point'
+bad bnb_nf4 "
+n = '$q.weight.quant_state.bitsandbytes__nf4'
+text = t[n][2].replace(b'nf4', b'fp4')
+t[n] = ('U8', [len(text)], text)" "$q.weight.quant_state" '.*expected "quant_type" nf4, found fp4'
+
+# settings of single modules (gptq), which show in the shapes
+fresh gptq_4bit
+edited "$work/edited" "
+p = 'model.layers.0.mlp.up_proj'
+out, size = t[p + '.scales'][1][1], t[p + '.g_idx'][1][0]
+t[p + '.qweight'] = ('I32', [size // 4, out], bytes(range(256)) * (size * out // 256))
+t[p + '.qzeros'] = ('I32', [size // 32, out // 4], b'\\x7f' * (size // 32 * out))
+c['quantization_config']['dynamic'] = {'+:.*up_proj': {'bits': 8}}"
+run 0 load "$work/edited" --strict -q
+run 0 convert "$work/edited" "$work/dynamic" --dequantize -q
+python3 - "$work/dynamic/model.safetensors" "$work/edited/model.safetensors" <<'END'
+import json, struct, sys
+def read(path, name):
+    blob = open(path, "rb").read()
+    length = struct.unpack("<Q", blob[:8])[0]
+    t = json.loads(blob[8:8 + length])[name]
+    return t["shape"], blob[8 + length + t["data_offsets"][0]:8 + length + t["data_offsets"][1]]
+p = "model.layers.0.mlp.up_proj."
+(out, size), weight = read(sys.argv[1], p + "weight")
+_, scales = read(sys.argv[2], p + "scales")
+_, index = read(sys.argv[2], p + "g_idx")
+for o in (0, 1, out - 1):
+    for i in (0, 5, size - 1):
+        q = bytes(range(256))[((i // 4 * out + o) * 4 + i % 4) % 256]
+        g = struct.unpack_from("<i", index, 4 * i)[0]
+        scale = struct.unpack_from("<e", scales, 2 * (g * out + o))[0]
+        expected = struct.pack("<e", scale * (q - 128))
+        assert weight[2 * (o * size + i):2 * (o * size + i) + 2] == expected, (o, i)
+END
+rm -rf "$work/dynamic"
+edited "$work/edited" "del c['quantization_config']['dynamic']"
+fails 5 'up_proj.qzeros: .*expected shape' load "$work/edited"
+
+# layouts that are not known are named
+for version in gemv exllama; do
+    fresh awq_4bit
+    edited "$work/edited" "c['quantization_config']['version'] = '$version'"
+    run 0 load "$work/edited" -q
+    fails 7 "the version \"$version\" is a layout that heft does not know" load "$work/edited" --dequantize
+done
+fresh gptq_4bit
+edited "$work/edited" "c['quantization_config']['checkpoint_format'] = 'marlin'"
+fails 7 'the checkpoint_format "marlin" is a layout' convert "$work/edited" "$work/never" --dequantize
+
+# a config without weights, weights without a config, symmetric weights of the other version: a warning
+warned() { # warned WORDS: of load, inspect and convert
+    run 0 load "$work/edited"
+    shows "$err" "warning: .*$1"
+    run 0 inspect "$work/edited"
+    shows "$err" "warning: .*$1"
+    run 0 convert "$work/edited" "$work/copy"
+    shows "$err" "warning: .*$1"
+    rm -rf "${work:?}/copy"
+}
+for method in gptq fp8 compressed-tensors; do
+    fresh gptq_4bit
+    mv "$work/edited/expected.safetensors" "$work/edited/model.safetensors"
+    edited "$work/edited" "c['quantization_config'] = {'quant_method': '$method'}"
+    warned "config.json declares that weights are quantized \($method\), but none of them is"
+done
+for case in fp8_tensor ct_int8 awq_4bit; do
+    fresh $case
+    rm "$work/edited/expected.safetensors"
+    edited "$work/edited" "c.pop('quantization_config')"
+    warned 'no config declares that weights are quantized'
+    run 0 convert "$work/edited" "$work/plain" --dequantize -q
+    equal "$work/plain/model.safetensors" "$data/$case/expected.safetensors"
+    rm -rf "${work:?}/plain"
+done
+fresh gptq_4bit
+rm "$work/edited/expected.safetensors"
+edited "$work/edited" "c['quantization_config']['checkpoint_format'] = 'gptq_v2'"
+warned 'symmetric .*8.*7'
+
+# state: kept, told, and left out with a line
+fresh fp8_block
+rm "$work/edited/expected.safetensors"
+edited "$work/edited" "
+t['model.layers.0.self_attn.k_scale'] = ('F32', [], struct.pack('<f', 2))
+t['model.layers.0.self_attn.v_proj.v_scale'] = ('F32', [1], struct.pack('<f', 3))"
+run 0 load "$work/edited" --strict
+shows "$out" '^state        2 tensors .*kept$'
+run 0 load "$work/edited" --json
+has unexpected '[]'
+shows "$out" '"state": \["model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_proj.v_scale"\]'
+run 0 convert "$work/edited" "$work/cast" --dtype float16
+run 0 inspect "$work/cast" --json
+shows "$out" '"name": "model.layers.0.self_attn.k_scale", "dtype": "float32"'
+run 0 convert "$work/edited" "$work/plain" --dequantize
+shows "$err" 'state of the quantization is left out: model.layers.0.self_attn.k_scale, model.layers.0.self_attn.v_proj.v_scale'
+equal "$work/plain/model.safetensors" "$data/fp8_block/expected.safetensors"
+rm -rf "${work:?}/cast" "$work/plain"
+
 # an index out of range is seen when the values are computed
 fresh gptq_4bit
 edited "$work/edited" "t['$q.g_idx'] = ('I32', [64], struct.pack('<i', 9) * 64)"

@@ -1,0 +1,141 @@
+/* state.c - what no weight has taken once all are found: the state of a quantization that its weights do
+ * not need, and tensors that contradict the method.
+ *
+ * State is known by the last part of its name: scales of inputs and outputs, and of the key/value cache
+ * (self_attn.k_scale, self_attn.k_proj.k_scale, ...). What lies in the module of a quantized weight goes with
+ * that weight. A tensor that only another method has, or that a weight of this one should have, is FORMAT:
+ * left alone, it would be lost without a word.
+ * Source: docs/formats/quantized.md [1]. */
+#include "quant/quant.h"
+
+static const char *const states[] = {"input_scale",
+                                     "input_zero_point",
+                                     "input_global_scale",
+                                     "input_scale_ub",
+                                     "output_scale",
+                                     "output_zero_point",
+                                     "output_global_scale",
+                                     "prob_output_scale",
+                                     "activation_scale",
+                                     "act_scale",
+                                     "qscale_act",
+                                     "scale_input",
+                                     "q_scale",
+                                     "k_scale",
+                                     "v_scale",
+                                     "kv_scale",
+                                     "prob_scale",
+                                     "q_zero_point",
+                                     "k_zero_point",
+                                     "v_zero_point",
+                                     "q_global_scale",
+                                     "k_global_scale",
+                                     "v_global_scale",
+                                     NULL};
+
+/* Ends of names that are a part of a quantized weight, and the methods that have it; NULL: several. */
+static const struct part {
+    const char *end, *methods;
+} parts[] = {
+    {".qweight",             "gptq or awq"       },
+    {".qzeros",              "gptq or awq"       },
+    {".g_idx",               "gptq"              },
+    {".weight_packed",       "compressed-tensors"},
+    {".weight_g_idx",        "compressed-tensors"},
+    {".weight_global_scale", "compressed-tensors"},
+    {".weight_zero_point",   NULL                },
+    {".weight_scale",        NULL                },
+    {".weight_scale_2",      "modelopt"          },
+    {".weight_scale_inv",    "fp8"               },
+    {".SCB",                 "bitsandbytes"      },
+    {".absmax",              "bitsandbytes"      },
+    {".quant_map",           "bitsandbytes"      },
+    {".nested_absmax",       "bitsandbytes"      },
+    {".nested_quant_map",    "bitsandbytes"      },
+    {NULL,                   NULL                },
+};
+
+/* Names of the tensor by which a module's weight is known. */
+static const char *const values[] = {".weight", ".qweight", ".weight_packed", NULL};
+
+static bool is_one_of(const char *name, const char *const *list)
+{
+    for (; *list && strcmp(name, *list) != 0; list++) {
+    }
+    return *list != NULL;
+}
+
+bool heft__quant_is_state(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && is_one_of(dot + 1, states);
+}
+
+/* NULL: no part of a weight by its name. */
+static const struct part *part_of(const char *name)
+{
+    const struct part *part = parts;
+    for (; part->end && heft__quant_prefix(name, part->end) == SIZE_MAX; part++) {
+    }
+    return part->end ? part : NULL;
+}
+
+/* The quantized weight of the module that tensor i is in; HEFT__QUANT_STATE: it has none. */
+static size_t weight_beside(const heft__quant_finder *finder, size_t i)
+{
+    const char *name = finder->table->infos[i].name;
+    const size_t prefix = (size_t)(strrchr(name, '.') - name);
+    for (const char *const *end = values; *end; end++) {
+        const size_t found = heft__quant_sibling(finder->table, i, prefix, *end);
+        if (found != HEFT__NO_PART && finder->found->owner[found] < finder->found->count) {
+            return finder->found->owner[found];
+        }
+    }
+    return HEFT__QUANT_STATE;
+}
+
+static heft_status refuse(const heft__quant_finder *finder, size_t i, const char *methods,
+                          heft_error *err)
+{
+    const char *own = finder->found->method;
+    return methods && !strstr(methods, own)
+               ? heft__quant_fail(finder, i, err, "expected tensors of %s only, found one of %s",
+                                  own, methods)
+               : heft__quant_fail(finder, i, err,
+                                  "expected a quantized weight that it is a part of, found none");
+}
+
+heft_status heft__quant_find_state(heft__quant_finder *finder,
+                                   const char *(*other)(const heft__quant_finder *finder, size_t i),
+                                   heft_error *err)
+{
+    heft__quant_found *found = finder->found;
+    size_t count = 0;
+    for (size_t i = 0; i < finder->table->count; i++) {
+        const char *name = finder->table->infos[i].name;
+        const bool plain = heft__quant_is_plain_name(name);
+        if (!plain && heft__quant_is_state(name)) {
+            found->owner[i] =
+                found->owner[i] == HEFT__NO_PART ? weight_beside(finder, i) : found->owner[i];
+            found->loose += found->owner[i] == HEFT__QUANT_STATE;
+            count++;
+        } else if (!plain && found->owner[i] == HEFT__NO_PART) {
+            const char *method = other(finder, i);
+            const struct part *part = method ? NULL : part_of(name);
+            if (method || part) {
+                return refuse(finder, i, part ? part->methods : method, err);
+            }
+        }
+    }
+    found->state = count ? heft__arena_array(finder->arena, count, sizeof *found->state) : NULL;
+    if (count && !found->state) {
+        return heft__fail_nomem(err, count * sizeof *found->state);
+    }
+    for (size_t i = 0; i < finder->table->count && found->state_count < count; i++) {
+        const char *name = finder->table->infos[i].name;
+        if (!heft__quant_is_plain_name(name) && heft__quant_is_state(name)) {
+            found->state[found->state_count++] = name;
+        }
+    }
+    return HEFT_OK;
+}
