@@ -307,13 +307,14 @@ static PyObject *checkpoint_ties(PyObject *object, PyObject *unused)
     return ties;
 }
 
-PyDoc_STRVAR(ties_doc, "ties()\n--\n\nReturn {number: storage} of tensors that share storages.");
+PyDoc_STRVAR(ties_doc,
+             "ties($self)\n--\n\nReturn {number: storage} of tensors that share storages.");
 PyDoc_STRVAR(type_doc, "An open checkpoint. heft.Checkpoint is the class to use.");
-PyDoc_STRVAR(names_doc, "names()\n--\n\nReturn {name: number} of all tensors, in file order.");
-PyDoc_STRVAR(tensor_doc, "tensor(number, /)\n--\n\nReturn a lazy tensor.");
-PyDoc_STRVAR(facts_doc, "facts()\n--\n\nReturn metadata, files, warnings and sizes.");
+PyDoc_STRVAR(names_doc, "names($self)\n--\n\nReturn {name: number} of all tensors, in file order.");
+PyDoc_STRVAR(tensor_doc, "tensor($self, number, /)\n--\n\nReturn a lazy tensor.");
+PyDoc_STRVAR(facts_doc, "facts($self)\n--\n\nReturn metadata, files, warnings and sizes.");
 PyDoc_STRVAR(close_doc,
-             "close()\n--\n\nClose the checkpoint. Its tensors that are in use stay valid.");
+             "close($self)\n--\n\nClose the checkpoint. Its tensors that are in use stay valid.");
 
 static PyMethodDef methods[] = {
     {"names",  checkpoint_names,  METH_NOARGS, names_doc },

@@ -668,29 +668,31 @@ PyDoc_STRVAR(
     "slices of step 1 gives another lazy tensor, of which only the bytes needed are read.");
 PyDoc_STRVAR(
     read_doc,
-    "read(dtype=None, progress=None)\n--\n\n"
+    "read($self, dtype=None, progress=None)\n--\n\n"
     "Return the tensor in memory of its own, cast to dtype.\n\n"
     "Casts go between floating-point dtypes. Raises HeftError (IO, FORMAT) if the file cannot\n"
     "be read, LimitError if the memory is not there, ValueError for an impossible cast.");
 PyDoc_STRVAR(map_doc,
-             "map()\n--\n\n"
+             "map($self)\n--\n\n"
              "Return the tensor in memory, without a copy if it is stored as one run of bytes.\n\n"
              "Writes to it go to private pages: neither the file nor other processes see them.");
 PyDoc_STRVAR(
     slice_doc,
-    "slice(dim, rank, size)\n--\n\n"
+    "slice($self, dim, rank, size)\n--\n\n"
     "Return the part of one rank of `size`: rows or columns as torch.chunk() divides them.\n\n"
     "Each part has ceil(shape[dim] / size) entries, the last ones fewer or none.");
 PyDoc_STRVAR(torch_doc,
-             "torch(dtype=None, device=None, copy=None)\n--\n\n"
+             "torch($self, dtype=None, device=None, copy=None)\n--\n\n"
              "Return a torch.Tensor; copy-on-write on the file where nothing needs to be copied.");
-PyDoc_STRVAR(numpy_doc, "numpy(dtype=None, copy=None)\n--\n\n"
+PyDoc_STRVAR(numpy_doc, "numpy($self, dtype=None, copy=None)\n--\n\n"
                         "Return a numpy.ndarray. bfloat16 and 8-bit floats need ml_dtypes.");
-PyDoc_STRVAR(tobytes_doc, "tobytes()\n--\n\nReturn the elements, row by row, little-endian.");
-PyDoc_STRVAR(dlpack_doc,
-             "__dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
-             "Export the tensor as a DLPack capsule.");
-PyDoc_STRVAR(storage_doc, "_storage()\n--\n\nReturn the bytes of the whole storage, in memory.");
+PyDoc_STRVAR(tobytes_doc, "tobytes($self)\n--\n\nReturn the elements, row by row, little-endian.");
+PyDoc_STRVAR(
+    dlpack_doc,
+    "__dlpack__($self, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
+    "Export the tensor as a DLPack capsule.");
+PyDoc_STRVAR(storage_doc,
+             "_storage($self)\n--\n\nReturn the bytes of the whole storage, in memory.");
 
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 static PyMethodDef methods[] = {

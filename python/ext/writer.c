@@ -259,16 +259,18 @@ PyDoc_STRVAR(type_doc,
              "Write tensors to a folder, or with single_file to one file: whole or not at all.\n\n"
              "ties is what happens to tensors that share memory: 'refuse', 'drop' or 'copy'.");
 PyDoc_STRVAR(add_doc,
-             "add(name, data, dtype=None, shape=None)\n--\n\n"
+             "add($self, name, data, dtype=None, shape=None)\n--\n\n"
              "Add a tensor: a heft.Tensor, a DLPack capsule, or the bytes of a dtype and shape.\n\n"
              "The memory is borrowed until the writer is closed, and read by commit().");
 PyDoc_STRVAR(metadata_doc,
-             "metadata(key, value, /)\n--\n\n"
+             "metadata($self, key, value, /)\n--\n\n"
              "Set a key of the metadata; None removes it. 'format' is 'pt' at first.");
-PyDoc_STRVAR(side_file_doc, "side_file(name, data, /)\n--\n\nAdd a file, such as config.json.");
-PyDoc_STRVAR(commit_doc, "commit(progress=None)\n--\n\n"
+PyDoc_STRVAR(side_file_doc,
+             "side_file($self, name, data, /)\n--\n\nAdd a file, such as config.json.");
+PyDoc_STRVAR(commit_doc, "commit($self, progress=None)\n--\n\n"
                          "Write everything, and return a dict of what was written.");
-PyDoc_STRVAR(close_doc, "close()\n--\n\nDrop all tensors. Without a commit, nothing was written.");
+PyDoc_STRVAR(close_doc,
+             "close($self)\n--\n\nDrop all tensors. Without a commit, nothing was written.");
 
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 static PyMethodDef methods[] = {

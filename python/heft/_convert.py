@@ -63,7 +63,7 @@ def _on_storage(tensor: Tensor, storage: torch.UntypedStorage, offset: int, stri
     import torch
 
     dtype = torch_dtype(tensor.dtype)
-    return torch.empty(0, dtype=dtype).set_(  # type: ignore[no-any-return]
+    return torch.empty(0, dtype=dtype).set_(
         storage, offset // dtype.itemsize, tensor.shape, tuple(strides)
     )
 
@@ -163,7 +163,7 @@ def _numpy_dtype(name: str) -> Any:
 
         return numpy.dtype(name)
     try:
-        import ml_dtypes
+        import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise TypeError(f"numpy has no dtype {name}; the package ml_dtypes has more") from None
     kind = getattr(ml_dtypes, name, None)
@@ -195,14 +195,13 @@ def to_numpy(tensor: Tensor, dtype: Any = None, copy: bool | None = None) -> num
         if copy is False and tensor.lazy and not tensor._is_run:
             raise ValueError(f"{tensor.name}: the tensor is not stored as one run of bytes")
         memory = tensor.read() if copy else tensor.map()
-    if kind in _NUMPY or isinstance(kind, numpy.dtype):
+    if memory.dtype in _NUMPY:
         return numpy.asarray(memoryview(memory))
     if not memory.nbytes:
         return numpy.empty(memory.shape, kind)
-    layout = memory._layout
-    assert layout is not None
-    contiguous = memory if memory._is_run else memory.read()
-    return numpy.frombuffer(contiguous, kind).reshape(memory.shape)
+    run: Any = memory if memory._is_run else memory.read()
+    array: numpy.ndarray[Any, Any] = numpy.frombuffer(run, kind).reshape(memory.shape)
+    return array
 
 
 def to_array(tensor: Tensor, dtype: Any = None, copy: bool | None = None) -> numpy.ndarray[Any, Any]:

@@ -26,9 +26,10 @@ class HeftError(Exception):
     path: str
     item: str
     offset: int | None
+    errno: int | None
 
     def __init__(
-        self, message: str = "", path: str = "", item: str = "", offset: int | None = None, errno: int = 0
+        self, message: str = "", path: str = "", item: str = "", offset: int | None = None, errno: int | None = 0
     ) -> None:
         Exception.__init__(self, message)
         self.message = message
@@ -37,8 +38,8 @@ class HeftError(Exception):
         self.offset = offset
         self.errno = errno
         if isinstance(self, OSError):
-            self.strerror = message
-            self.filename = path or None
+            setattr(self, "strerror", message)
+            setattr(self, "filename", path or None)
 
     def __str__(self) -> str:
         byte = "" if self.offset is None else f"byte {self.offset}"

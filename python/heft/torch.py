@@ -53,7 +53,7 @@ def load(
     if map_location is not None and (callable(map_location) or isinstance(map_location, dict)):
         raise TypeError("map_location is one device for all tensors")
     mode: Any = "copy" if mmap is False else "map"
-    if hasattr(f, "read"):
+    if not isinstance(f, (str, os.PathLike)):
         with _open(f.read()) as checkpoint:
             return _load(checkpoint, dtype=dtype, mode=mode, device=map_location, progress=progress)
     path = os.fspath(f)
@@ -75,9 +75,12 @@ def save(
     """
     if isinstance(obj, Checkpoint) or not hasattr(obj, "items"):
         obj = dict(obj)
-    if hasattr(f, "write"):
+    if not isinstance(f, (str, os.PathLike)):
         _save_to(obj, f, progress)
         return
+    parent = os.path.dirname(os.path.abspath(f))
+    if not os.path.isdir(parent):
+        raise RuntimeError(f"Parent directory {parent} does not exist.")
     metadata = getattr(obj, "_metadata", None)
     writer = _heft.Writer(
         f, format="bin", single_file=True, force=True, modules=list(metadata) if metadata else None

@@ -10,7 +10,7 @@ import os
 
 from .. import _heft
 from .._convert import import_torch, to_numpy
-from .._errors import HeftError
+from .._errors import HeftError, IoError
 
 try:  # then the library's own `except` clauses catch heft's errors too
     from safetensors import SafetensorError as _Error
@@ -235,6 +235,9 @@ def write(writer: _heft.Writer, tensors: dict[str, Any], metadata: dict[str, str
 
 def write_file(tensors: dict[str, Any], filename: str | os.PathLike[str], metadata: dict[str, str] | None) -> None:
     """Write one safetensors file, whatever its name is."""
+    parent = os.path.dirname(os.path.abspath(filename))
+    if not os.path.isdir(parent):
+        raise translate(IoError("no such folder", os.fsdecode(parent), errno=2))
     try:
         writer = _heft.Writer(filename, format="safetensors", single_file=True, force=True, ties="copy")
     except HeftError as error:

@@ -182,8 +182,8 @@ def load_model(
     duplicates = _duplicates(model.state_dict(), state)
     missing_list, unexpected = model.load_state_dict(state, strict=False)
     missing = set(missing_list)
-    for names in duplicates.values():
-        for name in names:
+    for dropped in duplicates.values():
+        for name in dropped:
             if name in missing:
                 missing.remove(name)
             else:
