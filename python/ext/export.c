@@ -128,7 +128,8 @@ PyObject *tensor_dlpack_device(PyObject *self, PyObject *unused)
 }
 
 /* ---- buffers, out ---------------------------------------------------------------------------- */
-/* The code of the struct module, NULL where it has none. */
+/* The code of the struct module. What it has no code for is that many bytes of padding, which numpy takes
+ * as void: no number is made of it by mistake. Elements of less than a byte are such bytes in a row. */
 static const char *code_of(heft_dtype dtype)
 {
     static const char *const codes[HEFT_DTYPE_COUNT] = {
@@ -138,7 +139,8 @@ static const char *code_of(heft_dtype dtype)
         [HEFT_DTYPE_U16] = "H",  [HEFT_DTYPE_U8] = "B",    [HEFT_DTYPE_BOOL] = "?",
         [HEFT_DTYPE_C64] = "Zf", [HEFT_DTYPE_C128] = "Zd",
     };
-    return codes[dtype];
+    const unsigned bits = heft_dtype_bits(dtype);
+    return codes[dtype] ? codes[dtype] : bits == 32 ? "4x" : bits == 16 ? "2x" : "x";
 }
 
 struct exported {
@@ -151,12 +153,6 @@ static const char *refuse(const heft_tensor *tensor, int flags)
     const bool writable = (tensor->flags & HEFT_TENSOR_WRITABLE) != 0;
     if ((flags & PyBUF_WRITABLE) && !writable) {
         return "the tensor is read-only";
-    }
-    if ((flags & PyBUF_FORMAT) && !code_of(tensor->dtype)) {
-        return "the dtype has no format in Python's buffers: use torch(), numpy() or tobytes()";
-    }
-    if ((flags & PyBUF_ND) && heft_dtype_bits(tensor->dtype) % 8 != 0) {
-        return "elements of less than a byte have no shape in Python's buffers";
     }
     if ((flags & PyBUF_STRIDES) != PyBUF_STRIDES && !tensor_is_contiguous(tensor)) {
         return "the tensor is not stored row by row";
@@ -182,7 +178,8 @@ int tensor_getbuffer(PyObject *object, Py_buffer *view, int flags)
     const char *reason = refuse(tensor, flags);
     struct exported *exported =
         reason ? NULL
-               : PyMem_Calloc(1, sizeof *exported + 2 * tensor->rank * sizeof *exported->numbers);
+               : PyMem_Calloc(1, sizeof *exported +
+                                     2 * ((size_t)tensor->rank + 1) * sizeof *exported->numbers);
     if (!exported) {
         if (reason) {
             PyErr_Format(PyExc_BufferError, "%U: %s", self->name, reason);
@@ -192,10 +189,12 @@ int tensor_getbuffer(PyObject *object, Py_buffer *view, int flags)
         heft_tensor_free(tensor);
         return -1;
     }
-    const Py_ssize_t each = (Py_ssize_t)heft_dtype_bits(tensor->dtype) / 8;
-    for (uint32_t i = 0; i < tensor->rank; i++) {
-        exported->numbers[i] = (Py_ssize_t)tensor->shape[i];
-        exported->numbers[tensor->rank + i] = (Py_ssize_t)tensor->strides[i] * each;
+    const bool packed = heft_dtype_bits(tensor->dtype) % 8 != 0;
+    const Py_ssize_t each = packed ? 1 : (Py_ssize_t)heft_dtype_bits(tensor->dtype) / 8;
+    const uint32_t rank = packed ? 1 : tensor->rank;
+    for (uint32_t i = 0; i < rank; i++) {
+        exported->numbers[i] = (Py_ssize_t)(packed ? tensor->size_bytes : tensor->shape[i]);
+        exported->numbers[rank + i] = packed ? 1 : (Py_ssize_t)tensor->strides[i] * each;
     }
     exported->tensor = tensor;
     const bool shaped = (flags & PyBUF_ND) != 0;
@@ -204,13 +203,12 @@ int tensor_getbuffer(PyObject *object, Py_buffer *view, int flags)
         .buf = tensor->size_bytes > 0 ? tensor->data : &nothing,
         .obj = Py_NewRef(object),
         .len = (Py_ssize_t)tensor->size_bytes,
-        .itemsize = each > 0 ? each : 1,
+        .itemsize = each,
         .readonly = (tensor->flags & HEFT_TENSOR_WRITABLE) == 0,
-        .ndim = shaped ? (int)tensor->rank : 1,
+        .ndim = shaped ? (int)rank : 1,
         .format = (flags & PyBUF_FORMAT) ? (char *)(uintptr_t)code_of(tensor->dtype) : NULL,
         .shape = shaped ? exported->numbers : NULL,
-        .strides =
-            (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? exported->numbers + tensor->rank : NULL,
+        .strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? exported->numbers + rank : NULL,
         .internal = exported};
     return 0;
 }

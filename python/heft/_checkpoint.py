@@ -186,7 +186,8 @@ def load(
         progress: called with (what, done bytes, total bytes); what it raises cancels.
 
     Returns:
-        A dict in the order of the files. Names that share a storage in the file share one here.
+        A dict in the order of the files. Names of one tensor in the file are one here. What is cast or copied
+        is stored row by row; without a cast and with mode "map", views and strides are as in the file.
 
     Raises:
         as :func:`open`; LimitError: the memory is not there; IoError: a file changed meanwhile.
@@ -216,6 +217,9 @@ _NO_MODEL = "the config has no model type"  # every load of names alone warns of
 def _load(
     checkpoint: Checkpoint, dtype: Any, mode: str, share: bool, over_limit: bool, progress: Progress | None
 ) -> dict[str, Tensor]:
+    if mode == "map" and dtype is None and not share:  # then views keep their strides, too
+        raw = checkpoint._raw
+        return {name: raw.tensor(number).map() for name, number in checkpoint._numbers.items()}
     tensors, report = _heft.load_tensors(
         checkpoint._raw, dtype_name(dtype), "shared" if share else mode, over_limit, progress
     )

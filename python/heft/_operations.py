@@ -338,7 +338,7 @@ def _add_numpy(writer: _heft.Writer, name: str, array: Any) -> None:
         kind = _heft.dtype_name(kind)
     except ValueError:
         raise TypeError(f"{name}: a file cannot hold numpy's {kind}") from None
-    array = numpy.ascontiguousarray(array)
+    array = numpy.asarray(array, order="C")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     writer.add(name, array.reshape(-1).view(numpy.uint8), kind, array.shape)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from . import _heft
-from ._checkpoint import Checkpoint, Progress, load as _load
+from ._checkpoint import Checkpoint
+from ._checkpoint import load as _load
 from ._checkpoint import open as _open
 from ._errors import RefusedError
 from ._operations import add
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from typing import IO, Any
 
     import torch
+
+    from ._checkpoint import Progress
 
 __all__ = ["load", "save"]
 
@@ -67,8 +70,8 @@ def save(
 ) -> None:
     """Save a state dict as ``torch.save`` does: a file that ``torch.load(weights_only=True)`` opens.
 
-    The modules' versions are kept if obj is a module's ``state_dict()``. Tied tensors are written once. The old
-    file, or the whole new one, is there at every moment.
+    If obj is a module's ``state_dict()``, the file has its ``_metadata``, in which each module has version 1. Tied
+    tensors are written once. The old file, or the whole new one, is there at every moment.
 
     Raises:
         TypeError: a value that is no tensor; IoError.

@@ -19,12 +19,23 @@ except ImportError:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import ModuleType, TracebackType
     from typing import Any
+
+    from . import numpy as numpy
+    from . import torch as torch
 
 __all__ = ["SafetensorError", "safe_open"]
 
 _FRAMEWORKS = {"pt": "torch", "torch": "torch", "pytorch": "torch", "np": "numpy", "numpy": "numpy"}
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("torch", "numpy"):
+        import importlib
+
+        return importlib.import_module("." + name, __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class SafetensorError(HeftError, _Error):
@@ -69,7 +80,12 @@ class _Slice:
     def __getitem__(self, key: Any) -> Any:
         if self._kept is None:
             self._kept = self._file._whole(self._tensor)
-        return self._file._placed(self._kept[key])
+        part = self._kept[key]
+        if self._file._framework == "numpy":
+            import numpy as np
+
+            return np.asarray(part)  # one element is an array, too
+        return self._file._placed(part)
 
 
 class safe_open:
