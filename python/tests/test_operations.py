@@ -71,10 +71,10 @@ def test_plan(tmp_path: Path) -> None:
     path.write_text(json.dumps(CONFIG))
     plan = heft.plan(path)
     assert plan.device_map == {"": "cpu"} and plan.fits and plan.peak_bytes > plan.resident_bytes >= 0
-    plan = heft.plan(path, max_memory={0: "6KB", "cpu": 1000, "disk": float("inf")}, dtype="float32")
+    plan = heft.plan(path, max_memory={0: "3KB", "cpu": 2000, "disk": float("inf")}, dtype="float32")
     assert set(plan.device_map.values()) == {0, "cpu", "disk"}
     assert sum(plan.sizes.values()) == sum(placed for _, placed in plan.devices.values())
-    assert plan.devices[0][0] == 6000 and plan.disk_bytes > 0
+    assert plan.devices[0][0] == 3000
     assert "device_map" in repr(plan)
     for wrong in ({"strategy": "x"}, {"mode": "x"}, {"max_memory": {"gpu": 1}}, {"max_memory": {"cpu": "much"}}):
         with pytest.raises(ValueError):

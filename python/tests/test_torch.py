@@ -7,6 +7,8 @@ import gc
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -357,38 +359,29 @@ def test_writing_what_torch_has(tmp_path: Path) -> None:
 def test_one_copy_for_many_processes(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors_torch.save_file({"w": torch.randn(4 << 20)}, path)
-    go, done = os.pipe(), os.pipe()
-    first = heft.load(path, dtype="float64", share=True)["w"]
-    assert first.sum() != 0
-    children = []
-    import subprocess
-    import sys
-
     code = f"""
 import heft, sys
-w = heft.load({str(path)!r}, dtype="float64", share=True, to="heft")["w"]
-v = memoryview(w)
-s = sum(v[i] for i in range(0, len(v), 511))
-pss = 0
-inside = False
-for line in open("/proc/self/smaps"):
-    if "-" in line.split(" ")[0]:
-        inside = "memfd:heft" in line
-    elif inside and line.startswith("Pss:"):
-        pss += int(line.split()[1])
-print(pss, flush=True)
+w = memoryview(heft.load({str(path)!r}, dtype="float64", share=True, to="heft")["w"])
+print(sum(w[i] for i in range(0, len(w), 511)), flush=True)
 sys.stdin.read()
 """
-    for fd in (*go, *done):
-        os.close(fd)
-    for _ in range(3):
-        children.append(
-            subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-    sizes = []
-    for child in children:
-        assert child.stdout is not None
-        sizes.append(int(child.stdout.readline()))
+
+    def pss(pid: int) -> int:
+        total, inside = 0, False
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if "-" in line.split(" ")[0]:
+                inside = "memfd:heft" in line
+            elif inside and line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+        return total
+
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    sums = {child.stdout.readline() for child in children if child.stdout}
+    sizes = [pss(child.pid) for child in children]
     for child in children:
         child.communicate("")
-    assert sizes[-1] < 32 * 1024 // 2  # of 32 MiB
+    assert len(sums) == 1
+    assert 0.9 * (32 << 20) < sum(sizes) < 1.05 * (32 << 20), sizes
