@@ -31,7 +31,7 @@ def test_import_is_quick_and_needs_nothing() -> None:
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
         assert out[1:] == []
         best = min(best, float(out[0]))
-    assert best < 50
+    assert best < (500 if "HEFT_PYTHON_SLOW" in os.environ else 50)
 
 
 def test_a_checkpoint_is_a_mapping(simple: Path) -> None:
