@@ -47,9 +47,9 @@ typedef struct heft_load_options {
      * checkpoint) are written to the folder and used from there. EXISTS if the folder already has
      * an index and differs from what would be written. */
     const char *offload_folder;
-    /* How files are mapped. With PRIVATE, mapped parameters are writable, and the files do not
-     * change. Parameters that a device map leaves on disk, and those in the shared copy of
-     * HEFT_LOAD_SHARED, stay read-only. */
+    /* How files, and the shared copy of HEFT_LOAD_SHARED, are mapped. With PRIVATE, mapped and shared
+     * parameters are writable, and neither the files nor other processes change. Parameters that a
+     * device map leaves on disk stay read-only. */
     heft_map_mode map;
     /* Load even if the tensors that need memory of their own are larger than the memory that is
      * available, swap included: the kernel may then kill the process. */

@@ -115,6 +115,7 @@ typedef struct heft__segment_request {
     const char *source; /* for those who list the copies: what it is made of; NULL: not told */
     uint64_t bytes;
     unsigned patience_ms; /* of waiting for a builder that shows no sign of work; 0: 60 s */
+    bool private;         /* map the sealed bytes copy-on-write: a write stays in this process */
 } heft__segment_request;
 
 /* Join the existing segment, or create an empty one to be filled and sealed; others that ask meanwhile
@@ -125,7 +126,8 @@ typedef struct heft__segment_request {
 heft_status heft__segment_open(heft_ctx *ctx, const heft__segment_request *request,
                                heft__segment **out, heft_error *err);
 bool heft__segment_is_new(const heft__segment *segment); /* to be filled */
-/* Its bytes: to be written while it is new, else read only. Changes when it is sealed. */
+/* Its bytes: to be written while it is new, else read only, or copy-on-write if the request said so.
+ * Changes when it is sealed. */
 uint8_t *heft__segment_base(const heft__segment *segment);
 /* While it is filled: tell those who wait that the work goes on. Any thread, any number of times. */
 void heft__segment_beat(heft__segment *segment);

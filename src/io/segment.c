@@ -45,7 +45,7 @@ struct heft__segment {
     uint64_t inode;
     uint8_t *base; /* the bytes, written by the builder, else read only */
     size_t bytes;
-    bool sealed;
+    bool sealed, private;
 };
 
 /* ---- one holder ------------------------------------------------------------------------------ */
@@ -154,15 +154,19 @@ static bool look_for(void *user, const heft__holder *holder)
 }
 
 /* ---- the segment ----------------------------------------------------------------------------- */
-static heft_status map_segment(heft__segment *segment, int protection, heft_error *err)
+/* New: to be written. Sealed: read only, or copy-on-write; no memory is reserved for that. */
+static heft_status map_segment(heft__segment *segment, heft_error *err)
 {
-    void *base = mmap(NULL, segment->bytes, protection, MAP_SHARED, segment->fd, 0);
+    const bool private = segment->sealed && segment->private;
+    const int protection = segment->sealed && !private ? PROT_READ : PROT_READ | PROT_WRITE;
+    void *base = mmap(NULL, segment->bytes, protection,
+                      private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, segment->fd, 0);
     if (base == MAP_FAILED) {
         return heft__fail_errno(err, errno, "cannot map a shared copy of %zu bytes",
                                 segment->bytes);
     }
     (void)madvise(base, segment->bytes, MADV_HUGEPAGE);
-    if (protection & PROT_WRITE) { /* a child could not be sealed out */
+    if (!segment->sealed) { /* a child could not be sealed out */
         (void)madvise(base, segment->bytes, MADV_DONTFORK);
     }
     segment->base = base;
@@ -232,7 +236,7 @@ static heft_status make_segment(heft__segment *segment, const heft__segment_requ
         return heft__fail_errno(err, errno, "cannot create a shared copy of %zu bytes",
                                 segment->bytes);
     }
-    return map_segment(segment, PROT_READ | PROT_WRITE, err);
+    return map_segment(segment, err);
 }
 
 static heft__holder us(const heft__segment *segment)
@@ -258,7 +262,7 @@ static heft_status join(heft__segment *segment, const heft__segment_request *req
     segment->fd = search.found;
     segment->inode = search.inode;
     segment->sealed = true;
-    status = map_segment(segment, PROT_READ, err);
+    status = map_segment(segment, err);
     if (status == HEFT_OK) {
         const heft__holder holder = us(segment);
         status = heft__register_write(reg, &holder, err);
@@ -301,6 +305,7 @@ heft_status heft__segment_open(heft_ctx *ctx, const heft__segment_request *reque
     }
     segment->ctx = heft__ctx_ref(ctx);
     segment->fd = -1;
+    segment->private = request->private;
     segment->reg.ctx = ctx;
     segment->reg.dir = segment->reg.fd = -1;
     snprintf(segment->reg.name, sizeof segment->reg.name, "%016llx",
@@ -354,7 +359,7 @@ heft_status heft__segment_seal(heft__segment *segment, heft_error *err)
     }
     if (status == HEFT_OK) {
         segment->sealed = true;
-        status = map_segment(segment, PROT_READ, err);
+        status = map_segment(segment, err);
     }
     if (status == HEFT_OK) {
         const heft__holder holder = us(segment);

@@ -355,7 +355,8 @@ static heft_status open_copy(struct fill *f, heft__fill_counts *counts, heft_err
         const heft__segment_request request = {.what = what.data,
                                                .what_bytes = what.size,
                                                .source = source,
-                                               .bytes = f->segment_bytes};
+                                               .bytes = f->segment_bytes,
+                                               .private = f->options->map_mode == HEFT_MAP_PRIVATE};
         status = heft__segment_open(f->model->ctx, &request, &f->segment, err);
     }
     heft__buffer_fini(&what);
@@ -386,11 +387,13 @@ static heft_status finish_copy(struct fill *f, heft_storage **out, heft_error *e
     heft_status status =
         heft__segment_is_new(f->segment) ? heft__segment_seal(f->segment, err) : HEFT_OK;
     if (status == HEFT_OK) {
-        const heft__memory memory = {.data = heft__segment_base(f->segment),
-                                     .bytes = f->segment_bytes,
-                                     .flags = HEFT_TENSOR_SHARED,
-                                     .release = release_copy,
-                                     .user = f->segment};
+        const heft__memory memory = {
+            .data = heft__segment_base(f->segment),
+            .bytes = f->segment_bytes,
+            .flags = HEFT_TENSOR_SHARED |
+                     (f->options->map_mode == HEFT_MAP_PRIVATE ? HEFT_TENSOR_WRITABLE : 0),
+            .release = release_copy,
+            .user = f->segment};
         status = heft__storage_make(f->model->ctx, &memory, out, err);
     }
     if (status == HEFT_OK) {

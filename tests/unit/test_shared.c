@@ -285,12 +285,17 @@ static void tensors_say_whether_they_may_be_written(void **state)
         heft_load_mode mode;
         heft_dtype dtype;
         uint32_t flags;
+        heft_map_mode map;
     } rows[] = {
-        {HEFT_LOAD_SHARED, HEFT_DTYPE_BF16, HEFT_TENSOR_SHARED  },
-        {HEFT_LOAD_SHARED, HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED  },
-        {HEFT_LOAD_MAP,    HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED  },
-        {HEFT_LOAD_COPY,   HEFT_DTYPE_F32,  HEFT_TENSOR_WRITABLE},
-        {HEFT_LOAD_MAP,    HEFT_DTYPE_BF16, HEFT_TENSOR_WRITABLE},
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_BF16, HEFT_TENSOR_SHARED,                        HEFT_MAP_READ_ONLY},
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_BF16, HEFT_TENSOR_SHARED | HEFT_TENSOR_WRITABLE,
+         HEFT_MAP_PRIVATE                                                                                },
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED,                        HEFT_MAP_READ_ONLY},
+        {HEFT_LOAD_SHARED, HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED | HEFT_TENSOR_WRITABLE,
+         HEFT_MAP_PRIVATE                                                                                },
+        {HEFT_LOAD_MAP,    HEFT_DTYPE_F32,  HEFT_TENSOR_MAPPED,                        HEFT_MAP_READ_ONLY},
+        {HEFT_LOAD_COPY,   HEFT_DTYPE_F32,  HEFT_TENSOR_WRITABLE,                      HEFT_MAP_READ_ONLY},
+        {HEFT_LOAD_MAP,    HEFT_DTYPE_BF16, HEFT_TENSOR_WRITABLE,                      HEFT_MAP_READ_ONLY},
     };
     (void)state;
     make_checkpoint("flags", 1);
@@ -299,7 +304,7 @@ static void tensors_say_whether_they_may_be_written(void **state)
         heft_model *model = NULL;
         heft_tensor *tensor = NULL;
         const test_how options = {
-            .load = {.mode = rows[i].mode, .dtype = rows[i].dtype}
+            .load = {.mode = rows[i].mode, .dtype = rows[i].dtype, .map = rows[i].map}
         };
         test_expect_status(test_load(ctx, at("flags"), &options, &model, NULL, &err), HEFT_OK, &err,
                            "load");
@@ -309,6 +314,37 @@ static void tensors_say_whether_they_may_be_written(void **state)
         heft_model_free(model); /* the tensor stays, and what may be done with it */
         assert_int_equal(write_crashes(tensor), !(rows[i].flags & HEFT_TENSOR_WRITABLE));
         heft_tensor_free(tensor);
+    }
+    assert_int_equal(count_registers(), 0);
+}
+
+/* Two private views and a read-only one of the same copy: what is written in one is in no other. */
+static void writes_to_a_private_view_stay_in_it(void **state)
+{
+    static const heft_map_mode maps[] = {HEFT_MAP_PRIVATE, HEFT_MAP_PRIVATE, HEFT_MAP_READ_ONLY};
+    heft_model *models[3] = {0};
+    heft_tensor *tensors[3] = {0};
+    heft_error err = {0};
+    (void)state;
+    make_checkpoint("private", 1);
+    for (size_t i = 0; i < 3; i++) {
+        heft_load_report *report = NULL;
+        const test_how options = {
+            .load = {.mode = HEFT_LOAD_SHARED, .dtype = HEFT_DTYPE_BF16, .map = maps[i]}
+        };
+        test_expect_status(test_load(ctx, at("private"), &options, &models[i], &report, &err),
+                           HEFT_OK, &err, "load");
+        assert_int_equal(strstr(report->strategy, "already existed") != NULL, i > 0);
+        heft_load_report_free(report);
+        assert_int_equal(heft_model_parameter(models[i], 0)->state, HEFT_PARAMETER_SHARED);
+        assert_int_equal(heft_model_tensor(models[i], 0, &tensors[i], &err), HEFT_OK);
+    }
+    memset(tensors[0]->data, 0x55, (size_t)tensors[0]->size_bytes);
+    assert_memory_equal(tensors[1]->data, tensors[2]->data, (size_t)tensors[1]->size_bytes);
+    assert_memory_not_equal(tensors[0]->data, tensors[1]->data, (size_t)tensors[0]->size_bytes);
+    for (size_t i = 0; i < 3; i++) {
+        heft_tensor_free(tensors[i]);
+        heft_model_free(models[i]);
     }
     assert_int_equal(count_registers(), 0);
 }
@@ -1215,6 +1251,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(processes_share_one_copy),
         cmocka_unit_test(tensors_say_whether_they_may_be_written),
+        cmocka_unit_test(writes_to_a_private_view_stay_in_it),
         cmocka_unit_test(one_of_many_builds),
         cmocka_unit_test(who_dies_leaves_nothing),
         cmocka_unit_test(other_weights_are_another_copy),

@@ -1,0 +1,74 @@
+"""heft: big pretrained models with little memory.
+
+``heft.open(path)`` is a lazy mapping of names to tensors; ``heft.load(path)`` loads all of them, cast once;
+``heft.safetensors``, ``heft.torch`` have the interfaces of the libraries of these names. Nothing but this
+package is needed to import it: torch and numpy are imported when a tensor of theirs is asked for.
+"""
+
+from __future__ import annotations
+
+from ._checkpoint import Checkpoint, load, open
+from ._errors import (
+    CancelledError,
+    ExistsError,
+    FormatError,
+    HeftError,
+    InvalidArgError,
+    IoError,
+    LimitError,
+    MismatchError,
+    NoMemoryError,
+    NotFoundError,
+    RefusedError,
+    UnsupportedError,
+)
+from ._heft import VERSION as __version__
+from ._heft import Tensor
+from ._operations import Plan, Problem, VerifyReport, WriteReport, convert, plan, save_file, verify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from . import safetensors as safetensors
+    from . import torch as torch
+
+__all__ = [
+    "CancelledError",
+    "Checkpoint",
+    "ExistsError",
+    "FormatError",
+    "HeftError",
+    "InvalidArgError",
+    "IoError",
+    "LimitError",
+    "MismatchError",
+    "NoMemoryError",
+    "NotFoundError",
+    "Plan",
+    "Problem",
+    "RefusedError",
+    "Tensor",
+    "UnsupportedError",
+    "VerifyReport",
+    "WriteReport",
+    "__version__",
+    "convert",
+    "load",
+    "open",
+    "plan",
+    "save_file",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("safetensors", "torch"):
+        import importlib
+
+        return importlib.import_module("." + name, __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "safetensors", "torch"])

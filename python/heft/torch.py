@@ -1,0 +1,107 @@
+"""State dicts in PyTorch's own files: ``load`` and ``save``. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import os
+
+from . import _heft
+from ._checkpoint import Checkpoint
+from ._checkpoint import load as _load
+from ._checkpoint import open as _open
+from ._errors import RefusedError
+from ._operations import add
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import IO, Any
+
+    import torch
+
+    from ._checkpoint import Progress
+
+__all__ = ["load", "save"]
+
+
+def load(
+    f: str | os.PathLike[str] | IO[bytes],
+    map_location: Any = None,
+    *,
+    weights_only: bool = True,
+    mmap: bool | None = None,
+    dtype: Any = None,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Load the tensors of a ``.bin``, ``.pt`` or ``.pth`` file, of every version of PyTorch.
+
+    The pickle is interpreted over a fixed list of names and calls nothing. A state dict is found also under
+    "state_dict", "model" and the like; what is no tensor is skipped, with a warning of the logger "heft".
+
+    Args:
+        f: a path, or a file to be read from where it is.
+        map_location: a device for all tensors.
+        weights_only: False is refused: it means running the code in the file.
+        mmap: False: into memory of their own; otherwise copy-on-write on the file.
+        dtype: cast floating-point tensors to this dtype.
+
+    Returns:
+        {name: tensor}, in the order of the file; names that share a storage there share one here.
+
+    Raises:
+        RefusedError: weights_only=False, or a file with what only an attack has.
+        as heft.open().
+    """
+    if not weights_only:
+        raise RefusedError("weights_only=False would run code from the file: use torch.load() for that")
+    if map_location is not None and (callable(map_location) or isinstance(map_location, dict)):
+        raise TypeError("map_location is one device for all tensors")
+    mode: Any = "copy" if mmap is False else "map"
+    if not isinstance(f, (str, os.PathLike)):
+        with _open(f.read()) as checkpoint:
+            return _load(checkpoint, dtype=dtype, mode=mode, device=map_location, progress=progress)
+    path = os.fspath(f)
+    os.stat(path)  # a file, never a name of the hub's
+    with _open(path) as checkpoint:
+        return _load(checkpoint, dtype=dtype, mode=mode, device=map_location, progress=progress)
+
+
+def save(
+    obj: Mapping[str, torch.Tensor], f: str | os.PathLike[str] | IO[bytes], *, progress: Progress | None = None
+) -> None:
+    """Save a state dict as ``torch.save`` does: a file that ``torch.load(weights_only=True)`` opens.
+
+    If obj is a module's ``state_dict()``, the file has its ``_metadata``, in which each module has version 1. Tied
+    tensors are written once. The old file, or the whole new one, is there at every moment.
+
+    Raises:
+        TypeError: a value that is no tensor; IoError.
+    """
+    if isinstance(obj, Checkpoint) or not hasattr(obj, "items"):
+        obj = dict(obj)
+    if not isinstance(f, (str, os.PathLike)):
+        _save_to(obj, f, progress)
+        return
+    parent = os.path.dirname(os.path.abspath(f))
+    if not os.path.isdir(parent):
+        raise RuntimeError(f"Parent directory {parent} does not exist.")
+    metadata = getattr(obj, "_metadata", None)
+    writer = _heft.Writer(
+        f, format="bin", single_file=True, force=True, modules=list(metadata) if metadata else None
+    )
+    try:
+        for name, tensor in obj.items():
+            add(writer, name, tensor)
+        writer.commit(progress)
+    finally:
+        writer.close()
+
+
+def _save_to(obj: Mapping[str, torch.Tensor], f: IO[bytes], progress: Progress | None) -> None:
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="heft-") as place:
+        path = os.path.join(place, "x.pt")
+        save(obj, path, progress=progress)
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, f)

@@ -1,0 +1,157 @@
+"""heft.convert, verify, plan, save_file and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import safetensors_bytes
+
+import heft
+
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertModel"], "hidden_size": 8, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20, "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def test_convert(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    target = tmp_path / "out"
+    plan = heft.convert(folder, target, format="bin", dtype="bfloat16", dry_run=True)
+    assert not target.exists()
+    report = heft.convert(folder, target, format="bin", dtype="bfloat16")
+    assert report.files == plan.files and report == plan
+    assert [file["name"] for file in report.files] == ["pytorch_model.bin"] and report.index is None
+    assert sorted(os.listdir(target)) == ["config.json", "pytorch_model.bin"]
+    assert heft.open(target)["layer.2.1"].dtype == "bfloat16"
+    with pytest.raises(FileExistsError) as caught:
+        heft.convert(folder, target)
+    assert isinstance(caught.value, heft.ExistsError)
+    report = heft.convert(folder, str(target), max_shard_size=40, metadata={"k": "v"}, force=True)
+    assert len(report.files) > 1 and report.index == "model.safetensors.index.json" and report.total_size == 96
+    assert heft.open(target).metadata == {"format": "pt", "k": "v"}
+    assert heft.convert(folder, tmp_path / "b", max_shard_size="1KB").total_size == 96
+    for wrong in (
+        {"max_shard_size": "many"}, {"max_shard_size": -1}, {"format": "gguf"}, {"dtype": "f99"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            heft.convert(folder, tmp_path / "c", **wrong)  # type: ignore[arg-type]
+    for wrong in ({"max_shard_size": 1.5}, {"metadata": {"a": 3}}, {"metadata": 3}):
+        with pytest.raises(TypeError):
+            heft.convert(folder, tmp_path / "c", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        heft.convert(tmp_path / "nope", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_verify(folder: Path) -> None:
+    report = heft.verify(folder)
+    assert report and report.ok and report.problems == [] and (report.files, report.tensors) == (2, 6)
+    assert heft.verify(str(folder), deep=True).bytes_read == 96
+    nan = safetensors_bytes({"layer.2.0": ("F32", [1], struct.pack("<f", float("nan")))})
+    (folder / "model-00002-of-00002.safetensors").write_bytes(nan)
+    report = heft.verify(folder, deep=True)
+    assert not report and any(problem.fatal for problem in report.problems)
+    assert {problem.kind for problem in report.problems} >= {"nan"} or report.problems
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    report = heft.verify(folder)
+    assert not report and report.problems[0].message
+    with pytest.raises(heft.NotFoundError):
+        heft.verify(folder / "nope")
+
+
+def test_plan(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    plan = heft.plan(path)
+    assert plan.device_map == {"": "cpu"} and plan.fits and plan.peak_bytes > plan.resident_bytes >= 0
+    plan = heft.plan(path, max_memory={0: "3KB", "cpu": 2000, "disk": float("inf")}, dtype="float32")
+    assert set(plan.device_map.values()) == {0, "cpu", "disk"}
+    assert sum(plan.sizes.values()) == sum(placed for _, placed in plan.devices.values())
+    assert plan.devices[0][0] == 3000
+    assert "device_map" in repr(plan)
+    for wrong in ({"strategy": "x"}, {"mode": "x"}, {"max_memory": {"gpu": 1}}, {"max_memory": {"cpu": "much"}}):
+        with pytest.raises(ValueError):
+            heft.plan(path, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        heft.plan(path, no_split_module_classes=[3])  # type: ignore[list-item]
+    with pytest.raises(heft.HeftError):
+        heft.plan(path, class_name="NoSuchClass")
+    path.write_text("{")
+    with pytest.raises(heft.FormatError):
+        heft.plan(path)
+
+
+def test_plan_is_what_accelerate_takes(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    accelerate = pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(transformers.BertConfig(**CONFIG))
+    budgets = {0: 6000, "cpu": 4000, "disk": 10**9}
+    theirs = accelerate.infer_auto_device_map(
+        model, budgets, no_split_module_classes=model._no_split_modules, dtype=torch.float32
+    )
+    ours = heft.plan(tmp_path, max_memory=budgets, strategy="sequential", dtype=torch.float32)
+    assert ours.device_map == dict(theirs)
+    accelerate.utils.modeling.check_device_map(model, ours.device_map)
+
+
+def test_save_file(tmp_path: Path, simple: Path) -> None:
+    checkpoint = heft.open(simple)
+    for name in ("x.safetensors", "x.bin", "x.pt"):
+        seen: list[str] = []
+        report = heft.save_file(checkpoint, tmp_path / name, progress=lambda what, done, total: seen.append(what))
+        assert report.files[0]["tensors"] == 5
+        again = heft.open(tmp_path / name)
+        assert set(again) == set(checkpoint)
+        assert all(again[key].tobytes() == checkpoint[key].tobytes() for key in checkpoint)
+    heft.save_file({"part": checkpoint["grid"][:, 1:3], "row": checkpoint["grid"].map()[2]}, tmp_path / "y.safetensors")
+    assert memoryview(heft.open(tmp_path / "y.safetensors")["part"]).tolist()[3] == [19.0, 20.0]
+    heft.save_file({"a": checkpoint["ids"]}, tmp_path / "noname", {"k": "v"}, format="safetensors")
+    assert heft.open(tmp_path / "noname").metadata == {"k": "v"}
+    with pytest.raises(ValueError):
+        heft.save_file({"a": checkpoint["ids"]}, tmp_path / "noname2")
+    with pytest.raises(TypeError):
+        heft.save_file({"a": 3}, tmp_path / "z.safetensors")
+    with pytest.raises(TypeError):
+        heft.save_file({"a": checkpoint["ids"]}, tmp_path / "z.safetensors", {"a": 3})  # type: ignore[dict-item]
+    with pytest.raises(ValueError):
+        heft.save_file({"a": checkpoint["ids"]}, tmp_path / "z.safetensors", ties="x")  # type: ignore[arg-type]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["noname", "simple.safetensors", "x.bin", "x.pt", "x.safetensors", "y.safetensors"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(*what: object) -> None:
+        raise Stop
+
+    before = (tmp_path / "x.pt").read_bytes()
+    big = heft.open(safetensors_bytes({"w": ("U8", [50 << 20], bytes(50 << 20))}))
+    with pytest.raises(Stop):
+        heft.save_file(big, tmp_path / "x.pt", progress=stop)
+    assert (tmp_path / "x.pt").read_bytes() == before
+
+
+def test_a_file_may_be_rewritten_from_itself(simple: Path) -> None:
+    checkpoint = heft.open(simple)
+    kept = checkpoint["grid"].map()
+    heft.save_file(checkpoint, simple)
+    assert heft.open(simple)["grid"].tobytes() == kept.tobytes() == struct.pack("<24f", *range(24))
+
+
+@pytest.mark.skipif("HEFT_PYTHON_NO_COMMAND" in os.environ, reason="the package was built without the command")
+def test_the_command(simple: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "heft", "--version"], capture_output=True, text=True)
+    assert run.returncode == 0 and heft.__version__ in run.stdout
+    run = subprocess.run([sys.executable, "-m", "heft", "inspect", simple, "--json"], capture_output=True, text=True)
+    assert run.returncode == 0 and json.loads(run.stdout)["tensors"]
+    run = subprocess.run([sys.executable, "-m", "heft", "inspect", "/nope"], capture_output=True, text=True)
+    assert run.returncode == 4 and run.stderr.startswith("heft inspect: ")

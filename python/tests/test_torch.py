@@ -1,0 +1,387 @@
+"""Tensors of heft in torch, beside torch and safetensors themselves."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+import heft  # noqa: E402
+
+DTYPES = [
+    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 "
+    "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"
+][0].split()
+
+
+def some(dtype: str, *shape: int) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    count = 1
+    for size in shape:
+        count *= size
+    size = count * kind.itemsize
+    data = torch.randint(0, 2 if dtype == "bool" else 120, (size,), dtype=torch.uint8)
+    return data.view(kind).reshape(shape)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dim() == 0:
+        a, b = a.reshape(1), b.reshape(1)
+    a, b = (x.clone(memory_format=torch.contiguous_format).view(torch.uint8) for x in (a, b))
+    return torch.equal(a, b)
+
+
+def mapped(path: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(str(path))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.safetensors"
+    safetensors_torch.save_file({"a": torch.arange(12.0).reshape(3, 4), "b": torch.arange(5)}, path)
+    return path
+
+
+# ---- dtypes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 4), (3, 4), (2, 3, 4)])
+def test_every_dtype_of_safetensors(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "x.safetensors"
+    if dtype == "float4_e2m1fn_x2" and shape in ((), (0, 4)):
+        pytest.skip("safetensors writes no float4 of this shape")
+    want = some(dtype, *shape)
+    safetensors_torch.save_file({"pad": torch.zeros(3, dtype=torch.uint8), "x": want}, path)  # misaligned
+    checkpoint = heft.open(path)
+    for got in (
+        checkpoint["x"].torch(),
+        checkpoint["x"].torch(copy=True),
+        checkpoint["x"].torch(copy=False),
+        torch.from_dlpack(checkpoint["x"]),
+        checkpoint["x"].read().torch(),
+        heft.load(path)["x"],
+        heft.load(path, mode="copy")["x"],
+        heft.safetensors.torch.load_file(path)["x"],
+        heft.safetensors.torch.load_file(path, backend="pread")["x"],
+        heft.safetensors.torch.load(path.read_bytes())["x"],
+    ):
+        assert same(got, want)
+    again = tmp_path / "y.safetensors"
+    heft.safetensors.torch.save_file({"x": want}, again)
+    assert same(safetensors_torch.load_file(again)["x"], want)
+    heft.save_file({"x": checkpoint["x"]}, again)
+    assert same(safetensors_torch.load_file(again)["x"], want)
+
+
+@pytest.mark.parametrize("to", ["float32", torch.bfloat16, "torch.float16", "f64"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32"])
+def test_casts_as_torch_does(tmp_path: Path, dtype: str, to: object) -> None:
+    path = tmp_path / "x.safetensors"
+    want = torch.randn(37, 5).to(getattr(torch, dtype))
+    safetensors_torch.save_file({"x": want, "n": torch.arange(3)}, path)
+    kind = {"f64": torch.float64, "float32": torch.float32, "torch.float16": torch.float16}.get(to, to)  # type: ignore[call-overload]
+    assert same(heft.open(path)["x"].torch(to), want.to(kind))
+    assert same(heft.open(path)["x"][3:, 2].torch(to), want[3:, 2].to(kind))
+    loaded = heft.load(path, dtype=to)
+    assert same(loaded["x"], want if dtype == "int32" else want.to(kind))
+    assert same(loaded["n"], torch.arange(3))
+
+
+def test_what_torch_has_not(tmp_path: Path) -> None:
+    from conftest import safetensors_bytes
+
+    checkpoint = heft.open(safetensors_bytes({"f6": ("F6_E2M3", [4], b"\1\2\3")}))
+    assert checkpoint["f6"].tobytes() == b"\1\2\3"
+    with pytest.raises(TypeError, match="float6"):
+        checkpoint["f6"].torch()
+
+
+# ---- writes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["open", "load", "load_file", "shared", "bytes"])
+def test_an_in_place_write_stays_where_it_is(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    make = {
+        "open": lambda: heft.open(file)["a"].torch(),
+        "load": lambda: heft.load(file)["a"],
+        "load_file": lambda: heft.safetensors.torch.load_file(file)["a"],
+        "shared": lambda: heft.load(file, dtype=torch.float64, share=True)["a"],
+        "bytes": lambda: heft.open(content)["a"].torch(),
+    }[how]
+    tensor, other = make(), make()
+    tensor.fill_(5)
+    tensor.add_(1)
+    assert tensor.eq(6).all() and other.flatten().tolist() == list(range(12))
+    assert file.read_bytes() == content
+    assert make().flatten().tolist() == list(range(12))
+
+
+def test_training_on_mapped_parameters(file: Path) -> None:
+    content = file.read_bytes()
+    parameter = torch.nn.Parameter(heft.open(file)["a"].torch())
+    optimizer = torch.optim.SGD([parameter], 0.1)
+    (parameter**2).sum().backward()
+    optimizer.step()
+    assert parameter.grad is not None and file.read_bytes() == content
+
+
+# ---- lifetime ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", ["tensor", "view", "parameter", "storage", "numpy", "memoryview"])
+def test_a_mapping_lives_as_long_as_its_last_tensor(file: Path, last: str) -> None:
+    checkpoint = heft.open(file)
+    tensor = checkpoint["a"].torch()
+    kept = {
+        "tensor": lambda: tensor,
+        "view": lambda: tensor[1:, 2],
+        "parameter": lambda: torch.nn.Parameter(tensor),
+        "storage": lambda: tensor.untyped_storage(),
+        "numpy": lambda: tensor.numpy(),
+        "memoryview": lambda: memoryview(tensor.numpy()),
+    }[last]()
+    checkpoint.close()
+    assert mapped(file) == 1
+    del checkpoint, tensor
+    gc.collect()
+    assert mapped(file) == 1
+    del kept
+    gc.collect()
+    assert mapped(file) == 0
+
+
+def test_without_close_the_checkpoint_goes_with_its_last_lazy_tensor(file: Path) -> None:
+    lazy = heft.open(file)["a"]
+    tensor = lazy.torch()
+    assert mapped(file) == 1
+    del lazy
+    assert mapped(file) == 1
+    del tensor
+    assert mapped(file) == 0
+
+
+def test_a_tensor_may_die_on_any_thread(file: Path) -> None:
+    box = [heft.open(file)["a"].torch()]
+    thread = threading.Thread(target=box.clear)
+    thread.start()
+    thread.join()
+    assert mapped(file) == 0
+
+
+# ---- ties -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    base = torch.arange(1 << 18, dtype=torch.float32)
+    path = tmp_path / "tied.bin"
+    torch.save(
+        {"a": base, "b": base, "row": base[10:20], "t": base[:12].reshape(3, 4).t(), "own": torch.ones(3)}, path
+    )
+    return path
+
+
+def tied_ways() -> list[str]:
+    return ["open", "load", "copy", "shared", "torch"]
+
+
+@pytest.mark.parametrize("how", tied_ways())
+def test_ties_are_one_storage(tied: Path, how: str) -> None:
+    want = torch.load(tied)
+    checkpoint = heft.open(tied)
+    got = {
+        "open": lambda: {name: checkpoint[name].torch() for name in checkpoint},
+        "load": lambda: heft.load(tied),
+        "copy": lambda: heft.load(tied, mode="copy"),
+        "shared": lambda: heft.load(tied, dtype="bfloat16", share=True),
+        "torch": lambda: heft.torch.load(tied),
+    }[how]()
+    assert list(got) == list(want)
+    for name, tensor in want.items():
+        assert same(got[name], tensor.to(got[name].dtype)), name
+    assert got["a"].untyped_storage()._cdata == got["b"].untyped_storage()._cdata
+    out = io.BytesIO()
+    torch.save({"a": got["a"], "b": got["b"]}, out)
+    assert len(out.getvalue()) < 1.1 * got["a"].nbytes + 4096
+    got["a"][3] = -1.0
+    assert got["b"][3] == -1.0
+    if how in ("open", "load", "torch"):
+        assert got["t"].stride() == want["t"].stride()
+        assert got["row"].untyped_storage()._cdata == got["a"].untyped_storage()._cdata
+    assert got["own"].untyped_storage()._cdata != got["a"].untyped_storage()._cdata
+
+
+def test_tensors_of_the_shared_copy_are_saved_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors_torch.save_file({"big": torch.zeros(1 << 18), "small": torch.ones(4)}, path)
+    small = heft.load(path, dtype="bfloat16", share=True)["small"]
+    out = io.BytesIO()
+    torch.save(small, out)
+    assert len(out.getvalue()) < 4096
+
+
+# ---- as torch's own ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["map", "shared"])
+def test_fork_pickle_deepcopy_share_memory(file: Path, how: str) -> None:
+    tensor = heft.load(file)["a"] if how == "map" else heft.load(file, dtype="float64", share=True)["a"]
+    content = file.read_bytes()
+    child = os.fork()
+    if child == 0:
+        tensor.fill_(9)
+        os._exit(0 if tensor.eq(9).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert tensor[0, 1] == 1
+    again = pickle.loads(pickle.dumps(tensor))
+    assert same(again, tensor) and len(pickle.dumps(tensor)) < 2000
+    deep = copy.deepcopy(tensor)
+    deep.fill_(1)
+    assert tensor[0, 0] == 0
+    tensor.share_memory_()
+    assert tensor.is_shared() and tensor[2, 3] == 11
+    child = os.fork()
+    if child == 0:
+        tensor.fill_(8)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert tensor.eq(8).all() and file.read_bytes() == content
+
+
+def test_a_module_takes_them(file: Path) -> None:
+    module = torch.nn.Linear(4, 3, bias=False, device="meta")
+    module.load_state_dict({"weight": heft.open(file)["a"].torch()}, assign=True)
+    assert module(torch.ones(4)).tolist() == [6.0, 22.0, 38.0]
+    module = torch.nn.Linear(4, 3, bias=False)
+    module.load_state_dict({"weight": heft.load(file)["a"]})
+    assert module(torch.ones(4)).tolist() == [6.0, 22.0, 38.0]
+
+
+# ---- heft.torch -------------------------------------------------------------------------------------
+
+
+def test_torch_save_and_load(tmp_path: Path) -> None:
+    base = torch.randn(6)
+    state = OrderedDict(a=base, b=base, c=torch.nn.Parameter(torch.ones(2, 2)), d=torch.arange(4).reshape(2, 2).t())
+    for target in (tmp_path / "x.pt", str(tmp_path / "y.bin"), io.BytesIO()):
+        heft.torch.save(state, target)
+        if isinstance(target, io.BytesIO):
+            target.seek(0)
+        got = torch.load(target, weights_only=True)
+        assert list(got) == list(state)
+        assert all(same(got[name], tensor.detach()) for name, tensor in state.items())
+        assert got["a"].untyped_storage()._cdata == got["b"].untyped_storage()._cdata
+        if isinstance(target, io.BytesIO):
+            target.seek(0)
+        again = heft.torch.load(target)
+        assert all(same(again[name], tensor.detach()) for name, tensor in state.items())
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    heft.torch.save(module.state_dict(), tmp_path / "m.pt")
+    loaded = torch.load(tmp_path / "m.pt")
+    assert list(loaded._metadata) == list(module.state_dict()._metadata)
+    module.load_state_dict(loaded)
+    with pytest.raises(TypeError, match="step"):
+        heft.torch.save({"step": 3}, tmp_path / "z.pt")  # type: ignore[dict-item]
+    with pytest.raises(RuntimeError, match="Parent directory"):
+        heft.torch.save(state, tmp_path / "no" / "z.pt")
+    assert not (tmp_path / "z.pt").exists() and not (tmp_path / "no").exists()
+
+
+def test_torch_load_runs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(heft.RefusedError, match="weights_only"):
+        heft.torch.load(tmp_path / "x.pt", weights_only=False)
+    with pytest.raises(FileNotFoundError):
+        heft.torch.load(tmp_path / "x.pt")
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {tmp_path}/attacked",)
+
+    torch.save({"a": torch.ones(2), "b": Attack()}, tmp_path / "x.pt")
+    with pytest.raises(heft.RefusedError) as caught:
+        heft.torch.load(tmp_path / "x.pt")
+    assert caught.value.offset is not None
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_load_finds_the_state_dict(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "x.ckpt"
+    state = {"w": torch.randn(3, 2), "n": torch.tensor(4)}
+    torch.save(
+        {"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=not legacy
+    )
+    got = heft.torch.load(path, dtype="bfloat16", map_location="cpu")
+    assert same(got["w"], state["w"].bfloat16()) and same(got["n"], state["n"])
+
+
+def test_writing_what_torch_has(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "grad": torch.ones(2, requires_grad=True),
+        "t": torch.arange(6).reshape(2, 3).t(),
+        "conj": torch.tensor([1 + 2j]).to(torch.complex64).conj(),
+        "neg": torch.tensor([1 + 2j]).to(torch.complex64).conj().imag,
+        "expanded": torch.ones(1).expand(3),
+    }
+    heft.save_file(tensors, path, {"k": "v"})
+    got = safetensors_torch.load_file(path)
+    assert all(same(got[name], tensor.detach().resolve_conj().resolve_neg()) for name, tensor in tensors.items())
+    assert heft.open(path).metadata == {"k": "v"}
+    with pytest.raises(ValueError):
+        heft.save_file({"s": torch.eye(2).to_sparse()}, path)
+    with pytest.raises(NotImplementedError):
+        heft.save_file({"m": torch.empty(2, device="meta")}, path)
+    base = torch.ones(4)
+    with pytest.raises(heft.InvalidArgError):
+        heft.save_file({"a": base, "b": base}, path)
+    assert list(heft.open(path).keys()) == list(got) or set(heft.open(path)) == set(tensors)
+    assert heft.save_file({"a": base, "b": base}, path, ties="drop").warnings
+    assert list(heft.open(path)) == ["a"]
+
+
+def test_one_copy_for_many_processes(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors_torch.save_file({"w": torch.randn(4 << 20)}, path)
+    code = f"""
+import heft, sys
+w = memoryview(heft.load({str(path)!r}, dtype="float64", share=True, to="heft")["w"])
+print(sum(w[i] for i in range(0, len(w), 511)), flush=True)
+sys.stdin.read()
+"""
+
+    def pss(pid: int) -> int:
+        total, inside = 0, False
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if "-" in line.split(" ")[0]:
+                inside = "memfd:heft" in line
+            elif inside and line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+        return total
+
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    sums = {child.stdout.readline() for child in children if child.stdout}
+    sizes = [pss(child.pid) for child in children]
+    for child in children:
+        child.communicate("")
+    assert len(sums) == 1
+    assert 0.9 * (32 << 20) < sum(sizes) < 1.05 * (32 << 20), sizes
