@@ -211,16 +211,16 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
     const bool as_it_lies = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
                             heft__input_can_map(heft__file_of(f->ckpt, tensor)->source, private);
     enum fate fate = COPY;
-    if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
-                          heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
+    heft_status status = heft__cast_check(info->dtype, parameter->dtype, HEFT_UNSUPPORTED, err);
+    if (status != HEFT_OK) {
+        return status;
     }
     if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
         return heft__fail(err, HEFT_UNSUPPORTED, "is part of '%.100s', which is strided or packed",
                           info->name);
     }
     const heft__device *device = NULL;
-    heft_status status = decide(f, i, as_it_lies, &fate, &device, err);
+    status = decide(f, i, as_it_lies, &fate, &device, err);
     if (status != HEFT_OK) {
         return status;
     }

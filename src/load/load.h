@@ -111,6 +111,8 @@ heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err
 /* Warnings: of names without wrappers' parts, of missing weights that are not a head's, of tensors without
  * elements in a model of an unknown type. */
 heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);
+/* Of floating-point parameters that the checkpoint stores as integers. */
+heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error *err);
 
 /* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its
