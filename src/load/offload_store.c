@@ -503,7 +503,7 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
     heft_model *model = s->model;
     const uint64_t bytes = model->parameters[root].size_bytes;
     heft_tensor *mapped = NULL;
-    heft_status status = heft__map_or_stay(s->folder, tensor, &mapped, err);
+    heft_status status = heft__map_or_stay(s->folder, tensor, HEFT_MAP_READ_ONLY, &mapped, err);
     if (mapped && s->options->touch) {
         status = heft__input_touch(heft__file_of(s->folder, tensor)->source,
                                    s->folder->infos[tensor].offset, bytes, err);

@@ -116,6 +116,12 @@ unsigned heft__dtype_swap_bytes(heft_dtype dtype)
     return bytes > 0 ? bytes : 1;
 }
 
+size_t heft__dtype_alignment(heft_dtype dtype)
+{
+    const unsigned bits = heft_dtype_bits(dtype); /* of whole bytes: a power of two */
+    return bits % 8 == 0 && bits > 0 ? bits / 8 : 1;
+}
+
 heft_dtype heft__dtype_from_safetensors(const char *name, size_t length)
 {
     for (size_t i = HEFT_DTYPE_NONE + 1; i < HEFT_DTYPE_COUNT; i++) {

@@ -30,6 +30,8 @@ bool heft__dtype_is_complex(heft_dtype dtype);
 bool heft__dtype_is_integer(heft_dtype dtype); /* signed and unsigned ones, and bool */
 /* Bytes that byte-swapping treats as one number: 4 for float32 and complex64, 1 for bytes. */
 unsigned heft__dtype_swap_bytes(heft_dtype dtype);
+/* What an element's address must be a multiple of: its size, and 1 for what is smaller than a byte. */
+size_t heft__dtype_alignment(heft_dtype dtype);
 /* By safetensors' name exactly; HEFT_DTYPE_NONE if unknown. */
 heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 /* Place in safetensors' order of writing (U64 highest), -1 for dtypes it cannot hold. */
