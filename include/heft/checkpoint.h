@@ -21,9 +21,15 @@ typedef enum heft_format {
 /** Return "safetensors", "bin", "legacy", "tar", "offload" or "auto". Never NULL. */
 HEFT_API const char *heft_format_name(heft_format format);
 
+/** How a file is mapped. A tensor whose address would not be a multiple of the size of its elements is
+ * copied to the heap instead, because C does not allow its elements to be read there, and some
+ * machines and libraries do not either. The modes with UNALIGNED are for callers that copy the bytes,
+ * or read elements at any address: they map such tensors as well. */
 typedef enum heft_map_mode {
     HEFT_MAP_READ_ONLY, /* a write raises SIGSEGV */
-    HEFT_MAP_PRIVATE    /* copy-on-write: writes stay in this process, the file does not change */
+    HEFT_MAP_PRIVATE,   /* copy-on-write: writes stay in this process, the file does not change */
+    HEFT_MAP_READ_ONLY_UNALIGNED,
+    HEFT_MAP_PRIVATE_UNALIGNED
 } heft_map_mode;
 
 /** An open checkpoint: the names, dtypes and shapes of its tensors, and where their bytes are. Any
@@ -274,15 +280,19 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_many(const heft_checkp
                                                                size_t count, heft_error *err);
 /**
  * Create a tensor that points into a mapping of its file, with the strides that it has there. A
- * tensor that cannot be mapped (deflated, big-endian, conjugated) is copied to the heap instead.
+ * tensor that cannot be mapped (deflated, big-endian, conjugated), or whose elements would not be
+ * aligned, is copied to the heap instead.
  *
  * Each file is mapped as a whole, once per mode. Tensors that share bytes in the file share one
  * storage per mode: a write to a private tensor is visible in every other private tensor of this
- * checkpoint that covers the same bytes, but not in tensors of another mode or checkpoint.
+ * checkpoint that covers the same bytes, but not in tensors of another mode or checkpoint. Tensors
+ * that are not aligned and share bytes in the file share one copy of that storage per mode, which
+ * the checkpoint keeps until it is closed, and which is writable only with HEFT_MAP_PRIVATE.
  *
  * @param ckpt  borrowed
  * @param i     number of the tensor
- * @param mode  whether the mapping is writable; a copy on the heap always is
+ * @param mode  whether the mapping is writable, and whether elements may have any address; a copy on
+ *              the heap is writable and aligned as by malloc()
  * @param out   filled with an owned tensor, which may outlive the checkpoint
  * @param err   filled on failure; may be NULL
  *

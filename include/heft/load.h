@@ -47,9 +47,11 @@ typedef struct heft_load_options {
      * checkpoint) are written to the folder and used from there. EXISTS if the folder already has
      * an index and differs from what would be written. */
     const char *offload_folder;
-    /* How files, and the shared copy of HEFT_LOAD_SHARED, are mapped. With PRIVATE, mapped and shared
-     * parameters are writable, and neither the files nor other processes change. Parameters that a
-     * device map leaves on disk stay read-only. */
+    /* How files, and the shared copy of HEFT_LOAD_SHARED, are mapped, and whether parameters whose
+     * elements are not aligned in the file are mapped too, or copied (those that a device map leaves
+     * on disk are left in their files, unmapped). With PRIVATE, mapped and shared parameters are
+     * writable, and neither the files nor other processes change. Parameters that a device map leaves
+     * on disk stay read-only. */
     heft_map_mode map;
     /* Load even if the tensors that need memory of their own are larger than the memory that is
      * available, swap included: the kernel may then kill the process. */
@@ -101,6 +103,10 @@ typedef struct heft_load_report {
     size_t offload_entries, offload_files;
     uint64_t offload_bytes; /* of the .dat files */
     bool offload_kept;      /* the folder already existed with the same contents */
+    /* of copied_bytes and shared_bytes: copied only because the elements are not aligned in the file
+     * (heft_map_mode), and how many parameters these are */
+    uint64_t unaligned_bytes;
+    size_t unaligned_count;
 } heft_load_report;
 
 /** Free a report. NULL is allowed. */
@@ -191,6 +197,8 @@ typedef struct heft_load_needs {
     /* resident_bytes without doubt_bytes: no load takes less, except where a shared copy exists
      * already. The peak of a load is between least_bytes and peak_bytes. */
     uint64_t least_bytes;
+    /* of resident_bytes: tensors that could be mapped, were their elements aligned in the file */
+    uint64_t unaligned_bytes;
 } heft_load_needs;
 
 /**

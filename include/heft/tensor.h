@@ -77,14 +77,22 @@ HEFT_API bool heft_dtype_is_floating(heft_dtype dtype);
 HEFT_API HEFT_MUST_CHECK heft_status heft_dtype_parse(const char *text, heft_dtype *dtype,
                                                       heft_error *err);
 
-/** Return whether heft_cast() supports a pair of dtypes. It converts float64, float32, float16,
- * bfloat16 and the 8-bit floats to float64, float32, float16 and bfloat16, and copies every dtype
- * to itself. */
+/** Return whether heft_cast() supports a pair of dtypes. It converts integers, bool, float64 to
+ * float16, bfloat16 and the 8-bit floats to one another and to complex numbers, complex numbers to one
+ * another, and copies every dtype to itself. It does not convert complex numbers to real ones, nor
+ * the dtypes of less than 8 bits, the quantized and the bits dtypes to any other. */
 HEFT_API bool heft_cast_known(heft_dtype from, heft_dtype to);
 /**
- * Convert an array of elements to another dtype, as PyTorch does: values are rounded to nearest
- * even, overflow becomes infinity, NaN stays NaN. A cast from float64 to float16 or bfloat16 goes
- * through float32.
+ * Convert an array of elements to another dtype, with the results of copy_() in PyTorch 2.13 on
+ * x86-64, on every machine.
+ *
+ * To a floating-point dtype, values are rounded to nearest even, overflow becomes infinity, NaN stays
+ * NaN. To float16, bfloat16 and 8-bit floats, the way leads through float32. float8_e4m3fn has no
+ * infinity: overflow becomes its largest number; in the fnuz types, NaN; float8_e8m0fnu has no sign
+ * either: only the exponent is kept, rounded. An integer keeps its low bits in a smaller dtype. A
+ * float loses its fraction; if the rest does not fit, and for NaN, the result is defined in
+ * docs/casts.md. A bool is true for all but 0; NaN is true; any byte of a bool but 0 counts as 1. A
+ * real number becomes a complex one with an imaginary part of 0.
  *
  * @param to     dtype of dst
  * @param dst    filled with elems elements; any alignment

@@ -216,6 +216,18 @@ heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
 
 /* ---- map_tensor.c: storages that are handed out ------------------------------------------------- */
 /* A place for the storages of all files, in each map mode. NOMEM. */
+static inline bool heft__map_is_private(heft_map_mode mode)
+{
+    return mode == HEFT_MAP_PRIVATE || mode == HEFT_MAP_PRIVATE_UNALIGNED;
+}
+
+static inline bool heft__map_takes_unaligned(heft_map_mode mode)
+{
+    return mode == HEFT_MAP_READ_ONLY_UNALIGNED || mode == HEFT_MAP_PRIVATE_UNALIGNED;
+}
+
+/* Whether the elements of a tensor whose file can be mapped stand where C can read them, or are none. */
+bool heft__checkpoint_is_aligned(const heft_checkpoint *ckpt, size_t i);
 heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err);
 void heft__maps_free(heft_checkpoint *ckpt);
 

@@ -319,6 +319,12 @@ static bool is_dequantized(const struct conversion *c)
     return c->ckpt->base != NULL;
 }
 
+/* Nothing is computed in 8-bit floats: a config that names one cannot be loaded, so it keeps its dtype. */
+static bool records_dtype(const struct conversion *c)
+{
+    return heft__dtype_is_wide_float(c->options->dtype);
+}
+
 /* After a cast the config must say the new dtype, or the next load would cast back; and it must not name
  * the file that the weights were in, or a quantization that is no more. */
 static heft_status patch_config(struct conversion *c, heft__side_file *side, heft_error *err)
@@ -347,7 +353,7 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     if (c->ckpt->where.by_config) {
         heft__json_remove(root, "transformers_weights");
     }
-    if (c->options->dtype != HEFT_DTYPE_NONE &&
+    if (records_dtype(c) &&
         !heft__json_set(&c->arena, root, key, heft__json_new_string(&c->arena, dtype))) {
         status = heft__fail_nomem(err, 0);
     } else {
@@ -456,8 +462,7 @@ static heft_status collect_sides(struct conversion *c, const char *dst, heft_err
     }
     heft_status status = list_sides(c, dst, err);
     for (size_t i = 0; i < c->side_count && status == HEFT_OK; i++) {
-        if ((c->options->dtype != HEFT_DTYPE_NONE || is_dequantized(c) ||
-             c->ckpt->where.by_config) &&
+        if ((records_dtype(c) || is_dequantized(c) || c->ckpt->where.by_config) &&
             !c->sides[i].tree && strcmp(c->sides[i].name, "config.json") == 0) {
             status = patch_config(c, &c->sides[i], err);
         }
@@ -488,6 +493,20 @@ static heft_status gather_metadata(struct conversion *c, heft_error *err)
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */
+/* Only floating-point tensors are cast, and only to what holds weights: float8_e8m0fnu has no sign. */
+static heft_status check_dtype(const struct conversion *c, heft_error *err)
+{
+    const heft_dtype dtype = c->options->dtype;
+    if (dtype == HEFT_DTYPE_NONE) {
+        return HEFT_OK;
+    }
+    if (!heft_dtype_is_floating(dtype) || dtype == HEFT_DTYPE_F8_E8M0FNU) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s is not a dtype for weights",
+                          heft_dtype_name(dtype));
+    }
+    return heft__cast_check(HEFT_DTYPE_F32, dtype, HEFT_INVALID_ARG, err);
+}
+
 static heft_status check_request(struct conversion *c, const char *dst, heft_error *err)
 {
     const heft_format asked = c->options->format;
@@ -513,10 +532,9 @@ static heft_status check_request(struct conversion *c, const char *dst, heft_err
         return heft__add_path(
             heft__fail(err, HEFT_INVALID_ARG, "destination and source are the same"), err, dst);
     }
-    if (c->options->dtype != HEFT_DTYPE_NONE &&
-        !heft__cast_known(HEFT_DTYPE_F32, c->options->dtype)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "cannot cast to %s",
-                          heft_dtype_name(c->options->dtype));
+    const heft_status status = check_dtype(c, err);
+    if (status != HEFT_OK) {
+        return status;
     }
     if (c->ckpt->where.stem && !format->file_each) { /* an adapter stays one */
         format = heft__format_with_stem(&c->arena, format, c->ckpt->where.stem);

@@ -5,13 +5,15 @@
  * A storage of the file becomes one heft_storage for each mode, however often and under how many
  * names it is asked for: tensors that share bytes in the file share them in memory. The checkpoint
  * keeps a reference on each until it is closed; tensors keep theirs. What does not stand in the file
- * as it is used, or has no file, is copied to the heap.
+ * as it is used, or has no file, is copied to the heap, and so is what is not aligned there: a storage
+ * of several tensors as a whole, once for each mode, so that they share it as they share the mapping.
  * Source: docs/mapping.md. */
 #include "checkpoint/checkpoint.h"
 
 #include <stdatomic.h>
 
-#define MODES 2
+/* What a storage of the file can be in memory. */
+enum form { FORM_MAPPED, FORM_MAPPED_PRIVATE, FORM_COPY, FORM_COPY_PRIVATE, FORMS };
 
 /* Made at the first use: many checkpoints are opened and never mapped. Threads race for each slot, and
  * the first one wins. */
@@ -19,7 +21,9 @@ typedef _Atomic(heft_storage *) slot;
 
 struct heft__maps {
     size_t count; /* storages of all files */
-    _Atomic(slot *) slots[MODES];
+    _Atomic(slot *) slots[FORMS];
+    _Atomic(uint8_t *)
+        shared; /* [count] whether several tensors are on it; made when it is asked for */
 };
 
 heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err)
@@ -34,8 +38,11 @@ heft_status heft__maps_make(heft_checkpoint *ckpt, heft_error *err)
 
 void heft__maps_free(heft_checkpoint *ckpt)
 {
-    for (size_t mode = 0; ckpt->maps && mode < MODES; mode++) {
-        slot *slots = atomic_load(&ckpt->maps->slots[mode]);
+    if (ckpt->maps) {
+        heft__free(ckpt->ctx, atomic_load(&ckpt->maps->shared), ckpt->maps->count);
+    }
+    for (size_t form = 0; ckpt->maps && form < FORMS; form++) {
+        slot *slots = atomic_load(&ckpt->maps->slots[form]);
         for (size_t i = 0; slots && i < ckpt->maps->count; i++) {
             heft_storage_unref(atomic_load(&slots[i]));
         }
@@ -43,10 +50,10 @@ void heft__maps_free(heft_checkpoint *ckpt)
     }
 }
 
-/* The slots of a mode; NULL without memory. */
-static slot *slots_of(const heft_checkpoint *ckpt, heft_map_mode mode)
+/* The slots of a form; NULL without memory. */
+static slot *slots_of(const heft_checkpoint *ckpt, enum form form)
 {
-    _Atomic(slot *) *place = &ckpt->maps->slots[mode];
+    _Atomic(slot *) *place = &ckpt->maps->slots[form];
     slot *slots = atomic_load(place), *expected = NULL;
     if (slots) {
         return slots;
@@ -64,12 +71,11 @@ static void release_input(void *user)
     heft__input_unref(user);
 }
 
-static heft_status make_storage(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
-                                heft_storage **out, heft_error *err)
+static heft_status map_storage(const heft_checkpoint *ckpt, size_t i, bool writable,
+                               heft_storage **out, heft_error *err)
 {
     const heft__file *file = heft__file_of(ckpt, i);
     const heft__file_storage *run = &file->storages[ckpt->entries[i]->storage];
-    const bool writable = mode == HEFT_MAP_PRIVATE;
     uint32_t flags = writable ? HEFT_TENSOR_WRITABLE : 0;
     uint8_t *private = NULL;
     const uint8_t *base = NULL;
@@ -93,18 +99,50 @@ static heft_status make_storage(const heft_checkpoint *ckpt, size_t i, heft_map_
     return status;
 }
 
-/* The one storage of tensor i in this mode: a reference. */
-static heft_status take_storage(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
+/* Its bytes on the heap. Not writable where the mapping would not be: other tensors are on them too. */
+static heft_status copy_storage(const heft_checkpoint *ckpt, size_t i, bool writable,
                                 heft_storage **out, heft_error *err)
 {
-    slot *slots = slots_of(ckpt, mode);
+    const heft__file *file = heft__file_of(ckpt, i);
+    const heft__file_storage *run = &file->storages[ckpt->entries[i]->storage];
+    size_t bytes = 0;
+    void *data = heft__to_size(run->bytes, &bytes) ? heft__alloc(ckpt->ctx, bytes) : NULL;
+    if (!data) {
+        return heft__fail_nomem(err, run->bytes);
+    }
+    const heft__memory memory = {
+        .data = data, .bytes = bytes, .flags = writable ? HEFT_TENSOR_WRITABLE : 0, .heap = true};
+    heft_status status = heft__input_read(file->source, run->offset, data, bytes, err);
+    if (status == HEFT_OK) {
+        status = heft__storage_make(ckpt->ctx, &memory, out, err);
+    }
+    if (status != HEFT_OK) {
+        heft__free(ckpt->ctx, data, bytes);
+    }
+    return status;
+}
+
+static heft_status make_storage(const heft_checkpoint *ckpt, size_t i, enum form form,
+                                heft_storage **out, heft_error *err)
+{
+    const bool writable = form == FORM_MAPPED_PRIVATE || form == FORM_COPY_PRIVATE;
+    return form == FORM_COPY || form == FORM_COPY_PRIVATE
+               ? copy_storage(ckpt, i, writable, out, err)
+               : map_storage(ckpt, i, writable, out, err);
+}
+
+/* The one storage of tensor i in this form: a reference. */
+static heft_status take_storage(const heft_checkpoint *ckpt, size_t i, enum form form,
+                                heft_storage **out, heft_error *err)
+{
+    slot *slots = slots_of(ckpt, form);
     if (!slots) {
         return heft__fail_nomem(err, ckpt->maps->count * sizeof *slots);
     }
     slot *mine = &slots[ckpt->infos[i].storage];
     heft_storage *found = atomic_load(mine), *fresh = NULL;
     if (!found) {
-        heft_status status = make_storage(ckpt, i, mode, &fresh, err);
+        heft_status status = make_storage(ckpt, i, form, &fresh, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -118,15 +156,16 @@ static heft_status take_storage(const heft_checkpoint *ckpt, size_t i, heft_map_
     return HEFT_OK;
 }
 
-static heft_status map_plain(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
-                             heft_tensor **out, heft_error *err)
+/* Tensor i on its storage, with the strides that it has there. */
+static heft_status view_storage(const heft_checkpoint *ckpt, size_t i, enum form form,
+                                heft_tensor **out, heft_error *err)
 {
     const heft__file_tensor *entry = ckpt->entries[i];
     const heft_tensor_spec spec = HEFT_OPTIONS(
         heft_tensor_spec, .dtype = entry->dtype, .rank = entry->rank, .shape = entry->shape,
         .strides = entry->strides, .offset_bytes = entry->start);
     heft_storage *storage = NULL;
-    heft_status status = take_storage(ckpt, i, mode, &storage, err);
+    heft_status status = take_storage(ckpt, i, form, &storage, err);
     if (status == HEFT_OK) {
         status = heft_tensor_new(storage, &spec, out, err);
     }
@@ -158,7 +197,59 @@ static bool is_mappable(const heft_checkpoint *ckpt, size_t i, heft_map_mode mod
 {
     const heft__file *file = heft__file_of(ckpt, i);
     return heft__tensor_is_mappable(file, ckpt->entries[i]) &&
-           heft__input_can_map(file->source, mode == HEFT_MAP_PRIVATE);
+           heft__input_can_map(file->source, heft__map_is_private(mode));
+}
+
+/* ---- alignment ------------------------------------------------------------------------------- */
+bool heft__checkpoint_is_aligned(const heft_checkpoint *ckpt, size_t i)
+{
+    const heft__file *file = heft__file_of(ckpt, i);
+    const heft__file_tensor *entry = ckpt->entries[i];
+    const size_t alignment = heft__dtype_alignment(entry->dtype);
+    /* strides are whole elements */
+    return ckpt->infos[i].size_bytes == 0 || alignment == 1 ||
+           heft__input_is_aligned(file->source,
+                                  file->storages[entry->storage].offset + entry->start, alignment);
+}
+
+/* Which storages have several tensors; NULL without memory. */
+static const uint8_t *shared_of(const heft_checkpoint *ckpt)
+{
+    enum { SEEN = 1, SHARED = 2 };
+    uint8_t *shared = atomic_load(&ckpt->maps->shared), *expected = NULL;
+    if (shared) {
+        return shared;
+    }
+    shared = heft__alloc_zero(ckpt->ctx, ckpt->maps->count, 1);
+    for (size_t i = 0; shared && i < ckpt->count; i++) {
+        uint8_t *mark = &shared[ckpt->infos[i].storage];
+        *mark = *mark ? SHARED : SEEN;
+    }
+    for (size_t i = 0; shared && i < ckpt->maps->count; i++) {
+        shared[i] = shared[i] == SHARED;
+    }
+    if (shared && !atomic_compare_exchange_strong(&ckpt->maps->shared, &expected, shared)) {
+        heft__free(ckpt->ctx, shared, ckpt->maps->count);
+        shared = expected;
+    }
+    return shared;
+}
+
+static heft_status copy_aligned(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
+                                heft_tensor **out, heft_error *err)
+{
+    const uint8_t *shared = shared_of(ckpt);
+    if (!shared) {
+        return heft__fail_nomem(err, ckpt->maps->count);
+    }
+    const heft__file_tensor *entry = ckpt->entries[i];
+    /* Elements of a storage that is itself aligned are so, but for views of a type of another size. A view
+     * with strides may be larger than its storage. */
+    const bool whole = (shared[ckpt->infos[i].storage] || entry->strides) &&
+                       entry->start % heft__dtype_alignment(entry->dtype) == 0;
+    return whole ? view_storage(ckpt, i, heft__map_is_private(mode) ? FORM_COPY_PRIVATE : FORM_COPY,
+                                out, err)
+                 : copy_to_heap(ckpt, i, out, err);
 }
 
 heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
@@ -169,10 +260,17 @@ heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_
                           "tensor index %zu is out of range, the checkpoint has %zu", i,
                           ckpt->count);
     }
-    if (mode != HEFT_MAP_READ_ONLY && mode != HEFT_MAP_PRIVATE) {
+    if ((unsigned)mode > HEFT_MAP_PRIVATE_UNALIGNED) {
         return heft__fail(err, HEFT_INVALID_ARG, "unknown map mode %d", (int)mode);
     }
-    heft_status status = is_mappable(ckpt, i, mode) ? map_plain(ckpt, i, mode, out, err)
-                                                    : copy_to_heap(ckpt, i, out, err);
+    heft_status status;
+    if (!is_mappable(ckpt, i, mode)) {
+        status = copy_to_heap(ckpt, i, out, err);
+    } else if (!heft__map_takes_unaligned(mode) && !heft__checkpoint_is_aligned(ckpt, i)) {
+        status = copy_aligned(ckpt, i, mode, out, err);
+    } else {
+        status = view_storage(
+            ckpt, i, heft__map_is_private(mode) ? FORM_MAPPED_PRIVATE : FORM_MAPPED, out, err);
+    }
     return heft__checkpoint_blame(ckpt, i, status, err);
 }

@@ -244,11 +244,7 @@ static heft_status plan_part(struct job *job, const heft_read_request *request, 
     };
     part->streamed = part->file->storages[entry->storage].deflated || entry->decoded;
     part->heavy = part->streamed && entry->strides;
-    heft_status status = HEFT_OK;
-    if (!heft__cast_known(part->from, part->to)) {
-        status = heft__fail(err, HEFT_INVALID_ARG, "%s cannot be cast to %s",
-                            heft_dtype_name(part->from), heft_dtype_name(part->to));
-    }
+    heft_status status = heft__cast_check(part->from, part->to, HEFT_INVALID_ARG, err);
     if (status == HEFT_OK) {
         status = check_range(request, entry, &elems, err);
     }

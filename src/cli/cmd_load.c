@@ -151,6 +151,8 @@ static void print_json(const cli_run *run, const struct loaded *l, const heft_er
     cli_json_u64(&json, "shared_bytes", report->shared_bytes);
     cli_json_u64(&json, "disk_bytes", report->disk_bytes);
     cli_json_u64(&json, "initialized_bytes", report->initialized_bytes);
+    cli_json_u64(&json, "unaligned_bytes", report->unaligned_bytes);
+    cli_json_u64(&json, "unaligned_tensors", report->unaligned_count);
     cli_json_open(&json, "warnings", '[');
     for (size_t i = 0; i < report->warning_count; i++) {
         cli_json_string(&json, NULL, report->warnings[i]);

@@ -198,6 +198,7 @@ static void put_needs(cli_json *json, const struct answer *answer)
     cli_json_u64(json, "mapped_bytes", needs->mapped_bytes);
     cli_json_u64(json, "disk_bytes", needs->disk_bytes);
     cli_json_u64(json, "away_bytes", needs->away_bytes);
+    cli_json_u64(json, "unaligned_bytes", needs->unaligned_bytes);
     cli_json_close(json, '}');
     cli_json_open(json, "stream", '{');
     put_bytes(json, "one_bytes", one);

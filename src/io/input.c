@@ -271,6 +271,15 @@ bool heft__input_can_map(heft__input *source, bool private)
                          (source->reader.map && heft__input_map(source, &base, NULL) == HEFT_OK)));
 }
 
+bool heft__input_is_aligned(heft__input *source, uint64_t offset, size_t alignment)
+{
+    const uint8_t *base = NULL; /* a file is mapped from the beginning of a page on */
+    if (!heft__input_has_file(source) && heft__input_map(source, &base, NULL) != HEFT_OK) {
+        return false;
+    }
+    return ((uintptr_t)base + offset) % alignment == 0;
+}
+
 const char *heft__input_path(const heft__input *source)
 {
     return source->path;

@@ -68,6 +68,9 @@ bool heft__input_is_file(const heft__input *source);
 /* Whether mapping is worth trying: false for private copies of what is no file, and for readers that do
  * not map, which are asked. */
 bool heft__input_can_map(heft__input *source, bool private);
+/* Whether a byte stands at a multiple of `alignment`, a power of two of at most a page, when the source is
+ * mapped. Of a source that can be mapped. */
+bool heft__input_is_aligned(heft__input *source, uint64_t offset, size_t alignment);
 /* Bring a range in without touching it from user space: IO with the offset if it cannot be read. */
 heft_status heft__input_touch(heft__input *source, uint64_t offset, uint64_t length,
                               heft_error *err);

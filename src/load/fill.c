@@ -191,7 +191,10 @@ static heft_status plan_map(struct fill *f, size_t i, size_t tensor, heft__fill_
 {
     heft_status status = HEFT_OK;
     if (!f->options->count) {
-        status = f->options->devices ? heft__map_or_stay(f->ckpt, tensor, &f->mapped[i], err)
+        const heft_map_mode stay = heft__map_takes_unaligned(f->options->map_mode)
+                                       ? HEFT_MAP_READ_ONLY_UNALIGNED
+                                       : HEFT_MAP_READ_ONLY; /* in every mode */
+        status = f->options->devices ? heft__map_or_stay(f->ckpt, tensor, stay, &f->mapped[i], err)
                                      : heft_checkpoint_map(f->ckpt, tensor, f->options->map_mode,
                                                            &f->mapped[i], err);
         if (status == HEFT_OK && !f->mapped[i]) {
@@ -207,26 +210,32 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
 {
     const heft_tensor_info *info = &f->ckpt->infos[tensor];
     const heft_parameter *parameter = &f->model->parameters[i];
-    const bool private = f->options->map_mode == HEFT_MAP_PRIVATE && !f->options->devices;
-    const bool as_it_lies = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
-                            heft__input_can_map(heft__file_of(f->ckpt, tensor)->source, private);
+    const bool private = heft__map_is_private(f->options->map_mode) && !f->options->devices;
+    const bool mappable = info->dtype == parameter->dtype && info->offset != HEFT_NO_OFFSET &&
+                          heft__input_can_map(heft__file_of(f->ckpt, tensor)->source, private);
+    const bool as_it_lies = mappable && (heft__map_takes_unaligned(f->options->map_mode) ||
+                                         heft__checkpoint_is_aligned(f->ckpt, tensor));
     enum fate fate = COPY;
-    if (info->dtype != parameter->dtype && !heft__cast_known(info->dtype, parameter->dtype)) {
-        return heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
-                          heft_dtype_name(info->dtype), heft_dtype_name(parameter->dtype));
+    heft_status status = heft__cast_check(info->dtype, parameter->dtype, HEFT_UNSUPPORTED, err);
+    if (status != HEFT_OK) {
+        return status;
     }
     if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
         return heft__fail(err, HEFT_UNSUPPORTED, "is part of '%.100s', which is strided or packed",
                           info->name);
     }
     const heft__device *device = NULL;
-    heft_status status = decide(f, i, as_it_lies, &fate, &device, err);
+    status = decide(f, i, as_it_lies, &fate, &device, err);
     if (status != HEFT_OK) {
         return status;
     }
     if (fate == AWAY) {
         counts->away_bytes += parameter->size_bytes;
         return HEFT_OK;
+    }
+    if (fate == COPY && mappable && !as_it_lies && f->options->map && !f->options->devices) {
+        counts->unaligned_count++;
+        counts->unaligned_bytes += parameter->size_bytes;
     }
     return fate == STAY  ? plan_stay(f, i, tensor, counts)
            : fate == MAP ? plan_map(f, i, tensor, counts, err)

@@ -172,11 +172,42 @@ static heft_status warn_of_placeholders(heft__loading *l, heft_error *err)
                : heft__fail_nomem(err, 0);
 }
 
+/* ---- integers ---------------------------------------------------------------------------------- */
+/* The cast is what copy_() does, but integers in the place of weights may be codes that mean something only
+ * with a scale. */
+heft_status heft__fit_warn_of_integers(heft__loading *l, heft_error *err)
+{
+    const heft_model *model = l->model;
+    const char *first[SHOWN_MOST];
+    size_t count = 0;
+    char names[256];
+    for (size_t i = 0; i < model->count; i++) {
+        const size_t source = l->match.source[i];
+        if (source != HEFT__NO_TENSOR && heft_dtype_is_floating(model->parameters[i].dtype) &&
+            heft__dtype_is_integer(l->ckpt->infos[source].dtype)) {
+            if (count < SHOWN_MOST) {
+                first[count] = model->parameters[i].name;
+            }
+            count++;
+        }
+    }
+    if (count == 0) {
+        return HEFT_OK;
+    }
+    show_names(names, sizeof names, first, count);
+    return heft__warn(&l->memory->warnings,
+                      "%zu floating-point parameter%s stored as integers, and cast: %s", count,
+                      count == 1 ? " is" : "s are", names)
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 heft_status heft__fit_warn(heft__loading *l, heft_error *err)
 {
     const heft__match *match = &l->match;
-    if (!l->model->known_family) {
-        return warn_of_placeholders(l, err);
+    heft_status status = heft__fit_warn_of_integers(l, err);
+    if (status != HEFT_OK || !l->model->known_family) {
+        return status == HEFT_OK ? warn_of_placeholders(l, err) : status;
     }
     if (match->unwrapped_count > 0 &&
         !heft__warn(&l->memory->warnings,

@@ -14,8 +14,8 @@ static void free_homes(void *user)
     heft__free(ctx, homes, sizeof *homes);
 }
 
-heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
-                              heft_error *err)
+heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_map_mode mode,
+                              heft_tensor **out, heft_error *err)
 {
     const uint8_t *base;
     uint64_t limit;
@@ -27,8 +27,11 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_t
     if (status == HEFT_NOMEM) { /* no address space for a file of this size */
         return HEFT_OK;
     }
-    return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, HEFT_MAP_READ_ONLY, out, err)
-                             : status;
+    if (status == HEFT_OK && !heft__map_takes_unaligned(mode) &&
+        !heft__checkpoint_is_aligned(ckpt, tensor)) {
+        return HEFT_OK;
+    }
+    return status == HEFT_OK ? heft_checkpoint_map(ckpt, tensor, mode, out, err) : status;
 }
 
 /* Pages of a private mapping must not go, as writes are nowhere else; nor those of a checkpoint in the

@@ -72,7 +72,7 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
         return status;
     }
     recipe.dtype = heft__choose_dtype(l->ckpt, source->config, l->options->dtype);
-    if (!heft__cast_known(HEFT_DTYPE_F32, recipe.dtype)) {
+    if (!heft__dtype_is_wide_float(recipe.dtype)) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(recipe.dtype));
     }
@@ -413,6 +413,9 @@ heft_status heft_model_load_sharded(heft_model *model, const char *folder,
         status = check_quantized_parts(&l, err);
     }
     heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
+    if (verdict == HEFT_OK) {
+        verdict = heft__fit_warn_of_integers(&l, err);
+    }
     if (verdict == HEFT_OK) {
         l.fill.reuse = true;
         l.fill.reason = HEFT__FILL_EXISTING;

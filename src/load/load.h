@@ -120,6 +120,8 @@ heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err
 /* Warnings: of names without wrappers' parts, of missing weights that are not a head's, of tensors without
  * elements in a model of an unknown type. */
 heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);
+/* Of floating-point parameters that the checkpoint stores as integers. */
+heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error *err);
 
 /* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its
@@ -215,14 +217,16 @@ heft_status heft__device_find(int32_t number, const heft__device **out, heft_err
 /* ---- fill: bytes into parameters ------------------------------------------------------------- */
 typedef struct heft__fill_counts {
     uint64_t mapped_bytes, copied_bytes, cast_bytes, shared_bytes, disk_bytes;
-    uint64_t own_bytes;     /* of the copied ones: in memory that is yet to be taken */
-    uint64_t away_bytes;    /* on devices that this build does not have */
-    uint64_t staging_bytes; /* the most that buffers take meanwhile */
-    uint64_t stay_scratch;  /* of one thread that brings in what stays in its file */
-    uint64_t beside_bytes;  /* overhead of allocated memory, besides the parameters' bytes */
-    bool direct;            /* some were read past the page cache */
-    bool joined;            /* the shared copy was there already */
-    bool unshared;          /* failed only because there can be no shared copy here */
+    uint64_t own_bytes;       /* of the copied ones: in memory that is yet to be taken */
+    uint64_t away_bytes;      /* on devices that this build does not have */
+    uint64_t staging_bytes;   /* the most that buffers take meanwhile */
+    uint64_t stay_scratch;    /* of one thread that brings in what stays in its file */
+    uint64_t unaligned_bytes; /* of the copied and shared ones: only because they are not aligned */
+    size_t unaligned_count;
+    uint64_t beside_bytes; /* overhead of allocated memory, besides the parameters' bytes */
+    bool direct;           /* some were read past the page cache */
+    bool joined;           /* the shared copy was there already */
+    bool unshared;         /* failed only because there can be no shared copy here */
 } heft__fill_counts;
 
 /* Why a model is filled the way it is. */
@@ -263,10 +267,11 @@ typedef struct heft__homes {
     size_t count;
 } heft__homes;
 
-/* Map a tensor. Where address space is limited, a tensor that can stay in its file is not
- * mapped: *out is NULL then, and the address space is left to those that need it. */
-heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_tensor **out,
-                              heft_error *err);
+/* Map a tensor. One that can stay in its file is not mapped where address space is limited, which is left
+ * to those that need it, and where its elements would not be aligned and the mode does not take that: *out
+ * is NULL then. */
+heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_map_mode mode,
+                              heft_tensor **out, heft_error *err);
 /* Let the model keep a reference on the checkpoint, and where its parameters are in it, if any is mapped
  * read-only or on the disk: the match's lists are taken then. Parameters that are mapped privately, or lie
  * in the caller's memory, have no home: their bytes are in memory for good. */

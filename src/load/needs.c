@@ -111,6 +111,7 @@ static void sum_needs(const heft__loading *l, heft_load_needs *out)
             (l->counts.stay_scratch + HEFT__THREAD_BYTES) * heft__reading_threads(l->ctx, true),
         .program_bytes = mapped < resident ? mapped : resident,
         .doubt_bytes = l->match.doubt_bytes,
+        .unaligned_bytes = l->counts.unaligned_bytes,
     };
     for (size_t i = 0; l->store.taken && i < l->model->count; i++) {
         out->mapped_bytes += l->store.taken[i] ? l->model->parameters[i].size_bytes : 0;

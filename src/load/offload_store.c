@@ -93,12 +93,10 @@ static heft_status add_entry(heft__store *s, size_t i, size_t root, heft_error *
                                          info->name),
                               err, parameter->name);
     }
-    if (info && info->dtype != parameter->dtype &&
-        !heft__cast_known(info->dtype, parameter->dtype)) {
-        return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED, "%s cannot be cast to %s",
-                                         heft_dtype_name(info->dtype),
-                                         heft_dtype_name(parameter->dtype)),
-                              err, parameter->name);
+    if (info && !heft__cast_known(info->dtype, parameter->dtype)) {
+        return heft__add_item(
+            heft__cast_check(info->dtype, parameter->dtype, HEFT_UNSUPPORTED, err), err,
+            parameter->name);
     }
     s->dat_count++;
     s->dat_bytes += heft__offload_dat_bytes(entry->size_bytes); /* both fit: the model does */
@@ -505,7 +503,7 @@ static heft_status bind_root(heft__store *s, size_t root, size_t tensor, heft__f
     heft_model *model = s->model;
     const uint64_t bytes = model->parameters[root].size_bytes;
     heft_tensor *mapped = NULL;
-    heft_status status = heft__map_or_stay(s->folder, tensor, &mapped, err);
+    heft_status status = heft__map_or_stay(s->folder, tensor, HEFT_MAP_READ_ONLY, &mapped, err);
     if (mapped && s->options->touch) {
         status = heft__input_touch(heft__file_of(s->folder, tensor)->source,
                                    s->folder->infos[tensor].offset, bytes, err);

@@ -106,6 +106,20 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
     return HEFT_OK;
 }
 
+/* "; N tensors of B bytes are copied because ..."; "" where there are none, NULL without memory. */
+static const char *describe_unaligned(heft__arena *arena, const heft__fill_counts *counts)
+{
+    const size_t count = counts->unaligned_count;
+    return count == 0
+               ? ""
+               : heft__arena_format(arena,
+                                    "; %zu tensor%s of %llu bytes %s copied because the elements "
+                                    "are not aligned in the file",
+                                    count, count == 1 ? "" : "s",
+                                    (unsigned long long)counts->unaligned_bytes,
+                                    count == 1 ? "is" : "are");
+}
+
 /* One line: what was done, and why. */
 static const char *describe(heft__report_memory *memory, const heft__fill_counts *counts,
                             const heft__fill_options *options)
@@ -113,10 +127,14 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     unsigned long long mapped = counts->mapped_bytes, cast = counts->cast_bytes,
                        rest = counts->copied_bytes + counts->shared_bytes;
     heft__arena *arena = &memory->arena;
+    const char *unaligned = describe_unaligned(arena, counts);
     const char *casts = cast ? ", cast while reading" : "",
                *direct = counts->direct
                              ? ", with direct reads, since little of it is in the page cache"
                              : "";
+    if (!unaligned) {
+        return NULL;
+    }
     if (mapped + rest + counts->disk_bytes + counts->away_bytes == 0) {
         return "none: no tensor was loaded";
     }
@@ -143,14 +161,14 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     }
     if (options->share) {
         return heft__arena_format(
-            arena, "mapped %llu bytes as stored; %llu%s are in one copy for all processes, %s%s",
+            arena, "mapped %llu bytes as stored; %llu%s are in one copy for all processes, %s%s%s",
             mapped, rest, cast ? " (cast)" : "",
-            counts->joined ? "which already existed" : "created by this one", direct);
+            counts->joined ? "which already existed" : "created by this one", direct, unaligned);
     }
     return heft__arena_format(arena,
                               "mapped %llu bytes as stored, copied %llu (%llu of them cast)%s, "
-                              "which cannot be used in the form stored",
-                              mapped, rest, cast, direct);
+                              "which cannot be used in the form stored%s",
+                              mapped, rest, cast, direct, unaligned);
 }
 
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
@@ -179,6 +197,8 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     report->copied_bytes = counts->copied_bytes;
     report->shared_bytes = counts->shared_bytes;
     report->disk_bytes = counts->disk_bytes;
+    report->unaligned_bytes = counts->unaligned_bytes;
+    report->unaligned_count = counts->unaligned_count;
     report->warnings = memory->warnings.lines;
     report->warning_count = memory->warnings.count;
     return list_ties(memory, model, err);

@@ -143,7 +143,7 @@ heft_status heft__init_fill(const heft_parameter *parameter, const heft__init_ru
     if (is_integer(dtype) && fill_integers(parameter, rule, first, count, dst)) {
         return HEFT_OK;
     }
-    if (!heft__cast_known(HEFT_DTYPE_F32, dtype)) {
+    if (!heft__dtype_is_wide_float(dtype)) {
         heft_status status = heft__fail(err, HEFT_UNSUPPORTED, "no initial values for dtype %s",
                                         heft_dtype_name(dtype));
         return heft__add_item(status, err, parameter->name);

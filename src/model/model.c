@@ -250,7 +250,7 @@ heft_status heft_model_new(heft_ctx *ctx, const heft_config *config, const char 
     if (!ctx || !config || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "context, config or result is NULL");
     }
-    if (dtype != HEFT_DTYPE_NONE && !heft__cast_known(HEFT_DTYPE_F32, dtype)) {
+    if (dtype != HEFT_DTYPE_NONE && !heft__dtype_is_wide_float(dtype)) {
         return heft__fail(err, HEFT_INVALID_ARG, "a model cannot have dtype %s",
                           heft_dtype_name(dtype));
     }

@@ -208,7 +208,7 @@ heft_status heft_model_new_from(heft_ctx *ctx, const heft_parameter_spec *specs,
         heft__named named = {
             .list = specs, .count = count, .keep_numbers = true, .config = made ? made : config};
         named.dtype = find_dtype(&named);
-        status = heft__cast_known(HEFT_DTYPE_F32, named.dtype)
+        status = heft__dtype_is_wide_float(named.dtype)
                      ? heft__named_model(ctx, &named, out, err)
                      : heft__fail(err, HEFT_INVALID_ARG, "a model cannot be made in %s",
                                   heft_dtype_name(named.dtype));

@@ -1,9 +1,18 @@
 /* cast.c - convert arrays from one data type to another.
  *
- * Common pairs have a loop of their own in cast_lanes.c. All others go through float32 in pieces
- * that stay in the cache: exact on the way in, one rounding on the way out. float64 to a half type
- * is the exception, it rounds twice, because PyTorch converts through float as well
- * (c10/util/Half.h) and the same bytes matter more than the last half place. */
+ * Pairs with a loop of their own are in cast_lanes.c. All others take two or more of these loops, in
+ * pieces that stay in the cache:
+ *
+ *   bool       --> uint8 (0 or 1) --> any
+ *   a float of 8 or 16 bits --> float32 --> any
+ *   any        --> float32 --> a float of 8 or 16 bits
+ *   real       --> the type of the real part --> complex, with an imaginary part of 0
+ *   complex    --> complex: part by part
+ *
+ * float64, and integers of more than 24 bits, to a float of 8 or 16 bits are rounded twice, because
+ * PyTorch converts through float as well (c10/util/Half.h) and the same bytes matter more than the
+ * last place. Complex numbers do not become real ones: PyTorch drops the imaginary part with a
+ * warning, which nobody sees in a load. */
 #include "tensor/lanes.h"
 
 #include <assert.h>
@@ -22,15 +31,21 @@ const struct heft__cast_lanes *heft__cast_lanes(void)
     return tables[heft__lanes_level()];
 }
 
-static bool is_wide_float(heft_dtype dtype)
+/* ---- which pairs ---------------------------------------------------------------------------- */
+/* The dtype of a complex dtype's parts; NONE for all others. */
+static heft_dtype part_of(heft_dtype dtype)
 {
-    return dtype == HEFT_DTYPE_F64 || dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F16 ||
-           dtype == HEFT_DTYPE_BF16;
+    return dtype == HEFT_DTYPE_C32    ? HEFT_DTYPE_F16
+           : dtype == HEFT_DTYPE_C64  ? HEFT_DTYPE_F32
+           : dtype == HEFT_DTYPE_C128 ? HEFT_DTYPE_F64
+                                      : HEFT_DTYPE_NONE;
 }
 
-static bool is_byte_float(heft_dtype dtype)
+/* One real number per element, in whole bytes. */
+static bool is_real(heft_dtype dtype)
 {
-    return heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) == 8;
+    return heft__dtype_is_integer(dtype) ||
+           (heft_dtype_is_floating(dtype) && heft_dtype_bits(dtype) % 8 == 0);
 }
 
 bool heft__cast_known(heft_dtype from, heft_dtype to)
@@ -38,51 +53,91 @@ bool heft__cast_known(heft_dtype from, heft_dtype to)
     if (from == to) {
         return heft_dtype_bits(from) > 0;
     }
-    return is_wide_float(to) && (is_wide_float(from) || is_byte_float(from));
+    if (heft__dtype_is_complex(to)) {
+        return is_real(from) || heft__dtype_is_complex(from);
+    }
+    return is_real(from) && is_real(to);
 }
 
-/* To float32; NULL if it is that already. */
-static heft__cast_fn widen_of(const struct heft__cast_lanes *lanes, heft_dtype from)
+/* Why not; "" if there is nothing to say. */
+static const char *why_not(heft_dtype from, heft_dtype to)
 {
-    const heft__cast_fn table[HEFT_DTYPE_COUNT] = {
-        [HEFT_DTYPE_F64] = lanes->f32_from_f64,
-        [HEFT_DTYPE_F16] = lanes->f32_from_f16,
-        [HEFT_DTYPE_BF16] = lanes->f32_from_bf16,
-        [HEFT_DTYPE_F8_E4M3FN] = lanes->f32_from_e4m3fn,
-        [HEFT_DTYPE_F8_E5M2] = lanes->f32_from_e5m2,
-        [HEFT_DTYPE_F8_E4M3FNUZ] = lanes->f32_from_e4m3fnuz,
-        [HEFT_DTYPE_F8_E5M2FNUZ] = lanes->f32_from_e5m2fnuz,
-        [HEFT_DTYPE_F8_E8M0FNU] = lanes->f32_from_e8m0fnu,
-    };
-    return table[from];
+    const heft_dtype pair[2] = {from, to};
+    for (size_t i = 0; i < 2; i++) {
+        if (heft_dtype_bits(pair[i]) % 8 != 0) {
+            return i == 0 ? ": the values to cast share bytes" : ": the results would share bytes";
+        }
+        if (heft_dtype_bits(pair[i]) > 0 && !is_real(pair[i]) && !heft__dtype_is_complex(pair[i])) {
+            return i == 0 ? ": what is stored are codes, not numbers"
+                          : ": it has codes, not numbers";
+        }
+    }
+    return heft__dtype_is_complex(from) && is_real(to) ? ": the imaginary part would be lost" : "";
 }
 
-/* From float32; NULL if it stays that. */
-static heft__cast_fn narrow_of(const struct heft__cast_lanes *lanes, heft_dtype to)
+heft_status heft__cast_check(heft_dtype from, heft_dtype to, heft_status refusal, heft_error *err)
 {
-    const heft__cast_fn table[HEFT_DTYPE_COUNT] = {
-        [HEFT_DTYPE_F64] = lanes->f64_from_f32,
-        [HEFT_DTYPE_F16] = lanes->f16_from_f32,
-        [HEFT_DTYPE_BF16] = lanes->bf16_from_f32,
-    };
-    return table[to];
+    return heft__cast_known(from, to)
+               ? HEFT_OK
+               : heft__fail(err, refusal, "%s cannot be cast to %s%s", heft_dtype_name(from),
+                            heft_dtype_name(to), why_not(from, to));
 }
 
-static heft__cast_fn direct_of(const struct heft__cast_lanes *lanes, heft_dtype from, heft_dtype to)
+bool heft__dtype_is_wide_float(heft_dtype dtype)
 {
-    if (to == HEFT_DTYPE_F32) {
-        return widen_of(lanes, from);
+    return dtype == HEFT_DTYPE_F64 || dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F16 ||
+           dtype == HEFT_DTYPE_BF16;
+}
+
+/* ---- the steps of a cast -------------------------------------------------------------------- */
+#define STEPS_MOST 4 /* bool, uint8, float32, float16, complex32 */
+
+struct steps {
+    size_t count;
+    heft__cast_fn run[STEPS_MOST];
+};
+
+/* What comes next on the way from one dtype to another. */
+static heft_dtype next_of(const struct heft__cast_lanes *lanes, heft_dtype from, heft_dtype to)
+{
+    const heft_dtype part = part_of(to);
+    if (lanes->direct[from][to] != NULL) {
+        return to;
     }
-    if (from == HEFT_DTYPE_F32) {
-        return narrow_of(lanes, to);
+    if (part != HEFT_DTYPE_NONE) {
+        return next_of(lanes, from, part);
     }
-    if (from == HEFT_DTYPE_F16 && to == HEFT_DTYPE_BF16) {
-        return lanes->bf16_from_f16;
+    return from == HEFT_DTYPE_BOOL ? HEFT_DTYPE_U8 : HEFT_DTYPE_F32;
+}
+
+static struct steps find_steps(heft_dtype from, heft_dtype to)
+{
+    const struct heft__cast_lanes *lanes = heft__cast_lanes();
+    struct steps steps = {0};
+    while (from != to) {
+        const heft_dtype next = next_of(lanes, from, to);
+        assert(steps.count < STEPS_MOST);
+        steps.run[steps.count++] = lanes->direct[from][next];
+        from = next;
     }
-    if (from == HEFT_DTYPE_BF16 && to == HEFT_DTYPE_F16) {
-        return lanes->f16_from_bf16;
+    return steps;
+}
+
+/* One piece through all steps; the last one writes to dst, which may be src. */
+static void run_steps(const struct steps *steps, void *dst, size_t dst_bytes, const void *src,
+                      size_t elems)
+{
+    uint8_t between[2][PIECE_ELEMS * sizeof(uint64_t)];
+    const void *from = src;
+    for (size_t i = 0; i < steps->count; i++) {
+        const bool last = i + 1 == steps->count;
+        void *to = last && from != dst ? dst : between[i % 2];
+        steps->run[i](to, from, elems);
+        from = to;
     }
-    return NULL;
+    if (from != dst) {
+        memcpy(dst, from, dst_bytes);
+    }
 }
 
 void heft__cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size_t elems)
@@ -98,21 +153,21 @@ void heft__cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size
         }
         return;
     }
-    const struct heft__cast_lanes *lanes = heft__cast_lanes();
-    heft__cast_fn direct = direct_of(lanes, from, to);
-    if (direct != NULL && dst != src) {
-        direct(dst, src, elems);
+    if (heft__dtype_is_complex(from)) {
+        heft__cast(part_of(to), dst, part_of(from), src, 2 * elems);
         return;
     }
-    heft__cast_fn widen = widen_of(lanes, from);
-    heft__cast_fn narrow = narrow_of(lanes, to);
-    size_t from_bytes = heft_dtype_bits(from) / 8;
-    size_t to_bytes = heft_dtype_bits(to) / 8;
+    const struct steps steps = find_steps(from, to);
+    if (steps.count == 1 && dst != src) {
+        steps.run[0](dst, src, elems);
+        return;
+    }
+    const size_t from_bytes = heft_dtype_bits(from) / 8;
+    const size_t to_bytes = heft_dtype_bits(to) / 8;
     for (size_t done = 0; done < elems; done += PIECE_ELEMS) {
-        float piece[PIECE_ELEMS];
-        size_t count = elems - done < PIECE_ELEMS ? elems - done : PIECE_ELEMS;
-        widen(piece, (const uint8_t *)src + done * from_bytes, count);
-        narrow((uint8_t *)dst + done * to_bytes, piece, count);
+        const size_t count = elems - done < PIECE_ELEMS ? elems - done : PIECE_ELEMS;
+        run_steps(&steps, (uint8_t *)dst + done * to_bytes, count * to_bytes,
+                  (const uint8_t *)src + done * from_bytes, count);
     }
 }
 
@@ -135,9 +190,9 @@ heft_status heft_cast(heft_dtype to, void *dst, heft_dtype from, const void *src
 {
     uint64_t to_bytes = 0;
     uint64_t from_bytes = 0;
-    if (!heft__cast_known(from, to)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s cannot be cast to %s", heft_dtype_name(from),
-                          heft_dtype_name(to));
+    const heft_status status = heft__cast_check(from, to, HEFT_INVALID_ARG, err);
+    if (status != HEFT_OK) {
+        return status;
     }
     if (!heft__dtype_bytes(to, elems, &to_bytes) || !heft__dtype_bytes(from, elems, &from_bytes) ||
         to_bytes > SIZE_MAX || from_bytes > SIZE_MAX) {

@@ -1,14 +1,14 @@
 /* dtype.c - the table of data types: names, sizes, order.
  *
  * Everything comes from HEFT_DTYPE_TABLE. The only things written down here are what the table does
- * not hold: PyTorch's other names, which types are floating or complex, and the order in which
+ * not hold: PyTorch's other names, which types are floating, complex or integers, and the order in which
  * safetensors writes types.
  *
  * Source: PyTorch c10/core/ScalarType.h; safetensors src/tensor.rs (enum Dtype, whose derived order
  * decides the layout of a file: largest first). */
 #include "tensor/tensor.h"
 
-enum dtype_kind { KIND_OTHER, KIND_FLOATING, KIND_COMPLEX };
+enum dtype_kind { KIND_OTHER, KIND_FLOATING, KIND_COMPLEX, KIND_INTEGER };
 
 struct dtype_row {
     const char *torch, *brief, *safetensors;
@@ -28,7 +28,11 @@ static const uint8_t dtype_kinds[HEFT_DTYPE_COUNT] = {
     [HEFT_DTYPE_F8_E8M0FNU] = KIND_FLOATING,  [HEFT_DTYPE_F4_E2M1FN_X2] = KIND_FLOATING,
     [HEFT_DTYPE_F6_E2M3] = KIND_FLOATING,     [HEFT_DTYPE_F6_E3M2] = KIND_FLOATING,
     [HEFT_DTYPE_C32] = KIND_COMPLEX,          [HEFT_DTYPE_C64] = KIND_COMPLEX,
-    [HEFT_DTYPE_C128] = KIND_COMPLEX,
+    [HEFT_DTYPE_C128] = KIND_COMPLEX,         [HEFT_DTYPE_I64] = KIND_INTEGER,
+    [HEFT_DTYPE_I32] = KIND_INTEGER,          [HEFT_DTYPE_I16] = KIND_INTEGER,
+    [HEFT_DTYPE_I8] = KIND_INTEGER,           [HEFT_DTYPE_U8] = KIND_INTEGER,
+    [HEFT_DTYPE_U16] = KIND_INTEGER,          [HEFT_DTYPE_U32] = KIND_INTEGER,
+    [HEFT_DTYPE_U64] = KIND_INTEGER,          [HEFT_DTYPE_BOOL] = KIND_INTEGER,
 };
 
 /* What people write besides the three names of the table. */
@@ -93,6 +97,11 @@ bool heft_dtype_is_floating(heft_dtype dtype)
     return dtype_kinds[row_of(dtype)] == KIND_FLOATING;
 }
 
+bool heft__dtype_is_integer(heft_dtype dtype)
+{
+    return dtype_kinds[row_of(dtype)] == KIND_INTEGER;
+}
+
 bool heft__dtype_is_complex(heft_dtype dtype)
 {
     return dtype_kinds[row_of(dtype)] == KIND_COMPLEX;
@@ -105,6 +114,12 @@ unsigned heft__dtype_swap_bytes(heft_dtype dtype)
         bytes /= 2;
     }
     return bytes > 0 ? bytes : 1;
+}
+
+size_t heft__dtype_alignment(heft_dtype dtype)
+{
+    const unsigned bits = heft_dtype_bits(dtype); /* of whole bytes: a power of two */
+    return bits % 8 == 0 && bits > 0 ? bits / 8 : 1;
 }
 
 heft_dtype heft__dtype_from_safetensors(const char *name, size_t length)

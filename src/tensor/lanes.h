@@ -16,12 +16,9 @@
 /* src and dst must not overlap; any alignment. */
 typedef void (*heft__cast_fn)(void *restrict dst, const void *restrict src, size_t elems);
 
+/* The pairs that have a loop of their own; others are steps of these, see cast.c. */
 struct heft__cast_lanes {
-    heft__cast_fn f32_from_f64, f32_from_f16, f32_from_bf16;
-    heft__cast_fn f32_from_e4m3fn, f32_from_e5m2, f32_from_e8m0fnu;
-    heft__cast_fn f32_from_e4m3fnuz, f32_from_e5m2fnuz;
-    heft__cast_fn f64_from_f32, f16_from_f32, bf16_from_f32;
-    heft__cast_fn bf16_from_f16, f16_from_bf16;
+    heft__cast_fn direct[HEFT_DTYPE_COUNT][HEFT_DTYPE_COUNT]; /* [from][to]; NULL: none */
 };
 
 extern const struct heft__cast_lanes heft__cast_lanes_base;

@@ -27,8 +27,11 @@ char *heft__shape_text(const uint64_t *shape, uint32_t rank, char dst[HEFT__SHAP
 void heft__shape_strides(const uint64_t *shape, uint32_t rank, int64_t *dst);
 
 bool heft__dtype_is_complex(heft_dtype dtype);
+bool heft__dtype_is_integer(heft_dtype dtype); /* signed and unsigned ones, and bool */
 /* Bytes that byte-swapping treats as one number: 4 for float32 and complex64, 1 for bytes. */
 unsigned heft__dtype_swap_bytes(heft_dtype dtype);
+/* What an element's address must be a multiple of: its size, and 1 for what is smaller than a byte. */
+size_t heft__dtype_alignment(heft_dtype dtype);
 /* By safetensors' name exactly; HEFT_DTYPE_NONE if unknown. */
 heft_dtype heft__dtype_from_safetensors(const char *name, size_t length);
 /* Place in safetensors' order of writing (U64 highest), -1 for dtypes it cannot hold. */
@@ -72,12 +75,15 @@ bool heft__lanes_have(int level);
 bool heft__lanes_force(int level);
 
 /* ---- casts ----------------------------------------------------------------------------------- */
-/* Whether heft__cast knows the pair: all of f64 f32 f16 bf16 and the 8-bit floats as source, f64
- * f32 f16 bf16 as destination, and any dtype to itself. */
+/* Whether heft__cast knows the pair: integers, bool and the floats of 8 to 64 bits to one another and to
+ * complex, complex to complex, and any dtype to itself. */
 bool heft__cast_known(heft_dtype from, heft_dtype to);
-/* Convert elems elements: round to nearest even, overflow to infinity, NaN stays NaN. src and dst
- * must not overlap unless they are equal and the dtypes have one size; any alignment. The pair must
- * be known. */
+/* Fail with `refusal`, and say why, if heft__cast does not know the pair. */
+heft_status heft__cast_check(heft_dtype from, heft_dtype to, heft_status refusal, heft_error *err);
+/* float64, float32, float16 and bfloat16: what models are computed in. */
+bool heft__dtype_is_wide_float(heft_dtype dtype);
+/* Convert elems elements as heft_cast() says. src and dst must not overlap unless they are equal and
+ * the dtypes have one size; any alignment. The pair must be known. */
 void heft__cast(heft_dtype to, void *dst, heft_dtype from, const void *src, size_t elems);
 
 /* ---- random numbers: element i of a stream is a function of (seed, stream name, i) and nothing

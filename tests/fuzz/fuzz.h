@@ -2,7 +2,7 @@
 #ifndef HEFT_FUZZ_H
 #define HEFT_FUZZ_H
 
-#include "format/format.h"
+#include "checkpoint/checkpoint.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,6 +61,50 @@ static inline void fuzz_read_tensors(const heft__file *file)
     }
 }
 
+/* The first element, read as its type: what is mapped is aligned. */
+static inline void fuzz_read_typed(const heft_tensor *tensor)
+{
+    if (tensor->size_bytes == 0) {
+        return;
+    }
+    switch (heft__dtype_alignment(tensor->dtype)) {
+    case 2:
+        (void)*(const volatile uint16_t *)tensor->data;
+        break;
+    case 4:
+        (void)*(const volatile uint32_t *)tensor->data;
+        break;
+    case 8:
+    case 16:
+        (void)*(const volatile uint64_t *)tensor->data;
+        break;
+    default:
+        (void)*(const volatile uint8_t *)tensor->data;
+        break;
+    }
+}
+
+/* The bytes, which may have any address, as a checkpoint whose tensors are mapped. */
+static inline void fuzz_map_tensors(const uint8_t *data, size_t size)
+{
+    heft_storage *storage = NULL;
+    heft_checkpoint *ckpt = NULL;
+    heft_error err;
+    if (heft_storage_wrap_const(fuzz_ctx(), data, size, NULL, NULL, &storage, &err) == HEFT_OK &&
+        heft_checkpoint_open_bytes(fuzz_ctx(), "fuzz", storage, NULL, &ckpt, &err) == HEFT_OK) {
+        for (size_t i = 0; i < heft_checkpoint_count(ckpt) && i < 64; i++) {
+            heft_tensor *tensor = NULL;
+            if (heft_checkpoint_info(ckpt, i)->size_bytes <= (uint64_t)1 << 20 &&
+                heft_checkpoint_map(ckpt, i, HEFT_MAP_READ_ONLY, &tensor, &err) == HEFT_OK) {
+                fuzz_read_typed(tensor);
+                heft_tensor_free(tensor);
+            }
+        }
+        heft_checkpoint_close(ckpt);
+    }
+    heft_storage_unref(storage);
+}
+
 /* Bytes through the parser of one format, whatever they begin with. */
 static inline void fuzz_file(const uint8_t *data, size_t size, heft_format format)
 {
@@ -74,6 +118,7 @@ static inline void fuzz_file(const uint8_t *data, size_t size, heft_format forma
         heft__warnings_init(&file->warnings, &file->arena);
         if (heft__format_find(format)->parse(ctx, file, &err) == HEFT_OK) {
             fuzz_read_tensors(file);
+            fuzz_map_tensors(data, size);
         }
         heft__file_close(ctx, file);
     }

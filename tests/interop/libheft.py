@@ -1,4 +1,4 @@
-"""The C library through ctypes, as far as these tests need it: checkpoints, tensors and their DLPack form."""
+"""The C library through ctypes, as far as these tests need it: checkpoints, tensors and their DLPack form, casts."""
 
 import ctypes
 import os
@@ -45,6 +45,8 @@ _find = _declare(_c, "heft_checkpoint_find", c_size_t, c_void_p, c_char_p)
 _map = _declare(_c, "heft_checkpoint_map", c_int, c_void_p, c_size_t, c_int, POINTER(POINTER(CTensor)), POINTER(Error))
 _free = _declare(_c, "heft_tensor_free", None, POINTER(CTensor))
 _to_dlpack = _declare(_c, "heft_tensor_to_dlpack", c_int, POINTER(CTensor), POINTER(c_void_p), POINTER(Error))
+_parse = _declare(_c, "heft_dtype_parse", c_int, c_char_p, POINTER(c_int), POINTER(Error))
+_cast = _declare(_c, "heft_cast", c_int, c_int, c_void_p, c_int, c_void_p, c_size_t, POINTER(Error))
 _status_name = _declare(_c, "heft_status_name", c_char_p, c_int)
 _is_valid = _declare(ctypes.pythonapi, "PyCapsule_IsValid", c_int, ctypes.py_object, c_char_p)
 _capsule = _declare(ctypes.pythonapi, "PyCapsule_New", ctypes.py_object, c_void_p, c_char_p, c_void_p)
@@ -56,13 +58,28 @@ class Managed(Structure):
     _fields_ = [("major", c_uint32), ("minor", c_uint32), ("manager_ctx", c_void_p), ("deleter", ctypes.CFUNCTYPE(None, c_void_p)), ("flags", c_uint64)]
 
 
-class HeftError(Exception):
+class HeftError(RuntimeError):
     pass
 
 
 def _check(status, err):
     if status:
         raise HeftError(f"{_status_name(status).decode()}: {err.message.decode()}")
+
+
+def cast(tensor, dtype):
+    """A contiguous tensor of PyTorch as another dtype, by its name."""
+    import torch
+
+    numbers = []
+    for name in (str(tensor.dtype), dtype):
+        number, err = c_int(), Error()
+        _check(_parse(name.encode(), byref(number), byref(err)), err)
+        numbers.append(number)
+    result = torch.empty(tensor.shape, dtype=getattr(torch, dtype))
+    err = Error()
+    _check(_cast(numbers[1], result.data_ptr(), numbers[0], tensor.data_ptr(), tensor.numel(), byref(err)), err)
+    return result
 
 
 class Tensor:

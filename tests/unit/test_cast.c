@@ -400,11 +400,17 @@ static void known_pairs(void **state)
         {HEFT_DTYPE_F8_E4M3FNUZ,  HEFT_DTYPE_F32,          true },
         {HEFT_DTYPE_I64,          HEFT_DTYPE_I64,          true },
         {HEFT_DTYPE_F4_E2M1FN_X2, HEFT_DTYPE_F4_E2M1FN_X2, true },
-        {HEFT_DTYPE_F32,          HEFT_DTYPE_F8_E4M3FN,    false},
+        {HEFT_DTYPE_F32,          HEFT_DTYPE_F8_E4M3FN,    true },
+        {HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          true },
+        {HEFT_DTYPE_F32,          HEFT_DTYPE_I32,          true },
+        {HEFT_DTYPE_U64,          HEFT_DTYPE_BOOL,         true },
+        {HEFT_DTYPE_BOOL,         HEFT_DTYPE_F8_E8M0FNU,   true },
+        {HEFT_DTYPE_U16,          HEFT_DTYPE_C32,          true },
+        {HEFT_DTYPE_C128,         HEFT_DTYPE_C64,          true },
         {HEFT_DTYPE_F4_E2M1FN_X2, HEFT_DTYPE_F32,          false},
         {HEFT_DTYPE_F6_E2M3,      HEFT_DTYPE_F32,          false},
-        {HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          false},
-        {HEFT_DTYPE_F32,          HEFT_DTYPE_I32,          false},
+        {HEFT_DTYPE_F32,          HEFT_DTYPE_F4_E2M1FN_X2, false},
+        {HEFT_DTYPE_QINT8,        HEFT_DTYPE_I8,           false},
         {HEFT_DTYPE_C64,          HEFT_DTYPE_F32,          false},
         {HEFT_DTYPE_NONE,         HEFT_DTYPE_NONE,         false},
         {HEFT_DTYPE_NONE,         HEFT_DTYPE_F32,          false},
@@ -437,8 +443,11 @@ static void public_cast_refuses_what_it_cannot_do(void **state)
         {"nothing_anywhere",       HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         0,            -1, -1, true },
         {"no_source",              HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         1,            -1, 0,  false},
         {"no_destination",         HEFT_DTYPE_F32,          HEFT_DTYPE_BF16,         1,            0,  -1, false},
-        {"integer_to_float",       HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          1,            0,  32, false},
-        {"to_eight_bits",          HEFT_DTYPE_F32,          HEFT_DTYPE_F8_E4M3FN,    1,            0,  32, false},
+        {"integer_to_float",       HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          4,            0,  32, true },
+        {"integer_in_place",       HEFT_DTYPE_I32,          HEFT_DTYPE_F32,          4,            0,  0,  true },
+        {"complex_in_place",       HEFT_DTYPE_I64,          HEFT_DTYPE_C64,          4,            0,  0,  true },
+        {"complex_to_real",        HEFT_DTYPE_C64,          HEFT_DTYPE_F64,          1,            0,  32, false},
+        {"to_four_bits",           HEFT_DTYPE_F32,          HEFT_DTYPE_F4_E2M1FN_X2, 2,            0,  32, false},
         {"no_dtype",               HEFT_DTYPE_NONE,         HEFT_DTYPE_F32,          1,            0,  32, false},
         {"number_is_no_dtype",     (heft_dtype)999,         HEFT_DTYPE_F32,          1,            0,  32, false},
         {"pairs_of_four_bits",     HEFT_DTYPE_F4_E2M1FN_X2, HEFT_DTYPE_F4_E2M1FN_X2, 6,            0,  32, true },
@@ -523,7 +532,8 @@ static void every_pair_is_the_same_on_every_level(void **state)
             }
         }
     }
-    assert_int_equal(pairs, HEFT_DTYPE_COUNT - 1 + 4 * 3 + 5 * 4);
+    /* 18 real dtypes to 17 others and 3 complex ones, and these among each other */
+    assert_int_equal(pairs, HEFT_DTYPE_COUNT - 1 + 18 * 20 + 3 * 2);
 }
 
 static void float_to_half_is_the_same_on_every_level(void **state)
