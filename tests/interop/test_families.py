@@ -4,6 +4,7 @@ import random
 import warnings
 
 import pytest
+import torch
 from helpers import assert_same, heft
 from transformers import (
     AutoConfig,
@@ -252,3 +253,56 @@ def test_names_of_memory_are_read(family, tmp_path):
     assert report["missing"] == report["unexpected"] == report["mismatched"] == []
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
     assert report["copied_bytes"] == 0
+
+
+CACHED = {  # what else the config needs, and the most tokens that Transformers keeps of a window of 6
+    **dict.fromkeys(("bart", "bloom", "cohere", "falcon", "gemma", "gpt2", "gpt_neox", "granite", "llama", "olmo2", "opt"), {}),
+    **dict.fromkeys(("phi", "stablelm", "t5", "whisper"), {}),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gpt_oss", "mistral", "mixtral", "phi3", "starcoder2"), {"sliding_window": 6}),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 2}),
+}
+
+
+@pytest.mark.parametrize("context", (4, 12))
+@pytest.mark.parametrize("family", CACHED)
+def test_cache_is_predicted(family, context, tmp_path):
+    own = {**FAMILIES[family](random.Random(f"{family} cache")), **CACHED[family]}
+    own["num_hidden_layers"] = 4
+    if family == "falcon":
+        own.update(new_decoder_architecture=False, multi_query=True)  # the new one keeps a copy of each key for every head
+    config = AutoConfig.for_model(family, **{k: v for k, v in own.items() if k != "num_hidden_layers" or family not in ("t5", "gpt2", "bloom", "bart", "whisper")})
+    model = AUTO.get(family, AutoModelForCausalLM).from_config(config).eval()
+    config.save_pretrained(tmp_path)
+    inputs = torch.randint(5, 30, (2, context))
+    with torch.no_grad():
+        if family == "whisper":
+            sound = torch.zeros(2, config.num_mel_bins, 2 * config.max_source_positions)
+            cache = model(input_features=sound, decoder_input_ids=inputs, use_cache=True).past_key_values
+        elif family in ("bart", "t5"):
+            cache = model(input_ids=inputs, decoder_input_ids=inputs, use_cache=True).past_key_values
+        else:
+            cache = model(input_ids=inputs, use_cache=True).past_key_values
+    expected, windows = 0, 0
+    for part in (cache.self_attention_cache, cache.cross_attention_cache) if hasattr(cache, "cross_attention_cache") else (cache,):
+        for layer in part.layers:
+            # heft keeps the whole window, Transformers one token less between two calls
+            short = layer.is_sliding and layer.keys.shape[-2] == 5
+            windows += short
+            expected += (layer.keys.nbytes + layer.values.nbytes) * (6 if short else 5) // 5
+    assert windows > 0 or context < 6 or not CACHED[family]
+    plan = heft("plan", tmp_path / "config.json", "--dtype", "float32", "--context", context, "--batch", 2, "--max-memory", "cpu=1GB")
+    assert plan["reserve"]["cpu"]["cache_bytes"] == expected
+
+
+@pytest.mark.parametrize("family", ("albert", "bert", "clip", "distilbert", "electra", "roberta", "vit"))
+def test_encoders_have_no_cache(family, tmp_path):
+    AutoConfig.for_model(family, **FAMILIES[family](random.Random(family))).save_pretrained(tmp_path)
+    plan = heft("plan", tmp_path / "config.json", "--context", 100, "--max-memory", "cpu=1GB")
+    assert plan["reserve"]["cpu"]["cache_bytes"] == 0 < plan["reserve"]["cpu"]["activation_bytes"]
+
+
+def test_latent_cache(tmp_path):
+    config = AutoConfig.for_model("deepseek_v3", **deepseek(random.Random("latent")))
+    config.save_pretrained(tmp_path)
+    plan = heft("plan", tmp_path / "config.json", "--dtype", "bf16", "--context", 100, "--max-memory", "cpu=1GB")
+    assert plan["reserve"]["cpu"]["cache_bytes"] == 100 * config.num_hidden_layers * (10 + 4) * 2
