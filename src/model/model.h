@@ -263,7 +263,7 @@ bool heft__sk_list_has(heft__skeleton *s, const char *key, uint64_t wanted);
 const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i);
 /* What several families have: the row of an embedding that stays zero (-1 for none: null, or a
  * missing key with standard -1; negative numbers count from the end); the width of a classifier, by
- * id2label, else num_labels, else two. */
+ * num_labels, else id2label, else two. */
 int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows);
 uint64_t heft__sk_labels(heft__skeleton *s);
 uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard); /* instead of two */

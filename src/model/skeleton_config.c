@@ -281,8 +281,8 @@ int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standar
 
 uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard)
 {
-    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", standard)
-                                       : heft__sk_count(s, "num_labels", standard);
+    return heft__sk_has(s, "num_labels") ? heft__sk_count(s, "num_labels", standard)
+                                         : heft__sk_members(s, "id2label", standard);
 }
 
 uint64_t heft__sk_labels(heft__skeleton *s)

@@ -1,5 +1,6 @@
 """Every family, with configs drawn at random: Transformers saves, heft loads and cuts, Transformers loads, bit for bit."""
 
+import json
 import random
 import warnings
 
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoModelForSpeechSeq2Seq,
     AutoModelForZeroShotImageClassification,
 )
@@ -306,3 +308,27 @@ def test_latent_cache(tmp_path):
     config.save_pretrained(tmp_path)
     plan = heft("plan", tmp_path / "config.json", "--dtype", "bf16", "--context", 100, "--max-memory", "cpu=1GB")
     assert plan["reserve"]["cpu"]["cache_bytes"] == 100 * config.num_hidden_layers * (10 + 4) * 2
+
+
+@pytest.mark.parametrize(
+    "labels",
+    (
+        {"num_labels": 5, "id2label": {"0": "a", "1": "b", "2": "c"}},
+        {"num_labels": 2, "id2label": {"0": "a", "1": "b", "2": "c"}},
+        {"num_labels": 8, "id2label": {"0": "a", "7": "b"}},
+        {"num_labels": 3, "id2label": {}},
+        {"num_labels": 3, "id2label": None},
+        {"num_labels": 4},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+        {},
+    ),
+)
+@pytest.mark.parametrize("family", ("bert", "bart", "llama"))
+def test_number_of_labels(family, labels, tmp_path):
+    config = AutoConfig.for_model(family, **FAMILIES[family](random.Random("labels"))).to_dict()
+    for key in ("num_labels", "id2label", "label2id"):
+        config.pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": 0, **labels}))
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tmp_path))
+    ours = heft("inspect", tmp_path / "config.json", "--class", type(model).__name__)
+    assert {t["name"]: t["shape"] for t in ours["tensors"]} == {n: list(p.shape) for n, p in model.state_dict().items()}
