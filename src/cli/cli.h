@@ -241,6 +241,8 @@ bool cli_treemap_write(cli_run *run, const cli_listing *list, const char *title,
                        heft_error *err);
 
 /* ---- write_output.c: what `init` and `convert` say */
+/* Warn if DST, which is a folder, is named as a weight file. */
+void cli_warn_of_folder(cli_run *run, const char *path);
 /* `total_parameters` 0: not known. Returns the exit code. */
 int cli_print_written(cli_run *run, const heft_write_report *report, bool dry_run);
 
