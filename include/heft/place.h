@@ -58,6 +58,15 @@ typedef struct heft_device_entry {
     int32_t device;
 } heft_device_entry;
 
+/** What a plan may assume that weights are quantized to: the matrices in the layers, with their
+ * scales; embeddings, norms, routers, biases and heads stay as they are. */
+typedef enum heft_plan_quantization {
+    HEFT_PLAN_AS_STORED,
+    HEFT_PLAN_INT8, /* 8 bits, a 16-bit scale for each row */
+    HEFT_PLAN_INT4, /* 4 bits, a 16-bit scale for each group of 128 in a row */
+    HEFT_PLAN_FP8   /* 8 bits, a float32 scale for each block of 128 x 128 */
+} heft_plan_quantization;
+
 typedef struct heft_plan_options {
     size_t struct_size; /* set by HEFT_OPTIONS */
     heft_strategy strategy;
@@ -69,7 +78,8 @@ typedef struct heft_plan_options {
      * a tensor. */
     heft_dtype dtype;
     /* [no_split_count] The modules that must stay on one device: classes, ends of module paths, or
-     * paths with '*' for a number. NULL: heft_model_no_split(). */
+     * paths with '*' for a number. NULL: heft_model_no_split(); an empty list that is not NULL: none.
+     */
     const char *const *no_split;
     size_t no_split_count;
     /* path of a JSON file {module: device}, used instead of a strategy; NULL for none */
@@ -88,7 +98,32 @@ typedef struct heft_plan_options {
      * wins. NULL for none. */
     const heft_device_entry *device_map;
     size_t device_map_count;
+    /* a device map as JSON text, such as {"": 0}; used instead of a strategy. NULL for none */
+    const char *device_map_json;
+    heft_plan_quantization quantize;
+    /* Room for the key/value cache of `batch` sequences (0: one) of `context` tokens each, and for the
+     * activations of reading them: docs/placing.md [9]. 0: no room. A cache is on the device of its
+     * layer, activations on each accelerator, or on the CPU if there is none. */
+    uint64_t context, batch;
+    /* Bytes that stay free on each accelerator, or on the CPU if there is none; and a share, from 0 to
+     * 1, of each accelerator's budget that stays free. */
+    double reserve_bytes, reserve_share;
 } heft_plan_options;
+
+/** What a device holds besides weights. */
+typedef struct heft_plan_room {
+    size_t struct_size; /* set by HEFT_SIZED */
+    double cache_bytes, activation_bytes, reserve_bytes;
+    double given_bytes; /* its budget, before anything was taken from it */
+} heft_plan_room;
+
+/** Whether a model fits, by heft_plan_fits(). */
+typedef enum heft_plan_verdict {
+    HEFT_PLAN_FITS,    /* all weights and all room are in memory */
+    HEFT_PLAN_ON_DISK, /* some weights are on the disk */
+    HEFT_PLAN_OVER,    /* a device would hold more than its budget */
+    HEFT_PLAN_UNKNOWN  /* the device map names a device without a budget */
+} heft_plan_verdict;
 
 /** A device map with its sizes, for heft_model_load() and heft_model_needs() (heft/load.h). */
 typedef struct heft_plan heft_plan;
@@ -109,12 +144,13 @@ typedef struct heft_plan heft_plan;
  *
  * Memory   lists of modules and tensors; for BEST, in addition 20 bytes for each combination of a
  *          unit and a set of accelerators.
- * Errors   INVALID_ARG for two budgets for one device, a negative budget, or an invalid dtype;
+ * Errors   INVALID_ARG for two budgets for one device, a negative budget, an invalid dtype, a reserve
+ *          that is negative or a share above 1, or a room of 2^53 tokens and more;
  *          MISMATCH for a `dtypes` name that matches no module or tensor. For a device map:
- *          INVALID_ARG for an invalid device or a duplicate name, and if both an array and a file
- *          are given; MISMATCH for a module that the
- *          model does not have, a tensor without a device, or a tensor that is tied to one on
- *          another device; for a file, also NOT_FOUND, FORMAT, LIMIT and IO. The item is the name.
+ *          INVALID_ARG for an invalid device or a duplicate name, and if more than one of array, file
+ *          and text is given; MISMATCH for a tensor without a device, or a tensor that is tied to one
+ *          on another device; for a file or a text, also FORMAT; for a file, NOT_FOUND, LIMIT and IO.
+ *          The item is the name. A name that the model does not have is a warning.
  *          CANCELLED; NOMEM.
  * Source   docs/placing.md.
  */
@@ -161,9 +197,19 @@ HEFT_API const char *heft_plan_reason(const heft_plan *plan);
  * text: weights that are not tied although the config asks for it; buffers of offloaded modules
  * that fit on no accelerator; devices on which nothing could be placed, with the bytes that would
  * be needed (several lines); tied tensors on different devices. A plan made from a device map has
- * no warnings.
+ * at most one: the names that the model does not have.
  */
 HEFT_API const char *heft_plan_warning(const heft_plan *plan, size_t i);
+/** Get what the plan's i-th device holds besides weights, in the order of heft_plan_device().
+ * `room` is initialized with HEFT_SIZED by the caller. Returns false past the end. */
+HEFT_API bool heft_plan_get_room(const heft_plan *plan, size_t i, heft_plan_room *room);
+/** Return whether the plan knows what the model's attention keeps of each token. False for a model
+ * type that heft does not know: its cache and activations count as 0 bytes. */
+HEFT_API bool heft_plan_cache_known(const heft_plan *plan);
+/** Return whether weights, caches, activations and reserve are all in memory. Sets `device` to the
+ * device that the verdict is about, or HEFT_DEVICE_NONE, and `bytes` to the bytes on the disk, or to
+ * those over the budget; both may be NULL. */
+HEFT_API heft_plan_verdict heft_plan_fits(const heft_plan *plan, int32_t *device, double *bytes);
 /** Compute the bytes of the model and of its largest block if each floating-point element had
  * `bytes_each` bytes. */
 HEFT_API void heft_plan_sizes(const heft_plan *plan, double bytes_each, double *total,

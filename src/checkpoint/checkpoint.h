@@ -388,11 +388,17 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
 heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,
                                      const heft__names *names, const heft_convert_options *options,
                                      heft_write_report **report, heft_error *err);
+/* What a source knows of a checkpoint beside its files; each with status OK if there is nothing to say. */
+typedef struct heft__suspicions {
+    const heft_error *config; /* of config.json */
+    const heft_error *quant;  /* of quantized weights */
+    const heft_error *model;  /* what of the config's model is missing */
+} heft__suspicions;
 /* As heft_source_verify(), for a survey with any findings; options of this version. variant: of the
  * names beside which nothing stale may lie; NULL for none. config: the error of reading config.json;
  * quant: of looking for quantized weights; NULL or HEFT_OK for none. */
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
-                                    const heft_error *config, const heft_error *quant,
+                                    const heft__suspicions *beside,
                                     const heft_verify_options *options, heft_verify_report **report,
                                     heft_error *err);
 /* `beyond` and twice the bytes of the files; UINT64_MAX if it is more. (open.c) */

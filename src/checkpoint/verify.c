@@ -20,6 +20,7 @@ struct inspection {
     const heft_verify_options *options;
     const char *variant;
     const heft_error *config; /* that reading config.json gave, or NULL */
+    const heft_error *model;  /* what is missing of the config's model */
     const heft_error *quant;  /* that looking for quantized weights gave, or NULL */
     struct report_memory *memory;
     heft__arena *arena;      /* the report's */
@@ -57,6 +58,19 @@ static heft_status check_quantized(struct inspection *v, heft_error *err)
     return wrong ? heft__find_failure(&v->findings, "quantization", heft__path_base(v->quant->path),
                                       v->quant, err)
                  : HEFT_OK;
+}
+
+/* The config describes a model that needs more than the files have. */
+static heft_status check_model(struct inspection *v, heft_error *err)
+{
+    const bool layers = v->model->status == HEFT_MISMATCH;
+    const heft__finding finding = {.kind = "missing_weights",
+                                   .severity = layers ? HEFT__FAULT : HEFT__NOTE,
+                                   .file = "config.json",
+                                   .offset = HEFT_NO_OFFSET};
+    return v->model->status != HEFT_OK
+               ? heft__find(&v->findings, &finding, err, "%s", v->model->message)
+               : HEFT_OK;
 }
 
 /* What opening a file warned of, and tensors that are only placeholders for weights. */
@@ -117,6 +131,36 @@ static const struct {
     {HEFT_DTYPE_F8_E4M3FN, 0x7F,               0x7F              },
 };
 
+#define SCAN_BYTES ((size_t)4096)
+
+/* Whether any number has all bits of an exponent set. The loops are such that compilers make vectors of
+ * them. */
+#define SCAN(width)                                                                                \
+    static bool any_odd_##width(const uint8_t *bytes, size_t length, uint64_t exponent)            \
+    {                                                                                              \
+        const uint##width##_t set = (uint##width##_t)exponent;                                     \
+        uint##width##_t any = 0;                                                                   \
+        for (size_t i = 0; i < length / sizeof set; i++) {                                         \
+            uint##width##_t value;                                                                 \
+            memcpy(&value, bytes + i * sizeof value, sizeof value);                                \
+            any |= (uint##width##_t)((value & set) == set);                                        \
+        }                                                                                          \
+        return any != 0;                                                                           \
+    }
+SCAN(8)
+SCAN(16)
+SCAN(32)
+SCAN(64)
+#undef SCAN
+
+static bool any_odd(size_t width, const uint8_t *bytes, size_t length, uint64_t exponent)
+{
+    return width == 1   ? any_odd_8(bytes, length, exponent)
+           : width == 2 ? any_odd_16(bytes, length, exponent)
+           : width == 4 ? any_odd_32(bytes, length, exponent)
+                        : any_odd_64(bytes, length, exponent);
+}
+
 static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uint64_t *nans,
                       uint64_t *infinities)
 {
@@ -126,6 +170,11 @@ static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uin
             continue;
         }
         for (size_t i = 0; i + width <= length; i += width) {
+            const size_t block = length - i < SCAN_BYTES ? length - i : SCAN_BYTES;
+            if (i % SCAN_BYTES == 0 && !any_odd(width, bytes + i, block, floats[k].exponent)) {
+                i += block - block % width - width; /* most blocks have none */
+                continue;
+            }
             uint64_t value = 0;
             memcpy(&value, bytes + i, width); /* little-endian, as the reader gives it */
             if ((value & floats[k].exponent) == floats[k].exponent) {
@@ -315,6 +364,9 @@ static heft_status inspect(struct inspection *v, heft_error *err)
         status = check_quantized(v, err);
     }
     if (status == HEFT_OK) {
+        status = check_model(v, err);
+    }
+    if (status == HEFT_OK) {
         status = check_files(v, err);
     }
     if (status == HEFT_OK &&
@@ -371,7 +423,7 @@ static heft_status publish(struct inspection *v, heft_error *err)
 }
 
 heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *variant,
-                                    const heft_error *config, const heft_error *quant,
+                                    const heft__suspicions *beside,
                                     const heft_verify_options *options, heft_verify_report **report,
                                     heft_error *err)
 {
@@ -380,8 +432,9 @@ heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *v
                            .survey = survey,
                            .options = options,
                            .variant = variant,
-                           .config = config,
-                           .quant = quant};
+                           .config = beside->config,
+                           .quant = beside->quant,
+                           .model = beside->model};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);

@@ -82,6 +82,9 @@ void cli_options_help(const cli_command *command, FILE *out);
 
 /* ---- option_values.c: what an option says; false with a filled err for what cannot be */
 bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err);
+/* The same, and 0; a plain count from 1 on. */
+bool cli_value_size_or_none(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err);
+bool cli_value_count(const cli_run *run, size_t option, uint64_t *count, heft_error *err);
 bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_error *err);
 bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_dtype *dtype,
                      heft_error *err);
@@ -91,7 +94,7 @@ bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, hef
 
 bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strategy,
                         heft_error *err);
-/* A strategy, or the name of a file. */
+/* A strategy, a device, JSON text, or the name of a file. */
 bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted, heft_error *err);
 /* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
@@ -164,6 +167,8 @@ size_t cli_width(const char *text);
 /* "1,234,567" and "433.2 MB", in buf. */
 const char *cli_grouped(uint64_t value, char buf[32]);
 const char *cli_bytes(uint64_t bytes, char buf[32]);
+/* From now on cli_bytes() answers in powers of 1024 (GiB) if one of these sizes is in them. */
+void cli_units_like(const char *sizes);
 /* "[768, 3072]" in buf; a shape that is too long ends with "...". */
 const char *cli_shape(const uint64_t *shape, uint32_t rank, char buf[256]);
 
@@ -236,6 +241,8 @@ bool cli_treemap_write(cli_run *run, const cli_listing *list, const char *title,
                        heft_error *err);
 
 /* ---- write_output.c: what `init` and `convert` say */
+/* Warn if DST, which is a folder, is named as a weight file. */
+void cli_warn_of_folder(cli_run *run, const char *path);
 /* `total_parameters` 0: not known. Returns the exit code. */
 int cli_print_written(cli_run *run, const heft_write_report *report, bool dry_run);
 

@@ -48,6 +48,7 @@ static int run_convert(cli_run *run)
     if (!read_options(run, &request, &err)) {
         return cli_fail(run, &err);
     }
+    cli_warn_of_folder(run, run->arguments[1]);
     const heft_source_options how =
         HEFT_OPTIONS(heft_source_options, .checkpoint = &where,
                      .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = request.dtype);

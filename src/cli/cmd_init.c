@@ -54,6 +54,7 @@ static int run_init(cli_run *run)
     if (!read_options(run, &request, &err)) {
         return cli_fail(run, &err);
     }
+    cli_warn_of_folder(run, run->arguments[1]);
     heft_status status = heft_config_read(run->ctx, run->arguments[0], &config, &err);
     if (status == HEFT_OK) {
         heft_dtype dtype = request.dtype ? request.dtype : heft_config_dtype(config);

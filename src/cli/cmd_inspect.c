@@ -11,10 +11,12 @@
 #define OPTIONS(X)                                                                                 \
     X(CLASS, "class", "NAME", "class of the empty model (default: from the config)")               \
     X(TREE, "tree", NULL, "show modules with totals instead of tensors")                           \
-    X(HTML, "html", "FILE", "write an HTML treemap of the tensors")                                \
+    X(HTML, "html", "FILE",                                                                        \
+      "write an HTML treemap of the tensors instead of a list; -: to stdout")                      \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "preferred format: safetensors, bin or offload (default: safetensors)")
+    X(FORMAT, "format", "F",                                                                       \
+      "format of the weights: safetensors, bin or offload (default: the first of them)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
@@ -242,6 +244,9 @@ static bool print_text(cli_run *run, const cli_listing *list, const heft_quantiz
             return false;
         }
     }
+    if (run->values[OPTION_HTML] && !run->values[OPTION_TREE]) {
+        return true;
+    }
     putchar('\n');
     return run->values[OPTION_TREE] ? cli_tree_print(list, stdout) : print_tensors(list);
 }
@@ -255,8 +260,10 @@ static int print_listing(cli_run *run, cli_listing *list, const heft_quantizatio
         cli_listing_fini(list);
         return cli_fail(run, &err);
     }
-    good = good &&
-           (run->json ? print_json(run, list, quantization) : print_text(run, list, quantization));
+    const bool silent = page && (strcmp(page, "-") == 0 || (run->quiet && !run->json));
+    good = good && (silent      ? true
+                    : run->json ? print_json(run, list, quantization)
+                                : print_text(run, list, quantization));
     cli_listing_fini(list);
     return good ? 0 : cli_fail_nomem(run);
 }
@@ -303,6 +310,12 @@ static int run_inspect(cli_run *run)
         HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
                      .subfolder = run->values[OPTION_SUBFOLDER]);
     if (!cli_value_format(run, OPTION_FORMAT, &where.prefer, &err)) {
+        return cli_fail(run, &err);
+    }
+    const char *page = run->values[OPTION_HTML];
+    if (page && strcmp(page, "-") == 0 && (run->json || run->values[OPTION_TREE])) {
+        cli_refuse(&err, "--html", "'-' writes the page to standard output, where %s goes",
+                   run->json ? "the JSON document" : "the tree");
         return cli_fail(run, &err);
     }
     if (heft_source_open(run->ctx, run->arguments[0],

@@ -1,4 +1,5 @@
-/* cmd_plan.c - heft plan PATH: which module would live where, and what each dtype would need. */
+/* cmd_plan.c - heft plan PATH: which module would live where, whether all fits, and what each dtype would
+ * need. */
 #include "cli/cli.h"
 
 #include <math.h>
@@ -7,17 +8,25 @@
 
 #define OPTIONS(X)                                                                                 \
     X(STRATEGY, "strategy", "S",                                                                   \
-      "auto, balanced, balanced_low_0, sequential, best, a device (cpu, 0, cuda:0), or a device "  \
-      "map file (default: auto)")                                                                  \
+      "auto, balanced, balanced_low_0, sequential, best, a device (cpu, 0, cuda:0), a device map " \
+      "({\"\": 0}), or a file with one (default: auto)")                                           \
     X(MAX_MEMORY, "max-memory", "M",                                                               \
       "memory per device: 0=20GB,1=20GB,cpu=30GB (default for cpu: available memory)")             \
-    X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else from the files)") \
+    X(CONTEXT, "context", "N",                                                                     \
+      "keep room for the key/value cache and the activations of N tokens")                         \
+    X(BATCH, "batch", "B", "of B sequences (default: 1)")                                          \
+    X(RESERVE, "reserve", "S",                                                                     \
+      "memory that stays free on each accelerator (default: a tenth of it; 0 with --context)")     \
+    X(CHECK, "check", NULL, "exit with 1 if the model does not fit in memory")                     \
+    X(DTYPE, "dtype", "D",                                                                         \
+      "dtype of the weights; int4, int8 or fp8: as if they were quantized (default: from the "     \
+      "config, else from the files)")                                                              \
     X(DEQUANTIZE, "dequantize", NULL, "plan quantized weights as plain ones")                      \
     X(DTYPE_OF, "dtype-of", "A=D,B=D", "dtype of modules, classes or tensors by name: wo=float32") \
     X(CLASS, "class", "NAME",                                                                      \
       "model class: LlamaForCausalLM, AutoModel, ... (default: from the config)")                  \
     X(NO_SPLIT, "no-split", "A,B",                                                                 \
-      "classes or modules that are never split (default: the family's blocks)")                    \
+      "classes or modules that are never split; '': none (default: the family's blocks)")          \
     X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "allow buffers on cpu and disk without a warning") \
     X(FALLBACK_ALLOCATION, "fallback-allocation", NULL,                                            \
       "move a later module forward if a device would stay empty")                                  \
@@ -44,6 +53,7 @@ struct request {
 struct answer {
     heft_plan *plan;         /* owned */
     char *class_name, *type; /* owned */
+    heft_dtype dtype;        /* of what stays plain */
     heft_load_needs needs;
 };
 
@@ -98,6 +108,57 @@ static bool read_dtypes(const cli_run *run, struct request *request, heft_error 
     return true;
 }
 
+static const struct quantized {
+    const char *name, *scales;
+    heft_plan_quantization how;
+} quantized[] = {
+    {"int4", "one 16-bit scale for each 128 weights of a row", HEFT_PLAN_INT4},
+    {"int8", "one 16-bit scale for each row",                  HEFT_PLAN_INT8},
+    {"fp8",  "one float32 scale for each block of 128 x 128",  HEFT_PLAN_FP8 },
+};
+
+/* The row of `--dtype`; NULL if it is a plain dtype. */
+static const struct quantized *find_quantized(const cli_run *run)
+{
+    const char *text = run->values[OPTION_DTYPE];
+    for (size_t i = 0; text && i < sizeof quantized / sizeof quantized[0]; i++) {
+        if (strcmp(text, quantized[i].name) == 0) {
+            return &quantized[i];
+        }
+    }
+    return NULL;
+}
+
+/* Without --context and --reserve, a tenth of each accelerator. */
+static bool read_room(const cli_run *run, struct request *request, heft_error *err)
+{
+    uint64_t reserve = 0;
+    heft_plan_options *plan = &request->plan;
+    if (!cli_value_count(run, OPTION_CONTEXT, &plan->context, err) ||
+        !cli_value_count(run, OPTION_BATCH, &plan->batch, err) ||
+        !cli_value_size_or_none(run, OPTION_RESERVE, &reserve, err)) {
+        return false;
+    }
+    if (run->values[OPTION_BATCH] && !run->values[OPTION_CONTEXT]) {
+        return cli_refuse(err, "--batch", "requires --context");
+    }
+    plan->reserve_bytes = (double)reserve;
+    plan->reserve_share = run->values[OPTION_RESERVE] || run->values[OPTION_CONTEXT] ? 0 : 0.1;
+    return true;
+}
+
+static bool read_dtype(const cli_run *run, struct request *request, heft_error *err)
+{
+    const struct quantized *asked = find_quantized(run);
+    if (!asked) {
+        return cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err);
+    }
+    request->plan.quantize = asked->how;
+    request->source.dequantize =
+        true; /* weights that are quantized otherwise count as plain ones */
+    return true;
+}
+
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
 {
     request->plan = HEFT_SIZED(heft_plan_options);
@@ -108,7 +169,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
                                    .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
     request->where.variant = run->values[OPTION_VARIANT];
     request->where.subfolder = run->values[OPTION_SUBFOLDER];
-    bool good = cli_value_dtype(run, OPTION_DTYPE, true, &request->load.dtype, err) &&
+    bool good = read_dtype(run, request, err) && read_room(run, request, err) &&
                 cli_value_map(run, OPTION_STRATEGY, &request->plan, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
                                   &request->plan.budget_count, err) &&
@@ -211,6 +272,54 @@ static void put_needs(cli_json *json, const struct answer *answer)
     cli_json_close(json, '}');
 }
 
+static void put_rooms(cli_json *json, const heft_plan *plan)
+{
+    char name[CLI_DEVICE_TEXT];
+    heft_budget budget;
+    heft_plan_room room = HEFT_SIZED(heft_plan_room);
+    double placed, sum = 0;
+    cli_json_open(json, "reserve", '{');
+    for (size_t i = 0;
+         heft_plan_device(plan, i, &budget, &placed) && heft_plan_get_room(plan, i, &room); i++) {
+        cli_json_open(json, cli_device(budget.device, name), '{');
+        put_bytes(json, "cache_bytes", room.cache_bytes);
+        put_bytes(json, "activation_bytes", room.activation_bytes);
+        put_bytes(json, "free_bytes", room.reserve_bytes);
+        put_bytes(json, "given_bytes", room.given_bytes);
+        cli_json_close(json, '}');
+        sum += room.cache_bytes + room.activation_bytes + room.reserve_bytes;
+    }
+    cli_json_close(json, '}');
+    put_bytes(json, "reserve_bytes", sum);
+}
+
+/* What does not fit, and what is assumed. */
+static void put_verdict(cli_json *json, const cli_run *run, const struct answer *answer)
+{
+    const struct quantized *how = find_quantized(run);
+    double bytes = 0;
+    int32_t device;
+    const heft_plan_verdict verdict = heft_plan_fits(answer->plan, &device, &bytes);
+    if (verdict == HEFT_PLAN_UNKNOWN) {
+        cli_json_null(json, "fits");
+    } else {
+        cli_json_bool(json, "fits", verdict == HEFT_PLAN_FITS);
+    }
+    put_bytes(json, "missing_bytes", bytes);
+    put_rooms(json, answer->plan);
+    if (how) {
+        cli_json_open(json, "quantize", '{');
+        cli_json_string(json, "dtype", how->name);
+        cli_json_string(json, "scales", how->scales);
+        cli_json_string(json, "quantized", "matrices in the layers");
+        cli_json_string(json, "plain", "embeddings, norms, routers, biases and heads");
+        cli_json_string(json, "plain_dtype", heft_dtype_name(answer->dtype));
+        cli_json_close(json, '}');
+    } else {
+        cli_json_null(json, "quantize");
+    }
+}
+
 static void put_dtypes(cli_json *json, heft_plan *plan)
 {
     struct dtype_row rows[DTYPES];
@@ -249,10 +358,22 @@ static void print_json(const cli_run *run, const struct answer *answer)
     put_bytes(&json, "bytes", bytes);
     cli_json_close(&json, '}');
     cli_json_string(&json, "budget", heft_plan_reason(plan));
-    put_needs(&json, answer);
+    put_verdict(&json, run, answer);
+    if (find_quantized(run)) { /* there is nothing to load */
+        cli_json_null(&json, "peak_bytes");
+        cli_json_null(&json, "least_bytes");
+        cli_json_null(&json, "peak");
+        cli_json_null(&json, "stream");
+    } else {
+        put_needs(&json, answer);
+    }
     put_dtypes(&json, plan);
     cli_json_open(&json, "warnings", '[');
     cli_plan_put_warnings(&json, plan);
+    if (run->values[OPTION_CONTEXT] && !heft_plan_cache_known(plan)) {
+        cli_json_string(&json, NULL,
+                        "the cache of this model type is unknown: no room is kept for it");
+    }
     cli_json_close(&json, ']');
     cli_json_double(&json, "seconds", cli_now() - run->started);
     cli_json_close(&json, '}');
@@ -285,6 +406,77 @@ static bool print_device(const heft_plan *plan, int32_t device)
     cli_names_free(rows, folded);
     free(names);
     return good;
+}
+
+/* "fits" or why not. */
+static void print_verdict(const struct answer *answer)
+{
+    char size[32], name[CLI_DEVICE_TEXT];
+    int32_t device;
+    double bytes;
+    const heft_plan_verdict verdict = heft_plan_fits(answer->plan, &device, &bytes);
+    cli_bytes((uint64_t)bytes, size);
+    switch (verdict) {
+    case HEFT_PLAN_FITS:
+        printf("fits         yes\n");
+        break;
+    case HEFT_PLAN_ON_DISK:
+        printf("fits         no: %s would be on disk\n", size);
+        break;
+    case HEFT_PLAN_OVER:
+        printf("fits         no: %s more is needed on %s\n", size, cli_device(device, name));
+        break;
+    case HEFT_PLAN_UNKNOWN:
+        printf("fits         unknown: %s would be on %s, for which --max-memory gives no budget\n",
+               size, cli_device(device, name));
+        break;
+    }
+}
+
+/* " 1.2 GB for the cache", after a comma unless it is the first; nothing for 0 bytes. */
+static void print_part(double bytes, const char *what, bool *any)
+{
+    char size[32];
+    if (bytes > 0) {
+        printf("%s %s %s", *any ? "," : "", cli_bytes((uint64_t)bytes, size), what);
+        *any = true;
+    }
+}
+
+/* What is kept besides weights, and on which devices. */
+static void print_rooms(const cli_run *run, const heft_plan *plan)
+{
+    char name[CLI_DEVICE_TEXT];
+    const char *title = "reserve     ";
+    heft_budget budget;
+    heft_plan_room room = HEFT_SIZED(heft_plan_room);
+    double placed;
+    for (size_t i = 0;
+         heft_plan_device(plan, i, &budget, &placed) && heft_plan_get_room(plan, i, &room); i++) {
+        if (room.cache_bytes + room.activation_bytes + room.reserve_bytes > 0) {
+            bool any = false;
+            printf("%s %s:", title, cli_device(budget.device, name));
+            print_part(room.cache_bytes, "for the key/value cache", &any);
+            print_part(room.activation_bytes, "for activations", &any);
+            print_part(room.reserve_bytes, "stay free", &any);
+            putchar('\n');
+            title = "            ";
+        }
+    }
+    if (*title == 'r') {
+        printf("reserve      none%s\n",
+               run->values[OPTION_CONTEXT] ? "" : "; --context N keeps room for N tokens");
+    }
+}
+
+static void print_quantized(const cli_run *run, const struct answer *answer)
+{
+    const struct quantized *how = find_quantized(run);
+    if (how) {
+        printf("quantized    matrices in the layers to %s, %s;\n             embeddings, norms, "
+               "routers, biases and heads stay %s\n",
+               how->name, how->scales, heft_dtype_name(answer->dtype));
+    }
 }
 
 static bool print_devices(const heft_plan *plan)
@@ -325,7 +517,7 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     }
 }
 
-static bool print_text(const struct answer *answer)
+static bool print_text(const cli_run *run, const struct answer *answer)
 {
     heft_plan *plan = answer->plan;
     char bytes[32], largest[32], training[32];
@@ -335,7 +527,11 @@ static bool print_text(const struct answer *answer)
     cli_put(stdout, answer->class_name);
     printf(" (");
     cli_put(stdout, answer->type);
-    printf(")\nbudget       %s\n", heft_plan_reason(plan));
+    printf(")\n");
+    print_verdict(answer);
+    print_quantized(run, answer);
+    printf("budget       %s\n", heft_plan_reason(plan));
+    print_rooms(run, plan);
     if (!print_devices(plan)) {
         return false;
     }
@@ -343,7 +539,9 @@ static bool print_text(const struct answer *answer)
     printf("largest      ");
     cli_put(stdout, name);
     printf(", %s\n", cli_bytes((uint64_t)size, bytes));
-    print_needs(plan, &answer->needs);
+    if (!find_quantized(run)) { /* there is nothing to load */
+        print_needs(plan, &answer->needs);
+    }
     measure_dtypes(plan, rows);
     printf("\n%-9s %10s %14s %19s\n", "dtype", "total", "largest block", "training with Adam");
     for (size_t i = 0; i < DTYPES; i++) {
@@ -365,11 +563,16 @@ static int print_plan(cli_run *run, const struct answer *answer)
     if (!cli_plan_warn(run, plan)) {
         return cli_fail_nomem(run);
     }
+    if (run->values[OPTION_CONTEXT] && !heft_plan_cache_known(plan)) {
+        cli_warn(run, "the cache of this model type is unknown: no room is kept for it");
+    }
     if (run->json) {
         print_json(run, answer);
-        return 0;
+    } else if (!run->quiet && !print_text(run, answer)) {
+        return cli_fail_nomem(run);
     }
-    return run->quiet || print_text(answer) ? 0 : cli_fail_nomem(run);
+    const bool fits = heft_plan_fits(plan, NULL, NULL) == HEFT_PLAN_FITS;
+    return run->values[OPTION_CHECK] && !fits ? CLI_EXIT_NO : 0;
 }
 
 /* The skeleton is gone before the needs are computed, as it is when a load begins. */
@@ -389,6 +592,7 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
     if (status == HEFT_OK) {
         answer->class_name = strdup(heft_model_class(skeleton));
         answer->type = strdup(heft_model_type(skeleton));
+        answer->dtype = heft_model_dtype(skeleton);
     }
     heft_model_free(skeleton);
     if (status == HEFT_OK) {

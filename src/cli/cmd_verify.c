@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define OPTIONS(X)                                                                                 \
-    X(DEEP, "deep", NULL, "read every byte: checksums, NaN and infinities")                        \
+    X(DEEP, "deep", NULL,                                                                          \
+      "read every byte: checksums, NaN, infinities, and heft-manifest.json if it is there")        \
     X(MANIFEST, "manifest", "FILE", "compare with a manifest from --write-manifest")               \
     X(WRITE_MANIFEST, "write-manifest", "[FILE]",                                                  \
       "write sizes and checksums (default: heft-manifest.json in the folder)")                     \
@@ -139,13 +141,15 @@ static int run_verify(cli_run *run)
         HEFT_OPTIONS(heft_verify_options, .deep = run->values[OPTION_DEEP] != NULL,
                      .manifest = run->values[OPTION_MANIFEST],
                      .write_manifest = run->values[OPTION_WRITE_MANIFEST]);
-    char *manifest = NULL;
+    char *manifest = standard_manifest(path, where.subfolder);
+    if (!manifest) {
+        return cli_fail_nomem(run);
+    }
     if (request.write_manifest && !*request.write_manifest) {
-        manifest = standard_manifest(path, where.subfolder);
-        if (!manifest) {
-            return cli_fail_nomem(run);
-        }
         request.write_manifest = manifest;
+    } else if (request.deep && !request.manifest && !request.write_manifest &&
+               access(manifest, F_OK) == 0) {
+        request.manifest = manifest;
     }
     int code;
     heft_status status = heft_source_open(

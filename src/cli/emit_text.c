@@ -117,21 +117,32 @@ const char *cli_grouped(uint64_t value, char buf[32])
     return buf;
 }
 
+static bool binary_units;
+
+void cli_units_like(const char *sizes)
+{
+    const char *i = strpbrk(sizes, "iI");
+    binary_units = binary_units || (i && (i[1] == 'b' || i[1] == 'B'));
+}
+
 const char *cli_bytes(uint64_t bytes, char buf[32])
 {
-    static const char *const units[] = {"KB", "MB", "GB", "TB"};
-    if (bytes < 1000) {
+    static const char *const units[2][4] = {
+        {"KB",  "MB",  "GB",  "TB" },
+        {"KiB", "MiB", "GiB", "TiB"}
+    };
+    const unsigned step = binary_units ? 1024 : 1000;
+    if (bytes < step) {
         snprintf(buf, 32, "%" PRIu64 " B", bytes);
         return buf;
     }
-    double value = (double)bytes / 1000;
+    double value = (double)bytes / step;
     size_t unit = 0;
-    /* 999.95 would be printed as 1000.0 */
-    while (value >= 999.95 && unit + 1 < sizeof units / sizeof units[0]) {
-        value /= 1000;
+    while (value >= step - 0.05 && unit < 3) { /* 999.95 would be printed as 1000.0 */
+        value /= step;
         unit++;
     }
-    snprintf(buf, 32, "%.1f %s", value, units[unit]);
+    snprintf(buf, 32, "%.1f %s", value, units[binary_units][unit]);
     return buf;
 }
 

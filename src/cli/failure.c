@@ -6,8 +6,11 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 bool cli_refuse(heft_error *err, const char *item, const char *format, ...)
 {
@@ -81,6 +84,18 @@ void cli_warn(cli_run *run, const char *text)
     putc('\n', stderr);
 }
 
+/* `| head` has read enough: a command that only shows something ends as every filter does, by the
+ * signal. */
+static void end_with_reader(const cli_run *run)
+{
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if ((!run->command || run->command->dies_at_once) && poll(&out, 1, 0) == 1 &&
+        (out.revents & POLLERR)) {
+        signal(SIGPIPE, SIG_DFL);
+        (void)raise(SIGPIPE);
+    }
+}
+
 int cli_finish_stdout(cli_run *run, int code)
 {
     bool failed = ferror(stdout) != 0;
@@ -88,6 +103,9 @@ int cli_finish_stdout(cli_run *run, int code)
     if (fflush(stdout) == 0 && !failed) {
         return code;
     }
+    const int reason = errno;
+    end_with_reader(run);
+    errno = reason;
     heft_error err = {.status = HEFT_IO, .sys_errno = errno, .offset = HEFT_NO_OFFSET};
     snprintf(err.message, sizeof err.message, "cannot write to standard output%s%s",
              errno ? ": " : "", errno ? strerror(errno) : "");

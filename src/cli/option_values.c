@@ -25,21 +25,45 @@ static bool refuse_as(const cli_run *run, size_t option, heft_error *err, const 
     return false;
 }
 
-bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err)
+bool cli_value_size_or_none(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err)
 {
     const char *text = run->values[option];
     heft_error reason = {0};
-    uint64_t value;
-    if (!text) {
-        return true;
-    }
-    if (heft_size_parse(text, &value, &reason) != HEFT_OK) {
+    if (text && heft_size_parse(text, bytes, &reason) != HEFT_OK) {
         return refuse_as(run, option, err, &reason);
     }
-    if (value == 0) { /* to the library it would be the default */
+    if (text) {
+        cli_units_like(text);
+    }
+    return true;
+}
+
+bool cli_value_size(const cli_run *run, size_t option, uint64_t *bytes, heft_error *err)
+{
+    uint64_t value = *bytes;
+    if (!cli_value_size_or_none(run, option, &value, err)) {
+        return false;
+    }
+    if (run->values[option] && value == 0) { /* to the library it would be the default */
         return refuse(run, option, err, "is less than one byte");
     }
     *bytes = value;
+    return true;
+}
+
+bool cli_value_count(const cli_run *run, size_t option, uint64_t *count, heft_error *err)
+{
+    const char *text = run->values[option];
+    if (!text) {
+        return true;
+    }
+    errno = 0;
+    const unsigned long long value = strtoull(text, NULL, 10);
+    if (!*text || strspn(text, "0123456789") != strlen(text) || errno == ERANGE || value == 0 ||
+        value > 1000000000) {
+        return refuse(run, option, err, "is not a count: expected an integer from 1 to 1000000000");
+    }
+    *count = value;
     return true;
 }
 
@@ -137,8 +161,10 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
         }
     }
     return !text ||
-           refuse(run, option, err,
-                  "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best");
+           refuse(
+               run, option, err,
+               "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best, a "
+               "device such as cpu or cuda:0, a JSON map such as {\"\": 0}, or a file with one");
 }
 
 static bool read_device(const char *text, size_t length, int32_t *device);
@@ -147,11 +173,17 @@ bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted,
 {
     static heft_device_entry whole; /* the model on one device: "cpu", "0", "cuda:0" */
     const char *text = run->values[option];
-    const char *device = text && strncmp(text, "cuda:", 5) == 0 ? text + 5 : text;
+    const char *device = text && strncmp(text, "cuda:", 5) == 0 ? text + 5
+                         : text && strcmp(text, "cuda") == 0    ? "0"
+                                                                : text;
     if (text && read_device(device, strlen(device), &whole.device)) {
         whole.name = "";
         wanted->device_map = &whole;
         wanted->device_map_count = 1;
+        return true;
+    }
+    if (text && text[strspn(text, " \t\n")] == '{') {
+        wanted->device_map_json = text;
         return true;
     }
     if (text && (strchr(text, '/') || strchr(text, '.'))) { /* no strategy has these in its name */
@@ -201,6 +233,7 @@ static bool read_budget(const cli_run *run, size_t option, const char *text, siz
         return refuse_as(run, option, err, &reason);
     }
     budget->bytes = (double)bytes;
+    cli_units_like(size);
     return true;
 }
 

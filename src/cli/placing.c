@@ -19,6 +19,23 @@ const char *cli_device(int32_t device, char dst[CLI_DEVICE_TEXT])
     }
 }
 
+/* "12345678 bytes" as "12.3 MB", once in a line. */
+static void warn_line(cli_run *run, const char *line)
+{
+    const char *unit = strstr(line, " bytes"), *number = unit;
+    while (number && number > line && number[-1] >= '0' && number[-1] <= '9') {
+        number--;
+    }
+    char *text = NULL, size[32];
+    if (number == unit ||
+        asprintf(&text, "%.*s%s%s", (int)(number - line), line,
+                 cli_bytes(strtoull(number, NULL, 10), size), unit + strlen(" bytes")) < 0) {
+        text = NULL;
+    }
+    cli_warn(run, text ? text : line);
+    free(text);
+}
+
 bool cli_plan_warn(cli_run *run, const heft_plan *plan)
 {
     for (size_t i = 0; heft_plan_warning(plan, i); i++) {
@@ -27,7 +44,7 @@ bool cli_plan_warn(cli_run *run, const heft_plan *plan)
             return false;
         }
         for (char *rest = lines, *line; (line = strsep(&rest, "\n"));) {
-            cli_warn(run, line);
+            warn_line(run, line);
         }
         free(lines);
     }

@@ -92,18 +92,21 @@ static void draw(const cli_progress *bar, const heft_progress *progress, double 
     size_t columns = terminal_columns();
     format_rate(bar, progress, now, tail, sizeof tail);
     int at;
-    if (progress->total_bytes == 0) {
+    const size_t fixed = strlen(bar->what) + strlen(tail) + 12; /* spaces, brackets, percent */
+    const double share = progress->total_bytes == 0 ? 0
+                         : progress->done_bytes < progress->total_bytes
+                             ? (double)progress->done_bytes / (double)progress->total_bytes
+                             : 1;
+    if (progress->total_bytes > 0 && columns < fixed + 10) { /* a bar that is cut off looks full */
+        at = snprintf(line, sizeof line, "%s %3d%% %s", bar->what, (int)(share * 100), tail);
+    } else if (progress->total_bytes == 0) {
         at = snprintf(line, sizeof line, "%s %s  %s", bar->what,
                       cli_bytes(progress->done_bytes, bytes), tail);
     } else {
-        double share = (double)progress->done_bytes / (double)progress->total_bytes;
-        share = share > 1 ? 1 : share;
-        size_t fixed = strlen(bar->what) + strlen(tail) + 12; /* spaces, brackets, percent */
-        size_t room = columns > fixed + 10 ? columns - fixed : 10;
-        room = room > 60 ? 60 : room;
+        const size_t room = columns - fixed > 60 ? 60 : columns - fixed;
         char cells[61];
         for (size_t i = 0; i < room; i++) {
-            cells[i] = (double)i < share * (double)room ? '#' : '-';
+            cells[i] = (double)(i + 1) <= share * (double)room ? '#' : '-';
         }
         cells[room] = '\0';
         at = snprintf(line, sizeof line, "%s [%s] %3d%% %s", bar->what, cells, (int)(share * 100),

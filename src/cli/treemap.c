@@ -15,8 +15,13 @@ static const char head[] =
     "#map{position:relative;width:100%;height:82vh;border:1px solid #999}"
     ".box{position:absolute;overflow:hidden;box-sizing:border-box;border:1px solid rgba(0,0,0,.35);"
     "white-space:nowrap;font-size:11px;line-height:14px;padding-left:3px}"
-    "#at{min-height:1.5em}table{border-collapse:collapse}td{padding:0 1em 0 0}\n</style></head>"
-    "<body>\n<h1 id=\"title\"></h1><p id=\"sum\"></p><p id=\"at\">Point to a box.</p><div "
+    "#at{min-height:1.5em}.box.no{opacity:.25}.box.no .box:not(.no){opacity:1}input{font:inherit}\n"
+    "@media(prefers-color-scheme:dark){:root{color-scheme:dark}body{background:#161616;color:#"
+    "e6e6e6}"
+    ".box{border-color:rgba(255,255,255,.3)}#map{border-color:#666}}\n</style></head>"
+    "<body>\n<h1 id=\"title\"></h1><p id=\"sum\"></p><p><label>Search <input "
+    "id=\"find\" type=\"search\"></label> <span id=\"found\"></span></p><p id=\"at\">Point to a "
+    "box.</p><div "
     "id=\"map\"></div>\n<noscript>This page requires JavaScript.</noscript>\n"
     "<script type=\"application/json\" id=\"data\">";
 
@@ -32,8 +37,10 @@ static const char script[] =
     "t.name.split('.')){path=path?path+'.'+p:p;let "
     "c=n.children.get(p);if(!c){c={name:p,path,bytes:0,"
     "children:new Map()};n.children.set(p,c)}c.bytes+=t.bytes;n=c}n.tensor=t}\n"
-    "const colors={},color=d=>colors[d]=colors[d]||`hsl(${Object.keys(colors).length*67+205} "
-    "45% 82%)`;\n"
+    "const dark=matchMedia('(prefers-color-scheme:dark)'),find=document.getElementById('find'),"
+    "hit=p=>p.toLowerCase().includes(find.value.trim().toLowerCase());\n"
+    "let colors={};const color=d=>colors[d]=colors[d]||`hsl(${Object.keys(colors).length*67+205} "
+    "45% ${dark.matches?28:82}%)`;\n"
     "function place(list,x,y,w,h,depth,parent){let total=list.reduce((s,n)=>s+n.bytes,0);"
     "list.sort((a,b)=>b.bytes-a.bytes);while(list.length&&total>0){const side=Math.min(w,h);let "
     "row=[],sum=0,worst=Infinity;while(list.length){const n=list[0],s=sum+n.bytes,area=w*h/total,"
@@ -46,8 +53,10 @@ static const char script[] =
     "function draw(n,x,y,w,h,depth,parent){if(w<2||h<2)return;const "
     "b=document.createElement('div');"
     "b.className='box';Object.assign(b.style,{left:x+'px',top:y+'px',width:w+'px',height:h+'px',"
-    "background:n.tensor?color(n.tensor.dtype):`hsl(0 0% ${97-depth*4}%)`});if(w>30&&h>13)"
-    "b.append(n.name);b.onmouseover=e=>{e.stopPropagation();at.textContent=n.path+': "
+    "background:n.tensor?color(n.tensor.dtype):`hsl(0 0% "
+    "${dark.matches?12+depth*4:97-depth*4}%)`});if(!hit(n.path))b.classList.add('no');"
+    "if(w>30&&h>13)b.append(n.name+(w>120?'  "
+    "'+size(n.bytes):''));b.onmouseover=e=>{e.stopPropagation();at.textContent=n.path+': "
     "'+size(n.bytes)+"
     "(n.tensor?', '+n.tensor.dtype+' ['+n.tensor.shape+']'+(n.tensor.file?', "
     "'+n.tensor.file:''):'')};"
@@ -55,8 +64,12 @@ static const char script[] =
     "depth+1,b)}\n"
     "document.getElementById('title').textContent=data.title;document.getElementById('sum')."
     "textContent=data.tensors.length+' tensors, '+size(root.bytes);\n"
-    "function all(){map.textContent='';place([...root.children.values()],0,0,map.clientWidth,"
-    "map.clientHeight,0,map)}all();addEventListener('resize',all);\n</script></body></html>\n";
+    "function all(){map.textContent='';colors={};const hits=data.tensors.filter(t=>hit(t.name));"
+    "document.getElementById('found').textContent=find.value.trim()?hits.length+' tensors, '+"
+    "size(hits.reduce((s,t)=>s+t.bytes,0)):'';place([...root.children.values()],0,0,map."
+    "clientWidth,"
+    "map.clientHeight,0,map)}all();addEventListener('resize',all);find.oninput=all;dark.onchange="
+    "all;\n</script></body></html>\n";
 
 /* The tensors as JSON in memory, owned; NULL without memory. */
 static char *list_tensors(const cli_listing *list, const char *title)
@@ -119,6 +132,11 @@ bool cli_treemap_write(cli_run *run, const cli_listing *list, const char *title,
         good = fclose(out) == 0 && good;
     }
     free(data);
+    if (good && strcmp(path, "-") == 0) {
+        fwrite(page, 1, size, stdout); /* cli_finish_stdout() tells of failures */
+        free(page);
+        return true;
+    }
     good = good ? heft_file_write(run->ctx, path, page, size, err) == HEFT_OK
                 : cli_refuse(err, "--html", "cannot allocate memory for the page");
     free(page);

@@ -2,6 +2,8 @@
 #include "cli/cli.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 static void print_json(cli_run *run, const heft_write_report *report, bool dry_run, double seconds)
 {
@@ -63,6 +65,22 @@ static bool print_text(cli_run *run, const heft_write_report *report, bool dry_r
     }
     printf("time        %.2f s\nmemory      %s\n", seconds, cli_memory_text(&run->memory, memory));
     return true;
+}
+
+void cli_warn_of_folder(cli_run *run, const char *path)
+{
+    static const char *const endings[] = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"};
+    const size_t length = strlen(path);
+    for (size_t i = 0; i < sizeof endings / sizeof endings[0]; i++) {
+        const size_t tail = strlen(endings[i]);
+        char *text = NULL;
+        if (length > tail && strcmp(path + length - tail, endings[i]) == 0 &&
+            asprintf(&text, "DST '%s' is a folder, although it is named as a weight file", path) >=
+                0) {
+            cli_warn(run, text);
+            free(text);
+        }
+    }
 }
 
 int cli_print_written(cli_run *run, const heft_write_report *report, bool dry_run)

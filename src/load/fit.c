@@ -110,13 +110,13 @@ static bool has_prefixed(const heft_model *model)
     return false;
 }
 
-static heft_status warn_of_body(heft__loading *l, heft_error *err)
+/* How many weights of the body the checkpoint lacks, of how many, and the first names of these. */
+static size_t count_lacking(const heft__loading *l, size_t *total, char *names, size_t cap)
 {
     const heft_model *model = l->model;
     const bool has_prefix = has_prefixed(model);
     const char *first[SHOWN_MOST];
     size_t lacking = 0, all = 0;
-    char names[256];
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         if (parameter->tied_to != i || parameter->kind != HEFT_PARAMETER_WEIGHT ||
@@ -132,16 +132,91 @@ static heft_status warn_of_body(heft__loading *l, heft_error *err)
             lacking++;
         }
     }
+    *total = all;
+    show_names(names, cap, first, lacking);
+    return lacking;
+}
+
+static heft_status warn_of_body(heft__loading *l, heft_error *err)
+{
+    char names[256];
+    size_t all;
+    const size_t lacking = count_lacking(l, &all, names, sizeof names);
     if (lacking == 0) {
         return HEFT_OK;
     }
-    show_names(names, sizeof names, first, lacking);
     return heft__warn(&l->memory->warnings,
                       "%zu of %zu weights of the model's body, not only of a head, are missing and "
                       "random now: %s",
                       lacking, all, names)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
+}
+
+/* Whether a layer has no weight at all in the checkpoint. Modules are in pre-order: a subtree is a run. */
+static bool lacks_layer(const heft__loading *l)
+{
+    const heft_model *model = l->model;
+    for (size_t m = 0; m < model->module_count; m++) {
+        bool any = false, found = false;
+        for (size_t k = m; model->modules[m].kind == HEFT_MODULE_LAYER && k < model->module_count &&
+                           (k == m || model->modules[k].parent >= m);
+             k++) {
+            for (size_t i = 0; i < model->modules[k].parameter_count; i++) {
+                any = true;
+                found =
+                    found || l->match.source[model->modules[k].parameters[i]] != HEFT__NO_TENSOR;
+            }
+        }
+        if (any && !found) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* For a checkpoint that is only looked at: what of the config's model it lacks. */
+static heft_status match_only(heft__loading *l, heft_error *lacks, heft_error *err)
+{
+    char names[256];
+    size_t all;
+    heft_status status = heft__report_new(l->ctx, &l->memory, err);
+    if (status == HEFT_OK) {
+        l->match = (heft__match){
+            .arena = &l->memory->arena, .warnings = &l->memory->warnings, .count = true};
+        status = heft__match_keys(l->model, l->ckpt, &l->match, err);
+    }
+    if (status == HEFT_OK && l->ckpt->count > 0 && count_filled(l) > 0) {
+        const size_t lacking = count_lacking(l, &all, names, sizeof names);
+        if (lacking > 0) {
+            (void)heft__fail(lacks, lacks_layer(l) ? HEFT_MISMATCH : HEFT_NOT_FOUND,
+                             "%zu of %zu weights of the body of %s are missing: %s", lacking, all,
+                             heft_model_class(l->model), names);
+        }
+    }
+    return status;
+}
+
+heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_error *err)
+{
+    const heft_load_options options = HEFT_SIZED(heft_load_options);
+    heft__loading l = {
+        .ctx = source->ctx, .source = source, .ckpt = source->ckpt, .options = &options};
+    heft_error failure = {0};
+    const heft__resolved *where = source->ckpt ? &source->survey->where : NULL;
+    /* an offload folder has only what is on the disk, an adapter only what is added */
+    const bool whole = where && source->config && !where->lone && !where->stem &&
+                       !(where->index_format && where->index_format->index_name);
+    heft_status status = whole ? heft__loading_make_model(&l, &failure) : HEFT_OK;
+    if (status == HEFT_OK && l.model && l.model->known_family) {
+        status = match_only(&l, lacks, &failure);
+    }
+    heft__loading_fini(&l);
+    const bool stops = status == HEFT_NOMEM || status == HEFT_CANCELLED;
+    if (stops && err) {
+        *err = failure;
+    }
+    return stops ? status : HEFT_OK; /* a model that cannot be made says nothing of its weights */
 }
 
 /* ---- placeholders ---------------------------------------------------------------------------- */

@@ -122,6 +122,10 @@ heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err
 heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);
 /* Of floating-point parameters that the checkpoint stores as integers. */
 heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error *err);
+/* Fill `lacks` if the checkpoint lacks weights of the body of the model that its config describes: MISMATCH
+ * if it lacks a layer as a whole, else NOT_FOUND; unchanged if it lacks none, or if that cannot be told.
+ * NOMEM; CANCELLED. */
+heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_error *err);
 
 /* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its

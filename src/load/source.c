@@ -409,6 +409,7 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
                                heft_verify_report **report, heft_error *err)
 {
     heft_verify_options taken;
+    heft_error lacks = {0};
     if (!source || !report) {
         return heft__fail(err, HEFT_INVALID_ARG, "source or report is NULL");
     }
@@ -417,8 +418,12 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
         status = source->survey ? HEFT_OK : tell(&source->no_weights, err);
     }
     if (status == HEFT_OK) {
-        status = heft__checkpoint_verify(source->survey, source->variant, &source->no_config,
-                                         &source->no_quant, &taken, report, err);
+        status = heft__fit_lacks(source, &lacks, err);
+    }
+    if (status == HEFT_OK) {
+        const heft__suspicions beside = {&source->no_config, &source->no_quant, &lacks};
+        status =
+            heft__checkpoint_verify(source->survey, source->variant, &beside, &taken, report, err);
     }
     return heft__add_path(status, err, source->path);
 }

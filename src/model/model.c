@@ -22,7 +22,7 @@ static void begin_run(heft__skeleton *s)
     s->object = s->config->root;
     s->path_length = s->last_length = s->depth = s->parts = 0;
     s->path[0] = s->last[0] = '\0';
-    s->saved_count = s->transient_count = s->tie_count = 0;
+    s->saved_count = s->transient_count = s->tie_count = s->cache_count = 0;
     s->inner_count = 0;
     s->has_inner = s->model->family->inner_names != NULL;
     s->total_bytes = s->tree_bytes = 0;
@@ -92,8 +92,10 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
         model->places = heft__arena_array(arena, count, sizeof *model->places);
     }
     s->ties = heft__arena_array(arena, s->tie_count, sizeof *s->ties);
+    model->caches = heft__arena_array(arena, s->cache_count, sizeof *model->caches);
     if (!model->name_slots || !model->modules || !model->module_parameters || !model->parameters ||
-        !model->rules || !model->bindings || (!model->places && (s->has_inner)) || !s->ties) {
+        !model->rules || !model->bindings || (!model->places && (s->has_inner)) || !s->ties ||
+        !model->caches) {
         return heft__fail(err, HEFT_NOMEM, "no memory for a list of %zu parameters", count);
     }
     model->modules[0] = (heft_module){.path = "",
@@ -103,6 +105,7 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
                                       .parent = SIZE_MAX};
     model->module_count = s->module_count;
     model->count = count;
+    model->cache_count = s->cache_count;
     s->saved_total = s->saved_count;
     return HEFT_OK;
 }

@@ -95,6 +95,13 @@ typedef struct heft__kept_file { /* of the folder that a model was loaded from, 
     size_t length;
 } heft__kept_file;
 
+/* What an attention keeps of the tokens that it has seen, in each sequence. */
+typedef struct heft__cache {
+    uint32_t module;      /* the attention */
+    uint64_t token_elems; /* of one token: its keys and values, or what they are computed from */
+    uint64_t least, most; /* tokens that it keeps, whatever the context is; most 0: all */
+} heft__cache;
+
 struct heft_model {
     heft_ctx *ctx;
     heft__arena arena;   /* all names and arrays */
@@ -116,6 +123,9 @@ struct heft_model {
     heft_module *modules;      /* [module_count] */
     size_t *module_parameters; /* [count] lists of all modules, one after the other */
     size_t count, module_count;
+    heft__cache *caches; /* [cache_count] in the order of the modules */
+    size_t cache_count;
+    uint64_t widest;      /* in + out of the widest matrix in a layer; 0: not known */
     uint32_t inner_count; /* tensors of Transformers' memory that have another name or parts */
     uint32_t
         *name_slots; /* [name_slot_count], a power of two: number + 1, 0 free; heft_model_find */
@@ -181,6 +191,10 @@ void heft__sk_parameter(heft__skeleton *s, const char *name, const uint64_t *sha
                         heft__init_rule rule);
 void heft__sk_buffer(heft__skeleton *s, const char *name, heft_dtype dtype, const uint64_t *shape,
                      uint32_t rank, bool persistent, heft__init_rule rule);
+/* The attention that is entered keeps so many elements of each token: of the last `window` tokens, or (0)
+ * of all. Fixed: of `tokens` tokens, such as the frames of a sound, whatever the context is. */
+void heft__sk_cache(heft__skeleton *s, uint64_t token_elems, uint64_t window);
+void heft__sk_cache_fixed(heft__skeleton *s, uint64_t token_elems, uint64_t tokens);
 /* The two names (full, from the root) share one storage; the source is the one saved. */
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source);
 /* A tensor that Transformers makes of several of a file's, named from the module that is entered;
@@ -235,6 +249,13 @@ uint64_t heft__sk_count(heft__skeleton *s, const char *key,
 uint64_t heft__sk_count_or(heft__skeleton *s, const char *key, uint64_t standard, uint64_t null);
 uint64_t heft__sk_layers(heft__skeleton *s, const char *key,
                          uint64_t standard); /* the same, to HEFT__LAYERS_MOST: for loops */
+/* For what no shape depends on, such as a window of attention: these never fail. The count; standard for a
+ * missing key, 0 for null and everything else. Whether a key is true. Whether text i of a list is `text`;
+ * `standard` if there is no such item. */
+uint64_t heft__sk_count_if(const heft__skeleton *s, const char *key, uint64_t standard);
+bool heft__sk_true(const heft__skeleton *s, const char *key);
+bool heft__sk_list_is(const heft__skeleton *s, const char *key, uint64_t i, const char *text,
+                      bool standard);
 int64_t heft__sk_integer(heft__skeleton *s, const char *key,
                          int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
@@ -251,7 +272,7 @@ bool heft__sk_list_has(heft__skeleton *s, const char *key, uint64_t wanted);
 const char *heft__sk_list_text(heft__skeleton *s, const char *key, uint64_t i);
 /* What several families have: the row of an embedding that stays zero (-1 for none: null, or a
  * missing key with standard -1; negative numbers count from the end); the width of a classifier, by
- * id2label, else num_labels, else two. */
+ * num_labels, else id2label, else two. */
 int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standard, uint64_t rows);
 uint64_t heft__sk_labels(heft__skeleton *s);
 uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard); /* instead of two */

@@ -342,6 +342,27 @@ static void add_one(heft__skeleton *s, const char *name, heft_parameter paramete
     s->path[s->path_length] = '\0';
 }
 
+/* A matrix in a layer, or the matrices of all its experts; not tables, routers and lists of biases. */
+static void note_width(heft__skeleton *s, const char *name, const heft_parameter *parameter)
+{
+    const size_t length = strlen(name);
+    bool in_layer = false;
+    if (!s->filling || failed(s) || parameter->kind != HEFT_PARAMETER_WEIGHT ||
+        parameter->rank < 2 || (length >= 4 && strcmp(name + length - 4, "bias") == 0)) {
+        return;
+    }
+    const heft_module_kind kind = s->model->modules[s->chain[s->parts]].kind;
+    for (size_t i = 1; i <= s->parts; i++) {
+        in_layer = in_layer || s->model->modules[s->chain[i]].kind == HEFT_MODULE_LAYER;
+    }
+    const uint64_t width =
+        parameter->shape[parameter->rank - 1] + parameter->shape[parameter->rank - 2];
+    if (in_layer && kind != HEFT_MODULE_EMBEDDING && kind != HEFT_MODULE_ROUTER &&
+        width > s->model->widest) {
+        s->model->widest = width;
+    }
+}
+
 /* What is stored in the place of a parameter; NULL: itself. */
 static const heft__packed *packed_as(heft__skeleton *s, const char *name)
 {
@@ -370,6 +391,7 @@ static void add(heft__skeleton *s, const char *name, heft_parameter parameter, h
                 heft__place place)
 {
     const heft__packed *packed = packed_as(s, name);
+    note_width(s, name, &parameter);
     if (packed) {
         add_stored(s, packed);
     } else {
@@ -489,6 +511,27 @@ void heft__sk_named(heft__skeleton *s, const char *name, heft_dtype dtype, const
     add(s, role, parameter, heft__init_constant(0), (heft__place){0});
     s->path_length = s->parts = 0;
     s->path[0] = '\0';
+}
+
+static void add_cache(heft__skeleton *s, heft__cache cache)
+{
+    if (!failed(s)) {
+        if (s->filling) {
+            cache.module = s->chain[s->parts];
+            s->model->caches[s->cache_count] = cache;
+        }
+        s->cache_count++;
+    }
+}
+
+void heft__sk_cache(heft__skeleton *s, uint64_t token_elems, uint64_t window)
+{
+    add_cache(s, (heft__cache){.token_elems = token_elems, .most = window});
+}
+
+void heft__sk_cache_fixed(heft__skeleton *s, uint64_t token_elems, uint64_t tokens)
+{
+    add_cache(s, (heft__cache){.token_elems = token_elems, .least = tokens, .most = tokens});
 }
 
 void heft__sk_tie(heft__skeleton *s, const char *target, const char *source)

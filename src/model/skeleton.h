@@ -35,7 +35,7 @@ struct heft__skeleton {
     size_t last_length;
     uint32_t chain[HEFT__SKELETON_PARTS + 1]; /* its number and those above it, the root first */
     /* so far in this run */
-    size_t saved_count, transient_count, module_count, tie_count;
+    size_t saved_count, transient_count, module_count, tie_count, cache_count;
     uint32_t inner_count;
     uint64_t total_bytes, tree_bytes;
     /* what the first run found */

@@ -121,6 +121,36 @@ uint64_t heft__sk_layers(heft__skeleton *s, const char *key, uint64_t standard)
     return count_to(s, key, standard, HEFT__LAYERS_MOST);
 }
 
+uint64_t heft__sk_count_if(const heft__skeleton *s, const char *key, uint64_t standard)
+{
+    const heft__json_value *value = look_up(s, key);
+    uint64_t number = 0;
+    if (!value) {
+        return standard;
+    }
+    return read_count(value, DIMENSION_MOST, &number) ? number : 0;
+}
+
+bool heft__sk_true(const heft__skeleton *s, const char *key)
+{
+    const heft__json_value *value = look_up(s, key);
+    return value && value->type == HEFT__JSON_TYPE_BOOL && value->boolean;
+}
+
+bool heft__sk_list_is(const heft__skeleton *s, const char *key, uint64_t i, const char *text,
+                      bool standard)
+{
+    const heft__json_value *list = look_up_set(s, key);
+    const heft__json_value *item =
+        list && list->type == HEFT__JSON_TYPE_ARRAY && list->count <= HEFT__LAYERS_MOST
+            ? list->first
+            : NULL;
+    while (item && i-- > 0) {
+        item = item->next;
+    }
+    return item ? item->type == HEFT__JSON_TYPE_STRING && strcmp(item->text, text) == 0 : standard;
+}
+
 int64_t heft__sk_integer(heft__skeleton *s, const char *key, int64_t standard)
 {
     const heft__json_value *value = look_up_set(s, key);
@@ -251,8 +281,8 @@ int64_t heft__sk_padding_row(heft__skeleton *s, const char *key, int64_t standar
 
 uint64_t heft__sk_labels_or(heft__skeleton *s, uint64_t standard)
 {
-    return heft__sk_has(s, "id2label") ? heft__sk_members(s, "id2label", standard)
-                                       : heft__sk_count(s, "num_labels", standard);
+    return heft__sk_has(s, "num_labels") ? heft__sk_count(s, "num_labels", standard)
+                                         : heft__sk_members(s, "id2label", standard);
 }
 
 uint64_t heft__sk_labels(heft__skeleton *s)

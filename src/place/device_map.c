@@ -1,8 +1,8 @@
-/* device_map.c - the caller's device map, as a list of entries or as a JSON file:
+/* device_map.c - the caller's device map, as a list of entries, a JSON file or JSON text:
  * {"model.layers.0": 0, "lm_head": "cpu", "": "disk"}.
  *
- * The longest name that is a tensor or a module above it decides. Every name must be one of the
- * model's, every tensor must have a device, and what is tied must have the same one.
+ * The longest name that is a tensor or a module above it decides. Every tensor must have a device, and
+ * what is tied must have the same one. A warning lists names that are not the model's.
  * Source: docs/placing.md [7]. */
 #include "place/place.h"
 
@@ -20,8 +20,14 @@ static bool read_device(const heft__json_value *value, int32_t *device)
         {"mps",  HEFT_DEVICE_MPS }
     };
     uint64_t number = 0;
-    if (value->type == HEFT__JSON_TYPE_STRING && strncmp(value->text, "cuda:", 5) == 0) {
-        const char *digits = value->text + 5;
+    if (value->type == HEFT__JSON_TYPE_STRING && strcmp(value->text, "cuda") == 0) {
+        *device = 0;
+        return true;
+    }
+    if (value->type == HEFT__JSON_TYPE_STRING &&
+        (strncmp(value->text, "cuda:", 5) == 0 ||
+         (value->text[0] >= '0' && value->text[0] <= '9'))) {
+        const char *digits = value->text + (value->text[0] == 'c' ? 5 : 0);
         const size_t length = strlen(digits);
         if (length == 0 || length > 4 || strspn(digits, "0123456789") != length) {
             return false;
@@ -43,14 +49,22 @@ static bool read_device(const heft__json_value *value, int32_t *device)
     return true;
 }
 
-/* Note the device of an entry, by node; `nodes`: path -> node; `at`: where the file has it. */
-static heft_status put_entry(const heft__map *nodes, const heft_device_entry *entry, uint64_t at,
-                             int32_t *devices, heft_error *err)
+/* What entries are looked up in and noted in. */
+struct noting {
+    heft__map nodes;        /* path -> node */
+    int32_t *devices;       /* by node */
+    heft__buffer strangers; /* names that are no node's, as a list */
+};
+
+/* `at`: where the file has it. */
+static heft_status put_entry(struct noting *n, const heft_device_entry *entry, uint64_t at,
+                             heft_error *err)
 {
-    const size_t node = heft__map_get(nodes, entry->name, strlen(entry->name));
+    const size_t node = heft__map_get(&n->nodes, entry->name, strlen(entry->name));
+    int32_t *devices = n->devices;
     heft_status status = HEFT_OK;
     if (node == HEFT__MAP_NONE) {
-        status = heft__fail_at(err, HEFT_MISMATCH, at, "is not a module or tensor of the model");
+        heft__buffer_format(&n->strangers, "%s%s", n->strangers.size > 0 ? ", " : "", entry->name);
     } else if (entry->device < HEFT_DEVICE_MPS) {
         status = heft__fail_at(err, HEFT_INVALID_ARG, at, "unknown device %d", (int)entry->device);
     } else if (devices[node] != HEFT__NO_DEVICE) {
@@ -61,18 +75,16 @@ static heft_status put_entry(const heft__map *nodes, const heft_device_entry *en
     return heft__add_item(status, err, entry->name);
 }
 
-static heft_status read_entry(const heft__map *nodes, const heft__json_value *value,
-                              int32_t *devices, heft_error *err)
+static heft_status read_entry(struct noting *n, const heft__json_value *value, heft_error *err)
 {
     heft_device_entry entry = {value->key, HEFT__NO_DEVICE};
-    if (heft__map_get(nodes, value->key, strlen(value->key)) != HEFT__MAP_NONE &&
-        !read_device(value, &entry.device)) {
+    if (!read_device(value, &entry.device)) {
         return heft__add_item(
             heft__fail_at(err, HEFT_FORMAT, value->offset,
                           "expected a number, \"cuda:0\", \"cpu\", \"disk\" or \"mps\""),
             err, value->key);
     }
-    return put_entry(nodes, &entry, value->offset, devices, err);
+    return put_entry(n, &entry, value->offset, err);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------- */
@@ -177,37 +189,53 @@ struct given {
     const heft__json_value *object; /* NULL: entries */
 };
 
-static heft_status put_all(const heft__map *nodes, const struct given *given, int32_t *devices,
-                           heft_error *err)
+static heft_status put_all(struct noting *n, const struct given *given, heft_error *err)
 {
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < given->count && status == HEFT_OK; i++) {
-        status =
-            given->entries[i].name
-                ? put_entry(nodes, &given->entries[i], HEFT_NO_OFFSET, devices, err)
-                : heft__fail(err, HEFT_INVALID_ARG, "entry %zu of the device map has no name", i);
+        status = given->entries[i].name ? put_entry(n, &given->entries[i], HEFT_NO_OFFSET, err)
+                                        : heft__fail(err, HEFT_INVALID_ARG,
+                                                     "entry %zu of the device map has no name", i);
     }
     const heft__json_value *value = given->object ? given->object->first : NULL;
     for (; value && status == HEFT_OK; value = value->next) {
-        status = read_entry(nodes, value, devices, err);
+        status = read_entry(n, value, err);
     }
     return status;
 }
 
+/* In the words of Accelerate. */
+static heft_status warn_strangers(struct noting *n, heft__warnings *warnings, heft_error *err)
+{
+    const heft__buffer *list = &n->strangers;
+    const bool good =
+        !list->failed &&
+        (list->size == 0 ||
+         heft__warn(warnings,
+                    "The following device_map keys do not match any submodules in the model: %.*s",
+                    (int)(list->size < 4000 ? list->size : 4000), (const char *)list->data));
+    return good ? HEFT_OK : heft__fail_nomem(err, list->size);
+}
+
 static heft_status make_map(const heft__tree *tree, const struct given *given,
-                            heft__map_of_devices *map, heft_error *err)
+                            heft__map_of_devices *map, heft__warnings *warnings, heft_error *err)
 {
     const size_t count = (size_t)tree->module_count + tree->tensor_count;
-    heft__map nodes;
     int32_t *devices = heft__alloc(tree->ctx, count * sizeof *devices);
-    heft__map_init(&nodes, tree->ctx);
+    struct noting n = {.devices = devices};
+    *map = (heft__map_of_devices){.ctx = tree->ctx};
+    heft__map_init(&n.nodes, tree->ctx);
+    heft__buffer_init(&n.strangers, tree->ctx);
     heft_status status =
-        devices ? name_nodes(tree, &nodes, err) : heft__fail_nomem(err, count * sizeof *devices);
+        devices ? name_nodes(tree, &n.nodes, err) : heft__fail_nomem(err, count * sizeof *devices);
     for (size_t i = 0; devices && i < count; i++) {
         devices[i] = HEFT__NO_DEVICE;
     }
     if (status == HEFT_OK) {
-        status = put_all(&nodes, given, devices, err);
+        status = put_all(&n, given, err);
+    }
+    if (status == HEFT_OK) {
+        status = warn_strangers(&n, warnings, err);
     }
     if (status == HEFT_OK) {
         status = settle(tree, devices, err);
@@ -215,47 +243,61 @@ static heft_status make_map(const heft__tree *tree, const struct given *given,
     if (status == HEFT_OK && !write_entries(tree, devices, 0, map)) {
         status = heft__fail_nomem(err, map->count * sizeof *map->entries);
     }
-    heft__map_fini(&nodes);
+    if (status != HEFT_OK) {
+        heft__devices_fini(map);
+    }
+    heft__map_fini(&n.nodes);
+    heft__buffer_fini(&n.strangers);
     heft__free(tree->ctx, devices, count * sizeof *devices);
     return status;
 }
 
 heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
-                                  size_t count, heft__map_of_devices *map, heft_error *err)
+                                  size_t count, heft__map_of_devices *map, heft__warnings *warnings,
+                                  heft_error *err)
 {
     const struct given given = {.entries = entries, .count = count};
-    *map = (heft__map_of_devices){.ctx = tree->ctx};
-    const heft_status status = make_map(tree, &given, map, err);
-    if (status != HEFT_OK) {
-        heft__devices_fini(map);
-    }
-    return status;
+    return make_map(tree, &given, map, warnings, err);
 }
 
-heft_status heft__device_map_read(const heft__tree *tree, const char *path,
-                                  heft__map_of_devices *map, heft_error *err)
+static heft_status parse(const heft__tree *tree, heft__arena *arena, const char *text,
+                         size_t length, heft__map_of_devices *map, heft__warnings *warnings,
+                         heft_error *err)
 {
-    heft__arena arena;
     heft__json_value *root = NULL;
-    char *text = NULL;
-    size_t length = 0;
-    *map = (heft__map_of_devices){.ctx = tree->ctx};
-    heft__arena_init(&arena, tree->ctx);
     heft_status status =
-        heft__read_file(&arena, path, heft__limits(tree->ctx)->config_bytes, &text, &length, err);
-    if (status == HEFT_OK) {
-        status =
-            heft__json_parse(&arena, text, length, heft__limits(tree->ctx)->json_depth, &root, err);
-    }
+        heft__json_parse(arena, text, length, heft__limits(tree->ctx)->json_depth, &root, err);
     if (status == HEFT_OK && root->type != HEFT__JSON_TYPE_OBJECT) {
         status = heft__fail_at(err, HEFT_FORMAT, root->offset,
                                "expected an object that maps modules to devices");
     }
+    return status == HEFT_OK ? make_map(tree, &(struct given){.object = root}, map, warnings, err)
+                             : status;
+}
+
+heft_status heft__device_map_parse(const heft__tree *tree, const char *text,
+                                   heft__map_of_devices *map, heft__warnings *warnings,
+                                   heft_error *err)
+{
+    heft__arena arena;
+    heft__arena_init(&arena, tree->ctx);
+    const heft_status status = parse(tree, &arena, text, strlen(text), map, warnings, err);
+    heft__arena_fini(&arena);
+    return heft__add_path(status, err, "device map");
+}
+
+heft_status heft__device_map_read(const heft__tree *tree, const char *path,
+                                  heft__map_of_devices *map, heft__warnings *warnings,
+                                  heft_error *err)
+{
+    heft__arena arena;
+    char *text = NULL;
+    size_t length = 0;
+    heft__arena_init(&arena, tree->ctx);
+    heft_status status =
+        heft__read_file(&arena, path, heft__limits(tree->ctx)->config_bytes, &text, &length, err);
     if (status == HEFT_OK) {
-        status = make_map(tree, &(struct given){.object = root}, map, err);
-    }
-    if (status != HEFT_OK) {
-        heft__devices_fini(map);
+        status = parse(tree, &arena, text, length, map, warnings, err);
     }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, path);

@@ -42,7 +42,9 @@ typedef struct heft__tree_tensor {
     heft_dtype dtype;
     uint64_t elems;
     bool buffer, transient;
-    double bytes; /* 0 but for the first name */
+    double bytes;     /* 0 but for the first name */
+    double quantized; /* bytes if it were quantized as asked; 0: it stays as it is */
+    double room;      /* bytes of the cache that goes where it goes */
 } heft__tree_tensor;
 
 typedef struct heft__tree {
@@ -69,12 +71,23 @@ void heft__tree_free(heft__tree *tree);
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
 /* Bytes of the tensors in a node as if all floating-point ones had `unit` bytes an element. */
 double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit);
-/* Sizes by dtype and dtypes of the options; unchanged without these. MISMATCH for a name that matches nothing. */
+/* Sizes by dtype, dtypes and quantize of the options; unchanged without these. MISMATCH for a name that matches nothing. */
 heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
 /* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */
 bool heft__tree_names(const heft__tree_module *module, const char *name);
-/* Make the modules of these names blocks, and no others; count 0: leave them unchanged. */
+/* Make the modules of these names blocks, and no others; NULL: leave them unchanged. */
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count);
+
+/* ---- room.c: what is in memory besides weights
+ *
+ * Note what each tensor would take if quantized. */
+void heft__tree_quantize(heft__tree *tree, const heft_model *model, heft_plan_quantization how);
+/* Note the room that caches take, at the first tensor of each attention. */
+void heft__tree_cache(heft__tree *tree, const heft_model *model, uint64_t context, uint64_t batch);
+/* Add that room to the sizes (sign 1), or take it away again (-1). */
+void heft__tree_add_room(heft__tree *tree, double sign);
+double heft__activation_bytes(const heft_model *model, uint64_t context, uint64_t batch);
+bool heft__cache_known(const heft_model *model);
 
 static inline bool heft__tree_is_tensor(const heft__tree *tree, uint32_t node)
 {
@@ -183,13 +196,18 @@ double heft__rest_room(const heft__rest_unit *units, size_t count, bool lone);
 /* heft's own map. */
 heft_status heft__best_map(const heft__tree *tree, const heft_budget *budgets, size_t count,
                            heft__map_of_devices *map, heft_error *err);
-/* A map from a JSON file: MISMATCH naming what the model does not have, what has no device, or what is
- * tied across devices. */
+/* A map from a JSON file: MISMATCH naming what has no device, or what is tied across devices. A warning
+ * lists what the model does not have. */
 heft_status heft__device_map_read(const heft__tree *tree, const char *path,
-                                  heft__map_of_devices *map, heft_error *err);
-/* The same from entries. */
+                                  heft__map_of_devices *map, heft__warnings *warnings,
+                                  heft_error *err);
+/* The same from JSON text, and from entries. */
+heft_status heft__device_map_parse(const heft__tree *tree, const char *text,
+                                   heft__map_of_devices *map, heft__warnings *warnings,
+                                   heft_error *err);
 heft_status heft__device_map_take(const heft__tree *tree, const heft_device_entry *entries,
-                                  size_t count, heft__map_of_devices *map, heft_error *err);
+                                  size_t count, heft__map_of_devices *map, heft__warnings *warnings,
+                                  heft_error *err);
 /* Join modules all of whose parts are on one device, as Accelerate does; in the order of nodes.
  * false if no memory. */
 bool heft__devices_clean(const heft__tree *tree, heft__map_of_devices *map);

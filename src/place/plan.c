@@ -10,8 +10,12 @@ struct heft_plan {
     heft_ctx *ctx;
     heft__tree *tree;
     heft__map_of_devices map;
-    heft_budget *budgets; /* [budget_count] */
-    double *placed;       /* [budget_count] */
+    heft_budget *budgets;  /* [budget_count] */
+    double *placed;        /* [budget_count] */
+    heft_plan_room *rooms; /* [budget_count] */
+    double homeless;       /* on devices without a budget: bytes of weights and caches */
+    int32_t homeless_device;
+    bool cache_known;
     size_t budget_count, budget_cap;
     heft_machine machine; /* where the caller gave no budgets */
     uint32_t largest;     /* node */
@@ -41,9 +45,11 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
     plan->budgets = heft__alloc_zero(plan->ctx, most, sizeof *plan->budgets);
     plan->placed = heft__alloc_zero(plan->ctx, most, sizeof *plan->placed);
     plan->budget_cap = most;
+    plan->rooms = heft__arena_array(&plan->tree->arena, most, sizeof *plan->rooms);
     plan->facts.used = heft__arena_array(&plan->tree->arena, most, sizeof *plan->facts.used);
     plan->facts.needed = heft__arena_array(&plan->tree->arena, most, sizeof *plan->facts.needed);
-    if (!plan->budgets || !plan->placed || !plan->facts.used || !plan->facts.needed) {
+    if (!plan->budgets || !plan->placed || !plan->rooms || !plan->facts.used ||
+        !plan->facts.needed) {
         return heft__fail_nomem(err, most * sizeof *plan->budgets);
     }
     bool disk = false;
@@ -71,6 +77,73 @@ static heft_status take_budgets(heft_plan *plan, const heft_plan_options *option
     }
     qsort(plan->budgets, plan->budget_count, sizeof *plan->budgets, by_device);
     return HEFT_OK;
+}
+
+/* ---- room ------------------------------------------------------------------------------------ */
+/* 2^53: doubles count exactly up to there. */
+#define ROOM_MOST 9007199254740992.0
+
+static heft_status check_room(const heft_plan_options *options, heft_error *err)
+{
+    const double tokens =
+        (double)options->context * (double)(options->batch > 0 ? options->batch : 1);
+    if (!(options->reserve_bytes >= 0) || !(options->reserve_share >= 0) ||
+        options->reserve_share > 1 || !(tokens < ROOM_MOST)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "the room is out of range: %llu tokens, batch %llu, reserve %.15g bytes "
+                          "and %.3g of each accelerator",
+                          (unsigned long long)options->context, (unsigned long long)options->batch,
+                          options->reserve_bytes, options->reserve_share);
+    }
+    if (options->quantize > HEFT_PLAN_FP8) {
+        return heft__fail(err, HEFT_INVALID_ARG, "unknown quantization %d", (int)options->quantize);
+    }
+    return HEFT_OK;
+}
+
+/* Take from the budgets what is not for weights and caches. */
+static void keep_room(heft_plan *plan, const heft_plan_options *options, double activations)
+{
+    bool accelerators = false;
+    for (size_t i = 0; i < plan->budget_count; i++) {
+        accelerators = accelerators || plan->budgets[i].device >= 0 ||
+                       plan->budgets[i].device == HEFT_DEVICE_MPS;
+    }
+    for (size_t i = 0; i < plan->budget_count; i++) {
+        heft_budget *budget = &plan->budgets[i];
+        heft_plan_room *room = &plan->rooms[i];
+        room->given_bytes = budget->bytes;
+        if (accelerators ? budget->device >= 0 || budget->device == HEFT_DEVICE_MPS
+                         : budget->device == HEFT_DEVICE_CPU) {
+            room->activation_bytes = activations;
+            room->reserve_bytes =
+                options->reserve_bytes +
+                (accelerators ? floor(options->reserve_share * budget->bytes) : 0);
+            const double less = room->activation_bytes + room->reserve_bytes;
+            budget->bytes = less == 0              ? budget->bytes
+                            : budget->bytes > less ? budget->bytes - less
+                                                   : 0;
+        }
+    }
+}
+
+/* Caches are where the attentions are; what has no budget is noted apart. */
+static void sum_caches(heft_plan *plan)
+{
+    const heft__tree *tree = plan->tree;
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const int32_t device = plan->devices[tree->module_count + i];
+        size_t k = 0;
+        while (k < plan->budget_count && plan->budgets[k].device != device) {
+            k++;
+        }
+        if (k < plan->budget_count) {
+            plan->rooms[k].cache_bytes += tree->tensors[i].room;
+        } else if (tree->tensors[i].room + tree->tensors[i].bytes > 0) {
+            plan->homeless += tree->tensors[i].room + tree->tensors[i].bytes;
+            plan->homeless_device = device;
+        }
+    }
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
@@ -176,16 +249,22 @@ static bool measure_streams(heft_plan *plan)
 /* ---- making ---------------------------------------------------------------------------------- */
 static heft_status make_map(heft_plan *plan, const heft_plan_options *options, heft_error *err)
 {
-    if (options->device_map_file && options->device_map) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "a device map and a device map file are both given");
+    if ((options->device_map_file != NULL) + (options->device_map != NULL) +
+            (options->device_map_json != NULL) >
+        1) {
+        return heft__fail(err, HEFT_INVALID_ARG, "more than one device map is given");
     }
     if (options->device_map_file) {
-        return heft__device_map_read(plan->tree, options->device_map_file, &plan->map, err);
+        return heft__device_map_read(plan->tree, options->device_map_file, &plan->map,
+                                     &plan->warnings, err);
+    }
+    if (options->device_map_json) {
+        return heft__device_map_parse(plan->tree, options->device_map_json, &plan->map,
+                                      &plan->warnings, err);
     }
     if (options->device_map) {
         return heft__device_map_take(plan->tree, options->device_map, options->device_map_count,
-                                     &plan->map, err);
+                                     &plan->map, &plan->warnings, err);
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
         return heft__best_map(plan->tree, plan->budgets, plan->budget_count, &plan->map, err);
@@ -217,7 +296,7 @@ static void note_facts(heft_plan *plan)
 static bool make_warnings(heft_plan *plan, bool ties_wanted, const heft_plan_options *options)
 {
     heft__warnings *list = &plan->warnings;
-    if (options->device_map_file || options->device_map) {
+    if (options->device_map_file || options->device_map || options->device_map_json) {
         return true;
     }
     if (options->strategy == HEFT_STRATEGY_BEST) {
@@ -258,8 +337,8 @@ static bool index_entries(heft_plan *plan)
     return good;
 }
 
-static heft_status make_plan(heft_plan *plan, bool ties_wanted, const heft_plan_options *options,
-                             heft_error *err)
+static heft_status make_plan(heft_plan *plan, bool ties_wanted, double activations,
+                             const heft_plan_options *options, heft_error *err)
 {
     heft_status status = take_budgets(plan, options, err);
     if (status == HEFT_OK) {
@@ -270,7 +349,10 @@ static heft_status make_plan(heft_plan *plan, bool ties_wanted, const heft_plan_
     }
     heft__tree_keep_whole(plan->tree, options->no_split, options->no_split_count);
     plan->largest = find_largest(plan->tree, -1);
+    keep_room(plan, options, activations);
+    heft__tree_add_room(plan->tree, 1);
     status = make_map(plan, options, err);
+    heft__tree_add_room(plan->tree, -1);
     if (status != HEFT_OK) {
         return status;
     }
@@ -278,14 +360,17 @@ static heft_status make_plan(heft_plan *plan, bool ties_wanted, const heft_plan_
         return heft__fail_nomem(err, plan->tree->module_count);
     }
     sum_placed(plan);
-    return index_entries(plan) && spread_devices(plan) && measure_streams(plan) &&
-                   make_warnings(plan, ties_wanted, options)
+    if (!index_entries(plan) || !spread_devices(plan)) {
+        return heft__fail_nomem(err, plan->map.count);
+    }
+    sum_caches(plan);
+    return measure_streams(plan) && make_warnings(plan, ties_wanted, options)
                ? HEFT_OK
                : heft__fail_nomem(err, plan->map.count);
 }
 
-heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
-                               heft_plan **out, heft_error *err)
+static heft_status plan_of_tree(heft__tree *tree, bool ties_wanted, double activations,
+                                const heft_plan_options *options, heft_plan **out, heft_error *err)
 {
     heft_plan *plan = heft__alloc_zero(tree->ctx, 1, sizeof *plan);
     if (!plan) {
@@ -297,13 +382,19 @@ heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_pl
     plan->map.ctx = tree->ctx;
     heft__warnings_init(&plan->warnings, &tree->arena);
     heft__map_init(&plan->by_path, tree->ctx);
-    heft_status status = make_plan(plan, ties_wanted, options, err);
+    heft_status status = make_plan(plan, ties_wanted, activations, options, err);
     if (status == HEFT_OK) {
         *out = plan;
     } else {
         heft_plan_free(plan);
     }
     return status;
+}
+
+heft_status heft__plan_of_tree(heft__tree *tree, bool ties_wanted, const heft_plan_options *options,
+                               heft_plan **out, heft_error *err)
+{
+    return plan_of_tree(tree, ties_wanted, 0, options, out, err);
 }
 
 /* A family that is known ties by itself what its config wants tied. */
@@ -326,10 +417,24 @@ heft_status heft_plan_new(const heft_model *model, const heft_plan_options *opti
     }
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
+        status = check_room(&taken, err);
+    }
+    if (status == HEFT_OK) {
         status = heft__tree_of_model(model, &tree, err);
     }
-    return status == HEFT_OK ? heft__plan_of_tree(tree, wants_ties(model), &taken, out, err)
-                             : status;
+    if (status != HEFT_OK) {
+        return status;
+    }
+    taken.batch = taken.batch > 0 ? taken.batch : 1;
+    heft__tree_quantize(tree, model, taken.quantize);
+    heft__tree_cache(tree, model, taken.context, taken.batch);
+    status =
+        plan_of_tree(tree, wants_ties(model),
+                     heft__activation_bytes(model, taken.context, taken.batch), &taken, out, err);
+    if (status == HEFT_OK) {
+        (*out)->cache_known = heft__cache_known(model);
+    }
+    return status;
 }
 
 void heft_plan_free(heft_plan *plan)
@@ -396,6 +501,51 @@ const char *heft_plan_largest(const heft_plan *plan, double *bytes)
 {
     *bytes = plan->tree->modules[plan->largest].bytes;
     return plan->tree->modules[plan->largest].path;
+}
+
+bool heft_plan_get_room(const heft_plan *plan, size_t i, heft_plan_room *room)
+{
+    heft_error err;
+    heft_plan_room found = i < plan->budget_count ? plan->rooms[i] : (heft_plan_room){0};
+    found.struct_size = sizeof found;
+    return i < plan->budget_count && HEFT__GIVE_SIZED(room, &found, &err) == HEFT_OK;
+}
+
+bool heft_plan_cache_known(const heft_plan *plan)
+{
+    return plan->cache_known;
+}
+
+heft_plan_verdict heft_plan_fits(const heft_plan *plan, int32_t *device, double *bytes)
+{
+    heft_plan_verdict verdict = plan->homeless > 0 ? HEFT_PLAN_UNKNOWN : HEFT_PLAN_FITS;
+    int32_t which = plan->homeless > 0 ? plan->homeless_device : HEFT_DEVICE_NONE;
+    double most = plan->homeless;
+    for (size_t i = 0; i < plan->budget_count; i++) {
+        const heft_plan_room *room = &plan->rooms[i];
+        const bool disk = plan->budgets[i].device == HEFT_DEVICE_DISK;
+        const double used = plan->placed[i] + room->cache_bytes;
+        const double over =
+            used > 0 ? used + room->activation_bytes + room->reserve_bytes - room->given_bytes : 0;
+        if (!disk && over > 0) {
+            verdict = HEFT_PLAN_OVER;
+            which = plan->budgets[i].device;
+            most = over;
+            break;
+        }
+        if (disk && used > 0) {
+            verdict = HEFT_PLAN_ON_DISK;
+            which = HEFT_DEVICE_DISK;
+            most = plan->placed[i];
+        }
+    }
+    if (device) {
+        *device = which;
+    }
+    if (bytes) {
+        *bytes = most;
+    }
+    return verdict;
 }
 
 double heft_plan_stream(const heft_plan *plan, double *one, double *two)

@@ -30,7 +30,7 @@ bool heft__tree_names(const heft__tree_module *module, const char *name)
 
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count)
 {
-    for (uint32_t i = 1; count > 0 && i < tree->module_count; i++) {
+    for (uint32_t i = 1; names && i < tree->module_count; i++) {
         heft__tree_module *module = &tree->modules[i];
         module->block = tree->modules[module->parent].block; /* blocks do not nest */
         for (size_t k = 0; k < count; k++) {
@@ -97,7 +97,8 @@ heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *option
                               i);
         }
     }
-    if (options->dtype == HEFT_DTYPE_NONE && o.count == 0) {
+    if (options->dtype == HEFT_DTYPE_NONE && o.count == 0 &&
+        options->quantize == HEFT_PLAN_AS_STORED) {
         return HEFT_OK;
     }
     heft__arena_init(&arena, tree->ctx);

@@ -236,6 +236,9 @@ void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft
         double own = unit_of(tensor->dtype), bytes = own;
         if (special && special[i] != HEFT_DTYPE_NONE) {
             bytes = unit_of(special[i]);
+        } else if (tensor->quantized > 0) {
+            tensor->bytes = tensor->first == i ? tensor->quantized : 0;
+            continue;
         } else if (dtype != HEFT_DTYPE_NONE && heft_dtype_is_floating(tensor->dtype)) {
             bytes = unit < own ? unit : own;
         }

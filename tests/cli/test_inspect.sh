@@ -95,3 +95,22 @@ fails 4 'fp16' inspect "$work/a" --variant fp16
 fails 4 'none.json' inspect "$work/none.json"
 rm "$work/a/model-00002-of-00003.safetensors"
 fails 4 'model-00002-of-00003.safetensors' inspect "$work/a"
+
+# ---- the page instead of the list -----------------------------------------------------------------------------
+run 0 inspect "$source_dir/tests/data/loading/single_bin" --html "$work/page.html"
+shows "$out" '^tensors '
+if grep -q '^tensor  ' "$out"; then fail "the list is printed beside the page"; fi
+run 0 inspect "$source_dir/tests/data/loading/single_bin" --html "$work/page.html" -q
+silent "$out"
+run 0 inspect "$source_dir/tests/data/loading/single_bin" --html -
+cmp -s "$out" "$work/page.html" || fail "--html - is not the page"
+[ ! -e ./- ] || fail "--html - made a file"
+run 2 inspect "$source_dir/tests/data/loading/single_bin" --html - --json
+run 2 inspect "$source_dir/tests/data/loading/single_bin" --html - --tree
+
+# ---- a format that is asked for is the only one ---------------------------------------------------------------
+run 4 inspect "$source_dir/tests/data/loading/single_bin" --format safetensors
+shows "$err" "no weights of the format 'safetensors' found: there is 'pytorch_model.bin'"
+run 0 inspect "$source_dir/tests/data/loading/bin_and_safetensors" --format bin --json
+shows "$out" '"format": "bin"'
+run 4 load "$source_dir/tests/data/loading/single_bin" --format safetensors

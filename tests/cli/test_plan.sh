@@ -71,7 +71,7 @@ json 'len(d["warnings"]) == 1 and "\n  - 0: 989343744 bytes required\n" in d["wa
 run 0 plan "$config" --max-memory 0=600MB,cpu=8GB --strategy sequential
 lines "$err" 3
 shows "$err" '^heft plan: warning: Based on the current allocation process'
-shows "$err" '^heft plan: warning:   - 0: 989343744 bytes required$'
+shows "$err" '^heft plan: warning:   - 0: 989\.3 MB required$'
 run 0 plan "$config" -q --max-memory 0=600MB,cpu=8GB --strategy sequential
 silent "$err"
 run 0 plan "$config" --json --max-memory 0=600MB,cpu=8GB --strategy sequential --fallback-allocation
@@ -81,7 +81,7 @@ json 'd["device_map"]["lm_head"] == d["device_map"]["model.embed_tokens"]'
 
 # buffers on the CPU that fit on no accelerator: the rotary frequencies, 2 times 64 in float32
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best
-shows "$err" '^heft plan: warning: Current model requires 512 bytes of buffer for offloaded layers'
+shows "$err" '^heft plan: warning: Current model requires 512 B of buffer for offloaded layers'
 run 0 plan "$config" --max-memory 0=1,cpu=8GB --strategy best --offload-buffers
 silent "$err"
 
@@ -153,6 +153,83 @@ printf '{"": "disk", "lm_head": "cpu", "model.embed_tokens": "cpu"}' >"$work/pla
 run 0 plan "$config" --json --strategy "$work/plan.json"
 json 'set(d["device_map"].values()) == {"cpu", "disk"} and d["placed_bytes"]["cpu"] == d["largest_block"]["bytes"]'
 
+# ---- does it fit ----------------------------------------------------------------------------------------------
+# 28 layers of 8 heads of 128, keys and values in 16 bits; activations: twice in + out of the widest matrix
+run 0 plan "$config" --json --check --context 1000 --batch 2 --max-memory 0=9GB
+json 'd["fits"] is True and d["missing_bytes"] == 0'
+json 'd["reserve"]["0"] == {"cache_bytes": 2 * 1000 * 28 * 2 * 8 * 128 * 2, "activation_bytes": 2 * 1000 * 2 * (3072 + 8192) * 2, "free_bytes": 0, "given_bytes": 9000000000}'
+json 'd["reserve_bytes"] == sum(v for r in d["reserve"].values() for k, v in r.items() if k != "given_bytes")'
+json 'd["max_memory"]["0"] == 9000000000 - d["reserve"]["0"]["activation_bytes"]'
+run 1 plan "$config" --json --check --context 100000 --max-memory 0=9GB
+json 'd["fits"] is False and d["missing_bytes"] == d["placed_bytes"]["disk"] > 0'
+run 0 plan "$config" --json --context 100000 --max-memory 0=9GB # the code is --check's
+json 'd["fits"] is False'
+run 1 plan "$config" --check -q --max-memory 0=2GB,disk
+silent "$out"
+run 1 plan "$config" --check --max-memory 0=2GB,disk
+shows "$out" '^fits +no: [0-9.]+ GB would be on disk$'
+run 0 plan "$config" --check --max-memory 0=7GiB
+shows "$out" '^fits +yes$'
+shows "$out" '^reserve +0: 716\.8 MiB stay free$' # a tenth; answered in the units of the question
+shows "$out" '^0 +6\.0 GiB of 6\.3 GiB$'
+run 0 plan "$config" --json --reserve 1GB --max-memory 0=8GB
+json 'd["reserve"]["0"]["free_bytes"] == 1000000000 and d["max_memory"]["0"] == 7000000000'
+run 0 plan "$config" --json --reserve 0 --max-memory 0=8GB
+json 'd["reserve_bytes"] == 0 and d["max_memory"]["0"] == 8000000000'
+run 1 plan "$config" --json --check --strategy cuda:0 --max-memory 0=2GB # a map heeds no budget
+json 'd["fits"] is False and d["missing_bytes"] == d["placed_bytes"]["0"] + 200000000 - 2000000000'
+run 1 plan "$config" --json --check --strategy cuda:0
+json 'd["fits"] is None'
+shows "$out" '"fits": null'
+run 0 plan "$work/unknown" --context 10
+shows "$err" '^heft plan: warning: the cache of this model type is unknown'
+for wrong in '--context 0' '--context -1' '--context 1e3' '--context 9999999999' '--batch 2' '--reserve x'; do
+    # shellcheck disable=SC2086 # an option and its value
+    run 2 plan "$config" $wrong
+done
+
+# ---- what it would take quantized -------------------------------------------------------------------------------
+for dtype in int4 int8 fp8; do
+    run 0 plan "$config" --json --dtype $dtype --max-memory cpu=20GB
+    cp "$out" "$work/$dtype"
+    json 'd["quantize"]["dtype"] and d["quantize"]["plain_dtype"] == "bfloat16" and d["peak_bytes"] is None'
+done
+python3 - "$work" <<'END' || fail "the sizes of quantized weights"
+import json, sys
+size = {d: json.load(open(f"{sys.argv[1]}/{d}"))["placed_bytes"]["cpu"] for d in ("int4", "int8", "fp8")}
+rows = [(3072, 3072), (1024, 3072), (1024, 3072), (3072, 3072), (8192, 3072), (8192, 3072), (3072, 8192)]
+plain = 128256 * 3072 * 2 + (2 * 28 + 1) * 3072 * 2 + 2 * 64 * 4 # embeddings, norms, rotary frequencies
+assert size["int4"] == plain + 28 * sum(r * c // 2 + r * c // 128 * 2 for r, c in rows), size
+assert size["int8"] == plain + 28 * sum(r * c + 2 * r for r, c in rows), size
+assert size["fp8"] == plain + 28 * sum(r * c + r * c // 128 // 128 * 4 for r, c in rows), size
+END
+run 0 plan "$config" --dtype int4 --max-memory cpu=20GB
+shows "$out" '^quantized +matrices in the layers to int4, one 16-bit scale for each 128 weights of a row;$'
+shows "$out" '^ +embeddings, norms, routers, biases and heads stay bfloat16$'
+
+# ---- maps on the command line -------------------------------------------------------------------------------------
+run 0 plan "$config" --json --strategy '{"": 0}'
+json 'd["device_map"] == {"": 0}'
+run 0 plan "$config" --json --strategy ' {"": "cuda:1", "lm_head": "cpu", "model.embed_tokens": "cpu"}'
+json 'd["device_map"]["lm_head"] == "cpu" and d["device_map"]["model.norm"] == 1'
+for one in cuda cuda:0 0; do
+    run 0 plan "$config" --json --strategy "{\"\": \"$one\"}"
+    json 'd["device_map"] == {"": 0}'
+done
+run 0 plan "$config" --json --strategy cuda
+json 'd["device_map"] == {"": 0}'
+run 0 plan "$config" --strategy '{"": "cpu", "nothing": 0, "model.layer.0": 1}'
+shows "$err" '^heft plan: warning: The following device_map keys do not match any submodules in the model: nothing, model\.layer\.0$'
+run 0 plan "$config" --json --strategy '{"": "cpu", "nothing": 0}'
+json 'len(d["warnings"]) == 1'
+run 5 plan "$config" --strategy '{"": "cpu"'
+run 5 plan "$config" --strategy '{"": "gpu"}'
+run 5 plan "$config" --strategy '{"": "cpu", "nothing": "gpu"}'
+run 6 plan "$config" --strategy '{}'
+run 0 plan "$config" --json --no-split '' --reserve 0 --max-memory 0=5.15GB,cpu=8GB
+json 'any(k.count(".") > 2 for k in d["device_map"])' # a layer is split
+json 'd["largest_block"]["name"] == "model.embed_tokens"'
+
 # ---- refused --------------------------------------------------------------------------------------------------
 for memory in x 0 0= =1GB cpu=1QB 0=1GB,,1=1GB 0=-1GB gpu=1GB 99999=1GB; do
     run 2 plan "$config" --max-memory "$memory"
@@ -195,7 +272,7 @@ bad_map() { # bad_map CODE WORDS JSON
     run "$1" load "$work/known" --device-map "$work/bad.json"
     shows "$err" "$2"
 }
-bad_map 6 'model.layer: byte 16: is not a module' '{"model.layer": "cpu", "": "disk"}'
+bad_map 6 'lm_head.weight: has no device' '{"model.layer": "cpu", "model": "cpu"}'
 bad_map 6 'lm_head.weight: has no device' '{"model": "cpu"}'
 bad_map 5 'lm_head: byte' '{"lm_head": "gpu", "model": "cpu"}'
 bad_map 5 'expected an object' '["cpu"]'

@@ -142,4 +142,13 @@ code=0
 } | :
 [ "$(cat "$work/code")" = 3 ] || fail "convert into a closed pipe: exit $(cat "$work/code")"
 [ -f "$work/piped/model.safetensors" ] || fail "convert into a closed pipe: nothing written"
+# a command that only shows something ends by SIGPIPE, and says nothing
+{
+    sleep 0.3
+    code=0
+    "$heft" inspect "$work/src/a" 2>"$err" || code=$?
+    echo "$code" >"$work/code"
+} | :
+[ "$(cat "$work/code")" = 141 ] || fail "inspect into a closed pipe: exit $(cat "$work/code")"
+silent "$err"
 no_traces "$work"

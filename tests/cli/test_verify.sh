@@ -121,3 +121,20 @@ is_json
 mkdir "$work/void"
 fails 4 "$work/none" verify "$work/none"
 fails 4 "$work/void" verify "$work/void"
+
+# ---- a manifest that lies in the folder is used by --deep -------------------------------------------------------
+run 0 init -q "$source_dir/tests/data/tiny-bert/config.json" "$work/vouched"
+run 0 verify "$work/vouched" --write-manifest
+run 0 verify "$work/vouched" --deep
+printf 'x' | dd of="$work/vouched/model.safetensors" bs=1 seek=60000 conv=notrunc 2>/dev/null
+run 0 verify "$work/vouched" # metadata only
+run 1 verify "$work/vouched" --deep
+shows "$out" '^manifest: model.safetensors: has sha256 '
+
+# ---- layers that the config has and the files lack ---------------------------------------------------------------
+run 0 init -q "$source_dir/tests/data/tiny-bert/config.json" "$work/layers"
+run 0 verify "$work/layers"
+sed -i 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 9/' "$work/layers/config.json"
+run 1 verify "$work/layers"
+shows "$out" '^missing_weights: config\.json: [0-9]+ of [0-9]+ weights of the body of BertModel are missing: '
+run 0 verify "$work/layers/model.safetensors" # a file alone need not be a whole model

@@ -17,6 +17,7 @@ static const struct {
     const char *scenario;
     heft_status status;
 } refusals[] = {
+    {"bin_with_use_safetensors",   HEFT_NOT_FOUND},
     {"index_missing_bin_shard",    HEFT_NOT_FOUND},
     {"index_missing_shard",        HEFT_NOT_FOUND},
     {"index_not_json",             HEFT_FORMAT   },
@@ -34,9 +35,8 @@ static const struct {
 static const struct {
     const char *scenario, *missing;
 } accepted[] = {
-    {"bin_with_use_safetensors", NULL                                                 },
-    {"index_without_metadata",   NULL                                                 },
-    {"moe_expert_missing",       "model.layers.0.block_sparse_moe.experts.1.w2.weight"},
+    {"index_without_metadata", NULL                                                 },
+    {"moe_expert_missing",     "model.layers.0.block_sparse_moe.experts.1.w2.weight"},
 };
 
 /* ---- lists ----------------------------------------------------------------------------------- */

@@ -36,6 +36,7 @@ static void block(heft__skeleton *s, const struct bloom *c)
 {
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attention");
+    heft__sk_cache(s, 2 * c->hidden, 0);
     heft__sk_linear(s, "query_key_value", c->hidden, 3 * c->hidden, true);
     heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
     heft__sk_leave(s);

@@ -5,6 +5,17 @@
 
 #include <math.h>
 
+/* The window that the config has; no shape depends on it. */
+static uint64_t read_window(heft__skeleton *s, const struct decoder *standard)
+{
+    const enum decoder_windows windows = standard->windows;
+    const bool must_ask = windows == DECODER_LATE_WINDOWS || windows == DECODER_EARLY_WINDOWS ||
+                          windows == DECODER_WANTED_WINDOWS;
+    return windows == DECODER_NO_WINDOWS || (must_ask && !heft__sk_true(s, "use_sliding_window"))
+               ? 0
+               : heft__sk_count_if(s, "sliding_window", standard->window);
+}
+
 struct decoder decoder_read(heft__skeleton *s, const struct decoder *standard)
 {
     struct decoder c = {
@@ -25,6 +36,8 @@ struct decoder decoder_read(heft__skeleton *s, const struct decoder *standard)
     }
     c.head_dim = c.head_dim ? c.head_dim : c.hidden / c.heads;
     c.padding_row = heft__sk_padding_row(s, "pad_token_id", standard->padding_row, c.vocab);
+    c.windows = standard->windows;
+    c.window = read_window(s, standard);
     heft__sk_initializer_range(s, standard->std);
     return c;
 }
@@ -47,15 +60,48 @@ void decoder_scaled_embeddings(heft__skeleton *s, const struct decoder *c)
 void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer layer,
                     const void *flags)
 {
+    struct decoder at = *c;
     for (uint64_t i = 0; i < c->layers && heft__sk_going(s); i++) {
+        at.layer = i;
         heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
-        layer(s, c, flags);
+        layer(s, &at, flags);
         heft__sk_leave(s);
     }
 }
 
+static bool has_window(const heft__skeleton *s, const struct decoder *c)
+{
+    const uint64_t i = c->layer, from = heft__sk_count_if(s, "max_window_layers", 28);
+    switch (c->windows) {
+    case DECODER_NO_WINDOWS:
+        return false;
+    case DECODER_EVEN_WINDOWS:
+        return i % 2 == 0;
+    case DECODER_SIX_WINDOWS: {
+        const uint64_t pattern = heft__sk_count_if(s, "sliding_window_pattern", 6);
+        return pattern == 0 || (i + 1) % pattern != 0;
+    }
+    case DECODER_LATE_WINDOWS:
+        return i >= from;
+    case DECODER_EARLY_WINDOWS:
+        return i % 2 == 0 && i < from;
+    case DECODER_ALL_WINDOWS:
+    case DECODER_WANTED_WINDOWS:
+        break;
+    }
+    return true;
+}
+
+void decoder_cache(heft__skeleton *s, const struct decoder *c)
+{
+    const bool windowed = c->window > 0 && heft__sk_list_is(s, "layer_types", c->layer,
+                                                            "sliding_attention", has_window(s, c));
+    heft__sk_cache(s, 2 * c->kv_heads * c->head_dim, windowed ? c->window : 0);
+}
+
 void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias)
 {
+    decoder_cache(s, c);
     heft__sk_linear(s, "q_proj", c->hidden, c->heads * c->head_dim, qkv_bias);
     heft__sk_linear(s, "k_proj", c->hidden, c->kv_heads * c->head_dim, qkv_bias);
     heft__sk_linear(s, "v_proj", c->hidden, c->kv_heads * c->head_dim, qkv_bias);

@@ -9,6 +9,17 @@
 
 #include "model/model.h"
 
+/* Which layers attend to a window of the last tokens only, where the config has no layer_types. */
+enum decoder_windows {
+    DECODER_NO_WINDOWS,
+    DECODER_ALL_WINDOWS,    /* all, if the config has a sliding_window */
+    DECODER_EVEN_WINDOWS,   /* layers 0, 2, ... */
+    DECODER_SIX_WINDOWS,    /* all but every sixth, or every sliding_window_pattern-th */
+    DECODER_LATE_WINDOWS,   /* from max_window_layers on, if use_sliding_window */
+    DECODER_EARLY_WINDOWS,  /* layers 0, 2, ... before max_window_layers, if use_sliding_window */
+    DECODER_WANTED_WINDOWS, /* all, if use_sliding_window */
+};
+
 struct decoder {
     uint64_t vocab, hidden, layers, intermediate;
     uint64_t heads, kv_heads; /* standard.kv_heads 0: as many as heads */
@@ -16,6 +27,9 @@ struct decoder {
     int64_t padding_row;      /* of the embeddings, -1 for none */
     bool tied;                /* the language head is the embeddings */
     double std;
+    enum decoder_windows windows;
+    uint64_t window; /* tokens; 0: no layer has a window */
+    uint64_t layer;  /* the one that is listed */
 };
 
 /* By the config; `standard` for keys that it does not have. Sets the builder's std. */
@@ -29,7 +43,10 @@ typedef void (*decoder_layer)(heft__skeleton *s, const struct decoder *c, const 
 /* layers.0 .. N-1, each a "*DecoderLayer" */
 void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer layer,
                     const void *flags);
-/* q_proj, k_proj, v_proj, o_proj at the module that is entered. */
+/* What attention keeps of a token in c->layer: keys and values of kv_heads; of the last tokens only where
+ * the layer has a window. */
+void decoder_cache(heft__skeleton *s, const struct decoder *c);
+/* q_proj, k_proj, v_proj, o_proj at the module that is entered, with its cache. */
 void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias);
 /* gate_proj, up_proj, down_proj at the module that is entered. */
 void decoder_gated_matrices(heft__skeleton *s, uint64_t hidden, uint64_t intermediate, bool bias);

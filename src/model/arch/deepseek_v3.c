@@ -51,6 +51,8 @@ static void attention(heft__skeleton *s, const struct decoder *c, const struct d
 {
     const uint64_t q_width = c->heads * (d->nope_dim + d->rope_dim);
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
+    heft__sk_cache(s, d->kv_rank + d->rope_dim,
+                   0); /* the latent of all heads, and one rotated key */
     if (d->q_rank) {
         heft__sk_linear(s, "q_a_proj", c->hidden, d->q_rank, d->bias);
         heft__sk_rms_norm(s, "q_a_layernorm", d->q_rank, 1);

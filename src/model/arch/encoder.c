@@ -13,6 +13,7 @@ struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard)
         .intermediate = heft__sk_count(s, "intermediate_size", standard->intermediate),
         .positions = heft__sk_count(s, "max_position_embeddings", standard->positions),
         .token_types = heft__sk_count(s, "type_vocab_size", standard->token_types),
+        .decoder = heft__sk_true(s, "is_decoder"),
         .cross_attention = heft__sk_flag(s, "add_cross_attention", false),
         .tied = heft__sk_flag(s, "tie_word_embeddings", true),
     };
@@ -66,6 +67,9 @@ static void attention(heft__skeleton *s, const char *name, const char *inner_cla
 {
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, inner_class, "self");
+    if (c->decoder) {
+        heft__sk_cache(s, 2 * c->hidden, 0);
+    }
     heft__sk_linear(s, "query", c->hidden, c->hidden, true);
     heft__sk_linear(s, "key", c->hidden, c->hidden, true);
     heft__sk_linear(s, "value", c->hidden, c->hidden, true);

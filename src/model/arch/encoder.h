@@ -14,6 +14,7 @@ struct encoder {
     uint64_t embedding; /* width of the embeddings; standard.embedding 0: the config has no key for
                            it, they are as wide as the model */
     int64_t padding_row;
+    bool decoder; /* each token attends to those before it: is_decoder */
     bool cross_attention, tied;
 };
 

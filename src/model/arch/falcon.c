@@ -57,6 +57,7 @@ static void linear(heft__skeleton *s, const char *name, uint64_t in, uint64_t ou
 static void layer(heft__skeleton *s, const struct falcon *c)
 {
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attention");
+    heft__sk_cache(s, c->qkv - c->hidden, 0);
     linear(s, "query_key_value", c->hidden, c->qkv, c->bias);
     linear(s, "dense", c->hidden, c->hidden, c->bias);
     heft__sk_leave(s);

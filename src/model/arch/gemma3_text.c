@@ -16,7 +16,9 @@ static const struct decoder standard = {.vocab = 262208,
                                         .head_dim = 256,
                                         .padding_row = 0,
                                         .tied = true,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .windows = DECODER_SIX_WINDOWS,
+                                        .window = 4096};
 
 struct biases {
     bool attention;

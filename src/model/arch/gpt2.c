@@ -52,12 +52,14 @@ static void block(heft__skeleton *s, const struct gpt2 *c)
     const double residual = c->std / sqrt(2.0 * (double)c->layers);
     heft__sk_layer_norm(s, "ln_1", c->hidden, true);
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attn");
+    heft__sk_cache(s, 2 * c->hidden, 0);
     conv(s, "c_attn", c->hidden, 3 * c->hidden, c->std);
     conv(s, "c_proj", c->hidden, c->hidden, residual);
     heft__sk_leave(s);
     heft__sk_layer_norm(s, "ln_2", c->hidden, true);
     if (c->cross_attention) {
         heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "crossattention");
+        heft__sk_cache(s, 2 * c->hidden, 0);
         conv(s, "c_attn", c->hidden, 2 * c->hidden, c->std);
         conv(s, "q_attn", c->hidden, c->hidden, c->std);
         conv(s, "c_proj", c->hidden, c->hidden, residual);

@@ -19,6 +19,7 @@ static void layer(heft__skeleton *s, const struct decoder *c, bool bias)
     heft__sk_layer_norm(s, "input_layernorm", c->hidden, true);
     heft__sk_layer_norm(s, "post_attention_layernorm", c->hidden, true);
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "attention");
+    heft__sk_cache(s, 2 * c->hidden, 0);
     heft__sk_linear(s, "query_key_value", c->hidden, 3 * c->hidden, bias);
     heft__sk_linear(s, "dense", c->hidden, c->hidden, bias);
     heft__sk_leave(s);

@@ -14,7 +14,9 @@ static const struct decoder standard = {.vocab = 201088,
                                         .head_dim = 64,
                                         .padding_row = -1,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .windows = DECODER_EVEN_WINDOWS,
+                                        .window = 128};
 
 /* Here a matrix maps rows to columns: the input is the last dimension but one. */
 static void experts(heft__skeleton *s, const struct decoder *c, uint64_t count)

@@ -56,6 +56,7 @@ static void norm(heft__skeleton *s, const char *name, const struct opt *c)
 static void layer(heft__skeleton *s, const struct opt *c)
 {
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
+    heft__sk_cache(s, 2 * c->hidden, 0);
     heft__sk_linear(s, "k_proj", c->hidden, c->hidden, c->bias);
     heft__sk_linear(s, "v_proj", c->hidden, c->hidden, c->bias);
     heft__sk_linear(s, "q_proj", c->hidden, c->hidden, c->bias);

@@ -24,6 +24,7 @@ static void layer(heft__skeleton *s, const struct decoder *c, const void *user)
 {
     const struct flags *flags = user;
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
+    decoder_cache(s, c);
     heft__sk_linear(s, "q_proj", c->hidden, c->heads * c->head_dim, true);
     heft__sk_linear(s, "k_proj", c->hidden, c->kv_heads * c->head_dim, true);
     heft__sk_linear(s, "v_proj", c->hidden, c->kv_heads * c->head_dim, true);

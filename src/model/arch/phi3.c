@@ -14,12 +14,15 @@ static const struct decoder standard = {.vocab = 32064,
                                         .head_dim = 0,
                                         .padding_row = 32000,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .windows = DECODER_ALL_WINDOWS,
+                                        .window = 0};
 
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
     (void)flags;
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "self_attn");
+    decoder_cache(s, c);
     heft__sk_linear(s, "o_proj", c->heads * c->head_dim, c->hidden, false);
     heft__sk_linear(s, "qkv_proj", c->hidden, (c->heads + 2 * c->kv_heads) * c->head_dim, false);
     heft__sk_leave(s);

@@ -14,7 +14,9 @@ static const struct decoder standard = {.vocab = 151936,
                                         .head_dim = 0,
                                         .padding_row = -1,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .windows = DECODER_LATE_WINDOWS,
+                                        .window = 4096};
 
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {

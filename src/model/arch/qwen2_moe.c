@@ -14,7 +14,9 @@ static const struct decoder standard = {.vocab = 151936,
                                         .head_dim = 0,
                                         .padding_row = -1,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .windows = DECODER_EARLY_WINDOWS,
+                                        .window = 4096};
 
 static void shared_expert(heft__skeleton *s, uint64_t hidden)
 {
@@ -57,6 +59,7 @@ static struct decoder body(heft__skeleton *s)
     decoder_embeddings(s, &c);
     for (uint64_t i = 0; i < c.layers && heft__sk_going(s); i++) {
         heft__sk_enter(s, HEFT_MODULE_LAYER, "*DecoderLayer", "layers.%llu", (unsigned long long)i);
+        c.layer = i;
         layer(s, &c, &experts, mixture_is_sparse(s, i, experts.count));
         heft__sk_leave(s);
     }

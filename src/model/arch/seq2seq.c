@@ -21,6 +21,7 @@ struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard)
         .decoder_layers = heft__sk_layers(s, "decoder_layers", standard->decoder_layers),
         .encoder_width = heft__sk_count(s, "encoder_ffn_dim", standard->encoder_width),
         .decoder_width = heft__sk_count(s, "decoder_ffn_dim", standard->decoder_width),
+        .frames = standard->frames,
         .key_bias = standard->key_bias,
         .tied = heft__sk_flag(s, "tie_word_embeddings", true),
     };
@@ -31,9 +32,16 @@ struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard)
     return c;
 }
 
-static void attention(heft__skeleton *s, const struct seq2seq *c, const char *name)
+/* `cached`: it keeps keys and values; `frames`: of so many tokens, 0: of the context. */
+static void attention(heft__skeleton *s, const struct seq2seq *c, const char *name, bool cached,
+                      uint64_t frames)
 {
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
+    if (cached && frames > 0) {
+        heft__sk_cache_fixed(s, 2 * c->hidden, frames);
+    } else if (cached) {
+        heft__sk_cache(s, 2 * c->hidden, 0);
+    }
     heft__sk_linear(s, "k_proj", c->hidden, c->hidden, c->key_bias);
     heft__sk_linear(s, "v_proj", c->hidden, c->hidden, true);
     heft__sk_linear(s, "q_proj", c->hidden, c->hidden, true);
@@ -48,10 +56,10 @@ void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder)
     for (uint64_t i = 0; i < layers && heft__sk_going(s); i++) {
         heft__sk_enter(s, HEFT_MODULE_LAYER, decoder ? "*DecoderLayer" : "*EncoderLayer",
                        "layers.%llu", (unsigned long long)i);
-        attention(s, c, "self_attn");
+        attention(s, c, "self_attn", decoder, 0);
         heft__sk_layer_norm(s, "self_attn_layer_norm", c->hidden, true);
         if (decoder) {
-            attention(s, c, "encoder_attn");
+            attention(s, c, "encoder_attn", true, c->frames);
             heft__sk_layer_norm(s, "encoder_attn_layer_norm", c->hidden, true);
         }
         heft__sk_linear(s, "fc1", c->hidden, width, true);

@@ -8,6 +8,7 @@
 
 struct seq2seq {
     uint64_t vocab, hidden, encoder_layers, decoder_layers, encoder_width, decoder_width;
+    uint64_t frames; /* that the decoder attends to; 0: as many as the context */
     int64_t padding_row;
     bool key_bias; /* of the attentions */
     bool tied;

@@ -14,7 +14,9 @@ static const struct decoder standard = {.vocab = 49152,
                                         .head_dim = 0,
                                         .padding_row = -1,
                                         .tied = true,
-                                        .std = 0.018042};
+                                        .std = 0.018042,
+                                        .windows = DECODER_ALL_WINDOWS,
+                                        .window = 0};
 
 struct biases {
     bool all;

@@ -51,10 +51,14 @@ static void norm(heft__skeleton *s, const struct t5 *c, const char *name)
     heft__sk_leave(s);
 }
 
-static void attention(heft__skeleton *s, const struct t5 *c, const char *name, bool relative)
+static void attention(heft__skeleton *s, const struct t5 *c, const char *name, bool relative,
+                      bool cached)
 {
     const uint64_t inner = c->heads * c->head_dim;
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*Attention", "%s", name);
+    if (cached) {
+        heft__sk_cache(s, 2 * inner, 0);
+    }
     matrix(s, c, "q", c->hidden, inner, (double)c->hidden * (double)c->head_dim);
     matrix(s, c, "k", c->hidden, inner, (double)c->hidden);
     matrix(s, c, "v", c->hidden, inner, (double)c->hidden);
@@ -85,11 +89,11 @@ static void feed_forward(heft__skeleton *s, const struct t5 *c)
 static void block(heft__skeleton *s, const struct t5 *c, bool first, bool decoder)
 {
     heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*LayerSelfAttention", "layer.0");
-    attention(s, c, "SelfAttention", first);
+    attention(s, c, "SelfAttention", first, decoder);
     heft__sk_leave(s);
     if (decoder) {
         heft__sk_enter(s, HEFT_MODULE_ATTENTION, "*LayerCrossAttention", "layer.1");
-        attention(s, c, "EncDecAttention", false);
+        attention(s, c, "EncDecAttention", false, true);
         heft__sk_leave(s);
     }
     heft__sk_enter(s, HEFT_MODULE_MLP, "*LayerFF", decoder ? "layer.2" : "layer.1");

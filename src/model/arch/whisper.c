@@ -42,12 +42,14 @@ static void encoder(heft__skeleton *s, const struct seq2seq *c)
 static void decoder(heft__skeleton *s, const struct seq2seq *c)
 {
     const uint64_t positions = heft__sk_count(s, "max_target_positions", 448);
+    struct seq2seq heard = *c;
+    heard.frames = heft__sk_count_if(s, "max_source_positions", 1500);
     heft__sk_enter(s, HEFT_MODULE_MODEL, "*Decoder", "decoder");
     heft__sk_embedding(s, "embed_tokens", c->vocab, c->hidden, c->padding_row);
     heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*PositionalEmbedding", "embed_positions");
     heft__sk_table(s, positions, c->hidden, -1);
     heft__sk_leave(s);
-    seq2seq_layers(s, c, true);
+    seq2seq_layers(s, &heard, true);
     heft__sk_layer_norm(s, "layer_norm", c->hidden, true);
     heft__sk_leave(s);
 }
