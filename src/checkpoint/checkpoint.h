@@ -45,6 +45,9 @@ typedef struct heft__resolved {
     heft__identity index_identity; /* of the index before it was read */
 } heft__resolved;
 
+/* The formats that are looked for in a folder, the first one first: all, or only the one that was asked for; NULL
+ * past the end. */
+const heft__format *heft__format_asked(heft_format asked, size_t i);
 /* What a path names, through the hub's cache and with the subfolder (NULL or "": none): a file or folder
  * that is there; the path itself, or in the arena. */
 heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,

@@ -14,7 +14,8 @@
     X(HTML, "html", "FILE", "write an HTML treemap of the tensors")                                \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
-    X(FORMAT, "format", "F", "preferred format: safetensors, bin or offload (default: safetensors)")
+    X(FORMAT, "format", "F",                                                                       \
+      "read only this format: safetensors, bin or offload (default: any, safetensors first)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 

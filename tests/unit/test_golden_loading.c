@@ -22,6 +22,7 @@ static const struct {
     {"index_not_json",             HEFT_FORMAT   },
     {"index_without_weight_map",   HEFT_FORMAT   },
     {"mismatched_and_more_raises", HEFT_MISMATCH },
+    {"bin_with_use_safetensors",   HEFT_NOT_FOUND},
     {"mismatched_raises",          HEFT_MISMATCH },
     {"moe_expert_mismatched",      HEFT_MISMATCH },
     {"no_weights",                 HEFT_NOT_FOUND},
@@ -34,9 +35,8 @@ static const struct {
 static const struct {
     const char *scenario, *missing;
 } accepted[] = {
-    {"bin_with_use_safetensors", NULL                                                 },
-    {"index_without_metadata",   NULL                                                 },
-    {"moe_expert_missing",       "model.layers.0.block_sparse_moe.experts.1.w2.weight"},
+    {"index_without_metadata", NULL                                                 },
+    {"moe_expert_missing",     "model.layers.0.block_sparse_moe.experts.1.w2.weight"},
 };
 
 /* ---- lists ----------------------------------------------------------------------------------- */
