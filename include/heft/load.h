@@ -281,7 +281,7 @@ typedef struct heft_save_options {
  * Save a model: config.json, the weights in one or more shards, and an index if there is more than
  * one shard.
  *
- * @param model    borrowed; absent weights are an error
+ * @param model    borrowed; absent weights are an error, those on disk are read from their files
  * @param dst      borrowed; a folder
  * @param options  borrowed; NULL for defaults
  * @param report   filled with an owned report; may be NULL

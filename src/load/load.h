@@ -276,6 +276,22 @@ heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__mat
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
 
+/* ---- disk_reader.c: reading them in order, for a save ------------------------------------------- */
+typedef struct heft__disk_reader {
+    const heft_model *model;
+    heft__tensor_reader *reader; /* of `parameter`; NULL: none */
+    size_t parameter;
+    uint64_t position; /* of its next byte */
+    void *scratch;
+} heft__disk_reader;
+
+/* Bytes of parameter i, which is on the disk, in its dtype; from its first on, piece after piece. */
+heft_status heft__disk_read(heft__disk_reader *disk, size_t i, uint64_t first, void *dst,
+                            size_t length, heft_error *err);
+/* IO if one of the files was changed since it was opened. */
+heft_status heft__disk_unchanged(const heft_model *model, heft_error *err);
+void heft__disk_reader_fini(heft__disk_reader *disk);
+
 /* ---- offload_store.c: what a device map leaves on the disk, as Accelerate's offload folder ----- */
 typedef struct heft__store {
     heft_model *model;
