@@ -40,8 +40,8 @@ typedef struct heft_checkpoint_options {
     size_t struct_size;    /* set by HEFT_OPTIONS */
     const char *variant;   /* "fp16" selects model.fp16.safetensors; NULL for none */
     const char *subfolder; /* relative to the path; NULL for none */
-    /* of a folder's weights, only those of this format are opened, NOT_FOUND without any; AUTO:
-     * safetensors first */
+    /* The only format to read, as use_safetensors in Transformers: NOT_FOUND if there is no checkpoint
+     * of it; TORCH stands for all of PyTorch's. AUTO: any, safetensors first. */
     heft_format prefer;
     /* Report an index that disagrees with its shards as a warning, not as an error. The shards then
      * decide: a listed tensor that no shard contains does not exist, a tensor that is in another
@@ -79,7 +79,7 @@ typedef struct heft_file_info {
  *
  * In a folder, the first of these that exists is opened (V is the variant): model[.V].safetensors,
  * model.safetensors.index[.V].json, pytorch_model[.V].bin, pytorch_model.bin.index[.V].json,
- * Accelerate's index.json. `prefer` leaves one format only. An index that is more than 2
+ * Accelerate's index.json. With `prefer`, only those of one format are. An index that is more than 2
  * seconds newer than the single file of its format is opened instead of that file, which is then
  * stale. If there is none of them: the file that config.json's transformers_weights names; the same
  * names for diffusers and PEFT (diffusion_pytorch_model, adapter_model); one index of another name;

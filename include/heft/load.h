@@ -59,6 +59,11 @@ typedef struct heft_load_options {
     /* Load even if no tensor of the checkpoint fits the model, which then is random as a whole;
      * without it, that is a MISMATCH. */
     bool allow_missing;
+    /* [dtype_count] Exceptions to `dtype`, with the names of heft_plan_options.dtypes: a dtype for
+     * each sub-model ("text_model", "vision_model"), modules that stay float32 ("wo"). Only
+     * floating-point parameters change; tied ones have the dtype of the one that is saved. */
+    const heft_module_dtype *dtypes;
+    size_t dtype_count;
 } heft_load_options;
 
 /** A parameter whose shapes in checkpoint and model differ. */
@@ -157,7 +162,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(const heft_source *source,
  * the checkpoint.
  *
  * @param source   borrowed
- * @param options  borrowed; NULL for defaults; only dtype is used
+ * @param options  borrowed; NULL for defaults; only dtype and dtypes are used
  * @param out      filled with an owned model
  * @param err      filled on failure; may be NULL
  *
@@ -225,6 +230,14 @@ typedef struct heft_load_sharded_options {
     size_t struct_size; /* set by HEFT_OPTIONS */
     bool strict;        /* MISMATCH for any missing or unexpected key, before the model changes */
     bool over_limit;    /* as in heft_load_options */
+    /* How to open the checkpoint: variant, subfolder, format; NULL: defaults. */
+    const heft_checkpoint_options *checkpoint;
+    /* The dtype that floating-point parameters get with their new values; NONE: values are cast to
+     * the dtype that each parameter has. Parameters that get no value stay as they are. */
+    heft_dtype dtype;
+    bool allow_missing;              /* as in heft_load_options: the model then stays as it is */
+    const heft_module_dtype *dtypes; /* [dtype_count] as in heft_load_options */
+    size_t dtype_count;
 } heft_load_sharded_options;
 
 /**
@@ -232,7 +245,8 @@ typedef struct heft_load_sharded_options {
  *
  * Works as load_sharded_checkpoint() in Transformers: compares the names in the index with the
  * model before it reads any tensor; adds no prefix and renames nothing; casts values to the
- * parameter's dtype. Also accepts a folder with a single weight file.
+ * parameter's dtype. Also accepts a folder with a single weight file. If the checkpoint has
+ * different values for two names that the model ties, each gets its own, as in heft_model_load().
  *
  * @param model    borrowed; absent, mapped or shared parameters get memory of their own, owned ones
  *                 are overwritten
@@ -242,7 +256,9 @@ typedef struct heft_load_sharded_options {
  * @param err      filled on failure; may be NULL
  *
  * Memory   the bytes of the parameters that get memory, and one staging buffer.
- * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and for shapes, and LIMIT if
+ * Errors   those of heft_checkpoint_open(); MISMATCH for keys (strict) and for shapes, if no tensor
+ *          fits the model (unless allow_missing is set), and for a name in `dtypes` that matches
+ *          nothing; UNSUPPORTED for a part of a quantized weight that would be cast, and LIMIT if
  *          the parameters that get memory need more than is available and over_limit is not set,
  *          before the model changes; UNSUPPORTED if a weight is stored quantized and is plain in the
  *          model (one made by heft_model_skeleton() from the checkpoint has the same tensors); IO,
@@ -278,7 +294,7 @@ typedef struct heft_save_options {
  * quantize_config.json, quant_config.json, hf_quant_config.json) and the metadata of its files. These
  * are as they were when the model was loaded.
  *
- * @param model    borrowed; absent weights are an error
+ * @param model    borrowed; absent weights are an error, those on disk are read from their files
  * @param dst      borrowed; a folder
  * @param options  borrowed; NULL for defaults
  * @param report   filled with an owned report; may be NULL

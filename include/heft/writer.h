@@ -20,9 +20,10 @@ typedef struct heft_writer heft_writer;
 typedef enum heft_ties {
     /* fail with INVALID_ARG if two tensors overlap, as safetensors' save_file() does */
     HEFT_TIES_REFUSE,
-    /* Of identical tensors, write only the first and list the others in the report's warnings, as
-     * save_pretrained() in Transformers does. Write tensors that overlap but differ with bytes of
-     * their own. */
+    /* Of identical tensors, write only one and list the others in the report's warnings, as
+     * save_pretrained() in Transformers does: the one below a base model, not that of a head,
+     * whatever their order (docs/sharding.md [7]). Write tensors that overlap but differ with bytes
+     * of their own. */
     HEFT_TIES_DROP,
     HEFT_TIES_COPY /* write separate bytes for each name, also in a `.bin` */
 } heft_ties;

@@ -45,6 +45,9 @@ typedef struct heft__resolved {
     heft__identity index_identity; /* of the index before it was read */
 } heft__resolved;
 
+/* The formats that are looked for in a folder, the first one first: all, or only the one that was asked for; NULL
+ * past the end. */
+const heft__format *heft__format_asked(heft_format asked, size_t i);
 /* What a path names, through the hub's cache and with the subfolder (NULL or "": none): a file or folder
  * that is there; the path itself, or in the arena. */
 heft_status heft__resolve_path(heft__arena *arena, const char *path, const char *subfolder,
@@ -253,6 +256,10 @@ bool heft__same_view(const heft__file_tensor *left, const heft__file_tensor *rig
 /* aliases.c: number of the first tensor that shows the same bytes in the same way (a tied name), its
  * own number if it is that. The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err);
+/* alias_names.c: first[i] is the number of the first name of the tensor that name i is one of; make it that of
+ * the name that stays where a file, or a model of no known family, can have but one. */
+heft_status heft__aliases_choose(heft_ctx *ctx, const char *const *list, size_t count,
+                                 size_t *first, heft_error *err);
 
 /* ---- compare: an index against its files, in one place ---------------------------------------- */
 /* Before the table is made: keep what an index with claims names, under its names, and compare what it
@@ -382,7 +389,12 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     size_t note_count;
     const bool
         *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
+    /* [ckpt->count] Where the family is known: the parameter that a name stands for, and the one that this is
+     * tied to, whose name stays; HEFT__NO_PARAMETER for none. Names that are one tensor but are not tied
+     * there are all written. NULL: the names decide (alias_names.c). */
+    const size_t *parameter, *tied_to;
 } heft__names;
+#define HEFT__NO_PARAMETER SIZE_MAX
 
 /* As heft_source_convert(), of a checkpoint that was judged; options of this version. */
 heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *dst,

@@ -2,7 +2,7 @@
  *
  * Tensors are read in pieces and written in pieces; nothing is held but the metadata and two
  * buffers. Names that show the same bytes stay one storage in a .bin; a safetensors file cannot say
- * that, so there the first name is kept and the others are named in a warning, as Transformers
+ * that, so there the name that others read is kept and the others are named in a warning, as Transformers
  * does with tied weights. Where each tensor is a file, every name has its bytes.
  * Source: docs/sharding.md [5]. */
 #include "checkpoint/checkpoint.h"
@@ -162,33 +162,121 @@ static bool same_shape(const heft_checkpoint *ckpt, size_t a, size_t b)
                              ckpt->infos[b].rank);
 }
 
+struct tie_key { /* no padding: hashed by its bytes */
+    size_t first, tied_to;
+};
+
+/* Of the names in `first` that are one tensor, those that the family ties: *kept is the number of the first. */
+static heft_status group_by_family(const struct conversion *c, const size_t *first, size_t *kept,
+                                   struct tie_key *keys, heft_error *err)
+{
+    heft__map seen;
+    heft_status status = HEFT_OK;
+    heft__map_init(&seen, c->ctx);
+    for (size_t i = 0; i < c->ckpt->count && status == HEFT_OK; i++) {
+        size_t found = HEFT__MAP_NONE;
+        kept[i] = i;
+        keys[i] = (struct tie_key){first[i], c->names->tied_to[i]};
+        if (keys[i].tied_to == HEFT__NO_PARAMETER) {
+            continue;
+        }
+        if (!heft__map_put(&seen, (const char *)&keys[i], sizeof keys[i], i, &found)) {
+            status = heft__fail_nomem(err, sizeof keys[i]);
+        } else if (found != HEFT__MAP_NONE && same_shape(c->ckpt, found, i)) {
+            kept[i] = found;
+        }
+    }
+    heft__map_fini(&seen);
+    return status;
+}
+
+/* The name that the family saves, where it is among those of a group. `own` has room for all. */
+static void prefer_saved(const struct conversion *c, size_t *kept, size_t *own)
+{
+    const size_t count = c->ckpt->count;
+    for (size_t i = 0; i < count; i++) {
+        own[i] = i;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const size_t parameter = c->names->parameter[i];
+        if (parameter != HEFT__NO_PARAMETER && parameter == c->names->tied_to[i]) {
+            own[kept[i]] = i;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        kept[i] = own[kept[i]];
+    }
+}
+
+/* Fill kept[i]: the name that stays of those that are one tensor in a file which can have only one of them,
+ * or i itself. */
+static heft_status choose_names(struct conversion *c, const size_t *first, size_t *kept,
+                                heft_error *err)
+{
+    const size_t count = c->ckpt->count;
+    const bool family = c->names->tied_to != NULL;
+    const char **names = heft__alloc(c->ctx, count * sizeof *names);
+    struct tie_key *keys = heft__alloc(c->ctx, count * sizeof *keys);
+    size_t *own = heft__alloc(c->ctx, count * sizeof *own);
+    heft_status status =
+        names && keys && own ? HEFT_OK : heft__fail_nomem(err, count * sizeof *keys);
+    if (status == HEFT_OK && family) {
+        status = group_by_family(c, first, kept, keys, err);
+    }
+    for (size_t i = 0; status == HEFT_OK && i < count; i++) {
+        names[i] = c->ckpt->infos[i].name;
+        if (!family) { /* the same bytes in another shape are no tie */
+            kept[i] = same_shape(c->ckpt, first[i], i) ? first[i] : i;
+        }
+    }
+    if (status == HEFT_OK) {
+        status = heft__aliases_choose(c->ctx, names, count, kept, err);
+    }
+    if (status == HEFT_OK && family) {
+        prefer_saved(c, kept, own);
+    }
+    heft__free(c->ctx, names, count * sizeof *names);
+    heft__free(c->ctx, keys, count * sizeof *keys);
+    heft__free(c->ctx, own, count * sizeof *own);
+    return status;
+}
+
+/* Add tensor i, or a line that says which other name it has. */
+static heft_status plan_name(struct conversion *c, size_t i, size_t first, size_t kept,
+                             heft_error *err)
+{
+    if (c->format->ties != HEFT__TIES_DROP) {
+        return plan_tensor(c, i, first, err);
+    }
+    if (kept == i) {
+        return plan_tensor(c, i, i, err);
+    }
+    return heft__warn(&c->warnings, "'%s' is an alias of '%s' and is omitted",
+                      c->ckpt->infos[i].name, c->ckpt->infos[kept].name)
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 static heft_status plan_tensors(struct conversion *c, heft_error *err)
 {
     const heft_checkpoint *ckpt = c->ckpt;
     size_t *first = NULL;
+    size_t *kept = heft__alloc(c->ctx, ckpt->count * sizeof *kept);
     struct ranked *order = heft__alloc_zero(c->ctx, ckpt->count, sizeof *order);
     c->tensors = heft__arena_array(&c->arena, ckpt->count, sizeof *c->tensors);
-    heft_status status = order && c->tensors ? heft__checkpoint_aliases(ckpt, &first, err)
-                                             : heft__fail_nomem(err, ckpt->count * sizeof *order);
+    heft_status status = order && kept && c->tensors
+                             ? heft__checkpoint_aliases(ckpt, &first, err)
+                             : heft__fail_nomem(err, ckpt->count * sizeof *order);
     if (status == HEFT_OK) {
         order_tensors(c, order);
+        status = choose_names(c, first, kept, err);
     }
     for (size_t k = 0; k < ckpt->count && status == HEFT_OK; k++) {
-        size_t i = order[k].number;
-        size_t shared = first[i];
-        if (shared != i && c->format->ties == HEFT__TIES_DROP) {
-            if (same_shape(ckpt, i, shared)) {
-                if (!heft__warn(&c->warnings, "'%s' is an alias of '%s' and is omitted",
-                                ckpt->infos[i].name, ckpt->infos[shared].name)) {
-                    status = heft__fail_nomem(err, 0);
-                }
-                continue;
-            }
-            shared = i; /* the same bytes in another shape: written once more */
-        }
-        status = plan_tensor(c, i, shared, err);
+        const size_t i = order[k].number;
+        status = plan_name(c, i, first[i], kept[i], err);
     }
     heft__free(c->ctx, first, ckpt->count * sizeof *first);
+    heft__free(c->ctx, kept, ckpt->count * sizeof *kept);
     heft__free(c->ctx, order, ckpt->count * sizeof *order);
     return status;
 }

@@ -55,13 +55,22 @@ const heft__format *heft__format_with_stem(heft__arena *arena, const heft__forma
     return made;
 }
 
-/* The formats whose files have names with a stem, the preferred one first; NULL past the end. */
+/* The formats whose files have names with a stem, of those that are looked for; NULL past the end. */
 static const heft__format *next_format(const struct search *s, size_t *at)
 {
-    const heft__format *prefer = heft__format_find(s->options->prefer), *format;
-    while ((format = heft__format_in_folder(prefer, (*at)++)) && format->index_name) {
+    const heft__format *format;
+    while ((format = heft__format_asked(s->options->prefer, (*at)++)) && format->index_name) {
     }
     return format;
+}
+
+/* Whether files with an extension may be of the format that was asked for. */
+static bool is_asked(const struct search *s, const char *name)
+{
+    const heft_format asked = s->options->prefer;
+    return asked == HEFT_FORMAT_AUTO ||
+           (asked != HEFT_FORMAT_OFFLOAD &&
+            heft__ends_with(name, "safetensors") == (asked == HEFT_FORMAT_SAFETENSORS));
 }
 
 static bool is_weight_file(const char *name)
@@ -303,11 +312,10 @@ static heft_status try_sets(struct search *s, heft_error *err)
 {
     struct shard *shards = heft__arena_array(s->arena, s->count, sizeof *shards), other;
     heft_status status = shards ? HEFT_OK : heft__fail_nomem(err, s->count * sizeof *shards);
-    const bool bin = s->options->prefer == HEFT_FORMAT_TORCH;
     for (size_t e = 0; e < EXTENSION_COUNT && status == HEFT_OK && !is_found(s); e++) {
-        const char *extension = extensions[bin && e < 2 ? 1 - e : e];
+        const char *extension = extensions[e];
         size_t found = 0;
-        for (size_t i = 0; i < s->count && status == HEFT_OK; i++) {
+        for (size_t i = 0; is_asked(s, extension) && i < s->count && status == HEFT_OK; i++) {
             if (!read_shard(s->names[i], &other) || !is_wanted(s, &other, extension)) {
                 continue;
             }
@@ -338,7 +346,9 @@ static heft_status try_odd_index(struct search *s, heft_error *err)
 {
     const char *found = NULL;
     for (size_t i = 0; i < s->count; i++) {
-        if (heft__ends_with(s->names[i], ".index.json")) {
+        const bool bin = strstr(s->names[i], ".bin.") != NULL;
+        if (heft__ends_with(s->names[i], ".index.json") &&
+            is_asked(s, bin ? "bin" : "safetensors")) {
             if (found) {
                 return HEFT_OK; /* several: listed at the end */
             }
@@ -412,14 +422,13 @@ static heft_status try_one_file(struct search *s, heft_error *err)
     const char *found[2] = {NULL, NULL};
     size_t counts[2] = {0, 0};
     for (size_t i = 0; i < s->count; i++) {
-        if (is_weight_file(s->names[i])) {
+        if (is_weight_file(s->names[i]) && is_asked(s, s->names[i])) {
             const size_t kind = heft__ends_with(s->names[i], ".safetensors") ? 0 : 1;
             found[kind] = s->names[i];
             counts[kind]++;
         }
     }
-    const bool bin = s->options->prefer == HEFT_FORMAT_TORCH;
-    const size_t kind = counts[bin] ? bin : !bin;
+    const size_t kind = counts[0] ? 0 : 1;
     if (counts[kind] != 1) {
         return HEFT_OK;
     }

@@ -483,6 +483,28 @@ static heft_status take_beside(heft_checkpoint *ckpt, const heft_checkpoint *oth
     return HEFT_OK;
 }
 
+static bool is_torch(heft_format format)
+{
+    return format == HEFT_FORMAT_TORCH || format == HEFT_FORMAT_TORCH_LEGACY ||
+           format == HEFT_FORMAT_TORCH_TAR;
+}
+
+/* Names promise a format, files have one: no other than the one that was asked for is read. */
+static heft_status check_format(const heft_checkpoint *ckpt, heft_format asked, heft_error *err)
+{
+    for (size_t i = 0; asked != HEFT_FORMAT_AUTO && i < ckpt->file_count; i++) {
+        const heft_file_info *info = &ckpt->files[i].info;
+        const bool fits = info->format == asked || (is_torch(asked) && is_torch(info->format));
+        if (ckpt->files[i].file && !fits) {
+            return heft__add_path(heft__fail(err, HEFT_NOT_FOUND, "is %s, and %s was asked for",
+                                             heft_format_name(info->format),
+                                             heft_format_name(asked)),
+                                  err, info->path);
+        }
+    }
+    return HEFT_OK;
+}
+
 static heft_status survey_once(heft_checkpoint *ckpt, const char *path,
                                const heft_checkpoint_options *options, const heft_checkpoint *other,
                                const char *const *paths, heft_error *err)
@@ -494,6 +516,9 @@ static heft_status survey_once(heft_checkpoint *ckpt, const char *path,
     }
     if (status == HEFT_OK) {
         status = survey(ckpt, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_format(ckpt, options->prefer, err);
     }
     heft__map_fini(&ckpt->beside_paths);
     ckpt->beside = NULL;

@@ -12,6 +12,15 @@ static bool is_given(const char *text)
     return text && *text;
 }
 
+const heft__format *heft__format_asked(heft_format asked, size_t i)
+{
+    const heft__format *format = asked == HEFT_FORMAT_AUTO ? NULL : heft__format_find(asked);
+    if (format && !format->precedence) { /* PyTorch's older ones have the names of `.bin` */
+        format = heft__format_find(HEFT_FORMAT_TORCH);
+    }
+    return !format ? heft__format_in_folder(NULL, i) : i == 0 ? format : NULL;
+}
+
 /* ---- a folder -------------------------------------------------------------------------------- */
 static bool is_there(heft__arena *arena, const char *folder, const char *name)
 {
@@ -31,14 +40,16 @@ static bool is_stale(heft__arena *arena, const char *folder, const char *single,
 }
 
 /* "neither model.safetensors nor pytorch_model.bin, nor an index of either" */
-static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, const char *variant,
-                                 heft_error *err)
+static heft_status nothing_found(heft__arena *arena, const heft__resolved *out,
+                                 const heft_checkpoint_options *options, heft_error *err)
 {
+    const char *variant = options->variant;
     const heft__format *format;
     const char *names = "";
-    for (size_t i = 0; (format = heft__format_in_folder(NULL, i)) != NULL; i++) {
-        if (!format->index_name) {
-            const char *single = heft__weights_single(arena, format, variant);
+    for (size_t i = 0; (format = heft__format_asked(options->prefer, i)) != NULL; i++) {
+        if (!format->index_name || options->prefer != HEFT_FORMAT_AUTO) {
+            const char *single = format->index_name ? format->index_name
+                                                    : heft__weights_single(arena, format, variant);
             names = heft__arena_format(arena, "%s%s%s", names, *names ? " nor " : "",
                                        single ? single : "");
             if (!single || !names) {
@@ -46,7 +57,10 @@ static heft_status nothing_found(heft__arena *arena, const heft__resolved *out, 
             }
         }
     }
-    names = heft__arena_format(arena, "neither %s, nor an index for them", names);
+    names = options->prefer == HEFT_FORMAT_AUTO
+                ? heft__arena_format(arena, "neither %s, nor an index for them", names)
+                : heft__arena_format(arena, "no %s, and %s was asked for", names,
+                                     heft_format_name(options->prefer));
     return names ? heft__describe_folder(arena, out, names, err) : heft__fail_nomem(err, 0);
 }
 
@@ -141,8 +155,8 @@ static heft_status not_asked_for(const heft__format *asked, const heft__resolved
 static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_options *options,
                                   heft__resolved *out, heft_error *err)
 {
-    const heft__format *prefer = heft__format_find(options->prefer), *format;
-    for (size_t i = 0; (format = heft__format_in_folder(prefer, i)) != NULL; i++) {
+    const heft__format *format;
+    for (size_t i = 0; (format = heft__format_asked(options->prefer, i)) != NULL; i++) {
         heft_status status = heft__resolve_format(arena, format, options, out, err);
         if (status != HEFT_OK || out->file || out->index) {
             out->index_format = out->index ? format : NULL;
@@ -161,7 +175,7 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
     }
     return status != HEFT_OK || out->file || out->index || out->set_count
                ? status
-               : nothing_found(arena, out, options->variant, err);
+               : nothing_found(arena, out, options, err);
 }
 
 bool heft__is_still_first(const heft__resolved *where)

@@ -186,7 +186,24 @@ static bool has_bytes(const heft__addition *addition)
     return addition->tensor && addition->size_bytes > 0;
 }
 
-/* Fill `first`: in the order of writing, so that the first written is the one that stays. */
+/* Where a format can have one name of a tensor only: the one that others read. */
+static heft_status choose_names(struct commit *c, heft_error *err)
+{
+    const heft_writer *w = c->w;
+    const char **names = heft__arena_array(&c->arena, w->count, sizeof *names);
+    if (!names) {
+        return heft__fail_nomem(err, w->count * sizeof *names);
+    }
+    for (size_t i = 0; i < w->count; i++) {
+        const heft__addition *own = &w->list[i], *first = &w->list[c->first[i]];
+        names[i] = own->name;
+        c->first[i] =
+            heft__shape_equal(own->shape, own->rank, first->shape, first->rank) ? c->first[i] : i;
+    }
+    return heft__aliases_choose(w->ctx, names, w->count, c->first, err);
+}
+
+/* Fill `first`: in the order of writing. */
 static heft_status find_ties(struct commit *c, heft_error *err)
 {
     const heft_writer *w = c->w;
@@ -299,8 +316,7 @@ static bool choose_storage(struct commit *c, size_t i, size_t *storage, heft_err
     const bool share = w->format->ties == HEFT__TIES_SHARE;
     *storage = w->options.ties == HEFT_TIES_COPY || !share ? i : c->first[i];
     if (own == first || share || w->format->ties == HEFT__TIES_COPY ||
-        w->options.ties != HEFT_TIES_DROP ||
-        !heft__shape_equal(own->shape, own->rank, first->shape, first->rank)) {
+        w->options.ties != HEFT_TIES_DROP) {
         return true;
     }
     if (!heft__warn(&c->warnings, "'%s' is an alias of '%s' and is omitted", own->name,
@@ -339,6 +355,10 @@ static heft_status plan(struct commit *c, heft_error *err)
     }
     if (status == HEFT_OK) {
         status = find_ties(c, err);
+    }
+    if (status == HEFT_OK && w->format->ties == HEFT__TIES_DROP &&
+        w->options.ties == HEFT_TIES_DROP) {
+        status = choose_names(c, err);
     }
     return status == HEFT_OK ? list_tensors(c, err) : status;
 }

@@ -16,7 +16,7 @@
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
     X(FORMAT, "format", "F",                                                                       \
-      "format of the weights: safetensors, bin or offload (default: the first of them)")
+      "read only this format: safetensors, bin or offload (default: any, safetensors first)")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 

@@ -25,7 +25,7 @@
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
     X(FORMAT, "format", "F",                                                                       \
-      "format of the weights: safetensors, bin or offload (default: the first of them)")           \
+      "read only this format: safetensors, bin or offload (default: any, safetensors first)")      \
     X(TOUCH, "touch", NULL, "read every byte into memory; with a device map, block by block")      \
     X(OVER_LIMIT, "over-limit", NULL,                                                              \
       "load even if the model is larger than the available memory")                                \

@@ -526,8 +526,23 @@ static heft_status run_reduce(struct vm *vm, const struct opcode *op, heft_error
     return gather(vm, HEFT__PK_CALL, 2, err);
 }
 
-/* Attributes of an OrderedDict, `_metadata` for one, are dropped; an opaque object keeps its state;
- * nothing else in the list has one. */
+/* Its state is what torch._utils._rebuild_tensor takes: storage, offset, size and stride. */
+static heft_status build_tensor(struct vm *vm, const struct opcode *op, heft_error *err)
+{
+    heft__pk_object *object = (top(vm) - 1)->as.object;
+    const heft__pk_cell *state = top(vm);
+    if (state->kind != HEFT__PK_TUPLE || state->as.object->count != 4 ||
+        heft__pk_is_other_storage(&object->items[0], &state->as.object->items[0])) {
+        return malformed(vm, op, "of a tensor needs its storage, offset, size and stride", err);
+    }
+    object->items[0].global = HEFT__PKG_REBUILD_TENSOR;
+    object->items[1] = *state;
+    vm->count--;
+    return HEFT_OK;
+}
+
+/* Attributes of an OrderedDict, `_metadata` for one, are dropped; an opaque object keeps its state; a
+ * tensor without values gets them; nothing else in the list has one. */
 static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *target = top(vm) - 1, *state = top(vm);
@@ -536,6 +551,9 @@ static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error 
         object->built = object->count == 2 && state->kind == HEFT__PK_DICT;
         vm->count--;
         return append(vm, object, state, 1, err);
+    }
+    if (heft__pk_is_bare_tensor(vm->pickle, target)) {
+        return build_tensor(vm, op, err);
     }
     if (target->kind != HEFT__PK_DICT || !target->as.object->ordered) {
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at, "%s on %s", op->name,
@@ -594,7 +612,9 @@ static heft_status run_inst(struct vm *vm, const struct opcode *op, heft_error *
 static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *type = top(vm) - (op->needs - 1);
-    if (type->kind == HEFT__PK_GLOBAL && type->global == HEFT__PKG_UNKNOWN) {
+    if ((type->kind == HEFT__PK_GLOBAL && type->global == HEFT__PKG_UNKNOWN) ||
+        (op->needs == 2 && heft__pk_is_tensor_class(vm->pickle, type) &&
+         top(vm)->kind == HEFT__PK_TUPLE)) {
         return gather(vm, HEFT__PK_CALL, op->needs, err);
     }
     if (type->kind != HEFT__PK_GLOBAL) {

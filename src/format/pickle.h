@@ -127,6 +127,11 @@ bool heft__pk_find_global(const char *module, size_t module_length, const char *
 /* Whether a name that is not in the list has no business in any checkpoint: os.system, eval. */
 bool heft__pk_is_harmful(const char *module, size_t module_length, const char *name,
                          size_t name_length);
+/* Tensors by their class, torch.Tensor or torch.FloatTensor, ...: whether a name is one; whether a value is what
+ * such a one makes without arguments, which BUILD gives its values; whether a storage is of another class. */
+bool heft__pk_is_tensor_class(const heft__pickle *pickle, const heft__pk_cell *cell);
+bool heft__pk_is_bare_tensor(const heft__pickle *pickle, const heft__pk_cell *cell);
+bool heft__pk_is_other_storage(const heft__pk_cell *class, const heft__pk_cell *storage);
 /* Whether a value is an object of a class that is not in the list, or what such a one returned: it
  * is kept with all that it was given, and stands for nothing. */
 bool heft__pk_is_opaque(const heft__pk_cell *cell);

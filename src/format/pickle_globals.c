@@ -231,3 +231,34 @@ bool heft__pk_storage_class(heft_dtype dtype, char name[32])
     }
     return false;
 }
+
+/* ---- tensors by their class ------------------------------------------------------------------ */
+/* torch.Tensor or torch.FloatTensor, ...: a class whose object has no values before its BUILD. */
+bool heft__pk_is_tensor_class(const heft__pickle *pickle, const heft__pk_cell *cell)
+{
+    return cell->kind == HEFT__PK_GLOBAL &&
+           (cell->global == HEFT__PKG_TENSOR_CLASS ||
+            (cell->global == HEFT__PKG_TYPE && cell->as.text.length == strlen("Tensor") &&
+             memcmp(heft__pk_text(pickle, cell), "Tensor", strlen("Tensor")) == 0));
+}
+
+/* What is made by such a class without arguments. */
+bool heft__pk_is_bare_tensor(const heft__pickle *pickle, const heft__pk_cell *cell)
+{
+    return cell->kind == HEFT__PK_CALL && cell->as.object->count == 2 &&
+           heft__pk_is_tensor_class(pickle, &cell->as.object->items[0]) &&
+           cell->as.object->items[1].kind == HEFT__PK_TUPLE &&
+           cell->as.object->items[1].as.object->count == 0;
+}
+
+/* Whether a storage of another class is set in a torch.FloatTensor. */
+bool heft__pk_is_other_storage(const heft__pk_cell *class, const heft__pk_cell *storage)
+{
+    const heft__pk_object *id =
+        storage->kind == HEFT__PK_PERSID && storage->as.object->items[0].kind == HEFT__PK_TUPLE
+            ? storage->as.object->items[0].as.object
+            : NULL;
+    return class->global == HEFT__PKG_TENSOR_CLASS &&
+           (!id || id->count < 2 || id->items[1].kind != HEFT__PK_GLOBAL ||
+            id->items[1].global != HEFT__PKG_STORAGE || id->items[1].dtype != class->dtype);
+}

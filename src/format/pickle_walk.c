@@ -615,7 +615,7 @@ static heft_status judge_nothing(heft__pickle_tensors *build, const heft__pk_cel
                              build->opaque.shown ? build->opaque.shown : "odd keys of a dict");
     }
     return top->kind == HEFT__PK_LIST || top->kind == HEFT__PK_TUPLE
-               ? heft__fail_at(err, HEFT_FORMAT, at, "top-level value is %s without tensors",
+               ? heft__fail_at(err, HEFT_UNSUPPORTED, at, "top-level value is %s without tensors",
                                heft__pk_kind_name(top))
                : HEFT_OK;
 }
@@ -626,7 +626,7 @@ static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_er
     const heft__pk_cell *state_dict = NULL;
     heft_status status = HEFT_OK;
     if (!is_container(top) && !is_tensor_here(build, top) && !heft__pk_is_opaque(top)) {
-        return heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + top->at,
+        return heft__fail_at(err, HEFT_UNSUPPORTED, build->pickle->origin + top->at,
                              "top-level value is %s, expected a dict of tensors",
                              heft__pk_kind_name(top));
     }

@@ -57,6 +57,7 @@ heft_status heft__fit_judge(const heft__loading *l, heft_error *err)
 /* Modules that a task puts on top of a model, by the names that families use. */
 static const char *const heads[] = {
     "lm_head",
+    "multiple_choice_head",
     "classifier",
     "score",
     "qa_outputs",

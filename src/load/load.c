@@ -7,7 +7,7 @@
 
 #include <time.h>
 
-static double seconds_now(void)
+double heft__loading_clock(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -60,7 +60,7 @@ static heft_status check_quantized(const heft__loading *l, heft_error *err)
 }
 
 /* ---- one load -------------------------------------------------------------------------------- */
-heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
+static heft_status make_plain_model(heft__loading *l, heft_error *err)
 {
     const heft_source *source = l->source;
     heft__recipe recipe = {.config = source->config, .keep_f32 = true};
@@ -99,6 +99,14 @@ heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
                : heft__model_build(l->ctx, &recipe, &l->model, err);
 }
 
+heft_status heft__loading_make_model(heft__loading *l, heft_error *err)
+{
+    const heft_status status = make_plain_model(l, err);
+    return status == HEFT_OK
+               ? heft__model_retype(l->model, l->options->dtypes, l->options->dtype_count, err)
+               : status;
+}
+
 heft_status heft__loading_take_plan(heft__loading *l, heft_error *err)
 {
     return l->options->plan ? heft__plan_devices(l->options->plan, l->model, &l->devices, err)
@@ -132,7 +140,7 @@ static heft_status prepare(heft__loading *l, heft_error *err)
 }
 
 /* The refusal for lists that should be empty; the first offender is the item. */
-static heft_status judge(const heft__loading *l, heft_error *err)
+heft_status heft__loading_judge(const heft__loading *l, heft_error *err)
 {
     const heft__match *match = &l->match;
     char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
@@ -263,7 +271,10 @@ static heft_status load(heft__loading *l, heft_error *err)
     if (status == HEFT_OK && heft__source_is_packed(l->source)) {
         status = heft__packed_check(l->source, l->model, &l->match, err);
     }
-    heft_status verdict = status == HEFT_OK ? judge(l, err) : status;
+    if (status == HEFT_OK) {
+        status = heft__packed_refuse_casts(l->source, l->model, &l->match, err);
+    }
+    heft_status verdict = status == HEFT_OK ? heft__loading_judge(l, err) : status;
     if (verdict == HEFT_OK) {
         verdict = check_missing(l, err);
     }
@@ -301,13 +312,13 @@ static heft_status load(heft__loading *l, heft_error *err)
 
 /* Hand a filled report to who asked for it, also where its lists are the reason to refuse; else
  * free it. memory and report may be NULL. */
-static void finish_report(heft__report_memory *memory, heft_status status, double started,
+void heft__loading_report(heft__report_memory *memory, heft_status status, double started,
                           heft_load_report **report)
 {
     bool told =
         memory && memory->report.class_name && (status == HEFT_OK || status == HEFT_MISMATCH);
     if (report && told) {
-        memory->report.seconds = seconds_now() - started;
+        memory->report.seconds = heft__loading_clock() - started;
         *report = &memory->report;
     } else {
         heft_load_report_free(memory ? &memory->report : NULL);
@@ -321,7 +332,7 @@ heft_status heft_model_load(const heft_source *source, const heft_load_options *
     if (!source || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "source or result is NULL");
     }
-    double started = seconds_now();
+    double started = heft__loading_clock();
     heft__loading l = {
         .ctx = source->ctx, .source = source, .ckpt = source->ckpt, .options = &taken};
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
@@ -331,7 +342,7 @@ heft_status heft_model_load(const heft_source *source, const heft_load_options *
     if (status == HEFT_OK) {
         *out = heft__loading_take_model(&l);
     }
-    finish_report(l.memory, status, started, report);
+    heft__loading_report(l.memory, status, started, report);
     l.memory = NULL;
     heft__loading_fini(&l);
     return status;
@@ -355,82 +366,4 @@ void heft__loading_fini(heft__loading *l)
     }
     heft_load_report_free(l->memory ? &l->memory->report : NULL);
     heft_model_free(l->model);
-}
-
-/* ---- into an existing model ---------------------------------------------------------------- */
-/* What is stored quantized must be so in the model, too. */
-static heft_status check_quantized_parts(heft__loading *l, heft_error *err)
-{
-    heft_config *config = NULL;
-    heft_source *source = NULL;
-    heft_error why = {0};
-    heft_status status = HEFT_OK;
-    if (heft__checkpoint_has_folder(l->ckpt)) {
-        status = heft_config_read(l->ctx, l->ckpt->where.folder, &config, &why);
-        status = status == HEFT_NOMEM ? status : HEFT_OK; /* its config is not needed otherwise */
-    }
-    if (status == HEFT_OK) {
-        status = heft_source_new(l->ckpt, config, NULL, &source, &why);
-    }
-    if (status == HEFT_OK && source->quant.count + source->quant.loose > 0) {
-        status = heft__packed_check_exact(source, l->model, &l->match, &why);
-    } else if (status == HEFT_OK && source->no_quant.status != HEFT_OK) {
-        status = heft__source_check_quantized(source, &why);
-    }
-    heft_source_close(source);
-    heft_config_free(config);
-    if (status != HEFT_OK && err) {
-        *err = why;
-    }
-    return status;
-}
-
-heft_status heft_model_load_sharded(heft_model *model, const char *folder,
-                                    const heft_load_sharded_options *asked,
-                                    heft_load_report **report, heft_error *err)
-{
-    heft_load_sharded_options taken;
-    if (!model || !folder) {
-        return heft__fail(err, HEFT_INVALID_ARG, "model or folder is NULL");
-    }
-    heft_status status = HEFT__TAKE_OPTIONS(&taken, asked, err);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    double started = seconds_now();
-    const heft_load_options options =
-        HEFT_OPTIONS(heft_load_options, .strict = taken.strict, .over_limit = taken.over_limit);
-    heft__loading l = {.ctx = model->ctx, .options = &options, .model = model};
-    status = heft_checkpoint_open(l.ctx, folder, NULL, &l.ckpt, err);
-    if (status == HEFT_OK) {
-        status = heft__report_new(l.ctx, &l.memory, err);
-    }
-    if (status == HEFT_OK) {
-        l.match = (heft__match){.arena = &l.memory->arena, .warnings = &l.memory->warnings};
-        status = heft__match_exactly(model, l.ckpt, &l.match, err);
-    }
-    if (status == HEFT_OK) {
-        status = check_quantized_parts(&l, err);
-    }
-    heft_status verdict = status == HEFT_OK ? judge(&l, err) : status;
-    if (verdict == HEFT_OK) {
-        verdict = heft__fit_warn_of_integers(&l, err);
-    }
-    if (verdict == HEFT_OK) {
-        l.fill.reuse = true;
-        l.fill.reason = HEFT__FILL_EXISTING;
-        verdict = heft__loading_check_limit(&l, err);
-    }
-    if (verdict == HEFT_OK) {
-        verdict = heft__fill(model, l.ckpt, &l.match, &l.fill, &l.counts, err);
-    }
-    if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
-        status = heft__report_fill(l.memory, model, &l.match, &l.counts, &l.fill,
-                                   verdict == HEFT_OK ? err : NULL);
-        verdict = verdict == HEFT_OK ? status : verdict;
-    }
-    heft__match_fini(model, &l.match);
-    finish_report(l.memory, verdict, started, report);
-    heft_checkpoint_close(l.ckpt);
-    return heft__add_path(verdict, err, folder);
 }

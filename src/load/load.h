@@ -106,9 +106,13 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
 /* By the same rules, names alone: the parameter that each fills by itself, SIZE_MAX for none. */
 heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
                               size_t *parameters, heft_error *err);
-/* Names as they are, as load_sharded_checkpoint does. */
+/* Names as they are, as load_sharded_checkpoint does. Ties are not settled. */
 heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt,
                                 heft__match *match, heft_error *err);
+/* Ties of which the checkpoint has two names: they hold if the bytes are equal, and are given up with a warning
+ * otherwise. Of the others, the parameter that is saved takes the value. */
+heft_status heft__match_settle(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
+                               heft_error *err);
 /* Free what is not in the arena. */
 void heft__match_fini(const heft_model *model, heft__match *match);
 
@@ -126,6 +130,16 @@ heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error
  * if it lacks a layer as a whole, else NOT_FOUND; unchanged if it lacks none, or if that cannot be told.
  * NOMEM; CANCELLED. */
 heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_error *err);
+
+/* ---- dtypes.c: other dtypes of parts of a model ------------------------------------------------ */
+/* Give the floating-point parameters that names match another dtype, as heft_plan_options.dtypes has it; tied
+ * ones get that of the parameter that is saved. Before anything is bound. INVALID_ARG for a dtype that no model
+ * can have, MISMATCH for a name that matches nothing. */
+heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list, size_t count,
+                               heft_error *err);
+/* UNSUPPORTED if a part of a quantized weight would be cast. */
+heft_status heft__packed_refuse_casts(const heft_source *source, const heft_model *model,
+                                      const heft__match *match, heft_error *err);
 
 /* ---- unknown: a model of a type that heft has no family for ----------------------------------- */
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its
@@ -248,6 +262,7 @@ typedef struct heft__fill_options {
     heft_map_mode map_mode;
     bool share;             /* the rest is one copy for all processes of the host */
     bool reuse;             /* write over storages that are owned already */
+    const bool *anew;       /* [model->count] but not over these; NULL: over all */
     bool count;             /* nothing is taken, read or bound: counts are all that is wanted */
     const int32_t *devices; /* [model->count] by a plan; NULL: by `map` */
     /* Called before a shared copy of so many bytes is built, not if there is one; NULL: not called. */
@@ -282,6 +297,22 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_m
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
+
+/* ---- disk_reader.c: reading them in order, for a save ------------------------------------------- */
+typedef struct heft__disk_reader {
+    const heft_model *model;
+    heft__tensor_reader *reader; /* of `parameter`; NULL: none */
+    size_t parameter;
+    uint64_t position; /* of its next byte */
+    void *scratch;
+} heft__disk_reader;
+
+/* Bytes of parameter i, which is on the disk, in its dtype; from its first on, piece after piece. */
+heft_status heft__disk_read(heft__disk_reader *disk, size_t i, uint64_t first, void *dst,
+                            size_t length, heft_error *err);
+/* IO if one of the files was changed since it was opened. */
+heft_status heft__disk_unchanged(const heft_model *model, heft_error *err);
+void heft__disk_reader_fini(heft__disk_reader *disk);
 
 /* ---- offload_store.c: what a device map leaves on the disk, as Accelerate's offload folder ----- */
 typedef struct heft__store {
@@ -378,6 +409,14 @@ heft_status heft__limit_memory(const char *machine, const heft__memory_need *nee
                                char warning[HEFT__LIMIT_WARNING], heft_error *err);
 heft_status heft__limit_space(const heft__memory_need *need, char warning[HEFT__LIMIT_WARNING],
                               heft_error *err);
+/* MISMATCH for lists that should be empty: shapes always, keys as `strict` says. */
+heft_status heft__loading_judge(const heft__loading *loading, heft_error *err);
+/* Seconds, for `started`. */
+double heft__loading_clock(void);
+/* Hand a filled report to who asked for it, also where its lists are the reason to refuse; else free it. memory
+ * and report may be NULL. */
+void heft__loading_report(heft__report_memory *memory, heft_status status, double started,
+                          heft_load_report **report);
 /* Hand the model out; the rest is freed by fini. */
 heft_model *heft__loading_take_model(heft__loading *loading);
 void heft__loading_fini(heft__loading *loading);

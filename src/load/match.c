@@ -288,7 +288,7 @@ static heft_status settle_tie(heft_model *model, const heft_checkpoint *ckpt, co
                : heft__fail_nomem(err, 0);
 }
 
-static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
+heft_status heft__match_settle(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                                heft_error *err)
 {
     size_t *aliases = NULL;
@@ -303,28 +303,44 @@ static heft_status settle_ties(heft_model *model, const heft_checkpoint *ckpt, h
 }
 
 /* ---- missing --------------------------------------------------------------------------------- */
+/* has[i]: the checkpoint has a value for the parameter that i is, or one of another shape, under any name. */
+static void list_present(const heft_model *model, const heft__match *match, bool *has)
+{
+    for (size_t i = 0; i < model->count; i++) {
+        has[model->parameters[i].tied_to] |=
+            match->source[i] != HEFT__NO_TENSOR || match->lack[i] != HEFT__LACKS_NOTHING;
+    }
+}
+
+static heft_status add_missing(const heft_model *model, size_t i, bool ignore, heft__match *match,
+                               heft_error *err)
+{
+    const char *name = model->parameters[i].name;
+    if (ignore && ends_with_any(name, model->family->ignore_missing)) {
+        match->lack[i] = HEFT__LACKS_SILENTLY;
+        return HEFT_OK;
+    }
+    match->lack[i] = HEFT__LACKS_KEY;
+    match->missing[match->missing_count] = heft__arena_text(match->arena, name, strlen(name));
+    return match->missing[match->missing_count++] ? HEFT_OK : heft__fail_nomem(err, strlen(name));
+}
+
 static heft_status list_missing(const heft_model *model, heft__match *match, bool ignore,
                                 heft_error *err)
 {
-    for (size_t i = 0; i < model->count; i++) {
-        const heft_parameter *parameter = &model->parameters[i];
-        if (!in_state_dict(model, i) || match->source[i] != HEFT__NO_TENSOR ||
-            match->source[parameter->tied_to] != HEFT__NO_TENSOR ||
-            match->lack[i] != HEFT__LACKS_NOTHING) {
-            continue;
-        }
-        if (ignore && ends_with_any(parameter->name, model->family->ignore_missing)) {
-            match->lack[i] = HEFT__LACKS_SILENTLY;
-            continue;
-        }
-        match->lack[i] = HEFT__LACKS_KEY;
-        match->missing[match->missing_count] =
-            heft__arena_text(match->arena, parameter->name, strlen(parameter->name));
-        if (!match->missing[match->missing_count++]) {
-            return heft__fail_nomem(err, 0);
+    bool *has = heft__alloc_zero(model->ctx, model->count, sizeof *has);
+    heft_status status = has ? HEFT_OK : heft__fail_nomem(err, model->count);
+    if (status == HEFT_OK) {
+        list_present(model, match, has);
+    }
+    for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
+        if (in_state_dict(model, i) && match->source[i] == HEFT__NO_TENSOR &&
+            match->lack[i] == HEFT__LACKS_NOTHING && !has[model->parameters[i].tied_to]) {
+            status = add_missing(model, i, ignore, match, err);
         }
     }
-    return HEFT_OK;
+    heft__free(model->ctx, has, model->count);
+    return status;
 }
 
 /* ---- the two ways ---------------------------------------------------------------------------- */
@@ -477,7 +493,7 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
         status = lookup.left[i] ? match_unwrapped(&lookup, ckpt, i, match, err) : HEFT_OK;
     }
     if (status == HEFT_OK) {
-        status = settle_ties(model, ckpt, match, err);
+        status = heft__match_settle(model, ckpt, match, err);
     }
     if (status == HEFT_OK) {
         status = list_missing(model, match, true, err);
@@ -494,15 +510,6 @@ heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *
         const struct target target = {find(model, ckpt->infos[i].name), 1, NULL};
         status = target.first == SIZE_MAX ? add_unexpected(match, ckpt->infos[i].name, err)
                                           : assign(model, ckpt, &target, i, match, err);
-    }
-    for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
-        size_t source = model->parameters[i].tied_to;
-        if (source != i && match->source[source] == HEFT__NO_TENSOR) {
-            match->source[source] = match->source[i];
-        }
-        if (source != i) {
-            match->source[i] = HEFT__NO_TENSOR; /* one storage is filled once */
-        }
     }
     return status == HEFT_OK ? list_missing(model, match, false, err) : status;
 }

@@ -1,6 +1,6 @@
 /* save.c - saving a model: its config, its weights in shards, an index.
  *
- * Bytes come from the model's storages, or are made as they are written (heft_model_save_random),
+ * Bytes come from the model's storages, from the files in which parameters stay, or are made as they are written (heft_model_save_random),
  * so that a model with random weights can be larger than the memory. Tied names are one storage in
  * a .bin; in safetensors the saved one is kept.
  * Source: docs/sharding.md. */
@@ -19,6 +19,8 @@ struct saving {
     heft__metadata metadata;
     heft__warnings warnings;
     uint64_t seed; /* of a random save */
+    heft__disk_reader disk;
+    bool from_disk; /* some are read from their files */
 };
 
 static size_t number_of(const heft__out_tensor *tensor)
@@ -33,6 +35,9 @@ static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint6
     struct saving *s = user;
     size_t i = number_of(tensor);
     const heft__binding *binding = &s->model->bindings[i];
+    if (s->model->parameters[i].state == HEFT_PARAMETER_DISK) {
+        return heft__disk_read(&s->disk, i, first, dst, length, err);
+    }
     const uint8_t *src =
         (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset + first;
     heft_status status = HEFT_OK;
@@ -42,6 +47,12 @@ static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint6
         memcpy(dst, src, length);
     }
     return heft__add_item(status, err, tensor->name);
+}
+
+static heft_status check_files(void *user, heft_error *err)
+{
+    const struct saving *s = user;
+    return s->from_disk ? heft__disk_unchanged(s->model, err) : HEFT_OK;
 }
 
 struct making { /* one piece of a random tensor, made by several threads */
@@ -98,8 +109,8 @@ static heft_status add_tensors(struct saving *s, const heft__format *format, boo
             (tied && format->ties == HEFT__TIES_DROP)) {
             continue;
         }
-        if (stored && (parameter->state == HEFT_PARAMETER_ABSENT ||
-                       parameter->state == HEFT_PARAMETER_DISK)) {
+        s->from_disk |= stored && parameter->state == HEFT_PARAMETER_DISK;
+        if (stored && parameter->state == HEFT_PARAMETER_ABSENT) {
             return heft__add_item(
                 heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state)), err,
                 parameter->name);
@@ -249,7 +260,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
         return heft__fail(err, HEFT_UNSUPPORTED, "no initializer is known for model type '%s'",
                           model->model_type);
     }
-    struct saving s = {.model = model, .seed = init->seed};
+    struct saving s = {.model = model, .seed = init->seed, .disk = {.model = model}};
     heft__arena_init(&s.arena, model->ctx);
     heft__buffer_init(&s.config, model->ctx);
     heft__metadata_init(&s.metadata, &s.arena);
@@ -274,6 +285,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
             .keep_side_files = options->keep_side_files,
             .beside = config_folder,
             .read = random ? read_random : read_stored,
+            .check = random ? NULL : check_files,
             .user = &s,
             .warnings = s.warnings.lines,
             .warning_count = s.warnings.count,
@@ -282,6 +294,7 @@ static heft_status save(const heft_model *model, const char *dst, const heft_ini
         status = job.metadata ? heft__write_checkpoint(model->ctx, &job, report, err)
                               : heft__fail_nomem(err, 0);
     }
+    heft__disk_reader_fini(&s.disk);
     heft__buffer_fini(&s.config);
     heft__metadata_fini(&s.metadata);
     heft__arena_fini(&s.arena);

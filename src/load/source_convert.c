@@ -12,6 +12,8 @@ struct order {
     const char **names; /* [model->count]; the texts are the model's */
     heft__names known;
     bool *float32; /* [ckpt->count]; NULL: not asked */
+    size_t *parameter,
+        *tied_to; /* [ckpt->count] as in heft__names; NULL: no names are one tensor */
 };
 
 static bool has_own_order(const heft_checkpoint *ckpt)
@@ -153,6 +155,112 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
     return status;
 }
 
+/* ---- ties ------------------------------------------------------------------------------------ */
+static heft_status list_texts(const heft_checkpoint *ckpt, const char ***out, heft_error *err)
+{
+    const char **names = heft__alloc(ckpt->ctx, ckpt->count * sizeof *names);
+    for (size_t i = 0; names && i < ckpt->count; i++) {
+        names[i] = ckpt->infos[i].name;
+    }
+    *out = names;
+    return names ? HEFT_OK : heft__fail_nomem(err, ckpt->count * sizeof *names);
+}
+
+/* What the names stand for in a model. Returns how many of those that are one tensor are its own. */
+static heft_status look_up(const heft_model *model, const char *const *names, const bool *shared,
+                           struct order *o, size_t *known, heft_error *err)
+{
+    const size_t count = o->ckpt->count;
+    const heft_status status = heft__match_names(model, names, count, o->parameter, err);
+    *known = 0;
+    for (size_t i = 0; status == HEFT_OK && i < count; i++) {
+        const size_t parameter = o->parameter[i];
+        o->tied_to[i] =
+            parameter == HEFT__NO_PARAMETER ? parameter : model->parameters[parameter].tied_to;
+        *known += shared[i] && parameter != HEFT__NO_PARAMETER;
+    }
+    return status;
+}
+
+/* The same, of a model that is made for it; a class that cannot be one knows nothing. */
+static heft_status look_up_class(const heft_source *source, const char *class_name,
+                                 const char *const *names, const bool *shared, struct order *o,
+                                 size_t *known, heft_error *err)
+{
+    heft_model *model = NULL;
+    *known = 0;
+    heft_status status = try_model(source, class_name, &model, err);
+    if (status == HEFT_OK && model) {
+        status = look_up(model, names, shared, o, known, err);
+    }
+    heft_model_free(model);
+    return status;
+}
+
+/* Which of the names that are one tensor the family saves, by the class that has most of them: a head that
+ * the source's class lacks may be that of another class. */
+static heft_status find_ties(const heft_source *source, const heft__family *family,
+                             const bool *shared, struct order *o, heft_error *err)
+{
+    const size_t count = o->ckpt->count;
+    const char *best = o->model ? heft_model_class(o->model) : NULL;
+    const char **names = NULL;
+    size_t most = 0, known = 0, wanted = 0;
+    heft_status status = list_texts(o->ckpt, &names, err);
+    for (size_t i = 0; i < count; i++) {
+        wanted += shared[i];
+    }
+    if (status == HEFT_OK && best) {
+        status = look_up(o->model, names, shared, o, &most, err);
+    }
+    const heft__class *class = family->classes;
+    for (; status == HEFT_OK && most < wanted && class->name; class ++) {
+        status = look_up_class(source, class->name, names, shared, o, &known, err);
+        best = known > most ? class->name : best;
+        most = known > most ? known : most;
+    }
+    if (status == HEFT_OK && best) {
+        status = look_up_class(source, best, names, shared, o, &known, err);
+    }
+    if (status == HEFT_OK && known > 0) {
+        o->known.parameter = o->parameter;
+        o->known.tied_to = o->tied_to;
+    }
+    heft__free(source->ctx, names, count * sizeof *names);
+    return status;
+}
+
+/* Where names are one tensor, what the family says of them. */
+static heft_status look_at_ties(const heft_source *source, struct order *o, heft_error *err)
+{
+    const heft__family *family = o->model ? o->model->family
+                                 : source->config
+                                     ? heft__family_find(heft_config_model_type(source->config))
+                                     : NULL;
+    if (!family) {
+        return HEFT_OK;
+    }
+    const size_t count = o->ckpt->count;
+    size_t *first = NULL, aliases = 0;
+    bool *shared = heft__alloc_zero(source->ctx, count, sizeof *shared);
+    heft_status status =
+        shared ? heft__checkpoint_aliases(o->ckpt, &first, err) : heft__fail_nomem(err, count);
+    for (size_t i = 0; status == HEFT_OK && i < count; i++) {
+        shared[i] = shared[i] || first[i] != i;
+        shared[first[i]] = shared[first[i]] || first[i] != i;
+        aliases += first[i] != i;
+    }
+    if (status == HEFT_OK && aliases > 0) {
+        o->parameter = heft__alloc(source->ctx, count * sizeof *o->parameter);
+        o->tied_to = heft__alloc(source->ctx, count * sizeof *o->tied_to);
+        status = o->parameter && o->tied_to ? find_ties(source, family, shared, o, err)
+                                            : heft__fail_nomem(err, count * sizeof *o->tied_to);
+    }
+    heft__free(source->ctx, shared, count * sizeof *shared);
+    heft__free(source->ctx, first, first ? count * sizeof *first : 0);
+    return status;
+}
+
 static heft_status find_order(const heft_source *source, bool natural, struct order *o,
                               heft_error *err)
 {
@@ -201,6 +309,9 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     heft__arena_init(&lines, source->ctx);
     heft__warnings_init(&notes, &lines);
     if (status == HEFT_OK) {
+        status = look_at_ties(source, &o, err);
+    }
+    if (status == HEFT_OK) {
         status = heft__source_warn_quantized(source, &notes, err);
     }
     if (status == HEFT_OK) {
@@ -212,7 +323,10 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (o.model) {
         heft__free(source->ctx, o.names, o.model->count * sizeof *o.names);
     }
-    heft__free(source->ctx, o.float32, source->ckpt ? source->ckpt->count * sizeof *o.float32 : 0);
+    const size_t count = source->ckpt ? source->ckpt->count : 0;
+    heft__free(source->ctx, o.float32, count * sizeof *o.float32);
+    heft__free(source->ctx, o.parameter, count * sizeof *o.parameter);
+    heft__free(source->ctx, o.tied_to, count * sizeof *o.tied_to);
     heft_model_free(o.model);
     return status;
 }

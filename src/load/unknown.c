@@ -14,6 +14,27 @@ static heft_dtype dtype_of(const heft_tensor_info *info, heft_dtype dtype)
     return cast ? dtype : info->dtype;
 }
 
+/* Of names that are one tensor, the one under which it is saved: not that of a head. */
+static heft_status choose_roots(const heft_checkpoint *ckpt, const heft_parameter_spec *list,
+                                size_t *aliases, heft_error *err)
+{
+    const char **names = heft__alloc(ckpt->ctx, ckpt->count * sizeof *names);
+    if (!names) {
+        return heft__fail_nomem(err, ckpt->count * sizeof *names);
+    }
+    for (size_t i = 0; i < ckpt->count; i++) {
+        const heft_parameter_spec *other = &list[aliases[i]];
+        names[i] = list[i].name;
+        /* the same bytes in another shape are no tie, but two parameters */
+        aliases[i] = heft__shape_equal(list[i].shape, list[i].rank, other->shape, other->rank)
+                         ? aliases[i]
+                         : i;
+    }
+    const heft_status status = heft__aliases_choose(ckpt->ctx, names, ckpt->count, aliases, err);
+    heft__free(ckpt->ctx, names, ckpt->count * sizeof *names);
+    return status;
+}
+
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
                                 heft_dtype dtype, heft_model **out, heft_error *err)
 {
@@ -29,6 +50,9 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
                                         .dtype = dtype_of(info, dtype),
                                         .rank = info->rank,
                                         .shape = info->shape};
+    }
+    if (status == HEFT_OK) {
+        status = choose_roots(ckpt, list, aliases, err);
     }
     if (status == HEFT_OK) {
         const heft__named named = {.list = list,

@@ -71,6 +71,8 @@ void heft__tree_free(heft__tree *tree);
 void heft__tree_size(heft__tree *tree, heft_dtype dtype, double unit, const heft_dtype *special);
 /* Bytes of the tensors in a node as if all floating-point ones had `unit` bytes an element. */
 double heft__tree_bytes_as(const heft__tree *tree, uint32_t node, double unit);
+/* Whether a name is a path, its end, or it with a '*' for a number. */
+bool heft__names_path(const char *path, const char *name);
 /* Sizes by dtype, dtypes and quantize of the options; unchanged without these. MISMATCH for a name that matches nothing. */
 heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *options, heft_error *err);
 /* Whether a name is a module's class, its path, an end of that, or its path with a '*' for a number. */

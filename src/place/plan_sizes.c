@@ -4,7 +4,7 @@
 #include "place/place.h"
 
 /* A whole path, the end of one, or one with a '*' for a number. */
-static bool names_path(const char *path, const char *name)
+bool heft__names_path(const char *path, const char *name)
 {
     const char *star = strchr(name, '*');
     if (strcmp(path, name) == 0) {
@@ -25,7 +25,7 @@ static bool names_path(const char *path, const char *name)
 
 bool heft__tree_names(const heft__tree_module *module, const char *name)
 {
-    return (*name && strcmp(module->class_name, name) == 0) || names_path(module->path, name);
+    return (*name && strcmp(module->class_name, name) == 0) || heft__names_path(module->path, name);
 }
 
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count)
@@ -66,7 +66,7 @@ static void apply(const heft__tree *tree, struct overrides *o)
         const bool casts = heft_dtype_is_floating(tensor->dtype);
         o->tensors[i] = casts ? o->modules[tensor->module] : HEFT_DTYPE_NONE;
         for (size_t k = 0; k < o->count; k++) {
-            if (names_path(tensor->path, o->list[k].name)) {
+            if (heft__names_path(tensor->path, o->list[k].name)) {
                 o->tensors[i] = o->list[k].dtype;
                 o->found[k] = true;
             }

@@ -148,6 +148,29 @@ run 0 load "$work/variant" --variant fp16
 cp "$work/variant/model.fp16.safetensors" "$work/variant/model.int8.safetensors"
 fails 4 'ask for it with --variant fp16 or --variant int8' load "$work/variant"
 
+# ---- a format that is asked for is the only one ----------------------------------------------------------------------
+bin=pytorch_model.bin
+mkdir "$work/both_formats" "$work/lone_set" "$work/renamed"
+cp "$work/bin/$bin" "$work/one/model.safetensors" "$config" "$work/both_formats"
+for command in load inspect; do
+    fails 4 'no weights found: no model\.safetensors, and safetensors was asked for' $command "$work/bin" --format safetensors
+    fails 4 'no weights found: no pytorch_model\.bin, and bin was asked for' $command "$work/one" --format bin
+    fails 4 'no weights found: no index\.json, and offload was asked for' $command "$work/both_formats" --format offload
+    fails 4 'is bin, and safetensors was asked for' $command "$work/bin/$bin" --format safetensors
+    fails 4 'is safetensors, and bin was asked for' $command "$work/one/model.safetensors" --format bin
+    run 0 $command "$work/both_formats" --format bin
+    run 0 $command "$work/both_formats" --format safetensors
+    run 0 $command "$work/bin/$bin" --format bin
+done
+cp "$config" "$work/lone_set" && cp "$work/bin/$bin" "$work/lone_set/model-00001-of-00001.bin"
+run 0 load "$work/lone_set"
+fails 4 'safetensors was asked for' load "$work/lone_set" --format safetensors
+cp "$config" "$work/renamed" && cp "$work/one/model.safetensors" "$work/renamed/my.safetensors"
+run 0 load "$work/renamed" --format safetensors
+fails 4 'bin was asked for' load "$work/renamed" --format bin
+cp "$work/one/model.safetensors" "$work/renamed/pytorch_model.bin" # what a file is, and not what its name says
+fails 4 'is safetensors, and bin was asked for' load "$work/renamed" --format bin
+
 # ---- nothing for heft -----------------------------------------------------------------------------------------------
 while read -r name words; do
     rm -rf "$work/strange"

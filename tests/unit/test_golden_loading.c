@@ -23,6 +23,7 @@ static const struct {
     {"index_not_json",             HEFT_FORMAT   },
     {"index_without_weight_map",   HEFT_FORMAT   },
     {"mismatched_and_more_raises", HEFT_MISMATCH },
+    {"bin_with_use_safetensors",   HEFT_NOT_FOUND},
     {"mismatched_raises",          HEFT_MISMATCH },
     {"moe_expert_mismatched",      HEFT_MISMATCH },
     {"no_weights",                 HEFT_NOT_FOUND},

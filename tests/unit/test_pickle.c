@@ -67,7 +67,7 @@ static const struct machine_row {
     {"build_on_dict",                PK("}}b."),                              HEFT_FORMAT,      2,  "BUILD on a dict"},
     {"build_on_ordered_dict",        PK("ccollections\nOrderedDict\n)R}b."),  HEFT_OK,          0,  ""},
     {"build_with_list",              PK("ccollections\nOrderedDict\n)R]b."),  HEFT_FORMAT,      28, "BUILD of an OrderedDict with a list"},
-    {"newobj",                       PK("ctorch\nTensor\n)\x81."),            HEFT_REFUSED,     15, "NEWOBJ of global 'Tensor'"},
+    {"newobj",                       PK("ctorch.nn.parameter\nParameter\n)\x81."), HEFT_REFUSED, 31, "NEWOBJ of global 'Parameter'"},
     {"newobj_of_nothing_known",      PK("N)\x81."),                           HEFT_REFUSED,     2,  "opcode NEWOBJ is refused"},
     {"opaque_newobj",                PK("ca\nB\n)\x81."),                     HEFT_OK,          0,  ""},
     {"opaque_newobj_ex",             PK("ca\nB\n)}\x92."),                    HEFT_OK,          0,  ""},
@@ -338,8 +338,14 @@ static const struct tensor_row {
     {"key_none",                   PK("}N" TENSOR("0") "s."), HEFT_UNSUPPORTED, "", "1 are inside objects of unknown classes or have no name"},
     {"dict_contains_itself",       PK("}q\0" NAME("a") "h\0s."), HEFT_FORMAT, "", "a dict contains itself"},
     {"list_in_dict_in_list",       PK("]q\0}" NAME("a") "h\0sa."), HEFT_FORMAT, "", "a list contains itself"},
-    {"top_a_number",               PK("K\1."), HEFT_FORMAT, "", "top-level value is an integer, expected a dict"},
-    {"top_a_list_of_numbers",      PK("]K\1a."), HEFT_FORMAT, "", "a list without tensors"},
+    {"tensor_by_its_class", PK("}" NAME("w") "ctorch\nTensor\n)\x81(" STORAGE("0", "\4") "K\0K\4\x85K\1\x85tbs."), HEFT_OK, "", ""},
+    {"tensor_called", PK("}" NAME("w") "ctorch\nFloatTensor\n)R(" STORAGE("0", "\4") "K\0K\4\x85K\1\x85tbs."), HEFT_OK, "", ""},
+    {"tensor_of_another_storage", PK("}" NAME("w") "ctorch\nDoubleTensor\n)\x81(" STORAGE("0", "\4") "K\0K\4\x85K\1\x85tbs."), HEFT_FORMAT, "", "BUILD of a tensor needs its storage"},
+    {"tensor_with_three_values", PK("}" NAME("w") "ctorch\nTensor\n)\x81(" STORAGE("0", "\4") "K\0K\4\x85tbs."), HEFT_FORMAT, "", "BUILD of a tensor needs its storage"},
+    {"tensor_built_twice", PK("}" NAME("w") "ctorch\nTensor\n)\x81(" STORAGE("0", "\4") "K\0K\4\x85K\1\x85tbNbs."), HEFT_FORMAT, "", "BUILD on an object"},
+    {"tensor_built_of_none", PK("}" NAME("w") "ctorch\nTensor\n)\x81Nbs."), HEFT_FORMAT, "", "BUILD of a tensor needs"},
+    {"top_a_number",               PK("K\1."), HEFT_UNSUPPORTED, "", "top-level value is an integer, expected a dict"},
+    {"top_a_list_of_numbers",      PK("]K\1a."), HEFT_UNSUPPORTED, "", "a list without tensors"},
     {"dict_of_numbers",            PK("}" NAME("a") "K\1s."), HEFT_OK, "", ""},
 };
 /* clang-format on */
@@ -403,7 +409,7 @@ static void shared_values_do_not_spread_out(void **state)
     free(bytes);
     bytes = doubled(60, "]K\1a", 4, &length);
     assert_int_equal(build(counted, &built, bytes, length, &err),
-                     HEFT_FORMAT); /* no tensors: at once */
+                     HEFT_UNSUPPORTED); /* no tensors: at once */
     unbuild(&built);
     free(bytes);
     heft_ctx_free(counted);

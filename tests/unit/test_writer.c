@@ -435,6 +435,40 @@ static void ties_are_treated_as_asked(void **state)
     expect_ties(HEFT_FORMAT_OFFLOAD, HEFT_TIES_REFUSE, HEFT_OK, 6, 6, 0);
 }
 
+/* Whatever the order, the name below the base model stays, and not that of a head. */
+static void a_tie_keeps_the_name_below_the_base_model(void **state)
+{
+    static const struct {
+        const char *kept, *dropped;
+    } rows[] = {
+        {"model.embed_tokens.weight",    "lm_head.weight"               },
+        {"transformer.wte.weight",       "lm_head.weight"               },
+        {"shared.weight",                "encoder.embed_tokens.weight"  },
+        {"cls.predictions.bias",         "cls.predictions.decoder.bias" },
+        {"model.a.weight",               "narrow.weight"                },
+        {"decoder.0.class_embed.weight", "decoder.10.class_embed.weight"},
+    };
+    (void)state;
+    for (size_t k = 0; k < 2 * sizeof rows / sizeof rows[0]; k++) {
+        const char *kept = rows[k / 2].kept, *dropped = rows[k / 2].dropped;
+        const heft_writer_options options =
+            HEFT_OPTIONS(heft_writer_options, .ties = HEFT_TIES_DROP, .force = true);
+        heft_writer *w = writer_at(at("out"), &options);
+        heft_checkpoint *ckpt = NULL;
+        heft_error err = {0};
+        add(w, k % 2 ? kept : dropped, numbers, HEFT_DTYPE_F32, 2, 3, NULL);
+        add(w, "model.b.weight", numbers + 12, HEFT_DTYPE_F32, 1, 3, NULL);
+        add(w, k % 2 ? dropped : kept, numbers, HEFT_DTYPE_F32, 2, 3, NULL);
+        commit(w);
+        test_expect_status(heft_checkpoint_open(ctx, at("out"), NULL, &ckpt, &err), HEFT_OK, &err,
+                           kept);
+        assert_int_equal(heft_checkpoint_count(ckpt), 2);
+        heft_checkpoint_close(ckpt);
+        expect_values(at("out"), kept, numbers, 6);
+        test_folder_remove(at("out"));
+    }
+}
+
 /* Neighbors that touch are no overlap, and nor are tensors without elements. */
 static void neighbors_share_nothing(void **state)
 {
@@ -1020,6 +1054,7 @@ int main(void)
         IN_FOLDER(mapped_tensors),
         IN_FOLDER(every_dtype_that_the_format_holds),
         IN_FOLDER(ties_are_treated_as_asked),
+        IN_FOLDER(a_tie_keeps_the_name_below_the_base_model),
         IN_FOLDER(neighbors_share_nothing),
         IN_FOLDER(bytes_that_are_made),
         IN_FOLDER(callbacks_that_fail),

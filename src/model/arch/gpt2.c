@@ -101,12 +101,30 @@ static void base_model(heft__skeleton *s)
     body(s, &c);
 }
 
-static void lm_head(heft__skeleton *s)
+static struct gpt2 language_model(heft__skeleton *s)
 {
     struct gpt2 c = transformer(s);
     heft__sk_linear(s, "lm_head", c.hidden, c.vocab, false);
     if (c.tied) {
         heft__sk_tie(s, "lm_head.weight", "transformer.wte.weight");
+    }
+    return c;
+}
+
+static void lm_head(heft__skeleton *s)
+{
+    (void)language_model(s);
+}
+
+/* Its second head has one output, whatever number of labels the config has. */
+static void double_heads(heft__skeleton *s)
+{
+    struct gpt2 c = language_model(s);
+    const bool labels = heft__sk_flag(s, "summary_proj_to_labels", true);
+    if (heft__sk_flag(s, "summary_use_proj", true)) {
+        heft__sk_enter(s, HEFT_MODULE_HEAD, "*SequenceSummary", "multiple_choice_head");
+        heft__sk_linear(s, "summary", c.hidden, labels ? 1 : c.hidden, true);
+        heft__sk_leave(s);
     }
 }
 
@@ -131,6 +149,7 @@ static void question_answering(heft__skeleton *s)
 static const heft__class classes[] = {
     {"GPT2Model",                     "AutoModel",                          base_model        },
     {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head           },
+    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads      },
     {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
     {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
     {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
