@@ -130,28 +130,6 @@ static heft_status add_rivals(heft__arena *arena, const heft__format *format, co
                : status;
 }
 
-/* Weights of another format than the one that is asked for. */
-static bool is_other_format(const heft__format *asked, const heft__resolved *out)
-{
-    const char *file = out->file ? out->file : out->set_count ? out->set[0] : NULL;
-    const heft__format *found = out->index_format;
-    if (!asked || (!file && !found)) {
-        return false;
-    }
-    return found ? found->id != asked->id
-                 : heft__ends_with(file, ".safetensors") != (asked->id == HEFT_FORMAT_SAFETENSORS);
-}
-
-static heft_status not_asked_for(const heft__format *asked, const heft__resolved *out,
-                                 heft_error *err)
-{
-    const char *there = out->file ? out->file : out->index ? out->index : out->set[0];
-    return heft__add_path(heft__fail(err, HEFT_NOT_FOUND,
-                                     "no weights of the format '%s' found: there is '%.200s'",
-                                     asked->name, there),
-                          err, out->folder);
-}
-
 static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_options *options,
                                   heft__resolved *out, heft_error *err)
 {
@@ -160,9 +138,7 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
         heft_status status = heft__resolve_format(arena, format, options, out, err);
         if (status != HEFT_OK || out->file || out->index) {
             out->index_format = out->index ? format : NULL;
-            return status == HEFT_OK && is_other_format(prefer, out)
-                       ? not_asked_for(prefer, out, err)
-                       : status;
+            return status;
         }
         status = add_rivals(arena, format, options->variant, out, err);
         if (status != HEFT_OK) {
@@ -170,9 +146,6 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
         }
     }
     const heft_status status = heft__find_other_weights(arena, options, out, err);
-    if (status == HEFT_OK && is_other_format(prefer, out)) {
-        return not_asked_for(prefer, out, err);
-    }
     return status != HEFT_OK || out->file || out->index || out->set_count
                ? status
                : nothing_found(arena, out, options, err);
