@@ -137,8 +137,10 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
         }
     }
     return !text ||
-           refuse(run, option, err,
-                  "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best");
+           refuse(
+               run, option, err,
+               "is not a strategy, a device or the path of a file: expected auto, balanced, "
+               "balanced_low_0, sequential, best, cpu, disk, 0, cuda:0, or a path with a / or .");
 }
 
 static bool read_device(const char *text, size_t length, int32_t *device);

@@ -48,7 +48,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         status = heft__quant_text(finder, config, "format", "gemm", &version, err);
     }
     if (status == HEFT_OK && strcasecmp(version, "gemm") != 0) {
-        why_not = "its version is a layout that heft does not know";
+        why_not = "its version is not supported (only gemm is)";
     }
     t->order = order;
     return status == HEFT_OK ? heft__turned_find(finder, i, prefix, bits, group, t, why_not, err)

@@ -76,7 +76,7 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
     const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
     return status == HEFT_OK && !is_float8(infos[weight].dtype)
                ? heft__quant_fail(finder, weight, err,
-                                  "it has a scale: expected float8, found dtype %s",
+                                  "has a scale, but is not quantized: expected float8, found %s",
                                   heft_dtype_name(infos[weight].dtype))
                : status;
 }
@@ -97,7 +97,7 @@ static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error
     if (status != HEFT_OK) {
         return status;
     }
-    weight.why = "it is several matrices in one tensor";
+    weight.why = "it holds several matrices in one tensor";
     weight.bits = 8;
     weight.part[0] = i;
     weight.part[1] = scales;
@@ -140,7 +140,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     const bool unsure = status == HEFT_OK && !finder->settings->config && !block[0] &&
                         grid->rank > 0 && grid->shape[0] * grid->shape[grid->rank - 1] > 1;
     if (unsure) {
-        weight.why = "no config says how large the blocks of its scales are";
+        weight.why = "no config gives the block size of its scales";
         weight.part[0] = i;
         weight.part[1] = scales;
         weight.bits = 8;

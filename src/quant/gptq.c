@@ -66,11 +66,12 @@ static heft_status read_version(const heft__quant_finder *finder, struct heft__t
         return status;
     }
     if (!config) {
-        *why_not = "no config says whether zero points are stored as in gptq or as in gptq_v2";
+        *why_not = "no config gives its checkpoint_format (gptq or gptq_v2), which determines the "
+                   "zero points";
     } else if (strcmp(form, "gptq") == 0) {
         t->less_one = true;
     } else if (strcmp(form, "gptq_v2") != 0) {
-        *why_not = "its checkpoint_format is a layout that heft does not know";
+        *why_not = "its checkpoint_format is not supported";
     }
     return HEFT_OK;
 }
@@ -97,10 +98,10 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     }
     bits = bits ? bits : bits_by_shape(finder->table, i, prefix);
     if (status == HEFT_OK && (bits < 1 || bits > 8)) {
-        status = heft__quant_fail(finder, i, err, "the bits of a value are not given");
+        status = heft__quant_fail(finder, i, err, "the number of bits is not given");
     }
     if (!why_not && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-        why_not = "values of so many bits have a layout that heft does not know";
+        why_not = "its number of bits is not supported (2, 3, 4 and 8 are)";
     }
     t->along_in = true;
     return status == HEFT_OK ? heft__turned_find(finder, i, prefix, bits, group, t, why_not, err)
