@@ -24,7 +24,7 @@ typedef enum heft_ties {
      * save_pretrained() in Transformers does. Write tensors that overlap but differ with bytes of
      * their own. */
     HEFT_TIES_DROP,
-    HEFT_TIES_COPY /* write separate bytes for each name, also in a `.bin` */
+    HEFT_TIES_COPY /* write separate bytes for each name, even in a `.bin` */
 } heft_ties;
 
 typedef struct heft_writer_options {
