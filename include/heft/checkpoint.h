@@ -43,10 +43,10 @@ typedef struct heft_checkpoint_options {
     /* The only format to read, as use_safetensors in Transformers: NOT_FOUND if there is no checkpoint
      * of it; TORCH stands for all of PyTorch's. AUTO: any, safetensors first. */
     heft_format prefer;
-    /* Report an index that disagrees with its shards as a warning, not as an error. The shards then
-     * decide: a listed tensor that no shard contains does not exist, a tensor that is in another
-     * shard than the index says is read from there, and if several shards contain a name, the last
-     * one wins. */
+    /* Report an index that disagrees with its shards as a warning, not as an error. The shards
+     * then take precedence: a listed tensor that no shard contains does not exist, a tensor that is
+     * in another shard than the index says is read from there, and if several shards contain a
+     * name, the last one wins. */
     bool trust_shards;
 } heft_checkpoint_options;
 
@@ -102,7 +102,7 @@ typedef struct heft_file_info {
  * Errors   NOT_FOUND for a missing path, a folder without weights, and a missing shard; FORMAT for
  *          malformed content, with offset and item, and for an index that disagrees with its shards
  *          (unless trust_shards is set); REFUSED for an index that names a file outside its folder,
- *          and for a pickle with an opcode that is not allowed, or a name that only an attack has;
+ *          and for a pickle with a forbidden opcode, or a name that occurs only in attacks;
  *          UNSUPPORTED for a format or content that heft cannot read; LIMIT; IO; NOMEM.
  * Source   docs/formats/.
  */
@@ -332,8 +332,8 @@ typedef struct heft_convert_options {
     const heft_metadata_pair *metadata; /* added to the source's metadata; NULL for none */
     size_t metadata_count;
     bool wait; /* if another process writes to the destination, wait until it is done */
-    /* Write even if the destination contains files that the new checkpoint does not have and that
-     * are read with it: config.json, tokenizer files, ... They stay, as part of it. */
+    /* Write even if the destination contains side files (config.json, tokenizer files, ...) that
+     * the new checkpoint does not replace. They stay, as part of the new checkpoint. */
     bool keep_side_files;
 } heft_convert_options;
 

@@ -11,16 +11,16 @@ extern "C" {
 #endif
 
 typedef enum heft_load_mode {
-    /* As MAP, but on a network file system as COPY, because each page fault would cost a round
+    /* MAP, except on a network file system: there COPY, because each page fault would cost a round
      * trip. */
     HEFT_LOAD_AUTO,
     /* Map the parameters that the files store in exactly the dtype and layout needed; copy the
      * others (casts, strided tensors) to the heap. */
     HEFT_LOAD_MAP,
     HEFT_LOAD_COPY, /* copy everything to the heap */
-    /* As MAP, but convert the others once, into a read-only copy that all processes of this user on
-     * this host share; docs/sharing.md. If such a copy is not possible, as for a checkpoint that
-     * was opened from bytes or through a reader, it is private, with a warning. */
+    /* Like MAP, but convert the others only once, into a read-only copy that all processes of this
+     * user on this host share: docs/sharing.md. If sharing is not possible, as for a checkpoint
+     * that was opened from bytes or through a reader, the copy is private, with a warning. */
     HEFT_LOAD_SHARED
 } heft_load_mode;
 
@@ -53,11 +53,11 @@ typedef struct heft_load_options {
      * writable, and neither the files nor other processes change. Parameters that a device map leaves
      * on disk stay read-only. */
     heft_map_mode map;
-    /* Load even if the tensors that need memory of their own are larger than the memory that is
-     * available, swap included: the kernel may then kill the process. */
+    /* Load even if the tensors that need memory of their own exceed the available memory, including
+     * swap: the kernel may then kill the process. */
     bool over_limit;
-    /* Load even if no tensor of the checkpoint fits the model, which then is random as a whole;
-     * without it, that is a MISMATCH. */
+    /* Load even if no tensor of the checkpoint matches the model, so that the whole model is
+     * initialized randomly; if false, that is a MISMATCH. */
     bool allow_missing;
     /* [dtype_count] Exceptions to `dtype`, with the names of heft_plan_options.dtypes: a dtype for
      * each sub-model ("text_model", "vision_model"), modules that stay float32 ("wo"). Only
@@ -123,10 +123,10 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  * The source's config and class determine the model. Keys are matched with parameters as in
  * Transformers: the base model's prefix is added or removed for each key as needed; LayerNorm.gamma
  * and LayerNorm.beta are renamed to weight and bias; a tied parameter is found under either of its
- * names. Keys that fit nothing are tried without the parts that wrappers add to names ("module.",
- * "_orig_mod.", "base_model.model."), with a warning. Parameters missing from the checkpoint are
- * initialized, and listed in the report; if some of the model's body are among them, and not only
- * those of a head, a warning says so.
+ * names. Keys that match no parameter are tried again without the parts that wrappers add to names
+ * ("module.", "_orig_mod.", "base_model.model."), with a warning. Parameters missing from the
+ * checkpoint are initialized, and listed in the report; if weights of the base model are among
+ * them, and not only those of a head, a warning says so.
  *
  * @param source   borrowed; may be closed while the model exists
  * @param options  borrowed; NULL for defaults
@@ -143,11 +143,11 @@ HEFT_API void heft_load_report_free(heft_load_report *report);
  *          another model; UNSUPPORTED for a device that this build does not have, a cast that
  *          heft_cast_known() rejects, and a stack of experts that is strided or deflated; EXISTS
  *          for the offload folder; MISMATCH for shapes that differ (unless ignore_mismatched_sizes
- *          is set), if no tensor of the checkpoint fits the model (unless allow_missing is set), and
- *          as `strict` says; IO also for a file that was changed or replaced since it
- *          was opened, if tensors of it are copied or cast; LIMIT if these tensors are larger than
- *          the memory that is available (unless over_limit is set), never for mapped ones or a
- *          shared copy that exists already; CANCELLED.
+ *          is set), if no tensor of the checkpoint matches the model (unless allow_missing is set),
+ *          and as described for `strict`; IO also for a file that was changed or replaced after
+ *          it was opened, if tensors of it are copied or cast; LIMIT if these tensors exceed the
+ *          available memory (unless over_limit is set), never for mapped tensors or a shared copy
+ *          that exists already; CANCELLED.
  * Source   docs/loading.md.
  * Threads  reads on the context's threads.
  */

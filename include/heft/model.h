@@ -57,10 +57,10 @@ typedef struct heft_model heft_model;
 
 typedef enum heft_parameter_state {
     HEFT_PARAMETER_ABSENT, /* nowhere: name, dtype and shape only, as on PyTorch's "meta" device */
-    /* in a mapping of its file, or in memory that must not be written: of a checkpoint opened from
-     * bytes or through a reader, or given to heft_model_set(); not on the heap */
+    /* in a mapping of its file, or in read-only memory of the caller's: of a checkpoint opened from
+     * bytes or through a reader, or passed to heft_model_set(); not on the heap */
     HEFT_PARAMETER_MAPPED,
-    HEFT_PARAMETER_OWNED,  /* on the heap, or in writable memory given to heft_model_set() */
+    HEFT_PARAMETER_OWNED,  /* on the heap, or in writable memory passed to heft_model_set() */
     HEFT_PARAMETER_SHARED, /* in the read-only copy that the processes of this host share */
     HEFT_PARAMETER_DISK    /* in its file, not mapped: a residency brings it in (heft/run.h) */
 } heft_parameter_state;
@@ -68,7 +68,7 @@ typedef enum heft_parameter_state {
 typedef enum heft_parameter_kind {
     HEFT_PARAMETER_WEIGHT,
     HEFT_PARAMETER_BUFFER,          /* persistent: part of the state dict */
-    HEFT_PARAMETER_BUFFER_TRANSIENT /* computed from the config, never saved */
+    HEFT_PARAMETER_BUFFER_TRANSIENT /* not persistent: computed from the config, never saved */
 } heft_parameter_kind;
 
 /** One parameter or buffer; pointers are lent by the model. */
@@ -89,7 +89,7 @@ typedef struct heft_parameter {
 
 typedef enum heft_module_kind {
     HEFT_MODULE_CONTAINER, /* a list or dictionary of modules, without computation of its own */
-    HEFT_MODULE_EMBEDDING, /* one lookup table, or a module of several */
+    HEFT_MODULE_EMBEDDING, /* one lookup table, or a module with several */
     HEFT_MODULE_LINEAR,    /* one matrix, anywhere in the model: "q_proj", "lm_head" */
     HEFT_MODULE_NORM,
     HEFT_MODULE_CONVOLUTION,
@@ -294,7 +294,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_tensor(const heft_model *model, 
  * @param model   borrowed; must have no residency
  * @param name    borrowed
  * @param tensor  borrowed; the model takes a reference of its own to the storage. The tensor must be
- *                in CPU memory, with its elements row by row.
+ *                contiguous (row by row) and in CPU memory.
  * @param err     filled on failure, with the name as the item; may be NULL
  *
  * Memory   no heap.

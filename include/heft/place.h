@@ -89,7 +89,7 @@ typedef struct heft_plan_options {
      * own name. */
     const heft_module_dtype *dtypes;
     size_t dtype_count;
-    /* do not warn if the buffers of modules on CPU and disk fit on no accelerator */
+    /* do not warn if the buffers of modules on CPU and disk do not fit on any accelerator */
     bool offload_buffers;
     /* with Accelerate's strategies: if a device would stay empty, place a later module that fits
      * there before its turn */

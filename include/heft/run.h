@@ -115,7 +115,8 @@ typedef struct heft_residency_options {
      * not repeat. */
     size_t repeat_from;
     heft_ledger *ledger; /* borrowed; kept alive; NULL: a new one with budget_bytes */
-    /* Create it even if units of the schedule need more memory than is available, swap included. */
+    /* Create it even if units of the schedule need more memory than is available, including
+     * swap. */
     bool over_limit;
 } heft_residency_options;
 
@@ -130,10 +131,10 @@ typedef struct heft_residency_counts {
     uint64_t brought_units; /* units brought in, by reading or in place; repeats count */
     uint64_t ahead;         /* units that were in memory or being read when they were acquired */
     uint64_t waited;        /* units whose reading had not begun when they were acquired */
-    /* Predicted when the residency was created: the memory that units and the buffers for reading
-     * them take, if all of the schedule is used. Mapped units that are used in place in the page
-     * cache take none; which ones are depends on what the cache has when they come. They count as 0
-     * in the least, and in full in the most. */
+    /* Bounds, predicted when the residency was created, of the memory that units and the buffers for
+     * reading them take if the whole schedule is used. Mapped units that are used in place take no
+     * memory of their own; which ones are depends on the page cache when they are acquired. They
+     * count as 0 in least_bytes, and in full in most_bytes. */
     uint64_t least_bytes, most_bytes;
 } heft_residency_counts;
 

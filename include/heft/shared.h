@@ -13,7 +13,7 @@ typedef struct heft_shared_copy {
     const char *id;     /* 16 hexadecimal digits */
     const char *source; /* absolute path of the checkpoint; NULL if unknown, as while it is built */
     uint64_t bytes;     /* of weights */
-    int64_t created;    /* when its building began, in seconds since 1970; 0 if unknown */
+    int64_t created;    /* when a process began to build it, in seconds since 1970; 0: unknown */
     bool building;      /* by the only process in pids; others wait for it */
     const int64_t *pids; /* [pid_count] the processes that hold it */
     size_t pid_count;
@@ -37,7 +37,7 @@ HEFT_API void heft_shared_list_free(heft_shared_list *list);
  * @param out  filled with an owned list
  * @param err  filled on failure; may be NULL
  *
- * Memory   the list, and 128 KiB while it is made.
+ * Memory   the list, and 128 KiB during the call.
  * Errors   NOMEM.
  * Source   docs/sharing.md.
  */
@@ -46,15 +46,15 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_shared_list_read(heft_ctx *ctx, heft_s
 
 /**
  * Remove shared copies of this user: no other process joins them from now on, and the next load
- * builds anew. Processes that hold a copy keep it, and the kernel frees it with the last of them. A
- * process that is building a copy completes it for itself.
+ * builds a new copy. Processes that hold a copy keep it, and the kernel frees it with the last of
+ * them. A process that is building a copy finishes it for its own use.
  *
  * @param ctx      borrowed
- * @param id       borrowed; of one copy; NULL for all
+ * @param id       borrowed; the id of one copy; NULL for all copies
  * @param removed  filled with the number of removed copies; may be NULL
  * @param err      filled on failure; may be NULL
  *
- * Memory   128 KiB meanwhile.
+ * Memory   128 KiB during the call.
  * Errors   INVALID_ARG for an id that is not 16 hexadecimal digits in lower case; NOT_FOUND if
  *          there is no such copy; IO if it cannot be removed.
  * Source   docs/sharing.md.

@@ -16,7 +16,7 @@ typedef struct heft_source heft_source;
 
 typedef enum heft_source_kind {
     HEFT_SOURCE_CONFIG,  /* no weights: a config.json alone */
-    HEFT_SOURCE_FILE,    /* one weight file, also one in memory or behind a reader */
+    HEFT_SOURCE_FILE,    /* one weight file: on disk, in memory, or read through a reader */
     HEFT_SOURCE_SHARDED, /* an index and its shards */
     HEFT_SOURCE_OFFLOAD  /* Accelerate's offload folder */
 } heft_source_kind;
@@ -32,15 +32,15 @@ typedef struct heft_source_options {
     /* Also open a checkpoint that has missing or malformed files, for heft_source_verify(). All
      * other functions treat it as a source without weights. */
     bool damaged;
-    /* Dequantize: weights that are stored quantized are plain tensors for all functions that take
-     * the source, and are computed when they are read. Does nothing where no weight is quantized. */
+    /* Dequantize: to all functions that take the source, quantized weights are plain tensors, whose
+     * values are computed when they are read. No effect if no weight is quantized. */
     bool dequantize;
-    /* With `dequantize`: the dtype of the model for which the weights are computed; NONE: the
+    /* With `dequantize`: the model's dtype, for methods that compute weights in it; NONE: the
      * config's. */
     heft_dtype dtype;
 } heft_source_options;
 
-/** How weights are stored quantized. */
+/** How the weights of a source are quantized. */
 typedef struct heft_quantization {
     const char *method;  /* "gptq", "fp8", ...: as the config calls it */
     bool known;          /* heft knows the method */
@@ -76,8 +76,8 @@ typedef struct heft_quantization {
  *          `class_name`, a config.json that is missing, malformed or of an unknown class causes an
  *          error only in the functions that need it. With `dequantize`: FORMAT, with the tensor as
  *          the item, if the tensors of a quantized weight contradict each other or the config;
- *          UNSUPPORTED if heft does not know the method, or not this layout of it. Without it, both
- *          are errors only in the functions that load weights.
+ *          UNSUPPORTED if heft does not support the method or this layout of it. Without
+ *          `dequantize`, both are errors only in the functions that load weights.
  * Source   docs/loading.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_source_open(heft_ctx *ctx, const char *path,

@@ -25,7 +25,7 @@ typedef enum heft_ties {
      * whatever their order (docs/sharding.md [7]). Write tensors that overlap but differ with bytes
      * of their own. */
     HEFT_TIES_DROP,
-    HEFT_TIES_COPY /* write separate bytes for each name, also in a `.bin` */
+    HEFT_TIES_COPY /* write separate bytes for each name, even in a `.bin` */
 } heft_ties;
 
 typedef struct heft_writer_options {

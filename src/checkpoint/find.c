@@ -259,11 +259,11 @@ static heft_status take_set(struct search *s, const struct shard *shards, size_t
         }
         if (i < count && i > 0 && shards[i].number == shards[i - 1].number) {
             heft__fail(err, HEFT_NOT_FOUND,
-                       "no index, and two shards with one number: '%.150s' and '%.150s'",
+                       "no index, and two shards have the same number: '%.150s' and '%.150s'",
                        shards[i - 1].name, shards[i].name);
         } else {
             heft__fail(err, HEFT_NOT_FOUND,
-                       "shard '%.*s%0*lu%.100s' is missing: %zu of %lu shards are there, and no "
+                       "shard '%.*s%0*lu%.100s' is missing: found %zu of %lu shards, and no "
                        "index",
                        (int)shards[0].stem + 1, shards[0].name, digits, first + i,
                        strstr(shards[0].name + shards[0].stem, "-of-"), count, shards[0].total);
@@ -271,7 +271,8 @@ static heft_status take_set(struct search *s, const struct shard *shards, size_t
         return fail_here(s, err);
     }
     if (count > shards[0].total) {
-        heft__fail(err, HEFT_NOT_FOUND, "no index, and shard '%.200s' is one too many",
+        heft__fail(err, HEFT_NOT_FOUND,
+                   "no index, and shard '%.200s' exceeds the number of shards in the names",
                    shards[count - 1].name);
         return fail_here(s, err);
     }
@@ -285,8 +286,8 @@ static heft_status take_set(struct search *s, const struct shard *shards, size_t
     s->out->set = set;
     s->out->set_count = count;
     s->out->note = heft__arena_format(s->arena,
-                                      "no weights index: the tensors of all %zu shards are "
-                                      "taken, '%.100s' and on",
+                                      "found no weights index: using all %zu shards, "
+                                      "starting with '%.100s'",
                                       count, set[0]);
     for (size_t i = 0; i < STEM_COUNT; i++) {
         if (strlen(stems[i]) == shards[0].stem && memcmp(stems[i], set[0], shards[0].stem) == 0) {
@@ -338,7 +339,7 @@ static heft_status try_sets(struct search *s, heft_error *err)
 /* ---- the only one of its kind ---------------------------------------------------------------- */
 static heft_status note(struct search *s, const char *what, const char *name, heft_error *err)
 {
-    s->out->note = heft__arena_format(s->arena, "%s: '%.200s' is used", what, name);
+    s->out->note = heft__arena_format(s->arena, "using '%.200s', %s", name, what);
     return s->out->note ? HEFT_OK : heft__fail_nomem(err, 0);
 }
 
@@ -361,7 +362,7 @@ static heft_status try_odd_index(struct search *s, heft_error *err)
     s->out->index = found;
     s->out->index_format =
         heft__format_find(strstr(found, ".bin.") ? HEFT_FORMAT_TORCH : HEFT_FORMAT_SAFETENSORS);
-    return note(s, "the only index that is there", found, err);
+    return note(s, "the only index in the folder", found, err);
 }
 
 /* The variant in STEM.V.EXT, STEM.V-00001-of-00002.EXT or STEM.EXT.index.V.json; NULL: none. */
@@ -411,8 +412,8 @@ static heft_status refuse_variants(struct search *s, heft_error *err)
         return HEFT_OK;
     }
     heft__fail(err, HEFT_NOT_FOUND,
-               "no weights found but those of a variant: ask for it with --variant %.60s%s%.60s",
-               first, second ? " or --variant " : "", second ? second : "");
+               "found only weights of a variant: select it with --variant %.60s%s%.60s", first,
+               second ? " or --variant " : "", second ? second : "");
     return heft__add_path(HEFT_NOT_FOUND, err, s->out->folder);
 }
 
@@ -433,7 +434,7 @@ static heft_status try_one_file(struct search *s, heft_error *err)
         return HEFT_OK;
     }
     s->out->file = found[kind];
-    return note(s, "the only weight file that is there", found[kind], err);
+    return note(s, "the only weight file in the folder", found[kind], err);
 }
 
 /* ---- nothing --------------------------------------------------------------------------------- */
@@ -467,7 +468,7 @@ static const char *list_there(const struct search *s)
         }
     }
     if (text && files) {
-        text = heft__arena_format(s->arena, "%s (give one of them as PATH)", text);
+        text = heft__arena_format(s->arena, "%s (pass one of them as PATH)", text);
     }
     return text;
 }
@@ -533,14 +534,14 @@ heft_status heft__describe_folder(heft__arena *arena, const heft__resolved *wher
         return heft__fail_nomem(err, 0);
     }
     if (status == HEFT_OK) {
-        status =
-            heft__fail(err, HEFT_NOT_FOUND, "no weights found: %s%s%s%s%s", looked_for,
-                       *there ? "; " : "", there,
-                       !*components                  ? ""
-                       : has(&s, "model_index.json") ? "; a diffusers pipeline: give one of its "
-                                                       "components with --subfolder: "
-                                                     : "; with --subfolder: ",
-                       components);
+        status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: %s%s%s%s%s", looked_for,
+                            *there ? "; " : "", there,
+                            !*components ? ""
+                            : has(&s, "model_index.json")
+                                ? "; a diffusers pipeline: select one of its "
+                                  "components with --subfolder: "
+                                : "; found weights in subfolders (--subfolder): ",
+                            components);
     }
     return heft__add_path(status, err, where->folder);
 }

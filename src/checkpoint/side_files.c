@@ -111,11 +111,11 @@ heft_status heft__side_files_check(heft__folder_writer *folder, const heft__map 
     name_all(others, found, text);
     return heft__fail(
         err, HEFT_EXISTS,
-        "contains %s of another checkpoint, with which the new weights would be read; "
+        "contains %s of another checkpoint, which loaders would use with the new weights; "
         "write to another folder%s%s",
         text,
         !may_keep   ? ""
         : found > 1 ? ", or keep them with "
                     : ", or keep it with ",
-        may_keep ? "'keep_side_files'" : "");
+        may_keep ? "'keep_side_files' (--keep-side-files)" : "");
 }

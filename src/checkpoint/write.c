@@ -214,10 +214,10 @@ static heft_status warn_of_staying(struct session *s, heft_error *err)
     }
     const char *line = heft__arena_format(
         arena,
-        "'%.200s'%s of another checkpoint %s: a load that asks for %s format or variant reads "
+        "'%.200s'%s of another checkpoint %s: a load that selects %s format or variant combines "
         "%s with the new config.json",
-        s->stays, others, s->staying > 1 ? "stay" : "stays", s->staying > 1 ? "their" : "its",
-        s->staying > 1 ? "them" : "it");
+        s->stays, others, s->staying > 1 ? "were kept" : "was kept",
+        s->staying > 1 ? "their" : "its", s->staying > 1 ? "them" : "it");
     if (!line) {
         return heft__fail_nomem(err, 0);
     }
@@ -268,8 +268,8 @@ static bool is_entry_point(const struct rival *rival, const char *name)
 /* Without force nothing that exists is replaced. */
 static heft_status refuse(const struct session *s, const char *name, heft_error *err)
 {
-    heft_status status =
-        heft__fail(err, HEFT_EXISTS, "already contains '%.200s'; 'force' replaces it", name);
+    heft_status status = heft__fail(
+        err, HEFT_EXISTS, "already contains '%.200s'; 'force' (--force) replaces it", name);
     return heft__add_path(status, err, s->job->dst);
 }
 
@@ -292,9 +292,9 @@ static heft_status refuse_source(const struct session *s, const char *name, heft
     if (!s->job->is_source || !s->job->is_source(s->job->user, s->folder, name)) {
         return HEFT_OK;
     }
-    return heft__add_path(
-        heft__fail(err, HEFT_INVALID_ARG, "destination holds the source's file '%.200s'", name),
-        err, s->job->dst);
+    return heft__add_path(heft__fail(err, HEFT_INVALID_ARG,
+                                     "the destination contains the source file '%.200s'", name),
+                          err, s->job->dst);
 }
 
 /* With force, what is there of a format and is not written again goes, if the format is ours or would

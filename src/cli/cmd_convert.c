@@ -5,13 +5,14 @@
     X(MAX_SHARD_SIZE, "max-shard-size", "S",                                                       \
       "maximum shard size: 200MB, 5GiB, ... (default: 50GB)")                                      \
     X(FORMAT, "format", "F",                                                                       \
-      "output format: safetensors, bin or offload (default: as the source)")                       \
+      "output format: safetensors, bin or offload (default: same as the source)")                  \
     X(DTYPE, "dtype", "D", "cast floating-point tensors (default: no cast)")                       \
-    X(DEQUANTIZE, "dequantize", NULL, "write quantized weights as plain tensors")                  \
+    X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in SRC/DIR")                             \
     X(ORDER, "order", "O",                                                                         \
-      "tensor order: state_dict, or natural as in a loaded model (default: state_dict)")           \
+      "tensor order: state_dict, or natural, as Transformers saves a loaded model (default: "      \
+      "state_dict)")                                                                               \
     X(FORCE, "force", NULL, "replace an existing checkpoint in DST")                               \
     X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
     X(RESUME, "resume", NULL, "keep finished shards if interrupted, and continue from them")       \

@@ -11,7 +11,8 @@
     X(FORMAT, "format", "F", "output format: safetensors or bin (default: safetensors)")           \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(ORDER, "order", "O",                                                                         \
-      "tensor order: state_dict, or natural as in a loaded model (default: state_dict)")           \
+      "tensor order: state_dict, or natural, as Transformers saves a loaded model (default: "      \
+      "state_dict)")                                                                               \
     X(DRY_RUN, "dry-run", NULL, "show what would be written, write nothing")                       \
     X(FORCE, "force", NULL, "replace an existing checkpoint in DST")                               \
     X(KEEP_SIDE_FILES, "keep-side-files", NULL,                                                    \

@@ -8,7 +8,7 @@
       "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
-    X(DEQUANTIZE, "dequantize", NULL, "turn quantized weights into plain ones")                    \
+    X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
     X(MODE, "mode", "M", "map, copy, shared (one copy per host) or auto (default: auto)")          \
     X(DEVICE_MAP, "device-map", "M",                                                               \
       "auto, balanced, balanced_low_0, sequential, best, a device (cpu, 0, cuda:0), or a device "  \
@@ -21,7 +21,7 @@
     X(IGNORE_MISMATCHED_SIZES, "ignore-mismatched-sizes", NULL,                                    \
       "initialize tensors whose shapes do not match")                                              \
     X(ALLOW_MISSING, "allow-missing", NULL,                                                        \
-      "load even if no tensor of the checkpoint fits the model")                                   \
+      "load even if no tensor of the checkpoint matches the model")                                \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")                            \
     X(FORMAT, "format", "F",                                                                       \
@@ -253,7 +253,7 @@ static bool print_text(const cli_run *run, const struct loaded *l)
            report->initialized_count == 1 ? "" : "s");
     print_ties(report);
     if (run->values[OPTION_OFFLOAD_FOLDER]) {
-        printf("offloaded    %zu tensors, %zu in files in the folder (%s bytes)%s\n",
+        printf("offloaded    %zu tensors, %zu of them to .dat files (%s bytes)%s\n",
                report->offload_entries, report->offload_files,
                cli_grouped(report->offload_bytes, number),
                report->offload_kept ? ", which already existed" : "");

@@ -21,16 +21,16 @@
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; int4, int8 or fp8: as if they were quantized (default: from the "     \
       "config, else from the files)")                                                              \
-    X(DEQUANTIZE, "dequantize", NULL, "plan quantized weights as plain ones")                      \
+    X(DEQUANTIZE, "dequantize", NULL, "plan as if quantized weights were dequantized")             \
     X(DTYPE_OF, "dtype-of", "A=D,B=D", "dtype of modules, classes or tensors by name: wo=float32") \
     X(CLASS, "class", "NAME",                                                                      \
       "model class: LlamaForCausalLM, AutoModel, ... (default: from the config)")                  \
     X(NO_SPLIT, "no-split", "A,B",                                                                 \
       "classes or modules that are never split; '': none (default: the family's blocks)")          \
-    X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "allow buffers on cpu and disk without a warning") \
+    X(OFFLOAD_BUFFERS, "offload-buffers", NULL, "do not warn about buffers on cpu and disk")       \
     X(FALLBACK_ALLOCATION, "fallback-allocation", NULL,                                            \
       "move a later module forward if a device would stay empty")                                  \
-    X(SVG, "svg", "FILE", "draw the devices and their blocks")                                     \
+    X(SVG, "svg", "FILE", "write an SVG image of the devices and their modules")                   \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
 
@@ -489,9 +489,9 @@ static bool print_devices(const heft_plan *plan)
         if (placed == 0 && budget.device == HEFT_DEVICE_DISK) {
             continue;
         }
-        printf("%-12s %s of %s\n", cli_device(budget.device, name),
-               cli_bytes((uint64_t)placed, used),
-               isfinite(budget.bytes) ? cli_bytes((uint64_t)budget.bytes, limit) : "no limit");
+        printf("%-12s %s%s%s\n", cli_device(budget.device, name), cli_bytes((uint64_t)placed, used),
+               isfinite(budget.bytes) ? " of " : ", no limit",
+               isfinite(budget.bytes) ? cli_bytes((uint64_t)budget.bytes, limit) : "");
         good = print_device(plan, budget.device);
     }
     return good;
@@ -502,14 +502,14 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     char peak[32], least[32], resident[32], staging[32], program[32];
     double one, two;
     const double budget = heft_plan_stream(plan, &one, &two);
-    printf("loading      %s at most, %s at least: %s for the model, %s for buffers, %s for the "
+    printf("loading      %s at most, %s at least: %s for the model, %s for staging, %s for the "
            "program\n",
            cli_bytes(needs->peak_bytes, peak), cli_bytes(needs->least_bytes, least),
            cli_bytes(needs->resident_bytes, resident),
            cli_bytes(needs->beside_bytes + needs->staging_bytes, staging),
            cli_bytes(needs->program_bytes, program));
     if (one > budget) {
-        printf("streaming    requires %s for one unit, the CPU budget leaves %s\n",
+        printf("streaming    needs %s for one unit, but the CPU budget leaves %s\n",
                cli_bytes((uint64_t)one, peak), cli_bytes((uint64_t)budget, resident));
     } else if (one > 0) {
         printf("streaming    %s more at most, for %s at a time\n",

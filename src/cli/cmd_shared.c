@@ -7,7 +7,7 @@
 #include <time.h>
 
 #define OPTIONS(X)                                                                                 \
-    X(REMOVE, "remove", "ID", "remove this copy: nobody joins it any more")                        \
+    X(REMOVE, "remove", "ID", "remove this copy, so that no other process joins it")               \
     X(ALL, "all", NULL, "remove all copies, with or without --remove")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -172,8 +172,8 @@ const cli_command cli_cmd_shared = {
     .argument_count = 0,
     .summary = "List or remove the shared copies of this user on this host",
     .about =
-        "Shared copies are made by load --mode shared. Removing one leaves it to the processes "
-        "that\nhold it; the next load builds anew.\n",
+        "heft load --mode shared creates shared copies. Processes that hold a removed copy keep it;"
+        "\nthe next load creates a new one.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_shared,

@@ -10,9 +10,9 @@
 #define OPTIONS(X)                                                                                 \
     X(DEEP, "deep", NULL,                                                                          \
       "read every byte: checksums, NaN, infinities, and heft-manifest.json if it is there")        \
-    X(MANIFEST, "manifest", "FILE", "compare with a manifest from --write-manifest")               \
+    X(MANIFEST, "manifest", "FILE", "compare with a manifest written by --write-manifest")         \
     X(WRITE_MANIFEST, "write-manifest", "[FILE]",                                                  \
-      "write sizes and checksums (default: heft-manifest.json in the folder)")                     \
+      "write file sizes and checksums (default: heft-manifest.json in the folder)")                \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
 

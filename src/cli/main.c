@@ -27,7 +27,8 @@ static const cli_command *find_command(const char *name)
 
 static void print_help(FILE *out)
 {
-    fputs("usage: heft COMMAND [OPTIONS] ARGUMENTS\n\nBig pretrained models in little memory.\n\n",
+    fputs("usage: heft COMMAND [OPTIONS] ARGUMENTS\n\nLoad, convert and check big pretrained "
+          "models with little memory.\n\n",
           out);
     for (size_t i = 0; i < COMMAND_COUNT; i++) {
         char text[64];

@@ -160,11 +160,11 @@ bool cli_value_strategy(const cli_run *run, size_t option, heft_strategy *strate
             return true;
         }
     }
-    return !text ||
-           refuse(
-               run, option, err,
-               "is not a strategy: expected auto, balanced, balanced_low_0, sequential or best, a "
-               "device such as cpu or cuda:0, a JSON map such as {\"\": 0}, or a file with one");
+    return !text || refuse(run, option, err,
+                           "is not a strategy, a device or a device map: expected auto, balanced, "
+                           "balanced_low_0, sequential, best, cpu, disk, 0, cuda:0, {\"\": 0}, or "
+                           "a path with a "
+                           "/ or .");
 }
 
 static bool read_device(const char *text, size_t length, int32_t *device);

@@ -205,8 +205,9 @@ static bool draw(FILE *out, const heft_plan *plan)
             limited && budget.bytes < scale ? budget.bytes / scale * HEIGHT : HEIGHT;
         fprintf(out, "<text x=\"%d\" y=\"24\" class=\"head\">%s</text><text x=\"%d\" y=\"42\">", x,
                 cli_device(budget.device, name), x);
-        fprintf(out, "%s of %s</text>", cli_bytes((uint64_t)placed, used),
-                limited ? cli_bytes((uint64_t)budget.bytes, limit) : "no limit");
+        fprintf(out, "%s%s%s</text>", cli_bytes((uint64_t)placed, used),
+                limited ? " of " : ", no limit",
+                limited ? cli_bytes((uint64_t)budget.bytes, limit) : "");
         good = draw_modules(out, plan, budget.device, x, scale);
         fprintf(out, "<rect x=\"%d\" y=\"%.2f\" width=\"%d\" height=\"%.2f\" class=\"room\"/>", x,
                 TOP + HEIGHT - room, COLUMN, room);

@@ -36,13 +36,13 @@ void cli_print_quantization(const char *title, const heft_quantization *quantiza
         printf(", %u bits", quantization->bits);
     }
     if (quantization->group_size) {
-        printf(", groups of %llu", (unsigned long long)quantization->group_size);
+        printf(", group size %llu", (unsigned long long)quantization->group_size);
     }
     if (quantization->known) {
         printf(", %zu weights%s\n", quantization->weights,
                quantization->dequantized ? ", dequantized" : "");
     } else {
-        puts(", a method that heft does not know");
+        puts(", a method that heft does not support");
     }
     if (quantization->state_count) {
         printf("%-*s%zu tensor%s of scales for inputs, outputs and caches, %s\n",

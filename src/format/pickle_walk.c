@@ -603,7 +603,7 @@ static heft_status judge_nothing(heft__pickle_tensors *build, const heft__pk_cel
     }
     if (build->other.count) {
         heft__fail_at(err, HEFT_UNSUPPORTED, build->first_other_at,
-                      "no tensor can be read: %llu of kinds that are not supported: %s",
+                      "no tensor can be read: %llu are of unsupported kinds: %s",
                       (unsigned long long)build->other.count, build->other.shown);
         return heft__add_item(HEFT_UNSUPPORTED, err, build->first_other);
     }
@@ -612,7 +612,8 @@ static heft_status judge_nothing(heft__pickle_tensors *build, const heft__pk_cel
                              "no tensor can be read: %llu are inside objects of unknown classes or "
                              "have no name: %s",
                              (unsigned long long)build->hidden_tensors,
-                             build->opaque.shown ? build->opaque.shown : "odd keys of a dict");
+                             build->opaque.shown ? build->opaque.shown
+                                                 : "dict keys that cannot be names");
     }
     return top->kind == HEFT__PK_LIST || top->kind == HEFT__PK_TUPLE
                ? heft__fail_at(err, HEFT_UNSUPPORTED, at, "top-level value is %s without tensors",
@@ -698,23 +699,24 @@ static bool warn_of_left(const heft__pickle_tensors *build)
     heft__warnings *warnings = &build->file->warnings;
     const struct heft__pk_left *opaque = &build->opaque, *other = &build->other,
                                *beside = &build->beside;
-    return (!build->module_class ||
-            heft__warn(warnings,
-                       "tensors are named by the modules of a pickled object of class '%s'",
-                       build->module_class)) &&
+    return (!build->module_class || heft__warn(warnings,
+                                               "the file is a pickled module of class '%s': "
+                                               "tensors have the names of its state dict",
+                                               build->module_class)) &&
            (!other->count ||
-            heft__warn(warnings, "%llu tensor%s of kinds that are not supported %s left out: %s%s",
+            heft__warn(warnings, "%llu tensor%s of unsupported kinds %s skipped: %s%s",
                        (unsigned long long)other->count, other->count > 1 ? "s" : "",
                        other->count > 1 ? "are" : "is", other->shown,
                        other->count > SHOWN_MOST ? ", ..." : "")) &&
            (!build->hidden_tensors ||
-            heft__warn(warnings, "%llu tensors inside objects of unknown classes are left out",
+            heft__warn(warnings, "%llu tensors inside objects of unknown classes are skipped",
                        (unsigned long long)build->hidden_tensors)) &&
            (!beside->count ||
-            heft__warn(warnings, "tensors beside the state dict are left out: %s%s", beside->shown,
+            heft__warn(warnings, "tensors outside the state dict are skipped: %s%s", beside->shown,
                        beside->count > SHOWN_MOST ? ", ..." : "")) &&
            (!opaque->count ||
-            heft__warn(warnings, "%llu object%s of unknown class%s skipped, nothing is run: %s%s",
+            heft__warn(warnings,
+                       "%llu object%s of unknown class%s skipped, and no code is run: %s%s",
                        (unsigned long long)opaque->count, opaque->count > 1 ? "s" : "",
                        opaque->count > 1 ? "es are" : " is", opaque->shown,
                        opaque->count > SHOWN_MOST ? ", ..." : ""));

@@ -27,7 +27,7 @@ static void add_words(heft_error *err, const char *words)
     }
 }
 
-#define IN_PLACE "the new files are in place and cannot be taken back"
+#define IN_PLACE "the new files are in place and cannot be removed again"
 
 /* ---- nothing there ----------------------------------------------------------------------------- */
 static bool set_folder_mode(heft__folder_writer *writer)
@@ -198,7 +198,7 @@ static heft_status record_exchange(heft__folder_writer *writer, heft_error *err)
     }
     heft_status status = fstat(writer->staged, &facts) == 0
                              ? HEFT_OK
-                             : heft__fail_io(err, errno, "cannot look at the new folder");
+                             : heft__fail_io(err, errno, "cannot access the new folder");
     heft__record_staged(&text, (uint64_t)facts.st_ino);
     if (status == HEFT_OK) {
         status = heft__buffer_check(&text, err);

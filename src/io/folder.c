@@ -84,8 +84,9 @@ static heft_status locate(heft__folder_writer *writer, heft_error *err)
         return heft__fail(err, HEFT_EXISTS, "destination is a file, expected a folder");
     }
     if (!there && (errno != ENOENT || heft__path_exists(writer->path))) {
-        return errno == ENOENT ? heft__fail(err, HEFT_EXISTS, "destination is a link to nothing")
-                               : heft__fail_io(err, errno, "cannot look at the destination");
+        return errno == ENOENT
+                   ? heft__fail(err, HEFT_EXISTS, "destination is a dangling symbolic link")
+                   : heft__fail_io(err, errno, "cannot access the destination");
     }
     if (there) {
         char *real = realpath(writer->path, NULL);
@@ -127,7 +128,7 @@ static heft_status open_folder(heft__folder_writer *writer, heft_error *err)
     }
     return fstat(writer->folder, &writer->was) == 0
                ? HEFT_OK
-               : heft__fail_io(err, errno, "cannot look at the destination");
+               : heft__fail_io(err, errno, "cannot access the destination");
 }
 
 static bool can_write(int dir)

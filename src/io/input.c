@@ -120,7 +120,7 @@ heft_status heft__input_unchanged(heft__input *source, heft_error *err)
         return status;
     }
     if (fstat(fd, &facts) != 0) {
-        status = heft__fail_io(err, errno, "cannot look at the file");
+        status = heft__fail_io(err, errno, "cannot access the file");
     } else {
         const heft__identity now = heft__identity_of(&facts);
         heft__identity touched = now; /* but for its change time */

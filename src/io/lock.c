@@ -63,10 +63,11 @@ static heft_status check_owner(int fd, const char *name, bool *foreign, heft_err
     struct stat facts;
     *foreign = false;
     if (fstat(fd, &facts) != 0) {
-        return heft__fail_errno(err, errno, "cannot look at the lock '%s'", name);
+        return heft__fail_errno(err, errno, "cannot access the lock '%s'", name);
     }
     if (!S_ISREG(facts.st_mode) || facts.st_nlink > 1) {
-        return heft__fail(err, HEFT_REFUSED, "lock '%s' is not a file of its own", name);
+        return heft__fail(err, HEFT_REFUSED, "lock '%s' is not a regular file with a single name",
+                          name);
     }
     *foreign = facts.st_uid != geteuid();
     return HEFT_OK;

@@ -141,7 +141,7 @@ static heft_status read_text(heft__arena *arena, int fd, char **out, heft_error 
     struct stat facts;
     *out = NULL;
     if (fstat(fd, &facts) != 0) {
-        return heft__fail_errno(err, errno, "cannot look at the record");
+        return heft__fail_errno(err, errno, "cannot access the record");
     }
     if (!S_ISREG(facts.st_mode) || (uint64_t)facts.st_size > HEFT__RECORD_BYTES) {
         return HEFT_OK;
@@ -362,7 +362,7 @@ static heft_status take_back(heft__arena *arena, int folder, int fd, const char 
                               unlinkat(folder, HEFT__JOURNAL, 0) != 0 || !heft__sync(folder))) {
         status = heft__fail_io(err, errno,
                                "an interrupted write left this folder between two checkpoints; "
-                               "heft cannot take it back");
+                               "heft cannot undo it");
     }
     *rest_of_work = status == HEFT_OK ? work : NULL;
     heft__dir_close(&journal.old);

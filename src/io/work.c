@@ -356,7 +356,7 @@ heft_status heft__work_make(heft__folder_writer *writer, heft_error *err)
     }
     const bool inside = writer->home == writer->folder;
     if (!name_work(writer, inside)) {
-        return heft__fail_io(err, errno, "the kernel gives no random bytes");
+        return heft__fail_io(err, errno, "cannot get random bytes from the kernel");
     }
     if (!make(writer)) {
         return heft__fail_io(err, errno, "cannot write into the folder");

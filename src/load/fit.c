@@ -49,7 +49,7 @@ heft_status heft__fit_judge(const heft__loading *l, heft_error *err)
     show_names(theirs, sizeof theirs, match->unexpected, match->unexpected_count);
     show_names(ours, sizeof ours, match->missing, match->missing_count);
     return heft__fail(err, HEFT_MISMATCH,
-                      "no tensor fits the model: the checkpoint has %zu (%s), %s needs %zu (%s)",
+                      "no tensor matches the model: the checkpoint has %zu (%s), %s needs %zu (%s)",
                       l->ckpt->count, theirs, heft_model_class(model), match->missing_count, ours);
 }
 
@@ -146,10 +146,11 @@ static heft_status warn_of_body(heft__loading *l, heft_error *err)
     if (lacking == 0) {
         return HEFT_OK;
     }
-    return heft__warn(&l->memory->warnings,
-                      "%zu of %zu weights of the model's body, not only of a head, are missing and "
-                      "random now: %s",
-                      lacking, all, names)
+    return heft__warn(
+               &l->memory->warnings,
+               "%zu of %zu weights of the base model are missing from the checkpoint and were "
+               "initialized randomly: %s",
+               lacking, all, names)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
 }
@@ -240,10 +241,11 @@ static heft_status warn_of_placeholders(heft__loading *l, heft_error *err)
         return HEFT_OK;
     }
     show_names(names, sizeof names, first, count);
-    return heft__warn(&l->memory->warnings,
-                      "%zu tensors have shape [0], as DeepSpeed ZeRO-3 saves weights that were not "
-                      "gathered: %s",
-                      count, names)
+    return heft__warn(
+               &l->memory->warnings,
+               "found %zu tensor%s of shape [0], which DeepSpeed ZeRO-3 saves in place of weights "
+               "that were not gathered: %s",
+               count, count > 1 ? "s" : "", names)
                ? HEFT_OK
                : heft__fail_nomem(err, 0);
 }
@@ -287,8 +289,9 @@ heft_status heft__fit_warn(heft__loading *l, heft_error *err)
     }
     if (match->unwrapped_count > 0 &&
         !heft__warn(&l->memory->warnings,
-                    "%zu tensors are matched without the prefix '%s' of a module around the model",
-                    match->unwrapped_count, match->unwrapped)) {
+                    "%zu tensor name%s matched without '%s', which a wrapper around the model adds",
+                    match->unwrapped_count, match->unwrapped_count > 1 ? "s were" : " was",
+                    match->unwrapped)) {
         return heft__fail_nomem(err, 0);
     }
     return warn_of_body(l, err);

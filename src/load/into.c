@@ -120,8 +120,7 @@ static heft_status check_quantized(struct into *o, heft_error *err)
     if (source->quant.count + source->quant.loose > 0) {
         return heft__packed_check_exact(source, o->l.model, &o->l.match, err);
     }
-    return source->no_quant.status == HEFT_OK ? HEFT_OK
-                                              : heft__source_check_quantized(source, err);
+    return source->no_quant.status == HEFT_OK ? HEFT_OK : heft__source_check_quantized(source, err);
 }
 
 static heft_status load_into(struct into *o, const char *folder, heft_error *err)

@@ -61,13 +61,14 @@ static heft_status compare(const heft__memory_need *need, const heft__most_memor
     put_size(most->limit, false, limit);
     if (need->certain > most->bytes) {
         put_sizes(need->certain, most->bytes, needed, available);
-        return heft__fail(err, HEFT_LIMIT,
-                          "needs %s, %s are available (%s of %s); %s'over_limit' loads anyway",
-                          needed, available, most->reason, limit, need->instead);
+        return heft__fail(
+            err, HEFT_LIMIT,
+            "needs %s, but %s are available (%s of %s); %s'over_limit' (--over-limit) loads anyway",
+            needed, available, most->reason, limit, need->instead);
     }
     put_sizes(need->most, most->bytes, needed, available);
     snprintf(warning, HEFT__LIMIT_WARNING,
-             "may need up to %s while %s, %s are available (%s of %s)", needed, need->during,
+             "may need up to %s while %s, but %s are available (%s of %s)", needed, need->during,
              available, most->reason, limit);
     return HEFT_OK;
 }

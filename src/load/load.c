@@ -51,10 +51,11 @@ static heft_status check_quantized(const heft__loading *l, heft_error *err)
     heft_status status = heft__source_check_quantized(source, err);
     if (status == HEFT_OK && heft__source_is_packed(source) && asked != HEFT_DTYPE_NONE &&
         asked != own) {
-        status = heft__fail(err, HEFT_UNSUPPORTED,
-                            "the weights are quantized (%.40s, %u bits) and cannot be cast to %s: "
-                            "load them without a dtype, as they are, or dequantize them",
-                            source->quant.method, source->quant.bits, heft_dtype_name(asked));
+        status =
+            heft__fail(err, HEFT_UNSUPPORTED,
+                       "the weights are quantized (%.40s, %u bits) and cannot be cast to %s: "
+                       "omit the dtype to load them as stored, or dequantize them (--dequantize)",
+                       source->quant.method, source->quant.bits, heft_dtype_name(asked));
     }
     return status;
 }

@@ -306,8 +306,9 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         const size_t w = found->owner[i];
         if (w < found->count && wanted[w] && !filled[i]) {
-            status = heft__fail(err, HEFT_FORMAT,
-                                "a part of a quantized weight that the model has no place for");
+            status =
+                heft__fail(err, HEFT_FORMAT,
+                           "part of a quantized weight, but the model has no parameter for it");
             heft__add_item(status, err, source->ckpt->infos[i].name);
         }
     }

@@ -141,14 +141,14 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     if (options->devices) {
         return heft__arena_format(arena,
                                   "placed by a device map: %llu bytes are in memory%s%s, %llu stay "
-                                  "in their files and are read when they are used",
+                                  "on disk and are read when they are used",
                                   rest, casts, direct, mapped + counts->disk_bytes);
     }
     if (!options->map) {
         if (options->reason == HEFT__FILL_NETWORK) {
             return heft__arena_format(arena,
-                                      "copied by large parallel reads%s: the files are on %s, "
-                                      "where every page of a mapping costs a round trip",
+                                      "copied with large parallel reads%s: the files are on %s, "
+                                      "where every page fault would cost a round trip",
                                       casts, options->network);
         }
         const char *reason =
@@ -157,17 +157,20 @@ static const char *describe(heft__report_memory *memory, const heft__fill_counts
     }
     if (rest == 0) {
         return heft__arena_format(
-            arena, "mapped: every tensor is stored in the form needed, so no byte is copied");
+            arena,
+            "mapped: every tensor is stored in the dtype and layout needed, so nothing is copied");
     }
     if (options->share) {
         return heft__arena_format(
-            arena, "mapped %llu bytes as stored; %llu%s are in one copy for all processes, %s%s%s",
+            arena,
+            "mapped %llu bytes; %llu bytes%s are in one copy that all processes share, %s%s%s",
             mapped, rest, cast ? " (cast)" : "",
-            counts->joined ? "which already existed" : "created by this one", direct, unaligned);
+            counts->joined ? "which already existed" : "created by this process", direct,
+            unaligned);
     }
     return heft__arena_format(arena,
-                              "mapped %llu bytes as stored, copied %llu (%llu of them cast)%s, "
-                              "which cannot be used in the form stored%s",
+                              "mapped %llu bytes; copied %llu bytes (%llu of them cast)%s, "
+                              "which are stored in another dtype or layout%s",
                               mapped, rest, cast, direct, unaligned);
 }
 

@@ -51,8 +51,8 @@ static heft_status read_config(heft_source *source, heft_error *err)
     const char *stem = source->survey->where.stem;
     if (status == HEFT_NOT_FOUND && stem && strcmp(stem, "adapter_model") == 0) {
         heft__fail(&why, status,
-                   "an adapter and no model: adapter_config.json names the base model, which is "
-                   "loaded; the adapter can be inspected, verified and converted");
+                   "contains an adapter, not a model: load its base model, which "
+                   "adapter_config.json names; inspect, verify and convert accept adapters");
         heft__add_path(status, &why, source->survey->where.folder);
     }
     return status == HEFT_OK ? HEFT_OK : keep_error(status, &why, &source->no_config, err);
@@ -109,7 +109,7 @@ static heft_status read_config_alone(heft_source *source, const char *path, heft
         source->config = NULL;
     } else if (status == HEFT_OK) {
         (void)heft__add_path(
-            heft__fail(&source->no_weights, HEFT_NOT_FOUND, "is a config and contains no weights"),
+            heft__fail(&source->no_weights, HEFT_NOT_FOUND, "is a config without weights"),
             &source->no_weights, path);
     }
     return status;
@@ -352,8 +352,7 @@ void heft__source_unknown_text(const heft_source *source, char text[200])
     if (!*type) {
         snprintf(text, 200, "the config has no model type");
     } else if (heft__family_find(type) && architecture) {
-        snprintf(text, 200, "class '%.60s' is not one that is known for model type '%.60s'",
-                 architecture, type);
+        snprintf(text, 200, "unknown class '%.60s' for model type '%.60s'", architecture, type);
     } else {
         snprintf(text, 200, "unknown model type '%.100s'", type);
     }

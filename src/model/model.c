@@ -405,7 +405,7 @@ static heft_status check_value(const heft_parameter *parameter, const heft_tenso
     }
     return is_plain(tensor) ? HEFT_OK
                             : heft__fail(err, HEFT_INVALID_ARG,
-                                         "the tensor of shape %s does not lie row by row", theirs);
+                                         "the tensor of shape %s is not contiguous", theirs);
 }
 
 /* What nobody may write is as good as mapped: a load into the model replaces it. */

@@ -139,13 +139,14 @@ static heft_status unknown_class(const heft_config *config, const heft__family *
     size_t at = 0;
     if (other) {
         return heft__fail_at(err, HEFT_UNSUPPORTED, offset,
-                             "class '%.60s' has model type '%s', but '%.200s' has '%s'", name,
-                             other->model_type, config->path, family->model_type);
+                             "class '%.60s' belongs to model type '%s', but '%.200s' has '%s'",
+                             name, other->model_type, config->path, family->model_type);
     }
     for (const heft__class *one = family->classes; one->name && at < sizeof known; one++) {
         at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", one->name);
     }
-    return heft__fail_at(err, HEFT_UNSUPPORTED, offset, "class '%.60s' is not one of %s: %s", name,
+    return heft__fail_at(err, HEFT_UNSUPPORTED, offset,
+                         "unknown class '%.60s' for model type '%s', expected one of %s", name,
                          family->model_type, known);
 }
 

@@ -49,7 +49,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     }
     if (status == HEFT_OK && strcasecmp(version, "gemm") != 0) {
         why_not = heft__arena_format(
-            finder->arena, "the version \"%.40s\" is a layout that heft does not know", version);
+            finder->arena, "its version \"%.40s\" is not supported (only gemm is)", version);
         status = why_not ? HEFT_OK : heft__fail_nomem(err, 0);
     }
     t->order = order;

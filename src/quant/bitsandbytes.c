@@ -77,7 +77,7 @@ static heft_status find_int8(heft__quant_finder *finder, size_t i, size_t prefix
     }
     if (number != 0) {
         weight.layout = NULL;
-        weight.why = "it is in a tiled layout of old GPU kernels (weight_format is not 0)";
+        weight.why = "it is in a tiled layout of older GPU kernels (weight_format is not 0)";
     }
     if (status == HEFT_OK) {
         status = heft__quant_add(finder, &weight, err);

@@ -152,7 +152,8 @@ static heft_status state_count(const heft__quant_finder *finder, size_t i,
 {
     return heft__json_as_u64(heft__json_member(state, key), out) && *out > 0 && *out <= UINT32_MAX
                ? HEFT_OK
-               : heft__quant_fail(finder, i, err, "\"%s\" is missing or no count", key);
+               : heft__quant_fail(finder, i, err, "\"%s\" is missing or not a positive integer",
+                                  key);
 }
 
 static heft_status state_shape(const heft__quant_finder *finder, size_t i,
@@ -170,7 +171,8 @@ static heft_status state_shape(const heft__quant_finder *finder, size_t i,
         weight->rank++;
     }
     good = good && heft__shape_elems(weight->shape, weight->rank, &elems) && elems < UINT64_MAX / 8;
-    return good ? HEFT_OK : heft__quant_fail(finder, i, err, "\"shape\" is missing or no shape");
+    return good ? HEFT_OK
+                : heft__quant_fail(finder, i, err, "\"shape\" is missing or not a valid shape");
 }
 
 static heft_status state_dtype(const heft__quant_finder *finder, size_t i,
@@ -256,7 +258,7 @@ static heft_status find_nested(const heft__quant_finder *finder, heft__quant_wei
     }
     if (status == HEFT_OK &&
         !heft__json_as_double(heft__json_member(state, "nested_offset"), &offset)) {
-        status = heft__quant_fail(finder, i, err, "\"nested_offset\" is missing or no number");
+        status = heft__quant_fail(finder, i, err, "\"nested_offset\" is missing or not a number");
     }
     b->offset = (float)offset;
     return status;

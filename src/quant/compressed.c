@@ -258,7 +258,7 @@ static heft_status find_block(const heft__quant_finder *finder, size_t i, size_t
     return block_by_shape(grid, info->shape, block)
                ? HEFT_OK
                : heft__quant_fail(finder, scales, err,
-                                  "nothing says how large the blocks of scales of shape %s are",
+                                  "the block size for scales of shape %s is not given",
                                   heft__shape_text(grid->shape, grid->rank, shape));
 }
 
@@ -300,8 +300,9 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
     }
     if (status == HEFT_OK && (unsure || unclear)) {
         weight.layout = NULL;
-        weight.why = unsure ? "groups of the config differ, and none names its module"
-                            : "no config says to which dtype its values are rounded";
+        weight.why =
+            unsure ? "several config_groups match its scales, and none of them names its module"
+                   : "no config says to which dtype its values are rounded";
     }
     return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
 }
@@ -341,13 +342,13 @@ static const char *other_format(const heft__quant_table *table, size_t i, size_t
     const size_t scales = heft__quant_sibling(table, i, prefix, ".weight_scale");
     if (heft__quant_sibling(table, i, prefix, ".scale_packed") != HEFT__NO_PART ||
         heft__quant_sibling(table, i, prefix, ".meta") != HEFT__NO_PART) {
-        return "marlin-24 is a layout of GPU kernels";
+        return "marlin-24 is a GPU kernel layout";
     }
     const heft_tensor_info *grid = scales == HEFT__NO_PART ? NULL : &table->infos[scales];
     return info->dtype == HEFT_DTYPE_U8 && grid && grid->dtype == HEFT_DTYPE_U8 &&
                    info->rank == 2 && grid->rank == 2 && info->shape[1] % 24 == 0 &&
                    info->shape[1] / 24 == grid->shape[1]
-               ? "mxfp6-pack-quantized is not known"
+               ? "mxfp6-pack-quantized is not supported"
                : NULL;
 }
 
@@ -389,7 +390,7 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
     const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
     if (status == HEFT_OK && heft_dtype_bits(table->infos[weight].dtype) != 8) {
         return heft__quant_fail(finder, weight, err,
-                                "it has a scale, but is not quantized: expected int8 or float8, "
+                                "has a scale, but is not quantized: expected int8 or float8, "
                                 "found %s",
                                 heft_dtype_name(table->infos[weight].dtype));
     }
@@ -414,7 +415,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     prefix = heft__quant_prefix(info->name, ".compressed");
     if (prefix != SIZE_MAX &&
         heft__quant_sibling(finder->table, i, prefix, ".bitmask") != HEFT__NO_PART) {
-        return keep_as_it_is(finder, i, prefix, "sparse-24-bitmask is not known", err);
+        return keep_as_it_is(finder, i, prefix, "sparse-24-bitmask is not supported", err);
     }
     return check_orphan(finder, i, err);
 }

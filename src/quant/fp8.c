@@ -80,7 +80,7 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
     const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
     return status == HEFT_OK && !is_float8(infos[weight].dtype)
                ? heft__quant_fail(finder, weight, err,
-                                  "it has a scale: expected float8, found dtype %s",
+                                  "has a scale, but is not quantized: expected float8, found %s",
                                   heft_dtype_name(infos[weight].dtype))
                : status;
 }
@@ -101,7 +101,7 @@ static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error
     if (status != HEFT_OK) {
         return status;
     }
-    weight.why = "it is several matrices in one tensor";
+    weight.why = "it holds several matrices in one tensor";
     weight.bits = 8;
     weight.part[0] = i;
     weight.part[1] = scales;

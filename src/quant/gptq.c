@@ -66,13 +66,13 @@ static heft_status read_version(const heft__quant_finder *finder, struct heft__t
         return status;
     }
     if (!config) {
-        *why_not = "no config says whether zero points are stored as in gptq or as in gptq_v2";
+        *why_not = "no config gives its checkpoint_format (gptq or gptq_v2), which determines the "
+                   "zero points";
     } else if (strcmp(form, "gptq") == 0) {
         t->less_one = true;
     } else if (strcmp(form, "gptq_v2") != 0) {
-        *why_not = heft__arena_format(
-            finder->arena, "the checkpoint_format \"%.40s\" is a layout that heft does not know",
-            form);
+        *why_not = heft__arena_format(finder->arena,
+                                      "its checkpoint_format \"%.40s\" is not supported", form);
         return *why_not ? HEFT_OK : heft__fail_nomem(err, 0);
     }
     return HEFT_OK;
@@ -201,7 +201,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         return status;
     }
     if (!why_not && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-        why_not = "values of so many bits have a layout that heft does not know";
+        why_not = "its number of bits is not supported (2, 3, 4 and 8 are)";
     }
     t->along_in = true;
     group = group_by_scales(finder, i, prefix, bits, group, &unsure);

@@ -84,7 +84,7 @@ heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_w
     weight->part[VALUES] = values;
     weight->part[SCALES] = scales;
     if (info->rank == 3 && info->dtype == HEFT_DTYPE_U8) {
-        weight->why = "it is several matrices in one tensor";
+        weight->why = "it holds several matrices in one tensor";
         return HEFT_OK;
     }
     if (info->rank != 2 || info->dtype != HEFT_DTYPE_U8 || !info->shape[0] || !info->shape[1] ||

@@ -180,7 +180,7 @@ heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *
                : heft__fail(
                      err, HEFT_UNSUPPORTED,
                      "the weights are quantized with \"%.100s\", a method that heft does not "
-                     "know",
+                     "support",
                      found->method);
 }
 
@@ -212,7 +212,7 @@ heft_status heft__quant_need(const heft__quant_finder *finder, size_t i, size_t 
     if (*out != HEFT__NO_PART) {
         return HEFT_OK;
     }
-    return heft__quant_fail(finder, i, err, "the tensor \"%.*s%s\" that goes with it is missing",
+    return heft__quant_fail(finder, i, err, "its companion tensor \"%.*s%s\" is missing",
                             prefix < 200 ? (int)prefix : 200, finder->table->infos[i].name, suffix);
 }
 
@@ -313,7 +313,7 @@ heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight
             continue;
         }
         if (found->owner[part] != HEFT__NO_PART && found->owner[part] != found->count) {
-            return heft__quant_fail(finder, part, err, "it belongs to both \"%s\" and \"%s\"",
+            return heft__quant_fail(finder, part, err, "belongs to both \"%s\" and \"%s\"",
                                     found->weights[found->owner[part]].name, weight->name);
         }
         found->owner[part] = found->count;

@@ -26,7 +26,7 @@ static heft_status find_half_bytes(heft__quant_finder *finder, heft__quant_weigh
     float factor = 1.0F;
     heft_status status = HEFT_OK;
     if (dtype != HEFT_DTYPE_F8_E4M3FN && dtype != HEFT_DTYPE_U8) {
-        weight->why = "int4 of modelopt is not known";
+        weight->why = "int4 of modelopt is not supported";
         weight->bits = 4;
         weight->part[0] = i;
         weight->part[1] = scales;
@@ -94,9 +94,9 @@ static bool is_marked(const heft__quant_table *table, size_t i)
 static const char *what_else(const heft__quant_table *table, size_t i, size_t prefix)
 {
     return heft__quant_sibling(table, i, prefix, ".pre_quant_scale") != HEFT__NO_PART
-               ? "its inputs are scaled, too (pre_quant_scale)"
+               ? "its inputs are scaled too (pre_quant_scale)"
            : heft__quant_sibling(table, i, prefix, ".svdquant_lora_a") != HEFT__NO_PART
-               ? "it has a second term (svdquant_lora_a)"
+               ? "it has a low-rank term (svdquant_lora_a)"
                : NULL;
 }
 
@@ -114,7 +114,7 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
     const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
     return status == HEFT_OK && heft_dtype_bits(infos[weight].dtype) != 8
                ? heft__quant_fail(finder, weight, err,
-                                  "it has a scale, but is not quantized: expected float8, int8 or "
+                                  "has a scale, but is not quantized: expected float8, int8 or "
                                   "uint8, found %s",
                                   heft_dtype_name(infos[weight].dtype))
                : status;

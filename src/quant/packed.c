@@ -174,7 +174,7 @@ static heft_status read_shape(const heft__quant_finder *finder, size_t i, size_t
     }
     if (status == HEFT_OK &&
         (!shape[0] || !shape[1] || shape[0] > INT32_MAX || shape[1] > INT32_MAX)) {
-        status = heft__quant_fail(finder, at, err, "[%llu, %llu] is no shape of a matrix",
+        status = heft__quant_fail(finder, at, err, "[%llu, %llu] is not the shape of a matrix",
                                   (unsigned long long)shape[0], (unsigned long long)shape[1]);
     }
     return status;
@@ -198,7 +198,7 @@ static heft_status find_bits(const heft__quant_finder *finder, size_t i,
     }
     if (status == HEFT_OK && bits == 0) {
         status = heft__quant_fail(
-            finder, i, err, "the bits of a value are not given, and do not follow from its shape");
+            finder, i, err, "the number of bits is not given, and does not follow from its shape");
     }
     p->bits = (uint32_t)bits;
     p->words = (columns * p->bits + 31) / 32;

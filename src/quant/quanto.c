@@ -199,8 +199,8 @@ static heft_status find_shape(const heft__quant_finder *finder, size_t i,
     if (!known) {
         weight->rank = 0;
         weight->layout = NULL;
-        weight->why = "its shape is not in the file, and there is no config of a model that heft "
-                      "knows";
+        weight->why = "its shape is not in the file, and there is no config of a model type that "
+                      "heft knows";
         return HEFT_OK;
     }
     return shape[1] && line_size(shape[1]) == l->size && shape[1] % l->size == 0 &&
@@ -209,7 +209,7 @@ static heft_status find_shape(const heft__quant_finder *finder, size_t i,
                ? HEFT_OK
                : heft__quant_fail(
                      finder, i, err,
-                     "%llu lines of %llu values are no [%llu, %llu], as the model has it",
+                     "%llu lines of %llu values do not match the model's shape [%llu, %llu]",
                      (unsigned long long)l->count, (unsigned long long)l->size,
                      (unsigned long long)shape[0], (unsigned long long)shape[1]);
 }
@@ -247,12 +247,13 @@ static heft_status find_lines(heft__quant_finder *finder, size_t i, size_t prefi
                         .shift = shift->dtype};
     const uint64_t shape[2] = {l->count, 1};
     if (l->count == 0 || (l->count + l->per - 1) / l->per != l->rows) {
-        return heft__quant_fail(finder, scales, err, "%llu scales do not go with %llu rows of data",
+        return heft__quant_fail(finder, scales, err, "%llu scales do not match %llu rows of data",
                                 (unsigned long long)l->count, (unsigned long long)l->rows);
     }
     if ((l->dtype != HEFT_DTYPE_F16 && l->dtype != HEFT_DTYPE_BF16 && l->dtype != HEFT_DTYPE_F32) ||
         (l->shift != l->dtype && l->shift != HEFT_DTYPE_I8 && l->shift != HEFT_DTYPE_U8)) {
-        return heft__quant_fail(finder, shifts, err, "%s and %s are no scales and shifts",
+        return heft__quant_fail(finder, shifts, err,
+                                "%s and %s are not dtypes of a scale and a shift",
                                 heft_dtype_name(l->dtype), heft_dtype_name(l->shift));
     }
     status = heft__quant_expect(finder, scales, l->dtype, HEFT_DTYPE_NONE, shape, 2, err);

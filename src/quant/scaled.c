@@ -210,7 +210,7 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
     weight->part[SCALES] = scales;
     weight->part[ZEROS] = zeros;
     if (info->rank == 3 && is_value(info->dtype)) {
-        weight->why = "it is several matrices in one tensor";
+        weight->why = "it holds several matrices in one tensor";
         return HEFT_OK;
     }
     if (info->rank != 2 || !info->shape[0] || !info->shape[1] || !is_value(info->dtype)) {

@@ -143,7 +143,7 @@ static heft_status find_bytes(const heft__quant_finder *finder, const struct sub
     }
     if (status == HEFT_OK && zeros != HEFT__NO_PART &&
         finder->table->infos[zeros].dtype != HEFT_DTYPE_I8) {
-        weight->why = "its zero points are no integers";
+        weight->why = "its zero points are not integers";
         return HEFT_OK;
     }
     return status == HEFT_OK
@@ -190,7 +190,7 @@ static heft_status find_mx(const heft__quant_finder *finder, const struct subjec
         return status;
     }
     if (weight->dtype == HEFT_DTYPE_F16) {
-        weight->why = "MXTensor in float16 is not known";
+        weight->why = "MXTensor in float16 is not supported";
         return HEFT_OK;
     }
     if (values != HEFT_DTYPE_U8) {
@@ -199,7 +199,7 @@ static heft_status find_mx(const heft__quant_finder *finder, const struct subjec
     }
     if (block % 2 || !element || element->type != HEFT__JSON_TYPE_STRING ||
         strcmp(element->text, "float4_e2m1fn_x2") != 0) {
-        weight->why = "its elements are no 4-bit floats";
+        weight->why = "its elements are not 4-bit floats";
         return HEFT_OK;
     }
     return heft__quant_grouped4(finder, weight, s->i, scales, (uint64_t)block, 1.0F, 1.0F, err);
@@ -223,18 +223,18 @@ static bool is_of_bytes(const char *type)
 static const char *why_not(const heft__quant_finder *finder, const struct subject *s)
 {
     if (!s->type) {
-        return "the metadata of the file do not say what it is";
+        return "the metadata of its file does not describe it";
     }
     if (tensor_of(finder, s, "act_pre_scale") != HEFT__NO_PART) {
-        return "its inputs are scaled, too (act_pre_scale)";
+        return "its inputs are scaled too (act_pre_scale)";
     }
     if (heft__quant_flag(s->data, "is_swizzled_scales", false)) {
-        return "its scales are in a layout of GPU kernels (is_swizzled_scales)";
+        return "its scales are in a GPU kernel layout (is_swizzled_scales)";
     }
     return is_of_bytes(s->type) || strcmp(s->type, "NVFP4Tensor") == 0 ||
                    strcmp(s->type, "MXTensor") == 0
                ? NULL
-               : "its class in torchao is a layout of GPU kernels, or not known";
+               : "its torchao class is a GPU kernel layout, or is not supported";
 }
 
 static heft_status find_values(const heft__quant_finder *finder, const struct subject *s,

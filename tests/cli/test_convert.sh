@@ -92,7 +92,7 @@ run 0 convert "$work/other" "$work/cut" --force -q # all of it is replaced, note
 run 0 convert "$work/start" "$work/cut" --force --keep-side-files --format bin -q
 silent "$err"
 run 0 convert "$work/start" "$work/cut" --force --keep-side-files --variant v
-shows "$err" "'pytorch_model.bin' of another checkpoint stays"
+shows "$err" "'pytorch_model.bin' of another checkpoint was kept"
 rm -rf "$work/bare" "$work/lone" "$work/own" "$work/other"
 
 # ---- a refusal leaves what an earlier run has done -------------------------------------------------------------------
@@ -102,7 +102,7 @@ rm -rf "$work/bare" "$work/lone" "$work/own" "$work/other"
 )
 mkdir "$work/resumed"
 echo '{}' >"$work/resumed/config.json"
-fails 11 "contains 'config.json'; 'force' replaces it; files that an earlier run finished are kept" \
+fails 11 "contains 'config.json'; 'force' \(--force\) replaces it; files that an earlier run finished are kept" \
     convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume
 run 0 convert "$work/start" "$work/resumed" --max-shard-size 40KB --resume --force -q
 [ "$(snapshot "$work/resumed")" = "$(snapshot "$work/recut")" ] || fail "a resumed conversion differs"

@@ -30,7 +30,7 @@ pack() { # pack N: 8 bytes, little-endian
 # ---- nothing fits ---------------------------------------------------------------------------------------------------
 rename base other 's/"(embeddings|encoder|pooler)\./"x.\1_/g'
 run 6 load "$work/other"
-shows "$err" "no tensor fits the model: the checkpoint has 39 \('x\.embeddings_.*', \.\.\.\), BertModel needs 39 \('embeddings\.word"
+shows "$err" "no tensor matches the model: the checkpoint has 39 \('x\.embeddings_.*', \.\.\.\), BertModel needs 39 \('embeddings\.word"
 shows "$out" '^strategy +none: no tensor was loaded$'
 shows "$out" '^MISSING '
 run 6 load "$work/other" -q
@@ -38,7 +38,7 @@ run 6 load "$work/other" --json
 is_json
 shows "$out" '"error": [{]"status": "MISMATCH"'
 run 0 load "$work/other" --allow-missing --json
-shows "$out" '39 of 39 weights|of the model.s body'
+shows "$out" '37 of 37 weights of the base model'
 shows "$out" '"unexpected": \["x\.'
 printf '\10\0\0\0\0\0\0\0{}      ' >"$work/empty.safetensors"
 cp "$work/base/config.json" "$work/config.json"
@@ -48,7 +48,7 @@ shows "$err" 'the checkpoint has no tensors$'
 # ---- a part fits ----------------------------------------------------------------------------------------------------
 rename base part 's/"encoder\.layer\.1\./"encoder.layer.7./g'
 run 0 load "$work/part"
-shows "$err" "warning: 16 of [0-9]+ weights of the model's body, not only of a head, are missing and random now: 'encoder\.layer\.1\."
+shows "$err" "warning: 16 of [0-9]+ weights of the base model are missing from the checkpoint and were initialized randomly: 'encoder\.layer\.1\."
 run 6 load "$work/part" --strict
 for class in BertForMaskedLM BertForSequenceClassification; do # a new head
     run 0 load "$work/base" --class "$class"
@@ -66,7 +66,7 @@ while read -r prefix words; do
     run 0 load "$work/wrapped$n" --json
     has missing '[]'
     has unexpected '[]'
-    shows "$out" "tensors are matched without the prefix '$words'"
+    shows "$out" "tensor names were matched without '$words'"
     run 0 load "$work/wrapped$n" --strict
 done <<'END'
 module. module\.
@@ -82,7 +82,7 @@ run 0 load "$work/inner" --strict
 rename base headless 's/"(embeddings|encoder|pooler)\./"module.\1./g' # both prefixes: that of the wrapper, and none of the model
 run 0 load "$work/headless" --class BertForMaskedLM --json
 shows "$out" '"missing": \["cls\.'
-lacks "$out" "model's body"
+lacks "$out" "base model are missing"
 
 # a wrapped name that is there without the wrapper as well is unexpected
 rename mlm twice 's/"cls\.predictions\.bias"/"module.cls.predictions.transform.dense.bias"/'
@@ -104,7 +104,7 @@ shows "$err" 'shape \[0\] in file, \[[0-9]+\] in model .*ZeRO-3'
 run 0 load "$work/placeholder" --class BertForMaskedLM --ignore-mismatched-sizes
 sed 's/"model_type": "bert"/"model_type": "unheard_of"/' "$config" >"$work/zero/config.json"
 run 0 load "$work/zero"
-shows "$err" "1 tensors have shape \[0\], as DeepSpeed ZeRO-3 .*'late'"
+shows "$err" "found 1 tensor of shape \[0\], which DeepSpeed ZeRO-3 .*'late'"
 
 # ---- classes of a config -------------------------------------------------------------------------------------------
 cp -r "$work/base" "$work/spelled"
@@ -113,7 +113,7 @@ run 0 load "$work/spelled" --strict --json
 has class '"BertModel"'
 sed -i 's/"BERTModel"/"MyBert"/' "$work/spelled/config.json" # custom code: never silently the base class
 run 0 load "$work/spelled"
-shows "$err" "class 'MyBert' is not one that is known for model type 'bert': names, shapes and blocks are taken"
+shows "$err" "unknown class 'MyBert' for model type 'bert': names, shapes and blocks are taken"
 sed -i 's/"MyBert"/"GPT2Model"/' "$work/spelled/config.json"
-fails 7 "class 'GPT2Model' has model type 'gpt2'" load "$work/spelled"
+fails 7 "class 'GPT2Model' belongs to model type 'gpt2'" load "$work/spelled"
 fails 7 'bertmodel' load "$work/base" --class bertmodel

@@ -32,7 +32,7 @@ folder lorabin bin/pytorch_model.bin=adapter_model.bin adapter.json=adapter_conf
 for kind in lora lorabin; do
     tensors 39 $kind
     silent "$err"
-    fails 4 'an adapter and no model' load "$work/$kind"
+    fails 4 'contains an adapter, not a model' load "$work/$kind"
     run 0 verify "$work/$kind"
 done
 run 0 convert "$work/lora" "$work/lora2" --format bin
@@ -54,7 +54,7 @@ mkdir "$work/pipe/scheduler"
 printf '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}\n' >"$work/pipe/model_index.json"
 for command in load inspect verify plan; do
     run 4 $command "$work/pipe"
-    shows "$err" 'a diffusers pipeline: give one of its components with --subfolder: text_encoder, unet, vae$'
+    shows "$err" 'a diffusers pipeline: select one of its components with --subfolder: text_encoder, unet, vae$'
 done
 for part in unet vae; do
     run 0 load "$work/pipe" --subfolder $part
@@ -82,21 +82,21 @@ tensors 39 diffshards --variant fp16
 cp -r "$work/shards" "$work/bare"
 rm "$work/bare/model.safetensors.index.json"
 run 0 load "$work/bare" --strict
-shows "$err" "no weights index: the tensors of all 3 shards are taken, 'model-00001-of-00003\.safetensors' and on"
+shows "$err" "found no weights index: using all 3 shards, starting with 'model-00001-of-00003\.safetensors'"
 run 0 convert "$work/bare" "$work/merged"
 cmp "$work/merged/model.safetensors" "$work/$st"
 cp -r "$work/bare" "$work/lost"
 rm "$work/lost/model-00002-of-00003.safetensors"
 for command in load inspect verify plan; do
     run 4 $command "$work/lost"
-    shows "$err" "shard 'model-00002-of-00003\.safetensors' is missing: 2 of 3 shards are there, and no index"
+    shows "$err" "shard 'model-00002-of-00003\.safetensors' is missing: found 2 of 3 shards, and no index"
 done
 folder two bare/model-00001-of-00003.safetensors=model-00001-of-00001.safetensors bare/model-00002-of-00003.safetensors=other-00001-of-00001.safetensors
 fails 4 'shards of several checkpoints without an index' inspect "$work/two"
 folder zero $st=x-00000-of-00001.safetensors
 tensors 39 zero
 folder huge $st=x-00001-of-999999999.safetensors
-fails 4 "'x-00002-of-999999999\.safetensors' is missing: 1 of 999999999" inspect "$work/huge"
+fails 4 "'x-00002-of-999999999\.safetensors' is missing: found 1 of 999999999" inspect "$work/huge"
 folder dcp_hf $st=shard-00001-model-00001-of-00001.safetensors
 fails 4 'a torch\.distributed checkpoint \(DCP\) in safetensors files' inspect "$work/dcp_hf"
 
@@ -104,7 +104,7 @@ fails 4 'a torch\.distributed checkpoint \(DCP\) in safetensors files' inspect "
 cp -r "$work/shards" "$work/odd"
 mv "$work/odd/model.safetensors.index.json" "$work/odd/net.index.json"
 tensors 39 odd
-shows "$err" "the only index that is there: 'net\.index\.json' is used"
+shows "$err" "using 'net\.index\.json', the only index in the folder"
 # Accelerate's index without a weight_map
 tr -d '\n' <"$work/shards/model.safetensors.index.json" | sed -E 's/.*"weight_map": ([{][^}]*[}]).*/\1/' >"$work/odd/net.index.json"
 tensors 39 odd
@@ -136,17 +136,17 @@ folder only $st=pytorch_lora_weights.safetensors one/config.json=config.json
 echo x >"$work/only/training_args.bin"
 echo x >"$work/only/optimizer.pt"
 run 0 load "$work/only" --strict
-shows "$err" "the only weight file that is there: 'pytorch_lora_weights\.safetensors' is used"
+shows "$err" "using 'pytorch_lora_weights\.safetensors', the only weight file in the folder"
 cp "$work/$st" "$work/only/another.safetensors"
-fails 4 "no weights found: .*weight files: 'another\.safetensors', 'pytorch_lora_weights\.safetensors' \(give one of them as PATH\)" inspect "$work/only"
+fails 4 "no weights found: .*weight files: 'another\.safetensors', 'pytorch_lora_weights\.safetensors' \(pass one of them as PATH\)" inspect "$work/only"
 folder variant half/model.fp16.safetensors=model.fp16.safetensors one/config.json=config.json
 for command in load inspect verify plan; do
     run 4 $command "$work/variant"
-    shows "$err" 'ask for it with --variant fp16$'
+    shows "$err" 'select it with --variant fp16$'
 done
 run 0 load "$work/variant" --variant fp16
 cp "$work/variant/model.fp16.safetensors" "$work/variant/model.int8.safetensors"
-fails 4 'ask for it with --variant fp16 or --variant int8' load "$work/variant"
+fails 4 'select it with --variant fp16 or --variant int8' load "$work/variant"
 
 # ---- a format that is asked for is the only one ----------------------------------------------------------------------
 bin=pytorch_model.bin
@@ -198,7 +198,7 @@ cp "$work/bin/pytorch_model.bin" "$work/__0_0.distcp"
 fails 7 'a part of a torch\.distributed checkpoint \(DCP\)' inspect "$work/__0_0.distcp"
 mkdir -p "$work/run/checkpoint-500"
 cp "$work/$st" "$work/run/checkpoint-500"
-fails 4 'no weights found: .*; with --subfolder: checkpoint-500$' load "$work/run"
+fails 4 'no weights found: .*; found weights in subfolders \(--subfolder\): checkpoint-500$' load "$work/run"
 for kind in 'version https://git-lfs.github.com/spec/v1=Git LFS pointer' '<!DOCTYPE html><html>=web page' '{"error":"not found"}=JSON file' 'Entry not found=did not find'; do
     printf '%s\n' "${kind%%=*}" >"$work/strange.safetensors"
     fails 7 "not a checkpoint: this is .*${kind#*=}" inspect "$work/strange.safetensors"

@@ -20,7 +20,7 @@ numbers='[0-9.]+ [KMG]B' refusal="LIMIT"
 refused() {
     local what=$1
     shift
-    fails 9 "needs $numbers, ([0-9]+ bytes|$numbers) are available \\($what of $numbers\\); .*'over_limit' loads anyway" load "$@"
+    fails 9 "needs $numbers, but ([0-9]+ bytes|$numbers) are available \\($what of $numbers\\); .*'over_limit' \(--over-limit\) loads anyway" load "$@"
     has status "\"$refusal\""
 }
 
@@ -102,7 +102,7 @@ if [ -n "$group" ]; then
     (
         echo "$BASHPID" >"$group/cgroup.procs"
         pass=("$work/st" --dtype f16 --device-map "$work/disk.json" --touch)
-        fails 9 "needs $numbers, $numbers are available \\(cgroup v$version limit of $numbers\\); a smaller budget .*'over_limit'" \
+        fails 9 "needs $numbers, but $numbers are available \\(cgroup v$version limit of $numbers\\); a smaller budget .*'over_limit'" \
             load "${pass[@]}" --max-memory cpu=1GB
         run 0 load "$work/st" --device-map "$work/disk.json" --touch --max-memory cpu=1GB --json # its pages can go
         shows "$out" '"least_bytes": 0, "most_bytes": [0-9]+'

@@ -60,7 +60,7 @@ fails 2 'no shards' convert "$work/start" "$work/no" --format offload --max-shar
 fails 2 'no variants' convert "$work/start" "$work/no" --format offload --variant fp16
 fails 2 "is not a format: expected safetensors, bin or offload" convert "$work/start" "$work/no" --format dat
 fails 2 "saved as safetensors or bin, not 'offload'" init "$config" "$work/no" --format offload
-fails 11 "already contains '.*'; 'force' replaces it" convert "$work/start" "$work/off" --format offload
+fails 11 "already contains '.*'; 'force' \(--force\) replaces it" convert "$work/start" "$work/off" --format offload
 fails 11 "already contains '.*'" convert "$work/start" "$work/off"
 write_safetensors "$work/slash.safetensors" '{"a/b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' 4
 fails 2 "a/b: 'a/b.dat' is not a valid file" convert "$work/slash.safetensors" "$work/no" --format offload

@@ -81,7 +81,7 @@ for folder in "$data"/*/; do
     has missing '[]'
     run 0 convert "$work/cast" "$work/again" --dequantize --dtype float32
     # casting packed weights is refused, with both ways out
-    fails 7 'the weights are quantized .* load them without a dtype, as they are, or dequantize them' load "$folder" --dtype float64
+    fails 7 'the weights are quantized .* omit the dtype to load them as stored, or dequantize them' load "$folder" --dtype float64
     rm -rf "$work/${case:?}" "$work/cast" "$work/again"
 done
 
@@ -124,11 +124,11 @@ edited "$work/edited" 'c.pop("quantization_config")'
 run 0 inspect "$work/edited"
 shows "$out" '^quantized   fp8, 8 bits'
 run 0 load "$work/edited" --strict -q
-fails 7 'cannot be dequantized: no config says how large' load "$work/edited" --dequantize
+fails 7 'cannot be dequantized: no config gives the block size' load "$work/edited" --dequantize
 fresh gptq_4bit
 edited "$work/edited" 'c.pop("quantization_config")'
 run 0 load "$work/edited" --strict -q
-fails 7 'cannot be dequantized: no config says' load "$work/edited" --dequantize
+fails 7 'cannot be dequantized: no config gives' load "$work/edited" --dequantize
 # a method that nobody here has heard of: its name, for what would need it
 edited "$work/edited" 'c["quantization_config"] = {"quant_method": "hqq3"}'
 fails 7 'quantized with "hqq3"' load "$work/edited"
@@ -136,7 +136,7 @@ fails 7 'quantized with "hqq3"' load "$work/edited" --dequantize
 fails 7 'quantized with "hqq3"' convert "$work/edited" "$work/never" --dtype float32
 [ ! -e "$work/never" ] || fail "something was written"
 run 0 inspect "$work/edited"
-shows "$out" '^quantized   hqq3, a method that heft does not know$'
+shows "$out" '^quantized   hqq3, a method that heft does not support$'
 run 0 convert "$work/edited" "$work/copy"
 equal "$work/copy/model.safetensors" "$work/edited/model.safetensors"
 run 0 verify "$work/edited"
@@ -153,7 +153,7 @@ bad() { # bad CASE EXPRESSION ITEM WORDS: of load, dequantized or not
     run 0 inspect "$work/edited"
 }
 q=model.layers.0.self_attn.q_proj
-bad gptq_4bit "del t['$q.scales']" "$q.qweight" 'quantized weight \(gptq\): the tensor .*scales'
+bad gptq_4bit "del t['$q.scales']" "$q.qweight" 'quantized weight \(gptq\): its companion tensor .*scales'
 bad gptq_4bit "t['$q.g_idx'] = ('I32', [4], bytes(16))" "$q.g_idx" '.*expected shape \[64\], found \[4\]'
 bad gptq_4bit "c['quantization_config']['group_size'] = 48" '.*scales' '.*expected 2 groups of 48 columns, found|.*expected 3 groups'
 bad gptq_4bit "c['quantization_config']['bits'] = 8" '.*' '.*expected|.*shape'

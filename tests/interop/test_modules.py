@@ -51,7 +51,7 @@ def known_classes(config, scratch):
     path.write_text(json.dumps(config))
     command = [HEFT, "inspect", path, "--class", "NoSuchModel", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    found = re.search(r"is not one of \w+: ([\w, ]+)", done.stdout + done.stderr)
+    found = re.search(r"for model type '\w+', expected one of ([\w, ]+)", done.stdout + done.stderr)
     assert found, done.stdout + done.stderr
     return found.group(1).split(", ")
 

@@ -316,7 +316,8 @@ static void what_does_not_fit_is_refused(void **state)
                            row->needs_memory ? HEFT_LIMIT : HEFT_OK, &err, row->name);
         if (row->needs_memory) {
             char both[128];
-            snprintf(both, sizeof both, "needs %llu bytes, %llu bytes are available (cgroup v2 ",
+            snprintf(both, sizeof both,
+                     "needs %llu bytes, but %llu bytes are available (cgroup v2 ",
                      (unsigned long long)least, (unsigned long long)least - 1);
             if (!strstr(err.message, both) || !strstr(err.message, "'over_limit'") ||
                 !strstr(err.path, "/st")) {
@@ -334,7 +335,7 @@ static void numbers_are_short_where_they_differ(void **state)
     assert_int_equal(load_below(&loads[4], make_limit(100000, NULL), false, &warnings, &err),
                      HEFT_LIMIT);
     assert_non_null(
-        strstr(err.message, " KB, 100.0 KB are available (cgroup v2 limit of 100.0 KB)"));
+        strstr(err.message, " KB, but 100.0 KB are available (cgroup v2 limit of 100.0 KB)"));
 }
 
 static void pages_of_files_are_no_reason_to_refuse(void **state)
@@ -443,10 +444,12 @@ static void into_a_model_what_does_not_fit_is_refused(void **state)
         model->machine = make_limit(least - 1, NULL);
         test_expect_status(heft_model_load_sharded(model, at("st"), &options, NULL, &err),
                            row->needs_memory ? HEFT_LIMIT : HEFT_OK, &err, row->name);
-        snprintf(both, sizeof both, "needs %llu bytes, %llu bytes are available (cgroup v2 limit",
+        snprintf(both, sizeof both,
+                 "needs %llu bytes, but %llu bytes are available (cgroup v2 limit",
                  (unsigned long long)least, (unsigned long long)least - 1);
         if (row->needs_memory &&
-            (!strstr(err.message, both) || !strstr(err.message, "; 'over_limit' loads anyway"))) {
+            (!strstr(err.message, both) ||
+             !strstr(err.message, "; 'over_limit' (--over-limit) loads anyway"))) {
             fail_msg("%s: %s", row->name, err.message);
         }
         model->machine = make_limit(least, NULL);
@@ -527,7 +530,7 @@ static void units_that_do_not_fit_are_refused(void **state)
                                row->name);
             assert_null(r);
             assert_non_null(strstr(err.message, "; a smaller budget keeps fewer units, "
-                                                "'over_limit' loads anyway"));
+                                                "'over_limit' (--over-limit) loads anyway"));
         }
         heft_model_free(model);
     }

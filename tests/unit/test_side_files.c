@@ -264,8 +264,8 @@ static const struct {
     {"writer_single_other",  WRITER_SINGLE_OTHER, {"!config.json"},                                             NULL                                          },
     {"offload_other",
      OFFLOAD,                                     {"!config.json"},
-     "'config.json' of another checkpoint, with which the "
-     "new weights would be read; write to another folder"                                                                                                     },
+     "'config.json' of another checkpoint, which loaders would use with the "
+     "new weights; write to another folder"                                                                                                                   },
     {"offload_the_same",     OFFLOAD,             {"config.json", "vocab.txt"},                                 NULL                                          },
 };
 
