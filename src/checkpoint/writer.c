@@ -180,7 +180,7 @@ static heft_status check_name(const heft_writer *w, const char *name, heft_error
         return heft__fail(err, HEFT_INVALID_ARG, "the name is not valid UTF-8");
     }
     if (length > most) {
-        return heft__fail(err, HEFT_LIMIT, "tensor name has %zu bytes, the limit is %llu", length,
+        return heft__fail(err, HEFT_LIMIT, "tensor name has %zu bytes, the limit is %llu (limit name_bytes)", length,
                           (unsigned long long)most);
     }
     return heft__map_get(&w->names, name, length) == HEFT__MAP_NONE
@@ -198,7 +198,7 @@ static heft_status check_format(const heft_writer *w, const heft__addition *addi
                                   .shape = addition->shape,
                                   .size_bytes = addition->size_bytes};
     return out.rank <= most ? w->format->check(&out, err)
-                            : heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u",
+                            : heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u (limit rank)",
                                          out.rank, most);
 }
 
@@ -319,7 +319,7 @@ static heft_status check_spec(const heft_writer *w, const heft_tensor_spec *spec
     const uint32_t most = heft__limits(w->ctx)->rank;
     char shape[HEFT__SHAPE_TEXT];
     if (spec->rank > most) { /* before that many dimensions are copied */
-        return heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec->rank,
+        return heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u (limit rank)", spec->rank,
                           most);
     }
     if (spec->rank > 0 && !spec->shape) {

@@ -176,5 +176,6 @@ const cli_command cli_cmd_shared = {
         "that\nhold it; the next load builds anew.\n",
     .options = options,
     .option_count = OPTION_COUNT,
+    .no_limits = true,
     .run = run_shared,
 };

@@ -2,7 +2,7 @@
  * its values. */
 #include "format/pickle.h"
 
-#define READ_FIRST ((size_t)32 << 10)
+#define READ_FIRST ((size_t)1 << 10) /* tar files have very many small ones */
 
 /* A pickle does not say how long it is: it is run on the first bytes, and again on eight times as
  * many if they were too few. */
@@ -23,7 +23,8 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
             heft__free(ctx, bytes, length);
             return status;
         }
-        status = heft__pickle_run(ctx, bytes, length, offset, ids, pickle, &failure);
+        status = heft__pickle_run(ctx, bytes, length, offset, heft__input_size(source), ids, pickle,
+                                  &failure);
         pickle->owned = bytes;
         pickle->owned_bytes = length;
         if (status == HEFT_OK) {
@@ -32,7 +33,7 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
         if (!pickle->truncated || length == most) {
             if (pickle->truncated && most < there) {
                 return heft__fail_at(err, HEFT_LIMIT, offset,
-                                     "pickle of more than %zu bytes, the limit", most);
+                                     "pickle of more than %zu bytes (limit pickle_bytes)", most);
             }
             if (err) {
                 *err = failure;
