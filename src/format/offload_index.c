@@ -230,9 +230,9 @@ static heft_status read_key(struct parse *p, const heft__json_token *token,
         status =
             heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors (limit tensors)",
                           (unsigned long long)limits->tensors);
-    } else if (p->count / 2 >= limits->small_tensors) {
+    } else if (p->count >= limits->small_tensors) {
         status = heft__fail_at(err, HEFT_LIMIT, token->offset,
-                               "more than %zu names, twice the limit small_tensors", p->count);
+                               "more than %zu names, the limit small_tensors", p->count);
     } else if (memchr(entry->name, 0, length)) {
         status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name contains a NUL");
     } else if (!heft__map_put(&p->names, entry->name, length, p->count, &found)) {

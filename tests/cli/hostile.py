@@ -533,17 +533,17 @@ def config_experts(folder):
 
 @kind(*CONFIG_ONLY)
 def config_near_the_limit(folder):
-    config(folder, dict(MIXTRAL, num_hidden_layers=250, num_local_experts=128))
+    config(folder, dict(MIXTRAL, num_hidden_layers=188, num_local_experts=128))
 
 
 @kind(*CONFIG_ONLY)
 def config_layers_near_the_limit(folder):
-    config(folder, dict(LLAMA, num_hidden_layers=9_300))
+    config(folder, dict(LLAMA, num_hidden_layers=7_000))
 
 
 @kind(*CONFIG_ONLY)
 def config_deepseek(folder):
-    config(folder, dict(DEEPSEEK, num_hidden_layers=100, n_routed_experts=256))
+    config(folder, dict(DEEPSEEK, num_hidden_layers=61, n_routed_experts=384))
 
 
 @kind(*CONFIG_ONLY)
@@ -568,7 +568,7 @@ def config_empty_lists(folder):
 
 @kind(*CONFIG_ONLY)
 def config_escaped(folder):
-    write(folder, "config.json", b'{"model_type":"llama","x":"' + b"\\u0061" * 2_500_000 + b'"}')
+    write(folder, "config.json", json.dumps(LLAMA).encode()[:-1] + b',"x":"' + b"\\u0061" * 2_500_000 + b'"}')
 
 
 @kind(*CONFIG_ONLY)
@@ -577,8 +577,8 @@ def config_labels(folder):
 
 
 @kind()
-def load_near_the_limit(folder):  # a model of 130,000 modules, and one tensor
-    safetensors(folder, [EMPTY % 0], with_config=dict(MIXTRAL, num_hidden_layers=250, num_local_experts=128))
+def load_near_the_limit(folder):  # a model of 98,000 modules, and one tensor
+    safetensors(folder, [EMPTY % 0], with_config=dict(MIXTRAL, num_hidden_layers=188, num_local_experts=128))
 
 
 @kind(*words("load @\n load @ --mode copy\n load @ --dtype float32 --mode copy\n convert @ OUT --dtype float32\n convert @ OUT --format bin"))
@@ -628,6 +628,31 @@ def quantized_expanding(folder):  # one scale group makes 4 bits of nothing into
 
 
 @kind()
+def quantized_torchao(folder):  # metadata that is a tree for each weight
+    tree = b'{\\"_type\\":\\"Float8Tensor\\",\\"x\\":[' + b",".join([b"0"] * 10_000) + b"]}"
+    entries, at = [b'"__metadata__":{' + b",".join(b'"l.%d.weight":"%s"' % (i, tree) for i in range(300)) + b"}"], 0
+    for i in range(300):
+        for name, dtype, size in ((b"qdata", b"F8_E4M3", 1), (b"scale", b"F32", 4)):
+            entries.append(b'"l.%d._weight_%s":{"dtype":"%s","shape":[1,1],"data_offsets":[%d,%d]}' % (i, name, dtype, at, at + size))
+            at += size
+    safetensors(folder, entries, b"\0" * at, with_config=dict(LLAMA, quantization_config={"quant_method": "torchao"}))
+
+
+@kind()
+def quantized_bnb4(folder):  # the same, as bitsandbytes stores it
+    tree = b'{"blocksize":64,"shape":[2,1],"dtype":"float16","quant_type":"nf4","x":[' + b",".join([b"0"] * 10_000) + b"]}"
+    entries, data, at = [], [], 0
+    for i in range(300):
+        for name, dtype, value in ((b"", b"U8", b"\0"), (b".absmax", b"F32", b"\0" * 4), (b".quant_map", b"F32", b"\0" * 64),
+                                   (b".quant_state.bitsandbytes__nf4", b"U8", tree)):
+            shape = b"[1,1]" if not name else b"[%d]" % (len(value) // (4 if dtype == b"F32" else 1))
+            entries.append(b'"l.%d.weight%s":{"dtype":"%s","shape":%s,"data_offsets":[%d,%d]}' % (i, name, dtype, shape, at, at + len(value)))
+            data.append(value)
+            at += len(value)
+    safetensors(folder, entries, b"".join(data), with_config=dict(LLAMA, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}))
+
+
+@kind()
 def adapter(folder):
     safetensors(folder, [EMPTY % i for i in range(80_000)], name="adapter_model.safetensors", with_config=None)
     config(folder, {"peft_type": "LORA", "target_modules": [str(i) for i in range(100_000)]}, "adapter_config.json")
@@ -655,12 +680,12 @@ def manifest(folder):
 # ---- measuring -------------------------------------------------------------------------------------------
 def measure(command):
     """Exit code, peak of resident bytes, seconds of processor time, stderr."""
-    with tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.NamedTemporaryFile("r") as facts, tempfile.TemporaryFile() as err:
+        helper = os.path.join(os.path.dirname(command[0]), "tests", "measure_peak")
+        subprocess.run([helper, facts.name] + command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, check=True)
+        code, peak, seconds = facts.read().split()
         err.seek(0)
-        return child.returncode, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, err.read(300).decode(errors="replace").strip()
+        return int(code), int(peak), float(seconds), err.read(300).decode(errors="replace").strip()
 
 
 def folder_bytes(folder):
