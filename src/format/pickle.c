@@ -61,25 +61,6 @@ struct opcode {
 };
 
 /* ---- memory ---------------------------------------------------------------------------------- */
-uint64_t heft__pickle_most(const heft_ctx *ctx, uint64_t file_bytes)
-{
-    return heft__add_most(heft__limits(ctx)->value_bytes,
-                          heft__add_most(file_bytes, file_bytes / 2));
-}
-
-heft_status heft__pickle_take(heft__pickle *pickle, uint64_t bytes, uint64_t at, heft_error *err)
-{
-    if (pickle->used_bytes > pickle->most_bytes ||
-        bytes > pickle->most_bytes - pickle->used_bytes) {
-        return heft__fail_at(err, HEFT_LIMIT, at,
-                             "the pickle and its values take more than %llu bytes (limit "
-                             "value_bytes)",
-                             (unsigned long long)pickle->most_bytes);
-    }
-    pickle->used_bytes += bytes;
-    return HEFT_OK;
-}
-
 static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *err)
 {
     heft__pickle *pickle = vm->pickle;
@@ -119,8 +100,9 @@ static heft_status new_object(struct vm *vm, uint32_t count, heft__pk_object **o
                                     .cap = count,
                                     .at = vm->op_at};
         *out = object;
+        return HEFT_OK;
     }
-    return status;
+    return status == HEFT_OK ? HEFT_NOMEM : status; /* never OK, but no compiler knows */
 }
 
 static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk_cell *cells,
