@@ -144,9 +144,10 @@ typedef struct heft_limits {
     uint64_t expanded_bytes; /* a checkpoint's tensors, beyond twice its files: 32 MiB */
     uint64_t missing_bytes;  /* what a load initializes, beyond twice the files: 32 MiB */
     uint64_t modules;        /* modules of the model that a config describes: 98,304 */
-    uint64_t value_bytes;    /* the values of a pickle or of a JSON document, beyond what the bytes of
+    uint64_t value_bytes; /* the values of a pickle or of a JSON document, beyond what the bytes of
                               * its file allow: 24 MiB */
-    uint64_t small_tensors;  /* tensors of a checkpoint, beyond one for each 1,024 bytes of its files:
+    uint64_t
+        small_tensors; /* tensors of a checkpoint, beyond one for each 1,024 bytes of its files:
                               * 100,000 */
 } heft_limits;
 
