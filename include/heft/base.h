@@ -125,7 +125,9 @@ typedef struct heft_allocator {
 } heft_allocator;
 
 /** Upper bounds on what a file may claim, as protection against hostile files. The default, which 0
- * selects, is given with each member. */
+ * selects, is given with each member; the largest number of a member's type is no limit. With the
+ * defaults, opening a checkpoint takes at most 64 MB and twice the bytes of its files. The message
+ * of a LIMIT error names the member that raises the limit. SECURITY.md describes each. */
 typedef struct heft_limits {
     size_t struct_size;      /* set by HEFT_OPTIONS */
     uint64_t header_bytes;   /* a safetensors header, a zip's central directory: 100,000,000 */
@@ -141,7 +143,12 @@ typedef struct heft_limits {
     uint32_t rank;           /* dimensions of a tensor: 64 */
     uint64_t expanded_bytes; /* a checkpoint's tensors, beyond twice its files: 32 MiB */
     uint64_t missing_bytes;  /* what a load initializes, beyond twice the files: 32 MiB */
-    uint64_t modules;        /* modules of the model that a config describes: 131,072 */
+    uint64_t modules;        /* modules of the model that a config describes: 98,304 */
+    uint64_t value_bytes; /* the values of a pickle or of a JSON document, beyond what the bytes of
+                              * its file allow: 24 MiB */
+    uint64_t
+        small_tensors; /* tensors of a checkpoint, beyond one for each 1,024 bytes of its files:
+                              * 100,000 */
 } heft_limits;
 
 typedef struct heft_progress {

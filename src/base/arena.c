@@ -87,6 +87,11 @@ void *heft__arena_alloc(heft__arena *arena, size_t bytes)
     return alloc_aligned(arena, bytes, ALIGNMENT);
 }
 
+void *heft__arena_words(heft__arena *arena, size_t bytes)
+{
+    return alloc_aligned(arena, bytes, sizeof(uint64_t));
+}
+
 void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size)
 {
     uint64_t total;

@@ -37,6 +37,8 @@ heft_status heft__fail_nomem(heft_error *err, uint64_t bytes);
 /* Return `status` and add what is still empty; both do nothing for HEFT_OK. */
 heft_status heft__add_path(heft_status status, heft_error *err, const char *path);
 heft_status heft__add_item(heft_status status, heft_error *err, const char *item);
+/* Append " (limit NAME)" to the message of a LIMIT: the member of heft_limits that raises it. */
+heft_status heft__add_limit(heft_status status, heft_error *err, const char *name);
 
 /* ---- structures that carry their size ---------------------------------------------------------- */
 /* Copy a caller's options, NULL for defaults, into `taken`, which then has this version's size.
@@ -57,6 +59,12 @@ static inline bool heft__mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 static inline bool heft__add_u64(uint64_t a, uint64_t b, uint64_t *out)
 {
     return !__builtin_add_overflow(a, b, out);
+}
+/* The sum, or the largest number if it is more: for limits, which may be that number. */
+static inline uint64_t heft__add_most(uint64_t a, uint64_t b)
+{
+    uint64_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
 }
 /* A size on disk to a size in memory: false where it does not fit (32-bit machines). */
 static inline bool heft__to_size(uint64_t bytes, size_t *out)
@@ -124,6 +132,8 @@ typedef struct heft__arena {
 void heft__arena_init(heft__arena *arena, heft_ctx *ctx);
 void heft__arena_fini(heft__arena *arena);
 void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
+/* Aligned for pointers and for numbers of up to 64 bits. */
+void *heft__arena_words(heft__arena *arena, size_t bytes);
 /* Zeroed, overflow checked. */
 void *heft__arena_array(heft__arena *arena, uint64_t count, size_t size);
 /* Copy with a NUL after it. */

@@ -86,7 +86,9 @@ static void fill_limits(heft_limits *limits)
         .rank = 64,
         .expanded_bytes = (uint64_t)32 << 20,
         .missing_bytes = (uint64_t)32 << 20,
-        .modules = (uint64_t)128 << 10,
+        .modules = (uint64_t)96 << 10,
+        .value_bytes = (uint64_t)24 << 20,
+        .small_tensors = 100000,
     };
 #define LIMIT(member) limits->member = limits->member ? limits->member : defaults.member
     LIMIT(header_bytes);
@@ -102,6 +104,8 @@ static void fill_limits(heft_limits *limits)
     LIMIT(expanded_bytes);
     LIMIT(missing_bytes);
     LIMIT(modules);
+    LIMIT(value_bytes);
+    LIMIT(small_tensors);
 #undef LIMIT
 }
 

@@ -183,6 +183,17 @@ heft_status heft__add_path(heft_status status, heft_error *err, const char *path
     return status;
 }
 
+heft_status heft__add_limit(heft_status status, heft_error *err, const char *name)
+{
+    if (err && status == HEFT_LIMIT && err->status == status) {
+        char text[40];
+        const size_t length = (size_t)snprintf(text, sizeof text, " (limit %s)", name),
+                     most = sizeof err->message - 1 - length, at = strlen(err->message);
+        memcpy(err->message + (at < most ? at : most), text, length + 1);
+    }
+    return status;
+}
+
 heft_status heft__add_item(heft_status status, heft_error *err, const char *item)
 {
     if (status != HEFT_OK && err && !err->item[0] && item) {

@@ -110,6 +110,7 @@ typedef struct heft__findings { /* texts and list live in the arena */
     heft__arena *arena;
     heft__finding *list;
     size_t count, cap;
+    size_t more; /* that are not in the list, which is full; a line at its end says so */
 } heft__findings;
 
 /* Copies the finding and its texts; the message is formatted. NOMEM. */
@@ -125,6 +126,7 @@ typedef struct heft__checkpoint_file {
     heft_file_info info;
     heft__file *file;     /* NULL: it cannot be opened, a finding has the reason */
     size_t first_storage; /* number of its storage 0 in the checkpoint */
+    bool again;           /* an earlier one is the same file under another name */
 } heft__checkpoint_file;
 
 /* A survey is a checkpoint that may have defects, which `findings` lists: files

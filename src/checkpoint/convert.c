@@ -423,6 +423,7 @@ static heft_status patch_config(struct conversion *c, heft__side_file *side, hef
     const char *dtype = heft_dtype_name(c->options->dtype);
     heft_status status = heft__read_file(&c->arena, side->path, heft__limits(c->ctx)->config_bytes,
                                          &text, &length, err);
+    heft__add_limit(status, err, "config_bytes");
     if (status == HEFT_OK) {
         status =
             heft__json_parse(&c->arena, text, length, heft__limits(c->ctx)->json_depth, &root, err);

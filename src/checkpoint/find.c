@@ -130,19 +130,23 @@ static heft_status try_config(struct search *s, heft_error *err)
     size_t length = 0;
     heft__json_value *root = NULL;
     const heft_limits *limits = heft__limits(s->arena->ctx);
+    heft__arena arena; /* of the config, which is read again by who needs it */
     if (!has(s, "config.json") || !has_candidate(s)) {
         return HEFT_OK;
     }
+    heft__arena_init(&arena, s->arena->ctx);
     heft_status status =
-        path ? heft__read_file(s->arena, path, limits->config_bytes, &text, &length, NULL)
+        path ? heft__read_file(&arena, path, limits->config_bytes, &text, &length, NULL)
              : heft__fail_nomem(err, 0);
     if (status == HEFT_OK) {
-        status = heft__json_parse(s->arena, text, length, limits->json_depth, &root, NULL);
+        status = heft__json_parse(&arena, text, length, limits->json_depth, &root, NULL);
     }
-    if (status != HEFT_OK || root->type != HEFT__JSON_TYPE_OBJECT) {
-        return status == HEFT_NOMEM ? heft__fail_nomem(err, 0) : HEFT_OK; /* told by who needs it */
+    if (status != HEFT_OK || root->type != HEFT__JSON_TYPE_OBJECT) { /* told by who needs it */
+        status = status == HEFT_NOMEM ? heft__fail_nomem(err, 0) : HEFT_OK;
+    } else {
+        status = heft__weights_by_config(s->arena, root, &name, err);
     }
-    status = heft__weights_by_config(s->arena, root, &name, err);
+    heft__arena_fini(&arena);
     if (status == HEFT_OK && name) {
         const bool index = heft__ends_with(name, ".json");
         *(index ? &s->out->index : &s->out->file) = name;

@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#define FINDINGS_MOST 10000
+
 /* ---- the list -------------------------------------------------------------------------------- */
 static bool reserve(heft__findings *findings)
 {
@@ -22,9 +24,38 @@ static bool reserve(heft__findings *findings)
     return true;
 }
 
+/* The list is full: the last line counts what is left out, and is as severe as the worst of it. */
+static heft_status count_more(heft__findings *findings, const heft__finding *finding,
+                              heft_error *err)
+{
+    heft__finding *last = &findings->list[findings->count - 1];
+    if (findings->more++ == 0) {
+        const heft__finding first = {.kind = "more",
+                                     .severity = finding->severity,
+                                     .status = finding->status,
+                                     .file = "",
+                                     .tensor = "",
+                                     .path = "",
+                                     .offset = HEFT_NO_OFFSET,
+                                     .message =
+                                         "more was found than is listed: the list ends here"};
+        if (!reserve(findings)) {
+            return heft__fail_nomem(err, sizeof first);
+        }
+        findings->list[findings->count++] = first;
+    } else if (finding->severity > last->severity) {
+        last->severity = finding->severity;
+        last->status = finding->status;
+    }
+    return HEFT_OK;
+}
+
 static heft_status add(heft__findings *findings, const heft__finding *finding, const char *message,
                        size_t length, heft_error *err)
 {
+    if (findings->more > 0 || findings->count == FINDINGS_MOST) {
+        return count_more(findings, finding, err);
+    }
     heft__finding copy = *finding;
     const char **texts[] = {&copy.file, &copy.tensor, &copy.path};
     copy.message = heft__arena_text(findings->arena, message, length);

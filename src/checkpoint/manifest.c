@@ -115,6 +115,7 @@ heft_status heft__manifest_compare(const heft__hashing *job, const char *manifes
     heft__arena_init(&arena, ctx);
     heft_status status =
         heft__read_file(&arena, manifest, heft__limits(ctx)->index_bytes, &text, &length, err);
+    heft__add_limit(status, err, "index_bytes");
     if (status == HEFT_OK) {
         status = heft__json_parse(&arena, text, length, heft__limits(ctx)->json_depth, &root, err);
     }

@@ -7,6 +7,7 @@
 
 #define FILES_HELD_OPEN 64
 #define FILES_IN_PARALLEL 8 /* fewer are not worth the threads */
+#define FILE_WEIGHT 8       /* tensors that a further file counts as */
 
 /* ---- files ----------------------------------------------------------------------------------- */
 struct failure { /* of one file */
@@ -17,6 +18,8 @@ struct failure { /* of one file */
 struct opening {
     heft_checkpoint *ckpt;
     struct failure *failures; /* [file_count] */
+    size_t *leaders;          /* [file_count] the first file with the same inode */
+    heft__quota quota;
 };
 
 /* The file if another checkpoint has it open; NULL else. */
@@ -27,18 +30,31 @@ static heft__file *open_beside(const heft_checkpoint *ckpt, const char *path)
     return at == HEFT__MAP_NONE ? NULL : ckpt->beside->files[at].file;
 }
 
-static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *err)
+/* A file that is open under another path or name, again. */
+static heft_status share(struct opening *opening, heft__checkpoint_file *slot, heft__file *there,
+                         heft_error *err)
 {
+    heft_status status =
+        heft__quota_take(&opening->quota, there->tensor_count, HEFT_NO_OFFSET, err);
+    return status == HEFT_OK ? heft__file_share(opening->ckpt->ctx, there, &slot->file, err)
+                             : status;
+}
+
+static heft_status open_file(struct opening *opening, size_t i, heft_error *err)
+{
+    heft_checkpoint *ckpt = opening->ckpt;
     heft__checkpoint_file *slot = &ckpt->files[i];
     const heft__format *format = ckpt->where.index_format;
-    heft__file *there = open_beside(ckpt, slot->info.path);
+    heft__file *there = opening->leaders[i] != i ? ckpt->files[opening->leaders[i]].file
+                                                 : open_beside(ckpt, slot->info.path);
     heft__input *source = NULL;
-    heft_status status = there ? heft__file_share(ckpt->ctx, there, &slot->file, err)
+    heft_status status = there ? share(opening, slot, there, err)
                                : heft__input_open(ckpt->ctx, slot->info.path, &source, err);
     if (source) {
         status = format && format->open_file
-                     ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &slot->file, err)
-                     : heft__file_open(ckpt->ctx, source, &slot->file, err);
+                     ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &opening->quota,
+                                         &slot->file, err)
+                     : heft__file_open_within(ckpt->ctx, source, &opening->quota, &slot->file, err);
     }
     if (source && ckpt->file_count > FILES_HELD_OPEN) {
         heft__input_park(source);
@@ -52,19 +68,28 @@ static heft_status open_file(const heft_checkpoint *ckpt, size_t i, heft_error *
     return heft__add_path(status, err, slot->info.path);
 }
 
-/* One item of parallel work. It never fails as such: what is wrong with a file is noted beside it. */
-static heft_status open_item(void *user, size_t i, heft_error *err)
+/* What is wrong with a file is noted beside it. */
+static heft_status try_file(struct opening *opening, size_t i)
 {
-    struct opening *opening = user;
     struct failure *failure = &opening->failures[i];
     heft_error error = {0};
-    (void)err;
-    failure->status = open_file(opening->ckpt, i, &error);
+    failure->status = open_file(opening, i, &error);
     if (failure->status != HEFT_OK) {
         failure->error = heft__alloc(opening->ckpt->ctx, sizeof error);
         if (failure->error) {
             *failure->error = error;
         }
+    }
+    return failure->status;
+}
+
+/* One item of parallel work. It never fails as such. */
+static heft_status open_item(void *user, size_t i, heft_error *err)
+{
+    struct opening *opening = user;
+    (void)err;
+    if (opening->leaders[i] == i) { /* the others are opened afterwards */
+        (void)try_file(opening, i);
     }
     return HEFT_OK;
 }
@@ -131,29 +156,122 @@ static heft_status list_failures(const struct opening *opening, heft_error *err)
     return status;
 }
 
-/* Open all files, several at once if there are many, and number their storages. */
+/* A file counts once, and is parsed once, whatever number of names lead to it. `bytes` is of all. */
+static heft_status find_leaders(struct opening *opening, uint64_t *bytes, heft_error *err)
+{
+    struct inode {
+        uint64_t device, number;
+    };
+    heft_checkpoint *ckpt = opening->ckpt;
+    const bool each = ckpt->where.index_format && ckpt->where.index_format->open_file;
+    heft__map seen;
+    struct inode *inodes = heft__alloc_zero(ckpt->ctx, ckpt->file_count, sizeof *inodes);
+    heft_status status =
+        inodes ? HEFT_OK : heft__fail_nomem(err, ckpt->file_count * sizeof *inodes);
+    heft__map_init(&seen, ckpt->ctx);
+    for (size_t i = 0; i < ckpt->file_count && status == HEFT_OK; i++) {
+        const heft__identity it = heft__path_identity(ckpt->files[i].info.path);
+        size_t found = HEFT__MAP_NONE;
+        inodes[i] = (struct inode){it.device, it.inode};
+        opening->leaders[i] = i;
+        if (it.inode != 0 &&
+            !heft__map_put(&seen, (const char *)&inodes[i], sizeof inodes[i], i, &found)) {
+            status = heft__fail_nomem(err, sizeof inodes[i]);
+        } else if (found != HEFT__MAP_NONE) {
+            ckpt->files[i].again = true;
+            opening->leaders[i] = each ? i : found; /* else it is read as the index says */
+        } else {
+            *bytes = heft__add_most(*bytes, it.bytes);
+        }
+    }
+    heft__map_fini(&seen);
+    heft__free(ckpt->ctx, inodes, ckpt->file_count * sizeof *inodes);
+    return status;
+}
+
+/* What is wrong with a file is wrong with it under another name. */
+static void fail_alike(struct opening *opening, size_t i)
+{
+    const struct failure *first = &opening->failures[opening->leaders[i]];
+    struct failure *failure = &opening->failures[i];
+    if (first->status == HEFT_OK) {
+        (void)try_file(opening, i);
+        return;
+    }
+    failure->status = first->status;
+    failure->error = first->error ? heft__alloc(opening->ckpt->ctx, sizeof *failure->error) : NULL;
+    if (failure->error) {
+        *failure->error = *first->error;
+        snprintf(failure->error->path, sizeof failure->error->path, "%s",
+                 opening->ckpt->files[i].info.path);
+    }
+}
+
+/* Open all files, several at once if there are many. */
+static void open_each(struct opening *opening)
+{
+    const size_t count = opening->ckpt->file_count;
+    if (count < FILES_IN_PARALLEL) {
+        for (size_t i = 0; i < count; i++) {
+            (void)open_item(opening, i, NULL);
+        }
+    } else {
+        (void)heft__parallel(opening->ckpt->ctx, count, open_item, opening, NULL);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (opening->leaders[i] != i) {
+            fail_alike(opening, i);
+        }
+    }
+}
+
+/* More tensors than the files may have together: no file is at fault, and none is used. */
+static heft_status refuse_tensors(struct opening *opening, heft_error *err)
+{
+    heft_checkpoint *ckpt = opening->ckpt;
+    const heft__finding finding = {.kind = "expansion",
+                                   .severity = HEFT__FAULT,
+                                   .status = HEFT_LIMIT,
+                                   .offset = HEFT_NO_OFFSET};
+    heft_error why = {0};
+    (void)heft__quota_take(&opening->quota, 1, HEFT_NO_OFFSET, &why);
+    for (size_t i = 0; i < ckpt->file_count; i++) {
+        heft__file_close(ckpt->ctx, ckpt->files[i].file);
+        ckpt->files[i].file = NULL;
+        ckpt->files[i].info.tensors = 0;
+    }
+    return heft__find(&ckpt->findings, &finding, err, "%s", why.message);
+}
+
 static heft_status open_files(heft_checkpoint *ckpt, heft_error *err)
 {
     const size_t count = ckpt->file_count;
+    uint64_t bytes = 0;
     struct opening opening = {
-        .ckpt = ckpt, .failures = heft__alloc_zero(ckpt->ctx, count, sizeof *opening.failures)};
-    if (!opening.failures) {
-        return heft__fail_nomem(err, count * sizeof *opening.failures);
-    }
-    if (count < FILES_IN_PARALLEL) {
-        for (size_t i = 0; i < count; i++) {
-            (void)open_item(&opening, i, NULL);
+        .ckpt = ckpt,
+        .failures = heft__alloc_zero(ckpt->ctx, count, sizeof *opening.failures),
+        .leaders = heft__alloc_zero(ckpt->ctx, count, sizeof *opening.leaders)};
+    heft_status status = opening.failures && opening.leaders
+                             ? find_leaders(&opening, &bytes, err)
+                             : heft__fail_nomem(err, count * sizeof *opening.failures);
+    if (status == HEFT_OK) {
+        heft__quota_init(&opening.quota, ckpt->ctx, bytes);
+        if (heft__quota_take(&opening.quota, count * FILE_WEIGHT - FILE_WEIGHT, HEFT_NO_OFFSET,
+                             NULL) == HEFT_OK) {
+            open_each(&opening);
         }
-    } else {
-        (void)heft__parallel(ckpt->ctx, count, open_item, &opening, NULL);
+        status = count > 1 && heft__quota_is_exceeded(&opening.quota)
+                     ? refuse_tensors(&opening, err)
+                     : list_failures(&opening, err);
+        heft__quota_fini(&opening.quota);
     }
-    heft_status status = list_failures(&opening, err);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && opening.failures; i++) {
         heft__free(ckpt->ctx, opening.failures[i].error, sizeof(heft_error));
         ckpt->files[i].first_storage = ckpt->storage_count;
         ckpt->storage_count += ckpt->files[i].file ? ckpt->files[i].file->storage_count : 0;
     }
     heft__free(ckpt->ctx, opening.failures, count * sizeof *opening.failures);
+    heft__free(ckpt->ctx, opening.leaders, count * sizeof *opening.leaders);
     return status;
 }
 
@@ -315,7 +433,7 @@ static heft_status sum_bytes(heft_checkpoint *ckpt, heft_error *err)
 uint64_t heft__checkpoint_allowance(const heft_checkpoint *ckpt, uint64_t beyond)
 {
     for (size_t f = 0; f < ckpt->file_count; f++) {
-        const uint64_t bytes = ckpt->files[f].info.size_bytes;
+        const uint64_t bytes = ckpt->files[f].again ? 0 : ckpt->files[f].info.size_bytes;
         if (!heft__add_u64(beyond, bytes, &beyond) || !heft__add_u64(beyond, bytes, &beyond)) {
             return UINT64_MAX;
         }

@@ -225,13 +225,31 @@ static heft_status digest_settings(heft_checkpoint *view, const heft__quant_sett
     return status;
 }
 
+/* A second table of names and the weights that are computed take memory that opening did not. */
+static heft_status check_count(const heft_checkpoint *base, heft_error *err)
+{
+    const uint64_t limit = heft__limits(base->ctx)->small_tensors,
+                   bytes = heft__checkpoint_allowance(base, 0) / 2,
+                   most = heft__add_most(limit - limit / 3, bytes / HEFT__QUOTA_BYTES);
+    return base->count <= most
+               ? HEFT_OK
+               : heft__fail(
+                     err, HEFT_LIMIT,
+                     "%zu tensors, at most %llu can be dequantized: one for each %d bytes of "
+                     "the files, and two thirds of the limit small_tensors",
+                     base->count, (unsigned long long)most, HEFT__QUOTA_BYTES);
+}
+
 heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                                          const heft__quant_settings *settings,
                                          heft__quant_found *found, heft_checkpoint **out,
                                          heft_error *err)
 {
     heft_checkpoint *view = NULL;
-    heft_status status = heft__checkpoint_begin_view(base, &view, err);
+    heft_status status = check_count(base, err);
+    if (status == HEFT_OK) {
+        status = heft__checkpoint_begin_view(base, &view, err);
+    }
     if (status != HEFT_OK) {
         return status;
     }

@@ -180,7 +180,8 @@ static heft_status check_name(const heft_writer *w, const char *name, heft_error
         return heft__fail(err, HEFT_INVALID_ARG, "the name is not valid UTF-8");
     }
     if (length > most) {
-        return heft__fail(err, HEFT_LIMIT, "tensor name has %zu bytes, the limit is %llu", length,
+        return heft__fail(err, HEFT_LIMIT,
+                          "tensor name has %zu bytes, the limit is %llu (limit name_bytes)", length,
                           (unsigned long long)most);
     }
     return heft__map_get(&w->names, name, length) == HEFT__MAP_NONE
@@ -197,9 +198,10 @@ static heft_status check_format(const heft_writer *w, const heft__addition *addi
                                   .rank = addition->rank,
                                   .shape = addition->shape,
                                   .size_bytes = addition->size_bytes};
-    return out.rank <= most ? w->format->check(&out, err)
-                            : heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u",
-                                         out.rank, most);
+    return out.rank <= most
+               ? w->format->check(&out, err)
+               : heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u (limit rank)",
+                            out.rank, most);
 }
 
 /* Take over an addition whose name is the caller's, and whose shape is in the arena or its tensor's. */
@@ -319,8 +321,8 @@ static heft_status check_spec(const heft_writer *w, const heft_tensor_spec *spec
     const uint32_t most = heft__limits(w->ctx)->rank;
     char shape[HEFT__SHAPE_TEXT];
     if (spec->rank > most) { /* before that many dimensions are copied */
-        return heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec->rank,
-                          most);
+        return heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u (limit rank)",
+                          spec->rank, most);
     }
     if (spec->rank > 0 && !spec->shape) {
         return heft__fail(err, HEFT_INVALID_ARG, "the tensor has rank %u, but its shape is NULL",

@@ -43,6 +43,7 @@ typedef struct cli_command {
     const char *about;   /* some lines more for --help, each ended */
     const cli_option *options;
     size_t option_count;
+    bool no_limits;    /* it opens nothing that has any: there is no --limit */
     bool dies_at_once; /* a signal ends it: it leaves nothing behind and tells no progress */
     int (*run)(struct cli_run *run); /* returns the exit code */
 } cli_command;
@@ -68,6 +69,7 @@ typedef struct cli_run {
     const char *values[CLI_MAX_OPTIONS];      /* by OPTION_ID; NULL: not given; a switch is "" */
     const char *arguments[CLI_MAX_ARGUMENTS]; /* borrowed from argv */
     bool json, quiet, verbose, help;
+    heft_limits limits; /* 0: not given */
     heft_ctx *ctx;
     double started;
     cli_memory memory;
@@ -99,6 +101,12 @@ bool cli_value_map(const cli_run *run, size_t option, heft_plan_options *wanted,
 /* "0=20GB,cpu=30GB,disk": malloced; none without the option. */
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
                        heft_error *err);
+
+/* ---- limits.c */
+/* "rank=100", "index_bytes=2GiB", "tensors=none": set a member. */
+bool cli_limit_set(heft_limits *limits, const char *text, heft_error *err);
+/* The limit that a message names: "... (limit rank)"; NULL for none. */
+const char *cli_limit_named(const char *message);
 
 /* ---- plan_svg.c */
 bool cli_plan_svg(cli_run *run, const heft_plan *plan, const char *path, heft_error *err);

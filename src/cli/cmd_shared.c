@@ -176,5 +176,6 @@ const cli_command cli_cmd_shared = {
         "\nthe next load creates a new one.\n",
     .options = options,
     .option_count = OPTION_COUNT,
+    .no_limits = true,
     .run = run_shared,
 };

@@ -66,6 +66,10 @@ static void print_problem(const heft_problem *problem)
         printf("byte %" PRIu64 ": ", problem->offset);
     }
     cli_put(stdout, problem->message);
+    const char *limit = cli_limit_named(problem->message);
+    if (limit) {
+        printf("; --limit %s=N raises it", limit);
+    }
     putchar('\n');
 }
 

@@ -35,9 +35,23 @@ static void print_line(cli_run *run, const heft_error *err)
     putc('\n', stderr);
 }
 
+/* What can be done about it. */
+static void tell_option(heft_error *err)
+{
+    const char *name = cli_limit_named(err->message);
+    const size_t length = strlen(err->message);
+    if (name) {
+        snprintf(err->message + length, sizeof err->message - length, "; --limit %s=N raises it",
+                 name);
+    }
+}
+
 int cli_fail(cli_run *run, const heft_error *err)
 {
     heft_error plain = *err;
+    if (err->status == HEFT_LIMIT) {
+        tell_option(&plain);
+    }
     if (err->status == HEFT_CANCELLED) { /* where it stopped is of no use to anybody */
         plain = (heft_error){.status = HEFT_CANCELLED, .offset = HEFT_NO_OFFSET};
         snprintf(plain.message, sizeof plain.message, "cancelled");

@@ -74,9 +74,9 @@ static int run_command(cli_run *run, int argc, char **argv)
     const char *terminal = getenv("TERM");
     run->progress.on =
         !run->quiet && isatty(STDERR_FILENO) && !(terminal && strcmp(terminal, "dumb") == 0);
-    const heft_ctx_options options =
-        HEFT_OPTIONS(heft_ctx_options, .progress = cli_progress_tell, .progress_user = run,
-                     .log = run->verbose ? cli_progress_log : NULL, .log_user = run);
+    const heft_ctx_options options = HEFT_OPTIONS(
+        heft_ctx_options, .limits = &run->limits, .progress = cli_progress_tell,
+        .progress_user = run, .log = run->verbose ? cli_progress_log : NULL, .log_user = run);
     run->ctx = heft_ctx_new(&options);
     if (!run->ctx) {
         return cli_fail_nomem(run);
@@ -149,6 +149,6 @@ int main(int argc, char **argv)
     allocate_from_one_arena();
     occupy_standard_files();
     choose_locale();
-    cli_run run = {.started = cli_now()};
+    cli_run run = {.started = cli_now(), .limits = HEFT_SIZED(heft_limits)};
     return cli_finish_stdout(&run, run_main(&run, argc, argv));
 }

@@ -4,19 +4,20 @@
  *   --name=value  --name value  --switch  -x value  -xvalue  -xy  --
  *
  * Options may stand anywhere before `--`. Names are written out: an abbreviation that works today
- * would be ambiguous with the next option. Given twice, the last one counts. */
+ * would be ambiguous with the next option. Given twice, the last one counts, but each --limit does. */
 #include "cli/cli.h"
 
 #include <assert.h>
 #include <string.h>
 
-enum { COMMON_JSON, COMMON_QUIET, COMMON_VERBOSE, COMMON_HELP, COMMON_COUNT };
+enum { COMMON_JSON, COMMON_QUIET, COMMON_VERBOSE, COMMON_HELP, COMMON_LIMIT, COMMON_COUNT };
 
 static const cli_option common[COMMON_COUNT] = {
-    {"json",    0,   NULL, "print one JSON document to stdout"},
-    {"quiet",   'q', NULL, "print only the result and errors" },
-    {"verbose", 'v', NULL, "log each step to stderr"          },
-    {"help",    'h', NULL, "print this help and exit"         },
+    {"json",    0,   NULL,     "print one JSON document to stdout"                               },
+    {"quiet",   'q', NULL,     "print only the result and errors"                                },
+    {"verbose", 'v', NULL,     "log each step to stderr"                                         },
+    {"help",    'h', NULL,     "print this help and exit"                                        },
+    {"limit",   0,   "NAME=N", "change a limit on what files may hold, or lift it with NAME=none"},
 };
 
 /* ---- parsing --------------------------------------------------------------------------------- */
@@ -38,7 +39,7 @@ static const cli_option *option_at(const cli_command *command, size_t i)
 
 static size_t option_total(const cli_command *command)
 {
-    return command->option_count + COMMON_COUNT;
+    return command->option_count + COMMON_COUNT - (command->no_limits ? 1 : 0); /* the last */
 }
 
 /* The argument is in brackets. */
@@ -96,6 +97,9 @@ static void set(struct parser *p, size_t option, const char *value)
         break;
     case COMMON_HELP:
         run->help = true;
+        break;
+    case COMMON_LIMIT:
+        p->failed = p->failed || !cli_limit_set(&run->limits, value, p->err);
         break;
     default:
         break;

@@ -58,8 +58,31 @@ typedef struct heft__text_pair {
 
 typedef struct heft__format heft__format;
 
+/* What the files of a checkpoint may hold together. Their parsers count what they are about to keep, in
+ * any order and on any thread: whether it is too much depends on the files alone. */
+typedef struct heft__quota {
+    uint64_t most;         /* tensors: heft_limits.small_tensors and one for each 1,024 bytes */
+    atomic_ullong tensors; /* so far */
+    pthread_mutex_t
+        turn; /* of pickles, whose values take memory while they are read: one at a time */
+} heft__quota;
+#define HEFT__QUOTA_BYTES 1024 /* of a file, for each tensor beyond the limit */
+
+/* file_bytes: of all files. fini always. */
+void heft__quota_init(heft__quota *quota, const heft_ctx *ctx, uint64_t file_bytes);
+void heft__quota_fini(heft__quota *quota);
+/* What a tensor counts: itself, and one more for each 8 dimensions beyond the first 8. */
+static inline uint64_t heft__quota_weight(uint64_t rank)
+{
+    return rank <= 8 ? 1 : (rank + 7) / 8;
+}
+/* LIMIT if there are more than may be. A NULL quota has no end. */
+heft_status heft__quota_take(heft__quota *quota, uint64_t tensors, uint64_t at, heft_error *err);
+bool heft__quota_is_exceeded(heft__quota *quota);
+
 typedef struct heft__file {
     heft__input *source;
+    heft__quota *quota; /* lent while it is parsed */
     heft_format format;
     heft__arena arena; /* all below lives in it */
     heft__file_storage *storages;
@@ -81,6 +104,9 @@ typedef struct heft__file {
  * and offset of an error are filled. Unknown content is UNSUPPORTED, and the message has the first
  * bytes look like. */
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
+/* The same of a file that is one of several. */
+heft_status heft__file_open_within(heft_ctx *ctx, heft__input *source, heft__quota *quota,
+                                   heft__file **out, heft_error *err);
 /* A second heft__file of a file that is open, without reading anything again: its storages are its own,
  * the rest is lent. Any number of threads; both are closed, in any order. */
 heft_status heft__file_share(heft_ctx *ctx, heft__file *file, heft__file **out, heft_error *err);
@@ -259,6 +285,7 @@ struct heft__format {
     bool (*sniff)(const uint8_t *head, size_t length); /* by at most HEFT__HEAD_BYTES */
     heft__file_parse_fn parse;
     const char *const *endings; /* of its files' names as a rule, NULL-terminated */
+    bool one_at_a_time; /* parsing takes memory that the bytes of the file do not account for */
     bool insist; /* a file with the first ending that looks like nothing else is parsed as this, so
                     that its error says what is wrong with it */
 
@@ -277,7 +304,8 @@ struct heft__format {
                               heft__input *opened, heft__index *out, heft_error *err);
     /* One of the index's files; NULL: heft__file_open(). */
     heft_status (*open_file)(heft_ctx *ctx, const heft__index *index, size_t file,
-                             heft__input *input, heft__file **out, heft_error *err);
+                             heft__input *input, heft__quota *quota, heft__file **out,
+                             heft_error *err);
     /* Put the names of all files of a checkpoint that is in the folder into the map; the texts live in
      * the arena. NULL: names tell by themselves, see heft__is_weights(). */
     heft_status (*list_files)(heft__arena *arena, const char *folder, heft__map *names,

@@ -197,7 +197,15 @@ static heft_status parse_any(heft_ctx *ctx, heft__file *file, heft_error *err)
         return unknown(head, length, path, err);
     }
     file->format = format->id;
-    return format->parse(ctx, file, err);
+    const bool waits = file->quota && format->one_at_a_time;
+    if (waits) {
+        pthread_mutex_lock(&file->quota->turn);
+    }
+    status = format->parse(ctx, file, err);
+    if (waits) {
+        pthread_mutex_unlock(&file->quota->turn);
+    }
+    return status;
 }
 
 heft__file *heft__file_new(heft_ctx *ctx, heft__input *source, heft_format format)
@@ -213,13 +221,59 @@ heft__file *heft__file_new(heft_ctx *ctx, heft__input *source, heft_format forma
     return file;
 }
 
+void heft__quota_init(heft__quota *quota, const heft_ctx *ctx, uint64_t file_bytes)
+{
+    quota->most = heft__add_most(heft__limits(ctx)->small_tensors, file_bytes / HEFT__QUOTA_BYTES);
+    atomic_init(&quota->tensors, 0);
+    pthread_mutex_init(&quota->turn, NULL);
+}
+
+void heft__quota_fini(heft__quota *quota)
+{
+    pthread_mutex_destroy(&quota->turn);
+}
+
+heft_status heft__quota_take(heft__quota *quota, uint64_t tensors, uint64_t at, heft_error *err)
+{
+    if (!quota || quota->most == UINT64_MAX) {
+        return HEFT_OK;
+    }
+    const uint64_t before =
+        atomic_fetch_add_explicit(&quota->tensors, tensors, memory_order_relaxed);
+    if (tensors <= quota->most && before <= quota->most - tensors) {
+        return HEFT_OK;
+    }
+    return heft__fail_at(
+        err, HEFT_LIMIT, at,
+        "more than %llu tensors: one for each %d bytes of the files, and the limit "
+        "small_tensors",
+        (unsigned long long)quota->most, HEFT__QUOTA_BYTES);
+}
+
+bool heft__quota_is_exceeded(heft__quota *quota)
+{
+    return atomic_load_explicit(&quota->tensors, memory_order_relaxed) > quota->most;
+}
+
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
+{
+    heft__quota quota;
+    heft__quota_init(&quota, ctx, heft__input_size(source));
+    const heft_status status = heft__file_open_within(ctx, source, &quota, out, err);
+    heft__quota_fini(&quota);
+    return status;
+}
+
+heft_status heft__file_open_within(heft_ctx *ctx, heft__input *source, heft__quota *quota,
+                                   heft__file **out, heft_error *err)
 {
     heft__file *file = heft__file_new(ctx, source, HEFT_FORMAT_AUTO);
     if (!file) {
         return heft__add_path(heft__fail_nomem(err, sizeof *file), err, heft__input_path(source));
     }
+    file->quota = quota;
     heft_status status = parse_any(ctx, file, err);
+    file->quota = NULL;
     if (status != HEFT_OK) {
         heft__file_close(ctx, file);
         return heft__add_path(status, err, heft__input_path(source));

@@ -136,6 +136,7 @@ static heft_status read_text(heft_ctx *ctx, const char *path, heft__input *opene
     heft__arena_init(&arena, ctx);
     heft_status status = opened ? heft__read_input(&arena, opened, limit, &text, &length, err)
                                 : heft__read_file(&arena, path, limit, &text, &length, err);
+    heft__add_limit(status, err, "index_bytes");
     if (status == HEFT_OK) {
         status = heft__offload_index_parse(ctx, text, length, out, err);
     }
@@ -177,15 +178,20 @@ static heft_status read_index(heft_ctx *ctx, const char *folder, const char *nam
 }
 
 static heft_status open_file(heft_ctx *ctx, const heft__index *index, size_t number,
-                             heft__input *input, heft__file **out, heft_error *err)
+                             heft__input *input, heft__quota *quota, heft__file **out,
+                             heft_error *err)
 {
     const struct folder *own = index->own;
     const heft__offload_entry *first = own->firsts[number];
     heft__file *file = NULL;
     if (!first->file) {
-        return heft__offload_dat_open(ctx, input, first, &own->dats[number], out, err);
+        const heft_status taken =
+            heft__quota_take(quota, heft__quota_weight(first->rank), HEFT_NO_OFFSET, err);
+        return taken == HEFT_OK
+                   ? heft__offload_dat_open(ctx, input, first, &own->dats[number], out, err)
+                   : taken;
     }
-    heft_status status = heft__file_open(ctx, input, &file, err);
+    heft_status status = heft__file_open_within(ctx, input, quota, &file, err);
     if (status == HEFT_OK && file->format != HEFT_FORMAT_SAFETENSORS) {
         status = heft__fail_at(err, HEFT_FORMAT, 0, "is '%s', expected safetensors",
                                heft_format_name(file->format));

@@ -128,7 +128,8 @@ static heft_status read_shape(struct parse *p, heft__offload_entry *entry, heft_
                                  heft__json_kind_name(token.kind));
         }
         if (p->rank >= limit) {
-            return heft__fail_at(err, HEFT_LIMIT, token.offset, "more than %u dimensions", limit);
+            return heft__fail_at(err, HEFT_LIMIT, token.offset,
+                                 "more than %u dimensions (limit rank)", limit);
         }
         if (!heft__array_reserve(p->ctx, (void **)&p->shape, p->rank, &p->shape_cap,
                                  sizeof *p->shape)) {
@@ -223,11 +224,15 @@ static heft_status read_key(struct parse *p, const heft__json_token *token,
     entry->offset = token->offset;
     if (length > limits->name_bytes) {
         status = heft__fail_at(err, HEFT_LIMIT, token->offset,
-                               "tensor name has %zu bytes, the limit is %llu", length,
-                               (unsigned long long)limits->name_bytes);
+                               "tensor name has %zu bytes, the limit is %llu (limit name_bytes)",
+                               length, (unsigned long long)limits->name_bytes);
     } else if (p->count >= limits->tensors) {
-        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors",
-                               (unsigned long long)limits->tensors);
+        status =
+            heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors (limit tensors)",
+                          (unsigned long long)limits->tensors);
+    } else if (p->count >= limits->small_tensors) {
+        status = heft__fail_at(err, HEFT_LIMIT, token->offset,
+                               "more than %zu names, the limit small_tensors", p->count);
     } else if (memchr(entry->name, 0, length)) {
         status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name contains a NUL");
     } else if (!heft__map_put(&p->names, entry->name, length, p->count, &found)) {
@@ -322,7 +327,8 @@ heft_status heft__offload_index_parse(heft_ctx *ctx, const void *bytes, size_t l
     struct parse p = {.ctx = ctx, .index = &index};
     const uint64_t limit = heft__limits(ctx)->index_bytes;
     if (length > limit) {
-        return heft__fail(err, HEFT_LIMIT, "index has %zu bytes, the limit is %llu", length,
+        return heft__fail(err, HEFT_LIMIT,
+                          "index has %zu bytes, the limit is %llu (limit index_bytes)", length,
                           (unsigned long long)limit);
     }
     heft__arena_init(&index.arena, ctx);

@@ -11,12 +11,11 @@
  * only an attack has, opcodes that name or call something by another way (INST, OBJ, EXT, PERSID)
  * and the text opcodes of protocols 0 and 1 are refused where they stand.
  * Integers of over 255 bytes are refused unread; up to 64 bits they have their value, between these
- * only their place. No recursion. Memory: at most 16 MiB + 24 times the stream for values, 48 bytes
- * a byte of stream for stack and memo at worst. Source: docs/formats/pickle.md. */
+ * only their place. No recursion. Memory: the stream, values, stack, marks and memo together take at
+ * most heft__pickle_most(). Source: docs/formats/pickle.md. */
 #include "format/pickle.h"
 
-#define MEMORY_BASE ((uint64_t)16 << 20)
-#define MEMORY_PER_BYTE 24
+#define UNSET 0xFF /* kind of a cell of the memo that nothing was put in */
 #define BIG_INTEGER_MOST 255
 #define PROTOCOL_MOST 5
 #define NAME_MOST 512 /* bytes of a module or of a name */
@@ -46,8 +45,7 @@ struct vm {
     uint32_t *marks; /* stack heights */
     size_t mark_count, mark_cap;
     heft__pk_cell *memo;
-    bool *memo_set;
-    size_t memo_cap, memo_set_cap, memo_puts;
+    size_t memo_cap, memo_puts;
     heft__pk_object *nothing;  /* the empty tuple */
     uint64_t number;           /* the operand, if it is one */
     uint32_t data, data_bytes; /* the operand, if it is bytes */
@@ -66,16 +64,29 @@ struct opcode {
 static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *err)
 {
     heft__pickle *pickle = vm->pickle;
-    if (pickle->used_bytes + bytes > MEMORY_BASE + MEMORY_PER_BYTE * (uint64_t)vm->length) {
-        *status = heft__fail_at(err, HEFT_LIMIT, pickle->origin + vm->op_at,
-                                "values take more than %llu bytes, the pickle has %zu",
-                                (unsigned long long)pickle->used_bytes, vm->length);
+    *status = heft__pickle_take(pickle, bytes, pickle->origin + vm->op_at, err);
+    if (*status != HEFT_OK) {
         return NULL;
     }
-    pickle->used_bytes += bytes;
-    void *block = heft__arena_alloc(&pickle->arena, bytes);
+    void *block = heft__arena_words(&pickle->arena, bytes);
     *status = block ? HEFT_OK : heft__fail_nomem(err, bytes);
     return block;
+}
+
+/* heft__array_reserve(), counted. */
+static heft_status reserve(struct vm *vm, void **array, size_t count, size_t *cap, size_t size,
+                           heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    if (count < *cap) {
+        return HEFT_OK;
+    }
+    const size_t before = *cap;
+    status = heft__pickle_take(vm->pickle, (before ? before : 16) * (uint64_t)size,
+                               vm->pickle->origin + vm->op_at, err);
+    return status != HEFT_OK || heft__array_reserve(vm->ctx, array, count, cap, size)
+               ? status
+               : heft__fail_nomem(err, size);
 }
 
 static heft_status new_object(struct vm *vm, uint32_t count, heft__pk_object **out, heft_error *err)
@@ -89,8 +100,9 @@ static heft_status new_object(struct vm *vm, uint32_t count, heft__pk_object **o
                                     .cap = count,
                                     .at = vm->op_at};
         *out = object;
+        return HEFT_OK;
     }
-    return status;
+    return status == HEFT_OK ? HEFT_NOMEM : status; /* never OK, but no compiler knows */
 }
 
 static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk_cell *cells,
@@ -98,7 +110,8 @@ static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk
 {
     if (count > object->cap - object->count) {
         heft_status status;
-        size_t cap = (object->count + count) * 2; /* both are below the length of the stream */
+        /* the sum is below the length of the stream; most are filled once */
+        size_t cap = (object->count + count) * (object->count ? 2 : 1);
         heft__pk_cell *grown = take(vm, cap * sizeof *grown, &status, err);
         if (!grown) {
             return status;
@@ -136,11 +149,11 @@ static size_t reachable(const struct vm *vm)
 static heft_status push(struct vm *vm, heft__pk_cell cell, heft_error *err)
 {
     cell.at = vm->op_at;
-    if (!heft__array_reserve(vm->ctx, (void **)&vm->stack, vm->count, &vm->cap, sizeof cell)) {
-        return heft__fail_nomem(err, sizeof cell);
+    heft_status status = reserve(vm, (void **)&vm->stack, vm->count, &vm->cap, sizeof cell, err);
+    if (status == HEFT_OK) {
+        vm->stack[vm->count++] = cell;
     }
-    vm->stack[vm->count++] = cell;
-    return HEFT_OK;
+    return status;
 }
 
 static heft_status push_object(struct vm *vm, heft__pk_kind kind, heft__pk_object *object,
@@ -309,12 +322,12 @@ static heft_status run_fill(struct vm *vm, const struct opcode *op, heft_error *
 static heft_status run_mark(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     (void)op;
-    if (!heft__array_reserve(vm->ctx, (void **)&vm->marks, vm->mark_count, &vm->mark_cap,
-                             sizeof *vm->marks)) {
-        return heft__fail_nomem(err, sizeof *vm->marks);
+    heft_status status =
+        reserve(vm, (void **)&vm->marks, vm->mark_count, &vm->mark_cap, sizeof *vm->marks, err);
+    if (status == HEFT_OK) {
+        vm->marks[vm->mark_count++] = (uint32_t)vm->count;
     }
-    vm->marks[vm->mark_count++] = (uint32_t)vm->count;
-    return HEFT_OK;
+    return status;
 }
 
 static heft_status run_pop(struct vm *vm, const struct opcode *op, heft_error *err)
@@ -354,21 +367,17 @@ static heft_status memo_put(struct vm *vm, const struct opcode *op, uint64_t ind
                              op->name, (unsigned long long)index, vm->memo_puts, vm->length);
     }
     while (vm->memo_cap <= index) {
-        if (!heft__array_reserve(vm->ctx, (void **)&vm->memo, vm->memo_cap, &vm->memo_cap,
-                                 sizeof *vm->memo)) {
-            return heft__fail_nomem(err, sizeof *vm->memo);
+        const size_t before = vm->memo_cap;
+        heft_status status =
+            reserve(vm, (void **)&vm->memo, before, &vm->memo_cap, sizeof *vm->memo, err);
+        if (status != HEFT_OK) {
+            return status;
         }
-    }
-    while (vm->memo_set_cap <= index) {
-        size_t before = vm->memo_set_cap;
-        if (!heft__array_reserve(vm->ctx, (void **)&vm->memo_set, before, &vm->memo_set_cap,
-                                 sizeof *vm->memo_set)) {
-            return heft__fail_nomem(err, sizeof *vm->memo_set);
+        for (size_t i = before; i < vm->memo_cap; i++) {
+            vm->memo[i].kind = UNSET;
         }
-        memset(vm->memo_set + before, 0, (vm->memo_set_cap - before) * sizeof *vm->memo_set);
     }
     vm->memo[index] = *top(vm);
-    vm->memo_set[index] = true;
     vm->memo_puts++;
     return HEFT_OK;
 }
@@ -385,7 +394,7 @@ static heft_status run_memoize(struct vm *vm, const struct opcode *op, heft_erro
 
 static heft_status run_get(struct vm *vm, const struct opcode *op, heft_error *err)
 {
-    if (vm->number >= vm->memo_set_cap || !vm->memo_set[vm->number]) {
+    if (vm->number >= vm->memo_cap || vm->memo[vm->number].kind == UNSET) {
         return heft__fail_at(err, HEFT_FORMAT, vm->pickle->origin + vm->op_at,
                              "%s: memo %llu is not set", op->name, (unsigned long long)vm->number);
     }
@@ -576,19 +585,22 @@ static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error
         *top(vm) = top(vm)->as.object->items[1]; /* the class itself */
         return HEFT_OK;
     }
-    if (status == HEFT_OK) {
-        status = gather(vm, HEFT__PK_PERSID, 1, err);
+    heft__pk_persid *persid = status == HEFT_OK ? take(vm, sizeof *persid, &status, err) : NULL;
+    if (!persid) {
+        return status;
     }
-    if (status == HEFT_OK) {
-        heft__pk_object *object = top(vm)->as.object;
-        if (vm->pickle->last_persid) {
-            vm->pickle->last_persid->next_persid = object;
-        } else {
-            vm->pickle->first_persid = object;
-        }
-        vm->pickle->last_persid = object;
+    *persid = (heft__pk_persid){
+        .object = {.items = &persid->id, .count = 1, .cap = 1, .at = vm->op_at},
+          .id = *top(vm)
+    };
+    if (vm->pickle->last_persid) {
+        vm->pickle->last_persid->next = persid;
+    } else {
+        vm->pickle->first_persid = persid;
     }
-    return status;
+    vm->pickle->last_persid = persid;
+    vm->count--;
+    return push_object(vm, HEFT__PK_PERSID, &persid->object, err);
 }
 
 /* ---- refused opcodes ------------------------------------------------------------------------- */
@@ -876,10 +888,16 @@ static heft_status step(struct vm *vm, heft_error *err)
 }
 
 heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
-                             heft__pk_ids ids, heft__pickle *pickle, heft_error *err)
+                             uint64_t file_bytes, heft__pk_ids ids, heft__pickle *pickle,
+                             heft_error *err)
 {
-    *pickle =
-        (heft__pickle){.ctx = ctx, .bytes = bytes, .length = length, .origin = origin, .ids = ids};
+    *pickle = (heft__pickle){.ctx = ctx,
+                             .bytes = bytes,
+                             .length = length,
+                             .origin = origin,
+                             .ids = ids,
+                             .used_bytes = length,
+                             .most_bytes = heft__pickle_most(ctx, file_bytes)};
     heft__arena_init(&pickle->arena, ctx);
     if (length > UINT32_MAX) {
         return heft__fail_at(err, HEFT_LIMIT, origin, "pickle of %zu bytes, the limit is %u",
@@ -893,6 +911,7 @@ heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length,
     heft__free(ctx, vm.stack, vm.cap * sizeof *vm.stack);
     heft__free(ctx, vm.marks, vm.mark_cap * sizeof *vm.marks);
     heft__free(ctx, vm.memo, vm.memo_cap * sizeof *vm.memo);
-    heft__free(ctx, vm.memo_set, vm.memo_set_cap * sizeof *vm.memo_set);
+    pickle->used_bytes -=
+        (vm.cap + vm.memo_cap) * sizeof *vm.stack + vm.mark_cap * sizeof *vm.marks;
     return status;
 }

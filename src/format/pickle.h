@@ -70,19 +70,35 @@ typedef struct heft__pk_cell {
     } as;
 } heft__pk_cell;
 
-struct heft__pk_object {
+struct heft__pk_object { /* 24 bytes: pickles have very many */
     heft__pk_cell *items;
     uint32_t count, cap;
     uint32_t at;
-    bool ordered;    /* an OrderedDict: BUILD may set its attributes */
-    bool built;      /* an opaque CALL: item 2 is its state, a dict of attributes */
-    bool distinct;   /* keys that occur twice have been dealt with */
-    bool on_path;    /* is being walked: met again, it contains itself */
-    bool walked;     /* has been walked to its end ... */
-    bool has_tensor; /* ... and held a tensor */
-    bool peeked;     /* its tensors were counted as hidden ones, or it is a tensor with a name */
-    heft__pk_object *next_persid;
-    struct heft__pk_window *window; /* a PERSID whose storage is known */
+    bool ordered : 1;    /* an OrderedDict: BUILD may set its attributes */
+    bool built : 1;      /* an opaque CALL: item 2 is its state, a dict of attributes */
+    bool distinct : 1;   /* keys that occur twice have been dealt with */
+    bool on_path : 1;    /* is being walked: met again, it contains itself */
+    bool walked : 1;     /* has been walked to its end ... */
+    bool has_tensor : 1; /* ... and held a tensor */
+    bool peeked : 1; /* its tensors were counted as hidden ones, or it is a tensor with a name */
+    bool placed : 1; /* a PERSID whose window is known */
+};
+
+/* A storage as a persistent id names it. */
+typedef struct heft__pk_window {
+    size_t storage;       /* index into the file's storages */
+    heft_dtype dtype;     /* NONE: untyped, counted in bytes */
+    uint64_t first_bytes; /* where the window begins in the storage; 0 but for legacy views */
+    uint64_t bytes;
+} heft__pk_window;
+
+/* The object of a PERSID. */
+typedef struct heft__pk_persid heft__pk_persid;
+struct heft__pk_persid {
+    heft__pk_object object; /* first */
+    heft__pk_cell id;       /* its item */
+    heft__pk_persid *next;
+    heft__pk_window window;
 };
 
 /* ---- the machine ----------------------------------------------------------------------------- */
@@ -102,18 +118,24 @@ typedef struct heft__pickle {
     heft__pk_ids ids;
     heft__pk_cell top;                           /* the value */
     size_t end;                                  /* after STOP */
-    heft__pk_object *first_persid, *last_persid; /* in the order of the stream */
-    uint64_t used_bytes;                         /* of the arena */
-    bool truncated; /* it failed because the span ended: more bytes may help */
-    uint8_t *owned; /* the span, if heft__pickle_read made it */
+    heft__pk_persid *first_persid, *last_persid; /* in the order of the stream */
+    uint64_t used_bytes, most_bytes; /* of memory, the span included: taken, and allowed */
+    bool truncated;                  /* it failed because the span ended: more bytes may help */
+    uint8_t *owned;                  /* the span, if heft__pickle_read made it */
     size_t owned_bytes;
 } heft__pickle;
 
 /* Run one pickle from the start of the span. Always call fini. FORMAT for anything malformed,
  * REFUSED for names that only an attack has and for opcodes that name or call something by another
- * way, LIMIT. */
+ * way, LIMIT. file_bytes: of the file that it is in, by which memory is bounded. */
 heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length, uint64_t origin,
-                             heft__pk_ids ids, heft__pickle *pickle, heft_error *err);
+                             uint64_t file_bytes, heft__pk_ids ids, heft__pickle *pickle,
+                             heft_error *err);
+/* The memory that a pickle and what is made of it may take: heft_limits.value_bytes and half as much
+ * again as its file. */
+uint64_t heft__pickle_most(const heft_ctx *ctx, uint64_t file_bytes);
+/* Count memory that is about to be taken for a pickle; LIMIT. `at` is a byte of the file. */
+heft_status heft__pickle_take(heft__pickle *pickle, uint64_t bytes, uint64_t at, heft_error *err);
 /* Run the pickle that begins at `offset` of a file and must end before `end`; only as much is read
  * as it takes. At most heft_limits.pickle_bytes. Always call fini. */
 heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offset, uint64_t end,
@@ -157,14 +179,6 @@ heft_status heft__pk_check_id(const heft__pickle *pickle, const heft__pk_cell *i
 bool heft__pk_is_module_id(const heft__pickle *pickle, const heft__pk_cell *id);
 
 /* ---- from values to tensors ------------------------------------------------------------------ */
-/* A storage as a persistent id names it. */
-typedef struct heft__pk_window {
-    size_t storage;       /* index into the file's storages */
-    heft_dtype dtype;     /* NONE: untyped, counted in bytes */
-    uint64_t first_bytes; /* where the window begins in the storage; 0 but for legacy views */
-    uint64_t bytes;
-} heft__pk_window;
-
 /* Locate a storage: fills `storage` (offset, stored_bytes, deflated, crc, record); `bytes`
  * is set already. */
 typedef heft_status (*heft__pk_place_fn)(void *user, const char *key, size_t key_length,
@@ -213,7 +227,7 @@ typedef struct heft__pickle_tensors {
     const char *module_class; /* names are those of a pickled module's parameters; NULL: not */
     const char *first_other;  /* name of the first tensor of another kind */
     uint64_t first_other_at;
-    uint64_t used_bytes, steps; /* what sharing may blow up, and is bounded */
+    uint64_t steps; /* what sharing may blow up, and is bounded */
 } heft__pickle_tensors;
 
 void heft__pickle_tensors_init(heft__pickle_tensors *build, heft_ctx *ctx, heft__file *file,

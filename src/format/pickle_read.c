@@ -1,9 +1,30 @@
-/* pickle_read.c - a pickle out of a file that does not say how long it is, and what messages call
+/* pickle_read.c - a pickle out of a file that does not say how long it is, its memory, and what messages call
  * its values. */
 #include "format/pickle.h"
 
-#define READ_FIRST ((size_t)32 << 10)
+#define READ_FIRST ((size_t)1 << 10) /* tar files have very many small ones */
 
+/* ---- memory ---------------------------------------------------------------------------------- */
+uint64_t heft__pickle_most(const heft_ctx *ctx, uint64_t file_bytes)
+{
+    return heft__add_most(heft__limits(ctx)->value_bytes,
+                          heft__add_most(file_bytes, file_bytes / 2));
+}
+
+heft_status heft__pickle_take(heft__pickle *pickle, uint64_t bytes, uint64_t at, heft_error *err)
+{
+    if (pickle->used_bytes > pickle->most_bytes ||
+        bytes > pickle->most_bytes - pickle->used_bytes) {
+        return heft__fail_at(err, HEFT_LIMIT, at,
+                             "the pickle and its values take more than %llu bytes (limit "
+                             "value_bytes)",
+                             (unsigned long long)pickle->most_bytes);
+    }
+    pickle->used_bytes += bytes;
+    return HEFT_OK;
+}
+
+/* ---- reading --------------------------------------------------------------------------------- */
 /* A pickle does not say how long it is: it is run on the first bytes, and again on eight times as
  * many if they were too few. */
 heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offset, uint64_t end,
@@ -23,7 +44,8 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
             heft__free(ctx, bytes, length);
             return status;
         }
-        status = heft__pickle_run(ctx, bytes, length, offset, ids, pickle, &failure);
+        status = heft__pickle_run(ctx, bytes, length, offset, heft__input_size(source), ids, pickle,
+                                  &failure);
         pickle->owned = bytes;
         pickle->owned_bytes = length;
         if (status == HEFT_OK) {
@@ -32,7 +54,7 @@ heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offse
         if (!pickle->truncated || length == most) {
             if (pickle->truncated && most < there) {
                 return heft__fail_at(err, HEFT_LIMIT, offset,
-                                     "pickle of more than %zu bytes, the limit", most);
+                                     "pickle of more than %zu bytes (limit pickle_bytes)", most);
             }
             if (err) {
                 *err = failure;

@@ -11,6 +11,7 @@
 #define RANK_MOST 64
 #define KEY_MOST 512
 #define UNWRAP_MOST 8
+#define STORAGE_BYTES 160 /* that a storage takes in the tables of storages and of keys */
 #define EXPANDED_FREE ((uint64_t)1 << 30) /* an expanded view below this is fine */
 #define EXPANDED_MOST 1024                /* above, it may be this many times its storage */
 
@@ -297,8 +298,12 @@ static heft_status root_of(heft__pickle_tensors *build, const struct id_parts *p
         *index = found;
         return same_root(pickle, &build->roots[found], parts, at, err);
     }
+    heft_status status = heft__pickle_take(build->pickle, STORAGE_BYTES + length, at, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     heft__file_storage storage = {.bytes = parts->bytes, .stored_bytes = parts->bytes};
-    heft_status status = build->place(build->place_user, key, length, &storage, err);
+    status = build->place(build->place_user, key, length, &storage, err);
     if (status != HEFT_OK) {
         if (err && err->offset == HEFT_NO_OFFSET && status != HEFT_NOMEM) {
             err->offset = at;
@@ -319,31 +324,29 @@ static heft_status root_of(heft__pickle_tensors *build, const struct id_parts *p
     return HEFT_OK;
 }
 
-static heft_status window_of(heft__pickle_tensors *build, heft__pk_object *persid,
+static heft_status window_of(heft__pickle_tensors *build, heft__pk_object *object,
                              const heft__pk_window **out, heft_error *err)
 {
+    heft__pk_persid *persid = (heft__pk_persid *)object; /* of which it is the first member */
     struct id_parts parts = {0};
-    if (!persid->window) {
+    if (!object->placed) {
         heft__pk_window window = {0};
-        heft_status status = read_id(build->pickle, persid, &parts, err);
+        heft_status status = read_id(build->pickle, object, &parts, err);
         if (status == HEFT_OK) {
-            status = read_window(build->pickle, persid, &parts, &window, err);
+            status = read_window(build->pickle, object, &parts, &window, err);
         }
         if (status == HEFT_OK) {
             window.dtype = parts.dtype;
             status =
-                root_of(build, &parts, build->pickle->origin + persid->at, &window.storage, err);
+                root_of(build, &parts, build->pickle->origin + object->at, &window.storage, err);
         }
         if (status != HEFT_OK) {
             return status;
         }
-        persid->window = heft__arena_alloc(&build->pickle->arena, sizeof window);
-        if (!persid->window) {
-            return heft__fail_nomem(err, sizeof window);
-        }
-        *persid->window = window;
+        persid->window = window;
+        object->placed = true;
     }
-    *out = persid->window;
+    *out = &persid->window;
     return HEFT_OK;
 }
 
@@ -366,14 +369,13 @@ heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_erro
 {
     heft_status status = HEFT_OK;
     const heft__pk_window *window;
-    for (heft__pk_object *id = build->pickle->first_persid; id && status == HEFT_OK;
-         id = id->next_persid) {
+    for (heft__pk_persid *persid = build->pickle->first_persid; persid && status == HEFT_OK;
+         persid = persid->next) {
         if (build->pickle->ids != HEFT__PK_IDS_TAR) {
-            status = window_of(build, id, &window, err);
-        } else if (!heft__pk_find_known(build, id->items[0].as.integer)) {
-            status =
-                heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + id->at,
-                              "unknown persistent id %lld", (long long)id->items[0].as.integer);
+            status = window_of(build, &persid->object, &window, err);
+        } else if (!heft__pk_find_known(build, persid->id.as.integer)) {
+            status = heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + persid->object.at,
+                                   "unknown persistent id %lld", (long long)persid->id.as.integer);
         }
     }
     return status;
@@ -633,8 +635,9 @@ heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_ce
             heft__fail_at(err, HEFT_FORMAT, call.at, "%zu sizes, %zu strides", rank, stride_count);
     }
     if (status == HEFT_OK && rank > heft__limits(build->ctx)->rank) {
-        status = heft__fail_at(err, HEFT_LIMIT, call.at, "%zu dimensions, the limit is %u", rank,
-                               heft__limits(build->ctx)->rank);
+        status =
+            heft__fail_at(err, HEFT_LIMIT, call.at, "%zu dimensions, the limit is %u (limit rank)",
+                          rank, heft__limits(build->ctx)->rank);
     }
     if (status == HEFT_OK) {
         tensor->storage = window->storage;

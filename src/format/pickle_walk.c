@@ -14,33 +14,19 @@
 #include "format/pickle.h"
 
 #define SKIPPED_MOST 10000
-#define RESULT_BASE                                                                                \
-    ((uint64_t)16 << 20)   /* bytes of names and shapes that any file may have ...                 \
-                            */
-#define RESULT_PER_BYTE 64 /* ... and more for each byte of its pickle */
 #define STEPS_BASE ((uint64_t)1 << 20)
-#define STEPS_PER_BYTE 8
+#define STEPS_PER_BYTE 2
+#define KEY_BYTES 104 /* what a key takes in a hash table that is being enlarged */
 
 /* ---- names ----------------------------------------------------------------------------------- */
-static heft_status account(heft__pickle_tensors *build, uint64_t bytes, uint64_t at,
-                           heft_error *err)
-{
-    build->used_bytes += bytes;
-    if (build->used_bytes > RESULT_BASE + RESULT_PER_BYTE * (uint64_t)build->pickle->length) {
-        return heft__fail_at(err, HEFT_LIMIT, at,
-                             "names and shapes take more than %llu bytes, the pickle has %zu",
-                             (unsigned long long)build->used_bytes, build->pickle->length);
-    }
-    return HEFT_OK;
-}
-
 static heft_status check_name(heft__pickle_tensors *build, const heft__buffer *path, uint64_t at,
                               heft_error *err)
 {
     const heft_limits *limits = heft__limits(build->ctx);
     const char *text = (const char *)path->data;
     if (path->size > limits->name_bytes) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "tensor name has %zu bytes, the limit is %llu",
+        return heft__fail_at(err, HEFT_LIMIT, at,
+                             "tensor name has %zu bytes, the limit is %llu (limit name_bytes)",
                              path->size, (unsigned long long)limits->name_bytes);
     }
     if (path->size && memchr(text, 0, path->size)) {
@@ -51,10 +37,10 @@ static heft_status check_name(heft__pickle_tensors *build, const heft__buffer *p
         return heft__fail_at(err, HEFT_FORMAT, at, "tensor name is not valid UTF-8");
     }
     if (build->tensor_count >= limits->tensors) {
-        return heft__fail_at(err, HEFT_LIMIT, at, "more than %llu tensors",
+        return heft__fail_at(err, HEFT_LIMIT, at, "more than %llu tensors (limit tensors)",
                              (unsigned long long)limits->tensors);
     }
-    return account(build, path->size + 1 + sizeof(heft__file_tensor) + 64, at, err);
+    return heft__pickle_take(build->pickle, path->size + 1, at, err);
 }
 
 #define SHOWN_MOST 3
@@ -95,6 +81,9 @@ static heft_status add_tensor(heft__pickle_tensors *build, const heft__pk_cell *
         status = heft__pk_build_tensor(build, cell, &tensor, err);
     }
     tensor.name = name;
+    if (status == HEFT_OK) {
+        status = heft__quota_take(build->file->quota, heft__quota_weight(tensor.rank), at, err);
+    }
     if (status == HEFT_OK &&
         !heft__map_put(&build->names, name, path->size, build->tensor_count, &found)) {
         return heft__fail_nomem(err, path->size);
@@ -122,7 +111,8 @@ static heft_status add_skipped(heft__pickle_tensors *build, const heft__buffer *
         build->skipped_more = true;
         return HEFT_OK;
     }
-    heft_status status = account(build, path->size + 1 + sizeof(char *), at, err);
+    heft_status status =
+        heft__pickle_take(build->pickle, path->size + 1 + 2 * sizeof(char *), at, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -165,6 +155,12 @@ static heft_status make_distinct(heft__pickle_tensors *build, heft__pk_object *d
     if (dict->distinct || dict->count <= 2) {
         return HEFT_OK;
     }
+    const uint64_t bytes = (uint64_t)dict->count / 2 * KEY_BYTES;
+    status = heft__pickle_take(build->pickle, bytes, build->pickle->origin + dict->at, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    build->pickle->used_bytes -= bytes; /* it is given back at the end */
     heft__map_init(&texts, build->ctx);
     heft__map_init(&integers, build->ctx);
     for (uint32_t i = 0; i < dict->count && status == HEFT_OK; i += 2) {
@@ -264,7 +260,7 @@ static heft_status push_frame(struct walk *walk, const heft__pk_cell *cell, bool
     const bool is_dict = cell->kind == HEFT__PK_DICT;
     if (walk->depth >= heft__limits(build->ctx)->pickle_depth) {
         return heft__fail_at(err, HEFT_LIMIT, build->pickle->origin + cell->at,
-                             "more than %u nested containers",
+                             "more than %u nested containers (limit pickle_depth)",
                              heft__limits(build->ctx)->pickle_depth);
     }
     heft_status status = is_dict && !hidden ? make_distinct(build, object, err) : HEFT_OK;

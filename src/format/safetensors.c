@@ -25,6 +25,8 @@ struct parse {
     size_t count, cap;
     heft__text_pair *metadata;
     size_t metadata_count, metadata_cap;
+    uint64_t *shape; /* of the tensor being read, if it has many dimensions */
+    size_t shape_cap;
     bool has_metadata;
     bool mapped; /* names holds every name so far; else they rise */
     uint64_t data_start, data_bytes;
@@ -54,7 +56,7 @@ static heft_status read_dtype(struct parse *p, heft__file_tensor *tensor, heft_e
 static heft_status read_shape(struct parse *p, heft__file_tensor *tensor, heft_error *err)
 {
     const uint32_t most = heft__limits(p->ctx)->rank;
-    uint64_t small[8], *shape = small, *grown = NULL;
+    uint64_t small[8], *shape = small;
     heft__json_token token;
     heft_status status =
         heft__json_expect(&p->json, HEFT__JSON_ARRAY_BEGIN, "an array as shape", &token, err);
@@ -65,31 +67,39 @@ static heft_status read_shape(struct parse *p, heft__file_tensor *tensor, heft_e
             break;
         }
         if (rank == most) {
-            return heft__fail_at(err, HEFT_LIMIT, token.offset, "shape has more than %u dimensions",
-                                 most);
+            return heft__fail_at(err, HEFT_LIMIT, token.offset,
+                                 "shape has more than %u dimensions (limit rank)", most);
         }
-        if (rank == sizeof small / sizeof small[0]) {
-            grown = heft__arena_array(&p->file->arena, most, sizeof *grown);
-            if (!grown) {
-                return heft__fail_nomem(err, most * sizeof *grown);
+        if (rank >= sizeof small / sizeof small[0]) {
+            if (!heft__array_reserve(p->ctx, (void **)&p->shape, rank, &p->shape_cap,
+                                     sizeof *p->shape)) {
+                return heft__fail_nomem(err, rank * sizeof *p->shape);
             }
-            memcpy(grown, small, sizeof small);
-            shape = grown;
+            if (shape == small) {
+                memcpy(p->shape, small, sizeof small);
+            }
+            shape = p->shape;
         }
         status = heft__json_u64(&token, "a dimension of shape", &shape[rank++], err);
     }
+    if (status == HEFT_OK) {
+        status =
+            heft__quota_take(p->file->quota, heft__quota_weight(rank), tensor->item_offset, err);
+    }
+    uint64_t *kept = status == HEFT_OK && rank > 0
+                         ? heft__arena_array(&p->file->arena, rank, sizeof *kept)
+                         : NULL;
     if (status != HEFT_OK) {
         return status;
     }
-    if (!grown && rank > 0) {
-        grown = heft__arena_array(&p->file->arena, rank, sizeof *grown);
-        if (!grown) {
-            return heft__fail_nomem(err, rank * sizeof *grown);
-        }
-        memcpy(grown, small, rank * sizeof *grown);
+    if (rank > 0 && !kept) {
+        return heft__fail_nomem(err, rank * sizeof *kept);
+    }
+    if (rank > 0) {
+        memcpy(kept, shape, rank * sizeof *kept);
     }
     tensor->rank = rank;
-    tensor->shape = grown;
+    tensor->shape = kept;
     return HEFT_OK;
 }
 
@@ -234,7 +244,10 @@ static heft_status read_metadata(struct parse *p, const heft__json_token *key, h
         if (status != HEFT_OK || token.kind == HEFT__JSON_OBJECT_END) {
             return status;
         }
-        status = heft__json_string(&token, &p->file->arena, &pair.key, &pair.key_length, err);
+        status = heft__quota_take(p->file->quota, 1, token.offset, err);
+        if (status == HEFT_OK) {
+            status = heft__json_string(&token, &p->file->arena, &pair.key, &pair.key_length, err);
+        }
         if (status == HEFT_OK) {
             status = heft__json_next(&p->json, &token, err);
         }
@@ -284,15 +297,15 @@ static heft_status check_name(struct parse *p, const char *name, size_t length, 
     size_t found;
     if (length > limits->name_bytes) {
         return heft__fail_at(err, HEFT_LIMIT, offset,
-                             "tensor name has %zu bytes, the limit is %llu", length,
-                             (unsigned long long)limits->name_bytes);
+                             "tensor name has %zu bytes, the limit is %llu (limit name_bytes)",
+                             length, (unsigned long long)limits->name_bytes);
     }
     if (memchr(name, 0, length)) {
         return heft__fail_at(err, HEFT_FORMAT, offset, "tensor name '%.60s\\0...' contains a NUL",
                              name);
     }
     if (p->count >= limits->tensors) {
-        return heft__fail_at(err, HEFT_LIMIT, offset, "more than %llu tensors",
+        return heft__fail_at(err, HEFT_LIMIT, offset, "more than %llu tensors (limit tensors)",
                              (unsigned long long)limits->tensors);
     }
     if (!put_name(p, name, length, &found)) {
@@ -441,7 +454,8 @@ static heft_status header_length(struct parse *p, uint64_t *length, heft_error *
                              (unsigned long long)*length, (unsigned long long)size);
     }
     if (*length > limit) {
-        return heft__fail_at(err, HEFT_LIMIT, 0, "header length %llu, the limit is %llu",
+        return heft__fail_at(err, HEFT_LIMIT, 0,
+                             "header length %llu, the limit is %llu (limit header_bytes)",
                              (unsigned long long)*length, (unsigned long long)limit);
     }
     if (*length < 2) {
@@ -478,6 +492,7 @@ static heft_status parse_file(heft_ctx *ctx, heft__file *file, heft_error *err)
     }
     heft__free(ctx, header, (size_t)length);
     heft__free(ctx, p.tensors, p.cap * sizeof *p.tensors);
+    heft__free(ctx, p.shape, p.shape_cap * sizeof *p.shape);
     heft__free(ctx, p.metadata, p.metadata_cap * sizeof *p.metadata);
     heft__map_fini(&p.names);
     return status;

@@ -140,7 +140,8 @@ static heft_status put_header(struct plan *plan, const heft__out_file *file, hef
     if (status == HEFT_OK) {
         uint64_t length = out->size - 8, limit = heft__limits(out->ctx)->header_bytes;
         if (length > limit) {
-            return heft__fail(err, HEFT_LIMIT, "header has %llu bytes, the limit is %llu",
+            return heft__fail(err, HEFT_LIMIT,
+                              "header has %llu bytes, the limit is %llu (limit header_bytes)",
                               (unsigned long long)length, (unsigned long long)limit);
         }
         heft__put_le64(out->data, length);

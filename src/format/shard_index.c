@@ -14,6 +14,8 @@
 struct parse {
     heft_ctx *ctx;
     heft__shard_index *index;
+    const char *folder; /* of the files; NULL: not known */
+    uint64_t checked;   /* names up to here were compared with what the files may hold */
     heft__json_reader json;
     heft__map names; /* empty as long as the keys rise */
     heft__map files;
@@ -71,7 +73,7 @@ static heft_status add_file(struct parse *p, const heft__json_token *token, size
         return HEFT_OK;
     }
     if (p->file_count >= limit) {
-        return heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu files",
+        return heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu files (limit shards)",
                              (unsigned long long)limit);
     }
     *number = p->file_count;
@@ -123,6 +125,57 @@ static heft_status find_twin(struct parse *p, const char *name, size_t length, s
                                                                    : heft__fail_nomem(err, length);
 }
 
+/* Bytes of the files that were named so far, each once. */
+static heft_status sum_files(struct parse *p, uint64_t *bytes, heft_error *err)
+{
+    heft__map seen;
+    heft__arena arena;
+    heft_status status = HEFT_OK;
+    heft__map_init(&seen, p->ctx);
+    heft__arena_init(&arena, p->ctx);
+    *bytes = 0;
+    for (size_t i = 0; i < p->file_count && status == HEFT_OK; i++) {
+        const char *path = heft__path_join(&arena, p->folder, p->file_names[i]);
+        const heft__identity it = path ? heft__path_identity(path) : (heft__identity){0};
+        uint64_t *inode = heft__arena_array(&arena, 2, sizeof *inode);
+        size_t found = 0;
+        if (!path || !inode) {
+            status = heft__fail_nomem(err, 0);
+            break;
+        }
+        inode[0] = it.device;
+        inode[1] = it.inode;
+        if (!heft__map_put(&seen, (const char *)inode, 2 * sizeof *inode, i, &found)) {
+            status = heft__fail_nomem(err, sizeof *inode);
+        } else if (found == HEFT__MAP_NONE) {
+            *bytes = heft__add_most(*bytes, it.bytes);
+        }
+    }
+    heft__map_fini(&seen);
+    heft__arena_fini(&arena);
+    return status;
+}
+
+/* An index may name twice as many tensors as its files may have: more are certainly not there, and
+ * would take memory that the files do not account for. Asked rarely: when the names have doubled. */
+static heft_status check_count(struct parse *p, uint64_t at, heft_error *err)
+{
+    const uint64_t limit = heft__limits(p->ctx)->small_tensors;
+    uint64_t bytes = 0;
+    if (!p->folder || p->count / 2 < limit || p->count / 2 < p->checked) {
+        return HEFT_OK;
+    }
+    heft_status status = sum_files(p, &bytes, err);
+    const uint64_t most = heft__add_most(limit, bytes / HEFT__QUOTA_BYTES);
+    p->checked = p->count;
+    return status != HEFT_OK || p->count / 2 < most
+               ? status
+               : heft__fail_at(err, HEFT_LIMIT, at,
+                               "more than %zu names, but the files have room for %llu tensors: one "
+                               "for each %d bytes, and the limit small_tensors",
+                               p->count, (unsigned long long)most, HEFT__QUOTA_BYTES);
+}
+
 static heft_status read_key(struct parse *p, const heft__json_token *token,
                             heft__shard_entry *entry, heft_error *err)
 {
@@ -135,14 +188,18 @@ static heft_status read_key(struct parse *p, const heft__json_token *token,
     entry->offset = token->offset;
     if (length > limits->name_bytes) {
         status = heft__fail_at(err, HEFT_LIMIT, token->offset,
-                               "tensor name has %zu bytes, the limit is %llu", length,
-                               (unsigned long long)limits->name_bytes);
+                               "tensor name has %zu bytes, the limit is %llu (limit name_bytes)",
+                               length, (unsigned long long)limits->name_bytes);
     } else if (p->count >= limits->tensors) {
-        status = heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors",
-                               (unsigned long long)limits->tensors);
+        status =
+            heft__fail_at(err, HEFT_LIMIT, token->offset, "more than %llu tensors (limit tensors)",
+                          (unsigned long long)limits->tensors);
     } else if (memchr(entry->name, 0, length)) {
         status = heft__fail_at(err, HEFT_FORMAT, token->offset, "tensor name contains a NUL");
     } else {
+        status = check_count(p, token->offset, err);
+    }
+    if (status == HEFT_OK) {
         status = find_twin(p, entry->name, length, &found, err);
     }
     if (status == HEFT_OK && found != HEFT__MAP_NONE) {
@@ -324,14 +381,15 @@ static heft_status read_bare(struct parse *p, heft_error *err)
     return status == HEFT_OK ? publish(p, err) : status;
 }
 
-heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t length,
-                                    heft__shard_index *out, heft_error *err)
+static heft_status parse_text(heft_ctx *ctx, const char *folder, const void *bytes, size_t length,
+                              heft__shard_index *out, heft_error *err)
 {
     heft__shard_index index = {0};
-    struct parse p = {.ctx = ctx, .index = &index};
+    struct parse p = {.ctx = ctx, .index = &index, .folder = folder};
     const uint64_t limit = heft__limits(ctx)->index_bytes;
     if (length > limit) {
-        return heft__fail(err, HEFT_LIMIT, "index has %zu bytes, the limit is %llu", length,
+        return heft__fail(err, HEFT_LIMIT,
+                          "index has %zu bytes, the limit is %llu (limit index_bytes)", length,
                           (unsigned long long)limit);
     }
     heft__arena_init(&index.arena, ctx);
@@ -360,6 +418,12 @@ heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t len
     return status;
 }
 
+heft_status heft__shard_index_parse(heft_ctx *ctx, const void *bytes, size_t length,
+                                    heft__shard_index *out, heft_error *err)
+{
+    return parse_text(ctx, NULL, bytes, length, out, err);
+}
+
 heft_status heft__shard_index_read(heft_ctx *ctx, const char *path, heft__shard_index *out,
                                    heft_error *err)
 {
@@ -369,8 +433,13 @@ heft_status heft__shard_index_read(heft_ctx *ctx, const char *path, heft__shard_
     heft__arena_init(&arena, ctx);
     heft_status status =
         heft__read_file(&arena, path, heft__limits(ctx)->index_bytes, &text, &length, err);
+    heft__add_limit(status, err, "index_bytes");
     if (status == HEFT_OK) {
-        status = heft__shard_index_parse(ctx, text, length, out, err);
+        const char *base = heft__path_base(path);
+        const char *folder =
+            base == path ? "." : heft__arena_text(&arena, path, (size_t)(base - path));
+        status = folder ? parse_text(ctx, folder, text, length, out, err)
+                        : heft__fail_nomem(err, strlen(path));
     }
     heft__arena_fini(&arena);
     return heft__add_path(status, err, path);

@@ -218,4 +218,5 @@ const heft__format heft__format_torch_legacy = {
     .has_order = true,
     .sniff = sniff,
     .parse = parse_file,
+    .one_at_a_time = true,
 };

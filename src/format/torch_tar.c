@@ -180,6 +180,7 @@ static heft_status next_count(struct parse *p, struct member *member, size_t *co
     }
     if (status == HEFT_OK) {
         *count = (size_t)pickle.top.as.integer;
+        status = heft__quota_take(p->file->quota, *count, at, err); /* tables are made for them */
     }
     heft__pickle_fini(&pickle);
     return status;
@@ -511,4 +512,5 @@ const heft__format heft__format_torch_tar = {
     .has_order = true,
     .sniff = sniff,
     .parse = parse_file,
+    .one_at_a_time = true,
 };

@@ -184,14 +184,18 @@ static heft_status place(void *user, const char *key, size_t key_length,
 
 /* ---- the file -------------------------------------------------------------------------------- */
 /* A deflated pickle may be larger than its file, but not by any factor. */
-static uint64_t most_pickle_bytes(const struct parse *p)
+static heft_status check_pickle_size(const struct parse *p, const heft__zip_entry *entry,
+                                     heft_error *err)
 {
-    const heft_limits *limits = heft__limits(p->ctx);
-    const uint64_t file = heft__input_size(p->file->source),
-                   room = limits->expanded_bytes < UINT64_MAX / 4 && file < UINT64_MAX / 4
-                              ? 2 * file + limits->expanded_bytes
-                              : UINT64_MAX;
-    return room < limits->pickle_bytes ? room : limits->pickle_bytes;
+    const uint64_t limit = heft__limits(p->ctx)->pickle_bytes,
+                   room = heft__pickle_most(p->ctx, heft__input_size(p->file->source));
+    if (entry->bytes <= limit && entry->bytes <= room) {
+        return HEFT_OK;
+    }
+    return heft__fail_at(
+        err, HEFT_LIMIT, entry->central, "record has %llu bytes, the limit is %llu (limit %s)",
+        (unsigned long long)entry->bytes, (unsigned long long)(limit < room ? limit : room),
+        limit < room ? "pickle_bytes" : "value_bytes");
 }
 
 static heft_status read_pickle(struct parse *p, heft_error *err)
@@ -206,23 +210,26 @@ static heft_status read_pickle(struct parse *p, heft_error *err)
         heft__add_item(status, err, "data.pkl");
     }
     if (status == HEFT_OK) {
-        status = heft__zip_read(&p->zip, entry, most_pickle_bytes(p), &bytes, err);
+        status = heft__add_item(check_pickle_size(p, entry, err), err, entry->name);
+    }
+    if (status == HEFT_OK) {
+        status = heft__zip_read(&p->zip, entry, UINT64_MAX, &bytes, err);
     }
     if (status != HEFT_OK) {
         return status;
     }
-    status =
-        heft__pickle_run(p->ctx, bytes, (size_t)entry->bytes, 0, HEFT__PK_IDS_ZIP, &pickle, err);
+    status = heft__pickle_run(p->ctx, bytes, (size_t)entry->bytes, 0,
+                              heft__input_size(p->file->source), HEFT__PK_IDS_ZIP, &pickle, err);
     if (status == HEFT_OK) {
         heft__pickle_tensors_init(&build, p->ctx, p->file, &pickle, place, p);
         status = heft__pickle_tensors_walk(&build, err);
     }
+    heft__pickle_fini(&pickle); /* before what was made of it is copied */
+    heft__free(p->ctx, bytes, (size_t)entry->bytes);
     if (status == HEFT_OK) {
         status = heft__pickle_tensors_publish(&build, err);
     }
     heft__pickle_tensors_fini(&build);
-    heft__pickle_fini(&pickle);
-    heft__free(p->ctx, bytes, (size_t)entry->bytes);
     return heft__add_item(status, err, "data.pkl");
 }
 
@@ -271,6 +278,7 @@ const heft__format heft__format_torch = {
     .has_order = true,
     .sniff = sniff,
     .parse = parse_file,
+    .one_at_a_time = true,
     .endings = endings,
     .precedence = 2,
     .stem = "pytorch_model",

@@ -122,9 +122,10 @@ static heft_status read_end(heft__zip *zip, const uint8_t *tail, uint64_t tail_a
     }
     const uint64_t limit = heft__limits(zip->ctx)->header_bytes;
     if (dir->bytes > limit) {
-        return heft__fail_at(err, HEFT_LIMIT, at,
-                             "central directory has %llu bytes, the limit is %llu",
-                             (unsigned long long)dir->bytes, (unsigned long long)limit);
+        return heft__fail_at(
+            err, HEFT_LIMIT, at,
+            "central directory has %llu bytes, the limit is %llu (limit header_bytes)",
+            (unsigned long long)dir->bytes, (unsigned long long)limit);
     }
     return HEFT_OK;
 }

@@ -95,7 +95,8 @@ struct heft__json_value {
     size_t count;
 };
 
-/* Read one document. FORMAT for malformed text and for a key that occurs twice in an object. */
+/* Read one document. FORMAT for malformed text and for a key that occurs twice in an object; LIMIT for
+ * values that take more memory than heft_limits.value_bytes and the length of the text. */
 heft_status heft__json_parse(heft__arena *arena, const void *bytes, size_t length,
                              uint32_t depth_limit, heft__json_value **out, heft_error *err);
 /* The same for one value in a longer text, whose first token was just read. Offsets stay those of

@@ -329,8 +329,8 @@ static heft_status open_level(heft__json_reader *r, heft__json_token *token, boo
                               heft_error *err)
 {
     if (r->depth >= r->depth_limit) {
-        return heft__fail_at(err, HEFT_LIMIT, offset_of(r, r->p), "nested more than %u levels deep",
-                             r->depth_limit);
+        return heft__fail_at(err, HEFT_LIMIT, offset_of(r, r->p),
+                             "nested more than %u levels deep (limit json_depth)", r->depth_limit);
     }
     uint64_t bit = (uint64_t)1 << (r->depth % 64);
     r->in_object[r->depth / 64] =

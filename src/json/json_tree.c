@@ -13,6 +13,8 @@
 #include <stdlib.h>
 
 #define FEW_MEMBERS 16 /* up to here comparing beats hashing */
+#define TEXT_BYTES 32  /* what a text takes beside its bytes, at most */
+#define HASH_BYTES 104 /* what a key takes in a hash table that is being enlarged */
 
 static heft__json_value *value_new(heft__arena *arena, heft__json_type type)
 {
@@ -37,10 +39,28 @@ struct builder {
     size_t depth, cap;
     const char *key; /* of the value to come */
     size_t key_length;
+    uint64_t bytes, most; /* of memory: what the values take, and may take */
 };
+
+/* Count what is about to be taken. */
+static heft_status take(struct builder *b, uint64_t bytes, uint64_t at, heft_error *err)
+{
+    b->bytes += bytes;
+    return b->bytes <= b->most
+               ? HEFT_OK
+               : heft__fail_at(err, HEFT_LIMIT, at,
+                               "the values take more than %llu bytes (limit value_bytes)",
+                               (unsigned long long)b->most);
+}
 
 static heft_status open_level(struct builder *b, heft__json_value *value, heft_error *err)
 {
+    /* the deepest level is counted, not each: lists side by side use the same place */
+    const uint64_t more = b->depth == b->cap ? (b->cap + 16) * sizeof *b->levels : 0;
+    heft_status status = take(b, more, value->offset, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     if (!heft__array_reserve(b->arena->ctx, (void **)&b->levels, b->depth, &b->cap,
                              sizeof *b->levels)) {
         return heft__fail_nomem(err, sizeof *b->levels);
@@ -91,7 +111,12 @@ static heft_status find_twin(struct builder *b, const char *key, size_t length, 
 static heft_status take_key(struct builder *b, const heft__json_token *token, heft_error *err)
 {
     bool twin = false;
-    heft_status status = heft__json_string(token, b->arena, &b->key, &b->key_length, err);
+    const bool hashed = b->levels[b->depth - 1].value->count >= FEW_MEMBERS;
+    heft_status status =
+        take(b, token->length + TEXT_BYTES + (hashed ? HASH_BYTES : 0), token->offset, err);
+    if (status == HEFT_OK) {
+        status = heft__json_string(token, b->arena, &b->key, &b->key_length, err);
+    }
     if (status == HEFT_OK) {
         status = find_twin(b, b->key, b->key_length, &twin, err);
     }
@@ -114,14 +139,20 @@ static heft_status take_value(struct builder *b, const heft__json_token *token, 
         [HEFT__JSON_FALSE] = HEFT__JSON_TYPE_BOOL,
         [HEFT__JSON_NULL] = HEFT__JSON_TYPE_NULL,
     };
+    const bool texts = token->kind == HEFT__JSON_STRING || token->kind == HEFT__JSON_NUMBER;
+    heft_status status = take(
+        b, sizeof(heft__json_value) + (texts ? token->length + TEXT_BYTES : 0), token->offset, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     heft__json_value *value = value_new(b->arena, types[token->kind]);
     if (!value) {
         return heft__fail_nomem(err, sizeof *value);
     }
     value->offset = token->offset;
     value->boolean = token->kind == HEFT__JSON_TRUE;
-    if (token->kind == HEFT__JSON_STRING || token->kind == HEFT__JSON_NUMBER) {
-        heft_status status = heft__json_string(token, b->arena, &value->text, &value->length, err);
+    if (texts) {
+        status = heft__json_string(token, b->arena, &value->text, &value->length, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -142,7 +173,9 @@ static heft_status take_value(struct builder *b, const heft__json_token *token, 
 heft_status heft__json_read_tree(heft__json_reader *reader, const heft__json_token *first,
                                  heft__arena *arena, heft__json_value **out, heft_error *err)
 {
-    struct builder b = {.arena = arena};
+    struct builder b = {.arena = arena,
+                        .most = heft__add_most(heft__limits(arena->ctx)->value_bytes,
+                                               (uint64_t)(reader->end - reader->start))};
     heft__json_token token;
     assert(first->kind != HEFT__JSON_KEY && first->kind != HEFT__JSON_OBJECT_END &&
            first->kind != HEFT__JSON_ARRAY_END && first->kind != HEFT__JSON_END);

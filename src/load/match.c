@@ -129,11 +129,19 @@ static heft_status find_key(struct lookup *lookup, const char *key, struct targe
     }
     *target = shorter ? find_target(lookup, shorter) : (struct target){0};
     if (target->count == 0 && *prefix) {
-        const char *longer = heft__arena_format(&lookup->scratch, "%s.%s", prefix, key);
+        char near[512]; /* for names of a usual length */
+        const size_t before = strlen(prefix), bytes = before + strlen(key) + 2;
+        char *longer = bytes <= sizeof near ? near : heft__alloc(lookup->model->ctx, bytes);
         if (!longer) {
-            return heft__fail_nomem(err, strlen(key));
+            return heft__fail_nomem(err, bytes);
         }
+        memcpy(longer, prefix, before);
+        longer[before] = '.';
+        memcpy(longer + before + 1, key, bytes - before - 1);
         *target = find_target(lookup, longer);
+        if (longer != near) {
+            heft__free(lookup->model->ctx, longer, bytes);
+        }
     }
     if (target->count == 0) {
         *target = find_target(lookup, key);

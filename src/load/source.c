@@ -120,10 +120,11 @@ static heft_status open_config(heft_source *source, const char *at, heft_status 
 {
     heft_error other = {0};
     const heft_status config = heft_config_read(source->ctx, at, &source->config, &other);
-    if (config == HEFT_NOMEM) {
+    if (config == HEFT_NOMEM || config == HEFT_LIMIT) {
         source->no_weights = other;
+        return config;
     }
-    return config == HEFT_OK || config == HEFT_NOMEM ? config : status;
+    return config == HEFT_OK ? config : status;
 }
 
 /* The error is that of the weights, if there is no config either. */

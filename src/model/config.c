@@ -49,7 +49,8 @@ heft_status heft_config_new(heft_ctx *ctx, const char *text, size_t length, heft
     }
     const uint64_t most = heft__limits(ctx)->config_bytes;
     heft_status status =
-        length > most ? heft__fail(err, HEFT_LIMIT, "the text has %zu bytes, the limit is %llu",
+        length > most ? heft__fail(err, HEFT_LIMIT,
+                                   "the text has %zu bytes, the limit is %llu (limit config_bytes)",
                                    length, (unsigned long long)most)
                       : heft__config_parse(ctx, "config.json", text, length, out, err);
     return heft__add_path(status, err, "config.json");
@@ -75,6 +76,7 @@ heft_status heft_config_read(heft_ctx *ctx, const char *path, heft_config **out,
     if (status == HEFT_OK) {
         status =
             heft__read_file(&arena, file, heft__limits(ctx)->config_bytes, &text, &length, err);
+        heft__add_limit(status, err, "config_bytes");
     }
     if (status == HEFT_OK) {
         status = heft__config_parse(ctx, file, text, length, out, err);

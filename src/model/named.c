@@ -166,7 +166,8 @@ static heft_status check_specs(heft_ctx *ctx, const heft_parameter_spec *specs, 
     uint64_t total = 0;
     heft_status status = HEFT_OK;
     if (count > most) {
-        return heft__fail(err, HEFT_LIMIT, "the model has %zu tensors, the limit is %llu", count,
+        return heft__fail(err, HEFT_LIMIT,
+                          "the model has %zu tensors, the limit is %llu (limit tensors)", count,
                           (unsigned long long)most);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {

@@ -320,7 +320,7 @@ static void add_one(heft__skeleton *s, const char *name, heft_parameter paramete
         return;
     }
     if (s->saved_count + s->transient_count >= most) {
-        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %llu tensors",
+        heft__sk_fail(s, HEFT_LIMIT, NULL, "the model has more than %llu tensors (limit tensors)",
                       (unsigned long long)most);
     } else if (!heft__shape_elems(parameter.shape, parameter.rank, &elems) ||
                elems > HEFT__MODEL_BYTES ||

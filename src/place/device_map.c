@@ -296,6 +296,7 @@ heft_status heft__device_map_read(const heft__tree *tree, const char *path,
     heft__arena_init(&arena, tree->ctx);
     heft_status status =
         heft__read_file(&arena, path, heft__limits(tree->ctx)->config_bytes, &text, &length, err);
+    heft__add_limit(status, err, "config_bytes");
     if (status == HEFT_OK) {
         status = parse(tree, &arena, text, length, map, warnings, err);
     }

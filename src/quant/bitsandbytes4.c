@@ -119,8 +119,9 @@ static const heft__quant_layout blocks_layout = {.name = "half-bytes in flat blo
                                                  .decode = blocks_decode};
 
 /* ---- the quant state -------------------------------------------------------------------------- */
-static heft_status read_state(const heft__quant_finder *finder, size_t i, heft__json_value **out,
-                              heft_error *err)
+/* The tree lives in `trees`. */
+static heft_status read_state(const heft__quant_finder *finder, size_t i, heft__arena *trees,
+                              heft__json_value **out, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
     if (info->dtype != HEFT_DTYPE_U8 || info->rank != 1 || info->size_bytes == 0 ||
@@ -128,7 +129,7 @@ static heft_status read_state(const heft__quant_finder *finder, size_t i, heft__
         return heft__quant_fail(finder, i, err, "expected a JSON text of uint8, at most %zu bytes",
                                 STATE_MOST);
     }
-    uint8_t *text = heft__arena_alloc(finder->arena, (size_t)info->size_bytes);
+    uint8_t *text = heft__arena_alloc(trees, (size_t)info->size_bytes);
     if (!text) {
         return heft__fail_nomem(err, info->size_bytes);
     }
@@ -136,7 +137,7 @@ static heft_status read_state(const heft__quant_finder *finder, size_t i, heft__
         finder->table->read(finder->table->user, i, text, (size_t)info->size_bytes, err);
     heft_error why = {0};
     if (status == HEFT_OK) {
-        status = heft__json_parse(finder->arena, text, (size_t)info->size_bytes, 16, out, &why);
+        status = heft__json_parse(trees, text, (size_t)info->size_bytes, 16, out, &why);
     }
     if (why.status == HEFT_NOMEM && err) {
         *err = why;
@@ -271,6 +272,8 @@ static heft_status find_state(heft__quant_finder *finder, size_t i, size_t prefi
     heft__json_value *state = NULL;
     size_t map = HEFT__NO_PART, nested_map = HEFT__NO_PART;
     struct blocks *b = heft__arena_array(finder->arena, 1, sizeof *b);
+    heft__arena trees; /* of the state alone: there may be very many */
+    heft__arena_init(&trees, finder->arena->ctx);
     heft_status status = b ? heft__quant_weight_init(finder, &weight, i, prefix, "", err)
                            : heft__fail_nomem(err, sizeof *b);
     if (status == HEFT_OK) {
@@ -286,7 +289,7 @@ static heft_status find_state(heft__quant_finder *finder, size_t i, size_t prefi
         status = read_floats(finder, map, 16, b->map, err);
     }
     if (status == HEFT_OK) {
-        status = read_state(finder, i, &state, err);
+        status = read_state(finder, i, &trees, &state, err);
     }
     if (status == HEFT_OK) {
         status = state_count(finder, i, state, "blocksize", &b->size, err);
@@ -310,6 +313,7 @@ static heft_status find_state(heft__quant_finder *finder, size_t i, size_t prefi
     if (status == HEFT_OK) {
         status = check_values(finder, &weight, b, err);
     }
+    heft__arena_fini(&trees);
     weight.layout = &blocks_layout;
     weight.detail = b;
     weight.bits = 4;

@@ -21,9 +21,10 @@
 
 /* One weight, while its tensors are looked up. */
 struct subject {
-    size_t i, prefix; /* of qdata: its number, and the bytes of its name in front of "qdata" */
-    const char *name; /* of the weight */
-    const char *type; /* its class */
+    size_t i, prefix;   /* of qdata: its number, and the bytes of its name in front of "qdata" */
+    const char *name;   /* of the weight */
+    heft__arena *trees; /* of its metadata; it ends with the subject */
+    const char *type;   /* its class */
     const heft__json_value *data;
 };
 
@@ -113,8 +114,7 @@ static heft_status read_metadata(const heft__quant_finder *finder, struct subjec
     if (!text) {
         return HEFT_OK;
     }
-    const heft_status status =
-        heft__json_parse(finder->arena, text, strlen(text), DEPTH, &root, &why);
+    const heft_status status = heft__json_parse(s->trees, text, strlen(text), DEPTH, &root, &why);
     if (status == HEFT_NOMEM) {
         return heft__fail_nomem(err, strlen(text));
     }
@@ -270,23 +270,26 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
                                        "act_pre_scale",
                                        "act_per_tensor_scale",
                                        NULL};
-    struct subject s = {.i = i, .prefix = before_qdata(finder->table->infos[i].name)};
+    heft__arena trees;
+    struct subject s = {
+        .i = i, .prefix = before_qdata(finder->table->infos[i].name), .trees = &trees};
     heft__quant_weight weight;
     if (s.prefix == SIZE_MAX) {
         return HEFT_OK;
     }
+    heft__arena_init(&trees, finder->arena->ctx);
     s.name = plain_name(finder->arena, finder->table->infos[i].name, s.prefix);
     heft_status status = s.name ? read_metadata(finder, &s, err) : heft__fail_nomem(err, s.prefix);
     if (status == HEFT_OK) {
         status = heft__quant_weight_init(finder, &weight, i, s.prefix, "qdata", err);
     }
-    if (status != HEFT_OK) {
-        return status;
+    if (status == HEFT_OK) {
+        weight.name = s.name;
+        weight.part[0] = i;
+        weight.why = why_not(finder, &s);
+        status = weight.why ? HEFT_OK : find_values(finder, &s, &weight, err);
     }
-    weight.name = s.name;
-    weight.part[0] = i;
-    weight.why = why_not(finder, &s);
-    status = weight.why ? HEFT_OK : find_values(finder, &s, &weight, err);
+    heft__arena_fini(&trees);
     if (status == HEFT_OK) {
         status = heft__quant_add(finder, &weight, err);
     }

@@ -211,8 +211,8 @@ heft_status heft_tensor_new(heft_storage *storage, const heft_tensor_spec *given
     }
     const uint32_t most = heft__limits(storage->ctx)->rank;
     if (status == HEFT_OK && spec.rank > most) {
-        status =
-            heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u", spec.rank, most);
+        status = heft__fail(err, HEFT_LIMIT, "the tensor has rank %u, the limit is %u (limit rank)",
+                            spec.rank, most);
     }
     if (status == HEFT_OK) {
         status = tensor_check(&spec, storage, &size_bytes, err);

@@ -46,11 +46,12 @@ for file in "$source_dir"/src/cli/cmd_*.c; do
     {
         grep -oE 'X\([A-Z_]+, "[a-z-]+"' "$file" | sed 's/.*"\(.*\)"/--\1/'
         printf -- '--%s\n' json quiet verbose help
+        [ "$command" = shared ] || echo --limit
     } | sort >"$work/table"
     grep -oE '^  (-[a-z],|   ) --[a-z-]+' "$work/help" | grep -oE -- '--[a-z-]+' | sort >"$work/listed"
     diff "$work/table" "$work/listed" >&2 || fail "heft $command --help and its option table differ"
     while read -r option; do
-        case $option in --json | --quiet | --verbose | --help) continue ;; esac
+        case $option in --json | --quiet | --verbose | --help | --limit) continue ;; esac
         grep -qE -- "^\| \`${option}[\` =[]" "$page" || fail "$page: no row for $option"
         count=$((count + 1))
     done <"$work/listed"

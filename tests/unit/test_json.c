@@ -608,10 +608,19 @@ static void a_million_members_are_not_quadratic(void **state)
     heft__arena arena;
     heft__json_value *root = NULL;
     heft_error err;
+    assert_int_equal(parse(&arena, text, (size_t)(p - text), &root, &err), HEFT_LIMIT);
+    assert_non_null(strstr(err.message, "(limit value_bytes)"));
+    heft__arena_fini(&arena);
+    heft_ctx *standard = ctx;
+    ctx = heft_ctx_new(&HEFT_OPTIONS(
+        heft_ctx_options, .limits = &HEFT_OPTIONS(heft_limits, .value_bytes = UINT64_MAX)));
+    assert_non_null(ctx);
     assert_int_equal(parse(&arena, text, (size_t)(p - text), &root, &err), HEFT_FORMAT);
     assert_int_equal(err.offset, twin);
     assert_string_equal(err.item, "499999");
     heft__arena_fini(&arena);
+    heft_ctx_free(ctx);
+    ctx = standard;
     free(text);
 }
 

@@ -103,8 +103,8 @@ static void machine_refuses_at_the_byte(void **state)
             malloc(row->length + 1); /* exact, so that a sanitizer sees a read behind it */
         uint8_t *exact = realloc(copy, row->length ? row->length : 1);
         memcpy(exact, row->bytes, row->length);
-        heft_status status =
-            heft__pickle_run(ctx, exact, row->length, 100, HEFT__PK_IDS_NONE, &pickle, &err);
+        heft_status status = heft__pickle_run(ctx, exact, row->length, 100, row->length,
+                                              HEFT__PK_IDS_NONE, &pickle, &err);
         heft__pickle_fini(&pickle);
         free(exact);
         test_expect_status(status, row->status, &err, row->name);
@@ -138,7 +138,7 @@ static void integers_have_their_values(void **state)
         heft__pickle pickle;
         heft_error err;
         assert_int_equal(heft__pickle_run(ctx, (const uint8_t *)rows[i].bytes, rows[i].length, 0,
-                                          HEFT__PK_IDS_NONE, &pickle, &err),
+                                          rows[i].length, HEFT__PK_IDS_NONE, &pickle, &err),
                          HEFT_OK);
         assert_int_equal(pickle.top.kind, HEFT__PK_INT);
         assert_int_equal(pickle.top.as.integer, rows[i].value);
@@ -172,6 +172,7 @@ static heft_status place(void *user, const char *key, size_t length, heft__file_
 
 struct built {
     heft__file file;
+    heft__quota quota;
     heft__pickle pickle;
 };
 
@@ -182,8 +183,10 @@ static heft_status build(heft_ctx *on, struct built *built, const void *bytes, s
     *built = (struct built){0};
     heft__arena_init(&built->file.arena, on);
     heft__warnings_init(&built->file.warnings, &built->file.arena);
+    heft__quota_init(&built->quota, on, length);
+    built->file.quota = &built->quota;
     heft_status status =
-        heft__pickle_run(on, bytes, length, 0, HEFT__PK_IDS_ZIP, &built->pickle, err);
+        heft__pickle_run(on, bytes, length, 0, length, HEFT__PK_IDS_ZIP, &built->pickle, err);
     if (status == HEFT_OK) {
         heft__pickle_tensors_init(&tensors, on, &built->file, &built->pickle, place, NULL);
         status = heft__pickle_tensors_walk(&tensors, err);
@@ -193,6 +196,7 @@ static heft_status build(heft_ctx *on, struct built *built, const void *bytes, s
     }
     heft__pickle_tensors_fini(&tensors);
     heft__pickle_fini(&built->pickle);
+    heft__quota_fini(&built->quota);
     return status;
 }
 
