@@ -302,7 +302,7 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
         weight.layout = NULL;
         weight.why =
             unsure ? "several config_groups match its scales, and none of them names its module"
-                   : "no config says to which dtype its values are rounded";
+                   : "no config gives the dtype of its dequantized values";
     }
     return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
 }

@@ -126,9 +126,9 @@ static heft_status block_of(const heft__quant_finder *finder, const heft_tensor_
 static const char *doubt(const heft_tensor_info *grid, const uint64_t block[2], heft_dtype dtype)
 {
     const bool several = grid->rank > 0 && grid->shape[0] * grid->shape[grid->rank - 1] > 1;
-    return !block[0] && several ? "no config says how large the blocks of its scales are"
+    return !block[0] && several ? "no config gives the block size of its scales"
            : grid->dtype != HEFT_DTYPE_F32 && grid->dtype != dtype
-               ? "no config says to which dtype its values are rounded"
+               ? "no config gives the dtype of its dequantized values"
                : NULL;
 }
 

@@ -110,7 +110,7 @@ run 2 inspect "$source_dir/tests/data/loading/single_bin" --html - --tree
 
 # ---- a format that is asked for is the only one ---------------------------------------------------------------
 run 4 inspect "$source_dir/tests/data/loading/single_bin" --format safetensors
-shows "$err" "no weights of the format 'safetensors' found: there is 'pytorch_model.bin'"
+shows "$err" "no model.safetensors, and safetensors was asked for; weight files: 'pytorch_model.bin'"
 run 0 inspect "$source_dir/tests/data/loading/bin_and_safetensors" --format bin --json
 shows "$out" '"format": "bin"'
 run 4 load "$source_dir/tests/data/loading/single_bin" --format safetensors
