@@ -143,7 +143,7 @@ done
 
 # a folder of the destination is replaced by that of the source, but nothing is lost with it
 mkdir -p "$work/other/2_Dense"
-fails 11 "already contains '2_Dense'; 'force' (--force) replaces it" convert "$work/forms" "$work/other"
+fails 11 "already contains '2_Dense'; 'force' .--force. replaces it" convert "$work/forms" "$work/other"
 echo mine >"$work/formed/2_Dense/inner/mine"
 echo other >"$work/formed/2_Dense/pytorch_model.bin"
 before=$(snapshot "$work/formed")

@@ -226,11 +226,11 @@ for version in gemv exllama; do
     fresh awq_4bit
     edited "$work/edited" "c['quantization_config']['version'] = '$version'"
     run 0 load "$work/edited" -q
-    fails 7 "the version \"$version\" is a layout that heft does not know" load "$work/edited" --dequantize
+    fails 7 "its version \"$version\" is not supported" load "$work/edited" --dequantize
 done
 fresh gptq_4bit
 edited "$work/edited" "c['quantization_config']['checkpoint_format'] = 'marlin'"
-fails 7 'the checkpoint_format "marlin" is a layout' convert "$work/edited" "$work/never" --dequantize
+fails 7 'its checkpoint_format "marlin" is not supported' convert "$work/edited" "$work/never" --dequantize
 
 # a config without weights, weights without a config, symmetric weights of the other version: a warning
 warned() { # warned WORDS: of load, inspect and convert
