@@ -63,7 +63,7 @@ def _on_storage(tensor: Tensor, storage: torch.UntypedStorage, offset: int, stri
     import torch
 
     dtype = torch_dtype(tensor.dtype)
-    return torch.empty(0, dtype=dtype).set_(
+    return torch.empty(0, dtype=dtype, device="cpu").set_(
         storage, offset // dtype.itemsize, tensor.shape, tuple(strides)
     )
 

@@ -46,7 +46,7 @@ class HeftError(Exception):
         return ": ".join(part for part in (self.path, self.item, byte, self.message) if part)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.path, self.item, self.offset, self.errno)
+        return type(self), (self.message, self.path, self.item, self.offset, self.errno), {"status": self.status}
 
 
 class InvalidArgError(HeftError, ValueError):
