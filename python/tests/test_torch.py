@@ -475,3 +475,63 @@ def test_a_dead_file_of_a_tensor_in_a_checkpoint(tmp_path: Path, file: Path) -> 
     assert heft.load(file)["a"].eq(0).all()
     heft.safetensors.torch.save_file(heft.load(file), file)  # onto itself
     assert heft.load(file)["a"].eq(0).all()
+
+
+# ---- files of many kinds ----------------------------------------------------------------------------
+
+FORMATS = Path(__file__).parents[2] / "tests" / "data" / "formats"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in FORMATS.glob("*.pt")))
+def test_files_of_every_kind_as_torch_reads_them(name: str) -> None:
+    try:
+        want = torch.load(FORMATS / name, weights_only=True, map_location="cpu")
+    except Exception as error:
+        pytest.skip(f"torch: {type(error).__name__}")
+    if not isinstance(want, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in want.items()
+    ):
+        pytest.skip("no flat state dict")
+    if name in ("zip_odd_keys.pt", "zip_quantized.pt", "zip_sparse.pt"):  # docs/formats/pickle.md
+        with pytest.raises((heft.RefusedError, heft.UnsupportedError)):
+            heft.open(FORMATS / name)
+        return
+    checkpoint = heft.open(FORMATS / name)
+    left_out = [key for key in want if key not in checkpoint]
+    assert all(want[key].layout != torch.strided or want[key].is_quantized or want[key].is_meta for key in left_out)
+    loaded, copied = heft.torch.load(FORMATS / name), heft.torch.load(FORMATS / name, mmap=False)
+    compared = 0
+    for key, tensor in want.items():
+        if key in left_out:
+            continue
+        try:
+            tensor = tensor.resolve_conj().resolve_neg().detach().clone()
+            tensor.reshape(-1).view(torch.uint8)
+        except (RuntimeError, NotImplementedError):
+            continue  # torch's own: bits and other dtypes that it cannot copy
+        for got in (checkpoint[key].torch(), checkpoint[key].torch(copy=True), loaded[key], copied[key]):
+            assert same(got, tensor), key
+        if tensor.dim() and tensor.shape[0] > 1:
+            assert same(checkpoint[key][1:].torch(), tensor[1:]), key
+            assert same(checkpoint[key].slice(-1, 1, 2).torch(), tensor.chunk(2, -1)[1]) or tensor.shape[-1] < 2, key
+        compared += 1
+    assert compared or not set(want) - set(left_out)
+
+
+def test_float4(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    want = torch.arange(32, dtype=torch.uint8).reshape(4, 8).view(torch.float4_e2m1fn_x2)
+    safetensors_torch.save_file({"x": want}, path)
+    tensor = heft.open(path)["x"]
+    assert tensor.shape == (4, 16) and tensor.torch().shape == (4, 8)
+
+    def values(part: torch.Tensor) -> list[list[int]]:
+        return part.view(torch.uint8).tolist()
+
+    assert values(tensor[1:3].torch()) == values(want)[1:3]
+    assert values(tensor[:, 2:6].torch()) == [row[1:3] for row in values(want)]
+    for part in (lambda: tensor[:, 1:3], lambda: tensor.map()[:, 1:]):
+        with pytest.raises((heft.InvalidArgError, BufferError)):
+            part().torch()
+    with pytest.raises((heft.InvalidArgError, IndexError)):
+        tensor.map()[0, 1]
