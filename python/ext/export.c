@@ -79,6 +79,24 @@ static bool pair_of(PyObject *object, const char *name, long *first, long *secon
     return !PyErr_Occurred();
 }
 
+/* torch reads complex128 with instructions that fault at other addresses. Smaller elements may be
+ * anywhere: safetensors puts them there, too. */
+static bool is_aligned(const heft_tensor *tensor)
+{
+    return tensor->dtype != HEFT_DTYPE_C128 || tensor->size_bytes == 0 ||
+           (uintptr_t)tensor->data % 16 == 0;
+}
+
+/* Raise BufferError if the tensor can only be had as a copy. */
+static bool refuse_copy(Tensor *self)
+{
+    const bool may = self->memory || tensor_may_map(self);
+    if (!may) {
+        PyErr_SetString(PyExc_BufferError, "the slice is not one run of bytes: it is copied");
+    }
+    return may;
+}
+
 PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *keywords[] = {"stream", "max_version", "dl_device", "copy", NULL};
@@ -95,10 +113,23 @@ PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_BufferError, "the tensor is on the CPU: no stream, no other device");
         return NULL;
     }
-    const int must = copy == Py_None ? 0 : PyObject_IsTrue(copy);
+    int must = copy == Py_None ? 0 : PyObject_IsTrue(copy);
+    const bool never = copy != Py_None && must == 0;
+    if (must < 0 || (never && !refuse_copy(self))) {
+        return NULL;
+    }
     heft_tensor *memory =
-        must < 0 ? NULL
-                 : tensor_bring(self, must ? BRING_READ : BRING_AS_IS, HEFT_DTYPE_NONE, NULL);
+        tensor_bring(self, must ? BRING_READ : BRING_AS_IS, HEFT_DTYPE_NONE, NULL);
+    if (memory && !is_aligned(memory)) {
+        heft_tensor_free(memory);
+        if (never) {
+            PyErr_SetString(PyExc_BufferError,
+                            "complex128 is not aligned in the file: it is copied");
+            return NULL;
+        }
+        must = 1;
+        memory = tensor_bring(self, BRING_READ, HEFT_DTYPE_NONE, NULL);
+    }
     if (!memory) {
         return NULL;
     }

@@ -123,6 +123,8 @@ enum bring {
 };
 /* Bring a tensor in. Returns an owned tensor, or NULL with an exception. dtype: NONE: as stored. */
 heft_tensor *tensor_bring(Tensor *self, enum bring how, heft_dtype dtype, PyObject *progress);
+/* Whether BRING_AS_IS would not copy, as far as the slice decides. */
+bool tensor_may_map(Tensor *self);
 bool tensor_is_contiguous(const heft_tensor *tensor);
 PyObject *tensor_dlpack(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *tensor_dlpack_device(PyObject *self, PyObject *unused);

@@ -414,7 +414,7 @@ static heft_tensor *another(const heft_tensor *tensor)
     return out;
 }
 
-static bool may_map(Tensor *self)
+bool tensor_may_map(Tensor *self)
 {
     heft_checkpoint *checkpoint = self->dims ? checkpoint_use(self->owner) : NULL;
     if (!checkpoint) { /* whole, or closed: then mapping says so */
@@ -439,7 +439,7 @@ heft_tensor *tensor_bring(Tensor *self, enum bring how, heft_dtype dtype, PyObje
     if (self->memory) {
         return cast || how == BRING_READ ? read_memory(self, target) : another(self->memory);
     }
-    if (cast || how == BRING_READ || !may_map(self)) {
+    if (cast || how == BRING_READ || !tensor_may_map(self)) {
         return read_lazy(self, target, progress);
     }
     return map_lazy(self, how == BRING_CONSTANT ? HEFT_MAP_READ_ONLY : HEFT_MAP_PRIVATE);
@@ -614,7 +614,8 @@ static PyObject *get_is_run(PyObject *object, void *unused)
 {
     (void)unused;
     Tensor *self = (Tensor *)object;
-    return PyBool_FromLong(self->memory ? tensor_is_contiguous(self->memory) : may_map(self));
+    return PyBool_FromLong(self->memory ? tensor_is_contiguous(self->memory)
+                                        : tensor_may_map(self));
 }
 
 /* (number of the storage, file, offset of the first byte or None), of a lazy tensor. */

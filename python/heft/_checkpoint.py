@@ -217,6 +217,8 @@ _NO_MODEL = "the config has no model type"  # every load of names alone warns of
 def _load(
     checkpoint: Checkpoint, dtype: Any, mode: str, share: bool, over_limit: bool, progress: Progress | None
 ) -> dict[str, Tensor]:
+    if not len(checkpoint):
+        return {}
     if mode == "map" and dtype is None and not share:  # then views keep their strides, too
         raw = checkpoint._raw
         return {name: raw.tensor(number).map() for name, number in checkpoint._numbers.items()}

@@ -18,6 +18,9 @@ _NUMPY = frozenset(
     "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128".split()
 )
 
+# dtypes that DLPack has no code for, which torch takes from a buffer
+_NO_DLPACK = frozenset("bits8 bits16 bits1x8 bits2x4 bits4x2".split())
+
 
 def dtype_name(dtype: Any) -> str | None:
     """Return PyTorch's name of a dtype of torch, of numpy, of Python or by name; None for None."""
@@ -51,25 +54,30 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def import_torch(tensor: Tensor) -> torch.Tensor:
-    """Import one tensor, on a storage of its own."""
+def import_torch(tensor: Tensor, copy: bool | None = None) -> torch.Tensor:
+    """Import one tensor, on a storage of its own; copy=False: BufferError instead of a copy."""
     import torch
 
-    torch_dtype(tensor.dtype)
-    return torch.utils.dlpack.from_dlpack(tensor.__dlpack__(max_version=(1, 0)))
+    dtype = torch_dtype(tensor.dtype)
+    if tensor.dtype in _NO_DLPACK and tensor.nbytes:
+        buffer: Any = tensor.read()
+        return torch.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
+    return torch.utils.dlpack.from_dlpack(tensor.__dlpack__(max_version=(1, 0), copy=copy))
 
 
 def _on_storage(tensor: Tensor, storage: torch.UntypedStorage, offset: int, strides: Iterable[int]) -> torch.Tensor:
     import torch
 
     dtype = torch_dtype(tensor.dtype)
-    return torch.empty(0, dtype=dtype).set_(
+    return torch.empty(0, dtype=dtype, device="cpu").set_(
         storage, offset // dtype.itemsize, tensor.shape, tuple(strides)
     )
 
 
-def _fits_storage(tensor: Tensor, offset: int) -> bool:
+def _fits_storage(tensor: Tensor, offset: int, address: int) -> bool:
     bits = _heft.DTYPES[tensor.dtype][1]
+    if tensor.dtype == "complex128" and address % 16:
+        return False  # torch would fault: DLPack exports a copy
     return bits % 8 == 0 and offset % (bits // 8) == 0
 
 
@@ -89,7 +97,7 @@ def _tied(tensor: Tensor) -> torch.Tensor | None:
         return None
     memory = tensor.map()
     layout = memory._layout
-    if layout is None or not layout[3] & _heft.MAPPED or not _fits_storage(tensor, layout[1]):
+    if layout is None or not layout[3] & _heft.MAPPED or not _fits_storage(tensor, layout[1], layout[4]):
         return None  # a copy on the heap has a storage of its own
     storage = cache.get(ties[number])
     if storage is None:
@@ -117,10 +125,13 @@ def to_torch(tensor: Tensor, dtype: Any = None, device: Any = None, copy: bool |
     elif copy:
         result = import_torch(tensor.read())
     else:
-        if copy is False and tensor.lazy and not tensor._is_run:
-            raise ValueError(f"{tensor.name}: the tensor is not stored as one run of bytes")
         tied = _tied(tensor)
-        result = import_torch(tensor) if tied is None else tied
+        try:
+            result = import_torch(tensor, copy) if tied is None else tied
+        except BufferError as error:
+            if copy is None:
+                raise
+            raise ValueError(f"{tensor.name}: {error}") from None
     return result if device is None else result.to(device)
 
 
@@ -143,7 +154,7 @@ def torch_dict(tensors: dict[str, Tensor]) -> dict[str, torch.Tensor]:
         assert layout is not None
         shared = bool(layout[3] & _heft.SHARED)
         offset = 0 if shared else layout[1]
-        if counts[key] == 1 or not tensor.nbytes or not _fits_storage(tensor, offset):
+        if counts[key] == 1 or not tensor.nbytes or not _fits_storage(tensor, offset, layout[4]):
             result[name] = import_torch(tensor)
             continue
         if key not in storages:

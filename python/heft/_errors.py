@@ -46,7 +46,8 @@ class HeftError(Exception):
         return ": ".join(part for part in (self.path, self.item, byte, self.message) if part)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.path, self.item, self.offset, self.errno)
+        state = {name: value for name, value in vars(self).items() if name == "status"}  # where it is not the class's
+        return type(self), (self.message, self.path, self.item, self.offset, self.errno), state
 
 
 class InvalidArgError(HeftError, ValueError):

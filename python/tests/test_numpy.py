@@ -77,3 +77,35 @@ def test_saving(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         heft.save_file({3: read_only}, path)  # type: ignore[dict-item]
     assert list(heft.open(path)) == ["r"]
+
+
+def test_random_slices_are_numpys(tmp_path: Path) -> None:
+    random = numpy.random.default_rng(5)
+    arrays = {}
+    for i in range(12):
+        shape = tuple(int(n) for n in random.integers(0, 6, random.integers(0, 5)))
+        array = random.integers(0, 100, shape).astype(["f4", "i8", "u1", "f2", "c8", "?"][i % 6])
+        arrays[f"t{i}"] = array.T if i % 2 else array
+    heft.save_file(arrays, tmp_path / "x.safetensors")
+    heft.save_file(arrays, tmp_path / "x.pt")
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.pt"):
+        checkpoint = heft.open(path)
+        for _ in range(600):
+            name = f"t{random.integers(12)}"
+            lazy, want = checkpoint[name], arrays[name]
+            for step in range(int(random.integers(1, 4))):
+                key: list[object] = []
+                for length in want.shape[: random.integers(0, want.ndim + 1)]:
+                    if length and random.random() < 0.25:
+                        key.append(int(random.integers(-length, length)))
+                    else:
+                        bounds = [None if random.random() < 0.2 else int(n) for n in random.integers(-7, 8, 2)]
+                        key.append(slice(*bounds))
+                if random.random() < 0.2:
+                    key.append(...)
+                lazy, want = lazy[tuple(key)], numpy.asarray(want[tuple(key)])
+                if step == 1 and random.random() < 0.3:
+                    lazy = lazy.map() if random.random() < 0.5 else lazy.read()
+            got = lazy.numpy() if random.random() < 0.5 else lazy.read().numpy()
+            assert got.shape == want.shape == lazy.shape and got.dtype == want.dtype
+            assert (got == want).all() and lazy.tobytes() == want.tobytes()

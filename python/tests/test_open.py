@@ -265,6 +265,9 @@ def test_dlpack(simple: Path) -> None:
     for wrong in ({"max_version": 1}, {"max_version": (1,)}, {"dl_device": ("cpu", 0)}):
         with pytest.raises(TypeError):
             tensor.__dlpack__(**wrong)  # type: ignore[arg-type]
+    assert tensor.__dlpack__(copy=False) and tensor[1:3].__dlpack__(copy=False)
+    with pytest.raises(BufferError, match="copied"):
+        tensor[:, 1:3].__dlpack__(copy=False)
     capsule = tensor.__dlpack__(max_version=(1, 0))
     again = _heft.from_dlpack("again", capsule)
     assert again.name == "again" and again.tobytes() == tensor.tobytes()

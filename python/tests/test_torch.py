@@ -385,3 +385,153 @@ sys.stdin.read()
         child.communicate("")
     assert len(sums) == 1
     assert 0.9 * (32 << 20) < sum(sizes) < 1.05 * (32 << 20), sizes
+
+
+# ---- what users have met ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_inside_a_device_context(file: Path, tied: Path, device: str) -> None:
+    with torch.device(device):  # as Transformers has it round from_pretrained()
+        checkpoint = heft.open(tied)
+        tensors = [heft.open(file)["a"].torch(), heft.load(file)["a"], heft.load(file, dtype="float64")["a"]]
+        tensors += [checkpoint[name].torch() for name in checkpoint]
+        tensors += [*heft.load(tied).values(), *heft.safetensors.torch.load_file(file).values()]
+        tensors += [heft.open(file)["b"].torch("float32"), heft.safetensors.torch.load(file.read_bytes())["a"]]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+def test_in_inference_mode(file: Path, tied: Path) -> None:
+    with torch.inference_mode():
+        assert heft.load(file)["a"].add_(1)[0, 0] == 1
+        assert heft.load(tied)["b"][3] == 3
+
+
+def test_errors_and_readers_cross_processes(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    with pytest.raises(heft.safetensors.SafetensorError) as caught:
+        heft.safetensors.safe_open(tmp_path / "bad", "pt")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is heft.safetensors.SafetensorError
+    assert (str(again), again.status, again.offset) == (str(caught.value), caught.value.status, caught.value.offset)
+    assert pickle.loads(pickle.dumps(heft.safetensors.safe_open)) is heft.safetensors.safe_open
+    for unpicklable in (heft.open(file), heft.open(file)["a"], heft.safetensors.safe_open(file, "pt")):
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(unpicklable)
+
+
+def test_several_empty_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.tensor([]), "b": torch.tensor([]), "c": torch.zeros(4)[:0], "d": torch.zeros(4, 4)[:, :0]}
+    for module in (safetensors_torch, heft.safetensors.torch):
+        module.save_file(tensors, path)
+        for reader in (safetensors_torch, heft.safetensors.torch):
+            assert {name: tuple(t.shape) for name, t in reader.load_file(path).items()} == {
+                name: tuple(t.shape) for name, t in tensors.items()
+            }
+    assert all(same(tensor, tensors[name]) for name, tensor in heft.load(path).items())
+    heft.torch.save(tensors, tmp_path / "x.pt")
+    assert all(same(tensor, tensors[name]) for name, tensor in torch.load(tmp_path / "x.pt").items())
+
+
+def test_channels_last(tmp_path: Path) -> None:
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    heft.save_file({"w": weight}, tmp_path / "x.safetensors")
+    heft.torch.save({"w": weight}, tmp_path / "x.pt")
+    torch.save({"w": weight}, tmp_path / "y.pt")
+    for name in ("x.safetensors", "x.pt", "y.pt"):
+        assert torch.equal(heft.load(tmp_path / name)["w"], weight)
+        assert torch.equal(heft.load(tmp_path / name, dtype="float64")["w"], weight.double())
+        assert torch.equal(heft.open(tmp_path / name)["w"][1:3, :, 1].torch(), weight[1:3, :, 1])
+    assert heft.load(tmp_path / "y.pt")["w"].stride() == weight.stride()
+    with pytest.raises(ValueError, match="contiguous"):
+        heft.safetensors.torch.save_file({"w": weight}, tmp_path / "x.safetensors")
+
+
+def test_tensors_without_memory_are_refused(tmp_path: Path) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(3)
+    for tensor in (fake, torch.empty(3, device="meta"), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])):
+        with pytest.raises((heft.HeftError, NotImplementedError, RuntimeError, ValueError, BufferError, TypeError)):
+            heft.save_file({"w": tensor}, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_subclass_of_tensor(tmp_path: Path) -> None:
+    class Sub(torch.Tensor):  # type: ignore[misc]
+        pass
+
+    heft.save_file({"w": torch.ones(3).as_subclass(Sub), "p": torch.nn.Parameter(torch.ones(2))}, tmp_path / "x.pt")
+    assert heft.load(tmp_path / "x.pt")["w"].tolist() == [1, 1, 1]
+
+
+def test_a_dead_file_of_a_tensor_in_a_checkpoint(tmp_path: Path, file: Path) -> None:
+    """The file is replaced, as by a second save: what is mapped stays as it was."""
+    tensor = heft.load(file)["a"]
+    heft.safetensors.torch.save_file({"a": torch.zeros(3, 4)}, file)
+    assert tensor.flatten().tolist() == list(range(12))
+    assert heft.load(file)["a"].eq(0).all()
+    heft.safetensors.torch.save_file(heft.load(file), file)  # onto itself
+    assert heft.load(file)["a"].eq(0).all()
+
+
+# ---- files of many kinds ----------------------------------------------------------------------------
+
+FORMATS = Path(__file__).parents[2] / "tests" / "data" / "formats"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in FORMATS.glob("*.pt")))
+def test_files_of_every_kind_as_torch_reads_them(name: str) -> None:
+    try:
+        want = torch.load(FORMATS / name, weights_only=True, map_location="cpu")
+    except Exception as error:
+        pytest.skip(f"torch: {type(error).__name__}")
+    if not isinstance(want, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in want.items()
+    ):
+        pytest.skip("no flat state dict")
+    if name in ("zip_odd_keys.pt", "zip_quantized.pt", "zip_sparse.pt"):  # docs/formats/pickle.md
+        with pytest.raises((heft.RefusedError, heft.UnsupportedError)):
+            heft.open(FORMATS / name)
+        return
+    checkpoint = heft.open(FORMATS / name)
+    left_out = [key for key in want if key not in checkpoint]
+    assert all(want[key].layout != torch.strided or want[key].is_quantized or want[key].is_meta for key in left_out)
+    loaded, copied = heft.torch.load(FORMATS / name), heft.torch.load(FORMATS / name, mmap=False)
+    compared = 0
+    for key, tensor in want.items():
+        if key in left_out:
+            continue
+        try:
+            tensor = tensor.resolve_conj().resolve_neg().detach().clone()
+            tensor.reshape(-1).view(torch.uint8)
+        except (RuntimeError, NotImplementedError):
+            continue  # torch's own: bits and other dtypes that it cannot copy
+        for got in (checkpoint[key].torch(), checkpoint[key].torch(copy=True), loaded[key], copied[key]):
+            assert same(got, tensor), key
+        if tensor.dim() and tensor.shape[0] > 1:
+            assert same(checkpoint[key][1:].torch(), tensor[1:]), key
+            assert same(checkpoint[key].slice(-1, 1, 2).torch(), tensor.chunk(2, -1)[1]) or tensor.shape[-1] < 2, key
+        compared += 1
+    assert compared or not set(want) - set(left_out)
+
+
+def test_float4(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    want = torch.arange(32, dtype=torch.uint8).reshape(4, 8).view(torch.float4_e2m1fn_x2)
+    safetensors_torch.save_file({"x": want}, path)
+    tensor = heft.open(path)["x"]
+    assert tensor.shape == (4, 16) and tensor.torch().shape == (4, 8)
+
+    def values(part: torch.Tensor) -> list[list[int]]:
+        return part.view(torch.uint8).tolist()
+
+    assert values(tensor[1:3].torch()) == values(want)[1:3]
+    assert values(tensor[:, 2:6].torch()) == [row[1:3] for row in values(want)]
+    for part in (lambda: tensor[:, 1:3], lambda: tensor.map()[:, 1:]):
+        with pytest.raises((heft.InvalidArgError, BufferError)):
+            part().torch()
+    with pytest.raises((heft.InvalidArgError, IndexError)):
+        tensor.map()[0, 1]
