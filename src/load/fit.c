@@ -155,6 +155,65 @@ static heft_status warn_of_body(heft__loading *l, heft_error *err)
                : heft__fail_nomem(err, 0);
 }
 
+/* ---- quantized weights without a place --------------------------------------------------------- */
+/* Whether one is the weight of that name, with more in front of it. */
+static bool is_longer(const char *full, const char *name)
+{
+    const size_t more = strlen(full), length = strlen(name);
+    return more >= length && strcmp(full + more - length, name) == 0 &&
+           (more == length || full[more - length - 1] == '.');
+}
+
+/* A missing weight that the quantized one may be; NULL: none. */
+static const char *find_lacking(const heft__loading *l, const char *quantized)
+{
+    const heft_model *model = l->model;
+    const bool has_prefix = has_prefixed(model);
+    for (size_t i = 0; i < model->count; i++) {
+        const char *name = model->parameters[i].name;
+        if (model->parameters[i].tied_to == i && l->match.lack[i] == HEFT__LACKS_KEY &&
+            (is_longer(quantized, name) || (model->parameters[i].kind == HEFT_PARAMETER_WEIGHT &&
+                                            is_body(model, has_prefix, name)))) {
+            return name;
+        }
+    }
+    return NULL;
+}
+
+heft_status heft__fit_judge_packed(const heft__loading *l, heft_error *err)
+{
+    const heft__quant_found *found = &l->source->quant;
+    if (found->count == 0 || !l->model->known_family || l->options->allow_missing ||
+        l->match.missing_count == 0) {
+        return HEFT_OK;
+    }
+    bool *placed = heft__alloc_zero(l->ctx, found->count, sizeof *placed);
+    heft_status status = placed ? HEFT_OK : heft__fail_nomem(err, found->count);
+    for (size_t i = 0; i < l->model->count && status == HEFT_OK; i++) {
+        const size_t tensor = l->match.source[i];
+        const size_t w = tensor == HEFT__NO_TENSOR ? HEFT__NO_PART : found->owner[tensor];
+        if (w < found->count) {
+            placed[w] = true;
+        }
+    }
+    for (size_t w = 0; w < found->count && status == HEFT_OK; w++) {
+        const char *name = found->weights[w].name, *lacking = NULL;
+        if (!placed[w] && !heft__match_ignores(l->model, name)) {
+            lacking = find_lacking(l, name);
+        }
+        if (lacking) {
+            status = heft__fail(err, HEFT_MISMATCH,
+                                "a quantized weight (%.40s) that has no place in %.100s, which "
+                                "lacks %zu weights: '%.100s' is the first",
+                                found->method, heft_model_class(l->model), l->match.missing_count,
+                                lacking);
+            heft__add_item(status, err, name);
+        }
+    }
+    heft__free(l->ctx, placed, found->count * sizeof *placed);
+    return status;
+}
+
 /* Whether a layer has no weight at all in the checkpoint. Modules are in pre-order: a subtree is a run. */
 static bool lacks_layer(const heft__loading *l)
 {

@@ -106,6 +106,12 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
 /* By the same rules, names alone: the parameter that each fills by itself, SIZE_MAX for none. */
 heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
                               size_t *parameters, heft_error *err);
+/* The name without the part that one wrapper of modules adds (DataParallel, torch.compile, PEFT), in the arena
+ * or a part of `name`; NULL if it has none. *what is that part. *status: NOMEM, or unchanged. */
+const char *heft__match_unwrap(heft__arena *arena, const char *name, const char **what,
+                               heft_status *status);
+/* Whether the family leaves out keys of such a name silently. */
+bool heft__match_ignores(const heft_model *model, const char *name);
 /* Names as they are, as load_sharded_checkpoint does. Ties are not settled. */
 heft_status heft__match_exactly(const heft_model *model, const heft_checkpoint *ckpt,
                                 heft__match *match, heft_error *err);
@@ -121,6 +127,9 @@ struct heft__loading;
 /* MISMATCH if no tensor of the checkpoint meets the model, unless allow_missing is set: the message has
  * the first names of both. */
 heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err);
+/* After the match: MISMATCH, with the name, for a quantized weight that has no place in the model while weights
+ * of the body, or the one it would be, are missing, unless allow_missing is set. NOMEM. */
+heft_status heft__fit_judge_packed(const struct heft__loading *loading, heft_error *err);
 /* Warnings: of names without wrappers' parts, of missing weights that are not a head's, of tensors without
  * elements in a model of an unknown type. */
 heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);

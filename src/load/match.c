@@ -382,21 +382,6 @@ static heft_status find_name(struct lookup *lookup, const char *name, const char
     return status;
 }
 
-heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
-                              size_t *parameters, heft_error *err)
-{
-    struct lookup lookup;
-    heft_status status = start_lookup(&lookup, model, err);
-    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        struct target target = {0};
-        const char *key;
-        status = find_name(&lookup, names[i], &key, &target, err);
-        parameters[i] = target.count == 1 ? target.first : SIZE_MAX;
-    }
-    stop_lookup(&lookup);
-    return status;
-}
-
 static heft_status match_key(struct lookup *lookup, const heft_checkpoint *ckpt, size_t tensor,
                              heft__match *match, heft_error *err)
 {
@@ -424,8 +409,7 @@ static const char *const outer[] = {"module.", "base_model.model.", "_forward_mo
 static const char *const inner[] = {"_orig_mod.", "_fsdp_wrapped_module.",
                                     "_checkpoint_wrapped_module.", "_forward_module."};
 
-/* The name without one wrapper; NULL if it has none. *what is that wrapper. */
-static const char *unwrap_name(heft__arena *arena, const char *name, const char **what,
+const char *heft__match_unwrap(heft__arena *arena, const char *name, const char **what,
                                heft_status *status)
 {
     for (size_t i = 0; i < sizeof inner / sizeof inner[0]; i++) {
@@ -449,26 +433,36 @@ static const char *unwrap_name(heft__arena *arena, const char *name, const char 
 
 #define WRAPPERS_MOST 8
 
-/* A key that fits nothing, without the wrappers' parts: used if that is a parameter which no other key
- * fills; else the key is unexpected. */
-static heft_status match_unwrapped(struct lookup *lookup, const heft_checkpoint *ckpt,
-                                   size_t tensor, heft__match *match, heft_error *err)
+/* What a name that fits nothing stands for without the wrappers' parts, if no other name fills that. */
+static heft_status find_unwrapped(struct lookup *lookup, const char *full, const char **what,
+                                  struct target *target, heft_error *err)
 {
-    const char *full = ckpt->infos[tensor].name, *name = full, *what = NULL;
-    struct target target = {0};
+    const char *name = full;
     heft_status status = HEFT_OK;
-    for (int i = 0; i < WRAPPERS_MOST && target.count == 0 && status == HEFT_OK; i++) {
-        name = unwrap_name(&lookup->scratch, name, &what, &status);
+    *target = (struct target){0};
+    for (int i = 0; i < WRAPPERS_MOST && target->count == 0 && status == HEFT_OK; i++) {
+        name = heft__match_unwrap(&lookup->scratch, name, what, &status);
         const char *key = name ? rename_key(&lookup->scratch, name) : NULL;
         if (!key) {
             status = name || status != HEFT_OK ? heft__fail_nomem(err, strlen(full)) : HEFT_OK;
             break;
         }
-        status = find_key(lookup, key, &target, err);
+        status = find_key(lookup, key, target, err);
     }
-    for (size_t i = target.first; i < target.first + target.count; i++) {
-        target.count = lookup->taken[i] == HEFT__NO_TENSOR ? target.count : 0;
+    for (size_t i = target->first; i < target->first + target->count; i++) {
+        target->count = lookup->taken[i] == HEFT__NO_TENSOR ? target->count : 0;
     }
+    return status;
+}
+
+/* A key that fits nothing, without the wrappers' parts: used if that is a parameter which no other key
+ * fills; else the key is unexpected. */
+static heft_status match_unwrapped(struct lookup *lookup, const heft_checkpoint *ckpt,
+                                   size_t tensor, heft__match *match, heft_error *err)
+{
+    const char *full = ckpt->infos[tensor].name, *what = NULL;
+    struct target target;
+    heft_status status = find_unwrapped(lookup, full, &what, &target, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -481,6 +475,65 @@ static heft_status match_unwrapped(struct lookup *lookup, const heft_checkpoint 
     return status == HEFT_OK ? assign(lookup->model, ckpt, &target, tensor, match, err) : status;
 }
 
+/* ---- names alone ------------------------------------------------------------------------------- */
+/* Take what the name of this number stands for. Returns the parameter if it fills that by itself. */
+static size_t take_name(struct lookup *lookup, const struct target *target, size_t number)
+{
+    for (size_t i = target->first; i < target->first + target->count; i++) {
+        lookup->taken[i] = number;
+    }
+    return target->count == 1 ? target->first : SIZE_MAX;
+}
+
+static heft_status look_up_names(struct lookup *lookup, const char *const *names, size_t count,
+                                 size_t *parameters, heft_error *err)
+{
+    const char *key, *what;
+    struct target target = {0};
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status = find_name(lookup, names[i], &key, &target, err);
+        lookup->left[i] = status == HEFT_OK && target.count == 0 &&
+                          !ends_with_any(key, lookup->model->family->ignore_unexpected);
+        parameters[i] = take_name(lookup, &target, i);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (lookup->left[i]) {
+            status = find_unwrapped(lookup, names[i], &what, &target, err);
+            parameters[i] = take_name(lookup, &target, i);
+        }
+    }
+    return status;
+}
+
+static heft_status make_left(struct lookup *lookup, size_t count, heft_error *err)
+{
+    lookup->left = heft__alloc_zero(lookup->model->ctx, count, sizeof *lookup->left);
+    lookup->left_count = lookup->left ? count : 0;
+    return lookup->left ? HEFT_OK : heft__fail_nomem(err, count);
+}
+
+heft_status heft__match_names(const heft_model *model, const char *const *names, size_t count,
+                              size_t *parameters, heft_error *err)
+{
+    struct lookup lookup;
+    heft_status status = start_lookup(&lookup, model, err);
+    if (status == HEFT_OK) {
+        status = make_left(&lookup, count, err);
+    }
+    if (status == HEFT_OK) {
+        status = look_up_names(&lookup, names, count, parameters, err);
+    }
+    stop_lookup(&lookup);
+    return status;
+}
+
+bool heft__match_ignores(const heft_model *model, const char *name)
+{
+    return ends_with_any(name, model->family->ignore_unexpected);
+}
+
+/* ---- the keys of a checkpoint ------------------------------------------------------------------ */
 heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err)
 {
@@ -490,9 +543,7 @@ heft_status heft__match_keys(heft_model *model, const heft_checkpoint *ckpt, hef
         status = make_lists(model, ckpt, match, err);
     }
     if (status == HEFT_OK) {
-        lookup.left = heft__alloc_zero(model->ctx, ckpt->count, sizeof *lookup.left);
-        lookup.left_count = lookup.left ? ckpt->count : 0;
-        status = lookup.left ? HEFT_OK : heft__fail_nomem(err, ckpt->count);
+        status = make_left(&lookup, ckpt->count, err);
     }
     for (size_t i = 0; i < ckpt->count && status == HEFT_OK; i++) {
         status = match_key(&lookup, ckpt, i, match, err);

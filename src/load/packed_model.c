@@ -177,23 +177,37 @@ static size_t module_of(const struct packer *p, const heft__map *modules, const 
     return found == HEFT__MAP_NONE ? heft__map_get(modules, path, length) : found;
 }
 
+/* The module of which that is the name of a tensor, or the one above. *length: of its path in the name. */
+static size_t module_above(const struct packer *p, const heft__map *modules, const char *name,
+                           size_t *length)
+{
+    size_t found = HEFT__MAP_NONE;
+    *length = strlen(name);
+    for (int level = 0; level < 2 && found == HEFT__MAP_NONE; level++) {
+        while (*length > 0 && name[--*length] != '.') {
+        }
+        found = *length > 0 ? module_of(p, modules, name, *length) : HEFT__MAP_NONE;
+    }
+    return found;
+}
+
 /* The module in which a tensor is, or the one above that; false: the model has neither, or a parameter of its
  * own by that name. */
-static bool place_state(const struct packer *p, const heft__map *modules, size_t tensor,
-                        struct placed *out)
+static bool place_state(struct packer *p, const heft__map *modules, size_t tensor,
+                        struct placed *out, heft_status *status)
 {
-    const heft_tensor_info *info = &p->source->ckpt->infos[tensor];
-    size_t length = strlen(info->name), found = HEFT__MAP_NONE;
-    for (int level = 0; level < 2 && found == HEFT__MAP_NONE; level++) {
-        while (length > 0 && info->name[--length] != '.') {
-        }
-        found = length > 0 ? module_of(p, modules, info->name, length) : HEFT__MAP_NONE;
+    const char *full = p->source->ckpt->infos[tensor].name, *name = full, *what;
+    size_t length = 0, found = module_above(p, modules, name, &length);
+    while (found == HEFT__MAP_NONE &&
+           (name = heft__match_unwrap(&p->arena, name, &what, status)) != NULL) {
+        found = module_above(p, modules, name, &length);
     }
     if (found == HEFT__MAP_NONE) {
         return false;
     }
+    const size_t tail = strlen(name) - length - 1; /* no wrapper is within it */
     out->module = p->plain->modules[found].path;
-    out->spec = spec_of(p, tensor, length + 1);
+    out->spec = spec_of(p, tensor, strlen(full) - tail);
     return heft_model_module_parameter(p->plain, found, out->spec.name) == SIZE_MAX;
 }
 
@@ -245,10 +259,13 @@ static heft_status pack_state(struct packer *p, heft_error *err)
                      : heft__fail_nomem(err, strlen(path));
     }
     for (size_t i = 0; i < p->source->ckpt->count && found->loose && status == HEFT_OK; i++) {
-        count +=
-            found->owner[i] == HEFT__QUANT_STATE && place_state(p, &modules, i, &placed[count]);
+        count += found->owner[i] == HEFT__QUANT_STATE &&
+                 place_state(p, &modules, i, &placed[count], &status);
     }
     heft__map_fini(&modules);
+    if (status == HEFT_NOMEM) {
+        heft__fail_nomem(err, 0);
+    }
     if (status != HEFT_OK || count == 0) {
         return status;
     }

@@ -149,17 +149,21 @@ static const heft__quant_layout lines_layout = {.name = "lines of half-bytes or 
                                                 .decode = lines_decode};
 
 /* ---- finding ---------------------------------------------------------------------------------- */
+/* Of the module itself, or by the longest name that it ends in: a wrapper adds its own parts in front. */
 static const heft__json_value *settings_of(const heft__quant_finder *finder, size_t i,
                                            size_t prefix)
 {
-    const heft__json_value *map = finder->settings->quanto;
+    const heft__json_value *map = finder->settings->quanto, *found = NULL;
     const char *name = finder->table->infos[i].name;
     for (const heft__json_value *m = map ? map->first : NULL; m; m = m->next) {
-        if (m->key_length == prefix && memcmp(m->key, name, prefix) == 0) {
-            return m;
+        const size_t length = m->key_length;
+        if (length <= prefix && memcmp(m->key, name + prefix - length, length) == 0 &&
+            (length == prefix || name[prefix - length - 1] == '.') &&
+            (!found || length > found->key_length)) {
+            found = m;
         }
     }
-    return NULL;
+    return found;
 }
 
 static uint64_t line_size(uint64_t in)

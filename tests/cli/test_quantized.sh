@@ -305,3 +305,32 @@ json.dump(index, open(sys.argv[1], "w"))
 END
 run 0 load "$work/shards" --dequantize
 shows "$err" 'model\.norm\.weight'
+
+# names that a wrapper made longer, or that lack the prefix of the class: the same model
+renamed() { # renamed CASE EXPRESSION: new names of its tensors, n each
+    fresh "$1"
+    rm "$work/edited/expected.safetensors"
+    edited "$work/edited" "t = {$2: v for n, v in t.items()}"
+}
+for case in awq_4bit bnb_nf4 fp8_block; do
+    run 0 load "$data/$case" --json
+    before=$(grep -o '"parameters": [0-9]*, "bytes": [0-9]*' "$out" || true)
+    for names in "'module.' + n" "'_orig_mod.' + n" "'base_model.model.' + n" "n.replace('.self_attn.', '.self_attn._orig_mod.')" "n.removeprefix('model.')"; do
+        renamed $case "$names"
+        run 0 load "$work/edited" --strict --json
+        has missing '[]'
+        has initialized '[]'
+        has unexpected '[]'
+        [ "$before" = "$(grep -o '"parameters": [0-9]*, "bytes": [0-9]*' "$out" || true)" ] || fail "$case, $names: another size"
+        run 0 plan "$work/edited" --json
+    done
+    # state of a module comes along
+    renamed $case "'module.' + n"
+    edited "$work/edited" "t['module.model.layers.0.self_attn.k_scale'] = ('F32', [], struct.pack('<f', 2))"
+    run 0 load "$work/edited" --strict -q
+    # a quantized weight without a place is refused, not replaced by random values
+    renamed $case "n.replace('model.layers.0.', 'model.blocks.0.') if 'q_proj' in n else n"
+    run 6 load "$work/edited"
+    shows "$err" 'model.blocks.0.self_attn.q_proj.weight: a quantized weight \(.*\) that has no place in LlamaForCausalLM, which lacks [0-9]+ weights: .model.layers.0.self_attn.q_proj.weight. is the first'
+    run 0 load "$work/edited" --allow-missing -q
+done

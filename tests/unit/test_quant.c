@@ -517,6 +517,98 @@ static void a_packed_model_is_saved_as_it_was(void **state)
     }
 }
 
+/* ---- wrappers --------------------------------------------------------------------------------- */
+/* A copy of a case whose tensors have `prefix` in front of their names. */
+static void write_wrapped(const char *from, const char *to, const char *prefix)
+{
+    size_t length = 0, config_length = 0;
+    char *file = test_read_file(test_path(from, "model.safetensors"), &length);
+    char *config = test_read_file(test_path(from, "config.json"), &config_length);
+    const size_t header = (size_t)heft__le64((const uint8_t *)file), more = strlen(prefix);
+    char *made = malloc(length + header * (more + 1));
+    size_t at = 8;
+    assert_non_null(made);
+    for (size_t k = 0; k < header; k++) {
+        const char *here = file + 8 + k;
+        made[at++] = *here;
+        if (*here == '"' &&
+            (strncmp(here + 1, "model.", 6) == 0 || strncmp(here + 1, "lm_head.", 8) == 0)) {
+            memcpy(made + at, prefix, more);
+            at += more;
+        }
+    }
+    heft__put_le64((uint8_t *)made, at - 8);
+    memcpy(made + at, file + 8 + header, length - 8 - header);
+    test_write_file(to, "model.safetensors", made, at + length - 8 - header);
+    test_write_file(to, "config.json", config, config_length);
+    free(config);
+    free(made);
+    free(file);
+    if (strstr(from, "quanto")) {
+        char *map = test_read_file(test_path(from, "quanto_qmap.json"), &length);
+        test_write_file(to, "quanto_qmap.json", map, length);
+        free(map);
+    }
+}
+
+static heft_model *load_whole(const char *folder)
+{
+    heft_source *source = NULL;
+    heft_model *model = NULL;
+    heft_load_report *report = NULL;
+    heft_error err = {0};
+    const heft_load_options options = HEFT_OPTIONS(heft_load_options, .strict = true);
+    test_expect_status(heft_source_open(ctx, folder, NULL, &source, &err), HEFT_OK, &err, folder);
+    test_expect_status(heft_model_load(source, &options, &model, &report, &err), HEFT_OK, &err,
+                       folder);
+    assert_int_equal(report->initialized_count, 0);
+    heft_load_report_free(report);
+    heft_source_close(source);
+    return model;
+}
+
+static void compare_models(const heft_model *left, const heft_model *right)
+{
+    assert_int_equal(left->count, right->count);
+    for (size_t i = 0; i < left->count; i++) {
+        const heft_parameter *a = &left->parameters[i], *b = &right->parameters[i];
+        assert_string_equal(a->name, b->name);
+        assert_int_equal(a->dtype, b->dtype);
+        assert_int_equal(a->size_bytes, b->size_bytes);
+        assert_int_equal(a->tied_to, b->tied_to);
+        if (a->tied_to == i && a->kind != HEFT_PARAMETER_BUFFER_TRANSIENT && a->size_bytes) {
+            heft_tensor *x = NULL, *y = NULL;
+            heft_error err = {0};
+            test_expect_status(heft_model_tensor(left, i, &x, &err), HEFT_OK, &err, a->name);
+            test_expect_status(heft_model_tensor(right, i, &y, &err), HEFT_OK, &err, a->name);
+            assert_memory_equal(x->data, y->data, a->size_bytes);
+            heft_tensor_free(x);
+            heft_tensor_free(y);
+        }
+    }
+}
+
+static void wrapped_names_change_nothing(void **state)
+{
+    static const char *const prefixes[] = {"module.", "_orig_mod.", "base_model.model."};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char folder[512];
+        (void)snprintf(folder, sizeof folder, "%s/quant/%s", HEFT_TEST_DATA, cases[i].folder);
+        heft_model *plain = load_whole(folder);
+        for (size_t k = 0; k < sizeof prefixes / sizeof *prefixes; k++) {
+            char made[256];
+            test_folder_make(made);
+            write_wrapped(folder, made, prefixes[k]);
+            heft_model *model = load_whole(made);
+            compare_models(plain, model);
+            heft_model_free(model);
+            test_folder_remove(made);
+        }
+        heft_model_free(plain);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -524,6 +616,7 @@ int main(void)
         cmocka_unit_test(every_case_is_dequantized),
         cmocka_unit_test(a_view_is_read_from_anywhere),
         cmocka_unit_test(a_packed_model_is_saved_as_it_was),
+        cmocka_unit_test(wrapped_names_change_nothing),
         cmocka_unit_test(without_memory),
     };
     ctx = heft_ctx_new(NULL);
