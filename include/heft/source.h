@@ -53,7 +53,9 @@ typedef struct heft_quantization {
      * loaded and saved as they are, and left out where the source is dequantized. */
     const char *const *state; /* [state_count] */
     size_t state_count;
-    const char *warning; /* why config and tensors do not go together, one line; NULL: they do */
+    /* Why config and tensors do not go together, or the quantized weights cannot be read (a part is
+     * missing; `weights` is 0 then), one line; NULL: nothing is wrong. */
+    const char *warning;
 } heft_quantization;
 
 /**

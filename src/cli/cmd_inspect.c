@@ -104,13 +104,26 @@ static void put_metadata(cli_json *json, const heft_checkpoint *ckpt)
     cli_json_close(json, '}');
 }
 
-static void put_lines(cli_json *json, const char *key, const heft_checkpoint *ckpt,
-                      const char *(*line)(const heft_checkpoint *, size_t))
+static void put_skipped(cli_json *json, const heft_checkpoint *ckpt)
 {
     const char *text;
-    cli_json_open(json, key, '[');
-    for (size_t i = 0; ckpt && (text = line(ckpt, i)); i++) {
+    cli_json_open(json, "skipped", '[');
+    for (size_t i = 0; ckpt && (text = heft_checkpoint_skipped(ckpt, i)); i++) {
         cli_json_string(json, NULL, text);
+    }
+    cli_json_close(json, ']');
+}
+
+static void put_warnings(cli_json *json, const heft_checkpoint *ckpt,
+                         const heft_quantization *quantization)
+{
+    const char *text;
+    cli_json_open(json, "warnings", '[');
+    for (size_t i = 0; ckpt && (text = heft_checkpoint_warning(ckpt, i)); i++) {
+        cli_json_string(json, NULL, text);
+    }
+    if (quantization && quantization->warning) {
+        cli_json_string(json, NULL, quantization->warning);
     }
     cli_json_close(json, ']');
 }
@@ -137,8 +150,8 @@ static bool print_json(const cli_run *run, const cli_listing *list,
     put_metadata(&json, list->ckpt);
     cli_json_u64(&json, "total_size", list->total_size);
     cli_json_u64(&json, "total_parameters", list->total_parameters);
-    put_lines(&json, "skipped", list->ckpt, heft_checkpoint_skipped);
-    put_lines(&json, "warnings", list->ckpt, heft_checkpoint_warning);
+    put_skipped(&json, list->ckpt);
+    put_warnings(&json, list->ckpt, quantization);
     if (run->values[OPTION_TREE]) {
         good = cli_tree_json(list, &json, "tree");
     }

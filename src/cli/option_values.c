@@ -237,6 +237,26 @@ static bool read_budget(const cli_run *run, size_t option, const char *text, siz
     return true;
 }
 
+static bool is_space(char c)
+{
+    return c == ' ' || c == '\t';
+}
+
+/* A device has one budget. */
+static bool check_once(const cli_run *run, size_t option, const heft_budget *budgets, size_t last,
+                       heft_error *err)
+{
+    char name[CLI_DEVICE_TEXT], text[CLI_DEVICE_TEXT + 32];
+    for (size_t i = 0; i < last; i++) {
+        if (budgets[i].device == budgets[last].device) {
+            snprintf(text, sizeof text, "has two budgets for device %s",
+                     cli_device(budgets[last].device, name));
+            return refuse(run, option, err, text);
+        }
+    }
+    return true;
+}
+
 bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets, size_t *count,
                        heft_error *err)
 {
@@ -249,8 +269,14 @@ bool cli_value_budgets(const cli_run *run, size_t option, heft_budget **budgets,
         return refuse(run, option, err, "is too long for the available memory");
     }
     for (;;) {
+        text += strspn(text, " \t");
         const size_t length = strcspn(text, ",");
-        if (!read_budget(run, option, text, length, &(*budgets)[(*count)++], err)) {
+        size_t own = length;
+        while (own > 0 && is_space(text[own - 1])) {
+            own--;
+        }
+        if (!read_budget(run, option, text, own, &(*budgets)[(*count)++], err) ||
+            !check_once(run, option, *budgets, *count - 1, err)) {
             return false;
         }
         if (!text[length]) {

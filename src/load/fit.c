@@ -180,9 +180,9 @@ static const char *find_lacking(const heft__loading *l, const char *quantized)
     return NULL;
 }
 
-heft_status heft__fit_judge_packed(const heft__loading *l, heft_error *err)
+heft_status heft__fit_judge_packed(const heft__loading *l, const heft__quant_found *found,
+                                   heft_error *err)
 {
-    const heft__quant_found *found = &l->source->quant;
     if (found->count == 0 || !l->model->known_family || l->options->allow_missing ||
         l->match.missing_count == 0) {
         return HEFT_OK;

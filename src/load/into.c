@@ -142,6 +142,9 @@ static heft_status load_into(struct into *o, const char *folder, heft_error *err
         verdict = heft__fit_judge(l, err);
     }
     if (verdict == HEFT_OK) {
+        verdict = heft__fit_judge_packed(l, &o->source->quant, err);
+    }
+    if (verdict == HEFT_OK) {
         verdict = heft__fit_warn_of_integers(l, err);
     }
     if (verdict == HEFT_OK) {

@@ -283,7 +283,7 @@ static heft_status load(heft__loading *l, heft_error *err)
         verdict = heft__fit_judge(l, err);
     }
     if (verdict == HEFT_OK) {
-        verdict = heft__fit_judge_packed(l, err);
+        verdict = heft__fit_judge_packed(l, &l->source->quant, err);
     }
     if (verdict == HEFT_OK) {
         verdict = heft__fit_warn(l, err);

@@ -129,7 +129,8 @@ struct heft__loading;
 heft_status heft__fit_judge(const struct heft__loading *loading, heft_error *err);
 /* After the match: MISMATCH, with the name, for a quantized weight that has no place in the model while weights
  * of the body, or the one it would be, are missing, unless allow_missing is set. NOMEM. */
-heft_status heft__fit_judge_packed(const struct heft__loading *loading, heft_error *err);
+heft_status heft__fit_judge_packed(const struct heft__loading *loading,
+                                   const heft__quant_found *found, heft_error *err);
 /* Warnings: of names without wrappers' parts, of missing weights that are not a head's, of tensors without
  * elements in a model of an unknown type. */
 heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);

@@ -159,6 +159,23 @@ static heft_status tell_about(heft_source *source, const heft__quant_found *foun
     return doubt(source, found, &source->told.warning, err);
 }
 
+/* The same where it could not be found out: the method as far as it is known, and the fault. */
+static heft_status tell_fault(heft_source *source, const heft__quant_found *found,
+                              heft_error *fault)
+{
+    char line[sizeof fault->message + 512];
+    const char *file = heft__path_base(fault->path);
+    (void)snprintf(line, sizeof line, "%.200s%s%.200s%s%s", file, *file ? ": " : "", fault->item,
+                   *fault->item ? ": " : "", fault->message);
+    source->told = (heft_quantization){.method = found->method ? found->method : "unknown",
+                                       .known = true,
+                                       .declared = source->quant_settings.config != NULL,
+                                       .bits = found->bits,
+                                       .group_size = found->group};
+    source->told.warning = heft__arena_text(&source->arena, line, strlen(line));
+    return source->told.warning ? fault->status : heft__fail_nomem(fault, strlen(line));
+}
+
 /* The names as one line, as many as fit. */
 static void list_state(const heft_quantization *told, char line[300])
 {
@@ -205,6 +222,9 @@ static heft_status find_quantized(heft_source *source, bool plain, heft_error *e
     if (status == HEFT_OK) {
         status = tell_about(source, &found, view != NULL, err);
     }
+    if (status != HEFT_OK && status != HEFT_NOMEM && !plain) {
+        status = tell_fault(source, &found, err);
+    }
     if (status != HEFT_OK || !plain) {
         source->quant = status == HEFT_OK ? found : (heft__quant_found){0};
         heft_checkpoint_close(view);
@@ -231,6 +251,8 @@ heft_status heft__source_find_quantized(heft_source *source, heft_dtype dtype, b
     source->quant_settings.model_dtype = heft__choose_dtype(source->ckpt, source->config, dtype);
     if (status == HEFT_OK) {
         status = find_quantized(source, plain, &why);
+    } else if (status != HEFT_NOMEM) {
+        status = tell_fault(source, &(heft__quant_found){0}, &why);
     }
     if (status != HEFT_OK) {
         source->no_quant = why;

@@ -200,6 +200,34 @@ static heft_status list_sides(struct saving *s, heft_error *err)
     return HEFT_OK;
 }
 
+/* Whether its config declares quantized weights, and all of them are plain. */
+static bool declares_in_vain(const heft_model *model, const heft_config *config)
+{
+    return model->known_family && !model->packed && heft__quant_settings_in(config->root) != NULL;
+}
+
+/* The text of a config that is saved with the model. */
+static heft_status write_config(struct saving *s, const heft_config *config, heft__buffer *out,
+                                heft_error *err)
+{
+    const heft_model *model = s->model;
+    heft__json_value *root = NULL;
+    heft_status status = heft__config_write(config, model->class_name, model->dtype, out, err);
+    if (status != HEFT_OK || !declares_in_vain(model, config)) {
+        return status;
+    }
+    status = heft__json_parse(&s->arena, out->data, out->size, heft__limits(model->ctx)->json_depth,
+                              &root, err);
+    if (status == HEFT_OK) {
+        heft__quant_drop_settings(root);
+        out->size = 0;
+        heft__json_write_python(out, root);
+        heft__buffer_byte(out, '\n');
+        status = heft__buffer_check(out, err);
+    }
+    return status;
+}
+
 /* Everything that is written but the bytes of the tensors. */
 static heft_status prepare(struct saving *s, const heft__format *format, bool stored,
                            const heft_save_options *options, heft_error *err)
@@ -213,8 +241,12 @@ static heft_status prepare(struct saving *s, const heft__format *format, bool st
         status = take_metadata(s, format, options, err);
     }
     if (status == HEFT_OK) {
-        status =
-            heft__config_write(model->config, model->class_name, model->dtype, &s->config, err);
+        status = write_config(s, model->config, &s->config, err);
+    }
+    if (status == HEFT_OK && declares_in_vain(model, model->config) &&
+        !heft__warn(&s->warnings, "config.json is written without its quantization settings, "
+                                  "because the weights are not quantized")) {
+        status = heft__fail_nomem(err, 0);
     }
     return status == HEFT_OK ? list_sides(s, err) : status;
 }
@@ -234,7 +266,7 @@ static const char *config_folder(void *user)
         return NULL;
     }
     heft__buffer_init(&text, model->ctx);
-    if (heft__config_write(now, model->class_name, model->dtype, &text, &ignored) == HEFT_OK) {
+    if (write_config(s, now, &text, &ignored) == HEFT_OK) {
         same = text.size == s->config.size && memcmp(text.data, s->config.data, text.size) == 0;
     }
     heft__buffer_fini(&text);

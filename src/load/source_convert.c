@@ -155,6 +155,25 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
     return status;
 }
 
+/* The same for a class that is not known, of a model type that is: by the names of the tensors. */
+static heft_status find_float32_by_name(const heft_source *source, heft_dtype dtype,
+                                        struct order *o, heft_error *err)
+{
+    const heft__family *family =
+        source->config ? heft__family_find(heft_config_model_type(source->config)) : NULL;
+    const size_t count = o->ckpt->count;
+    if (!family) {
+        return HEFT_OK;
+    }
+    o->float32 = heft__alloc_zero(source->ctx, count, sizeof *o->float32);
+    for (size_t i = 0; i < count && o->float32; i++) {
+        o->float32[i] = heft_dtype_is_floating(o->ckpt->infos[i].dtype) &&
+                        heft__family_keeps_float32(family, dtype, o->ckpt->infos[i].name);
+    }
+    o->known.float32 = o->float32;
+    return o->float32 ? HEFT_OK : heft__fail_nomem(err, count * sizeof *o->float32);
+}
+
 /* ---- ties ------------------------------------------------------------------------------------ */
 static heft_status list_texts(const heft_checkpoint *ckpt, const char ***out, heft_error *err)
 {
@@ -300,9 +319,9 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (status == HEFT_OK) {
         status = find_order(source, taken.natural_order, &o, err);
     }
-    if (status == HEFT_OK && o.model && taken.dtype != HEFT_DTYPE_NONE &&
-        taken.dtype != HEFT_DTYPE_F32) {
-        status = find_float32(source, taken.dtype, &o, err);
+    if (status == HEFT_OK && taken.dtype != HEFT_DTYPE_NONE && taken.dtype != HEFT_DTYPE_F32) {
+        status = o.model ? find_float32(source, taken.dtype, &o, err)
+                         : find_float32_by_name(source, taken.dtype, &o, err);
     }
     heft__arena lines;
     heft__warnings notes;

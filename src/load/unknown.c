@@ -6,11 +6,15 @@
  * Source: docs/loading.md [8]. */
 #include "load/load.h"
 
-/* dtype: NONE: each as it is. */
-static heft_dtype dtype_of(const heft_tensor_info *info, heft_dtype dtype)
+/* dtype: NONE: each as it is. family: of the model type, where only the class is not known; NULL: none. */
+static heft_dtype dtype_of(const heft_tensor_info *info, const heft__family *family,
+                           heft_dtype dtype)
 {
     const bool cast = dtype != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) &&
                       heft__cast_known(info->dtype, dtype);
+    if (cast && family && heft__family_keeps_float32(family, dtype, info->name)) {
+        return HEFT_DTYPE_F32;
+    }
     return cast ? dtype : info->dtype;
 }
 
@@ -40,6 +44,7 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
 {
     heft_ctx *ctx = ckpt->ctx;
     const size_t count = ckpt->count, bytes = count * sizeof(heft_parameter_spec);
+    const heft__family *family = config ? heft__family_find(heft_config_model_type(config)) : NULL;
     size_t *aliases = NULL;
     heft_parameter_spec *list = heft__alloc(ctx, bytes);
     heft_status status =
@@ -47,7 +52,7 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
     for (size_t i = 0; status == HEFT_OK && i < count; i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         list[i] = (heft_parameter_spec){.name = info->name,
-                                        .dtype = dtype_of(info, dtype),
+                                        .dtype = dtype_of(info, family, dtype),
                                         .rank = info->rank,
                                         .shape = info->shape};
     }

@@ -228,6 +228,7 @@ heft_status heft__model_build(heft_ctx *ctx, const heft__recipe *recipe, heft_mo
     model->family = family;
     model->dtype = recipe->dtype == HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : recipe->dtype;
     model->keep_f32 = recipe->keep_f32;
+    model->packed = recipe->packing != NULL;
     model->known_family = recipe->user == NULL;
     model->no_split = family->no_split;
     model->no_split_count = list_length(family->no_split);

@@ -111,6 +111,7 @@ struct heft_model {
     const struct heft__family *family;
     heft_dtype dtype;
     bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
+    bool packed;                /* made of what a checkpoint stores quantized: heft__packing */
     bool known_family;          /* false: the skeleton is a list of names (named.c) */
     bool has_ties;              /* or had: false only if no parameter is tied */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
@@ -316,6 +317,8 @@ typedef struct heft__family {
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */
 const heft__family *
 heft__family_of_class(const char *class_name); /* by a concrete class; NULL if unknown */
+/* Whether a model of the family that is loaded in that dtype keeps the parameter in float32. (skeleton.c) */
+bool heft__family_keeps_float32(const heft__family *family, heft_dtype dtype, const char *name);
 /* The family of a config, and the class by its name, its Auto name, or (NULL) the config's
  * architecture. */
 heft_status heft__class_find(const heft_config *config, const char *class_name,

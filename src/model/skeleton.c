@@ -404,12 +404,12 @@ heft_dtype heft__sk_dtype(const heft__skeleton *s)
     return s->model->dtype;
 }
 
-/* Whether one of the parts between dots of "path.name" is in a list. */
-static bool has_part(const heft__skeleton *s, const char *name, const char *const *list)
+/* Whether one of the parts between dots of a path is in a list, or the name. */
+static bool has_part(const char *path, const char *name, const char *const *list)
 {
     for (; list && *list; list++) {
         const size_t length = strlen(*list);
-        for (const char *part = s->path; part; part = strchr(part, '.')) {
+        for (const char *part = path; part; part = strchr(part, '.')) {
             part += *part == '.';
             if (strcspn(part, ".") == length && memcmp(part, *list, length) == 0) {
                 return true;
@@ -422,15 +422,24 @@ static bool has_part(const heft__skeleton *s, const char *name, const char *cons
     return false;
 }
 
+static bool keeps_float32(const heft__family *family, heft_dtype dtype, const char *path,
+                          const char *name)
+{
+    const bool half = dtype == HEFT_DTYPE_F16, brain = dtype == HEFT_DTYPE_BF16;
+    return (half && has_part(path, name, family->keep_f32)) ||
+           ((half || brain) && has_part(path, name, family->keep_f32_strict));
+}
+
+bool heft__family_keeps_float32(const heft__family *family, heft_dtype dtype, const char *name)
+{
+    return keeps_float32(family, dtype, name, "");
+}
+
 /* The model's dtype, but where the family keeps float32. */
 static heft_dtype dtype_of(const heft__skeleton *s, const char *name)
 {
     const heft_dtype dtype = s->model->dtype;
-    const heft__family *family = s->model->family;
-    const bool half = dtype == HEFT_DTYPE_F16 && s->model->keep_f32,
-               brain = dtype == HEFT_DTYPE_BF16 && s->model->keep_f32;
-    return (half && has_part(s, name, family->keep_f32)) ||
-                   ((half || brain) && has_part(s, name, family->keep_f32_strict))
+    return s->model->keep_f32 && keeps_float32(s->model->family, dtype, s->path, name)
                ? HEFT_DTYPE_F32
                : dtype;
 }

@@ -79,6 +79,9 @@ heft_status heft__tree_size_by(heft__tree *tree, const heft_plan_options *option
 bool heft__tree_names(const heft__tree_module *module, const char *name);
 /* Make the modules of these names blocks, and no others; NULL: leave them unchanged. */
 void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t count);
+/* A warning for each name that no module has. false: without memory. */
+bool heft__warn_names(heft__warnings *list, const heft__tree *tree, const char *const *names,
+                      size_t count);
 
 /* ---- room.c: what is in memory besides weights
  *

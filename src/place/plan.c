@@ -364,7 +364,10 @@ static heft_status make_plan(heft_plan *plan, bool ties_wanted, double activatio
         return heft__fail_nomem(err, plan->map.count);
     }
     sum_caches(plan);
-    return measure_streams(plan) && make_warnings(plan, ties_wanted, options)
+    return measure_streams(plan) &&
+                   heft__warn_names(&plan->warnings, plan->tree, options->no_split,
+                                    options->no_split_count) &&
+                   make_warnings(plan, ties_wanted, options)
                ? HEFT_OK
                : heft__fail_nomem(err, plan->map.count);
 }

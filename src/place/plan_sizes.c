@@ -39,6 +39,24 @@ void heft__tree_keep_whole(heft__tree *tree, const char *const *names, size_t co
     }
 }
 
+bool heft__warn_names(heft__warnings *list, const heft__tree *tree, const char *const *names,
+                      size_t count)
+{
+    for (size_t k = 0; names && k < count; k++) {
+        bool found = false;
+        for (uint32_t i = 0; i < tree->module_count && !found; i++) {
+            found = heft__tree_names(&tree->modules[i], names[k]);
+        }
+        if (!found && !heft__warn(list,
+                                  "no module of the model has the class or the name '%.100s', "
+                                  "which was to stay on one device",
+                                  names[k])) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* ---- dtypes ---------------------------------------------------------------------------------- */
 struct overrides {
     const heft_module_dtype *list; /* [count] the caller's */

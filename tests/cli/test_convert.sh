@@ -192,3 +192,26 @@ for there in safetensors bin offload variant shards; do
         same "$before" "$work/kept_$there"
     done
 done
+
+# what a family keeps in float32 stays so in a class that only the model's code knows: in a conversion and in a load
+python3 - "$source_dir/tests/data/skeletons/t5__gated_noscale.json" "$work/t5.json" <<'END'
+import json, sys
+c = json.load(open(sys.argv[1]))["config"]
+json.dump(c | {"architectures": ["T5ForConditionalGeneration"]}, open(sys.argv[2], "w"))
+END
+run 0 init "$work/t5.json" "$work/t5" -q
+of_dtype() { # of_dtype DTYPE: the tensors of a listing that have it
+    grep -o "\"name\": \"[^\"]*\", \"dtype\": \"$1\"" "$out" | sort || true
+}
+run 0 convert "$work/t5" "$work/t5_known" --dtype float16
+run 0 inspect "$work/t5_known" --json
+known=$(of_dtype float32)
+[ "$(grep -c 'wo.weight' <<<"$known")" -gt 0 ] || fail "wo is not float32: $known"
+run 0 load "$work/t5" --dtype float16 --mode copy --json
+before=$(grep -o '"copied_bytes": [0-9]*' "$out")
+sed -i 's/"T5ForConditionalGeneration"/"T5ForReward"/' "$work/t5/config.json"
+run 0 convert "$work/t5" "$work/t5_custom" --dtype float16
+run 0 inspect "$work/t5_custom" --json
+[ "$known" = "$(of_dtype float32)" ] || fail "float32 in a custom class: $(of_dtype float32)"
+run 0 load "$work/t5" --dtype float16 --mode copy --json
+[ "$before" = "$(grep -o '"copied_bytes": [0-9]*' "$out")" ] || fail "a custom class takes other bytes than $before"

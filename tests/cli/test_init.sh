@@ -56,3 +56,23 @@ fails 5 'broken.json' init "$work/.broken.json" "$work/new"
 run 0 init "$config" "$work/a" --force --seed 1 -q
 cmp -s "$work/a/model.safetensors" "$work/c/model.safetensors" || fail "--force did not replace the weights"
 no_traces "$work"
+
+# a config that declares quantized weights: the written ones are plain, and its settings do not stay
+mkdir "$work/quant"
+cp "$source_dir/tests/data/quant/awq_4bit/config.json" "$work/quant"
+run 0 init "$work/quant" "$work/plain"
+shows "$err" 'warning: config.json is written without its quantization settings, because the weights are not quantized'
+lacks "$work/plain/config.json" quantization_config
+run 0 load "$work/plain" --strict --json
+silent "$err"
+shows "$out" '"quantization": null'
+python3 - "$work/quant/config.json" <<'END'
+import json, sys
+c = json.load(open(sys.argv[1]))
+c["text_config"] = {"compression_config": c.pop("quantization_config")}
+json.dump(c, open(sys.argv[1], "w"))
+END
+run 0 init "$work/quant" "$work/plain" --force
+lacks "$work/plain/config.json" compression_config
+run 0 init "$config" "$work/plain" --force
+silent "$err"

@@ -113,3 +113,32 @@ run 0 load "$work/base" --device-map "$work/map.json" -q
 sed 's/"pooler": "cpu"/"pooler": "cuda:1"/' "$work/map.json" >"$work/cuda.json"
 run 0 plan "$work/base" --strategy "$work/cuda.json" --json
 shows "$out" '"pooler": 1'
+
+# a tie of which the file has one name only, in another shape: the saved name is random, and named
+mkdir "$work/tied"
+python3 - "$work/tied" "$source_dir/tests/data/quant/awq_4bit/config.json" <<'END'
+import json, sys
+c = json.load(open(sys.argv[2]))
+c.pop("quantization_config")
+json.dump(c | {"tie_word_embeddings": True}, open(sys.argv[1] + "/config.json", "w"))
+END
+run 0 init "$work/tied" "$work/tied_model" -q
+python3 - "$work/tied_model/model.safetensors" <<'END'
+import json, struct, sys
+blob = open(sys.argv[1], "rb").read()
+length = struct.unpack("<Q", blob[:8])[0]
+header = json.loads(blob[8:8 + length])
+t = header["lm_head.weight"] = header.pop("model.embed_tokens.weight")
+t["shape"] = [t["shape"][0] // 2, t["shape"][1] * 2]
+head = json.dumps(header).encode()
+open(sys.argv[1], "wb").write(struct.pack("<Q", len(head)) + head + blob[8 + length:])
+END
+run 6 load "$work/tied_model"
+run 0 load "$work/tied_model" --ignore-mismatched-sizes --json
+shows "$out" '"initialized": \[("lm_head.weight", "model.embed_tokens.weight"|"model.embed_tokens.weight", "lm_head.weight")\]'
+has missing '[]'
+
+# weights without a config
+mkdir "$work/alone"
+cp "$work/tied_model/model.safetensors" "$work/alone"
+fails 4 'config.json: does not exist: a model is loaded with the config.json beside its weights' load "$work/alone/model.safetensors"

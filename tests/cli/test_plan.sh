@@ -279,3 +279,15 @@ bad_map 5 'expected an object' '["cpu"]'
 bad_map 5 'bad.json' '{"a": '
 run 4 load "$work/known" --device-map "$work/nothing.json"
 run 2 load "$work/known" --max-memory cpu
+
+# names of modules that stay whole, and that the model does not have; budgets that are told twice, or with spaces
+run 0 plan "$config" --no-split Foo,LlamaDecoderLayer,self_attn
+lines "$err" 1
+shows "$err" "warning: no module of the model has the class or the name 'Foo'"
+run 0 plan "$config" --no-split Foo --json
+shows "$out" '"warnings": \["no module of the model has the class or the name .Foo.'
+fails 2 "[-]-max-memory: '0=4GB,0=5GB' has two budgets for device 0" plan "$config" --max-memory 0=4GB,0=5GB
+fails 2 "has two budgets for device cpu" plan "$config" --max-memory cpu=4GB,0=5GB,cpu=1GB
+run 0 plan "$config" --reserve 0 --max-memory '0=4GB, cpu=8GB ,disk' --json
+shows "$out" '"max_memory": [{]"0": 4000000000, "cpu": 8000000000, "disk": null[}]'
+fails 2 'is not a list of budgets' plan "$config" --max-memory '0=4GB,'

@@ -151,6 +151,9 @@ bad() { # bad CASE EXPRESSION ITEM WORDS: of load, dequantized or not
     run 1 verify "$work/edited"
     shows "$out" '^quantization: '
     run 0 inspect "$work/edited"
+    shows "$err" "^heft inspect: warning: .*$3.*: $4"
+    run 0 inspect "$work/edited" --json
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+".*"weights": 0.*"warnings": \[".*"\]'
 }
 q=model.layers.0.self_attn.q_proj
 bad gptq_4bit "del t['$q.scales']" "$q.qweight" 'quantized weight \(gptq\): its companion tensor .*scales'

@@ -517,9 +517,54 @@ static void a_packed_model_is_saved_as_it_was(void **state)
     }
 }
 
+static void expect_plain_config(const char *folder, const heft_model *model, bool told)
+{
+    heft_write_report *report = NULL;
+    heft_error err = {0};
+    size_t length;
+    test_expect_status(heft_model_save(model, test_path(folder, "new"), NULL, &report, &err),
+                       HEFT_OK, &err, folder);
+    char *text = test_read_file(test_path(test_path(folder, "new"), "config.json"), &length);
+    assert_null(strstr(text, "quantization_config"));
+    assert_int_equal(report->warning_count, told ? 1 : 0);
+    free(text);
+    heft_write_report_free(report);
+}
+
+/* A model without quantized weights is not saved with a config that declares them. */
+static void a_plain_model_declares_nothing(void **state)
+{
+    static const char folder[] = HEFT_TEST_DATA "/quant/awq_4bit";
+    char saved[256];
+    heft_source *source = NULL;
+    heft_config *config = NULL;
+    heft_model *model = NULL;
+    heft_error err = {0};
+    (void)state;
+    test_folder_make(saved);
+    const heft_source_options plain = HEFT_OPTIONS(heft_source_options, .dequantize = true);
+    test_expect_status(heft_source_open(ctx, folder, &plain, &source, &err), HEFT_OK, &err, folder);
+    test_expect_status(heft_model_load(source, NULL, &model, NULL, &err), HEFT_OK, &err, folder);
+    expect_plain_config(saved, model, false); /* dropped when it was opened */
+    heft_model_free(model);
+    heft_source_close(source);
+    test_folder_remove(saved);
+
+    test_folder_make(saved);
+    test_expect_status(heft_config_read(ctx, folder, &config, &err), HEFT_OK, &err, folder);
+    test_expect_status(heft_model_new(ctx, config, NULL, HEFT_DTYPE_NONE, &model, &err), HEFT_OK,
+                       &err, folder);
+    test_expect_status(heft_model_init(model, NULL, &err), HEFT_OK, &err, folder);
+    expect_plain_config(saved, model, true);
+    heft_model_free(model);
+    heft_config_free(config);
+    test_folder_remove(saved);
+}
+
 /* ---- wrappers --------------------------------------------------------------------------------- */
-/* A copy of a case whose tensors have `prefix` in front of their names. */
-static void write_wrapped(const char *from, const char *to, const char *prefix)
+/* A copy of a case, with `prefix` in front of the names that begin with `begin`. */
+static void write_some_wrapped(const char *from, const char *to, const char *begin,
+                               const char *prefix)
 {
     size_t length = 0, config_length = 0;
     char *file = test_read_file(test_path(from, "model.safetensors"), &length);
@@ -531,8 +576,9 @@ static void write_wrapped(const char *from, const char *to, const char *prefix)
     for (size_t k = 0; k < header; k++) {
         const char *here = file + 8 + k;
         made[at++] = *here;
-        if (*here == '"' &&
-            (strncmp(here + 1, "model.", 6) == 0 || strncmp(here + 1, "lm_head.", 8) == 0)) {
+        if (*here == '"' && ((*begin && strncmp(here + 1, begin, strlen(begin)) == 0) ||
+                             (!*begin && (strncmp(here + 1, "model.", 6) == 0 ||
+                                          strncmp(here + 1, "lm_head.", 8) == 0)))) {
             memcpy(made + at, prefix, more);
             at += more;
         }
@@ -549,6 +595,11 @@ static void write_wrapped(const char *from, const char *to, const char *prefix)
         test_write_file(to, "quanto_qmap.json", map, length);
         free(map);
     }
+}
+
+static void write_wrapped(const char *from, const char *to, const char *prefix)
+{
+    write_some_wrapped(from, to, "", prefix);
 }
 
 static heft_model *load_whole(const char *folder)
@@ -588,6 +639,29 @@ static void compare_models(const heft_model *left, const heft_model *right)
     }
 }
 
+/* Names are used as they are in an existing model: what then has no place is not passed over. */
+static void wrapped_names_do_not_go_into_a_model(void **state)
+{
+    static const char from[] = HEFT_TEST_DATA "/quant/awq_4bit";
+    heft_error err = {0};
+    char made[256];
+    (void)state;
+    heft_model *model = load_whole(from);
+    test_expect_status(heft_model_load_sharded(model, from, NULL, NULL, &err), HEFT_OK, &err, from);
+    test_folder_make(made);
+    write_wrapped(from, made, "module.");
+    test_expect_status(heft_model_load_sharded(model, made, NULL, NULL, &err), HEFT_MISMATCH, &err,
+                       made);
+    test_folder_remove(made);
+    test_folder_make(made);
+    write_some_wrapped(from, made, "model.layers.0.self_attn.q_proj.", "module.");
+    test_expect_status(heft_model_load_sharded(model, made, NULL, NULL, &err), HEFT_MISMATCH, &err,
+                       made);
+    assert_string_equal(err.item, "module.model.layers.0.self_attn.q_proj.weight");
+    test_folder_remove(made);
+    heft_model_free(model);
+}
+
 static void wrapped_names_change_nothing(void **state)
 {
     static const char *const prefixes[] = {"module.", "_orig_mod.", "base_model.model."};
@@ -616,7 +690,9 @@ int main(void)
         cmocka_unit_test(every_case_is_dequantized),
         cmocka_unit_test(a_view_is_read_from_anywhere),
         cmocka_unit_test(a_packed_model_is_saved_as_it_was),
+        cmocka_unit_test(a_plain_model_declares_nothing),
         cmocka_unit_test(wrapped_names_change_nothing),
+        cmocka_unit_test(wrapped_names_do_not_go_into_a_model),
         cmocka_unit_test(without_memory),
     };
     ctx = heft_ctx_new(NULL);
