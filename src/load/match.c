@@ -311,12 +311,18 @@ heft_status heft__match_settle(heft_model *model, const heft_checkpoint *ckpt, h
 }
 
 /* ---- missing --------------------------------------------------------------------------------- */
-/* has[i]: the checkpoint has a value for the parameter that i is, or one of another shape, under any name. */
-static void list_present(const heft_model *model, const heft__match *match, bool *has)
+/* What the checkpoint has for the parameter that i is, under any name. */
+enum present { HAS_NOTHING, HAS_OTHER_SHAPE, HAS_VALUE };
+
+static void list_present(const heft_model *model, const heft__match *match, uint8_t *has)
 {
     for (size_t i = 0; i < model->count; i++) {
-        has[model->parameters[i].tied_to] |=
-            match->source[i] != HEFT__NO_TENSOR || match->lack[i] != HEFT__LACKS_NOTHING;
+        uint8_t *root = &has[model->parameters[i].tied_to];
+        if (match->source[i] != HEFT__NO_TENSOR) {
+            *root = HAS_VALUE;
+        } else if (match->lack[i] != HEFT__LACKS_NOTHING && *root == HAS_NOTHING) {
+            *root = HAS_OTHER_SHAPE;
+        }
     }
 }
 
@@ -336,15 +342,21 @@ static heft_status add_missing(const heft_model *model, size_t i, bool ignore, h
 static heft_status list_missing(const heft_model *model, heft__match *match, bool ignore,
                                 heft_error *err)
 {
-    bool *has = heft__alloc_zero(model->ctx, model->count, sizeof *has);
+    uint8_t *has = heft__alloc_zero(model->ctx, model->count, sizeof *has);
     heft_status status = has ? HEFT_OK : heft__fail_nomem(err, model->count);
     if (status == HEFT_OK) {
         list_present(model, match, has);
     }
     for (size_t i = 0; i < model->count && status == HEFT_OK; i++) {
-        if (in_state_dict(model, i) && match->source[i] == HEFT__NO_TENSOR &&
-            match->lack[i] == HEFT__LACKS_NOTHING && !has[model->parameters[i].tied_to]) {
+        const size_t root = model->parameters[i].tied_to;
+        if (!in_state_dict(model, i) || match->source[i] != HEFT__NO_TENSOR ||
+            match->lack[i] != HEFT__LACKS_NOTHING) {
+            continue;
+        }
+        if (has[root] == HAS_NOTHING) {
             status = add_missing(model, i, ignore, match, err);
+        } else if (has[root] == HAS_OTHER_SHAPE && root == i) {
+            match->lack[i] = HEFT__LACKS_SHAPE; /* its value is random, too */
         }
     }
     heft__free(model->ctx, has, model->count);

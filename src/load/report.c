@@ -74,17 +74,6 @@ static heft_status list_ties(heft__report_memory *memory, const heft_model *mode
     return list || status != HEFT_OK ? status : heft__fail_nomem(err, 0);
 }
 
-/* Why the checkpoint fills a parameter with nothing: the names of a tie that holds lack one value, and where
- * only another one of them is mismatched, the saved one is random all the same. */
-static heft__lack lack_of(const heft_model *model, const heft__match *match, size_t i)
-{
-    const heft_parameter *parameter = &model->parameters[i];
-    return match->lack[i] == HEFT__LACKS_NOTHING && match->source[i] == HEFT__NO_TENSOR &&
-                   parameter->tied_to == i && parameter->kind != HEFT_PARAMETER_BUFFER_TRANSIENT
-               ? HEFT__LACKS_SHAPE
-               : match->lack[i];
-}
-
 /* What the checkpoint lacks: missing first, then mismatched. */
 heft_status heft__report_initialized(heft__report_memory *memory, const heft_model *model,
                                      const heft__match *match, heft_error *err)
@@ -92,7 +81,7 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
     heft_load_report *report = &memory->report;
     size_t count = 0, at = 0;
     for (size_t i = 0; i < model->count; i++) {
-        count += lack_of(model, match, i) != HEFT__LACKS_NOTHING;
+        count += match->lack[i] != HEFT__LACKS_NOTHING;
     }
     const char **names = heft__arena_array(&memory->arena, count, sizeof *names);
     if (!names) {
@@ -101,8 +90,8 @@ heft_status heft__report_initialized(heft__report_memory *memory, const heft_mod
     for (int mismatched = 0; mismatched < 2; mismatched++) {
         for (size_t i = 0; i < model->count; i++) {
             const heft_parameter *parameter = &model->parameters[i];
-            const heft__lack lack = lack_of(model, match, i);
-            if (lack == HEFT__LACKS_NOTHING || (lack == HEFT__LACKS_SHAPE) != (mismatched == 1)) {
+            if (match->lack[i] == HEFT__LACKS_NOTHING ||
+                (match->lack[i] == HEFT__LACKS_SHAPE) != (mismatched == 1)) {
                 continue;
             }
             names[at] = heft__arena_text(&memory->arena, parameter->name, strlen(parameter->name));
