@@ -61,18 +61,6 @@ struct opcode {
 };
 
 /* ---- memory ---------------------------------------------------------------------------------- */
-static void *take(struct vm *vm, size_t bytes, heft_status *status, heft_error *err)
-{
-    heft__pickle *pickle = vm->pickle;
-    *status = heft__pickle_take(pickle, bytes, pickle->origin + vm->op_at, err);
-    if (*status != HEFT_OK) {
-        return NULL;
-    }
-    void *block = heft__arena_words(&pickle->arena, bytes);
-    *status = block ? HEFT_OK : heft__fail_nomem(err, bytes);
-    return block;
-}
-
 /* heft__array_reserve(), counted. */
 static heft_status reserve(struct vm *vm, void **array, size_t count, size_t *cap, size_t size,
                            heft_error *err)
@@ -91,40 +79,7 @@ static heft_status reserve(struct vm *vm, void **array, size_t count, size_t *ca
 
 static heft_status new_object(struct vm *vm, uint32_t count, heft__pk_object **out, heft_error *err)
 {
-    heft_status status;
-    size_t bytes = sizeof(heft__pk_object) + count * sizeof(heft__pk_cell);
-    heft__pk_object *object = take(vm, bytes, &status, err);
-    if (object) {
-        *object = (heft__pk_object){.items = (heft__pk_cell *)(void *)(object + 1),
-                                    .count = count,
-                                    .cap = count,
-                                    .at = vm->op_at};
-        *out = object;
-        return HEFT_OK;
-    }
-    return status == HEFT_OK ? HEFT_NOMEM : status; /* never OK, but no compiler knows */
-}
-
-static heft_status append(struct vm *vm, heft__pk_object *object, const heft__pk_cell *cells,
-                          size_t count, heft_error *err)
-{
-    if (count > object->cap - object->count) {
-        heft_status status;
-        /* the sum is below the length of the stream; most are filled once */
-        size_t cap = (object->count + count) * (object->count ? 2 : 1);
-        heft__pk_cell *grown = take(vm, cap * sizeof *grown, &status, err);
-        if (!grown) {
-            return status;
-        }
-        memcpy(grown, object->items, object->count * sizeof *grown);
-        object->items = grown;
-        object->cap = (uint32_t)(cap < UINT32_MAX ? cap : UINT32_MAX);
-    }
-    if (count) {
-        memcpy(object->items + object->count, cells, count * sizeof *cells);
-        object->count += (uint32_t)count;
-    }
-    return HEFT_OK;
+    return heft__pk_new(vm->pickle, vm->op_at, count, out, err);
 }
 
 /* ---- errors and the stack -------------------------------------------------------------------- */
@@ -313,7 +268,8 @@ static heft_status run_fill(struct vm *vm, const struct opcode *op, heft_error *
     if (op->kind == HEFT__PK_DICT && count % 2) {
         return malformed(vm, op, "has a key without a value", err);
     }
-    heft_status status = append(vm, target->as.object, items, count, err);
+    heft_status status =
+        heft__pk_append(vm->pickle, vm->op_at, target->as.object, items, count, err);
     vm->count -= count;
     return status;
 }
@@ -479,7 +435,7 @@ static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_ob
     }
     if (args->count == 1 && args->items[0].kind == HEFT__PK_DICT) {
         const heft__pk_object *from = args->items[0].as.object;
-        return append(vm, dict, from->items, from->count, err);
+        return heft__pk_append(vm->pickle, vm->op_at, dict, from->items, from->count, err);
     }
     if (args->count != 1 || args->items[0].kind != HEFT__PK_LIST) {
         return malformed(vm, op, "of a dict class needs no argument, a dict or a list of pairs",
@@ -492,7 +448,7 @@ static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_ob
             pair->as.object->count != 2) {
             return malformed(vm, op, "of a dict class needs pairs", err);
         }
-        status = append(vm, dict, pair->as.object->items, 2, err);
+        status = heft__pk_append(vm->pickle, vm->op_at, dict, pair->as.object->items, 2, err);
     }
     return status;
 }
@@ -559,7 +515,7 @@ static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error 
         heft__pk_object *object = target->as.object;
         object->built = object->count == 2 && state->kind == HEFT__PK_DICT;
         vm->count--;
-        return append(vm, object, state, 1, err);
+        return heft__pk_append(vm->pickle, vm->op_at, object, state, 1, err);
     }
     if (heft__pk_is_bare_tensor(vm->pickle, target)) {
         return build_tensor(vm, op, err);
@@ -585,7 +541,9 @@ static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error
         *top(vm) = top(vm)->as.object->items[1]; /* the class itself */
         return HEFT_OK;
     }
-    heft__pk_persid *persid = status == HEFT_OK ? take(vm, sizeof *persid, &status, err) : NULL;
+    heft__pk_persid *persid =
+        status == HEFT_OK ? heft__pk_take(vm->pickle, vm->op_at, sizeof *persid, &status, err)
+                          : NULL;
     if (!persid) {
         return status;
     }

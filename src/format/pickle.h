@@ -136,6 +136,15 @@ heft_status heft__pickle_run(heft_ctx *ctx, const uint8_t *bytes, size_t length,
 uint64_t heft__pickle_most(const heft_ctx *ctx, uint64_t file_bytes);
 /* Count memory that is about to be taken for a pickle; LIMIT. `at` is a byte of the file. */
 heft_status heft__pickle_take(heft__pickle *pickle, uint64_t bytes, uint64_t at, heft_error *err);
+/* The same, and the memory from the pickle's arena, for the opcode at a byte of the stream. NULL: see
+ * `status`. */
+void *heft__pk_take(heft__pickle *pickle, uint32_t op_at, size_t bytes, heft_status *status,
+                    heft_error *err);
+/* A value with room for `count` items. */
+heft_status heft__pk_new(heft__pickle *pickle, uint32_t op_at, uint32_t count,
+                         heft__pk_object **out, heft_error *err);
+heft_status heft__pk_append(heft__pickle *pickle, uint32_t op_at, heft__pk_object *object,
+                            const heft__pk_cell *cells, size_t count, heft_error *err);
 /* Run the pickle that begins at `offset` of a file and must end before `end`; only as much is read
  * as it takes. At most heft_limits.pickle_bytes. Always call fini. */
 heft_status heft__pickle_read(heft_ctx *ctx, heft__input *source, uint64_t offset, uint64_t end,

@@ -24,6 +24,57 @@ heft_status heft__pickle_take(heft__pickle *pickle, uint64_t bytes, uint64_t at,
     return HEFT_OK;
 }
 
+void *heft__pk_take(heft__pickle *pickle, uint32_t op_at, size_t bytes, heft_status *status,
+                    heft_error *err)
+{
+    *status = heft__pickle_take(pickle, bytes, pickle->origin + op_at, err);
+    if (*status != HEFT_OK) {
+        return NULL;
+    }
+    void *block = heft__arena_words(&pickle->arena, bytes);
+    *status = block ? HEFT_OK : heft__fail_nomem(err, bytes);
+    return block;
+}
+
+heft_status heft__pk_new(heft__pickle *pickle, uint32_t op_at, uint32_t count,
+                         heft__pk_object **out, heft_error *err)
+{
+    heft_status status;
+    size_t bytes = sizeof(heft__pk_object) + count * sizeof(heft__pk_cell);
+    heft__pk_object *object = heft__pk_take(pickle, op_at, bytes, &status, err);
+    if (object) {
+        *object = (heft__pk_object){.items = (heft__pk_cell *)(void *)(object + 1),
+                                    .count = count,
+                                    .cap = count,
+                                    .at = op_at};
+        *out = object;
+        return HEFT_OK;
+    }
+    return status == HEFT_OK ? HEFT_NOMEM : status; /* never OK, but no compiler knows */
+}
+
+heft_status heft__pk_append(heft__pickle *pickle, uint32_t op_at, heft__pk_object *object,
+                            const heft__pk_cell *cells, size_t count, heft_error *err)
+{
+    if (count > object->cap - object->count) {
+        heft_status status;
+        /* the sum is below the length of the stream; most are filled once */
+        size_t cap = (object->count + count) * (object->count ? 2 : 1);
+        heft__pk_cell *grown = heft__pk_take(pickle, op_at, cap * sizeof *grown, &status, err);
+        if (!grown) {
+            return status;
+        }
+        memcpy(grown, object->items, object->count * sizeof *grown);
+        object->items = grown;
+        object->cap = (uint32_t)(cap < UINT32_MAX ? cap : UINT32_MAX);
+    }
+    if (count) {
+        memcpy(object->items + object->count, cells, count * sizeof *cells);
+        object->count += (uint32_t)count;
+    }
+    return HEFT_OK;
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
 /* A pickle does not say how long it is: it is run on the first bytes, and again on eight times as
  * many if they were too few. */
