@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from . import torch as torch
     from ._modules import load_into as load_into
     from ._modules import load_sharded_checkpoint as load_sharded_checkpoint
+    from ._patched import patched as patched
 
 __all__ = [
     "CancelledError",
@@ -65,7 +66,7 @@ __all__ = [
 
 
 # name: the module it is imported from at first use, because that needs torch
-_LAZY = {"load_into": "_modules", "load_sharded_checkpoint": "_modules"}
+_LAZY = {"load_into": "_modules", "load_sharded_checkpoint": "_modules", "patched": "_patched"}
 
 
 def __getattr__(name: str) -> Any:

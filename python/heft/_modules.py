@@ -177,7 +177,9 @@ def _is_fast(source: _heft.Tensor, target: torch.Tensor) -> bool:
 def _fill(pairs: list[tuple[str, _heft.Tensor, torch.Tensor]], progress: Progress | None) -> None:
     """Read tensors into memory that exists, cast. Of pairs with the same memory, the last one counts."""
     last = {_same_memory(target): (name, source, target) for name, source, target in pairs}
-    fast, slow, end = [], [], None
+    fast: list[tuple[str, _heft.Tensor, torch.Tensor]] = []
+    slow: list[tuple[str, _heft.Tensor, torch.Tensor]] = []
+    end: int | None = None
     for name, source, target in last.values():
         (fast if _is_fast(source, target) else slow).append((name, source, target))
     areas = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for _, _, t in fast)
@@ -264,7 +266,7 @@ _UNTOUCHED = 0xA5  # the bytes of a tensor before its initializer runs
 def _fresh(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor with memory, like this one on meta."""
     empty = torch.empty_like(value, device="cpu")
-    empty.untyped_storage().fill_(_UNTOUCHED)
+    torch.empty(0, dtype=torch.uint8, device="cpu").set_(empty.untyped_storage()).fill_(_UNTOUCHED)
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
