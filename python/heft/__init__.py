@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._modules import load_into as load_into
     from ._modules import load_sharded_checkpoint as load_sharded_checkpoint
     from ._patched import patched as patched
+    from ._pretrained import from_pretrained as from_pretrained
 
 __all__ = [
     "CancelledError",
@@ -66,7 +67,12 @@ __all__ = [
 
 
 # name: the module it is imported from at first use, because that needs torch
-_LAZY = {"load_into": "_modules", "load_sharded_checkpoint": "_modules", "patched": "_patched"}
+_LAZY = {
+    "from_pretrained": "_pretrained",
+    "load_into": "_modules",
+    "load_sharded_checkpoint": "_modules",
+    "patched": "_patched",
+}
 
 
 def __getattr__(name: str) -> Any:

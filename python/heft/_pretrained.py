@@ -1,0 +1,168 @@
+"""Models of Transformers: ``from_pretrained()``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from . import _heft
+from ._checkpoint import open as _open
+from ._convert import to_torch, torch_dtype
+from ._errors import HeftError, RefusedError
+from ._patched import Patch, here, patched
+from .safetensors import _Slice, translate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Literal
+
+    from .safetensors import safe_open
+
+__all__ = ["from_pretrained"]
+
+
+class _Whole(torch.Tensor):
+    """A tensor in its file, mapped, which ``to()`` reads and casts in one step."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _lazy: _heft.Tensor
+    _copy: bool
+
+    @staticmethod
+    def make(lazy: _heft.Tensor, copy: bool) -> _Whole:
+        whole: _Whole = torch.Tensor._make_subclass(_Whole, to_torch(lazy))
+        whole._lazy, whole._copy = lazy, copy
+        return whole
+
+    def __getitem__(self, key: Any) -> Any:
+        return self if key is Ellipsis else self.as_subclass(torch.Tensor)[key]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a plain tensor."""
+        plain = self.as_subclass(torch.Tensor)
+        if args or not set(kwargs) <= {"device", "dtype"}:
+            return plain.to(*args, **kwargs)
+        dtype, device = kwargs.get("dtype"), kwargs.get("device")
+        if device is not None and torch.device(device).type == "meta":
+            return plain.to(device=device, dtype=dtype)
+        cast = dtype is not None and dtype != plain.dtype
+        owner = self._lazy._owner
+        if owner is None or owner.closed:  # the file was closed: the mapping is there still
+            return plain.to(device=device, dtype=dtype)
+        if not cast and not self._copy:
+            return plain if device is None else plain.to(device)
+        if cast and not _heft.can_cast(self._lazy.dtype, str(dtype).rpartition(".")[2]):
+            return plain.to(device=device, dtype=dtype)
+        return to_torch(self._lazy, dtype, device, copy=True)
+
+
+class _WholeSlice(_Slice):
+    """A tensor of safetensors to be indexed, of which ``[...]`` is cast by heft."""
+
+    __slots__ = ("_copy", "_lazy")
+
+    def __init__(self, file: safe_open, lazy: _heft.Tensor, copy: bool) -> None:
+        super().__init__(file, lazy)
+        self._lazy, self._copy = lazy, copy
+
+    def __getitem__(self, key: Any) -> Any:
+        if key is not Ellipsis or self._file._framework != "torch" or self._file._device is not None:
+            return super().__getitem__(key)
+        try:
+            return _Whole.make(self._lazy, self._copy)
+        except HeftError as error:
+            if isinstance(error, OSError):
+                raise
+            raise translate(error) from error
+
+
+def _load_state_dict(
+    checkpoint_file: str | os.PathLike[str],
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    disable_mmap: bool | None = None,
+) -> Any:
+    """Transformers' own function, except for a ``.bin`` in from_pretrained() of this thread."""
+    copy = getattr(here, "copy", None)
+    if copy is None or os.fspath(checkpoint_file).endswith(".safetensors"):
+        return _state_dict_patch.original(checkpoint_file, map_location, weights_only, disable_mmap)
+    if not weights_only:
+        raise RefusedError("weights_only=False would run code from the file", os.fspath(checkpoint_file))
+    os.stat(checkpoint_file)
+    checkpoint = _open(checkpoint_file)
+    if str(map_location) == "meta":
+        return {
+            name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+            for name, tensor in checkpoint.items()
+        }
+    state: dict[str, Any] = {name: _Whole.make(tensor, copy) for name, tensor in checkpoint.items()}
+    on_cpu = map_location is None or str(map_location) == "cpu"
+    return state if on_cpu else {name: tensor.to(device=map_location) for name, tensor in state.items()}
+
+
+_state_dict_patch = Patch(_load_state_dict)
+
+
+@contextlib.contextmanager
+def _reading(copy: bool) -> Iterator[None]:
+    """Let this thread's Transformers read through heft, with heft's casts."""
+    import transformers.modeling_utils as theirs
+
+    before = here.__dict__.copy()
+    with patched(), _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=True):
+        here.slices = lambda file, lazy: _WholeSlice(file, lazy, copy)
+        here.copy = copy
+        try:
+            yield
+        finally:
+            here.__dict__.clear()
+            here.__dict__.update(before)
+
+
+def from_pretrained(
+    cls: Any,
+    path: str | os.PathLike[str] | None,
+    *args: Any,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    mode: Literal["map", "copy"] = "map",
+    revision: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Instantiate a model of Transformers, as ``cls.from_pretrained(path, ...)`` does, with tensors that heft reads.
+
+    Transformers decides what belongs where: names, fused experts, ties, missing and mismatched tensors, devices. heft
+    reads safetensors and ``.bin`` files; a tensor is cast once, from the file into its memory, or mapped
+    copy-on-write if nothing is cast.
+
+    Args:
+        cls: a class of Transformers, also AutoModelForCausalLM and the like.
+        path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
+        mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
+        dtype, device_map, max_memory, revision and all others: as there.
+
+    Returns:
+        What ``cls.from_pretrained()`` returns.
+
+    Raises:
+        as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
+        RefusedError for weights_only=False, which means running the code in a ``.bin``.
+    """
+    if mode not in ("map", "copy"):
+        raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
+    if not callable(getattr(cls, "from_pretrained", None)):
+        raise TypeError(f"{cls!r} has no from_pretrained()")
+    if kwargs.get("weights_only") is False:
+        raise RefusedError("weights_only=False would run code from the file", os.fspath(path or ""))
+    name = None if path is None else os.fspath(path)
+    if name is not None and revision is None and "@" in name and not os.path.exists(name):
+        name, _, revision = name.rpartition("@")
+    for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
+        if value is not None:
+            kwargs[key] = value
+    with _reading(mode == "copy"):
+        return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
