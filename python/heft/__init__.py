@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._modules import load_sharded_checkpoint as load_sharded_checkpoint
     from ._patched import patched as patched
     from ._pretrained import from_pretrained as from_pretrained
+    from ._pretrained import save_pretrained as save_pretrained
 
 __all__ = [
     "CancelledError",
@@ -69,6 +70,7 @@ __all__ = [
 # name: the module it is imported from at first use, because that needs torch
 _LAZY = {
     "from_pretrained": "_pretrained",
+    "save_pretrained": "_pretrained",
     "load_into": "_modules",
     "load_sharded_checkpoint": "_modules",
     "patched": "_patched",

@@ -1,4 +1,4 @@
-"""Models of Transformers: ``from_pretrained()``."""
+"""Models of Transformers: ``from_pretrained()`` and ``save_pretrained()``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from . import _heft
 from ._checkpoint import open as _open
 from ._convert import to_torch, torch_dtype
-from ._errors import HeftError, RefusedError
+from ._errors import HeftError, RefusedError, UnsupportedError
+from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
 from .safetensors import _Slice, translate
 
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, Literal
 
+    from ._checkpoint import Progress
     from .safetensors import safe_open
 
-__all__ = ["from_pretrained"]
+__all__ = ["from_pretrained", "save_pretrained"]
+
+
+# ---- from_pretrained -----------------------------------------------------------------------------------
 
 
 class _Whole(torch.Tensor):
@@ -166,3 +171,125 @@ def from_pretrained(
             kwargs[key] = value
     with _reading(mode == "copy"):
         return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
+
+
+# ---- save_pretrained -----------------------------------------------------------------------------------
+
+
+def _save_file(tensors: dict[str, torch.Tensor], filename: Any, metadata: dict[str, str] | None = None) -> Any:
+    """Safetensors' own function, except in save_pretrained() of this thread: that collects the tensors."""
+    collected = getattr(here, "collected", None)
+    if collected is None:
+        return _save_patch.original(tensors, filename, metadata)
+    collected.append((dict(tensors), os.path.basename(filename), dict(metadata or {})))
+    return None
+
+
+_save_patch = Patch(_save_file)
+
+
+def _collect(model: Any, folder: str, options: dict[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, str]]]:
+    """Let the model save itself to a folder, everything but its weights. Return these."""
+    import transformers.modeling_utils
+
+    theirs: Any = transformers.modeling_utils
+    collected: list[tuple[dict[str, Any], str, dict[str, str]]] = []
+    with _save_patch.on(lambda: theirs.safe_save_file, (theirs.__name__,), everywhere=False):
+        here.collected = collected
+        try:
+            model.save_pretrained(folder, max_shard_size=1 << 62, **options)
+        finally:
+            del here.collected
+    return collected
+
+
+def _tied_to(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors that share memory with one of these, whose names were left out."""
+    areas = {(t.data_ptr(), t.shape, t.dtype) for t in tensors.values() if t.device.type == "cpu" and t.nelement()}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in tensors
+        and isinstance(tensor, torch.Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and (tensor.data_ptr(), tensor.shape, tensor.dtype) in areas
+    }
+
+
+def _side_files(folder: str) -> Iterator[tuple[str, bytes]]:
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise UnsupportedError("the model saves a folder, which heft does not write", name)
+        with open(path, "rb") as file:
+            yield name, file.read()
+
+
+def save_pretrained(
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str | None = None,
+    format: Literal["safetensors", "bin"] = "safetensors",
+    variant: str | None = None,
+    progress: Progress | None = None,
+    **kwargs: Any,
+) -> WriteReport:
+    """Save a model of Transformers, as ``model.save_pretrained(save_directory)`` does: whole, or not at all.
+
+    Transformers decides what is saved: names, fused experts, configurations. heft writes it; the old checkpoint, or the
+    whole new one, is in the folder at every moment. Weights on disk are brought into memory. Other files in the
+    folder stay.
+
+    Args:
+        max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
+        format: "safetensors", or "bin" for ``pytorch_model.bin``, with tied names tied.
+        variant, all others: as there.
+        progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
+
+    Raises:
+        TypeError: no model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
+        IoError, also for a full disk.
+    """
+    import tempfile
+
+    if format not in ("safetensors", "bin"):
+        raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "num_parameters"):
+        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() for a state dict")
+    refused = [name for name in ("push_to_hub", "distributed_checkpoint") if kwargs.get(name)]
+    if refused or not kwargs.get("is_main_process", True):
+        raise UnsupportedError(f"save_pretrained() of heft has no {refused[0] if refused else 'is_main_process=False'}")
+    if os.path.exists(save_directory) and not os.path.isdir(save_directory):
+        raise NotADirectoryError(20, "Not a directory", os.fspath(save_directory))
+    limit = _bytes(max_shard_size)
+    with tempfile.TemporaryDirectory(prefix="heft-") as folder:
+        collected = _collect(model, folder, {**kwargs, "variant": variant})
+        if len(collected) != 1 or not collected[0][1].startswith("model."):
+            raise UnsupportedError("the model has no weights of its own to save, or saves them in another way")
+        tensors, _, metadata = collected.pop()
+        side_files = list(_side_files(folder))
+    writer = _heft.Writer(
+        save_directory,
+        format=format,
+        max_shard_bytes=limit,
+        variant=variant,
+        force=True,
+        ties="copy" if format == "safetensors" else "refuse",
+        total_parameters=model.num_parameters(),
+        keep_side_files=True,
+    )
+    try:
+        if format == "safetensors":
+            for key, value in metadata.items():
+                writer.metadata(key, value)
+        else:
+            tensors.update(_tied_to(tensors, model))
+        for name, tensor in tensors.items():
+            add(writer, name, tensor)
+        for name, content in side_files:
+            writer.side_file(name, content)
+        return WriteReport(writer.commit(progress))
+    finally:
+        writer.close()

@@ -1,7 +1,8 @@
-"""from_pretrained(), beside Transformers' own."""
+"""from_pretrained() and save_pretrained(), beside Transformers' own."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -273,3 +274,143 @@ def test_other_threads_are_as_before(tmp_path: Path) -> None:
         thread.join()
     assert not errors
     same_model(*results)
+
+
+# ---- save_pretrained -----------------------------------------------------------------------------------
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            state |= st.load_file(file)
+        elif file.suffix == ".bin":
+            state |= torch.load(file, weights_only=True)
+    return state
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def others(folder: Path) -> dict[str, bytes]:
+    return {
+        f.name: f.read_bytes() for f in folder.iterdir() if f.suffix != ".safetensors" and "index" not in f.name
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [None, "20KB", 30000])
+def test_save_equals_transformers(tmp_path: Path, kind: str, size: object) -> None:
+    model = make(kind).to(torch.bfloat16)
+    before = {k: v.data_ptr() for k, v in model.state_dict().items()}
+    report = heft.save_pretrained(model, tmp_path / "ours", max_shard_size=size)
+    model.save_pretrained(tmp_path / "theirs", **({} if size is None else {"max_shard_size": size}))
+    assert before == {k: v.data_ptr() for k, v in model.state_dict().items()}
+    assert equal(weights(tmp_path / "ours"), weights(tmp_path / "theirs"))
+    assert others(tmp_path / "ours") == others(tmp_path / "theirs")
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) == len(report.files)
+    for file in (tmp_path / "ours").glob("*.safetensors"):
+        with safetensors.safe_open(file, "pt") as f:
+            assert f.metadata() == {"format": "pt"}
+            if isinstance(size, int):
+                sizes = [f.get_tensor(k).nbytes for k in f.keys()]
+                assert sum(sizes) <= size or len(sizes) == 1
+    index, wanted = (tmp_path / w / "model.safetensors.index.json" for w in ("ours", "theirs"))
+    assert index.exists() == wanted.exists() == (size is not None)
+    if size is not None:
+        a, b = json.loads(index.read_text()), json.loads(wanted.read_text())
+        assert a["metadata"] == b["metadata"] and a["weight_map"].keys() == b["weight_map"].keys()
+    got, wanted = (type(model).from_pretrained(tmp_path / which) for which in ("ours", "theirs"))
+    got.config._name_or_path = wanted.config._name_or_path
+    same_model(got, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [None, "20KB"])
+def test_save_bin(tmp_path: Path, kind: str, size: object) -> None:
+    model = make(kind)
+    heft.save_pretrained(model, tmp_path / "bin", max_shard_size=size, format="bin")
+    model.save_pretrained(tmp_path / "safe")
+    assert not list((tmp_path / "bin").glob("*.safetensors"))
+    assert (tmp_path / "bin/pytorch_model.bin.index.json").exists() == (size is not None)
+    state, wanted = weights(tmp_path / "bin"), weights(tmp_path / "safe")
+    assert equal({k: state[k] for k in wanted}, wanted)
+    if kind not in ("mixtral", "qwen moe"):  # in the files' names, these are not the model's
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items() if k in state)
+    if kind == "llama, tied" and size is None:
+        assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+        assert make(kind).load_state_dict(state) is not None  # complete
+    again = type(model).from_pretrained(tmp_path / "bin")
+    same_model(again, heft.from_pretrained(type(model), tmp_path / "bin", dtype="auto"))
+    assert equal(again.state_dict(), model.state_dict())
+
+
+def test_save_over_another(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    make("llama").save_pretrained(folder, max_shard_size="20KB")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "mine").mkdir()
+    model = make("llama, tied").to(torch.float16)
+    heft.save_pretrained(model, str(folder), max_shard_size="30KB")
+    assert (folder / "tokenizer.json").read_text() == "{}" and (folder / "mine").is_dir()
+    got = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert equal(got.state_dict(), model.state_dict())
+    named = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
+    assert {f.name for f in folder.glob("*.safetensors")} == named  # nothing of the old one is left
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_save_where_it_was_loaded_from(tmp_path: Path) -> None:
+    """The tensors are mapped from the files that are replaced."""
+    folder = saved(tmp_path, "llama")
+    model = heft.from_pretrained(transformers.AutoModelForCausalLM, folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    wanted = {k: v.clone() for k, v in model.state_dict().items()}
+    heft.save_pretrained(model, folder, max_shard_size="20KB")
+    assert equal(model.state_dict(), wanted) and equal(weights(folder), wanted)
+
+
+def test_save_is_whole_or_not(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    make("llama").save_pretrained(folder, max_shard_size="20KB")
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+
+    def stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heft.save_pretrained(make("bert"), folder, progress=stop)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+    assert transformers.modeling_utils.safe_save_file is st.save_file
+
+
+def test_save_variant_and_state_dict(tmp_path: Path) -> None:
+    model = make("llama")
+    for what in (heft.save_pretrained, transformers.PreTrainedModel.save_pretrained):
+        what(model, tmp_path / what.__module__, variant="fp16", state_dict=make("llama").half().state_dict())
+    ours, theirs = (tmp_path / f.__module__ for f in (heft.save_pretrained, transformers.PreTrainedModel.save_pretrained))
+    assert {f.name for f in ours.iterdir()} == {f.name for f in theirs.iterdir()}
+    assert equal(weights(ours), weights(theirs))
+
+
+def test_save_errors(tmp_path: Path) -> None:
+    model = make("llama")
+    with pytest.raises(ValueError, match="format"):
+        heft.save_pretrained(model, tmp_path / "m", format="gguf")
+    with pytest.raises(TypeError, match="save_file"):
+        heft.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "m")
+    with pytest.raises(NotImplementedError, match="push_to_hub"):
+        heft.save_pretrained(model, tmp_path / "m", push_to_hub=True)
+    with pytest.raises(ValueError):
+        heft.save_pretrained(model, tmp_path / "m", max_shard_size="many")
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError):
+        heft.save_pretrained(model, tmp_path / "file")
+    with torch.device("meta"):
+        empty = make("llama")
+    with pytest.raises(Exception, match="meta"):
+        heft.save_pretrained(empty, tmp_path / "m")
+    assert not (tmp_path / "m").exists() or not list((tmp_path / "m").iterdir())
