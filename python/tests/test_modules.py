@@ -351,6 +351,23 @@ def test_into_a_model_of_transformers_that_lacks_a_head(tmp_path: Path) -> None:
     assert torch.equal(model.model.norm.weight, source.model.norm.weight)
 
 
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_into_keeps_ties_if_the_checkpoint_has_both_names(tmp_path: Path, meta: bool, stored: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+            self.b.weight = self.a.weight
+
+    kind = getattr(torch, stored)
+    state = {"a.weight": torch.ones(4, 3, dtype=kind), "b.weight": torch.full((4, 3), 2, dtype=kind)}
+    st.save_file(state, tmp_path / "x.safetensors")
+    module, wanted = on_meta(Tied) if meta else Tied(), Tied()
+    assert heft.load_into(module, tmp_path / "x.safetensors") == wanted.load_state_dict(state)
+    assert same_state(module, wanted) and module.a.weight is module.b.weight
+
+
 def test_into_is_mapped_where_nothing_is_cast(tmp_path: Path) -> None:
     st.save_file({"weight": torch.ones(512, 512), "bias": torch.ones(512)}, tmp_path / "x.safetensors")
     module = on_meta(lambda: nn.Linear(512, 512))
