@@ -340,3 +340,5 @@ def test_other_threads_are_as_before(tmp_path: Path) -> None:
         thread.join()
     assert not errors
     same_model(*results)
+    tied = make("llama, tied")  # Transformers is as before
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
