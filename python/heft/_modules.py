@@ -451,14 +451,17 @@ def _bring_in(
     pairs: list[tuple[str, _heft.Tensor, torch.Tensor]] = []
     made: dict[Any, torch.Tensor] = {}
     replaced = []
-    for name, holder, key, persistent in slots:
-        if not persistent or name not in sources:
-            continue
-        value, source = holder[key], checkpoint[sources[name]]
+    slots = [slot for slot in slots if slot[3] and slot[0] in sources]
+    # names of one tensor of the module stay that, and the last one counts, as if each was written in place
+    chosen = {id(holder[key]): sources[name] for name, holder, key, _ in slots}
+    for name, holder, key, _ in slots:
+        value = holder[key]
+        name_there = sources[name] if assign else chosen[id(value)]
+        source = checkpoint[name_there]
         if not assign and value.device.type != "meta":
             pairs.append((name, source, value))
             continue
-        place = sources[name], None if assign else value.dtype, isinstance(value, nn.Parameter), value.requires_grad
+        place = name_there, None if assign else value.dtype, isinstance(value, nn.Parameter), value.requires_grad
         if place not in made:
             if assign or torch_dtype(source.dtype) == value.dtype:
                 new = source.torch()

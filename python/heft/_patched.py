@@ -103,7 +103,6 @@ def patched() -> Iterator[None]:
         ModuleNotFoundError: safetensors is not installed.
     """
     import safetensors
-    import safetensors.torch  # noqa: F401
 
     first = ("safetensors._safetensors_rust", "safetensors", "safetensors.torch")  # what others import it from
     with _patch.on(lambda: safetensors.safe_open, first, everywhere=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 import torch
 
@@ -110,6 +111,10 @@ def _load_state_dict(
 
 _state_dict_patch = Patch(_load_state_dict)
 
+# Transformers sets functions of its own aside while it makes a model, such as tie_weights(): two threads that do
+# so at once may leave them set aside for ever.
+_one_at_a_time = threading.RLock()
+
 
 @contextlib.contextmanager
 def _reading(copy: bool) -> Iterator[None]:
@@ -117,7 +122,7 @@ def _reading(copy: bool) -> Iterator[None]:
     import transformers.modeling_utils as theirs
 
     before = here.__dict__.copy()
-    with patched(), _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=True):
+    with patched(), _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=False):
         here.slices = lambda file, lazy: _WholeSlice(file, lazy, copy)
         here.copy = copy
         try:
@@ -150,6 +155,8 @@ def from_pretrained(
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
         dtype, device_map, max_memory, revision and all others: as there.
 
+    Calls of several threads wait for each other, because Transformers' own do not bear each other.
+
     Returns:
         What ``cls.from_pretrained()`` returns.
 
@@ -169,7 +176,7 @@ def from_pretrained(
     for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
         if value is not None:
             kwargs[key] = value
-    with _reading(mode == "copy"):
+    with _one_at_a_time, _reading(mode == "copy"):
         return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
 
 

@@ -45,8 +45,8 @@ def make(kind: str) -> transformers.PreTrainedModel:
         return transformers.T5ForConditionalGeneration(config)
     if kind == "vit":
         config = transformers.ViTConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
-        )
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8,
+        )  # fmt: skip
         return transformers.ViTForImageClassification(config)
     raise AssertionError(kind)
 
@@ -165,8 +165,9 @@ def test_reports(tmp_path: Path, format: str, change: str, ignore: bool) -> None
 def test_device_map_with_disk(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     ids = torch.arange(8)[None]
-    for kind in ("llama", "llama, tied", "mixtral"):
-        folder = saved(tmp_path / kind.replace(", ", "_"), kind)
+    for kind, format in (("llama", "safetensors"), ("llama", "bin"), ("llama, tied", "safetensors"),
+                         ("mixtral", "safetensors"), ("mixtral", "bin")):  # fmt: skip
+        folder = saved(tmp_path / f"{kind} {format}", kind, format=format)
         device_map = {"model.embed_tokens": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu",
                       "model.layers.0": "cpu", "model.layers.1": "disk"}  # fmt: skip
         options = {"device_map": device_map, "dtype": torch.float32}
@@ -248,6 +249,71 @@ def test_subfolder_variant_and_keys(tmp_path: Path) -> None:
     same_model(got, cls.from_pretrained(None, config=model.config, state_dict=model.state_dict()))
 
 
+ODD = {
+    "no metadata": lambda state, path: st.save_file(state, path),
+    "other format": lambda state, path: st.save_file(state, path, {"format": "np"}),
+    "float64": lambda state, path: st.save_file({k: v.double() for k, v in state.items()}, path, {"format": "pt"}),
+    "mixed": lambda state, path: st.save_file(
+        {k: v.half() if i % 2 else v.float() for i, (k, v) in enumerate(state.items())}, path, {"format": "pt"}
+    ),
+    "of a wrapper": lambda state, path: st.save_file(
+        {"module." + k: v for k, v in state.items()}, path, {"format": "pt"}
+    ),
+    "position ids": lambda state, path: st.save_file(
+        state | {"bert.embeddings.position_ids": torch.arange(512)[None]}, path, {"format": "pt"}
+    ),
+    "names of 2018": lambda state, path: torch.save(
+        {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+         for k, v in state.items()}, path,
+    ),
+    "old pickle": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "parameters": lambda state, path: torch.save({k: torch.nn.Parameter(v) for k, v in state.items()}, path),
+    "transposed": lambda state, path: torch.save({k: v.t().contiguous().t() if v.dim() == 2 else v
+                                                  for k, v in state.items()}, path),
+    "empty": lambda state, path: st.save_file({}, path, {"format": "pt"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_odd_files(tmp_path: Path, odd: str, dtype: str) -> None:
+    folder = saved(tmp_path, "bert", shards=False)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype")  # so that the dtype is looked for in the weights
+    (folder / "config.json").write_text(json.dumps(config))
+    state = st.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    pickle = odd in ("names of 2018", "old pickle", "parameters", "transposed")
+    ODD[odd](state, folder / ("pytorch_model.bin" if pickle else "model.safetensors"))
+    results = []
+    for call in (transformers.AutoModelForMaskedLM.from_pretrained, heft.from_pretrained):
+        torch.manual_seed(2)
+        first = () if call is not heft.from_pretrained else (transformers.AutoModelForMaskedLM,)
+        results.append(outcome(call, *first, folder, dtype=dtype, output_loading_info=True))
+    (a, info), (b, ours) = results
+    assert ours == info
+    if isinstance(a, torch.nn.Module):
+        same_model(b, a)
+    else:
+        assert a is b
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_sharded_bin(tmp_path: Path, dtype: str) -> None:
+    folder = saved(tmp_path, "mixtral")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for file in folder.glob("*.safetensors"):
+        torch.save(st.load_file(file), folder / file.name.replace("model", "pytorch_model").replace("safetensors", "bin"))
+        file.unlink()
+    index["weight_map"] = {
+        k: v.replace("model", "pytorch_model").replace("safetensors", "bin") for k, v in index["weight_map"].items()
+    }
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    cls = transformers.MixtralForCausalLM
+    same_model(heft.from_pretrained(cls, folder, dtype=dtype), cls.from_pretrained(folder, dtype=dtype))
+
+
 def test_other_threads_are_as_before(tmp_path: Path) -> None:
     """A block of heft's in one thread gives another thread's reader no tensors that are not plain."""
     folder = saved(tmp_path, "llama", shards=False)
@@ -274,6 +340,8 @@ def test_other_threads_are_as_before(tmp_path: Path) -> None:
         thread.join()
     assert not errors
     same_model(*results)
+    tied = make("llama, tied")  # Transformers is as before
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 
 # ---- save_pretrained -----------------------------------------------------------------------------------
