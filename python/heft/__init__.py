@@ -28,10 +28,15 @@ from ._operations import Plan, Problem, VerifyReport, WriteReport, convert, plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
+    from typing import Any
 
     from . import safetensors as safetensors
     from . import torch as torch
+    from ._modules import load_into as load_into
+    from ._modules import load_sharded_checkpoint as load_sharded_checkpoint
+    from ._patched import patched as patched
+    from ._pretrained import from_pretrained as from_pretrained
+    from ._pretrained import save_pretrained as save_pretrained
 
 __all__ = [
     "CancelledError",
@@ -62,7 +67,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+# name: the module it is imported from at first use, because that needs torch
+_LAZY = {
+    "from_pretrained": "_pretrained",
+    "save_pretrained": "_pretrained",
+    "load_into": "_modules",
+    "load_sharded_checkpoint": "_modules",
+    "patched": "_patched",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module("." + _LAZY[name], __name__), name)
     if name in ("safetensors", "torch"):
         import importlib
 
@@ -71,4 +90,4 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "safetensors", "torch"])
+    return sorted([*__all__, *_LAZY, "safetensors", "torch"])

@@ -1,0 +1,302 @@
+"""Models of Transformers: ``from_pretrained()`` and ``save_pretrained()``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+import torch
+
+from . import _heft
+from ._checkpoint import open as _open
+from ._convert import to_torch, torch_dtype
+from ._errors import HeftError, RefusedError, UnsupportedError
+from ._operations import WriteReport, _bytes, add
+from ._patched import Patch, here, patched
+from .safetensors import _Slice, translate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Literal
+
+    from ._checkpoint import Progress
+    from .safetensors import safe_open
+
+__all__ = ["from_pretrained", "save_pretrained"]
+
+
+# ---- from_pretrained -----------------------------------------------------------------------------------
+
+
+class _Whole(torch.Tensor):
+    """A tensor in its file, mapped, which ``to()`` reads and casts in one step."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _lazy: _heft.Tensor
+    _copy: bool
+
+    @staticmethod
+    def make(lazy: _heft.Tensor, copy: bool) -> _Whole:
+        whole: _Whole = torch.Tensor._make_subclass(_Whole, to_torch(lazy))
+        whole._lazy, whole._copy = lazy, copy
+        return whole
+
+    def __getitem__(self, key: Any) -> Any:
+        return self if key is Ellipsis else self.as_subclass(torch.Tensor)[key]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a plain tensor."""
+        plain = self.as_subclass(torch.Tensor)
+        if args or not set(kwargs) <= {"device", "dtype"}:
+            return plain.to(*args, **kwargs)
+        dtype, device = kwargs.get("dtype"), kwargs.get("device")
+        if device is not None and torch.device(device).type == "meta":
+            return plain.to(device=device, dtype=dtype)
+        cast = dtype is not None and dtype != plain.dtype
+        owner = self._lazy._owner
+        if owner is None or owner.closed:  # the file was closed: the mapping is there still
+            return plain.to(device=device, dtype=dtype)
+        if not cast and not self._copy:
+            return plain if device is None else plain.to(device)
+        if cast and not _heft.can_cast(self._lazy.dtype, str(dtype).rpartition(".")[2]):
+            return plain.to(device=device, dtype=dtype)
+        return to_torch(self._lazy, dtype, device, copy=True)
+
+
+class _WholeSlice(_Slice):
+    """A tensor of safetensors to be indexed, of which ``[...]`` is cast by heft."""
+
+    __slots__ = ("_copy", "_lazy")
+
+    def __init__(self, file: safe_open, lazy: _heft.Tensor, copy: bool) -> None:
+        super().__init__(file, lazy)
+        self._lazy, self._copy = lazy, copy
+
+    def __getitem__(self, key: Any) -> Any:
+        if key is not Ellipsis or self._file._framework != "torch" or self._file._device is not None:
+            return super().__getitem__(key)
+        try:
+            return _Whole.make(self._lazy, self._copy)
+        except HeftError as error:
+            if isinstance(error, OSError):
+                raise
+            raise translate(error) from error
+
+
+def _load_state_dict(
+    checkpoint_file: str | os.PathLike[str],
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    disable_mmap: bool | None = None,
+) -> Any:
+    """Transformers' own function, except for a ``.bin`` in from_pretrained() of this thread."""
+    copy = getattr(here, "copy", None)
+    if copy is None or os.fspath(checkpoint_file).endswith(".safetensors"):
+        return _state_dict_patch.original(checkpoint_file, map_location, weights_only, disable_mmap)
+    if not weights_only:
+        raise RefusedError("weights_only=False would run code from the file", os.fspath(checkpoint_file))
+    os.stat(checkpoint_file)
+    checkpoint = _open(checkpoint_file)
+    if str(map_location) == "meta":
+        return {
+            name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+            for name, tensor in checkpoint.items()
+        }
+    state: dict[str, Any] = {name: _Whole.make(tensor, copy) for name, tensor in checkpoint.items()}
+    on_cpu = map_location is None or str(map_location) == "cpu"
+    return state if on_cpu else {name: tensor.to(device=map_location) for name, tensor in state.items()}
+
+
+_state_dict_patch = Patch(_load_state_dict)
+
+# Transformers sets functions of its own aside while it makes a model, such as tie_weights(): two threads that do
+# so at once may leave them set aside for ever.
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def _reading(copy: bool) -> Iterator[None]:
+    """Let this thread's Transformers read through heft, with heft's casts."""
+    import transformers.modeling_utils as theirs
+
+    before = here.__dict__.copy()
+    with patched(), _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=False):
+        here.slices = lambda file, lazy: _WholeSlice(file, lazy, copy)
+        here.copy = copy
+        try:
+            yield
+        finally:
+            here.__dict__.clear()
+            here.__dict__.update(before)
+
+
+def from_pretrained(
+    cls: Any,
+    path: str | os.PathLike[str] | None,
+    *args: Any,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    mode: Literal["map", "copy"] = "map",
+    revision: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Instantiate a model of Transformers, as ``cls.from_pretrained(path, ...)`` does, with tensors that heft reads.
+
+    Transformers decides what belongs where: names, fused experts, ties, missing and mismatched tensors, devices. heft
+    reads safetensors and ``.bin`` files; a tensor is cast once, from the file into its memory, or mapped
+    copy-on-write if nothing is cast.
+
+    Args:
+        cls: a class of Transformers, also AutoModelForCausalLM and the like.
+        path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
+        mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
+        dtype, device_map, max_memory, revision and all others: as there.
+
+    Calls of several threads wait for each other, because Transformers' own do not bear each other.
+
+    Returns:
+        What ``cls.from_pretrained()`` returns.
+
+    Raises:
+        as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
+        RefusedError for weights_only=False, which means running the code in a ``.bin``.
+    """
+    if mode not in ("map", "copy"):
+        raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
+    if not callable(getattr(cls, "from_pretrained", None)):
+        raise TypeError(f"{cls!r} has no from_pretrained()")
+    if kwargs.get("weights_only") is False:
+        raise RefusedError("weights_only=False would run code from the file", os.fspath(path or ""))
+    name = None if path is None else os.fspath(path)
+    if name is not None and revision is None and "@" in name and not os.path.exists(name):
+        name, _, revision = name.rpartition("@")
+    for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
+        if value is not None:
+            kwargs[key] = value
+    with _one_at_a_time, _reading(mode == "copy"):
+        return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
+
+
+# ---- save_pretrained -----------------------------------------------------------------------------------
+
+
+def _save_file(tensors: dict[str, torch.Tensor], filename: Any, metadata: dict[str, str] | None = None) -> Any:
+    """Safetensors' own function, except in save_pretrained() of this thread: that collects the tensors."""
+    collected = getattr(here, "collected", None)
+    if collected is None:
+        return _save_patch.original(tensors, filename, metadata)
+    collected.append((dict(tensors), os.path.basename(filename), dict(metadata or {})))
+    return None
+
+
+_save_patch = Patch(_save_file)
+
+
+def _collect(model: Any, folder: str, options: dict[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, str]]]:
+    """Let the model save itself to a folder, everything but its weights. Return these."""
+    import transformers.modeling_utils
+
+    theirs: Any = transformers.modeling_utils
+    collected: list[tuple[dict[str, Any], str, dict[str, str]]] = []
+    with _save_patch.on(lambda: theirs.safe_save_file, (theirs.__name__,), everywhere=False):
+        here.collected = collected
+        try:
+            model.save_pretrained(folder, max_shard_size=1 << 62, **options)
+        finally:
+            del here.collected
+    return collected
+
+
+def _tied_to(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors that share memory with one of these, whose names were left out."""
+    areas = {(t.data_ptr(), t.shape, t.dtype) for t in tensors.values() if t.device.type == "cpu" and t.nelement()}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in tensors
+        and isinstance(tensor, torch.Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and (tensor.data_ptr(), tensor.shape, tensor.dtype) in areas
+    }
+
+
+def _side_files(folder: str) -> Iterator[tuple[str, bytes]]:
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise UnsupportedError("the model saves a folder, which heft does not write", name)
+        with open(path, "rb") as file:
+            yield name, file.read()
+
+
+def save_pretrained(
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str | None = None,
+    format: Literal["safetensors", "bin"] = "safetensors",
+    variant: str | None = None,
+    progress: Progress | None = None,
+    **kwargs: Any,
+) -> WriteReport:
+    """Save a model of Transformers, as ``model.save_pretrained(save_directory)`` does: whole, or not at all.
+
+    Transformers decides what is saved: names, fused experts, configurations. heft writes it; the old checkpoint, or the
+    whole new one, is in the folder at every moment. Weights on disk are brought into memory. Other files in the
+    folder stay.
+
+    Args:
+        max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
+        format: "safetensors", or "bin" for ``pytorch_model.bin``, with tied names tied.
+        variant, all others: as there.
+        progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
+
+    Raises:
+        TypeError: no model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
+        IoError, also for a full disk.
+    """
+    import tempfile
+
+    if format not in ("safetensors", "bin"):
+        raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "num_parameters"):
+        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() for a state dict")
+    refused = [name for name in ("push_to_hub", "distributed_checkpoint") if kwargs.get(name)]
+    if refused or not kwargs.get("is_main_process", True):
+        raise UnsupportedError(f"save_pretrained() of heft has no {refused[0] if refused else 'is_main_process=False'}")
+    if os.path.exists(save_directory) and not os.path.isdir(save_directory):
+        raise NotADirectoryError(20, "Not a directory", os.fspath(save_directory))
+    limit = _bytes(max_shard_size)
+    with tempfile.TemporaryDirectory(prefix="heft-") as folder:
+        collected = _collect(model, folder, {**kwargs, "variant": variant})
+        if len(collected) != 1 or not collected[0][1].startswith("model."):
+            raise UnsupportedError("the model has no weights of its own to save, or saves them in another way")
+        tensors, _, metadata = collected.pop()
+        side_files = list(_side_files(folder))
+    writer = _heft.Writer(
+        save_directory,
+        format=format,
+        max_shard_bytes=limit,
+        variant=variant,
+        force=True,
+        ties="copy" if format == "safetensors" else "refuse",
+        total_parameters=model.num_parameters(),
+        keep_side_files=True,
+    )
+    try:
+        if format == "safetensors":
+            for key, value in metadata.items():
+                writer.metadata(key, value)
+        else:
+            tensors.update(_tied_to(tensors, model))
+        for name, tensor in tensors.items():
+            add(writer, name, tensor)
+        for name, content in side_files:
+            writer.side_file(name, content)
+        return WriteReport(writer.commit(progress))
+    finally:
+        writer.close()
