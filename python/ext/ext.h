@@ -15,6 +15,7 @@
 #ifndef HEFT_PYTHON_EXT_H
 #define HEFT_PYTHON_EXT_H
 
+#define PY_SSIZE_T_CLEAN /* lengths of "y#" are Py_ssize_t */
 #include <Python.h>
 
 #include <heft/dlpack.h>
