@@ -178,6 +178,8 @@ static bool add_rows(cli_table *table, const char *what, const char *const *name
     for (size_t i = 0; rows && i < folded; i++) {
         cli_table_add(table, what);
         cli_table_add(table, rows[i].name);
+        free(rows[i].name); /* names of a hostile file take as much as the file */
+        rows[i].name = NULL;
         cli_table_add(table, rows[i].note ? rows[i].note : "");
     }
     cli_names_free(rows, folded);

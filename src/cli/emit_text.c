@@ -62,29 +62,37 @@ void cli_put(FILE *out, const char *text)
     }
 }
 
-char *cli_escaped(const char *text)
+/* Write the text with harmful bytes as \xNN; NULL: only count. Returns the bytes without the NUL. */
+static size_t escape(const char *text, char *at)
 {
-    size_t cap = strlen(text);
-    if (cap > (SIZE_MAX - 1) / 4) {
-        return NULL;
-    }
-    char *copy = malloc(cap * 4 + 1), *at = copy;
-    while (copy && *text) {
+    size_t bytes = 0;
+    while (*text) {
         uint32_t code;
         size_t length = cli_utf8(text, &code);
-        if (length > 0 && is_harmless(code)) {
-            memcpy(at, text, length);
-            at += length;
-        } else {
-            length = length ? length : 1;
-            for (size_t i = 0; i < length; i++) {
-                at += snprintf(at, 5, "\\x%02x", (unsigned)(uint8_t)text[i]);
-            }
+        const bool harmless = length > 0 && is_harmless(code);
+        length = length ? length : 1;
+        for (size_t i = 0; i < length && at && !harmless; i++) {
+            snprintf(at + bytes + 4 * i, 5, "\\x%02x", (unsigned)(uint8_t)text[i]);
         }
+        if (at && harmless) {
+            memcpy(at + bytes, text, length);
+        }
+        bytes += harmless ? length : 4 * length;
         text += length;
     }
+    return bytes;
+}
+
+char *cli_escaped(const char *text)
+{
+    if (strlen(text) > (SIZE_MAX - 1) / 4) {
+        return NULL;
+    }
+    const size_t bytes = escape(text, NULL);
+    char *copy = malloc(bytes + 1);
     if (copy) {
-        *at = '\0';
+        escape(text, copy);
+        copy[bytes] = '\0';
     }
     return copy;
 }
