@@ -141,7 +141,8 @@ typedef struct heft_limits {
     uint32_t json_depth;     /* nested arrays and objects: 128 */
     uint32_t pickle_depth;   /* nested containers in a pickle: 1,000 */
     uint32_t rank;           /* dimensions of a tensor: 64 */
-    uint64_t expanded_bytes; /* a checkpoint's tensors, beyond twice its files: 32 MiB */
+    uint64_t expanded_bytes; /* a checkpoint's tensors, also in the dtype of its config, beyond
+                              * twice its files: 32 MiB */
     uint64_t missing_bytes;  /* what a load initializes, beyond twice the files: 32 MiB */
     uint64_t modules;        /* modules of the model that a config describes: 98,304 */
     uint64_t value_bytes; /* the values of a pickle or of a JSON document, beyond what the bytes of

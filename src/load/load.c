@@ -187,6 +187,29 @@ static heft_status check_missing(const heft__loading *l, heft_error *err)
                         : HEFT_OK;
 }
 
+/* A config may ask for a dtype of many times the stored one. What the caller asks for is not bounded. */
+static heft_status check_casts(const heft__loading *l, heft_error *err)
+{
+    const uint64_t limit = heft__limits(l->ctx)->expanded_bytes,
+                   most = heft__checkpoint_allowance(l->ckpt, limit);
+    const bool by_config = l->options->dtype == HEFT_DTYPE_NONE && l->options->dtype_count == 0;
+    uint64_t bytes = 0; /* a model has at most 2^59 */
+    for (size_t i = 0; by_config && !l->source->view && i < l->model->count; i++) {
+        const heft_parameter *parameter = &l->model->parameters[i];
+        bytes += parameter->tied_to == i && l->match.source[i] != HEFT__NO_TENSOR
+                     ? parameter->size_bytes
+                     : 0;
+    }
+    return bytes > most
+               ? heft__fail(err, HEFT_LIMIT,
+                            "%llu bytes in the config's dtype, expected at most %llu: twice "
+                            "the files and the limit expanded_bytes, %llu (a dtype that is "
+                            "asked for is not limited)",
+                            (unsigned long long)bytes, (unsigned long long)most,
+                            (unsigned long long)limit)
+               : HEFT_OK;
+}
+
 /* Fill the model. Where there can be no shared copy it gets a private one, and a warning. */
 static heft_status fill(heft__loading *l, heft_error *err)
 {
@@ -278,6 +301,9 @@ static heft_status load(heft__loading *l, heft_error *err)
     heft_status verdict = status == HEFT_OK ? heft__loading_judge(l, err) : status;
     if (verdict == HEFT_OK) {
         verdict = check_missing(l, err);
+    }
+    if (verdict == HEFT_OK) {
+        verdict = check_casts(l, err);
     }
     if (verdict == HEFT_OK) {
         verdict = heft__fit_judge(l, err);

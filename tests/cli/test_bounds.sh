@@ -32,6 +32,20 @@ make config_near_the_limit
 fails 9 'limit modules, 1000; --limit modules=N raises it$' plan "$work/config_near_the_limit" --limit modules=1000
 fails 9 '[(]limit config_bytes[)]; --limit config_bytes=N raises it$' plan "$work/config_near_the_limit" --limit config_bytes=10
 
+# a config that asks for 8 bytes where the file has 1
+mkdir "$work/small" "$work/wide"
+cat >"$work/small/config.json" <<'END'
+{"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 60000, "hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
+ "intermediate_size": 64, "max_position_embeddings": 16}
+END
+run 0 init -q "$work/small/config.json" "$work/floats" --seed 1
+run 0 convert -q "$work/floats" "$work/bytes" --dtype float8_e4m3fn
+sed 's/"model_type"/"dtype": "float64", "model_type"/' "$work/small/config.json" >"$work/wide/config.json"
+cp "$work/bytes/model.safetensors" "$work/wide"
+fails 9 "in the config's dtype, .*the limit expanded_bytes, 33554432 .*; --limit expanded_bytes=N raises it$" load "$work/wide"
+run 0 load -q "$work/wide" --limit expanded_bytes=none
+run 0 load -q "$work/wide" --dtype float64
+
 # a list of findings ends
 make index_150000_keys
 run 1 verify "$work/index_150000_keys"
