@@ -70,6 +70,7 @@ typedef struct cli_run {
     const char *arguments[CLI_MAX_ARGUMENTS]; /* borrowed from argv */
     bool json, quiet, verbose, help;
     heft_limits limits; /* 0: not given */
+    const char *kept;   /* what a cancelled command leaves behind on purpose; NULL: nothing */
     heft_ctx *ctx;
     double started;
     cli_memory memory;

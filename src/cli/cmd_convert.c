@@ -57,6 +57,9 @@ static int run_convert(cli_run *run)
     if (status == HEFT_OK) {
         status = heft_source_convert(source, run->arguments[1], &request, &report, &err);
     }
+    run->kept = request.resume ? "finished shards are kept in a hidden folder beside the "
+                                 "destination, and the same command continues from them"
+                               : NULL;
     int code =
         status == HEFT_OK ? cli_print_written(run, report, request.dry_run) : cli_fail(run, &err);
     heft_write_report_free(report);

@@ -54,7 +54,8 @@ int cli_fail(cli_run *run, const heft_error *err)
     }
     if (err->status == HEFT_CANCELLED) { /* where it stopped is of no use to anybody */
         plain = (heft_error){.status = HEFT_CANCELLED, .offset = HEFT_NO_OFFSET};
-        snprintf(plain.message, sizeof plain.message, "cancelled");
+        snprintf(plain.message, sizeof plain.message, "cancelled%s%s", run->kept ? "; " : "",
+                 run->kept ? run->kept : "");
     }
     if (run->json) {
         cli_json json = {.out = stdout};

@@ -61,3 +61,21 @@ cancels TERM new --json
 silent "$err"
 is_json
 has status '"CANCELLED"'
+
+# --resume keeps what is finished, says so, and continues from it
+megabytes=128
+while :; do
+    source_of "$megabytes"
+    rm -rf "$work/dst/new"
+    cancel TERM convert "$work/src" "$work/dst/new" --resume --max-shard-size 16MiB
+    if [ "$code" != 0 ] || [ "$megabytes" -ge 1024 ]; then
+        break
+    fi
+    megabytes=$((megabytes * 2))
+done
+[ "$code" = 12 ] || fail "$last: exit $code: $(cat "$out" "$err")"
+lines "$err" 1
+shows "$err" '^heft convert: cancelled; finished shards are kept in a hidden folder beside the destination'
+run 0 convert -q "$work/src" "$work/dst/new" --resume --max-shard-size 16MiB
+rm -rf "$work/dst/new"
+[ "$destinations" = "$(snapshot "$work/dst")" ] || fail "$last: left $(find "$work/dst")"
