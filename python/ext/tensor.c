@@ -671,7 +671,7 @@ PyDoc_STRVAR(
     read_doc,
     "read($self, dtype=None, progress=None)\n--\n\n"
     "Return the tensor in memory of its own, cast to dtype.\n\n"
-    "Casts go between floating-point dtypes. Raises HeftError (IO, FORMAT) if the file cannot\n"
+    "Casts are those of torch.Tensor.copy_(). Raises HeftError (IO, FORMAT) if the file cannot\n"
     "be read, LimitError if the memory is not there, ValueError for an impossible cast.");
 PyDoc_STRVAR(map_doc,
              "map($self)\n--\n\n"
