@@ -35,7 +35,7 @@ def growth(work: Callable[[], object], times: int) -> tuple[int, int, int, int]:
     for _ in range(30):
         work()
     rounds = []
-    for _ in range(3):  # caches fill in the first ones; a leak is in all of them
+    for _ in range(8):  # caches and free lists fill in the first ones; a leak is in all of them
         before = state()
         for _ in range(times):
             work()
