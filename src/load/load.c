@@ -167,18 +167,25 @@ heft_status heft__loading_judge(const heft__loading *l, heft_error *err)
     return HEFT_OK;
 }
 
+/* Bytes of the parameters for which the checkpoint has a value, or of those for which it has none; what is
+ * tied counts once. */
+static uint64_t count_bytes(const heft__loading *l, bool have_value)
+{
+    uint64_t bytes = 0; /* a model has at most 2^59 */
+    for (size_t i = 0; i < l->model->count; i++) {
+        const heft_parameter *parameter = &l->model->parameters[i];
+        const bool has = l->match.source[i] != HEFT__NO_TENSOR;
+        bytes += parameter->tied_to == i && has == have_value ? parameter->size_bytes : 0;
+    }
+    return bytes;
+}
+
 /* A small file beside a large config: what is missing is bounded before it gets memory. */
 static heft_status check_missing(const heft__loading *l, heft_error *err)
 {
     const uint64_t limit = heft__limits(l->ctx)->missing_bytes,
-                   most = heft__checkpoint_allowance(l->ckpt, limit);
-    uint64_t bytes = 0; /* a model has at most 2^59 */
-    for (size_t i = 0; l->model->known_family && i < l->model->count; i++) {
-        const heft_parameter *parameter = &l->model->parameters[i];
-        bytes += parameter->tied_to == i && l->match.source[i] == HEFT__NO_TENSOR
-                     ? parameter->size_bytes
-                     : 0;
-    }
+                   most = heft__checkpoint_allowance(l->ckpt, limit),
+                   bytes = l->model->known_family ? count_bytes(l, false) : 0;
     return bytes > most ? heft__fail(err, HEFT_LIMIT,
                                      "%llu bytes are missing, expected at most %llu: twice the "
                                      "files and the limit missing_bytes, %llu",
@@ -190,16 +197,10 @@ static heft_status check_missing(const heft__loading *l, heft_error *err)
 /* A config may ask for a dtype of many times the stored one. What the caller asks for is not bounded. */
 static heft_status check_casts(const heft__loading *l, heft_error *err)
 {
-    const uint64_t limit = heft__limits(l->ctx)->expanded_bytes,
-                   most = heft__checkpoint_allowance(l->ckpt, limit);
     const bool by_config = l->options->dtype == HEFT_DTYPE_NONE && l->options->dtype_count == 0;
-    uint64_t bytes = 0; /* a model has at most 2^59 */
-    for (size_t i = 0; by_config && !l->source->view && i < l->model->count; i++) {
-        const heft_parameter *parameter = &l->model->parameters[i];
-        bytes += parameter->tied_to == i && l->match.source[i] != HEFT__NO_TENSOR
-                     ? parameter->size_bytes
-                     : 0;
-    }
+    const uint64_t limit = heft__limits(l->ctx)->expanded_bytes,
+                   most = heft__checkpoint_allowance(l->ckpt, limit),
+                   bytes = by_config && !l->source->view ? count_bytes(l, true) : 0;
     return bytes > most
                ? heft__fail(err, HEFT_LIMIT,
                             "%llu bytes in the config's dtype, expected at most %llu: twice "
