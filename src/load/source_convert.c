@@ -155,12 +155,18 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
     return status;
 }
 
+static const heft__family *family_of(const heft_source *source, const struct order *o)
+{
+    return o->model         ? o->model->family
+           : source->config ? heft__family_find(heft_config_model_type(source->config))
+                            : NULL;
+}
+
 /* The same for a class that is not known, of a model type that is: by the names of the tensors. */
 static heft_status find_float32_by_name(const heft_source *source, heft_dtype dtype,
                                         struct order *o, heft_error *err)
 {
-    const heft__family *family =
-        source->config ? heft__family_find(heft_config_model_type(source->config)) : NULL;
+    const heft__family *family = family_of(source, o);
     const size_t count = o->ckpt->count;
     if (!family) {
         return HEFT_OK;
@@ -222,7 +228,7 @@ static heft_status find_ties(const heft_source *source, const heft__family *fami
                              const bool *shared, struct order *o, heft_error *err)
 {
     const size_t count = o->ckpt->count;
-    const char *best = o->model ? heft_model_class(o->model) : NULL;
+    const char *best = o->model ? heft_model_class(o->model) : NULL, *latest = best;
     const char **names = NULL;
     size_t most = 0, known = 0, wanted = 0;
     heft_status status = list_texts(o->ckpt, &names, err);
@@ -235,13 +241,14 @@ static heft_status find_ties(const heft_source *source, const heft__family *fami
     const heft__class *class = family->classes;
     for (; status == HEFT_OK && most < wanted && class->name; class ++) {
         status = look_up_class(source, class->name, names, shared, o, &known, err);
-        best = known > most ? class->name : best;
+        latest = class->name;
+        best = known > most ? latest : best;
         most = known > most ? known : most;
     }
-    if (status == HEFT_OK && best) {
+    if (status == HEFT_OK && best && latest != best) { /* a class after the best one was tried */
         status = look_up_class(source, best, names, shared, o, &known, err);
     }
-    if (status == HEFT_OK && known > 0) {
+    if (status == HEFT_OK && most > 0) {
         o->known.parameter = o->parameter;
         o->known.tied_to = o->tied_to;
     }
@@ -252,10 +259,7 @@ static heft_status find_ties(const heft_source *source, const heft__family *fami
 /* Where names are one tensor, what the family says of them. */
 static heft_status look_at_ties(const heft_source *source, struct order *o, heft_error *err)
 {
-    const heft__family *family = o->model ? o->model->family
-                                 : source->config
-                                     ? heft__family_find(heft_config_model_type(source->config))
-                                     : NULL;
+    const heft__family *family = family_of(source, o);
     if (!family) {
         return HEFT_OK;
     }
