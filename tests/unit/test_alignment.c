@@ -3,37 +3,13 @@
  * unaligned ones gets them. -fsanitize=alignment watches the reads. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <dirent.h>
 #include <stdlib.h>
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
-
-static heft_ctx *ctx;
-static char folder[256];
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 /* ---- every file ------------------------------------------------------------------------------ */
 /* The first element, read as a caller would. */

@@ -1,16 +1,13 @@
 /* Loading as Transformers does it: every scenario of tests/data/loading, with the lists, the ties
  * and the values that it has. Where heft is meant to differ, a table says so. */
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-
-static heft_ctx *ctx;
-static char folder[256];
 
 /* ---- what is refused, and what is meant to differ -------------------------------------------- */
 static const struct {
@@ -387,22 +384,6 @@ static void an_older_single_file_is_stale(void **state)
         heft_load_report_free(report);
         heft_model_free(model);
     }
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

@@ -1,13 +1,10 @@
 /* Into a model that exists: ties of which the checkpoint has two values, dtypes, variants, subfolders and
  * formats, and checkpoints that are another model's. */
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <heft/writer.h>
-
-static heft_ctx *ctx;
-static char folder[256];
 
 /* The layout of T5 v1.1: the config says that nothing is tied, and only lm_head has values of its own. */
 static const char t5[] =
@@ -17,27 +14,6 @@ static const char t5[] =
 static const char gpt2[] = "{\"architectures\":[\"GPT2LMHeadModel\"],\"model_type\":\"gpt2\","
                            "\"vocab_size\":50,\"n_embd\":16,"
                            "\"n_layer\":1,\"n_head\":2,\"n_positions\":20,\"dtype\":\"float32\"}";
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 static heft_model *make_model(const char *config_text, uint64_t seed)
 {

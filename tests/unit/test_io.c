@@ -1,36 +1,18 @@
 /* io: inputs, and folders that become visible complete or not at all. */
 #include "io/io.h"
-#include "support.h"
+#include "scratch.h"
 
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static heft_ctx *ctx;
-static char folder[256];
 static size_t masks_set; /* calls of umask(), which belongs to the whole process */
 
 mode_t umask(mode_t mask)
 {
     masks_set++;
     return (mode_t)syscall(SYS_umask, mask);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 static const char *in_folder(const char *name)

@@ -2,14 +2,11 @@
  * the index, in both orders; and small models on disk. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <dirent.h>
 #include <stdlib.h>
-
-static heft_ctx *ctx;
-static char folder[256];
 
 /* ---- layouts of models that are never written ------------------------------------------------ */
 struct layout {
@@ -297,22 +294,6 @@ static void a_mixture_is_cut_between_its_experts(void **state)
     heft_write_report_free(report);
     heft_model_free(model);
     heft__arena_fini(&arena);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

@@ -2,14 +2,12 @@
  * exact. */
 #include "checkpoint/checkpoint.h"
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <stdlib.h>
 
-static heft_ctx *ctx;
 static const heft_load_sharded_options all_keys = {.struct_size = sizeof all_keys, .strict = true};
-static char folder[256];
 
 static const char tiny[] =
     "{\"architectures\":[\"%s\"],\"model_type\":\"bert\",\"hidden_size\":32,\"num_hidden_layers\":"
@@ -17,27 +15,6 @@ static const char tiny[] =
     "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":120,\"max_position_"
     "embeddings\":40,"
     "\"type_vocab_size\":2,\"pad_token_id\":0,\"initializer_range\":0.02,\"dtype\":\"float32\"}";
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 static heft_model *make_model(heft_ctx *with, const char *class_name)
 {

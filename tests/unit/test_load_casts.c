@@ -3,32 +3,13 @@
 #include <heft/writer.h>
 
 #include "checkpoint/checkpoint.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <stdlib.h>
 
 #define ELEMS 35
 #define ROOM_BYTES (ELEMS * 16)
-
-static heft_ctx *ctx;
-static char folder[256];
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
 
 static void fill(uint8_t *bytes, size_t length)
 {

@@ -1,7 +1,7 @@
 /* test_named.c - models of a list of names, and values that a caller gives to parameters: who owns what,
  * what is refused, and that such models plan, load, save and stream like others. */
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 #include "support_residency.h"
 
@@ -15,14 +15,6 @@ static const heft_load_sharded_options strict = {.struct_size = sizeof strict, .
     {                                                                                              \
         __VA_ARGS__                                                                                \
     }
-
-static heft_ctx *ctx;
-static char folder[256];
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 /* In an order that is neither that of names nor that of modules. */
 static const heft_parameter_spec small[] = {
@@ -736,22 +728,6 @@ static void memory_can_run_out_anywhere(void **state)
 {
     (void)state;
     test_oom_sweep(attempt, NULL);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

@@ -1,39 +1,15 @@
 /* Saving a model of which parameters stay in their files: the same files as of one that is in memory. */
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <stdlib.h>
-
-static heft_ctx *ctx;
-static char folder[256];
 
 static const char config_text[] =
     "{\"architectures\":[\"BertForMaskedLM\"],\"model_type\":\"bert\",\"hidden_size\":32,"
     "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":"
     "9000,"
     "\"max_position_embeddings\":40,\"type_vocab_size\":2,\"dtype\":\"float32\"}";
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 static void make_checkpoint(const char *dst, heft_format format)
 {

@@ -15,11 +15,7 @@ static heft__arena arena;
 
 static const char *at(const char *name)
 {
-    static char paths[8][900];
-    static unsigned next;
-    char *path = paths[next++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
+    return test_path(folder, name);
 }
 
 /* A file below the test's folder, with the folders that it needs; a name that ends with a slash is a

@@ -3,7 +3,7 @@
 #include "io/dir.h"
 #include "io/lock.h"
 #include "io/record.h"
-#include "support.h"
+#include "scratch.h"
 
 #include <heft/writer.h>
 
@@ -13,35 +13,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static heft_ctx *ctx;
-static char folder[256];
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
-}
-
-/* A path below the test's folder; of the last eight calls. */
-static const char *at(const char *name)
-{
-    static char paths[8][900];
-    static unsigned next;
-    char *path = paths[next++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
 
 static void make(const char *path, const char *text)
 {

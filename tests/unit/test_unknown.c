@@ -1,18 +1,10 @@
 /* Models of a type that heft has no family for: the checkpoint's own names, shapes and dtypes, its
  * repeated modules as blocks; loaded, saved and loaded again. */
 #include "load/load.h"
-#include "support.h"
+#include "scratch.h"
 #include "support_model.h"
 
 #include <stdlib.h>
-
-static heft_ctx *ctx;
-static char folder[256];
-
-static const char *at(const char *name)
-{
-    return test_path(folder, name);
-}
 
 /* A scenario of tests/data/loading with another model_type. */
 static void make_unknown(const char *scenario, const char *name)
@@ -449,22 +441,6 @@ static void memory_can_run_out_anywhere(void **state)
     static char name[] = "unknown";
     make_unknown("moe_fused_file", name);
     test_oom_sweep(attempt, name);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    test_folder_make(folder);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    test_folder_remove(folder);
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

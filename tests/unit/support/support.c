@@ -71,9 +71,9 @@ void test_oom_sweep(test_attempt_fn attempt, void *user)
 
 const char *test_path(const char *folder, const char *name)
 {
-    static char paths[4][512];
+    static char paths[16][900];
     static unsigned next;
-    char *path = paths[next++ % 4];
+    char *path = paths[next++ % 16];
     snprintf(path, sizeof paths[0], "%s/%s", folder, name);
     return path;
 }

@@ -52,7 +52,7 @@ void test_oom_sweep(test_attempt_fn attempt, void *user);
  * buffer of the caller. */
 void test_folder_make(char path[256]);
 void test_folder_remove(const char *path);
-/* The path of a name in a folder, in one of four static buffers that take turns. */
+/* The path of a name in a folder, in one of 16 static buffers that take turns. */
 const char *test_path(const char *folder, const char *name);
 void test_write_file(const char *folder, const char *name, const void *bytes, size_t length);
 /* The whole file, malloced, NUL behind its end; fails the test if it cannot be read. */
