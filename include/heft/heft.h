@@ -8,6 +8,7 @@
 #include <heft/model.h>
 #include <heft/place.h>
 #include <heft/run.h>
+#include <heft/session.h>
 #include <heft/shared.h>
 #include <heft/source.h>
 #include <heft/tensor.h>

@@ -69,3 +69,31 @@ const heft__homes *heft__model_homes(const heft_model *model)
 {
     return model->homes;
 }
+
+bool heft__home_is_plain(const heft_model *model, size_t i)
+{
+    const heft__homes *homes = heft__model_homes(model);
+    const size_t tensor = homes && i < homes->count ? homes->source[i] : HEFT__NO_TENSOR;
+    return tensor != HEFT__NO_TENSOR &&
+           heft__part_offset(homes->ckpt, tensor, homes->first[i]) != HEFT_NO_OFFSET &&
+           homes->ckpt->entries[tensor]->decoded == NULL;
+}
+
+heft_status heft__home_read(const heft_model *model, size_t i, uint64_t first, uint64_t elems,
+                            void *dst, heft_error *err)
+{
+    const heft__homes *homes = heft__model_homes(model);
+    const heft__part part = {.tensor = homes->source[i],
+                             .first = homes->first[i] + first,
+                             .elems = elems,
+                             .to = model->parameters[i].dtype};
+    heft__pieces pieces;
+    heft__pieces_init(&pieces, homes->ckpt);
+    heft_status status = heft__pieces_add(&pieces, &part, 0, err);
+    for (size_t piece = 0; piece < pieces.count && status == HEFT_OK; piece++) {
+        status = heft__piece_read(&pieces, piece, dst, err);
+    }
+    heft__pieces_fini(&pieces);
+    heft__add_item(status, err, model->parameters[i].name);
+    return status;
+}

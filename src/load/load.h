@@ -307,6 +307,11 @@ heft_status heft__map_or_stay(const heft_checkpoint *ckpt, size_t tensor, heft_m
 heft_status heft__homes_keep(heft_model *model, heft_checkpoint *ckpt, heft__match *match,
                              heft_error *err);
 const heft__homes *heft__model_homes(const heft_model *model); /* NULL: none */
+/* Whether any elements of parameter i can be read from its file without the others. */
+bool heft__home_is_plain(const heft_model *model, size_t i);
+/* Read elements first .. first + elems - 1 of such a parameter, in its dtype. */
+heft_status heft__home_read(const heft_model *model, size_t i, uint64_t first, uint64_t elems,
+                            void *dst, heft_error *err);
 
 /* ---- disk_reader.c: reading them in order, for a save ------------------------------------------- */
 typedef struct heft__disk_reader {

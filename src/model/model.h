@@ -223,6 +223,10 @@ void heft__sk_rms_norm(heft__skeleton *s, const char *name, uint64_t width, floa
  * rope_parameters of 5.x (in it, those under `layer_type`, whose name the buffers bear then) or by
  * rope_theta and rope_scaling of 4.x. */
 void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
+/* The frequencies of the same embedding for texts of `length` tokens: frequencies[width / 2]. Types
+ * "dynamic" and "longrope" depend on the length. Returns the factor of cosines and sines. */
+float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uint64_t width,
+                                  uint64_t length, float *frequencies);
 /* How many of a head's `width` numbers are turned: by partial_rotary_factor, wherever the config
  * has it. */
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard);
@@ -289,11 +293,16 @@ void heft__sk_initializer_range(heft__skeleton *s, double standard);
 heft_status heft__model_read(const heft_model *model, void (*read)(heft__skeleton *s, void *out),
                              void *out, heft_error *err);
 
+struct heft__pass; /* run/pass.h */
+struct heft__rows;
+
 /* ---- registry -------------------------------------------------------------------------------- */
 typedef struct heft__class {
     const char *name;      /* "BertForMaskedLM" */
     const char *auto_name; /* "AutoModelForMaskedLM", NULL if no auto class leads to it */
     void (*build)(heft__skeleton *s);
+    void (*forward)(
+        struct heft__pass *p); /* over the same names (run/pass.h); NULL: there is none */
 } heft__class;
 
 typedef struct heft__family {
@@ -312,6 +321,10 @@ typedef struct heft__family {
     const char *const (*other_keys)[2]; /* key of the config and its other name; ends with NULL */
     /* Modules between dots as files name them, and as Transformers does in memory; ends with NULL. */
     const char *const (*inner_names)[2];
+    /* The base model's forward pass, for heads that call heft__body(): returns what they take. Of classes
+     * with an encoder and a decoder it is the decoder's; encode is the encoder's. */
+    struct heft__rows (*body)(struct heft__pass *p);
+    void (*encode)(struct heft__pass *p);
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */

@@ -151,29 +151,24 @@ static void read_yarn(heft__skeleton *s, const heft__json_value *object, heft__r
     r->high += r->high == r->low ? 0.001 : 0;
 }
 
-static void read_longrope(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
+/* [count] factors of the dimensions. */
+static void read_factors(heft__skeleton *s, const heft__json_value *object, const char *key,
+                         uint64_t count, double *factors)
 {
-    const heft__json_value *list = heft__json_member(object, "short_factor");
-    if (!list || list->type != HEFT__JSON_TYPE_ARRAY || list->count != (uint64_t)r->width / 2) {
-        heft__sk_fail(s, HEFT_FORMAT, "short_factor", "expected a list of %llu numbers",
-                      (unsigned long long)r->width / 2);
-        return;
-    }
-    double *factors = heft__arena_array(&s->model->arena, list->count, sizeof *factors);
-    if (!factors) {
-        heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
+    const heft__json_value *list = heft__json_member(object, key);
+    if (!list || list->type != HEFT__JSON_TYPE_ARRAY || list->count != count) {
+        heft__sk_fail(s, HEFT_FORMAT, key, "expected a list of %llu numbers",
+                      (unsigned long long)count);
         return;
     }
     size_t at = 0;
     for (const heft__json_value *item = list->first; item; item = item->next, at++) {
         if (!heft__json_as_double(item, &factors[at]) || !isfinite(factors[at]) ||
             factors[at] <= 0) {
-            heft__sk_fail(s, HEFT_FORMAT, "short_factor", "expected positive numbers");
+            heft__sk_fail(s, HEFT_FORMAT, key, "expected positive numbers");
             return;
         }
     }
-    r->by_dimension = factors;
-    r->count = list->count;
 }
 
 static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
@@ -195,21 +190,16 @@ static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__r
         read_yarn(s, object, r);
     } else if (strcmp(name, "longrope") == 0 || strcmp(name, "su") == 0) {
         r->kind = KIND_LONGROPE;
-        read_longrope(s, object, r);
     } else if (strcmp(name, "default") != 0 && strcmp(name, "dynamic") != 0) {
         heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "unknown rope_type '%.60s'", name);
     }
 }
 
-static heft__rotary *read_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
+/* All but longrope's factors of the dimensions. */
+static void read_parameters(heft__skeleton *s, const heft__json_value *object,
+                            const char *layer_type, uint64_t width, heft__rotary *r)
 {
-    const heft__json_value *object = parameters_of(s, layer_type);
     const bool sliding = layer_type && strcmp(layer_type, "sliding_attention") == 0;
-    heft__rotary *r = heft__arena_array(&s->model->arena, 1, sizeof *r);
-    if (!r) {
-        heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
-        return NULL;
-    }
     *r = (heft__rotary){.factor = 1, .width = (double)width};
     r->theta = sliding ? positive(s, s->object, "rope_local_base_freq", 10000)
                        : positive(s, s->object, "rope_theta",
@@ -217,6 +207,23 @@ static heft__rotary *read_rotary(heft__skeleton *s, const char *layer_type, uint
     r->theta = positive(s, object, "rope_theta", r->theta);
     if (object && heft__sk_going(s)) {
         read_kind(s, object, r);
+    }
+}
+
+static heft__rotary *read_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    heft__rotary *r = heft__arena_array(&s->model->arena, 1, sizeof *r);
+    double *factors = r ? heft__arena_array(&s->model->arena, width / 2, sizeof *factors) : NULL;
+    if (!factors) {
+        heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
+        return NULL;
+    }
+    read_parameters(s, object, layer_type, width, r);
+    if (r->kind == KIND_LONGROPE && heft__sk_going(s)) {
+        read_factors(s, object, "short_factor", width / 2, factors);
+        r->by_dimension = factors;
+        r->count = width / 2;
     }
     return r;
 }
@@ -239,4 +246,80 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
         heft__sk_buffer(s, name, HEFT_DTYPE_F32, &frequencies, 1, false, rule);
     }
     heft__sk_leave(s);
+}
+
+/* ---- for a forward pass ------------------------------------------------------------------------- */
+static bool is_type(const heft__json_value *object, const char *wanted)
+{
+    const heft__json_value *type = object ? heft__json_member(object, "rope_type") : NULL;
+    type = type || !object ? type : heft__json_member(object, "type");
+    return type && type->type == HEFT__JSON_TYPE_STRING && strcmp(type->text, wanted) == 0;
+}
+
+/* "dynamic": a larger base for texts that are longer than those of the training. */
+static void stretch_dynamic(heft__skeleton *s, const heft__json_value *object, heft__rotary *r,
+                            uint64_t length)
+{
+    const double most = positive(s, s->object, "max_position_embeddings", 2048);
+    if (is_type(object, "dynamic") && (double)length > most && r->width > 2) {
+        r->theta *=
+            pow(r->factor * (double)length / most - (r->factor - 1), r->width / (r->width - 2));
+    }
+}
+
+/* How much yarn makes logits sharper for a factor, by 0.1 * scale * ln(factor) + 1. */
+static double yarn_scale(double factor, double scale)
+{
+    return factor <= 1 ? 1 : 0.1 * scale * log(factor) + 1;
+}
+
+static double attention_factor(heft__skeleton *s, const heft__json_value *object,
+                               const heft__rotary *r)
+{
+    const bool longrope = is_type(object, "longrope") || is_type(object, "su");
+    if (!longrope && !is_type(object, "yarn")) {
+        return 1;
+    }
+    const double given = positive(s, object, "attention_factor", 0);
+    if (given > 0) {
+        return given;
+    }
+    if (longrope) {
+        double factor = positive(s, object, "factor", 0);
+        if (heft__json_member(s->object, "original_max_position_embeddings") || factor <= 0) {
+            factor = positive(s, s->object, "max_position_embeddings", 2048) / r->original;
+        }
+        return factor <= 1 ? 1 : sqrt(1 + log(factor) / log(r->original));
+    }
+    const double scale = positive(s, object, "mscale", 0),
+                 all = positive(s, object, "mscale_all_dim", 0);
+    return scale > 0 && all > 0 ? yarn_scale(r->factor, scale) / yarn_scale(r->factor, all)
+                                : yarn_scale(r->factor, 1);
+}
+
+float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uint64_t width,
+                                  uint64_t length, float *frequencies)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    double *factors = NULL;
+    heft__rotary r = {.factor = 1};
+    if (!heft__sk_going(s)) {
+        return 1;
+    }
+    read_parameters(s, object, layer_type, width, &r);
+    const bool is_long = r.kind == KIND_LONGROPE && (double)length > r.original;
+    if (r.kind == KIND_LONGROPE) {
+        factors = heft__alloc(s->model->ctx, (width / 2 + 1) * sizeof *factors);
+        if (!factors) {
+            heft__sk_fail(s, HEFT_NOMEM, NULL, "no memory for a rotary embedding");
+            return 1;
+        }
+        r.by_dimension = factors;
+        r.count = width / 2;
+        read_factors(s, object, is_long ? "long_factor" : "short_factor", width / 2, factors);
+    }
+    stretch_dynamic(s, object, &r, length);
+    heft__rotary_fill(&r, 0, frequencies, (size_t)(width / 2));
+    heft__free(s->model->ctx, factors, (width / 2 + 1) * sizeof *factors);
+    return object ? (float)attention_factor(s, object, &r) : 1;
 }

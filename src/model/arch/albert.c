@@ -127,14 +127,15 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"AlbertModel",                     "AutoModel",                          base_model        },
-    {"AlbertForPreTraining",            "AutoModelForPreTraining",            pre_training      },
-    {"AlbertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm         },
-    {"AlbertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"AlbertForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"AlbertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {"AlbertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
-    {NULL,                              NULL,                                 NULL              },
+    {"AlbertModel",                     "AutoModel",                          base_model,         NULL},
+    {"AlbertForPreTraining",            "AutoModelForPreTraining",            pre_training,       NULL},
+    {"AlbertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          NULL},
+    {"AlbertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                             },
+    {"AlbertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"AlbertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {"AlbertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
+    {NULL,                              NULL,                                 NULL,               NULL},
 };
 
 /* computed from the config; older files hold it */

@@ -109,12 +109,12 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"BartModel",                     "AutoModel",                          base_model            },
-    {"BartForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation},
-    {"BartForCausalLM",               "AutoModelForCausalLM",               causal_lm             },
-    {"BartForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes      },
-    {"BartForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering    },
-    {NULL,                            NULL,                                 NULL                  },
+    {"BartModel",                     "AutoModel",                          base_model,             NULL},
+    {"BartForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation, NULL},
+    {"BartForCausalLM",               "AutoModelForCausalLM",               causal_lm,              NULL},
+    {"BartForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL},
+    {"BartForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL},
+    {NULL,                            NULL,                                 NULL,                   NULL},
 };
 
 static const char *const no_split[] = {"BartDecoderLayer", "BartEncoderLayer", NULL};

@@ -109,16 +109,16 @@ static void question_answering(heft__skeleton *s)
 
 /* BertLMHeadModel has the parameters of BertForMaskedLM. */
 static const heft__class classes[] = {
-    {"BertModel",                     "AutoModel",                          base_model        },
-    {"BertForPreTraining",            "AutoModelForPreTraining",            pre_training      },
-    {"BertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm         },
-    {"BertLMHeadModel",               "AutoModelForCausalLM",               masked_lm         },
-    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", next_sentence     },
-    {"BertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"BertForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"BertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {"BertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
-    {NULL,                            NULL,                                 NULL              },
+    {"BertModel",                     "AutoModel",                          base_model,         NULL},
+    {"BertForPreTraining",            "AutoModelForPreTraining",            pre_training,       NULL},
+    {"BertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          NULL},
+    {"BertLMHeadModel",               "AutoModelForCausalLM",               masked_lm,          NULL},
+    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", next_sentence,      NULL},
+    {"BertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
+    {"BertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"BertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {"BertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
+    {NULL,                            NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"BertEmbeddings", "BertLayer", NULL};

@@ -104,12 +104,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"BloomModel",                     "AutoModel",                          base_model        },
-    {"BloomForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"BloomForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"BloomForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"BloomForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                             NULL,                                 NULL              },
+    {"BloomModel",                     "AutoModel",                          base_model,         NULL},
+    {"BloomForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"BloomForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                            },
+    {"BloomForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"BloomForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                             NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"BloomBlock", NULL};

@@ -198,11 +198,11 @@ static void vision_with_projection(heft__skeleton *s)
     }
 
 static const heft__class classes[] = {
-    {"CLIPModel",                  "AutoModel",                       both         },
-    {"CLIPForImageClassification", "AutoModelForImageClassification", image_classes},
+    {"CLIPModel",                  "AutoModel",                       both,          NULL},
+    {"CLIPForImageClassification", "AutoModelForImageClassification", image_classes, NULL},
     TEXT_CLASSES,
     VISION_CLASSES,
-    {NULL,                         NULL,                              NULL         },
+    {NULL,                         NULL,                              NULL,          NULL},
 };
 static const heft__class text_classes[] = {
     TEXT_CLASSES, {NULL, NULL, NULL}

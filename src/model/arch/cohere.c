@@ -73,9 +73,9 @@ static void causal_lm(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"CohereModel",       "AutoModel",            base_model},
-    {"CohereForCausalLM", "AutoModelForCausalLM", causal_lm },
-    {NULL,                NULL,                   NULL      },
+    {"CohereModel",       "AutoModel",            base_model, NULL},
+    {"CohereForCausalLM", "AutoModelForCausalLM", causal_lm,  NULL},
+    {NULL,                NULL,                   NULL,       NULL},
 };
 
 static const char *const no_split[] = {"CohereDecoderLayer", NULL};

@@ -92,11 +92,17 @@ static bool has_window(const heft__skeleton *s, const struct decoder *c)
     return true;
 }
 
+uint64_t decoder_window(const heft__skeleton *s, const struct decoder *c)
+{
+    return c->window > 0 && heft__sk_list_is(s, "layer_types", c->layer, "sliding_attention",
+                                             has_window(s, c))
+               ? c->window
+               : 0;
+}
+
 void decoder_cache(heft__skeleton *s, const struct decoder *c)
 {
-    const bool windowed = c->window > 0 && heft__sk_list_is(s, "layer_types", c->layer,
-                                                            "sliding_attention", has_window(s, c));
-    heft__sk_cache(s, 2 * c->kv_heads * c->head_dim, windowed ? c->window : 0);
+    heft__sk_cache(s, 2 * c->kv_heads * c->head_dim, decoder_window(s, c));
 }
 
 void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias)
@@ -157,4 +163,109 @@ void decoder_question_answering(heft__skeleton *s, decoder_body body, const char
     struct decoder c = below(s, prefix, body);
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
     heft__sk_base_prefix(s, prefix);
+}
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+struct decoder_pass decoder_begin(heft__pass *p, const struct decoder *standard,
+                                  const char *norm_eps)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = {.c = decoder_read(s, standard), .embedding_scale = 1};
+    d.eps = heft__sk_real(s, norm_eps, strcmp(norm_eps, "rms_norm_eps") == 0 ? 1e-6 : 1e-5);
+    d.act = heft__act_of(p, "hidden_act", "silu");
+    d.attend = (heft__attention){.heads = (size_t)d.c.heads,
+                                 .kv_heads = (size_t)d.c.kv_heads,
+                                 .key_width = (size_t)d.c.head_dim,
+                                 .value_width = (size_t)d.c.head_dim,
+                                 .scale = (float)(1 / sqrt((double)d.c.head_dim)),
+                                 .causal = true};
+    return d;
+}
+
+heft__rows decoder_layers_forward(heft__pass *p, struct decoder_pass *d,
+                                  decoder_layer_forward layer, const void *user)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
+    if (d->embedding_scale != 1) {
+        heft__scale_by(p, x, d->embedding_scale);
+    }
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < d->c.layers && heft__pass_going(p); i++) {
+        d->c.layer = i;
+        d->attend.window = (int32_t)decoder_window(heft__pass_config(p), &d->c);
+        heft__block(p, "layers", (size_t)i);
+        layer(p, d, x, user);
+        heft__block_end(p, x);
+        if (i + 1 < d->c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    return x;
+}
+
+heft__rows decoder_finish(heft__pass *p, const struct decoder_pass *d, heft__rows x)
+{
+    heft__out_hidden(p, (size_t)d->c.layers, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+void decoder_attention(heft__pass *p, const struct decoder_pass *d, heft__rows x, heft__rows h)
+{
+    heft__enter(p, "self_attn");
+    heft__rows q = heft__linear(p, "q_proj", h), k = heft__linear(p, "k_proj", h),
+               v = heft__linear(p, "v_proj", h);
+    heft__rotate(p, q, d->attend.heads, 0, &d->rope);
+    heft__rotate(p, k, d->attend.kv_heads, 0, &d->rope);
+    heft__add(p, x, heft__linear(p, "o_proj", heft__attend(p, q, k, v, &d->attend)));
+    heft__leave(p);
+}
+
+heft__rows decoder_gated(heft__pass *p, heft__act act, heft__rows h)
+{
+    heft__rows gate = heft__linear(p, "gate_proj", h);
+    heft__gate(p, act, gate, heft__linear(p, "up_proj", h));
+    return heft__linear(p, "down_proj", gate);
+}
+
+/* ---- heads of forward passes -------------------------------------------------------------------- */
+void decoder_causal_lm_forward(heft__pass *p)
+{
+    heft__rows x = heft__body(p);
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head", heft__wanted(p, x)));
+}
+
+heft__rows decoder_last_rows(heft__pass *p, heft__rows x)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const int64_t pad = heft__sk_integer(heft__pass_config(p), "pad_token_id", -1);
+    heft__rows y = heft__zeros(p, in->sequences, x.width);
+    for (size_t i = 0; y.x && i < in->sequences; i++) {
+        int32_t at = in->last[i];
+        while (pad >= 0 && at > in->first[i] && in->ids[at] == pad) {
+            at--;
+        }
+        memcpy(y.x + i * x.width, x.x + (size_t)at * x.width, x.width * sizeof *x.x);
+    }
+    return y;
+}
+
+void decoder_sequence_classes_forward(heft__pass *p)
+{
+    heft__rows x = heft__body(p);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "score", decoder_last_rows(p, x)));
+}
+
+void decoder_token_classes_forward(heft__pass *p)
+{
+    heft__rows x = heft__body(p);
+    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "score", x));
+}
+
+void decoder_question_answering_forward(heft__pass *p)
+{
+    heft__rows x = heft__linear(p, "qa_outputs", heft__body(p));
+    heft__out(p, HEFT__OUT_TOKENS, "start_logits", heft__columns(p, x, x.width, 0, 1));
+    heft__out(p, HEFT__OUT_TOKENS, "end_logits", heft__columns(p, x, x.width, 1, 1));
 }

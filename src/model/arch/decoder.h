@@ -7,7 +7,7 @@
 #ifndef HEFT__MODEL_ARCH_DECODER_H
 #define HEFT__MODEL_ARCH_DECODER_H
 
-#include "model/model.h"
+#include "run/pass.h"
 
 /* Which layers attend to a window of the last tokens only, where the config has no layer_types. */
 enum decoder_windows {
@@ -46,6 +46,8 @@ void decoder_layers(heft__skeleton *s, const struct decoder *c, decoder_layer la
 /* What attention keeps of a token in c->layer: keys and values of kv_heads; of the last tokens only where
  * the layer has a window. */
 void decoder_cache(heft__skeleton *s, const struct decoder *c);
+/* Its window, 0 for none. */
+uint64_t decoder_window(const heft__skeleton *s, const struct decoder *c);
 /* q_proj, k_proj, v_proj, o_proj at the module that is entered, with its cache. */
 void decoder_projections(heft__skeleton *s, const struct decoder *c, bool qkv_bias, bool o_bias);
 /* gate_proj, up_proj, down_proj at the module that is entered. */
@@ -62,5 +64,40 @@ void decoder_causal_lm(heft__skeleton *s, decoder_body body, bool bias);
 void decoder_sequence_classes(heft__skeleton *s, decoder_body body);
 void decoder_token_classes(heft__skeleton *s, decoder_body body);
 void decoder_question_answering(heft__skeleton *s, decoder_body body, const char *prefix);
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+/* What the layers of a pass share. */
+struct decoder_pass {
+    struct decoder c; /* c.layer: the one that is computed */
+    double eps;       /* of the norms */
+    heft__act act;
+    heft__rope rope;
+    heft__attention attend; /* causal, with the window of c.layer; scale: head_dim^-1/2 */
+    double embedding_scale; /* 1 */
+};
+
+/* By the config, as the skeleton was listed. `norm_eps`: the key of the norms' eps. */
+struct decoder_pass decoder_begin(heft__pass *p, const struct decoder *standard,
+                                  const char *norm_eps);
+/* Compute a layer at the module that is entered: x becomes its output. */
+typedef void (*decoder_layer_forward)(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                                      const void *user);
+/* Embeddings, then all layers; without the last norm. `user` is handed to the layers. */
+heft__rows decoder_layers_forward(heft__pass *p, struct decoder_pass *d,
+                                  decoder_layer_forward layer, const void *user);
+/* The last hidden state: a result, and what heads take. */
+heft__rows decoder_finish(heft__pass *p, const struct decoder_pass *d, heft__rows x);
+/* x += o_proj(attention of q_proj, k_proj, v_proj of h), with rotary positions, in self_attn. */
+void decoder_attention(heft__pass *p, const struct decoder_pass *d, heft__rows x, heft__rows h);
+/* down_proj(act(gate_proj h) * up_proj h) at the module that is entered. */
+heft__rows decoder_gated(heft__pass *p, heft__act act, heft__rows h);
+
+/* Heads, each of a whole class, on the family's body. */
+void decoder_causal_lm_forward(heft__pass *p);
+void decoder_sequence_classes_forward(heft__pass *p);
+void decoder_token_classes_forward(heft__pass *p);
+void decoder_question_answering_forward(heft__pass *p);
+/* The last token of each sequence that is not padding, by pad_token_id, as classifiers take it. */
+heft__rows decoder_last_rows(heft__pass *p, heft__rows x);
 
 #endif

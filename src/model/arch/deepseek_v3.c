@@ -127,11 +127,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"DeepseekV3Model",                     "AutoModel",                          base_model      },
-    {"DeepseekV3ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"DeepseekV3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"DeepseekV3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                                  NULL,                                 NULL            },
+    {"DeepseekV3Model",                     "AutoModel",                          base_model,       NULL},
+    {"DeepseekV3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"DeepseekV3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                               },
+    {"DeepseekV3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                                  NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"DeepseekV3DecoderLayer", NULL};

@@ -140,13 +140,14 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"DistilBertModel",                     "AutoModel",                          base_model        },
-    {"DistilBertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm         },
-    {"DistilBertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"DistilBertForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"DistilBertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {"DistilBertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
-    {NULL,                                  NULL,                                 NULL              },
+    {"DistilBertModel",                     "AutoModel",                          base_model,         NULL},
+    {"DistilBertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          NULL},
+    {"DistilBertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                                 },
+    {"DistilBertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"DistilBertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {"DistilBertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
+    {NULL,                                  NULL,                                 NULL,               NULL},
 };
 
 /* computed from the config; older files hold it */

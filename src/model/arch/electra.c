@@ -98,15 +98,16 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"ElectraModel",                     "AutoModel",                          base_model        },
-    {"ElectraForPreTraining",            "AutoModelForPreTraining",            discriminator     },
-    {"ElectraForMaskedLM",               "AutoModelForMaskedLM",               generator         },
-    {"ElectraForCausalLM",               "AutoModelForCausalLM",               generator         },
-    {"ElectraForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"ElectraForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"ElectraForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {"ElectraForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
-    {NULL,                               NULL,                                 NULL              },
+    {"ElectraModel",                     "AutoModel",                          base_model,         NULL},
+    {"ElectraForPreTraining",            "AutoModelForPreTraining",            discriminator,      NULL},
+    {"ElectraForMaskedLM",               "AutoModelForMaskedLM",               generator,          NULL},
+    {"ElectraForCausalLM",               "AutoModelForCausalLM",               generator,          NULL},
+    {"ElectraForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                              },
+    {"ElectraForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"ElectraForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {"ElectraForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
+    {NULL,                               NULL,                                 NULL,               NULL},
 };
 
 /* computed from the config; older files hold it */

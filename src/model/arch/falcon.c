@@ -133,12 +133,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"FalconModel",                     "AutoModel",                          base_model        },
-    {"FalconForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"FalconForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"FalconForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"FalconForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                              NULL,                                 NULL              },
+    {"FalconModel",                     "AutoModel",                          base_model,         NULL},
+    {"FalconForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"FalconForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                             },
+    {"FalconForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"FalconForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                              NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"FalconDecoderLayer", NULL};

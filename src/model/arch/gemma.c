@@ -66,11 +66,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"GemmaModel",                     "AutoModel",                          base_model      },
-    {"GemmaForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"GemmaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"GemmaForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                             NULL,                                 NULL            },
+    {"GemmaModel",                     "AutoModel",                          base_model,       NULL},
+    {"GemmaForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"GemmaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                          },
+    {"GemmaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                             NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"GemmaDecoderLayer", NULL};

@@ -70,11 +70,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Gemma2Model",                     "AutoModel",                          base_model      },
-    {"Gemma2ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"Gemma2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"Gemma2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                              NULL,                                 NULL            },
+    {"Gemma2Model",                     "AutoModel",                          base_model,       NULL},
+    {"Gemma2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Gemma2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                           },
+    {"Gemma2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                              NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"Gemma2DecoderLayer", NULL};

@@ -85,10 +85,11 @@ static void sequence_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Gemma3TextModel",                     "AutoModel",                          base_model      },
-    {"Gemma3ForCausalLM",                   "AutoModelForCausalLM",               causal_lm       },
-    {"Gemma3TextForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {NULL,                                  NULL,                                 NULL            },
+    {"Gemma3TextModel",                     "AutoModel",                          base_model,       NULL},
+    {"Gemma3ForCausalLM",                   "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Gemma3TextForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                               },
+    {NULL,                                  NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"Gemma3DecoderLayer", NULL};

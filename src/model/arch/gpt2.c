@@ -147,13 +147,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"GPT2Model",                     "AutoModel",                          base_model        },
-    {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head           },
-    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads      },
-    {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                            NULL,                                 NULL              },
+    {"GPT2Model",                     "AutoModel",                          base_model,         NULL},
+    {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head,            NULL},
+    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads,       NULL},
+    {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
+    {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                            NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"GPT2Block", NULL};

@@ -88,12 +88,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"GPTNeoXModel",                     "AutoModel",                          base_model        },
-    {"GPTNeoXForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"GPTNeoXForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"GPTNeoXForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"GPTNeoXForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                               NULL,                                 NULL              },
+    {"GPTNeoXModel",                     "AutoModel",                          base_model,         NULL},
+    {"GPTNeoXForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"GPTNeoXForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                              },
+    {"GPTNeoXForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"GPTNeoXForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                               NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"GPTNeoXLayer", NULL};

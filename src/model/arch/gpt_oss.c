@@ -86,11 +86,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"GptOssModel",                     "AutoModel",                          base_model      },
-    {"GptOssForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"GptOssForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"GptOssForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                              NULL,                                 NULL            },
+    {"GptOssModel",                     "AutoModel",                          base_model,       NULL},
+    {"GptOssForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"GptOssForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                           },
+    {"GptOssForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                              NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"GptOssDecoderLayer", NULL};

@@ -55,9 +55,9 @@ static void causal_lm(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"GraniteModel",       "AutoModel",            base_model},
-    {"GraniteForCausalLM", "AutoModelForCausalLM", causal_lm },
-    {NULL,                 NULL,                   NULL      },
+    {"GraniteModel",       "AutoModel",            base_model, NULL},
+    {"GraniteForCausalLM", "AutoModelForCausalLM", causal_lm,  NULL},
+    {NULL,                 NULL,                   NULL,       NULL},
 };
 
 static const char *const no_split[] = {"GraniteDecoderLayer", NULL};

@@ -69,13 +69,36 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "transformer");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"LlamaModel",                     "AutoModel",                          base_model        },
-    {"LlamaForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"LlamaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"LlamaForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"LlamaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                             NULL,                                 NULL              },
+    {"LlamaModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"LlamaForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
+    {"LlamaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     decoder_sequence_classes_forward                                                                                     },
+    {"LlamaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                        },
+    {"LlamaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                   },
+    {NULL,                             NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"LlamaDecoderLayer", NULL};
@@ -90,4 +113,5 @@ const heft__family heft__family_llama = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -66,12 +66,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"MistralModel",                     "AutoModel",                          base_model        },
-    {"MistralForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"MistralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"MistralForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"MistralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                               NULL,                                 NULL              },
+    {"MistralModel",                     "AutoModel",                          base_model,         NULL},
+    {"MistralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"MistralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                              },
+    {"MistralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"MistralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                               NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"MistralDecoderLayer", NULL};

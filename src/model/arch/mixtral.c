@@ -76,12 +76,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"MixtralModel",                     "AutoModel",                          base_model        },
-    {"MixtralForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"MixtralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"MixtralForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"MixtralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                               NULL,                                 NULL              },
+    {"MixtralModel",                     "AutoModel",                          base_model,         NULL},
+    {"MixtralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"MixtralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                              },
+    {"MixtralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"MixtralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                               NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"MixtralDecoderLayer", NULL};

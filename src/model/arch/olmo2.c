@@ -61,10 +61,11 @@ static void sequence_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Olmo2Model",                     "AutoModel",                          base_model      },
-    {"Olmo2ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"Olmo2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {NULL,                             NULL,                                 NULL            },
+    {"Olmo2Model",                     "AutoModel",                          base_model,       NULL},
+    {"Olmo2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Olmo2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                          },
+    {NULL,                             NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"Olmo2DecoderLayer", NULL};

@@ -129,11 +129,11 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"OPTModel",                     "AutoModel",                          base_model        },
-    {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                           NULL,                                 NULL              },
+    {"OPTModel",                     "AutoModel",                          base_model,         NULL},
+    {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
+    {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                           NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"OPTDecoderLayer", NULL};

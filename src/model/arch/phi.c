@@ -75,11 +75,11 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"PhiModel",                     "AutoModel",                          base_model      },
-    {"PhiForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"PhiForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"PhiForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                           NULL,                                 NULL            },
+    {"PhiModel",                     "AutoModel",                          base_model,       NULL},
+    {"PhiForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"PhiForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes, NULL},
+    {"PhiForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                           NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"PhiDecoderLayer", NULL};

@@ -66,11 +66,11 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Phi3Model",                     "AutoModel",                          base_model      },
-    {"Phi3ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"Phi3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"Phi3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                            NULL,                                 NULL            },
+    {"Phi3Model",                     "AutoModel",                          base_model,       NULL},
+    {"Phi3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Phi3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes, NULL},
+    {"Phi3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                            NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"Phi3DecoderLayer", NULL};

@@ -66,12 +66,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Qwen2Model",                     "AutoModel",                          base_model        },
-    {"Qwen2ForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"Qwen2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"Qwen2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"Qwen2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                             NULL,                                 NULL              },
+    {"Qwen2Model",                     "AutoModel",                          base_model,         NULL},
+    {"Qwen2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                            },
+    {"Qwen2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"Qwen2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                             NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"Qwen2DecoderLayer", NULL};

@@ -96,12 +96,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Qwen2MoeModel",                     "AutoModel",                          base_model        },
-    {"Qwen2MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"Qwen2MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"Qwen2MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"Qwen2MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                                NULL,                                 NULL              },
+    {"Qwen2MoeModel",                     "AutoModel",                          base_model,         NULL},
+    {"Qwen2MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen2MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                               },
+    {"Qwen2MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"Qwen2MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                                NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"Qwen2MoeDecoderLayer", NULL};

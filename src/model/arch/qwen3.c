@@ -73,12 +73,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Qwen3Model",                     "AutoModel",                          base_model        },
-    {"Qwen3ForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"Qwen3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"Qwen3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"Qwen3ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                             NULL,                                 NULL              },
+    {"Qwen3Model",                     "AutoModel",                          base_model,         NULL},
+    {"Qwen3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                            },
+    {"Qwen3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"Qwen3ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                             NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"Qwen3DecoderLayer", NULL};

@@ -88,12 +88,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Qwen3MoeModel",                     "AutoModel",                          base_model        },
-    {"Qwen3MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm         },
-    {"Qwen3MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"Qwen3MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"Qwen3MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {NULL,                                NULL,                                 NULL              },
+    {"Qwen3MoeModel",                     "AutoModel",                          base_model,         NULL},
+    {"Qwen3MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen3MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                               },
+    {"Qwen3MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"Qwen3MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {NULL,                                NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"Qwen3MoeDecoderLayer", NULL};

@@ -98,14 +98,15 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"RobertaModel",                     "AutoModel",                          base_model        },
-    {"RobertaForMaskedLM",               "AutoModelForMaskedLM",               language_head     },
-    {"RobertaForCausalLM",               "AutoModelForCausalLM",               language_head     },
-    {"RobertaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes  },
-    {"RobertaForTokenClassification",    "AutoModelForTokenClassification",    token_classes     },
-    {"RobertaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering},
-    {"RobertaForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice   },
-    {NULL,                               NULL,                                 NULL              },
+    {"RobertaModel",                     "AutoModel",                          base_model,         NULL},
+    {"RobertaForMaskedLM",               "AutoModelForMaskedLM",               language_head,      NULL},
+    {"RobertaForCausalLM",               "AutoModelForCausalLM",               language_head,      NULL},
+    {"RobertaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                              },
+    {"RobertaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
+    {"RobertaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
+    {"RobertaForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
+    {NULL,                               NULL,                                 NULL,               NULL},
 };
 
 static const char *const no_split[] = {"RobertaEmbeddings", "RobertaLayer", NULL};

@@ -84,11 +84,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"StableLmModel",                     "AutoModel",                          base_model      },
-    {"StableLmForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"StableLmForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"StableLmForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                                NULL,                                 NULL            },
+    {"StableLmModel",                     "AutoModel",                          base_model,       NULL},
+    {"StableLmForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"StableLmForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                             },
+    {"StableLmForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                                NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"StableLmDecoderLayer", NULL};

@@ -69,11 +69,12 @@ static void token_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"Starcoder2Model",                     "AutoModel",                          base_model      },
-    {"Starcoder2ForCausalLM",               "AutoModelForCausalLM",               causal_lm       },
-    {"Starcoder2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes},
-    {"Starcoder2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes   },
-    {NULL,                                  NULL,                                 NULL            },
+    {"Starcoder2Model",                     "AutoModel",                          base_model,       NULL},
+    {"Starcoder2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Starcoder2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     NULL                                                                                               },
+    {"Starcoder2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
+    {NULL,                                  NULL,                                 NULL,             NULL},
 };
 
 static const char *const no_split[] = {"Starcoder2DecoderLayer", NULL};

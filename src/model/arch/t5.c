@@ -188,13 +188,13 @@ static void question_answering(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"T5Model",                     "AutoModel",                          base_model            },
-    {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation},
-    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model         },
-    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes      },
-    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes         },
-    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering    },
-    {NULL,                          NULL,                                 NULL                  },
+    {"T5Model",                     "AutoModel",                          base_model,             NULL},
+    {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation, NULL},
+    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model,          NULL},
+    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL},
+    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,          NULL},
+    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL},
+    {NULL,                          NULL,                                 NULL,                   NULL},
 };
 
 static const char *const no_split[] = {"T5Block", NULL};

@@ -141,10 +141,10 @@ static void masked_image(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"ViTModel",                  "AutoModel",                       base_model   },
-    {"ViTForImageClassification", "AutoModelForImageClassification", image_classes},
-    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image },
-    {NULL,                        NULL,                              NULL         },
+    {"ViTModel",                  "AutoModel",                       base_model,    NULL},
+    {"ViTForImageClassification", "AutoModelForImageClassification", image_classes, NULL},
+    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,  NULL},
+    {NULL,                        NULL,                              NULL,          NULL},
 };
 
 static const char *const no_split[] = {"ViTEmbeddings", "ViTLayer", NULL};

@@ -104,11 +104,11 @@ static void audio_classes(heft__skeleton *s)
 }
 
 static const heft__class classes[] = {
-    {"WhisperModel",                    "AutoModel",                       base_model            },
-    {"WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq",       conditional_generation},
-    {"WhisperForCausalLM",              "AutoModelForCausalLM",            causal_lm             },
-    {"WhisperForAudioClassification",   "AutoModelForAudioClassification", audio_classes         },
-    {NULL,                              NULL,                              NULL                  },
+    {"WhisperModel",                    "AutoModel",                       base_model,             NULL},
+    {"WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq",       conditional_generation, NULL},
+    {"WhisperForCausalLM",              "AutoModelForCausalLM",            causal_lm,              NULL},
+    {"WhisperForAudioClassification",   "AutoModelForAudioClassification", audio_classes,          NULL},
+    {NULL,                              NULL,                              NULL,                   NULL},
 };
 
 static const char *const no_split[] = {"WhisperDecoderLayer", "WhisperEncoderLayer", NULL};

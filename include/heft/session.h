@@ -1,0 +1,241 @@
+/* heft/session.h - forward passes over a loaded model, in bounded memory, and generation of text. */
+#ifndef HEFT_SESSION_H
+#define HEFT_SESSION_H
+
+#include <heft/run.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- session --------------------------------------------------------------------------------- */
+
+/**
+ * A session: runs forward passes of one model. It brings weights in from the checkpoint's files as
+ * blocks need them, and keeps weights, caches and intermediate results within one budget. Many
+ * sessions may share a model; one thread at a time may use a session.
+ */
+typedef struct heft_session heft_session;
+
+typedef struct heft_session_options {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    /* Maximum bytes of weights brought into memory, caches of sequences and intermediate results.
+     * Weights that the model already has in memory do not count. 0: no maximum, so weights that were
+     * brought in stay. */
+    uint64_t memory_bytes;
+    /* Maximum tokens in one pass. Longer inputs of a decoder are computed in several passes; a sequence of
+     * an encoder is never split. 0: 512. */
+    uint64_t pass_tokens;
+    /* Do not round activations to bfloat16 where they are multiplied with bfloat16 weights, and keep caches
+     * in float32. */
+    bool exact;
+    /* Create the session even if its weights need more memory than is available, including swap. */
+    bool over_limit;
+} heft_session_options;
+
+/**
+ * Create a session for a loaded model.
+ *
+ * @param model    borrowed; must outlive the session and must not change while it exists
+ * @param options  borrowed; NULL for defaults
+ * @param out      filled with an owned session; free it with heft_session_free()
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   lists of units and names. Memory for intermediate results is allocated by the first pass of
+ *          a size.
+ * Errors   UNSUPPORTED for a class without a forward pass, and for weights that are stored quantized;
+ *          LIMIT if memory_bytes is too small for one block with its intermediate results, with both
+ *          sizes; FORMAT for a config whose values contradict each other; NOMEM.
+ * Source   docs/running.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_new(const heft_model *model,
+                                                      const heft_session_options *options,
+                                                      heft_session **out, heft_error *err);
+/** Free a session. Its sequences must have been freed. NULL is allowed. */
+HEFT_API void heft_session_free(heft_session *session);
+
+/* ---- sequences ------------------------------------------------------------------------------- */
+
+/** A sequence: the tokens seen so far, as keys and values (or an encoder's output) that later passes
+ * attend to. */
+typedef struct heft_sequence heft_sequence;
+
+/**
+ * Create an empty sequence.
+ *
+ * @param session   borrowed; must outlive the sequence
+ * @param capacity  maximum tokens, of input and output together; at least 1
+ * @param encoded   maximum tokens of the encoder's input; 0 for a model without an encoder
+ * @param out       filled with an owned sequence; free it with heft_sequence_free()
+ * @param err       filled on failure; may be NULL
+ *
+ * Memory   the cache of all its tokens, reserved in the session's budget. The system provides pages as
+ *          they are used.
+ * Errors   INVALID_ARG for a capacity of 0 or one beyond the model's positions; LIMIT if the cache does
+ *          not fit in the budget; NOMEM.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_new(heft_session *session, uint64_t capacity,
+                                                       uint64_t encoded, heft_sequence **out,
+                                                       heft_error *err);
+/**
+ * Create a sequence that continues another one: it has the same tokens so far.
+ *
+ * @param sequence  borrowed
+ * @param out       filled with an owned sequence
+ * @param err       filled on failure; may be NULL
+ *
+ * Memory   as much as the other sequence reserves; its cache is copied.
+ * Errors   LIMIT, NOMEM.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_fork(const heft_sequence *sequence,
+                                                        heft_sequence **out, heft_error *err);
+/** Free a sequence. NULL is allowed. */
+HEFT_API void heft_sequence_free(heft_sequence *sequence);
+/** Return the number of tokens so far. */
+HEFT_API uint64_t heft_sequence_length(const heft_sequence *sequence);
+
+/* ---- passes ---------------------------------------------------------------------------------- */
+
+typedef enum heft_logits {
+    HEFT_LOGITS_LAST, /* of the last token */
+    HEFT_LOGITS_ALL,  /* of every token */
+    HEFT_LOGITS_NONE
+} heft_logits;
+
+/** The tokens that a pass adds to one sequence. Arrays are [count] and borrowed. */
+typedef struct heft_input {
+    size_t struct_size;      /* set by HEFT_OPTIONS */
+    heft_sequence *sequence; /* NULL: one that lives for this pass only */
+    const int32_t *ids;      /* NULL with `features` */
+    size_t count;
+    /* 0 for padding; NULL: none. Other tokens do not see padding. Results of padding are zero in a decoder,
+     * and computed in an encoder. */
+    const uint8_t *mask;
+    const int32_t *positions; /* NULL: as the reference numbers them */
+    const int32_t *types;     /* token_type_ids; NULL: 0 */
+    /* pixel_values or input_features of this sequence, row by row, of feature_shape; NULL: none */
+    const float *features;
+    uint64_t feature_shape[3];
+    /* The decoder's tokens of a model with an encoder, whose input the members above are. Only in a
+     * sequence's first pass; later ones have ids, of the decoder. */
+    const int32_t *decoder_ids;
+    size_t decoder_count;
+    heft_logits logits;
+} heft_input;
+
+/**
+ * Run the model on the tokens of one or more sequences.
+ *
+ * @param session       borrowed
+ * @param inputs        borrowed; [count]
+ * @param count         number of sequences; at least 1
+ * @param outputs       borrowed; [output_count] the results to keep, by the reference's names: "logits",
+ *                      "last_hidden_state", "pooler_output", "hidden_states.3", ...; the rest is not
+ *                      computed where that can be avoided
+ * @param output_count  number of results
+ * @param err           filled on failure; may be NULL. A failed pass leaves its sequences unusable.
+ *
+ * Memory   intermediate results, and the results, within the budget.
+ * Errors   INVALID_ARG for ids that are not in the vocabulary, more tokens than a sequence's capacity or
+ *          the model's positions, features of a wrong shape, and inputs that the model does not take;
+ *          NOT_FOUND for an output that the class does not have; MISMATCH for a weight without a value;
+ *          FORMAT, with the first block that made them, for logits that are not finite; LIMIT, IO,
+ *          NOMEM; CANCELLED by the context's progress callback, which is called for every block.
+ * Source   docs/running.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_run(heft_session *session,
+                                                      const heft_input *inputs, size_t count,
+                                                      const char *const *outputs,
+                                                      size_t output_count, heft_error *err);
+
+typedef enum heft_output_kind {
+    HEFT_OUTPUT_TOKENS,    /* a row for each token, sequence after sequence */
+    HEFT_OUTPUT_SEQUENCES, /* a row for each sequence */
+    HEFT_OUTPUT_LOGITS,    /* a row for each token whose logits were asked for */
+    HEFT_OUTPUT_WHOLE      /* one matrix of the whole batch */
+} heft_output_kind;
+
+/** A result; lent by the session until its next pass. */
+typedef struct heft_output {
+    size_t struct_size; /* set by HEFT_SIZED */
+    heft_output_kind kind;
+    const float *data; /* [rows][width] */
+    size_t rows, width;
+} heft_output;
+
+/** Get a result of the last pass. NOT_FOUND for one that was not asked for, or that the class does not
+ * have. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_output(const heft_session *session,
+                                                         const char *name, heft_output *output,
+                                                         heft_error *err);
+
+/** What a session takes and has done. */
+typedef struct heft_session_counts {
+    size_t struct_size; /* set by HEFT_SIZED */
+    uint64_t
+        resident_bytes;     /* of weights in memory now, those that the model has itself included */
+    uint64_t read_bytes;    /* of weights from files so far */
+    uint64_t peak_bytes;    /* maximum of the budget in use so far */
+    uint64_t scratch_bytes; /* of intermediate results */
+    uint64_t passes, tokens;
+} heft_session_counts;
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_facts(const heft_session *session,
+                                                        heft_session_counts *counts,
+                                                        heft_error *err);
+/** Return the instruction set that the session computes with, such as "avx2"; static. */
+HEFT_API const char *heft_session_isa(const heft_session *session);
+
+/** Return the name of output i of the model's class, without hidden states, or NULL past the end; lent
+ * by the session. */
+HEFT_API const char *heft_session_output_name(const heft_session *session, size_t i);
+
+/* ---- generation ------------------------------------------------------------------------------ */
+
+/** Ids that generation uses, from generation_config.json, otherwise from config.json. */
+typedef struct heft_generation_ids {
+    size_t struct_size;  /* set by HEFT_SIZED */
+    const int32_t *stop; /* [stop_count] that end a text; lent by the session */
+    size_t stop_count;
+    int32_t decoder_start; /* first id of a decoder behind an encoder; -1: none */
+    int32_t begin, pad;    /* -1: none */
+} heft_generation_ids;
+
+/** Fill `ids`. INVALID_ARG for a struct_size of 0. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_ids(const heft_session *session,
+                                                      heft_generation_ids *ids, heft_error *err);
+
+typedef struct heft_sampling {
+    size_t struct_size;       /* set by HEFT_OPTIONS */
+    float temperature;        /* 0: greedy, the most likely token */
+    uint32_t top_k;           /* 0: all */
+    float top_p, min_p;       /* 0: not used */
+    float repetition_penalty; /* 0 or 1: none */
+    uint64_t seed;
+} heft_sampling;
+
+/**
+ * Choose a token.
+ *
+ * @param session     borrowed
+ * @param sampling    borrowed; NULL: greedy
+ * @param logits      borrowed; [count]
+ * @param count       size of the vocabulary
+ * @param seen        borrowed; [seen_count] tokens so far, for the repetition penalty
+ * @param seen_count  number of them
+ * @param index       number of the token in its sequence: with the seed, it determines the random number
+ * @param id          filled
+ * @param err         filled on failure; may be NULL
+ *
+ * Equal arguments give equal ids.
+ *
+ * Memory   no heap for greedy choices; otherwise 8 bytes for each token of the vocabulary.
+ * Errors   INVALID_ARG for negative options and without logits; NOMEM.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_sample(
+    const heft_session *session, const heft_sampling *sampling, const float *logits, size_t count,
+    const int32_t *seen, size_t seen_count, uint64_t index, int32_t *id, heft_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

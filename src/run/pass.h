@@ -1,0 +1,197 @@
+/* pass.h - a forward pass, for the families in model/arch: operations on rows by the names of modules.
+ *
+ * A family's forward function stands below its skeleton and uses the same names:
+ *
+ *   heft__rows h = heft__rms_norm(p, "input_layernorm", x, c->eps, 0);
+ *   heft__enter(p, "self_attn");
+ *   heft__rows q = heft__linear(p, "q_proj", h);
+ *
+ * It runs twice: dry, when only names are resolved and sizes are counted, and for real. It knows
+ * nothing about disks or threads: the weights of a block are brought in when the block is entered.
+ * Errors stick to the pass; after the first one operations do nothing. All rows lie in scratch memory
+ * that the end of the block, part or pass releases. */
+#ifndef HEFT__RUN_PASS_H
+#define HEFT__RUN_PASS_H
+
+#include "kernel/kernel.h"
+#include "model/model.h"
+
+typedef struct heft__pass heft__pass;
+
+/* x[count][width], without gaps. x is NULL in a dry run and after an error. */
+typedef struct heft__rows {
+    float *x;
+    size_t count, width;
+} heft__rows;
+
+/* What a pass is given: tokens of all sequences, packed one after the other. */
+typedef struct heft__pass_inputs {
+    size_t tokens, sequences;
+    const int32_t *ids; /* [tokens] */
+    const int32_t *at;  /* [tokens] positions */
+    const int32_t
+        *counted; /* [tokens] positions among the tokens of their sequence that are not masked */
+    const int32_t *types;  /* [tokens] token_type_ids; zeros if none were given */
+    const int32_t *first;  /* [sequences] number of each one's first token */
+    const int32_t *last;   /* [sequences] of its last one that is not masked */
+    const int32_t *wanted; /* [wanted_count] tokens whose logits are asked for */
+    size_t wanted_count;
+    const float
+        *features; /* [sequences][feature_shape[0]][[1]][[2]] pixel_values or input_features */
+    size_t feature_shape[3], feature_rank;
+} heft__pass_inputs;
+
+const heft__pass_inputs *heft__inputs(const heft__pass *p);
+/* For typed look-ups in the config, as in the family's skeleton. Errors stick to the pass. */
+heft__skeleton *heft__pass_config(heft__pass *p);
+bool heft__pass_going(const heft__pass *p); /* no error so far */
+void heft__pass_fail(heft__pass *p, heft_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- where names are looked up ----------------------------------------------------------------- */
+/* Names are paths relative to the module that is entered, "attention.self.query"; they and formats are
+ * static text. */
+void heft__enter(heft__pass *p, const char *name);
+void heft__enter_item(heft__pass *p, const char *list, size_t i); /* "layers", 3: layers.3 */
+void heft__leave(heft__pass *p);
+/* The body below a head, at the class's own prefix; nothing is entered where the body is the root. */
+void heft__pass_enter_body(heft__pass *p);
+/* What the family's body makes, below a head. heft__base_forward: a base class, which is nothing else. */
+heft__rows heft__body(heft__pass *p);
+void heft__base_forward(heft__pass *p);
+/* The same, and what is brought in with it; rows made inside are released at the end. `x` is checked to be
+ * finite at the end of a block, so that NaN in logits can be blamed on the first that made it. */
+void heft__block(heft__pass *p, const char *list, size_t i);
+void heft__block_end(heft__pass *p, heft__rows x);
+void heft__section(heft__pass *p, const char *list, size_t i); /* an expert */
+void heft__section_end(heft__pass *p);
+bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
+
+/* ---- rows and weights --------------------------------------------------------------------------- */
+heft__rows heft__zeros(heft__pass *p, size_t count, size_t width);
+heft__rows heft__copy(heft__pass *p, heft__rows x);
+void heft__set(heft__pass *p, heft__rows dst, heft__rows src); /* dst = src, of the same shape */
+/* Rows by number, and back: y[rows[i]] += weights[i] * x[i]; weights NULL: 1. */
+heft__rows heft__pick(heft__pass *p, heft__rows x, const int32_t *rows, size_t count);
+void heft__add_rows(heft__pass *p, heft__rows y, const int32_t *rows, const float *weights,
+                    heft__rows x);
+/* Of each row, which is groups of `group` numbers, the numbers first .. first + width - 1 of each. */
+heft__rows heft__columns(heft__pass *p, heft__rows x, size_t group, size_t first, size_t width);
+/* Rows of an embedding: table[ids[i] + offset]; the table is not brought in. An id outside it is an error. */
+heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size_t count,
+                       int32_t offset);
+/* A whole parameter as float32, rows of its last dimension, or of `width` numbers if that is not 0. */
+heft__rows heft__parameter(heft__pass *p, const char *name, size_t width);
+
+/* y = x W^T + bias, by "name.weight" [out, in] and, if there is one, "name.bias". A convolution's kernel
+ * is [out, all the rest]. */
+heft__rows heft__linear(heft__pass *p, const char *name, heft__rows x);
+/* The same with a weight that is stored as [in, out]. */
+heft__rows heft__linear_turned(heft__pass *p, const char *name, heft__rows x);
+/* Any parameter, or a part of it: rows first .. first + rows - 1 of its matrix [all, width]; turned: the
+ * part is [width of x, rows]. */
+typedef struct heft__slab {
+    const char *weight, *bias; /* bias NULL: none. Its part is the same one. */
+    size_t first, rows;        /* rows 0: all */
+    size_t index, count;       /* of so many slabs [count, ...]; count 0: it is one matrix */
+    bool turned;
+} heft__slab;
+heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x);
+
+/* ---- norms, positions, activations -------------------------------------------------------------- */
+/* Weight and bias where they are there. heads: x is [count][heads][width of the weight], or the weight is
+ * [heads][width]. */
+heft__rows heft__layer_norm(heft__pass *p, const char *name, heft__rows x, double eps);
+heft__rows heft__layer_norm_heads(heft__pass *p, const char *name, heft__rows x, size_t heads,
+                                  double eps);
+/* times (one + weight) */
+heft__rows heft__rms_norm(heft__pass *p, const char *name, heft__rows x, double eps, float one);
+heft__rows heft__rms_norm_heads(heft__pass *p, const char *name, heft__rows x, size_t heads,
+                                double eps, float one);
+
+/* Cosines and sines of all tokens: of the config's rotary embedding of `width` numbers a head. */
+typedef struct heft__rope {
+    const float *cos, *sin; /* [tokens][width / 2] */
+    size_t width;
+    bool interleaved; /* pairs are neighbors, not halves */
+} heft__rope;
+heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width);
+/* In place, of each of `heads` heads of a row the numbers first .. first + width - 1. */
+void heft__rotate(heft__pass *p, heft__rows x, size_t heads, size_t first, const heft__rope *rope);
+
+void heft__activate(heft__pass *p, heft__act act, heft__rows x);            /* in place */
+void heft__gate(heft__pass *p, heft__act act, heft__rows a, heft__rows b);  /* a = act(a) * b */
+void heft__add(heft__pass *p, heft__rows x, heft__rows y);                  /* x += y */
+void heft__add_scaled(heft__pass *p, heft__rows x, heft__rows y, double s); /* x += s * y */
+void heft__multiply(heft__pass *p, heft__rows x, heft__rows y);             /* x *= y */
+void heft__scale_by(heft__pass *p, heft__rows x, double s);                 /* x *= s */
+void heft__cap_to(heft__pass *p, heft__rows x, double cap);                 /* cap tanh(x / cap) */
+void heft__clamp(heft__pass *p, heft__rows x, double low, double high);
+void heft__unit_rows(heft__pass *p, heft__rows x); /* each of length 1 */
+/* The activation of a config's key; an unknown name sticks as an error. */
+heft__act heft__act_of(heft__pass *p, const char *key, const char *standard);
+
+/* ---- attention ---------------------------------------------------------------------------------- */
+/* Of tokens to those of their own sequence. Causal: keys and values are kept for the passes to come, in the
+ * next place of the sequence's cache; v.x NULL with v.width > 0 in a real run: values are the first numbers
+ * of each key. Else nothing is kept, and masked tokens are not seen. */
+heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
+                        const heft__attention *a);
+/* To the encoder's rows of each sequence. Its keys and values, key(encoder rows) and value(), are made once
+ * for a sequence and kept. */
+heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, const char *value,
+                              const heft__attention *a);
+/* Slopes of ALiBi for so many heads. */
+const float *heft__alibi_slopes(heft__pass *p, size_t heads);
+
+/* ---- experts ------------------------------------------------------------------------------------ */
+typedef enum heft__scoring {
+    HEFT__SOFTMAX_THEN_TOP, /* of all experts; `normalize`: the chosen ones sum to 1 */
+    HEFT__TOP_THEN_SOFTMAX, /* of the chosen ones */
+    HEFT__SIGMOID_GROUPS    /* sigmoid; chosen by score + bias, in the best groups only */
+} heft__scoring;
+
+typedef struct heft__routing {
+    heft__scoring scoring;
+    size_t experts, top;
+    bool normalize;
+    float scale;               /* of the weights; 1 */
+    size_t groups, top_groups; /* SIGMOID_GROUPS */
+    const float *bias;         /* [experts] */
+} heft__routing;
+
+typedef struct heft__routes { /* rows and their weights, sorted by expert */
+    size_t tokens;
+    size_t *count, *first; /* [experts] */
+    int32_t *rows;         /* [tokens * top] */
+    float *weights;        /* [tokens * top] */
+} heft__routes;
+
+heft__routes heft__route(heft__pass *p, heft__rows logits, const heft__routing *routing);
+/* How many rows go to an expert (in a dry run, all could), these rows, and what it made of them back
+ * to where they belong: y[row] += weight * x. */
+size_t heft__routed_count(const heft__pass *p, const heft__routes *routes, size_t expert);
+heft__rows heft__routed(heft__pass *p, heft__rows x, const heft__routes *routes, size_t expert);
+void heft__add_routed(heft__pass *p, heft__rows y, const heft__routes *routes, size_t expert,
+                      heft__rows x);
+
+/* ---- results ------------------------------------------------------------------------------------ */
+typedef enum heft__out_kind {
+    HEFT__OUT_TOKENS,    /* a row for each token */
+    HEFT__OUT_SEQUENCES, /* a row for each sequence */
+    HEFT__OUT_WANTED,    /* a row for each wanted token */
+    HEFT__OUT_WHOLE      /* one matrix of the whole batch */
+} heft__out_kind;
+/* A result by the reference's name: "logits", "last_hidden_state", "pooler_output". Kept if it was asked
+ * for. `name` is static text. */
+void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows x);
+bool heft__asked(const heft__pass *p, const char *name);
+/* Hidden state i of the reference's hidden_states. */
+void heft__out_hidden(heft__pass *p, size_t i, heft__rows x);
+/* The rows of the wanted tokens. */
+heft__rows heft__wanted(heft__pass *p, heft__rows x);
+
+/* What the encoder made of each sequence: kept for the decoder's passes. */
+void heft__keep_encoded(heft__pass *p, heft__rows x);
+
+#endif

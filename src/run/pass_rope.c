@@ -1,0 +1,106 @@
+/* pass_rope.c - rotary positions: cosines and sines of all tokens, and turning heads by them.
+ *
+ *   angle[t][i] = position of token t * frequency[i]     i < width / 2
+ *
+ * Frequencies are kept from pass to pass; types that depend on the length of the text are asked again for
+ * each length. */
+#include "run/pass_state.h"
+
+#include <math.h>
+
+void heft__pass_ropes_free(heft__pass *p)
+{
+    for (size_t i = 0; i < HEFT__PASS_ROPES; i++) {
+        heft__rope_memory *rope = &p->ropes[i];
+        heft__free(p->ctx, rope->frequencies, (rope->width / 2 + 1) * sizeof(float));
+        *rope = (heft__rope_memory){0};
+    }
+}
+
+/* The place of an embedding's frequencies, made for this length; NULL after an error. */
+static const heft__rope_memory *frequencies_of(heft__pass *p, const char *layer_type, size_t width)
+{
+    heft__rope_memory *rope = NULL;
+    for (size_t i = 0; i < HEFT__PASS_ROPES && !rope; i++) {
+        heft__rope_memory *one = &p->ropes[i];
+        if (!one->frequencies || (one->layer_type == layer_type && one->width == width)) {
+            rope = one;
+        }
+    }
+    if (!rope) {
+        heft__pass_fail(p, HEFT_LIMIT, "the model has too many rotary embeddings");
+        return NULL;
+    }
+    if (!rope->frequencies) {
+        *rope = (heft__rope_memory){.layer_type = layer_type, .width = width};
+        rope->frequencies = heft__alloc(p->ctx, (width / 2 + 1) * sizeof(float));
+    }
+    if (!rope->frequencies) {
+        heft__pass_fail(p, HEFT_NOMEM, "no memory for a rotary embedding");
+        return NULL;
+    }
+    if (rope->length != p->length) {
+        rope->factor = heft__sk_rotary_frequencies(p->config, layer_type, width,
+                                                   (uint64_t)p->length, rope->frequencies);
+        rope->length = p->length;
+    }
+    return heft__sk_going(p->config) ? rope : NULL;
+}
+
+heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width)
+{
+    const size_t half = width / 2;
+    float *cosines = heft__pass_take(p, p->in.tokens * half, sizeof *cosines);
+    float *sines = heft__pass_take(p, p->in.tokens * half, sizeof *sines);
+    const heft__rope_memory *rope =
+        p->status == HEFT_OK ? frequencies_of(p, layer_type, width) : NULL;
+    for (size_t t = 0; rope && heft__pass_live(p) && t < p->in.tokens; t++) {
+        for (size_t i = 0; i < half; i++) {
+            const float angle = (float)p->in.at[t] * rope->frequencies[i];
+            cosines[t * half + i] = cosf(angle) * rope->factor;
+            sines[t * half + i] = sinf(angle) * rope->factor;
+        }
+    }
+    return (heft__rope){.cos = cosines, .sin = sines, .width = width};
+}
+
+struct turning {
+    const heft__pass *p;
+    const heft__rope *rope;
+    heft__rows x;
+    size_t heads, first;
+};
+
+static heft_status rotate_item(void *user, size_t t, heft_error *err)
+{
+    const struct turning *work = user;
+    const size_t half = work->rope->width / 2, head = work->x.width / work->heads;
+    float *x = work->x.x + t * work->x.width + work->first;
+    (void)err;
+    for (size_t h = 0; h < work->heads; h++) {
+        work->p->kernels->rotate(x + h * head, work->rope->cos + t * half,
+                                 work->rope->sin + t * half, half, work->rope->interleaved);
+    }
+    return HEFT_OK;
+}
+
+void heft__rotate(heft__pass *p, heft__rows x, size_t heads, size_t first, const heft__rope *rope)
+{
+    struct turning work = {p, rope, x, heads, first};
+    heft_error error;
+    if (heads == 0 || x.width % heads != 0 || first + rope->width > x.width / heads) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "%zu heads in rows of %zu numbers cannot be turned by %zu", heads, x.width,
+                        rope->width);
+    }
+    if (!heft__pass_live(p)) {
+        return;
+    }
+    if (x.count > 16) {
+        heft__pass_parallel(p, x.count, rotate_item, &work);
+    } else {
+        for (size_t t = 0; t < x.count; t++) {
+            (void)rotate_item(&work, t, &error);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+/* pass_state.h - the inside of a forward pass, for the files of layer run; families see pass.h only. */
+#ifndef HEFT__RUN_PASS_STATE_H
+#define HEFT__RUN_PASS_STATE_H
+
+#include "run/pass.h"
+#include "run/run.h"
+
+#define HEFT__PASS_DEPTH 24
+#define HEFT__PASS_OP_LEASES 4
+#define HEFT__PASS_ROPES 4
+#define HEFT__NONE SIZE_MAX /* no such parameter, module or slot */
+
+/* ---- cache.c: what a sequence keeps -------------------------------------------------------------- */
+/* What one attention keeps of a token; found by the dry run. */
+typedef struct heft__slot {
+    size_t kv_heads, key_width;
+    size_t value_width; /* 0: values are the first numbers of the keys */
+    size_t window;      /* 0: all tokens are kept */
+    bool cross;         /* of the encoder's tokens */
+} heft__slot;
+
+typedef struct heft__kept { /* of one sequence by one attention */
+    uint8_t *keys, *values; /* [kv_heads][capacity][width] in the cache's dtype */
+    int32_t *at;            /* [capacity] positions; negative: not seen */
+    size_t capacity, count; /* tokens; of a ring, those that are there */
+    size_t next;            /* where the next one goes */
+} heft__kept;
+
+typedef struct heft__sequence {
+    heft_ctx *ctx;
+    heft__kept *kept; /* [slot_count] */
+    size_t slot_count;
+    uint8_t *memory; /* of all that is kept */
+    size_t bytes;
+    size_t capacity;     /* tokens */
+    int32_t length;      /* tokens so far */
+    float *encoded;      /* [encoded_count][encoded_width] of the encoder; NULL: none */
+    int32_t *encoded_at; /* [encoded_count] -1: masked */
+    size_t encoded_count, encoded_width;
+} heft__sequence;
+
+/* Bytes that a sequence of `capacity` tokens takes, `chunk` of them at most in one pass, `encoded` of the
+ * encoder's. false: more than there is address space. */
+bool heft__sequence_bytes(const heft__slot *slots, size_t slot_count, heft_dtype dtype,
+                          size_t capacity, size_t chunk, size_t encoded, size_t *bytes);
+heft_status heft__sequence_new(heft_ctx *ctx, const heft__slot *slots, size_t slot_count,
+                               heft_dtype dtype, size_t capacity, size_t chunk, size_t encoded,
+                               heft__sequence **out, heft_error *err);
+void heft__sequence_free(heft__sequence *sequence);
+/* Append the keys and values of tokens: k[count][kv_heads * key_width]; v NULL with slot->value_width 0. */
+void heft__kept_append(heft__kept *kept, const heft__slot *slot, heft_dtype dtype,
+                       const heft__kernels *kernels, const float *k, const float *v,
+                       const int32_t *at, size_t count);
+/* `to` is new and of the same capacity. */
+heft_status heft__sequence_copy(heft__sequence *to, const heft__sequence *from,
+                                const heft__pass *pass, heft_error *err);
+heft__keys heft__kept_keys(const heft__kept *kept, const heft__slot *slot, heft_dtype dtype);
+
+/* ---- the pass ----------------------------------------------------------------------------------- */
+typedef struct heft__span { /* the tokens of one sequence */
+    heft__sequence *sequence;
+    size_t first, count;
+} heft__span;
+
+typedef struct heft__scope {
+    size_t module;
+    size_t mark;       /* scratch in use when it was entered */
+    bool releases;     /* a block or section */
+    bool data_decides; /* a section: whether it is computed depends on the tokens */
+    heft_lease *lease; /* NULL: none yet, or nothing is brought in with it */
+    size_t unit;
+} heft__scope;
+
+typedef struct heft__memo { /* a name, and what it is in the model */
+    const char *name;
+    size_t module, item, value;
+} heft__memo;
+
+typedef struct heft__result {
+    const char *name; /* as it was asked for */
+    heft__out_kind kind;
+    float *data; /* [count][width] owned by the pass; NULL: not made yet */
+    size_t count, width;
+} heft__result;
+
+typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
+    const char *layer_type;
+    size_t width;
+    int32_t length; /* that they are for */
+    float *frequencies, factor;
+} heft__rope_memory;
+
+typedef struct heft__tally { /* of a dry run */
+    uint64_t flops, weight_bytes, scratch_bytes;
+} heft__tally;
+
+struct heft__pass {
+    heft_ctx *ctx;
+    const heft_model *model;
+    heft_residency *residency;
+    const heft__kernels *kernels;
+    heft__skeleton *config;
+    const heft__class *class;
+    heft__act no_act;
+    bool exact, dry;
+    heft_dtype cache_dtype;
+    heft__pass_inputs in;
+    const int32_t *seen_at;  /* [tokens] positions, -1 where masked */
+    const heft__span *spans; /* [sequences] */
+    size_t encoded_tokens;   /* of all sequences, in a dry run */
+    size_t encoded_width;    /* of a row that the encoder keeps */
+    size_t most_keys;        /* of a sequence, in a dry run */
+    bool appends;            /* results go after those of the same name */
+    int32_t length;          /* the largest position + 1 */
+
+    heft_status status;
+    heft_error error;
+    const char *bad_block; /* path of the first block whose rows were not finite; NULL: none */
+
+    heft__scope scopes[HEFT__PASS_DEPTH];
+    size_t depth;
+    heft_lease *op_leases[HEFT__PASS_OP_LEASES];
+    size_t op_lease_count;
+
+    uint8_t *scratch; /* [scratch_bytes] aligned to 64 */
+    void *scratch_block;
+    size_t scratch_bytes, scratch_used, scratch_most;
+    uint8_t *lane_block; /* [lane_count][lane_bytes] of each thread */
+    size_t lane_count, lane_bytes, lane_most, lane_block_bytes;
+    atomic_bool *lanes; /* [lane_count] taken */
+
+    heft__memo *memo; /* [memo_cap] a power of two */
+    size_t memo_count, memo_cap;
+
+    heft__slot *slots; /* [slot_count] */
+    size_t slot_count, slot_cap, slot_at;
+    size_t
+        *order; /* [order_count] units in the order of a dry run, without those that data decides */
+    size_t order_count, order_cap;
+    heft__rope_memory ropes[HEFT__PASS_ROPES];
+    const char **names; /* [name_count] results of the class, noted by dry runs; static texts */
+    size_t name_count, name_cap;
+    heft__result *results; /* [result_count] */
+    size_t result_count;
+    heft__tally tally;
+};
+
+typedef struct heft__pass_options {
+    bool exact;
+    size_t threads;
+} heft__pass_options;
+
+heft_status heft__pass_new(const heft_model *model, heft_residency *residency,
+                           const heft__pass_options *options, heft__pass **out, heft_error *err);
+void heft__pass_free(heft__pass *pass);
+/* What a run is to yield: [count] names, borrowed while the pass lives. Drops earlier results. */
+heft_status heft__pass_ask(heft__pass *pass, const char *const *names, size_t count,
+                           heft_error *err);
+
+typedef struct heft__pass_run {
+    heft__pass_inputs inputs;
+    const int32_t *seen_at;
+    const heft__span *spans;
+    size_t encoded_tokens; /* dry runs: of all sequences together */
+    size_t most_keys;      /* dry runs: that a sequence can have */
+    bool appends;          /* results go after those of earlier runs */
+    bool dry;
+    bool encode; /* the encoder's forward */
+} heft__pass_run;
+/* Run the forward function of the model's class. After a dry run of at least as many tokens, in as many
+ * sequences, memory for a real one is there. */
+heft_status heft__pass_run_once(heft__pass *pass, const heft__pass_run *run, heft_error *err);
+/* The result of a name; NULL if it was not asked for. */
+const heft__result *heft__pass_result(const heft__pass *pass, const char *name);
+
+/* ---- for the operations: pass.c ------------------------------------------------------------------ */
+/* Whether there is something to compute: a real run without an error. */
+static inline bool heft__pass_live(const heft__pass *p)
+{
+    return p->status == HEFT_OK && !p->dry;
+}
+/* Scratch that the end of the innermost block, part or operation releases; NULL in a dry run. */
+void *heft__pass_take(heft__pass *p, size_t count, size_t size);
+heft__rows heft__pass_rows(heft__pass *p, size_t count, size_t width);
+size_t heft__pass_mark(const heft__pass *p);
+void heft__pass_release(heft__pass *p, size_t mark);
+/* Scratch for each thread of an operation: asked for before heft__parallel(), taken in an item. */
+bool heft__pass_need_lanes(heft__pass *p, size_t bytes);
+void *heft__pass_lane_take(heft__pass *p);
+void heft__pass_lane_give(heft__pass *p, void *lane);
+/* Number of a parameter: that of a module's role, or (role NULL) "path.role". HEFT__NONE: there is none. */
+size_t heft__pass_find(heft__pass *p, const char *name, const char *role);
+/* A parameter in memory, until the operation's end; NULL after an error. */
+const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter);
+void heft__pass_end_op(heft__pass *p);
+/* Do fn(user, i) for all i < count on all threads. */
+void heft__pass_parallel(heft__pass *p, size_t count, heft__work_fn fn, void *user);
+/* A small vector in float32: a bias, a norm's weight. NULL in a dry run or after an error. */
+const float *heft__pass_vector(heft__pass *p, size_t parameter, size_t expected);
+
+/* ---- session.c ------------------------------------------------------------------------------------ */
+struct heft_session;
+struct heft_generation_ids;
+heft_ctx *heft__session_ctx(const struct heft_session *session);
+/* Of a model's files; arrays live in the arena. (generation.c) */
+heft_status heft__generation_read(const heft_model *model, heft__arena *arena,
+                                  struct heft_generation_ids *out, heft_error *err);
+
+/* ---- rotary.c of layer model has the formulas: pass_rope.c --------------------------------------- */
+void heft__pass_ropes_free(heft__pass *p);
+
+#endif
