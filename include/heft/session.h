@@ -182,6 +182,8 @@ typedef struct heft_session_counts {
 HEFT_API HEFT_MUST_CHECK heft_status heft_session_facts(const heft_session *session,
                                                         heft_session_counts *counts,
                                                         heft_error *err);
+/** Return whether the model has an encoder in front of its decoder: inputs have ids of both then. */
+HEFT_API bool heft_session_has_encoder(const heft_session *session);
 /** Return the instruction set that the session computes with, such as "avx2"; static. */
 HEFT_API const char *heft_session_isa(const heft_session *session);
 

@@ -15,7 +15,7 @@
 
 #include <heft/heft.h>
 
-#define CLI_MAX_OPTIONS 24 /* of one command, with those common to all */
+#define CLI_MAX_OPTIONS 40 /* of one command, with those common to all */
 #define CLI_MAX_ARGUMENTS 2
 #define CLI_EXIT_NO 1 /* the answer is no */
 #define CLI_EXIT_USAGE 2
@@ -276,6 +276,6 @@ void cli_progress_clear(cli_run *run);
 
 /* ---- the commands */
 extern const cli_command cli_cmd_init, cli_cmd_load, cli_cmd_inspect, cli_cmd_convert,
-    cli_cmd_verify, cli_cmd_plan, cli_cmd_shared;
+    cli_cmd_verify, cli_cmd_plan, cli_cmd_run, cli_cmd_shared;
 
 #endif

@@ -11,7 +11,7 @@
 
 static const cli_command *const commands[] = {
     &cli_cmd_init,   &cli_cmd_load, &cli_cmd_inspect, &cli_cmd_convert,
-    &cli_cmd_verify, &cli_cmd_plan, &cli_cmd_shared,
+    &cli_cmd_verify, &cli_cmd_plan, &cli_cmd_run,     &cli_cmd_shared,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof commands[0])
 
@@ -71,12 +71,20 @@ static int run_command(cli_run *run, int argc, char **argv)
     if (!good) {
         return cli_fail_usage(run, &err);
     }
+    uint64_t threads = 0;
+    for (size_t i = 0; i < run->command->option_count; i++) {
+        if (strcmp(run->command->options[i].name, "threads") == 0 &&
+            !cli_value_count(run, i, &threads, &err)) {
+            return cli_fail(run, &err);
+        }
+    }
     const char *terminal = getenv("TERM");
     run->progress.on =
         !run->quiet && isatty(STDERR_FILENO) && !(terminal && strcmp(terminal, "dumb") == 0);
-    const heft_ctx_options options = HEFT_OPTIONS(
-        heft_ctx_options, .limits = &run->limits, .progress = cli_progress_tell,
-        .progress_user = run, .log = run->verbose ? cli_progress_log : NULL, .log_user = run);
+    const heft_ctx_options options =
+        HEFT_OPTIONS(heft_ctx_options, .threads = (unsigned)threads, .limits = &run->limits,
+                     .progress = cli_progress_tell, .progress_user = run,
+                     .log = run->verbose ? cli_progress_log : NULL, .log_user = run);
     run->ctx = heft_ctx_new(&options);
     if (!run->ctx) {
         return cli_fail_nomem(run);

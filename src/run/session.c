@@ -211,6 +211,11 @@ void heft_session_free(heft_session *session)
     heft_ctx_free(ctx);
 }
 
+bool heft_session_has_encoder(const heft_session *session)
+{
+    return session->has_encoder;
+}
+
 heft_ctx *heft__session_ctx(const heft_session *session)
 {
     return session->ctx;

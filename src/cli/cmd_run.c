@@ -1,0 +1,558 @@
+/* cmd_run.c - heft run PATH: a forward pass, or generation of text. */
+#include "cli/running.h"
+
+#include <stdlib.h>
+
+#define OPTIONS(X)                                                                                 \
+    X(IDS, "ids", "LIST",                                                                          \
+      "input ids, such as 1,2,3; - reads them from stdin, a sequence per line")                    \
+    X(IDS_FILE, "ids-file", "FILE",                                                                \
+      "safetensors file of inputs: input_ids, attention_mask, token_type_ids, position_ids, "      \
+      "decoder_input_ids, pixel_values, input_features")                                           \
+    X(NEW_TOKENS, "new-tokens", "N", "tokens to generate; 0: one forward pass (default: 0)")       \
+    X(IGNORE_EOS, "ignore-eos", NULL, "do not stop at the ids that end a text")                    \
+    X(MEMORY, "memory", "SIZE",                                                                    \
+      "memory that the process may use; weights that do not fit are read from the files as "       \
+      "needed")                                                                                    \
+    X(COMPUTE, "compute", "C",                                                                     \
+      "auto, or f32: do not round activations of a bfloat16 model (default: auto)")                \
+    X(THREADS, "threads", "N", "maximum number of threads that compute (default: all CPUs)")       \
+    X(TEMPERATURE, "temperature", "T", "0: always the most likely token (default: 0)")             \
+    X(TOP_K, "top-k", "K", "choose among the K most likely tokens")                                \
+    X(TOP_P, "top-p", "P", "choose among the most likely tokens with probability P together")      \
+    X(MIN_P, "min-p", "P", "choose among tokens with at least P times the largest probability")    \
+    X(REPETITION_PENALTY, "repetition-penalty", "F", "divide the logits of earlier tokens by F")   \
+    X(SEED, "seed", "N", "random seed (default: 0)")                                               \
+    X(SAVE, "save", "FILE", "write the outputs of the pass to a safetensors file")                 \
+    X(OUTPUTS, "outputs", "LIST",                                                                  \
+      "outputs to save, such as logits,hidden_states.3 (default: all but hidden states)")          \
+    X(CLASS, "class", "NAME",                                                                      \
+      "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
+    X(DTYPE, "dtype", "D",                                                                         \
+      "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
+    X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
+    X(ALLOW_MISSING, "allow-missing", NULL,                                                        \
+      "run even if the checkpoint lacks weights, which are random then")                           \
+    X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
+    X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
+
+enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
+
+static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
+
+#define OUTPUTS_MOST 64
+/* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
+#define BESIDE_BYTES ((uint64_t)24 << 20)
+
+struct running {
+    cli_inputs inputs;
+    heft_load_options load;
+    heft_checkpoint_options where;
+    heft_session_options session_options;
+    heft_sampling sampling;
+    uint64_t new_tokens, memory_bytes;
+    heft_source *source;
+    heft_plan *plan;
+    heft_model *model;
+    heft_load_report *report;
+    heft_session *session;
+    heft_generation_ids ids;
+    heft_sequence **sequences; /* [inputs.count] */
+    int32_t **text;            /* [inputs.count][length] all ids so far, those of the input too */
+    size_t *length, *first;    /* [inputs.count]; first: of the generated ones */
+    bool *ended;               /* [inputs.count] */
+    const char *names[OUTPUTS_MOST];
+    size_t name_count;
+    char *name_text; /* owned: what `names` point into */
+    size_t logits_shape[3];
+    double prefill_seconds, step_seconds;
+    uint64_t steps;
+};
+
+/* ---- options -------------------------------------------------------------------------------------- */
+static bool real_value(const cli_run *run, size_t option, double most, float *value,
+                       heft_error *err)
+{
+    const char *text = run->values[option];
+    char *end, name[48];
+    if (!text) {
+        return true;
+    }
+    const double number = strtod(text, &end);
+    if (!*text || *end || !(number >= 0 && number <= most)) {
+        snprintf(name, sizeof name, "--%s", options[option].name);
+        return cli_refuse(err, name, "'%.40s' is not a number from 0 to %g", text, most);
+    }
+    *value = (float)number;
+    return true;
+}
+
+/* "0" too. */
+static bool tokens_value(const cli_run *run, struct running *r, heft_error *err)
+{
+    const char *text = run->values[OPTION_NEW_TOKENS];
+    return (text && strcmp(text, "0") == 0) ||
+           cli_value_count(run, OPTION_NEW_TOKENS, &r->new_tokens, err);
+}
+
+static bool compute_value(const cli_run *run, struct running *r, heft_error *err)
+{
+    const char *text = run->values[OPTION_COMPUTE];
+    r->session_options.exact = text && strcmp(text, "f32") == 0;
+    return !text || r->session_options.exact || strcmp(text, "auto") == 0 ||
+           cli_refuse(err, "--compute", "'%.20s' is not auto or f32", text);
+}
+
+static bool read_options(const cli_run *run, struct running *r, heft_error *err)
+{
+    uint64_t top_k = 0;
+    r->where = HEFT_SIZED(heft_checkpoint_options);
+    r->load = HEFT_SIZED(heft_load_options);
+    r->session_options = HEFT_SIZED(heft_session_options);
+    r->sampling = HEFT_SIZED(heft_sampling);
+    r->load.allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
+    r->where.variant = run->values[OPTION_VARIANT];
+    r->where.subfolder = run->values[OPTION_SUBFOLDER];
+    if (!run->values[OPTION_IDS] == !run->values[OPTION_IDS_FILE]) {
+        return cli_refuse(err, "--ids", "give either --ids or --ids-file");
+    }
+    const bool good =
+        tokens_value(run, r, err) && compute_value(run, r, err) &&
+        cli_value_size(run, OPTION_MEMORY, &r->memory_bytes, err) &&
+        cli_value_dtype(run, OPTION_DTYPE, true, &r->load.dtype, err) &&
+        cli_value_seed(run, OPTION_SEED, &r->sampling.seed, err) &&
+        real_value(run, OPTION_TEMPERATURE, 1000, &r->sampling.temperature, err) &&
+        real_value(run, OPTION_TOP_P, 1, &r->sampling.top_p, err) &&
+        real_value(run, OPTION_MIN_P, 1, &r->sampling.min_p, err) &&
+        real_value(run, OPTION_REPETITION_PENALTY, 1000, &r->sampling.repetition_penalty, err) &&
+        cli_value_count(run, OPTION_TOP_K, &top_k, err);
+    r->sampling.top_k = (uint32_t)top_k;
+    if (good && r->memory_bytes && r->memory_bytes <= BESIDE_BYTES) {
+        return cli_refuse(err, "--memory", "is not more than the %u MiB that heft itself takes",
+                          (unsigned)(BESIDE_BYTES >> 20));
+    }
+    return good;
+}
+
+/* All of stdin, owned; NULL after an error. */
+static char *read_stdin(heft_error *err)
+{
+    size_t used = 0, cap = 1 << 16;
+    char *text = malloc(cap);
+    while (text && cap <= ((size_t)1 << 28)) {
+        used += fread(text + used, 1, cap - used - 1, stdin);
+        if (used + 1 < cap) {
+            text[used] = '\0';
+            if (strlen(text) == used && !ferror(stdin)) {
+                return text;
+            }
+            break;
+        }
+        char *more = realloc(text, cap *= 2);
+        if (!more) {
+            break;
+        }
+        text = more;
+    }
+    free(text);
+    cli_refuse(err, "--ids", "cannot be read from stdin as text");
+    return NULL;
+}
+
+static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
+{
+    const char *ids = run->values[OPTION_IDS];
+    if (!ids) {
+        return cli_inputs_read(&r->inputs, run->ctx, run->values[OPTION_IDS_FILE], err);
+    }
+    char *text = strcmp(ids, "-") == 0 ? read_stdin(err) : NULL;
+    if (!text && strcmp(ids, "-") == 0) {
+        return HEFT_INVALID_ARG;
+    }
+    const bool good = cli_inputs_parse(&r->inputs, text ? text : ids, "--ids", err);
+    free(text);
+    return good ? HEFT_OK : HEFT_INVALID_ARG;
+}
+
+/* ---- loading ---------------------------------------------------------------------------------------- */
+/* Everything stays in its files. */
+static heft_status plan_disk(struct running *r, const heft_model *skeleton, heft_error *err)
+{
+    const heft_plan_options wanted =
+        HEFT_OPTIONS(heft_plan_options, .device_map_json = "{\"\": \"disk\"}");
+    heft_status status = heft_plan_new(skeleton, &wanted, &r->plan, err);
+    r->load.plan = r->plan;
+    return status;
+}
+
+/* Copied into memory if it fits; with a budget that it does not fit in, left in its files. */
+static heft_status choose_mode(struct running *r, heft_error *err)
+{
+    heft_model *skeleton = NULL;
+    r->load.mode = HEFT_LOAD_COPY;
+    if (!r->memory_bytes) {
+        return HEFT_OK;
+    }
+    heft_status status = heft_model_skeleton(r->source, &r->load, &skeleton, err);
+    if (status == HEFT_OK) {
+        const uint64_t room = r->memory_bytes - BESIDE_BYTES, bytes = heft_model_bytes(skeleton);
+        r->session_options.memory_bytes = room;
+        if (bytes > room - room / 8) { /* the rest is for caches and intermediate results */
+            status = plan_disk(r, skeleton, err);
+        } else {
+            r->session_options.memory_bytes = room - bytes;
+        }
+    }
+    heft_model_free(skeleton);
+    return status;
+}
+
+static heft_status load(cli_run *run, struct running *r, heft_error *err)
+{
+    const heft_source_options how = HEFT_OPTIONS(
+        heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &r->where,
+        .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = r->load.dtype);
+    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &r->source, err);
+    if (status == HEFT_OK) {
+        status = choose_mode(r, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
+    }
+    if (status == HEFT_LIMIT && !r->memory_bytes) { /* too large to be copied: mapped */
+        heft_load_report_free(r->report);
+        r->report = NULL;
+        r->load.mode = HEFT_LOAD_MAP;
+        status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
+    }
+    if (status == HEFT_OK && r->report->initialized_count > 0 && !r->load.allow_missing) {
+        cli_refuse(
+            err, r->report->initialized[0],
+            "the checkpoint lacks %zu tensor%s of %s, which would be random; --allow-missing "
+            "runs it nevertheless",
+            r->report->initialized_count, r->report->initialized_count == 1 ? "" : "s",
+            r->report->class_name);
+        err->status = status = HEFT_MISMATCH;
+    }
+    if (status == HEFT_OK) {
+        status = heft_session_new(r->model, &r->session_options, &r->session, err);
+    }
+    if (status == HEFT_OK) {
+        r->ids = HEFT_SIZED(heft_generation_ids);
+        status = heft_session_ids(r->session, &r->ids, err);
+    }
+    return status;
+}
+
+/* ---- outputs ------------------------------------------------------------------------------------------ */
+/* What is saved: the names of --outputs, or all that the class has. */
+static heft_status choose_outputs(const cli_run *run, struct running *r, heft_error *err)
+{
+    const char *list = run->values[OPTION_OUTPUTS];
+    if (!list) {
+        const char *name;
+        while (r->name_count < OUTPUTS_MOST &&
+               (name = heft_session_output_name(r->session, r->name_count)) != NULL) {
+            r->names[r->name_count++] = name;
+        }
+        return HEFT_OK;
+    }
+    r->name_text = strdup(list);
+    for (char *at = r->name_text; at && *at && r->name_count < OUTPUTS_MOST;) {
+        char *comma = strchr(at, ',');
+        r->names[r->name_count++] = at;
+        if (comma) {
+            *comma = '\0';
+        }
+        at = comma ? comma + 1 : NULL;
+    }
+    if (r->name_count == 0) {
+        cli_refuse(err, "--outputs", "names no output");
+        return HEFT_INVALID_ARG;
+    }
+    return HEFT_OK;
+}
+
+static heft_status run_once(const cli_run *run, struct running *r, heft_error *err)
+{
+    heft_output logits = HEFT_SIZED(heft_output);
+    heft_status status = choose_outputs(run, r, err);
+    for (size_t i = 0; i < r->inputs.count; i++) {
+        r->inputs.inputs[i].logits = HEFT_LOGITS_ALL;
+    }
+    const double started = cli_now();
+    if (status == HEFT_OK) {
+        status = heft_session_run(r->session, r->inputs.inputs, r->inputs.count, r->names,
+                                  r->name_count, err);
+    }
+    r->prefill_seconds = cli_now() - started;
+    if (status == HEFT_OK && heft_session_output(r->session, "logits", &logits, NULL) == HEFT_OK) {
+        const bool by_token =
+            logits.kind != HEFT_OUTPUT_SEQUENCES && logits.kind != HEFT_OUTPUT_WHOLE;
+        r->logits_shape[0] = by_token ? r->inputs.count : logits.rows;
+        r->logits_shape[1] = by_token ? r->inputs.width : logits.width;
+        r->logits_shape[2] = by_token ? logits.width : 0;
+    }
+    if (status == HEFT_OK && run->values[OPTION_SAVE]) {
+        status = cli_outputs_save(&r->inputs, r->session, run->ctx, r->names, r->name_count,
+                                  run->values[OPTION_SAVE], err);
+    }
+    return status;
+}
+
+/* ---- generation ------------------------------------------------------------------------------------------ */
+static bool is_stop(const struct running *r, int32_t id)
+{
+    for (size_t i = 0; i < r->ids.stop_count; i++) {
+        if (r->ids.stop[i] == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The text of sequence i so far: its input, or what its decoder begins with. */
+static bool begin_text(struct running *r, size_t i)
+{
+    heft_input *input = &r->inputs.inputs[i];
+    const int32_t *ids = input->decoder_ids ? input->decoder_ids : input->ids;
+    const size_t count = input->decoder_ids ? input->decoder_count : input->count;
+    r->text[i] = malloc((count + r->new_tokens) * sizeof **r->text);
+    if (!r->text[i]) {
+        return false;
+    }
+    memcpy(r->text[i], ids, count * sizeof *ids);
+    r->length[i] = r->first[i] = count;
+    return true;
+}
+
+static heft_status begin(struct running *r, heft_error *err)
+{
+    const size_t count = r->inputs.count;
+    heft_status status = HEFT_OK;
+    r->sequences = calloc(count, sizeof *r->sequences);
+    r->text = calloc(count, sizeof *r->text);
+    r->length = calloc(count, sizeof *r->length);
+    r->first = calloc(count, sizeof *r->first);
+    r->ended = calloc(count, sizeof *r->ended);
+    bool good = r->sequences && r->text && r->length && r->first && r->ended;
+    for (size_t i = 0; good && i < count && status == HEFT_OK; i++) {
+        heft_input *input = &r->inputs.inputs[i];
+        const bool encodes = heft_session_has_encoder(r->session);
+        if (encodes && !input->decoder_ids) {
+            if (r->ids.decoder_start < 0) {
+                cli_refuse(err, "decoder_start_token_id",
+                           "is in neither config: give decoder_input_ids with --ids-file");
+                return HEFT_INVALID_ARG;
+            }
+            input->decoder_ids = &r->ids.decoder_start;
+            input->decoder_count = 1;
+        }
+        good = begin_text(r, i);
+        status = good ? heft_sequence_new(r->session, r->length[i] + r->new_tokens,
+                                          encodes ? input->count : 0, &r->sequences[i], err)
+                      : HEFT_OK;
+        input->sequence = r->sequences[i];
+        input->logits = HEFT_LOGITS_LAST;
+    }
+    if (!good) {
+        cli_refuse(err, "", "not enough memory for the texts");
+        return HEFT_NOMEM;
+    }
+    return status;
+}
+
+/* One token for each sequence that has logits, in their order. Returns how many texts go on. */
+static heft_status choose(const cli_run *run, struct running *r, size_t *going, heft_error *err)
+{
+    heft_output logits = HEFT_SIZED(heft_output);
+    heft_status status = heft_session_output(r->session, "logits", &logits, err);
+    size_t row = 0;
+    *going = 0;
+    for (size_t i = 0; i < r->inputs.count && status == HEFT_OK; i++) {
+        int32_t id = 0;
+        if (r->ended[i]) {
+            continue;
+        }
+        heft_sampling sampling = r->sampling;
+        sampling.seed += i;
+        status =
+            heft_session_sample(r->session, &sampling, logits.data + row++ * logits.width,
+                                logits.width, r->text[i], r->length[i], r->length[i], &id, err);
+        r->text[i][r->length[i]++] = id;
+        r->ended[i] = r->length[i] - r->first[i] == r->new_tokens ||
+                      (is_stop(r, id) && !run->values[OPTION_IGNORE_EOS]);
+        *going += !r->ended[i];
+    }
+    return status;
+}
+
+static heft_status generate(const cli_run *run, struct running *r, heft_error *err)
+{
+    static const char *const wanted[] = {"logits"};
+    const size_t count = r->inputs.count;
+    size_t going = 0;
+    heft_input *next = calloc(count, sizeof *next);
+    heft_status status = next ? begin(r, err) : HEFT_NOMEM;
+    const double started = cli_now();
+    if (status == HEFT_OK) {
+        status = heft_session_run(r->session, r->inputs.inputs, count, wanted, 1, err);
+    }
+    if (status == HEFT_OK) {
+        status = choose(run, r, &going, err);
+    }
+    r->prefill_seconds = cli_now() - started;
+    while (status == HEFT_OK && going > 0) {
+        size_t n = 0;
+        for (size_t i = 0; i < count; i++) {
+            if (!r->ended[i]) {
+                next[n++] = HEFT_OPTIONS(heft_input, .sequence = r->sequences[i],
+                                         .ids = r->text[i] + r->length[i] - 1, .count = 1);
+            }
+        }
+        status = heft_session_run(r->session, next, n, wanted, 1, err);
+        if (status == HEFT_OK) {
+            status = choose(run, r, &going, err);
+        }
+        r->steps++;
+    }
+    r->step_seconds = cli_now() - started - r->prefill_seconds;
+    free(next);
+    return status;
+}
+
+/* ---- what is printed ------------------------------------------------------------------------------------ */
+static void print_json(const cli_run *run, const struct running *r,
+                       const heft_session_counts *facts)
+{
+    cli_json json = {.out = stdout};
+    cli_json_open(&json, NULL, '{');
+    cli_json_string(&json, "class", r->report->class_name);
+    if (r->text) {
+        cli_json_open(&json, "ids", '[');
+        for (size_t i = 0; i < r->inputs.count; i++) {
+            cli_json_open(&json, NULL, '[');
+            for (size_t t = r->first[i]; t < r->length[i]; t++) {
+                cli_json_u64(&json, NULL, (uint64_t)r->text[i][t]);
+            }
+            cli_json_close(&json, ']');
+        }
+        cli_json_close(&json, ']');
+    }
+    if (r->logits_shape[0]) {
+        cli_json_open(&json, "logits_shape", '[');
+        for (size_t d = 0; d < 3 && r->logits_shape[d]; d++) {
+            cli_json_u64(&json, NULL, r->logits_shape[d]);
+        }
+        cli_json_close(&json, ']');
+    }
+    cli_json_double(&json, "prefill_seconds", r->prefill_seconds);
+    if (r->steps) {
+        cli_json_double(&json, "seconds_per_token", r->step_seconds / (double)r->steps);
+    } else {
+        cli_json_null(&json, "seconds_per_token");
+    }
+    cli_json_u64(&json, "bytes_read", facts->read_bytes);
+    cli_json_u64(&json, "resident_bytes", facts->resident_bytes);
+    cli_json_u64(&json, "peak_bytes", facts->peak_bytes);
+    cli_json_string(&json, "isa", heft_session_isa(r->session));
+    cli_json_memory(&json, "memory", &run->memory);
+    cli_json_close(&json, '}');
+    cli_json_end(&json);
+}
+
+static void print_text(const cli_run *run, const struct running *r,
+                       const heft_session_counts *facts)
+{
+    char memory[128], bytes[32];
+    for (size_t i = 0; r->text && i < r->inputs.count; i++) {
+        for (size_t t = r->first[i]; t < r->length[i]; t++) {
+            printf("%s%d", t == r->first[i] ? "" : ",", (int)r->text[i][t]);
+        }
+        putchar('\n');
+    }
+    if (run->quiet) {
+        return;
+    }
+    fprintf(stderr, "first pass  %.3f s over %zu sequence%s\n", r->prefill_seconds, r->inputs.count,
+            r->inputs.count == 1 ? "" : "s");
+    if (r->steps) {
+        fprintf(stderr, "generation  %.4f s a step, %.1f tokens/s\n",
+                r->step_seconds / (double)r->steps,
+                (double)r->steps * (double)r->inputs.count / r->step_seconds);
+    }
+    fprintf(stderr, "read        %s of weights\n", cli_bytes(facts->read_bytes, bytes));
+    fprintf(stderr, "memory      %s\n", cli_memory_text(&run->memory, memory));
+}
+
+static int report(cli_run *run, const struct running *r)
+{
+    heft_session_counts facts = HEFT_SIZED(heft_session_counts);
+    heft_error err = {0};
+    for (size_t i = 0; i < r->report->warning_count; i++) {
+        cli_warn(run, r->report->warnings[i]);
+    }
+    if (heft_session_facts(r->session, &facts, &err) != HEFT_OK) {
+        return cli_fail(run, &err);
+    }
+    cli_memory_finish(&run->memory);
+    if (run->json) {
+        print_json(run, r, &facts);
+    } else {
+        print_text(run, r, &facts);
+    }
+    return 0;
+}
+
+static void free_all(struct running *r)
+{
+    for (size_t i = 0; i < r->inputs.count; i++) {
+        heft_sequence_free(r->sequences ? r->sequences[i] : NULL);
+        free(r->text ? r->text[i] : NULL);
+    }
+    free(r->sequences);
+    free(r->text);
+    free(r->length);
+    free(r->first);
+    free(r->ended);
+    free(r->name_text);
+    heft_session_free(r->session);
+    heft_load_report_free(r->report);
+    heft_model_free(r->model);
+    heft_plan_free(r->plan);
+    heft_source_close(r->source);
+    cli_inputs_fini(&r->inputs);
+}
+
+static int run_run(cli_run *run)
+{
+    struct running r = {0};
+    heft_error err = {0};
+    if (!read_options(run, &r, &err)) {
+        return cli_fail(run, &err);
+    }
+    heft_status status = read_inputs(run, &r, &err);
+    if (status == HEFT_OK) {
+        status = load(run, &r, &err);
+    }
+    if (status == HEFT_OK) {
+        status = r.new_tokens ? generate(run, &r, &err) : run_once(run, &r, &err);
+    }
+    cli_progress_clear(run);
+    const int code = status == HEFT_OK ? report(run, &r) : cli_fail(run, &err);
+    free_all(&r);
+    return code;
+}
+
+const cli_command cli_cmd_run = {
+    .name = "run",
+    .arguments = "PATH",
+    .argument_count = 1,
+    .summary = "Run a model: one forward pass, or generation",
+    .about = "PATH is a checkpoint folder, a weight file or an index file, with a config.json in "
+             "the same folder.\n"
+             "With --new-tokens, the generated ids are printed, one line for each sequence.\n",
+    .options = options,
+    .option_count = OPTION_COUNT,
+    .run = run_run,
+};

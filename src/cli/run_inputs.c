@@ -1,0 +1,342 @@
+/* run_inputs.c - the inputs of `heft run`, from words, lines and files; and its outputs as a file. */
+#include "cli/running.h"
+
+#include <stdlib.h>
+
+#define LIMIT_IDS ((size_t)1 << 26)
+
+static bool no_memory(heft_error *err)
+{
+    return cli_refuse(err, "", "not enough memory for the inputs");
+}
+
+/* ---- ids as text ------------------------------------------------------------------------------------ */
+static bool is_separator(char c)
+{
+    return c == ' ' || c == ',' || c == '\t' || c == '\r' || c == '[' || c == ']';
+}
+
+/* The ids of one line, into ids[tokens]; *end: where the line ends. NULL: only count. */
+static bool parse_line(const char *text, int32_t *ids, size_t *tokens, const char **end,
+                       const char *what, heft_error *err)
+{
+    size_t count = 0;
+    while (*text && *text != '\n') {
+        if (is_separator(*text)) {
+            text++;
+            continue;
+        }
+        char *after;
+        const unsigned long long id = strtoull(text, &after, 10);
+        if (*text < '0' || *text > '9' || after - text > 10 || id > INT32_MAX ||
+            (*after && *after != '\n' && !is_separator(*after))) {
+            return cli_refuse(err, what, "'%.20s' is not a list of ids", text);
+        }
+        if (ids) {
+            ids[count] = (int32_t)id;
+        }
+        count++;
+        text = after;
+    }
+    *tokens = count;
+    *end = *text ? text + 1 : text;
+    return true;
+}
+
+static bool make_sequences(cli_inputs *inputs, size_t count)
+{
+    inputs->count = count;
+    inputs->inputs = calloc(count, sizeof *inputs->inputs);
+    inputs->ids = calloc(count, sizeof *inputs->ids);
+    inputs->tokens = calloc(count, sizeof *inputs->tokens);
+    return inputs->inputs && inputs->ids && inputs->tokens;
+}
+
+bool cli_inputs_parse(cli_inputs *inputs, const char *text, const char *what, heft_error *err)
+{
+    size_t count = 0, tokens = 0;
+    const char *end;
+    for (const char *at = text; *at; at = end) {
+        if (!parse_line(at, NULL, &tokens, &end, what, err)) {
+            return false;
+        }
+        count += tokens > 0;
+    }
+    if (count == 0) {
+        return cli_refuse(err, what, "has no ids");
+    }
+    if (!make_sequences(inputs, count)) {
+        return no_memory(err);
+    }
+    count = 0;
+    for (const char *at = text; *at; at = end) {
+        (void)parse_line(at, NULL, &tokens, &end, what, err);
+        if (tokens == 0) {
+            continue;
+        }
+        inputs->ids[count] = malloc(tokens * sizeof **inputs->ids);
+        if (!inputs->ids[count]) {
+            return no_memory(err);
+        }
+        (void)parse_line(at, inputs->ids[count], &tokens, &end, what, err);
+        inputs->tokens[count] = tokens;
+        inputs->width = tokens > inputs->width ? tokens : inputs->width;
+        inputs->inputs[count] =
+            HEFT_OPTIONS(heft_input, .ids = inputs->ids[count], .count = tokens);
+        count++;
+    }
+    return true;
+}
+
+/* ---- a file of tensors -------------------------------------------------------------------------------- */
+/* Read a whole tensor in another dtype into new memory; NULL and OK if there is none of the name. */
+static heft_status read_tensor(const heft_checkpoint *file, const char *name, heft_dtype dtype,
+                               void **out, const heft_tensor_info **info, heft_error *err)
+{
+    const size_t i = heft_checkpoint_find(file, name);
+    *out = NULL;
+    if (i == SIZE_MAX) {
+        return HEFT_OK;
+    }
+    *info = heft_checkpoint_info(file, i);
+    const uint64_t elems = cli_elements((*info)->shape, (*info)->rank);
+    if (elems == 0 || elems > LIMIT_IDS) {
+        cli_refuse(err, name, "has %llu elements: too few or too many", (unsigned long long)elems);
+        return HEFT_INVALID_ARG;
+    }
+    const uint64_t bytes = elems * (heft_dtype_bits(dtype) / 8);
+    *out = malloc((size_t)bytes);
+    if (!*out) {
+        no_memory(err);
+        return HEFT_NOMEM;
+    }
+    const heft_read_request request = {.tensor = i, .dtype = dtype, .dst = *out, .cap = bytes};
+    return heft_checkpoint_read_slice(file, &request, err);
+}
+
+/* The same for a tensor [count][width], whose shape must be that of the others. */
+static heft_status read_matrix(const heft_checkpoint *file, const char *name, heft_dtype dtype,
+                               void **out, size_t *count, size_t *width, heft_error *err)
+{
+    const heft_tensor_info *info = NULL;
+    heft_status status = read_tensor(file, name, dtype, out, &info, err);
+    if (status != HEFT_OK || !*out) {
+        return status;
+    }
+    if (info->rank != 2 || (*count && info->shape[0] != *count) ||
+        (*width && info->shape[1] != *width)) {
+        cli_refuse(err, name, "has another shape than the other inputs: expected [rows, tokens]");
+        return HEFT_INVALID_ARG;
+    }
+    *count = (size_t)info->shape[0];
+    *width = (size_t)info->shape[1];
+    return HEFT_OK;
+}
+
+static heft_status read_features(cli_inputs *inputs, const heft_checkpoint *file, size_t *count,
+                                 uint64_t shape[3], heft_error *err)
+{
+    static const char *const names[] = {"pixel_values", "input_features"};
+    const heft_tensor_info *info = NULL;
+    heft_status status = HEFT_OK;
+    void *data = NULL;
+    for (size_t i = 0; i < 2 && status == HEFT_OK && !data; i++) {
+        status = read_tensor(file, names[i], HEFT_DTYPE_F32, &data, &info, err);
+    }
+    inputs->features = data;
+    if (status == HEFT_OK && data) {
+        if (info->rank < 3 || info->rank > 4 || (*count && info->shape[0] != *count)) {
+            cli_refuse(err, info->name,
+                       "has another number of rows than the other inputs, or "
+                       "another rank than 3 or 4");
+            return HEFT_INVALID_ARG;
+        }
+        *count = (size_t)info->shape[0];
+        shape[2] = 1;
+        for (uint32_t d = 1; d < info->rank; d++) {
+            shape[d - 1] = info->shape[d];
+        }
+    }
+    return status;
+}
+
+/* Point each input at its rows. */
+static heft_status split(cli_inputs *inputs, int32_t *ids, size_t count, size_t width,
+                         size_t decoder_width, const uint64_t shape[3], heft_error *err)
+{
+    const size_t of_feature = (size_t)(shape[0] * shape[1] * shape[2]);
+    if (!make_sequences(inputs, count)) {
+        free(ids);
+        no_memory(err);
+        return HEFT_NOMEM;
+    }
+    inputs->ids[0] = ids; /* one block */
+    inputs->width = decoder_width ? decoder_width : width;
+    for (size_t i = 0; i < count; i++) {
+        inputs->tokens[i] = inputs->width;
+        inputs->inputs[i] = HEFT_OPTIONS(
+            heft_input, .ids = ids ? ids + i * width : NULL, .count = width,
+            .mask = inputs->mask ? inputs->mask + i * width : NULL,
+            .positions = inputs->positions ? inputs->positions + i * width : NULL,
+            .types = inputs->types ? inputs->types + i * width : NULL,
+            .features = inputs->features ? inputs->features + i * of_feature : NULL,
+            .feature_shape = {shape[0], shape[1], shape[2]},
+            .decoder_ids = inputs->decoder_ids ? inputs->decoder_ids + i * decoder_width : NULL,
+            .decoder_count = decoder_width);
+    }
+    return HEFT_OK;
+}
+
+static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, heft_error *err)
+{
+    size_t count = 0, width = 0, decoder_width = 0;
+    uint64_t shape[3] = {0};
+    void *ids = NULL, *mask = NULL, *types = NULL, *positions = NULL, *decoder = NULL;
+    heft_status status = read_matrix(file, "input_ids", HEFT_DTYPE_I32, &ids, &count, &width, err);
+    if (status == HEFT_OK) {
+        status = read_matrix(file, "attention_mask", HEFT_DTYPE_U8, &mask, &count, &width, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_matrix(file, "token_type_ids", HEFT_DTYPE_I32, &types, &count, &width, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_matrix(file, "position_ids", HEFT_DTYPE_I32, &positions, &count, &width, err);
+    }
+    if (status == HEFT_OK) {
+        status = read_matrix(file, "decoder_input_ids", HEFT_DTYPE_I32, &decoder, &count,
+                             &decoder_width, err);
+    }
+    inputs->mask = mask;
+    inputs->types = types;
+    inputs->positions = positions;
+    inputs->decoder_ids = decoder;
+    if (status == HEFT_OK) {
+        status = read_features(inputs, file, &count, shape, err);
+    }
+    if (status == HEFT_OK && !ids && !inputs->features) {
+        cli_refuse(err, "--ids-file", "has no tensor input_ids, pixel_values or input_features");
+        status = HEFT_INVALID_ARG;
+    }
+    if (status != HEFT_OK) {
+        free(ids);
+        return status;
+    }
+    return split(inputs, ids, count, width, decoder_width, shape, err);
+}
+
+heft_status cli_inputs_read(cli_inputs *inputs, heft_ctx *ctx, const char *path, heft_error *err)
+{
+    heft_checkpoint *file = NULL;
+    heft_status status = heft_checkpoint_open(ctx, path, NULL, &file, err);
+    if (status == HEFT_OK) {
+        status = read_all(inputs, file, err);
+    }
+    heft_checkpoint_close(file);
+    return status;
+}
+
+void cli_inputs_fini(cli_inputs *inputs)
+{
+    for (size_t i = 0; inputs->ids && i < inputs->count; i++) {
+        free(inputs->ids[i]);
+    }
+    free(inputs->ids);
+    free(inputs->tokens);
+    free(inputs->inputs);
+    free(inputs->positions);
+    free(inputs->types);
+    free(inputs->decoder_ids);
+    free(inputs->mask);
+    free(inputs->features);
+}
+
+/* ---- results as a file ---------------------------------------------------------------------------------- */
+/* Whether a decoder has computed a row for a token: `skips` padding. */
+static bool has_row(const heft_input *input, size_t i, bool skips)
+{
+    return !skips || !input->mask || input->decoder_ids || input->mask[i];
+}
+
+/* [count][width][columns], zeros where there is no row. */
+static float *unpack(const cli_inputs *inputs, const heft_output *output)
+{
+    float *all = calloc(inputs->count * inputs->width * output->width, sizeof *all);
+    size_t rows = 0, row = 0;
+    for (size_t s = 0; s < inputs->count; s++) {
+        rows += inputs->tokens[s];
+    }
+    for (size_t s = 0; all && s < inputs->count; s++) {
+        for (size_t i = 0; i < inputs->tokens[s] && row < output->rows; i++) {
+            if (has_row(&inputs->inputs[s], i, output->rows < rows)) {
+                memcpy(all + (s * inputs->width + i) * output->width,
+                       output->data + row++ * output->width, output->width * sizeof *all);
+            }
+        }
+    }
+    return all;
+}
+
+static void release(void *user)
+{
+    free(user);
+}
+
+static heft_status add_output(heft_writer *writer, const cli_inputs *inputs,
+                              const heft_session *session, heft_ctx *ctx, const char *name,
+                              heft_error *err)
+{
+    heft_output output = HEFT_SIZED(heft_output);
+    heft_tensor *tensor = NULL;
+    heft_storage *storage = NULL;
+    heft_status status = heft_session_output(session, name, &output, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    const bool by_token = inputs->width > 0 &&
+                          (output.kind == HEFT_OUTPUT_TOKENS || output.kind == HEFT_OUTPUT_LOGITS);
+    const bool whole = output.kind == HEFT_OUTPUT_TOKENS && !by_token;
+    const size_t tokens = whole ? output.rows / inputs->count : inputs->width;
+    const uint64_t shape[3] = {by_token || whole ? inputs->count : output.rows,
+                               by_token || whole ? tokens : output.width, output.width};
+    const bool one_column = by_token && output.width == 1; /* start_logits */
+    const heft_tensor_spec spec =
+        HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .shape = shape,
+                     .rank = by_token || whole ? (one_column ? 2 : 3) : 2);
+    float *copy = by_token ? unpack(inputs, &output) : NULL;
+    if (by_token && !copy) {
+        no_memory(err);
+        return HEFT_NOMEM;
+    }
+    const uint64_t bytes = cli_elements(shape, spec.rank) * sizeof(float);
+    status = heft_storage_wrap_const(ctx, copy ? copy : output.data, bytes, copy ? release : NULL,
+                                     copy, &storage, err);
+    if (status == HEFT_OK) {
+        status = heft_tensor_new(storage, &spec, &tensor, err);
+    } else {
+        free(copy);
+    }
+    if (status == HEFT_OK) {
+        status = heft_writer_add(writer, name, tensor, err);
+    }
+    heft_tensor_free(tensor);
+    heft_storage_unref(storage);
+    return status;
+}
+
+heft_status cli_outputs_save(const cli_inputs *inputs, const heft_session *session, heft_ctx *ctx,
+                             const char *const *names, size_t count, const char *path,
+                             heft_error *err)
+{
+    const heft_writer_options options =
+        HEFT_OPTIONS(heft_writer_options, .single_file = true, .force = true);
+    heft_writer *writer = NULL;
+    heft_status status = heft_writer_new(ctx, path, &options, &writer, err);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        status = add_output(writer, inputs, session, ctx, names[i], err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_writer_commit(writer, NULL, err);
+    }
+    heft_writer_free(writer);
+    return status;
+}
