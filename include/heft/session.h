@@ -152,6 +152,7 @@ typedef enum heft_output_kind {
     HEFT_OUTPUT_TOKENS,    /* a row for each token, sequence after sequence */
     HEFT_OUTPUT_SEQUENCES, /* a row for each sequence */
     HEFT_OUTPUT_LOGITS,    /* a row for each token whose logits were asked for */
+    HEFT_OUTPUT_ENCODED,   /* a row for each token of the encoder, sequence after sequence */
     HEFT_OUTPUT_WHOLE      /* one matrix of the whole batch */
 } heft_output_kind;
 

@@ -2,6 +2,7 @@
 #include "cli/running.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define OPTIONS(X)                                                                                 \
     X(IDS, "ids", "LIST",                                                                          \

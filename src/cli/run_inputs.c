@@ -2,6 +2,7 @@
 #include "cli/running.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define LIMIT_IDS ((size_t)1 << 26)
 
@@ -257,19 +258,25 @@ static bool has_row(const heft_input *input, size_t i, bool skips)
     return !skips || !input->mask || input->decoder_ids || input->mask[i];
 }
 
-/* [count][width][columns], zeros where there is no row. */
-static float *unpack(const cli_inputs *inputs, const heft_output *output)
+/* Tokens of a sequence, as an output has rows for them. */
+static size_t tokens_of(const cli_inputs *inputs, const heft_output *output, size_t s)
 {
-    float *all = calloc(inputs->count * inputs->width * output->width, sizeof *all);
+    return output->kind == HEFT_OUTPUT_ENCODED ? inputs->inputs[s].count : inputs->tokens[s];
+}
+
+/* [count][width][columns], zeros where there is no row. */
+static float *unpack(const cli_inputs *inputs, const heft_output *output, size_t width)
+{
+    float *all = calloc(inputs->count * width * output->width, sizeof *all);
     size_t rows = 0, row = 0;
     for (size_t s = 0; s < inputs->count; s++) {
-        rows += inputs->tokens[s];
+        rows += tokens_of(inputs, output, s);
     }
     for (size_t s = 0; all && s < inputs->count; s++) {
-        for (size_t i = 0; i < inputs->tokens[s] && row < output->rows; i++) {
+        for (size_t i = 0; i < tokens_of(inputs, output, s) && row < output->rows; i++) {
             if (has_row(&inputs->inputs[s], i, output->rows < rows)) {
-                memcpy(all + (s * inputs->width + i) * output->width,
-                       output->data + row++ * output->width, output->width * sizeof *all);
+                memcpy(all + (s * width + i) * output->width, output->data + row++ * output->width,
+                       output->width * sizeof *all);
             }
         }
     }
@@ -292,18 +299,22 @@ static heft_status add_output(heft_writer *writer, const cli_inputs *inputs,
     if (status != HEFT_OK) {
         return status;
     }
-    const bool by_token = inputs->width > 0 &&
-                          (output.kind == HEFT_OUTPUT_TOKENS || output.kind == HEFT_OUTPUT_LOGITS);
-    const bool whole = output.kind == HEFT_OUTPUT_TOKENS && !by_token;
-    const size_t tokens = whole ? output.rows / inputs->count : inputs->width;
-    const uint64_t shape[3] = {by_token || whole ? inputs->count : output.rows,
-                               by_token || whole ? tokens : output.width, output.width};
-    const bool one_column = by_token && output.width == 1; /* start_logits */
-    const heft_tensor_spec spec =
-        HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .shape = shape,
-                     .rank = by_token || whole ? (one_column ? 2 : 3) : 2);
-    float *copy = by_token ? unpack(inputs, &output) : NULL;
-    if (by_token && !copy) {
+    const bool by_token = output.kind == HEFT_OUTPUT_TOKENS || output.kind == HEFT_OUTPUT_LOGITS ||
+                          output.kind == HEFT_OUTPUT_ENCODED;
+    size_t width = output.kind == HEFT_OUTPUT_ENCODED ? 0 : inputs->width;
+    for (size_t s = 0; by_token && s < inputs->count; s++) {
+        const size_t tokens = tokens_of(inputs, &output, s);
+        width = tokens > width ? tokens : width;
+    }
+    const bool packed =
+        by_token && width > 0; /* else rows of features: as many for each sequence */
+    width = packed ? width : by_token ? output.rows / inputs->count : output.width;
+    const uint64_t shape[3] = {by_token ? inputs->count : output.rows, width, output.width};
+    const heft_tensor_spec spec = HEFT_OPTIONS(
+        heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .shape = shape,
+        .rank = by_token && output.width > 1 ? 3 : 2); /* [rows, tokens]: start_logits */
+    float *copy = packed ? unpack(inputs, &output, width) : NULL;
+    if (packed && !copy) {
         no_memory(err);
         return HEFT_NOMEM;
     }

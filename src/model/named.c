@@ -89,7 +89,7 @@ static void build(heft__skeleton *s)
 }
 
 static const heft__class no_classes[] = {
-    {NULL, NULL, NULL}
+    {NULL, NULL, NULL, NULL}
 };
 static const heft__family no_family = {.model_type = "", .base_prefix = "", .classes = no_classes};
 

@@ -256,6 +256,11 @@ static bool is_type(const heft__json_value *object, const char *wanted)
     return type && type->type == HEFT__JSON_TYPE_STRING && strcmp(type->text, wanted) == 0;
 }
 
+bool heft__sk_rotary_is_dynamic(const heft__skeleton *s)
+{
+    return is_type(parameters_of(s, NULL), "dynamic");
+}
+
 /* "dynamic": a larger base for texts that are longer than those of the training. */
 static void stretch_dynamic(heft__skeleton *s, const heft__json_value *object, heft__rotary *r,
                             uint64_t length)

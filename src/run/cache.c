@@ -34,7 +34,7 @@ static bool slot_bytes(const heft__slot *slot, heft_dtype dtype, size_t tokens, 
 bool heft__sequence_bytes(const heft__slot *slots, size_t slot_count, heft_dtype dtype,
                           size_t capacity, size_t chunk, size_t encoded, size_t *bytes)
 {
-    uint64_t sum = ALIGNMENT, parts[3];
+    uint64_t sum = ALIGNMENT, parts[3] = {0};
     for (size_t i = 0; i < slot_count; i++) {
         const size_t tokens = capacity_of(&slots[i], capacity, chunk, encoded);
         if (!slot_bytes(&slots[i], dtype, tokens, parts) ||
@@ -69,7 +69,7 @@ heft_status heft__sequence_new(heft_ctx *ctx, const heft__slot *slots, size_t sl
     uint8_t *at = (uint8_t *)(((uintptr_t)sequence->memory + ALIGNMENT - 1) & ~(ALIGNMENT - 1));
     for (size_t i = 0; i < slot_count; i++) {
         heft__kept *kept = &sequence->kept[i];
-        uint64_t parts[3];
+        uint64_t parts[3] = {0};
         kept->capacity = capacity_of(&slots[i], capacity, chunk, encoded);
         (void)slot_bytes(&slots[i], dtype, kept->capacity, parts);
         kept->keys = at;

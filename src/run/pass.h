@@ -65,6 +65,8 @@ void heft__block(heft__pass *p, const char *list, size_t i);
 void heft__block_end(heft__pass *p, heft__rows x);
 void heft__section(heft__pass *p, const char *list, size_t i); /* an expert */
 void heft__section_end(heft__pass *p);
+bool heft__pass_is_tied(heft__pass *p,
+                        const char *name);       /* a parameter that shares another's bytes */
 bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
 
 /* ---- rows and weights --------------------------------------------------------------------------- */
@@ -180,7 +182,8 @@ typedef enum heft__out_kind {
     HEFT__OUT_TOKENS,    /* a row for each token */
     HEFT__OUT_SEQUENCES, /* a row for each sequence */
     HEFT__OUT_WANTED,    /* a row for each wanted token */
-    HEFT__OUT_WHOLE      /* one matrix of the whole batch */
+    HEFT__OUT_ENCODED, /* a row for each of the encoder's tokens, where there is a decoder behind it */
+    HEFT__OUT_WHOLE    /* one matrix of the whole batch */
 } heft__out_kind;
 /* A result by the reference's name: "logits", "last_hidden_state", "pooler_output". Kept if it was asked
  * for. `name` is static text. */

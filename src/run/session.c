@@ -45,16 +45,13 @@ struct heft_sequence {
 };
 
 /* ---- planning a pass ---------------------------------------------------------------------------- */
-/* Positions that the config allows, by the keys of all families. */
+/* Positions that the config allows. Rotary embeddings of type "dynamic" have no end. */
 static void read_positions(heft__skeleton *s, void *out)
 {
-    static const char *const keys[] = {"max_position_embeddings", "n_positions",
-                                       "max_target_positions", NULL};
     uint64_t *positions = out;
-    for (size_t i = 0; keys[i] && *positions == UINT64_MAX; i++) {
-        const uint64_t count = heft__sk_count_if(s, keys[i], 0);
-        *positions = count ? count : UINT64_MAX;
-    }
+    uint64_t count = heft__sk_count_if(s, "max_position_embeddings", 0);
+    count = count ? count : heft__sk_count_if(s, "max_target_positions", 0);
+    *positions = count && !heft__sk_rotary_is_dynamic(s) ? count : UINT64_MAX;
 }
 
 static heft_status reserve_scratch(heft_session *session, heft_error *err)
@@ -137,13 +134,27 @@ static heft_status make_residency(heft_session *session, heft_error *err)
     return status;
 }
 
+/* Whether the class has an encoder and a decoder behind it: both are modules of their own. */
+static bool find_encoder(const heft_model *model)
+{
+    bool encoder = false, decoder = false;
+    for (size_t i = 0; i < model->module_count; i++) {
+        const heft_module *module = &model->modules[i];
+        if (module->kind == HEFT_MODULE_MODEL) {
+            encoder = encoder || strcmp(module->name, "encoder") == 0;
+            decoder = decoder || strcmp(module->name, "decoder") == 0;
+        }
+    }
+    return model->family->encode && encoder && decoder;
+}
+
 /* Learn from a dry run of one token whether there is a cache, and how much the least pass takes. */
 static heft_status first_dry_run(heft_session *session, heft_error *err)
 {
     const struct pass_shape least = {
         .tokens = 1, .sequences = 1, .wanted = 1, .keys = 1, .encoded = 1};
     heft_status status = HEFT_OK;
-    session->has_encoder = session->model->family->encode != NULL;
+    session->has_encoder = find_encoder(session->model);
     if (session->has_encoder) {
         status = dry_run(session, &least, true, err);
     }
@@ -699,9 +710,8 @@ heft_status heft_session_output(const heft_session *session, const char *name, h
                                 heft_error *err)
 {
     static const heft_output_kind kinds[] = {
-        [HEFT__OUT_TOKENS] = HEFT_OUTPUT_TOKENS,
-        [HEFT__OUT_SEQUENCES] = HEFT_OUTPUT_SEQUENCES,
-        [HEFT__OUT_WANTED] = HEFT_OUTPUT_LOGITS,
+        [HEFT__OUT_TOKENS] = HEFT_OUTPUT_TOKENS, [HEFT__OUT_SEQUENCES] = HEFT_OUTPUT_SEQUENCES,
+        [HEFT__OUT_WANTED] = HEFT_OUTPUT_LOGITS, [HEFT__OUT_ENCODED] = HEFT_OUTPUT_ENCODED,
         [HEFT__OUT_WHOLE] = HEFT_OUTPUT_WHOLE,
     };
     if (!session || !name || !output) {

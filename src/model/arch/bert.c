@@ -107,18 +107,61 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static heft__rows body_forward(heft__pass *p)
+{
+    const struct encoder_pass e = encoder_begin(p, &standard);
+    return encoder_layers_forward(p, &e, encoder_embeddings_forward(p, &e, heft__inputs(p)->at));
+}
+
+static heft__rows predictions_forward(heft__pass *p, heft__rows x)
+{
+    const double eps = heft__sk_real(heft__pass_config(p), "layer_norm_eps", 1e-12);
+    heft__enter(p, "cls.predictions");
+    x = heft__linear(p, "transform.dense", x);
+    heft__activate(p, heft__act_of(p, "hidden_act", "gelu"), x);
+    x = heft__linear(p, "decoder", heft__layer_norm(p, "transform.LayerNorm", x, eps));
+    heft__leave(p);
+    return x;
+}
+
+static void masked_lm_forward(heft__pass *p)
+{
+    heft__rows x = heft__wanted(p, heft__body(p));
+    heft__out(p, HEFT__OUT_WANTED, "logits", predictions_forward(p, x));
+}
+
+static void next_sentence_forward(heft__pass *p)
+{
+    heft__rows pooled = encoder_pooled(p, heft__body(p));
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "cls.seq_relationship", pooled));
+}
+
+static void pre_training_forward(heft__pass *p)
+{
+    heft__rows x = heft__body(p);
+    heft__out(p, HEFT__OUT_WANTED, "prediction_logits", predictions_forward(p, heft__wanted(p, x)));
+    heft__out(p, HEFT__OUT_SEQUENCES, "seq_relationship_logits",
+              heft__linear(p, "cls.seq_relationship", encoder_pooled(p, x)));
+}
+
 /* BertLMHeadModel has the parameters of BertForMaskedLM. */
 static const heft__class classes[] = {
-    {"BertModel",                     "AutoModel",                          base_model,         NULL},
-    {"BertForPreTraining",            "AutoModelForPreTraining",            pre_training,       NULL},
-    {"BertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          NULL},
-    {"BertLMHeadModel",               "AutoModelForCausalLM",               masked_lm,          NULL},
-    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", next_sentence,      NULL},
-    {"BertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
-    {"BertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"BertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {"BertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
-    {NULL,                            NULL,                                 NULL,               NULL},
+    {"BertModel",                     "AutoModel",                          base_model,         heft__base_forward  },
+    {"BertForPreTraining",            "AutoModelForPreTraining",            pre_training,       pre_training_forward},
+    {"BertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          masked_lm_forward   },
+    {"BertLMHeadModel",               "AutoModelForCausalLM",               masked_lm,          masked_lm_forward   },
+    {"BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", next_sentence,
+     next_sentence_forward                                                                                          },
+    {"BertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     encoder_pooled_classes_forward                                                                                 },
+    {"BertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     encoder_token_classes_forward                                                                                  },
+    {"BertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                             },
+    {"BertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,
+     encoder_pooled_classes_forward                                                                                 },
+    {NULL,                            NULL,                                 NULL,               NULL                },
 };
 
 static const char *const no_split[] = {"BertEmbeddings", "BertLayer", NULL};
@@ -133,4 +176,5 @@ const heft__family heft__family_bert = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -187,14 +187,14 @@ static void vision_with_projection(heft__skeleton *s)
 }
 
 #define TEXT_CLASSES                                                                               \
-    {"CLIPTextModel", "AutoModelForTextEncoding", text_model},                                     \
+    {"CLIPTextModel", "AutoModelForTextEncoding", text_model, NULL},                               \
     {                                                                                              \
-        "CLIPTextModelWithProjection", NULL, text_with_projection                                  \
+        "CLIPTextModelWithProjection", NULL, text_with_projection, NULL                            \
     }
 #define VISION_CLASSES                                                                             \
-    {"CLIPVisionModel", NULL, vision_model},                                                       \
+    {"CLIPVisionModel", NULL, vision_model, NULL},                                                 \
     {                                                                                              \
-        "CLIPVisionModelWithProjection", NULL, vision_with_projection                              \
+        "CLIPVisionModelWithProjection", NULL, vision_with_projection, NULL                        \
     }
 
 static const heft__class classes[] = {
@@ -205,10 +205,10 @@ static const heft__class classes[] = {
     {NULL,                         NULL,                              NULL,          NULL},
 };
 static const heft__class text_classes[] = {
-    TEXT_CLASSES, {NULL, NULL, NULL}
+    TEXT_CLASSES, {NULL, NULL, NULL, NULL}
 };
 static const heft__class vision_classes[] = {
-    VISION_CLASSES, {NULL, NULL, NULL}
+    VISION_CLASSES, {NULL, NULL, NULL, NULL}
 };
 
 static const char *const no_split[] = {"CLIPEncoderLayer", "CLIPTextEmbeddings",

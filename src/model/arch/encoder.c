@@ -3,6 +3,8 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/encoder.h"
 
+#include <math.h>
+
 struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard)
 {
     struct encoder c = {
@@ -115,4 +117,116 @@ void encoder_sentence_classifier(heft__skeleton *s, const struct encoder *c)
     heft__sk_linear(s, "dense", c->hidden, c->hidden, true);
     heft__sk_linear(s, "out_proj", c->hidden, heft__sk_labels(s), true);
     heft__sk_leave(s);
+}
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+struct encoder_pass encoder_begin(heft__pass *p, const struct encoder *standard)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct encoder_pass e = {.c = encoder_read(s, standard)};
+    const size_t width = (size_t)(e.c.hidden / e.c.heads);
+    e.eps = heft__sk_real(s, "layer_norm_eps", 1e-12);
+    e.act = heft__act_of(p, "hidden_act", "gelu");
+    e.attend = (heft__attention){.heads = (size_t)e.c.heads,
+                                 .kv_heads = (size_t)e.c.heads,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = (float)(1 / sqrt((double)width)),
+                                 .causal = e.c.decoder};
+    return e;
+}
+
+heft__rows encoder_embeddings_forward(heft__pass *p, const struct encoder_pass *e,
+                                      const int32_t *positions)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    heft__enter(p, "embeddings");
+    heft__rows x = heft__embed(p, "word_embeddings", in->ids, in->tokens, 0);
+    heft__add(p, x, heft__embed(p, "token_type_embeddings", in->types, in->tokens, 0));
+    heft__add(p, x, heft__embed(p, "position_embeddings", positions, in->tokens, 0));
+    x = heft__layer_norm(p, "LayerNorm", x, e->eps);
+    heft__leave(p);
+    return x;
+}
+
+/* x = LayerNorm(dense h + x) in `name` */
+static void output_forward(heft__pass *p, const struct encoder_pass *e, const char *name,
+                           heft__rows h, heft__rows x)
+{
+    heft__enter(p, name);
+    heft__rows y = heft__linear(p, "dense", h);
+    heft__add(p, y, x);
+    heft__set(p, x, heft__layer_norm(p, "LayerNorm", y, e->eps));
+    heft__leave(p);
+}
+
+static void layer_forward(heft__pass *p, const struct encoder_pass *e, heft__rows x)
+{
+    heft__rows a = heft__attend(p, heft__linear(p, "attention.self.query", x),
+                                heft__linear(p, "attention.self.key", x),
+                                heft__linear(p, "attention.self.value", x), &e->attend);
+    output_forward(p, e, "attention.output", a, x);
+    heft__rows h = heft__linear(p, "intermediate.dense", x);
+    heft__activate(p, e->act, h);
+    output_forward(p, e, "output", h, x);
+}
+
+heft__rows encoder_layers_forward(heft__pass *p, const struct encoder_pass *e, heft__rows x)
+{
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < e->c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "encoder.layer", (size_t)i);
+        layer_forward(p, e, x);
+        heft__block_end(p, x);
+        heft__out_hidden(p, (size_t)i + 1, x);
+    }
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    if (heft__has(p, "pooler")) {
+        heft__rows pooled = heft__linear(p, "pooler.dense", encoder_first_rows(p, x));
+        heft__activate(p, HEFT__ACT_TANH, pooled);
+        heft__out(p, HEFT__OUT_SEQUENCES, "pooler_output", pooled);
+    }
+    return x;
+}
+
+heft__rows encoder_first_rows(heft__pass *p, heft__rows x)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    return heft__pick(p, x, in->first, in->sequences);
+}
+
+heft__rows encoder_pooled(heft__pass *p, heft__rows x)
+{
+    heft__pass_enter_body(p);
+    heft__rows pooled = heft__linear(p, "pooler.dense", encoder_first_rows(p, x));
+    heft__activate(p, HEFT__ACT_TANH, pooled);
+    heft__leave(p);
+    return pooled;
+}
+
+/* ---- heads of forward passes -------------------------------------------------------------------- */
+void encoder_pooled_classes_forward(heft__pass *p)
+{
+    heft__rows pooled = encoder_pooled(p, heft__body(p));
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", pooled));
+}
+
+void encoder_token_classes_forward(heft__pass *p)
+{
+    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "classifier", heft__body(p)));
+}
+
+void encoder_question_answering_forward(heft__pass *p)
+{
+    heft__rows x = heft__linear(p, "qa_outputs", heft__body(p));
+    heft__out(p, HEFT__OUT_TOKENS, "start_logits", heft__columns(p, x, x.width, 0, 1));
+    heft__out(p, HEFT__OUT_TOKENS, "end_logits", heft__columns(p, x, x.width, 1, 1));
+}
+
+void encoder_sentence_classes_forward(heft__pass *p)
+{
+    heft__rows x = encoder_first_rows(p, heft__body(p));
+    x = heft__linear(p, "classifier.dense", x);
+    heft__activate(p, HEFT__ACT_TANH, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier.out_proj", x));
 }

@@ -6,7 +6,7 @@
 #ifndef HEFT__MODEL_ARCH_ENCODER_H
 #define HEFT__MODEL_ARCH_ENCODER_H
 
-#include "model/model.h"
+#include "run/pass.h"
 
 struct encoder {
     uint64_t vocab, hidden, layers, intermediate, positions, token_types;
@@ -34,5 +34,32 @@ void encoder_pooler(heft__skeleton *s, const struct encoder *c);
 /* ---- heads ----------------------------------------------------------------------------------- */
 /* classifier.dense, classifier.out_proj */
 void encoder_sentence_classifier(heft__skeleton *s, const struct encoder *c);
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+/* What the layers of a pass share. */
+struct encoder_pass {
+    struct encoder c;
+    double eps;
+    heft__act act;
+    heft__attention attend;
+};
+
+struct encoder_pass encoder_begin(heft__pass *p, const struct encoder *standard);
+/* Words, positions by number, token types, norm. */
+heft__rows encoder_embeddings_forward(heft__pass *p, const struct encoder_pass *e,
+                                      const int32_t *positions);
+/* encoder.layer.0 .. N-1, then the last hidden state as a result, and the pooler's where there is one. */
+heft__rows encoder_layers_forward(heft__pass *p, const struct encoder_pass *e, heft__rows x);
+/* pooler of the body, for heads: tanh(dense(first token of each sequence)) */
+heft__rows encoder_pooled(heft__pass *p, heft__rows x);
+/* The rows of each sequence's first token. */
+heft__rows encoder_first_rows(heft__pass *p, heft__rows x);
+
+/* Heads, each of a whole class, on the family's body; `classifier` is the module "classifier". */
+void encoder_pooled_classes_forward(heft__pass *p); /* of the pooler's output */
+void encoder_token_classes_forward(heft__pass *p);  /* of each token */
+void encoder_question_answering_forward(heft__pass *p);
+void encoder_sentence_classes_forward(
+    heft__pass *p); /* classifier.dense, tanh, classifier.out_proj */
 
 #endif

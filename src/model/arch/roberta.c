@@ -97,16 +97,55 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+/* Positions count the tokens that are not padding, from the padding row on, which padding has itself. */
+static const int32_t *positions_of(heft__pass *p, const struct encoder *c)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    heft__rows room = heft__zeros(p, in->tokens, 1); /* as many int32_t */
+    int32_t *positions = (int32_t *)(void *)room.x;
+    for (size_t s = 0; positions && s < in->sequences; s++) {
+        const size_t first = (size_t)in->first[s],
+                     end = s + 1 < in->sequences ? (size_t)in->first[s + 1] : in->tokens;
+        int32_t seen = 0;
+        for (size_t i = first; i < end; i++) {
+            const bool padding = in->ids[i] == c->padding_row;
+            seen += !padding;
+            positions[i] = (int32_t)c->padding_row + (padding ? 0 : seen);
+        }
+    }
+    return positions;
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    const struct encoder_pass e = encoder_begin(p, &standard);
+    const int32_t *positions = positions_of(p, &e.c);
+    return encoder_layers_forward(p, &e, encoder_embeddings_forward(p, &e, positions));
+}
+
+static void language_head_forward(heft__pass *p)
+{
+    const double eps = heft__sk_real(heft__pass_config(p), "layer_norm_eps", 1e-12);
+    heft__rows x = heft__linear(p, "lm_head.dense", heft__wanted(p, heft__body(p)));
+    heft__activate(p, HEFT__ACT_GELU, x);
+    x = heft__layer_norm(p, "lm_head.layer_norm", x, eps);
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head.decoder", x));
+}
+
 static const heft__class classes[] = {
-    {"RobertaModel",                     "AutoModel",                          base_model,         NULL},
-    {"RobertaForMaskedLM",               "AutoModelForMaskedLM",               language_head,      NULL},
-    {"RobertaForCausalLM",               "AutoModelForCausalLM",               language_head,      NULL},
+    {"RobertaModel",                     "AutoModel",                          base_model,         heft__base_forward   },
+    {"RobertaForMaskedLM",               "AutoModelForMaskedLM",               language_head,      language_head_forward},
+    {"RobertaForCausalLM",               "AutoModelForCausalLM",               language_head,      language_head_forward},
     {"RobertaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                              },
-    {"RobertaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"RobertaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {"RobertaForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
-    {NULL,                               NULL,                                 NULL,               NULL},
+     encoder_sentence_classes_forward                                                                                   },
+    {"RobertaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     encoder_token_classes_forward                                                                                      },
+    {"RobertaForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                                 },
+    {"RobertaForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,
+     encoder_pooled_classes_forward                                                                                     },
+    {NULL,                               NULL,                                 NULL,               NULL                 },
 };
 
 static const char *const no_split[] = {"RobertaEmbeddings", "RobertaLayer", NULL};
@@ -121,4 +160,5 @@ const heft__family heft__family_roberta = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -6,7 +6,7 @@
  * The embeddings of both and the language head are always `shared`; a file that has other values
  * for one of them (T5 v1.1) unties it. Source: config keys, names and order as Transformers saves
  * them; docs/models.md. */
-#include "model/model.h"
+#include "run/pass.h"
 
 #include <math.h>
 
@@ -187,14 +187,171 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct t5_pass {
+    struct t5 c;
+    double eps;
+    heft__act act;
+    heft__attention self, cross;
+};
+
+/* "gated-gelu" is the tanh form; "relu", "gated-silu". */
+static heft__act act_forward(heft__pass *p)
+{
+    const char *text = heft__sk_text(heft__pass_config(p), "feed_forward_proj", "relu");
+    const char *name = strncmp(text, "gated-", 6) == 0 ? text + 6 : text;
+    return strcmp(text, "gated-gelu") == 0 ? HEFT__ACT_GELU_TANH
+                                           : heft__act_of(p, "dense_act_fn", name);
+}
+
+static struct t5_pass begin(heft__pass *p, bool decoder)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct t5_pass t = {.c = read_config(s)};
+    t.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-6);
+    t.act = act_forward(p);
+    t.cross = (heft__attention){.heads = (size_t)t.c.heads,
+                                .kv_heads = (size_t)t.c.heads,
+                                .key_width = (size_t)t.c.head_dim,
+                                .value_width = (size_t)t.c.head_dim,
+                                .scale = 1};
+    t.self = t.cross;
+    t.self.causal = decoder;
+    return t;
+}
+
+/* The bucket of a distance (key - query): exact ones first, then ones that grow with its logarithm. */
+static uint64_t bucket_of(int64_t distance, uint64_t buckets, uint64_t most, bool decoder)
+{
+    uint64_t first = 0, far = distance < 0 ? (uint64_t)-distance : (uint64_t)distance;
+    if (!decoder) {
+        buckets /= 2;
+        first = distance > 0 ? buckets : 0;
+    } else if (distance > 0) {
+        far = 0;
+    }
+    const uint64_t exact = buckets / 2;
+    if (far < exact || exact == 0) {
+        return first + far;
+    }
+    const float steps = logf((float)far / (float)exact) / logf((float)most / (float)exact) *
+                        (float)(buckets - exact);
+    const uint64_t bucket = exact + (uint64_t)steps;
+    return first + (bucket < buckets ? bucket : buckets - 1);
+}
+
+/* The bias of all distances, which the first block has for all: it stays in scratch until the stack's end. */
+static void read_bias(heft__pass *p, struct t5_pass *t, bool decoder)
+{
+    const uint64_t most =
+        heft__sk_count(heft__pass_config(p), "relative_attention_max_distance", 128);
+    const size_t reach = (size_t)most + 1, heads = (size_t)t->c.heads, span = 2 * reach + 1;
+    heft__rows bias = heft__zeros(p, heads, span);
+    heft__rows table =
+        heft__parameter(p, "block.0.layer.0.SelfAttention.relative_attention_bias.weight", heads);
+    for (size_t h = 0; table.x && bias.x && h < heads; h++) {
+        for (size_t i = 0; i < span; i++) {
+            const uint64_t bucket =
+                bucket_of((int64_t)i - (int64_t)reach, t->c.buckets, most, decoder);
+            bias.x[h * span + i] = bucket < table.count ? table.x[bucket * heads + h] : 0;
+        }
+    }
+    t->self.bias = bias.x;
+    t->self.bias_reach = (int32_t)reach;
+}
+
+static heft__rows feed_forward_pass(heft__pass *p, const struct t5_pass *t, heft__rows h)
+{
+    heft__enter(p, "DenseReluDense");
+    heft__rows a = heft__linear(p, t->c.gated ? "wi_0" : "wi", h);
+    if (t->c.gated) {
+        heft__gate(p, t->act, a, heft__linear(p, "wi_1", h));
+    } else {
+        heft__activate(p, t->act, a);
+    }
+    h = heft__linear(p, "wo", a);
+    heft__leave(p);
+    return h;
+}
+
+static void block_forward(heft__pass *p, const struct t5_pass *t, bool decoder, heft__rows x)
+{
+    heft__enter(p, "layer.0");
+    heft__rows h = heft__rms_norm(p, "layer_norm", x, t->eps, 0);
+    heft__enter(p, "SelfAttention");
+    h = heft__attend(p, heft__linear(p, "q", h), heft__linear(p, "k", h), heft__linear(p, "v", h),
+                     &t->self);
+    heft__add(p, x, heft__linear(p, "o", h));
+    heft__leave(p);
+    heft__leave(p);
+    if (decoder) {
+        heft__enter(p, "layer.1");
+        h = heft__rms_norm(p, "layer_norm", x, t->eps, 0);
+        heft__enter(p, "EncDecAttention");
+        h = heft__attend_cross(p, heft__linear(p, "q", h), "k", "v", &t->cross);
+        heft__add(p, x, heft__linear(p, "o", h));
+        heft__leave(p);
+        heft__leave(p);
+    }
+    heft__enter(p, decoder ? "layer.2" : "layer.1");
+    heft__add(p, x, feed_forward_pass(p, t, heft__rms_norm(p, "layer_norm", x, t->eps, 0)));
+    heft__leave(p);
+}
+
+static heft__rows stack_forward(heft__pass *p, bool decoder)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    struct t5_pass t = begin(p, decoder);
+    const uint64_t layers = decoder ? t.c.decoder_layers : t.c.encoder_layers;
+    heft__enter(p, decoder ? "decoder" : "encoder");
+    heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
+    read_bias(p, &t, decoder);
+    for (uint64_t i = 0; i < layers && heft__pass_going(p); i++) {
+        heft__block(p, "block", (size_t)i);
+        block_forward(p, &t, decoder, x);
+        heft__block_end(p, x);
+    }
+    x = heft__rms_norm(p, "final_layer_norm", x, t.eps, 0);
+    heft__leave(p);
+    return x;
+}
+
+static void encode_forward(heft__pass *p)
+{
+    heft__pass_enter_body(p);
+    heft__rows x = stack_forward(p, false);
+    heft__out(p, HEFT__OUT_ENCODED, "encoder_last_hidden_state", x);
+    heft__keep_encoded(p, x);
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__rows x = stack_forward(p, true);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+/* A head that is tied to the embeddings takes smaller numbers than one of its own. */
+static void conditional_generation_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    heft__rows x = heft__wanted(p, heft__body(p));
+    if (heft__pass_is_tied(p, "lm_head.weight")) {
+        heft__scale_by(p, x, 1 / sqrt((double)read_config(s).hidden));
+    }
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head", x));
+}
+
 static const heft__class classes[] = {
-    {"T5Model",                     "AutoModel",                          base_model,             NULL},
-    {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation, NULL},
-    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model,          NULL},
-    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL},
-    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,          NULL},
-    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL},
-    {NULL,                          NULL,                                 NULL,                   NULL},
+    {"T5Model",                     "AutoModel",                          base_model,             heft__base_forward},
+    {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation,
+     conditional_generation_forward                                                                                 },
+    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model,          NULL              },
+    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL              },
+    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,          NULL              },
+    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL              },
+    {NULL,                          NULL,                                 NULL,                   NULL              },
 };
 
 static const char *const no_split[] = {"T5Block", NULL};
@@ -220,4 +377,6 @@ const heft__family heft__family_t5 = {
     .ignore_unexpected = ignore_unexpected,
     .keep_f32 = keep_f32,
     .other_keys = other_keys,
+    .body = body_forward,
+    .encode = encode_forward,
 };
