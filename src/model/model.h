@@ -227,6 +227,8 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
  * "dynamic" and "longrope" depend on the length. Returns the factor of cosines and sines. */
 float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uint64_t width,
                                   uint64_t length, float *frequencies);
+/* DeepSeek: the factor, squared, of its attention's logits; 1 without mscale_all_dim. */
+double heft__sk_rotary_mscale(heft__skeleton *s);
 bool heft__sk_rotary_is_dynamic(const heft__skeleton *s);
 /* How many of a head's `width` numbers are turned: by partial_rotary_factor, wherever the config
  * has it. */

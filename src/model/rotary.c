@@ -109,7 +109,8 @@ static double positive(heft__skeleton *s, const heft__json_value *object, const 
 
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard)
 {
-    double part = positive(s, s->object, "partial_rotary_factor", standard);
+    double part = positive(s, s->object, "rotary_pct", standard); /* GPT-NeoX of 4.x */
+    part = positive(s, s->object, "partial_rotary_factor", part);
     part = positive(s, parameters_of(s, NULL), "partial_rotary_factor", part);
     if (part > 1) {
         heft__sk_fail(s, HEFT_FORMAT, "partial_rotary_factor", "expected at most 1, found %g",
@@ -204,6 +205,8 @@ static void read_parameters(heft__skeleton *s, const heft__json_value *object,
     r->theta = sliding ? positive(s, s->object, "rope_local_base_freq", 10000)
                        : positive(s, s->object, "rope_theta",
                                   layer_type ? 1000000 : 10000); /* Gemma 3's full layers */
+    r->theta =
+        sliding ? r->theta : positive(s, s->object, "rotary_emb_base", r->theta); /* GPT-NeoX */
     r->theta = positive(s, object, "rope_theta", r->theta);
     if (object && heft__sk_going(s)) {
         read_kind(s, object, r);
@@ -300,6 +303,15 @@ static double attention_factor(heft__skeleton *s, const heft__json_value *object
                  all = positive(s, object, "mscale_all_dim", 0);
     return scale > 0 && all > 0 ? yarn_scale(r->factor, scale) / yarn_scale(r->factor, all)
                                 : yarn_scale(r->factor, 1);
+}
+
+double heft__sk_rotary_mscale(heft__skeleton *s)
+{
+    const heft__json_value *object = parameters_of(s, NULL);
+    const double all = object ? positive(s, object, "mscale_all_dim", 0) : 0;
+    return all > 0 && !is_type(object, "default")
+               ? yarn_scale(positive(s, object, "factor", 1), all)
+               : 1;
 }
 
 float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uint64_t width,

@@ -83,12 +83,12 @@ void *heft__pass_take(heft__pass *p, size_t count, size_t size)
     return p->scratch + at;
 }
 
-size_t heft__pass_mark(const heft__pass *p)
+size_t heft__mark(const heft__pass *p)
 {
     return p->scratch_used;
 }
 
-void heft__pass_release(heft__pass *p, size_t mark)
+void heft__release(heft__pass *p, size_t mark)
 {
     p->scratch_used = mark;
 }
@@ -313,7 +313,7 @@ static void pop(heft__pass *p)
     heft_lease_free(scope->lease);
     scope->lease = NULL;
     if (scope->releases) {
-        heft__pass_release(p, scope->mark);
+        heft__release(p, scope->mark);
     }
 }
 

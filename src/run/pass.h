@@ -69,6 +69,10 @@ bool heft__pass_is_tied(heft__pass *p,
                         const char *name);       /* a parameter that shares another's bytes */
 bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
 
+/* Scratch that rows made since heft__mark() take, given back before the block ends. */
+size_t heft__mark(const heft__pass *p);
+void heft__release(heft__pass *p, size_t mark);
+
 /* ---- rows and weights --------------------------------------------------------------------------- */
 heft__rows heft__zeros(heft__pass *p, size_t count, size_t width);
 heft__rows heft__copy(heft__pass *p, heft__rows x);
@@ -78,6 +82,8 @@ heft__rows heft__pick(heft__pass *p, heft__rows x, const int32_t *rows, size_t c
 void heft__add_rows(heft__pass *p, heft__rows y, const int32_t *rows, const float *weights,
                     heft__rows x);
 /* Of each row, which is groups of `group` numbers, the numbers first .. first + width - 1 of each. */
+/* And back: numbers first .. first + width of x - 1 of the rows y. */
+void heft__put(heft__pass *p, heft__rows y, size_t first, heft__rows x);
 heft__rows heft__columns(heft__pass *p, heft__rows x, size_t group, size_t first, size_t width);
 /* Rows of an embedding: table[ids[i] + offset]; the table is not brought in. An id outside it is an error. */
 heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size_t count,
@@ -95,7 +101,9 @@ heft__rows heft__linear_turned(heft__pass *p, const char *name, heft__rows x);
 typedef struct heft__slab {
     const char *weight, *bias; /* bias NULL: none. Its part is the same one. */
     size_t first, rows;        /* rows 0: all */
-    size_t index, count;       /* of so many slabs [count, ...]; count 0: it is one matrix */
+    size_t
+        width; /* of a stored row of a turned slab, first to first + width of x; 0: it is one product whole */
+    size_t index, count; /* of so many slabs [count, ...]; count 0: it is one matrix */
     bool turned;
 } heft__slab;
 heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x);
@@ -126,11 +134,13 @@ void heft__gate(heft__pass *p, heft__act act, heft__rows a, heft__rows b);  /* a
 void heft__add(heft__pass *p, heft__rows x, heft__rows y);                  /* x += y */
 void heft__add_scaled(heft__pass *p, heft__rows x, heft__rows y, double s); /* x += s * y */
 void heft__multiply(heft__pass *p, heft__rows x, heft__rows y);             /* x *= y */
+void heft__scale_rows(heft__pass *p, heft__rows x, heft__rows s);           /* row i *= s[i][0] */
 void heft__scale_by(heft__pass *p, heft__rows x, double s);                 /* x *= s */
 void heft__cap_to(heft__pass *p, heft__rows x, double cap);                 /* cap tanh(x / cap) */
 void heft__clamp(heft__pass *p, heft__rows x, double low, double high);
 void heft__unit_rows(heft__pass *p, heft__rows x); /* each of length 1 */
 /* The activation of a config's key; an unknown name sticks as an error. */
+float heft__round_bf16(float x); /* to bfloat16 and back, nearest even */
 heft__act heft__act_of(heft__pass *p, const char *key, const char *standard);
 
 /* ---- attention ---------------------------------------------------------------------------------- */
@@ -144,7 +154,7 @@ heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
 heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, const char *value,
                               const heft__attention *a);
 /* Slopes of ALiBi for so many heads. */
-const float *heft__alibi_slopes(heft__pass *p, size_t heads);
+float *heft__alibi_slopes(heft__pass *p, size_t heads);
 
 /* ---- experts ------------------------------------------------------------------------------------ */
 typedef enum heft__scoring {

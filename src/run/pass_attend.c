@@ -72,11 +72,11 @@ static heft_status attend_item(void *user, size_t item, heft_error *err)
 static void attend_all(struct attention *work)
 {
     heft__pass *p = work->p;
-    const size_t sequences = p->in.sequences, mark = heft__pass_mark(p);
+    const size_t sequences = p->in.sequences, mark = heft__mark(p);
     work->items = heft__pass_take(p, sequences + 1, sizeof *work->items);
     if (!heft__pass_live(p)) {
         (void)heft__pass_need_lanes(p, p->kernels->attend_scratch(work->a, p->most_keys));
-        heft__pass_release(p, mark);
+        heft__release(p, mark);
         return;
     }
     size_t most = 0;
@@ -90,7 +90,7 @@ static void attend_all(struct attention *work)
     if (heft__pass_need_lanes(p, p->kernels->attend_scratch(work->a, most))) {
         heft__pass_parallel(p, work->items[sequences], attend_item, work);
     }
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
 }
 
 static bool good_shapes(heft__pass *p, const heft__attention *a, heft__rows q)
@@ -181,7 +181,7 @@ static void fill_cross(heft__pass *p, const struct attention *work, const char *
         rows += sequence->kept[work->slot_number].count == 0 ? sequence->encoded_count : 0;
     }
     width = p->dry ? p->encoded_width : width;
-    const size_t mark = heft__pass_mark(p);
+    const size_t mark = heft__mark(p);
     heft__rows x = heft__pass_rows(p, rows, width);
     float *at = x.x;
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
@@ -206,7 +206,7 @@ static void fill_cross(heft__pass *p, const struct attention *work, const char *
             }
         }
     }
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
 }
 
 heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, const char *value,
@@ -252,7 +252,7 @@ void heft__keep_encoded(heft__pass *p, heft__rows x)
 }
 
 /* ---- ALiBi --------------------------------------------------------------------------------------------- */
-const float *heft__alibi_slopes(heft__pass *p, size_t heads)
+float *heft__alibi_slopes(heft__pass *p, size_t heads)
 {
     float *slopes = heft__pass_take(p, heads, sizeof *slopes);
     size_t whole = 1; /* the largest power of two that is not more than heads */

@@ -109,7 +109,7 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
 {
     struct product product = {.p = p, .w = w, .x = x};
     product.y = heft__pass_rows(p, x.count, w.rows);
-    const size_t mark = heft__pass_mark(p);
+    const size_t mark = heft__mark(p);
     p->tally.flops += 2 * (uint64_t)x.count * w.rows * w.columns;
     p->tally.weight_bytes += (uint64_t)w.rows * w.columns * (heft_dtype_bits(w.dtype) / 8);
     if (bias != HEFT__NONE && (p->dry || x.count > 0)) {
@@ -128,7 +128,7 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
         product.w.data = (const uint8_t *)view->data + first * (heft_dtype_bits(w.dtype) / 8);
     }
     run_product(&product);
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
     heft__pass_end_op(p);
     return product.y;
 }
@@ -178,22 +178,29 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
     const heft_parameter *shown = &p->model->parameters[weight];
     (void)heft__shape_elems(shown->shape, shown->rank, &elems);
     const uint64_t of_slab = slab->count ? elems / slab->count : elems;
-    const size_t all = x.width ? (size_t)(of_slab / x.width) : 0; /* rows of the slab */
-    const size_t rows = slab->rows ? slab->rows : all - slab->first;
-    if (x.width == 0 || of_slab % x.width != 0 || slab->first > all || rows > all - slab->first ||
-        (slab->count && (elems % slab->count != 0 || slab->index >= slab->count))) {
+    const bool part = slab->turned && slab->width > 0; /* some of its stored rows */
+    const size_t stored = slab->turned ? (part      ? slab->width
+                                          : x.width ? (size_t)of_slab / x.width
+                                                    : 0)
+                                       : x.width; /* numbers of a stored row */
+    const size_t lines = stored ? (size_t)(of_slab / stored) : 0;
+    const size_t used = slab->turned ? x.width : slab->rows ? slab->rows : lines - slab->first;
+    if (stored == 0 || of_slab % stored != 0 || slab->first > lines || used > lines - slab->first ||
+        (slab->count && elems % slab->count != 0) || (slab->count && slab->index >= slab->count) ||
+        (part && slab->bias)) {
         heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' does not fit rows of %zu numbers",
                         shown->name, x.width);
         return (heft__rows){0};
     }
     const heft__matrix w = {.dtype = shown->dtype,
-                            .rows = rows,
+                            .rows = slab->turned ? stored : used,
                             .columns = x.width,
-                            .stride = slab->turned ? all : x.width,
+                            .stride = stored,
                             .turned = slab->turned};
-    const uint64_t first =
-        slab->index * of_slab + (slab->turned ? slab->first : slab->first * x.width);
-    return multiply(p, weight, first, w, bias, slab->index * (uint64_t)all + slab->first, x);
+    const uint64_t first = slab->index * of_slab + (uint64_t)slab->first * stored;
+    const uint64_t bias_first =
+        slab->index * (uint64_t)(slab->turned ? stored : lines) + (slab->turned ? 0 : slab->first);
+    return multiply(p, weight, first, w, bias, bias_first, x);
 }
 
 /* ---- rows of a table ---------------------------------------------------------------------------- */
@@ -201,7 +208,7 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
 static void read_rows(heft__pass *p, size_t table, const int32_t *ids, int32_t offset, heft__rows y)
 {
     const heft_dtype dtype = p->model->parameters[table].dtype;
-    const size_t mark = heft__pass_mark(p);
+    const size_t mark = heft__mark(p);
     void *row = heft__pass_take(p, y.width, heft_dtype_bits(dtype) / 8);
     for (size_t i = 0; i < y.count && heft__pass_live(p); i++) {
         const uint64_t first = (uint64_t)(ids[i] + offset) * y.width;
@@ -210,7 +217,7 @@ static void read_rows(heft__pass *p, size_t table, const int32_t *ids, int32_t o
             p->kernels->widen(y.x + i * y.width, row, dtype, y.width);
         }
     }
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
 }
 
 static bool ids_are_good(heft__pass *p, size_t table, const int32_t *ids, size_t count,
@@ -240,9 +247,9 @@ heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size
     const heft_parameter *shown = &p->model->parameters[table];
     heft__rows y = heft__pass_rows(p, count, (size_t)shown->shape[1]);
     if (p->dry) {
-        const size_t mark = heft__pass_mark(p);
+        const size_t mark = heft__mark(p);
         (void)heft__pass_take(p, y.width, heft_dtype_bits(shown->dtype) / 8);
-        heft__pass_release(p, mark);
+        heft__release(p, mark);
     }
     if (!heft__pass_live(p) || !ids_are_good(p, table, ids, count, offset)) {
         return y;

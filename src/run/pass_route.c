@@ -119,14 +119,14 @@ heft__routes heft__route(heft__pass *p, heft__rows logits, const heft__routing *
                            .first = heft__pass_take(p, r->experts, sizeof(size_t)),
                            .rows = heft__pass_take(p, chosen, sizeof(int32_t)),
                            .weights = heft__pass_take(p, chosen, sizeof(float))};
-    const size_t mark = heft__pass_mark(p);
+    const size_t mark = heft__mark(p);
     uint32_t *experts = heft__pass_take(p, chosen, sizeof *experts);
     float *weights = heft__pass_take(p, chosen, sizeof *weights);
     size_t *next = heft__pass_take(p, r->experts, sizeof *next);
     struct choice choice = {.routing = r,
                             .scores = heft__pass_take(p, r->experts, sizeof(float)),
                             .order = heft__pass_take(p, r->experts, sizeof(float))};
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
     if (!good_routing(p, logits, r) || !heft__pass_live(p)) {
         return routes;
     }

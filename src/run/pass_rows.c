@@ -108,6 +108,18 @@ heft__rows heft__columns(heft__pass *p, heft__rows x, size_t group, size_t first
     return y;
 }
 
+void heft__put(heft__pass *p, heft__rows y, size_t first, heft__rows x)
+{
+    if (x.count != y.count || first > y.width || x.width > y.width - first) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "[%zu, %zu] does not fit into [%zu, %zu] at column %zu", x.count, x.width,
+                        y.count, y.width, first);
+    }
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        memcpy(y.x + i * y.width + first, x.x + i * x.width, x.width * sizeof *x.x);
+    }
+}
+
 heft__rows heft__wanted(heft__pass *p, heft__rows x)
 {
     return heft__pick(p, x, p->in.wanted, p->in.wanted_count);
@@ -151,7 +163,7 @@ static heft__rows norm(heft__pass *p, const char *name, struct rows_work *work, 
         heft__pass_fail(p, HEFT_UNSUPPORTED, "norm '%s' does not fit rows of %zu numbers", name,
                         work->x.width);
     }
-    const size_t mark = heft__pass_mark(p);
+    const size_t mark = heft__mark(p);
     if (weight != HEFT__NONE && p->status == HEFT_OK) {
         const heft_parameter *shown = &p->model->parameters[weight];
         work->per_head = shown->rank == 2; /* [heads][width] */
@@ -160,7 +172,7 @@ static heft__rows norm(heft__pass *p, const char *name, struct rows_work *work, 
         work->b = bias != HEFT__NONE ? heft__pass_vector(p, bias, expected) : NULL;
     }
     run_rows(work);
-    heft__pass_release(p, mark);
+    heft__release(p, mark);
     heft__pass_end_op(p);
     return work->y;
 }
@@ -285,6 +297,25 @@ void heft__scale_by(heft__pass *p, heft__rows x, double s)
 {
     struct rows_work work = {.p = p, .fn = scale_rows, .x = x, .a = (float)s};
     run_rows(&work);
+}
+
+void heft__scale_rows(heft__pass *p, heft__rows x, heft__rows s)
+{
+    if (s.count != x.count || s.width != 1) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "%zu rows need as many factors, found [%zu, %zu]",
+                        x.count, s.count, s.width);
+    }
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        p->kernels->scale(x.x + i * x.width, s.x[i], x.width);
+    }
+}
+
+float heft__round_bf16(float x)
+{
+    uint16_t half;
+    heft__cast(HEFT_DTYPE_BF16, &half, HEFT_DTYPE_F32, &x, 1);
+    heft__cast(HEFT_DTYPE_F32, &x, HEFT_DTYPE_BF16, &half, 1);
+    return x;
 }
 
 void heft__cap_to(heft__pass *p, heft__rows x, double cap)

@@ -182,8 +182,6 @@ static inline bool heft__pass_live(const heft__pass *p)
 /* Scratch that the end of the innermost block, part or operation releases; NULL in a dry run. */
 void *heft__pass_take(heft__pass *p, size_t count, size_t size);
 heft__rows heft__pass_rows(heft__pass *p, size_t count, size_t width);
-size_t heft__pass_mark(const heft__pass *p);
-void heft__pass_release(heft__pass *p, size_t mark);
 /* Scratch for each thread of an operation: asked for before heft__parallel(), taken in an item. */
 bool heft__pass_need_lanes(heft__pass *p, size_t bytes);
 void *heft__pass_lane_take(heft__pass *p);

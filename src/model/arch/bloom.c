@@ -6,7 +6,9 @@
  * Positions are biases of the attention (ALiBi) and have no parameters.
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/decoder.h"
+
+#include <math.h>
 
 struct bloom {
     uint64_t vocab, hidden, layers;
@@ -103,14 +105,79 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct bloom_pass {
+    struct bloom c;
+    double eps;
+    heft__attention attend;
+    size_t head;
+    bool after_norm; /* residuals come from behind the norms */
+};
+
+static void block_forward(heft__pass *p, const struct bloom_pass *b, heft__rows x)
+{
+    heft__rows h = heft__layer_norm(p, "input_layernorm", x, b->eps);
+    heft__rows qkv = heft__linear(p, "self_attention.query_key_value", h); /* [head][q k v] */
+    heft__rows a =
+        heft__attend(p, heft__columns(p, qkv, 3 * b->head, 0, b->head),
+                     heft__columns(p, qkv, 3 * b->head, b->head, b->head),
+                     heft__columns(p, qkv, 3 * b->head, 2 * b->head, b->head), &b->attend);
+    if (b->after_norm) {
+        heft__set(p, x, h);
+    }
+    heft__add(p, x, heft__linear(p, "self_attention.dense", a));
+    h = heft__layer_norm(p, "post_attention_layernorm", x, b->eps);
+    heft__rows m = heft__linear(p, "mlp.dense_h_to_4h", h);
+    heft__activate(p, HEFT__ACT_GELU_TANH, m);
+    if (b->after_norm) {
+        heft__set(p, x, h);
+    }
+    heft__add(p, x, heft__linear(p, "mlp.dense_4h_to_h", m));
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const heft__pass_inputs *in = heft__inputs(p);
+    struct bloom_pass b = {.c = read_config(s)};
+    const size_t heads = heft__sk_count(s, "n_head", 8);
+    b.head = (size_t)b.c.hidden / heads;
+    b.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
+    b.after_norm = heft__sk_flag(s, "apply_residual_connection_post_layernorm", false);
+    b.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = heads,
+                                 .key_width = b.head,
+                                 .value_width = b.head,
+                                 .scale = (float)(1 / sqrt((double)b.head)),
+                                 .causal = true,
+                                 .slopes = heft__alibi_slopes(p, heads)};
+    heft__rows x = heft__embed(p, "word_embeddings", in->ids, in->tokens, 0);
+    x = heft__layer_norm(p, "word_embeddings_layernorm", x, b.eps);
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < b.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "h", (size_t)i);
+        block_forward(p, &b, x);
+        heft__block_end(p, x);
+        if (i + 1 < b.c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    x = heft__layer_norm(p, "ln_f", x, b.eps);
+    heft__out_hidden(p, (size_t)b.c.layers, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
 static const heft__class classes[] = {
-    {"BloomModel",                     "AutoModel",                          base_model,         NULL},
-    {"BloomForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"BloomModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"BloomForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"BloomForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                            },
-    {"BloomForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"BloomForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                             NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                     },
+    {"BloomForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                        },
+    {"BloomForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                   },
+    {NULL,                             NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"BloomBlock", NULL};
@@ -128,4 +195,5 @@ const heft__family heft__family_bloom = {
     .classes = classes,
     .no_split = no_split,
     .other_keys = other_keys,
+    .body = body_forward,
 };

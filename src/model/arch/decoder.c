@@ -233,7 +233,8 @@ heft__rows decoder_gated(heft__pass *p, heft__act act, heft__rows h)
 void decoder_causal_lm_forward(heft__pass *p)
 {
     heft__rows x = heft__body(p);
-    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head", heft__wanted(p, x)));
+    const char *head = heft__has(p, "lm_head") ? "lm_head" : "embed_out";
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, head, heft__wanted(p, x)));
 }
 
 heft__rows decoder_last_rows(heft__pass *p, heft__rows x)
@@ -260,7 +261,8 @@ void decoder_sequence_classes_forward(heft__pass *p)
 void decoder_token_classes_forward(heft__pass *p)
 {
     heft__rows x = heft__body(p);
-    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "score", x));
+    const char *head = heft__has(p, "score") ? "score" : "classifier";
+    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, head, x));
 }
 
 void decoder_question_answering_forward(heft__pass *p)

@@ -3,7 +3,9 @@
  *   transformer.word_embeddings -> transformer.h.0 .. N-1 -> transformer.ln_f -> a head
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/decoder.h"
+
+#include <math.h>
 
 struct falcon {
     uint64_t vocab, hidden, layers, heads, intermediate, qkv;
@@ -132,14 +134,112 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct falcon_pass {
+    struct falcon c;
+    double eps;
+    heft__act act;
+    heft__rope rope;
+    heft__attention attend;
+    bool alibi;
+};
+
+/* Query, key and value of a row are [kv head][its queries, key, value]; with one head of keys that is
+ * [all queries, key, value], and with as many as queries [head][q k v]. */
+static heft__rows attention_forward(heft__pass *p, const struct falcon_pass *f, heft__rows h)
+{
+    const heft__attention *a = &f->attend;
+    const size_t head = a->key_width, queries = a->heads / a->kv_heads * head,
+                 group = queries + 2 * head;
+    heft__enter(p, "self_attention");
+    heft__rows qkv = heft__linear(p, "query_key_value", h);
+    heft__rows q = heft__columns(p, qkv, group, 0, queries),
+               k = heft__columns(p, qkv, group, queries, head),
+               v = heft__columns(p, qkv, group, queries + head, head);
+    if (!f->alibi) {
+        heft__rotate(p, q, a->heads, 0, &f->rope);
+        heft__rotate(p, k, a->kv_heads, 0, &f->rope);
+    }
+    h = heft__linear(p, "dense", heft__attend(p, q, k, v, a));
+    heft__leave(p);
+    return h;
+}
+
+static void layer_forward(heft__pass *p, const struct falcon_pass *f, heft__rows x)
+{
+    const bool two = f->c.new_decoder && f->c.norms == 2;
+    heft__rows h = heft__layer_norm(p, two ? "ln_attn" : "input_layernorm", x, f->eps);
+    heft__rows m = two ? heft__layer_norm(p, "ln_mlp", x, f->eps) : h;
+    heft__rows a = attention_forward(p, f, h);
+    heft__add(p, x, a);
+    if (!f->c.new_decoder && !f->c.parallel) {
+        m = heft__layer_norm(p, "post_attention_layernorm", x, f->eps);
+    }
+    m = heft__linear(p, "mlp.dense_h_to_4h", m);
+    heft__activate(p, f->act, m);
+    heft__add(p, x, heft__linear(p, "mlp.dense_4h_to_h", m));
+}
+
+static struct falcon_pass begin(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct falcon_pass f = {.c = read_config(s)};
+    const size_t heads = (size_t)f.c.heads, head = (size_t)(f.c.hidden / f.c.heads);
+    f.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
+    f.act = heft__act_of(p, "activation", "gelu");
+    f.alibi = heft__sk_flag(s, "alibi", false);
+    f.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = (f.c.qkv / head - heads) / 2,
+                                 .key_width = head,
+                                 .value_width = head,
+                                 .scale = (float)(1 / sqrt((double)head)),
+                                 .causal = true};
+    if (f.alibi) {
+        float *slopes = heft__alibi_slopes(p, heads);
+        for (size_t h = 0; slopes && h < heads; h++) { /* they are scaled with the logits */
+            slopes[h] = heft__round_bf16(slopes[h]) * f.attend.scale;
+        }
+        f.attend.slopes = slopes;
+    } else {
+        f.rope = heft__rope_table(p, NULL, head);
+    }
+    if (f.c.new_decoder && !f.c.parallel && f.c.norms != 2) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "new_decoder_architecture without parallel_attn needs two norms");
+    }
+    return f;
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const struct falcon_pass f = begin(p);
+    heft__rows x = heft__embed(p, "word_embeddings", in->ids, in->tokens, 0);
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < f.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "h", (size_t)i);
+        layer_forward(p, &f, x);
+        heft__block_end(p, x);
+        if (i + 1 < f.c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    x = heft__layer_norm(p, "ln_f", x, f.eps);
+    heft__out_hidden(p, (size_t)f.c.layers, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
 static const heft__class classes[] = {
-    {"FalconModel",                     "AutoModel",                          base_model,         NULL},
-    {"FalconForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"FalconModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"FalconForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"FalconForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                             },
-    {"FalconForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"FalconForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                              NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                      },
+    {"FalconForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                         },
+    {"FalconForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                    },
+    {NULL,                              NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"FalconDecoderLayer", NULL};
@@ -162,4 +262,5 @@ const heft__family heft__family_falcon = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
+    .body = body_forward,
 };

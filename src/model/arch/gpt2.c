@@ -6,7 +6,7 @@
  * smaller, by the root of twice the layers.
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/decoder.h"
 
 #include <math.h>
 
@@ -146,14 +146,82 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct gpt2_pass {
+    struct gpt2 c;
+    double eps;
+    heft__act act;
+    heft__attention attend;
+    bool by_layer; /* scores are divided by the number of the layer */
+};
+
+static void block_forward(heft__pass *p, const struct gpt2_pass *g, uint64_t i, heft__rows x)
+{
+    const size_t width = (size_t)g->c.hidden;
+    heft__attention attend = g->attend;
+    attend.scale /= g->by_layer ? (float)(i + 1) : 1;
+    heft__rows qkv = heft__linear_turned(p, "attn.c_attn", heft__layer_norm(p, "ln_1", x, g->eps));
+    heft__rows a = heft__attend(p, heft__columns(p, qkv, 3 * width, 0, width),
+                                heft__columns(p, qkv, 3 * width, width, width),
+                                heft__columns(p, qkv, 3 * width, 2 * width, width), &attend);
+    heft__add(p, x, heft__linear_turned(p, "attn.c_proj", a));
+    heft__rows h = heft__linear_turned(p, "mlp.c_fc", heft__layer_norm(p, "ln_2", x, g->eps));
+    heft__activate(p, g->act, h);
+    heft__add(p, x, heft__linear_turned(p, "mlp.c_proj", h));
+}
+
+static struct gpt2_pass begin(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct gpt2_pass g = {.c = read_config(s)};
+    const size_t heads = heft__sk_count(s, "n_head", 12), width = (size_t)g.c.hidden / heads;
+    g.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
+    g.act = heft__act_of(p, "activation_function", "gelu_new");
+    g.by_layer = heft__sk_flag(s, "scale_attn_by_inverse_layer_idx", false);
+    g.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = heads,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = 1,
+                                 .causal = true};
+    if (heft__sk_flag(s, "scale_attn_weights", true)) {
+        g.attend.scale = (float)(1 / sqrt((double)width));
+    }
+    return g;
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const struct gpt2_pass g = begin(p);
+    heft__rows x = heft__embed(p, "wte", in->ids, in->tokens, 0);
+    heft__add(p, x, heft__embed(p, "wpe", in->at, in->tokens, 0));
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < g.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "h", (size_t)i);
+        block_forward(p, &g, i, x);
+        heft__block_end(p, x);
+        if (i + 1 < g.c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    x = heft__layer_norm(p, "ln_f", x, g.eps);
+    heft__out_hidden(p, (size_t)g.c.layers, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
 static const heft__class classes[] = {
-    {"GPT2Model",                     "AutoModel",                          base_model,         NULL},
-    {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head,            NULL},
-    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads,       NULL},
-    {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
-    {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                            NULL,                                 NULL,               NULL},
+    {"GPT2Model",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head,            decoder_causal_lm_forward},
+    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads,       NULL                     },
+    {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     decoder_sequence_classes_forward                                                                                    },
+    {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                       },
+    {"GPT2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                  },
+    {NULL,                            NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"GPT2Block", NULL};
@@ -176,4 +244,5 @@ const heft__family heft__family_gpt2 = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
+    .body = body_forward,
 };

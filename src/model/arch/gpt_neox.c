@@ -87,14 +87,69 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct neox_pass {
+    struct decoder_pass d;
+    size_t head; /* numbers of one */
+    bool parallel;
+};
+
+static void layer_forward(heft__pass *p, const struct neox_pass *n, heft__rows x)
+{
+    const struct decoder_pass *d = &n->d;
+    heft__rows h = heft__layer_norm(p, "input_layernorm", x, d->eps);
+    heft__rows qkv = heft__linear(p, "attention.query_key_value", h); /* [head][q k v] */
+    heft__rows q = heft__columns(p, qkv, 3 * n->head, 0, n->head),
+               k = heft__columns(p, qkv, 3 * n->head, n->head, n->head),
+               v = heft__columns(p, qkv, 3 * n->head, 2 * n->head, n->head);
+    heft__rotate(p, q, d->attend.heads, 0, &d->rope);
+    heft__rotate(p, k, d->attend.heads, 0, &d->rope);
+    heft__rows a = heft__linear(p, "attention.dense", heft__attend(p, q, k, v, &d->attend));
+    if (!n->parallel) {
+        heft__add(p, x, a);
+    }
+    h = heft__linear(p, "mlp.dense_h_to_4h",
+                     heft__layer_norm(p, "post_attention_layernorm", x, d->eps));
+    heft__activate(p, d->act, h);
+    h = heft__linear(p, "mlp.dense_4h_to_h", h);
+    if (n->parallel) {
+        heft__add(p, h, a);
+    }
+    heft__add(p, x, h);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const heft__pass_inputs *in = heft__inputs(p);
+    struct neox_pass n = {.d = decoder_begin(p, &standard, "layer_norm_eps"),
+                          .parallel = heft__sk_flag(s, "use_parallel_residual", true)};
+    n.head = n.d.attend.key_width;
+    n.d.act = heft__act_of(p, "hidden_act", "gelu");
+    n.d.rope = heft__rope_table(p, NULL, heft__sk_rotary_part(s, n.head, 0.25));
+    heft__rows x = heft__embed(p, "embed_in", in->ids, in->tokens, 0);
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < n.d.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "layers", (size_t)i);
+        layer_forward(p, &n, x);
+        heft__block_end(p, x);
+        if (i + 1 < n.d.c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    return decoder_finish(p, &n.d, heft__layer_norm(p, "final_layer_norm", x, n.d.eps));
+}
+
 static const heft__class classes[] = {
-    {"GPTNeoXModel",                     "AutoModel",                          base_model,         NULL},
-    {"GPTNeoXForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"GPTNeoXModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"GPTNeoXForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"GPTNeoXForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                              },
-    {"GPTNeoXForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"GPTNeoXForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                               NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                       },
+    {"GPTNeoXForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                          },
+    {"GPTNeoXForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                     },
+    {NULL,                               NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"GPTNeoXLayer", NULL};
@@ -115,4 +170,5 @@ const heft__family heft__family_gpt_neox = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .inner_names = inner_names,
+    .body = body_forward,
 };

@@ -5,6 +5,8 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/decoder.h"
 
+#include <math.h>
+
 static const struct decoder standard = {.vocab = 201088,
                                         .hidden = 2880,
                                         .layers = 36,
@@ -85,13 +87,92 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct gpt_oss_pass {
+    heft__routing routing;
+    double limit; /* of gate and up */
+};
+
+/* One expert: gate and up are every second column; (up + 1) * gate * sigmoid(1.702 gate), both cut. */
+static heft__rows expert_forward(heft__pass *p, const struct gpt_oss_pass *m, size_t i,
+                                 heft__rows z)
+{
+    const heft__slab in = {.weight = "experts.gate_up_proj",
+                           .bias = "experts.gate_up_proj_bias",
+                           .index = i,
+                           .count = m->routing.experts,
+                           .turned = true};
+    const heft__slab out = {.weight = "experts.down_proj",
+                            .bias = "experts.down_proj_bias",
+                            .index = i,
+                            .count = m->routing.experts,
+                            .turned = true};
+    heft__rows both = heft__linear_slab(p, &in, z);
+    heft__rows gate = heft__columns(p, both, 2, 0, 1), up = heft__columns(p, both, 2, 1, 1);
+    heft__clamp(p, gate, -HUGE_VAL, m->limit);
+    heft__clamp(p, up, -m->limit, m->limit);
+    heft__activate(p, HEFT__ACT_QUICK_GELU, gate);
+    heft__rows y = heft__copy(p, gate);
+    heft__multiply(p, y, up);
+    heft__add(p, y, gate);
+    return heft__linear_slab(p, &out, y);
+}
+
+static heft__rows experts_forward(heft__pass *p, const struct gpt_oss_pass *m, heft__rows h)
+{
+    heft__rows y = heft__zeros(p, h.count, h.width);
+    const heft__routes routes = heft__route(p, heft__linear(p, "router", h), &m->routing);
+    for (size_t i = 0; i < m->routing.experts && heft__pass_going(p); i++) {
+        if (heft__routed_count(p, &routes, i) > 0) {
+            const size_t mark = heft__mark(p);
+            heft__add_routed(p, y, &routes, i,
+                             expert_forward(p, m, i, heft__routed(p, h, &routes, i)));
+            heft__release(p, mark);
+        }
+    }
+    return y;
+}
+
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    struct decoder_pass layer = *d;
+    layer.attend.sinks = heft__parameter(p, "self_attn.sinks", 1).x;
+    decoder_attention(p, &layer, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    heft__add(p, x, experts_forward(p, user, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    const struct gpt_oss_pass m = {
+        .routing = {.scoring = HEFT__TOP_THEN_SOFTMAX,
+                    .experts = heft__sk_count(s, "num_local_experts", 128),
+                    .top = heft__sk_count(s, "num_experts_per_tok", 4),
+                    .scale = 1},
+        .limit = heft__sk_real(s, "swiglu_limit", 7)
+    };
+    d.eps = heft__sk_real(s, "rms_norm_eps", 1e-5);
+    if (fabs(heft__sk_real(s, "swiglu_alpha", 1.702) - 1.702) > 1e-9) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "swiglu_alpha: heft computes with 1.702 only");
+    }
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, &m);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"GptOssModel",                     "AutoModel",                          base_model,       NULL},
-    {"GptOssForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"GptOssModel",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"GptOssForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
     {"GptOssForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                           },
-    {"GptOssForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                              NULL,                                 NULL,             NULL},
+     decoder_sequence_classes_forward                                                                                    },
+    {"GptOssForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                       },
+    {NULL,                              NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"GptOssDecoderLayer", NULL};
@@ -113,4 +194,5 @@ const heft__family heft__family_gpt_oss = {
     .ignore_unexpected = ignore_unexpected,
     .keep_f32 = keep_f32,
     .other_keys = other_keys,
+    .body = body_forward,
 };

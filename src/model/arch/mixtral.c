@@ -75,14 +75,43 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "model");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    static const struct experts names = {.gate = "w1", .up = "w3", .down = "w2"};
+    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "block_sparse_moe");
+    heft__add(p, x, mixture_forward(p, &names, user, d->act, heft__linear(p, "gate", h), h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    const heft__routing routing = {.scoring = HEFT__SOFTMAX_THEN_TOP,
+                                   .experts = heft__sk_layers(s, "num_local_experts", 8),
+                                   .top = heft__sk_count(s, "num_experts_per_tok", 2),
+                                   .normalize = true,
+                                   .scale = 1};
+    d.eps = heft__sk_real(s, "rms_norm_eps", 1e-5);
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, &routing);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"MixtralModel",                     "AutoModel",                          base_model,         NULL},
-    {"MixtralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"MixtralModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"MixtralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"MixtralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                              },
-    {"MixtralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"MixtralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                               NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                       },
+    {"MixtralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                          },
+    {"MixtralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                     },
+    {NULL,                               NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"MixtralDecoderLayer", NULL};
@@ -107,4 +136,5 @@ const heft__family heft__family_mixtral = {
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
     .inner_names = inner_names,
+    .body = body_forward,
 };

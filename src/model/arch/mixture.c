@@ -43,3 +43,22 @@ bool mixture_is_sparse(heft__skeleton *s, uint64_t i, uint64_t experts)
     return !heft__sk_list_has(s, "mlp_only_layers", i) && experts > 0 &&
            (i + 1) % heft__sk_count(s, "decoder_sparse_step", 1) == 0;
 }
+
+/* ---- forward pass ---------------------------------------------------------------------------- */
+heft__rows mixture_forward(heft__pass *p, const struct experts *e, const heft__routing *routing,
+                           heft__act act, heft__rows logits, heft__rows h)
+{
+    heft__rows y = heft__zeros(p, h.count, h.width);
+    const heft__routes routes = heft__route(p, logits, routing);
+    for (size_t i = 0; i < routing->experts && heft__pass_going(p); i++) {
+        if (heft__routed_count(p, &routes, i) == 0) {
+            continue;
+        }
+        heft__section(p, "experts", i);
+        heft__rows z = heft__routed(p, h, &routes, i), gate = heft__linear(p, e->gate, z);
+        heft__gate(p, act, gate, heft__linear(p, e->up, z));
+        heft__add_routed(p, y, &routes, i, heft__linear(p, e->down, gate));
+        heft__section_end(p);
+    }
+    return y;
+}

@@ -22,4 +22,10 @@ void mixture_router(heft__skeleton *s, const struct experts *e);
 /* Whether layer i has experts: by decoder_sparse_step and mlp_only_layers. */
 bool mixture_is_sparse(heft__skeleton *s, uint64_t i, uint64_t experts);
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+/* What a layer's experts make of rows h, at the module that is entered: each row is routed by its
+ * logits. An expert that no row goes to is not brought in. */
+heft__rows mixture_forward(heft__pass *p, const struct experts *e, const heft__routing *routing,
+                           heft__act act, heft__rows logits, heft__rows h);
+
 #endif

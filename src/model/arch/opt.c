@@ -6,7 +6,9 @@
  * Two positions more than the config says; embeddings may be narrower than the layers.
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/decoder.h"
+
+#include <math.h>
 
 struct opt {
     uint64_t vocab, hidden, embedding, layers, intermediate, positions;
@@ -128,12 +130,91 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.embedding, 2, true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct opt_pass {
+    struct opt c;
+    heft__act act;
+    heft__attention attend;
+    bool before; /* norms stand in front of attention and MLP */
+};
+
+static void layer_forward(heft__pass *p, const struct opt_pass *o, heft__rows x)
+{
+    const double eps = 1e-5;
+    heft__rows h = o->before ? heft__layer_norm(p, "self_attn_layer_norm", x, eps) : x;
+    heft__enter(p, "self_attn");
+    h = heft__attend(p, heft__linear(p, "q_proj", h), heft__linear(p, "k_proj", h),
+                     heft__linear(p, "v_proj", h), &o->attend);
+    heft__add(p, x, heft__linear(p, "out_proj", h));
+    heft__leave(p);
+    if (!o->before) {
+        heft__set(p, x, heft__layer_norm(p, "self_attn_layer_norm", x, eps));
+    }
+    h = heft__linear(p, "fc1", o->before ? heft__layer_norm(p, "final_layer_norm", x, eps) : x);
+    heft__activate(p, o->act, h);
+    heft__add(p, x, heft__linear(p, "fc2", h));
+    if (!o->before) {
+        heft__set(p, x, heft__layer_norm(p, "final_layer_norm", x, eps));
+    }
+}
+
+static struct opt_pass begin(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct opt_pass o = {.c = read_config(s)};
+    const size_t heads = heft__sk_count(s, "num_attention_heads", 12),
+                 width = (size_t)o.c.hidden / heads;
+    o.before = heft__sk_flag(s, "do_layer_norm_before", true);
+    o.act = heft__act_of(p, "activation_function", "relu");
+    o.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = heads,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = (float)(1 / sqrt((double)width)),
+                                 .causal = true};
+    return o;
+}
+
+/* Positions count the tokens that are not masked, from 2 on. */
+static heft__rows body_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const struct opt_pass o = begin(p);
+    heft__enter(p, "decoder");
+    heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
+    if (o.c.embedding != o.c.hidden) {
+        x = heft__linear(p, "project_in", x);
+    }
+    heft__add(p, x, heft__embed(p, "embed_positions", in->counted, in->tokens, 2));
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < o.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "layers", (size_t)i);
+        layer_forward(p, &o, x);
+        heft__block_end(p, x);
+        if (i + 1 < o.c.layers) {
+            heft__out_hidden(p, (size_t)i + 1, x);
+        }
+    }
+    if (o.c.final_norm) {
+        x = heft__layer_norm(p, "final_layer_norm", x, 1e-5);
+    }
+    if (o.c.embedding != o.c.hidden) {
+        x = heft__linear(p, "project_out", x);
+    }
+    heft__leave(p);
+    heft__out_hidden(p, (size_t)o.c.layers, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
 static const heft__class classes[] = {
-    {"OPTModel",                     "AutoModel",                          base_model,         NULL},
-    {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
-    {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,   NULL},
-    {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                           NULL,                                 NULL,               NULL},
+    {"OPTModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
+    {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     decoder_sequence_classes_forward                                                                                   },
+    {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                 },
+    {NULL,                           NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"OPTDecoderLayer", NULL};
@@ -145,4 +226,5 @@ const heft__family heft__family_opt = {
     .class_prefix = "OPT",
     .classes = classes,
     .no_split = no_split,
+    .body = body_forward,
 };

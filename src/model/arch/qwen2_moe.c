@@ -95,14 +95,69 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "model");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct qwen2_moe_pass {
+    heft__routing routing;
+    const struct experts *names;
+};
+
+/* x += experts of h + sigmoid(shared_expert_gate h) * shared expert of h, in mlp */
+static void mlp_forward(heft__pass *p, const struct decoder_pass *d, const struct qwen2_moe_pass *m,
+                        heft__rows x, heft__rows h)
+{
+    heft__enter(p, "mlp");
+    if (!mixture_is_sparse(heft__pass_config(p), d->c.layer, m->routing.experts)) {
+        heft__add(p, x, decoder_gated(p, d->act, h));
+        heft__leave(p);
+        return;
+    }
+    heft__rows y = mixture_forward(p, m->names, &m->routing, d->act, heft__linear(p, "gate", h), h);
+    heft__enter(p, "shared_expert");
+    heft__rows shared = decoder_gated(p, d->act, h);
+    heft__leave(p);
+    heft__rows gate = heft__linear(p, "shared_expert_gate", h);
+    heft__activate(p, HEFT__ACT_SIGMOID, gate);
+    heft__scale_rows(p, shared, gate);
+    heft__add(p, y, shared);
+    heft__add(p, x, y);
+    heft__leave(p);
+}
+
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    mlp_forward(p, d, user, x, heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0));
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    static const struct experts names = {.gate = "gate_proj", .up = "up_proj", .down = "down_proj"};
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    const struct qwen2_moe_pass m = {
+        .routing = {.scoring = HEFT__SOFTMAX_THEN_TOP,
+                    .experts = heft__sk_layers(s, "num_experts", 60),
+                    .top = heft__sk_count(s, "num_experts_per_tok", 4),
+                    .normalize = heft__sk_flag(s, "norm_topk_prob", false),
+                    .scale = 1},
+        .names = &names
+    };
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, &m);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"Qwen2MoeModel",                     "AutoModel",                          base_model,         NULL},
-    {"Qwen2MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen2MoeModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"Qwen2MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"Qwen2MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                               },
-    {"Qwen2MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"Qwen2MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                                NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                        },
+    {"Qwen2MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                           },
+    {"Qwen2MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                      },
+    {NULL,                                NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"Qwen2MoeDecoderLayer", NULL};
@@ -117,4 +172,5 @@ const heft__family heft__family_qwen2_moe = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

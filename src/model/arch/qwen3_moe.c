@@ -87,14 +87,60 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "transformer");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void attention_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                              heft__rows h)
+{
+    heft__enter(p, "self_attn");
+    heft__rows q = heft__linear(p, "q_proj", h), k = heft__linear(p, "k_proj", h),
+               v = heft__linear(p, "v_proj", h);
+    q = heft__rms_norm_heads(p, "q_norm", q, d->attend.heads, d->eps, 0);
+    k = heft__rms_norm_heads(p, "k_norm", k, d->attend.kv_heads, d->eps, 0);
+    heft__rotate(p, q, d->attend.heads, 0, &d->rope);
+    heft__rotate(p, k, d->attend.kv_heads, 0, &d->rope);
+    heft__add(p, x, heft__linear(p, "o_proj", heft__attend(p, q, k, v, &d->attend)));
+    heft__leave(p);
+}
+
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    static const struct experts names = {.gate = "gate_proj", .up = "up_proj", .down = "down_proj"};
+    const heft__routing *routing = user;
+    attention_forward(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    heft__add(p, x,
+              mixture_is_sparse(heft__pass_config(p), d->c.layer, routing->experts)
+                  ? mixture_forward(p, &names, routing, d->act, heft__linear(p, "gate", h), h)
+                  : decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    const heft__routing routing = {.scoring = HEFT__SOFTMAX_THEN_TOP,
+                                   .experts = heft__sk_layers(s, "num_experts", 128),
+                                   .top = heft__sk_count(s, "num_experts_per_tok", 8),
+                                   .normalize = heft__sk_flag(s, "norm_topk_prob", false),
+                                   .scale = 1};
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, &routing);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"Qwen3MoeModel",                     "AutoModel",                          base_model,         NULL},
-    {"Qwen3MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen3MoeModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"Qwen3MoeForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"Qwen3MoeForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                               },
-    {"Qwen3MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"Qwen3MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                                NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                        },
+    {"Qwen3MoeForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                           },
+    {"Qwen3MoeForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                      },
+    {NULL,                                NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"Qwen3MoeDecoderLayer", NULL};
@@ -114,4 +160,5 @@ const heft__family heft__family_qwen3_moe = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
+    .body = body_forward,
 };
