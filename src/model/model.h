@@ -328,6 +328,9 @@ typedef struct heft__family {
      * with an encoder and a decoder it is the decoder's; encode is the encoder's. */
     struct heft__rows (*body)(struct heft__pass *p);
     void (*encode)(struct heft__pass *p);
+    /* Of classes that take images or sound: the shape of one by the config, and how many tokens are made of
+     * it. NULL: of none. */
+    size_t (*features)(heft__skeleton *s, size_t shape[3]);
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */

@@ -90,6 +90,7 @@ void heft__sequence_free(heft__sequence *sequence)
     heft__free(ctx, sequence->encoded,
                sequence->encoded_count * sequence->encoded_width * sizeof(float));
     heft__free(ctx, sequence->encoded_at, sequence->encoded_count * sizeof(int32_t));
+    heft__free(ctx, sequence->encoded_ids, sequence->encoded_count * sizeof(int32_t));
     heft__free(ctx, sequence->kept,
                (sequence->slot_count ? sequence->slot_count : 1) * sizeof *sequence->kept);
     heft__free(ctx, sequence->memory, sequence->bytes);
@@ -163,13 +164,15 @@ heft_status heft__sequence_copy(heft__sequence *to, const heft__sequence *from,
         const size_t bytes = from->encoded_count * from->encoded_width * sizeof(float);
         to->encoded = heft__alloc(to->ctx, bytes);
         to->encoded_at = heft__alloc(to->ctx, from->encoded_count * sizeof(int32_t));
+        to->encoded_ids = heft__alloc(to->ctx, from->encoded_count * sizeof(int32_t));
         to->encoded_count = from->encoded_count;
         to->encoded_width = from->encoded_width;
-        if (!to->encoded || !to->encoded_at) {
+        if (!to->encoded || !to->encoded_at || !to->encoded_ids) {
             return heft__fail_nomem(err, bytes);
         }
         memcpy(to->encoded, from->encoded, bytes);
         memcpy(to->encoded_at, from->encoded_at, from->encoded_count * sizeof(int32_t));
+        memcpy(to->encoded_ids, from->encoded_ids, from->encoded_count * sizeof(int32_t));
     }
     return HEFT_OK;
 }

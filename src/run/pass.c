@@ -743,6 +743,7 @@ void heft__pass_free(heft__pass *p)
     heft__free(ctx, p->slots, p->slot_cap * sizeof *p->slots);
     heft__free(ctx, p->order, p->order_cap * sizeof *p->order);
     heft__free(ctx, p->names, p->name_cap * sizeof *p->names);
+    heft__free(ctx, p->stash, p->stash_bytes);
     heft__free(ctx, p->scratch_block, p->scratch_bytes + ALIGNMENT);
     heft__free(ctx, p->lane_block, p->lane_block_bytes);
     heft__free(ctx, p->lanes, p->lane_count * sizeof *p->lanes);

@@ -108,6 +108,27 @@ typedef struct heft__slab {
 } heft__slab;
 heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x);
 
+/* ---- images and sound: of each sequence, one after the other ----------------------------------- */
+heft__rows heft__frames(heft__pass *p); /* features [channels][frames] as rows [frames][channels] */
+/* Patches of features [channels][height][width], row by row: [patches][channels * high * wide]. */
+heft__rows heft__patches(heft__pass *p, size_t high, size_t wide);
+/* What a convolution sees: of every `stride`-th of a sequence's `count` rows, that row and `span` / 2 on
+ * both sides (zeros beyond the ends), as [width][span]. */
+heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span, size_t stride);
+heft__rows heft__prepend(heft__pass *p, heft__rows first,
+                         heft__rows x); /* one row before each sequence's */
+void heft__add_tiled(heft__pass *p, heft__rows x, heft__rows y); /* row i += row i % count of y */
+heft__rows heft__mean_rows(heft__pass *p, heft__rows x);         /* of each sequence */
+heft__rows heft__mean_rows_after(heft__pass *p, heft__rows x,
+                                 size_t skipped); /* without its first rows */
+heft__rows heft__inner_products(heft__pass *p, heft__rows x,
+                                heft__rows y); /* [rows of x][rows of y] */
+/* Keep rows of the encoder's pass for the other one; none: no rows. */
+void heft__stash(heft__pass *p, heft__rows x);
+heft__rows heft__stashed(heft__pass *p);
+/* Of each sequence, the row as far from its first as the last `id` in the encoder's input. */
+const int32_t *heft__rows_of_encoded(heft__pass *p, int32_t id);
+
 /* ---- norms, positions, activations -------------------------------------------------------------- */
 /* Weight and bias where they are there. heads: x is [count][heads][width of the weight], or the weight is
  * [heads][width]. */

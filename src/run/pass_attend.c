@@ -239,13 +239,16 @@ void heft__keep_encoded(heft__pass *p, heft__rows x)
         const size_t bytes = span->count * x.width * sizeof *x.x;
         sequence->encoded = heft__alloc(p->ctx, bytes);
         sequence->encoded_at = heft__alloc(p->ctx, span->count * sizeof *sequence->encoded_at);
+        sequence->encoded_ids = heft__alloc(p->ctx, span->count * sizeof *sequence->encoded_ids);
         sequence->encoded_count = span->count;
         sequence->encoded_width = x.width;
-        if (!sequence->encoded || !sequence->encoded_at) {
+        if (!sequence->encoded || !sequence->encoded_at || !sequence->encoded_ids) {
             heft__pass_fail(p, HEFT_NOMEM, "no memory for an encoder's output");
             return;
         }
         memcpy(sequence->encoded, x.x + span->first * x.width, bytes);
+        memcpy(sequence->encoded_ids, p->in.ids + span->first,
+               span->count * sizeof *sequence->encoded_ids);
         memcpy(sequence->encoded_at, p->seen_at + span->first,
                span->count * sizeof *sequence->encoded_at);
     }

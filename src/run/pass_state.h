@@ -32,10 +32,11 @@ typedef struct heft__sequence {
     size_t slot_count;
     uint8_t *memory; /* of all that is kept */
     size_t bytes;
-    size_t capacity;     /* tokens */
-    int32_t length;      /* tokens so far */
-    float *encoded;      /* [encoded_count][encoded_width] of the encoder; NULL: none */
-    int32_t *encoded_at; /* [encoded_count] -1: masked */
+    size_t capacity;      /* tokens */
+    int32_t length;       /* tokens so far */
+    float *encoded;       /* [encoded_count][encoded_width] of the encoder; NULL: none */
+    int32_t *encoded_at;  /* [encoded_count] -1: masked */
+    int32_t *encoded_ids; /* [encoded_count] */
     size_t encoded_count, encoded_width;
 } heft__sequence;
 
@@ -140,6 +141,8 @@ struct heft__pass {
     heft__rope_memory ropes[HEFT__PASS_ROPES];
     const char **names; /* [name_count] results of the class, noted by dry runs; static texts */
     size_t name_count, name_cap;
+    float *stash; /* [stash_count][stash_width] */
+    size_t stash_count, stash_width, stash_bytes;
     heft__result *results; /* [result_count] */
     size_t result_count;
     heft__tally tally;

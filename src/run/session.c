@@ -5,44 +5,9 @@
  * The inputs of a call are packed: all tokens of the first sequence, then those of the next. A decoder's
  * tokens may be split over several passes, an encoder's sequences are kept whole. A dry run of the shape
  * of a pass says what scratch it takes, before anything is computed.
- * Not done here: choosing tokens (sample.c), what a family computes (model/arch). */
-#include "run/pass_state.h"
-
-#include <heft/session.h>
-
-#define STANDARD_PASS_TOKENS 512
-#define NO_BUDGET (UINT64_MAX / 4)
-
-struct pass_shape { /* what scratch has been planned for */
-    size_t tokens, sequences, wanted, keys, encoded;
-};
-
-struct heft_session {
-    heft_ctx *ctx;
-    const heft_model *model;
-    heft_ledger *ledger;
-    heft_residency *residency;
-    heft__pass *pass;
-    heft_session_options options;
-    bool causal; /* some attention keeps what it has seen: tokens may be split */
-    bool has_encoder;
-    int encodes; /* the schedule in use: 1 the encoder's, 0 the decoder's, -1 none yet */
-    struct pass_shape planned[2]; /* of the decoder, and of the encoder */
-    uint64_t reserved;            /* of the ledger, for scratch */
-    uint64_t positions;           /* that a sequence can have; UINT64_MAX: no limit is known */
-    uint64_t passes, tokens;
-    heft__arena arena; /* of `ids` */
-    heft_generation_ids ids;
-};
-
-struct heft_sequence {
-    heft_session *session;
-    heft__sequence *kept;
-    size_t encoded;
-    uint64_t reserved;
-    int32_t counted; /* tokens so far that are not masked */
-    bool broken;     /* a pass has failed with it */
-};
+ * Not done here: packing inputs (session_run.c), choosing tokens (sample.c), what a family computes
+ * (model/arch). */
+#include "run/session_state.h"
 
 /* ---- planning a pass ---------------------------------------------------------------------------- */
 /* Positions that the config allows. Rotary embeddings of type "dynamic" have no end. */
@@ -65,25 +30,22 @@ static heft_status reserve_scratch(heft_session *session, heft_error *err)
     return status;
 }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-static bool covers(const struct pass_shape *planned, const struct pass_shape *wanted)
+static bool covers(const struct heft__pass_shape *planned, const struct heft__pass_shape *wanted)
 {
     return planned->tokens >= wanted->tokens && planned->sequences >= wanted->sequences &&
            planned->wanted >= wanted->wanted && planned->keys >= wanted->keys &&
            planned->encoded >= wanted->encoded;
 }
 
-static heft_status dry_run(heft_session *session, const struct pass_shape *shape, bool encode,
+static heft_status dry_run(heft_session *session, const struct heft__pass_shape *shape, bool encode,
                            heft_error *err)
 {
     const heft__pass_run run = {
         .inputs = {.tokens = shape->tokens,
                    .sequences = shape->sequences,
-                   .wanted_count = shape->wanted},
+                   .wanted_count = shape->wanted,
+                   .feature_shape = {session->feature_shape[0], session->feature_shape[1],
+                                     session->feature_shape[2]}},
         .encoded_tokens = shape->encoded,
         .most_keys = shape->keys,
         .dry = true,
@@ -92,20 +54,20 @@ static heft_status dry_run(heft_session *session, const struct pass_shape *shape
     return heft__pass_run_once(session->pass, &run, err);
 }
 
-/* Have scratch memory for a pass of this shape, and the schedule of its units. */
-static heft_status plan_pass(heft_session *session, const struct pass_shape *wanted, bool encode,
-                             heft_error *err)
+heft_status heft__session_plan(heft_session *session, const struct heft__pass_shape *wanted,
+                               bool encode, heft_error *err)
 {
-    struct pass_shape *planned = &session->planned[encode];
+    struct heft__pass_shape *planned = &session->planned[encode];
     heft_status status = HEFT_OK;
     const bool same = covers(planned, wanted);
     if (same && session->encodes == (int)encode) {
         return HEFT_OK;
     }
-    *planned = (struct pass_shape){
-        larger(planned->tokens, wanted->tokens), larger(planned->sequences, wanted->sequences),
-        larger(planned->wanted, wanted->wanted), larger(planned->keys, wanted->keys),
-        larger(planned->encoded, wanted->encoded)};
+    *planned = (struct heft__pass_shape){heft__larger(planned->tokens, wanted->tokens),
+                                         heft__larger(planned->sequences, wanted->sequences),
+                                         heft__larger(planned->wanted, wanted->wanted),
+                                         heft__larger(planned->keys, wanted->keys),
+                                         heft__larger(planned->encoded, wanted->encoded)};
     status = dry_run(session, planned, encode, err);
     if (status == HEFT_OK) {
         status = reserve_scratch(session, err);
@@ -123,7 +85,7 @@ static heft_status plan_pass(heft_session *session, const struct pass_shape *wan
 static heft_status make_residency(heft_session *session, heft_error *err)
 {
     const uint64_t budget =
-        session->options.memory_bytes ? session->options.memory_bytes : NO_BUDGET;
+        session->options.memory_bytes ? session->options.memory_bytes : HEFT__NO_BUDGET;
     heft_status status = heft_ledger_new(session->ctx, budget, &session->ledger, err);
     if (status == HEFT_OK) {
         const heft_residency_options options =
@@ -134,30 +96,56 @@ static heft_status make_residency(heft_session *session, heft_error *err)
     return status;
 }
 
-/* Whether the class has an encoder and a decoder behind it: both are modules of their own. */
-static bool find_encoder(const heft_model *model)
+/* Whether the class has an encoder and a decoder behind it, or a model of images beside one of texts: both
+ * are modules of their own; and whether it takes images or sound: those go through a convolution first. */
+static bool find_encoder(heft_session *session, bool *convolves)
 {
-    bool encoder = false, decoder = false;
+    const heft_model *model = session->model;
+    bool encoder = false, decoder = false, images = false, texts = false;
+    *convolves = false;
     for (size_t i = 0; i < model->module_count; i++) {
         const heft_module *module = &model->modules[i];
+        *convolves = *convolves || module->kind == HEFT_MODULE_CONVOLUTION;
         if (module->kind == HEFT_MODULE_MODEL) {
             encoder = encoder || strcmp(module->name, "encoder") == 0;
             decoder = decoder || strcmp(module->name, "decoder") == 0;
+            images = images || strcmp(module->name, "vision_model") == 0;
+            texts = texts || strcmp(module->name, "text_model") == 0;
         }
     }
-    return model->family->encode && encoder && decoder;
+    session->dual = model->family->encode && images && texts;
+    return session->dual || (model->family->encode && encoder && decoder);
+}
+
+static void read_features(heft__skeleton *s, void *out)
+{
+    heft_session *session = out;
+    session->feature_tokens = session->model->family->features(s, session->feature_shape);
+}
+
+/* Tokens of a pass of one sequence, in the least one. */
+static size_t least_tokens(const heft_session *session, bool encode)
+{
+    const bool features = session->feature_tokens > 0 && encode == session->has_encoder;
+    return features ? session->feature_tokens : 1;
 }
 
 /* Learn from a dry run of one token whether there is a cache, and how much the least pass takes. */
 static heft_status first_dry_run(heft_session *session, heft_error *err)
 {
-    const struct pass_shape least = {
-        .tokens = 1, .sequences = 1, .wanted = 1, .keys = 1, .encoded = 1};
+    struct heft__pass_shape least = {.sequences = 1, .wanted = 1, .keys = 1};
     heft_status status = HEFT_OK;
-    session->has_encoder = find_encoder(session->model);
-    if (session->has_encoder) {
+    bool convolves;
+    session->has_encoder = find_encoder(session, &convolves);
+    if (session->model->family->features && convolves) {
+        status = heft__model_read(session->model, read_features, session, err);
+    }
+    least.encoded = least_tokens(session, true);
+    if (status == HEFT_OK && session->has_encoder) {
+        least.tokens = least.encoded;
         status = dry_run(session, &least, true, err);
     }
+    least.tokens = least_tokens(session, false);
     if (status == HEFT_OK) {
         status = dry_run(session, &least, false, err);
     }
@@ -279,19 +267,13 @@ heft_status heft_session_facts(const heft_session *session, heft_session_counts 
 }
 
 /* ---- sequences -------------------------------------------------------------------------------------- */
-static size_t pass_tokens(const heft_session *session)
-{
-    return session->options.pass_tokens ? (size_t)session->options.pass_tokens
-                                        : STANDARD_PASS_TOKENS;
-}
-
-static heft_status new_sequence(heft_session *session, size_t capacity, size_t encoded,
-                                heft_sequence **out, heft_error *err)
+heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
+                                       heft_sequence **out, heft_error *err)
 {
     const heft__pass *p = session->pass;
     size_t bytes = 0;
     if (!heft__sequence_bytes(p->slots, p->slot_count, p->cache_dtype, capacity,
-                              pass_tokens(session), encoded, &bytes)) {
+                              heft__session_pass_tokens(session), encoded, &bytes)) {
         return heft__fail(err, HEFT_LIMIT, "a cache for %zu tokens is larger than memory can be",
                           capacity);
     }
@@ -303,8 +285,9 @@ static heft_status new_sequence(heft_session *session, size_t capacity, size_t e
     heft_status status = heft_ledger_reserve(session->ledger, bytes, err);
     if (status == HEFT_OK) {
         sequence->reserved = bytes;
-        status = heft__sequence_new(session->ctx, p->slots, p->slot_count, p->cache_dtype, capacity,
-                                    pass_tokens(session), encoded, &sequence->kept, err);
+        status =
+            heft__sequence_new(session->ctx, p->slots, p->slot_count, p->cache_dtype, capacity,
+                               heft__session_pass_tokens(session), encoded, &sequence->kept, err);
     }
     if (status == HEFT_OK) {
         *out = sequence;
@@ -329,7 +312,7 @@ heft_status heft_sequence_new(heft_session *session, uint64_t capacity, uint64_t
     if (!heft__to_size(capacity, &tokens) || !heft__to_size(encoded, &encoded_tokens)) {
         return heft__fail(err, HEFT_LIMIT, "too many tokens");
     }
-    return new_sequence(session, tokens, encoded_tokens, out, err);
+    return heft__session_new_sequence(session, tokens, encoded_tokens, out, err);
 }
 
 heft_status heft_sequence_fork(const heft_sequence *sequence, heft_sequence **out, heft_error *err)
@@ -338,8 +321,8 @@ heft_status heft_sequence_fork(const heft_sequence *sequence, heft_sequence **ou
     if (!sequence || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "sequence or result is NULL");
     }
-    heft_status status =
-        new_sequence(sequence->session, sequence->kept->capacity, sequence->encoded, &copy, err);
+    heft_status status = heft__session_new_sequence(sequence->session, sequence->kept->capacity,
+                                                    sequence->encoded, &copy, err);
     if (status == HEFT_OK) {
         status = heft__sequence_copy(copy->kept, sequence->kept, sequence->session->pass, err);
     }
@@ -368,344 +351,7 @@ uint64_t heft_sequence_length(const heft_sequence *sequence)
     return sequence ? (uint64_t)sequence->kept->length : 0;
 }
 
-/* ---- packing ------------------------------------------------------------------------------------------ */
-/* The inputs of a call, or of one pass of it, as a pass takes them. */
-struct packed {
-    int32_t *ids, *at, *counted, *types, *seen_at, *first, *last, *wanted;
-    heft__span *spans;
-    size_t tokens, sequences, wanted_count;
-    size_t most_keys, encoded; /* of a sequence; of all */
-};
-
-static heft_status make_packed(heft__arena *arena, size_t tokens, size_t sequences,
-                               struct packed *out, heft_error *err)
-{
-    int32_t **arrays[] = {&out->ids,     &out->at,    &out->counted, &out->types,
-                          &out->seen_at, &out->first, &out->last,    &out->wanted};
-    *out = (struct packed){0};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
-        const bool of_sequences = arrays[i] == &out->first || arrays[i] == &out->last;
-        *arrays[i] = heft__arena_array(arena, of_sequences ? sequences : tokens, sizeof(int32_t));
-        if (!*arrays[i]) {
-            return heft__fail_nomem(err, tokens * sizeof(int32_t));
-        }
-    }
-    out->spans = heft__arena_array(arena, sequences, sizeof *out->spans);
-    return out->spans ? HEFT_OK : heft__fail_nomem(err, sequences * sizeof *out->spans);
-}
-
-/* One part of a sequence's new tokens. */
-struct portion {
-    const heft_input *input;
-    heft_sequence *sequence;
-    const int32_t *ids;
-    size_t first, count; /* of its tokens */
-    bool plain;          /* without mask, positions and types: a decoder behind an encoder */
-    bool last;           /* its last tokens are among these */
-    bool drops_masked;   /* a decoder does not compute padding */
-};
-
-static bool is_seen(const struct portion *portion, size_t i)
-{
-    return portion->plain || !portion->input->mask || portion->input->mask[i];
-}
-
-static void add_token(struct packed *out, const struct portion *portion, size_t i)
-{
-    const heft_input *input = portion->input;
-    const size_t t = out->tokens++;
-    const bool seen = is_seen(portion, i), given = !portion->plain && input->positions;
-    const int32_t place = portion->sequence->kept->length + (int32_t)i;
-    out->ids[t] = portion->ids ? portion->ids[i] : 0;
-    out->at[t] = given ? input->positions[i] : place;
-    out->counted[t] = given ? input->positions[i] : portion->sequence->counted;
-    portion->sequence->counted += seen;
-    out->types[t] = !portion->plain && input->types ? input->types[i] : 0;
-    out->seen_at[t] = seen ? out->at[t] : -1;
-    if (input->logits == HEFT_LOGITS_ALL) {
-        out->wanted[out->wanted_count++] = (int32_t)t;
-    }
-}
-
-static void add_portion(struct packed *out, const struct portion *portion)
-{
-    const size_t first = out->tokens, s = out->sequences++;
-    size_t last = first;
-    for (size_t i = portion->first; i < portion->first + portion->count; i++) {
-        if (!portion->drops_masked || is_seen(portion, i)) {
-            last = is_seen(portion, i) ? out->tokens : last;
-            add_token(out, portion, i);
-        }
-    }
-    out->first[s] = (int32_t)first;
-    out->last[s] = (int32_t)last;
-    out->spans[s] = (heft__span){
-        .sequence = portion->sequence->kept, .first = first, .count = out->tokens - first};
-    if (portion->input->logits == HEFT_LOGITS_LAST && portion->last && out->tokens > first) {
-        out->wanted[out->wanted_count++] = (int32_t)last;
-    }
-    out->most_keys = larger(out->most_keys, (size_t)portion->sequence->kept->length +
-                                                portion->first + portion->count);
-    out->encoded += portion->sequence->kept->encoded_count;
-}
-
-static heft_status run_packed(heft_session *session, const struct packed *in,
-                              const heft_input *features, bool encode, bool appends,
-                              heft_error *err)
-{
-    const struct pass_shape wanted = {in->tokens, in->sequences, in->wanted_count, in->most_keys,
-                                      in->encoded};
-    heft__pass_run run = {
-        .inputs = {.tokens = in->tokens,
-                   .sequences = in->sequences,
-                   .ids = in->ids,
-                   .at = in->at,
-                   .counted = in->counted,
-                   .types = in->types,
-                   .first = in->first,
-                   .last = in->last,
-                   .wanted = in->wanted,
-                   .wanted_count = in->wanted_count},
-        .seen_at = in->seen_at,
-        .spans = in->spans,
-        .appends = appends,
-        .encode = encode
-    };
-    if (features && features->features) {
-        run.inputs.features = features->features;
-        for (int d = 0; d < 3; d++) {
-            run.inputs.feature_shape[d] = (size_t)features->feature_shape[d];
-        }
-    }
-    heft_status status = plan_pass(session, &wanted, encode, err);
-    if (status == HEFT_OK) {
-        status = heft__pass_run_once(session->pass, &run, err);
-    }
-    session->passes += status == HEFT_OK;
-    session->tokens += status == HEFT_OK ? in->tokens : 0;
-    return status;
-}
-
-/* ---- running ------------------------------------------------------------------------------------------- */
-struct call {
-    heft_session *session;
-    const heft_input *inputs; /* [count] */
-    size_t count;
-    heft_sequence **sequences; /* [count] */
-    bool *made;                /* [count] for this call only */
-    heft__arena arena;
-};
-
-static size_t tokens_of(const heft_input *input, bool encode, bool has_encoder)
-{
-    return has_encoder && !encode && input->decoder_ids ? input->decoder_count : input->count;
-}
-
-static heft_status check_input(const heft_session *session, const heft_input *input,
-                               heft_error *err)
-{
-    if (input->struct_size == 0 || (!input->ids && !input->features && !input->decoder_ids)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "an input has neither ids nor features");
-    }
-    if (input->count == 0 && !input->features) {
-        return heft__fail(err, HEFT_INVALID_ARG, "an input has no tokens");
-    }
-    if (input->decoder_ids && !session->has_encoder) {
-        return heft__fail(err, HEFT_INVALID_ARG, "%s has no encoder: decoder_ids are not its input",
-                          session->model->class_name);
-    }
-    for (size_t i = 0; input->positions && i < input->count; i++) {
-        if (input->positions[i] < 0) {
-            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative",
-                              (int)input->positions[i]);
-        }
-    }
-    const heft_sequence *sequence = input->sequence;
-    if (sequence && (sequence->session != session || sequence->broken)) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          sequence->broken ? "a pass with this sequence has failed"
-                                           : "the sequence belongs to another session");
-    }
-    const bool encodes = session->has_encoder && input->decoder_ids;
-    const size_t tokens = encodes ? input->decoder_count : input->count;
-    if (sequence && tokens > sequence->kept->capacity - (size_t)sequence->kept->length) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "%zu tokens after %d, the sequence has room for %zu", tokens,
-                          (int)sequence->kept->length, sequence->kept->capacity);
-    }
-    if (session->has_encoder && !encodes && (!sequence || !sequence->kept->encoded)) {
-        return heft__fail(err, HEFT_INVALID_ARG,
-                          "the first pass of a sequence needs the decoder's ids too");
-    }
-    return HEFT_OK;
-}
-
-static heft_status take_sequences(struct call *call, heft_error *err)
-{
-    heft_status status = HEFT_OK;
-    for (size_t i = 0; i < call->count && status == HEFT_OK; i++) {
-        const heft_input *input = &call->inputs[i];
-        status = check_input(call->session, input, err);
-        call->sequences[i] = input->sequence;
-        if (status == HEFT_OK && !input->sequence) {
-            const size_t tokens = tokens_of(input, false, call->session->has_encoder);
-            if (tokens > call->session->positions) {
-                return heft__fail(err, HEFT_INVALID_ARG, "%zu tokens, the model has %llu positions",
-                                  tokens, (unsigned long long)call->session->positions);
-            }
-            status = new_sequence(call->session, tokens ? tokens : 1, input->count,
-                                  &call->sequences[i], err);
-            call->made[i] = status == HEFT_OK;
-        }
-    }
-    return status;
-}
-
-/* The encoder's pass of those inputs that have the decoder's ids too. */
-static heft_status run_encoder(struct call *call, heft_error *err)
-{
-    size_t tokens = 0, sequences = 0;
-    struct packed in;
-    const heft_input *features = NULL;
-    for (size_t i = 0; i < call->count; i++) {
-        tokens += call->inputs[i].decoder_ids ? call->inputs[i].count : 0;
-        sequences += call->inputs[i].decoder_ids != NULL;
-        features = call->inputs[i].features ? &call->inputs[i] : features;
-    }
-    if (sequences == 0) {
-        return HEFT_OK;
-    }
-    heft_status status = make_packed(&call->arena, tokens, sequences, &in, err);
-    for (size_t i = 0; i < call->count && status == HEFT_OK; i++) {
-        const heft_input *input = &call->inputs[i];
-        if (input->decoder_ids) {
-            const struct portion portion = {.input = input,
-                                            .sequence = call->sequences[i],
-                                            .ids = input->ids,
-                                            .count = input->count};
-            add_portion(&in, &portion);
-            call->sequences[i]->counted = 0;
-        }
-    }
-    in.wanted_count = 0;
-    return status == HEFT_OK ? run_packed(call->session, &in, features, true, false, err) : status;
-}
-
-/* The next tokens, as many as one pass takes: *input and *token say where they begin, and then where the
- * next ones do. */
-static heft_status run_next(struct call *call, size_t *input, size_t *token, bool appends,
-                            heft_error *err)
-{
-    const heft_session *session = call->session;
-    size_t tokens = 0, room = pass_tokens(session);
-    const heft_input *features = NULL;
-    struct packed in;
-    for (size_t i = 0; i < call->count; i++) {
-        tokens += tokens_of(&call->inputs[i], false, session->has_encoder);
-    }
-    heft_status status = make_packed(&call->arena, tokens, call->count, &in, err);
-    while (status == HEFT_OK && *input < call->count) {
-        const heft_input *one = &call->inputs[*input];
-        const size_t all = tokens_of(one, false, session->has_encoder), left = all - *token;
-        if (in.tokens > 0 && (session->causal ? room == 0 : left > room)) {
-            break;
-        }
-        const size_t count = session->causal && left > room ? room : left;
-        const bool behind = session->has_encoder && one->decoder_ids;
-        const struct portion portion = {.input = one,
-                                        .sequence = call->sequences[*input],
-                                        .ids = behind ? one->decoder_ids : one->ids,
-                                        .first = *token,
-                                        .count = count,
-                                        .plain = behind,
-                                        .last = count == left,
-                                        .drops_masked = session->causal};
-        add_portion(&in, &portion);
-        features = one->features ? one : features;
-        room -= count < room ? count : room;
-        *token += count;
-        if (*token == all) {
-            (*input)++;
-            *token = 0;
-        }
-    }
-    return status == HEFT_OK
-               ? run_packed(call->session, &in, session->has_encoder ? NULL : features, false,
-                            appends, err)
-               : status;
-}
-
-static heft_status run_call(struct call *call, heft_error *err)
-{
-    size_t input = 0, token = 0;
-    bool appends = false;
-    heft_status status = take_sequences(call, err);
-    if (status == HEFT_OK && call->session->has_encoder) {
-        status = run_encoder(call, err);
-        appends = true; /* the encoder's results stay */
-    }
-    while (status == HEFT_OK && input < call->count) {
-        status = run_next(call, &input, &token, appends, err);
-        appends = true;
-    }
-    for (size_t i = 0; status == HEFT_OK && i < call->count; i++) {
-        call->sequences[i]->kept->length +=
-            (int32_t)tokens_of(&call->inputs[i], false, call->session->has_encoder);
-    }
-    return status;
-}
-
-/* Results that were asked for must be there, and logits finite. */
-static heft_status check_results(const heft_session *session, heft_error *err)
-{
-    const heft__pass *p = session->pass;
-    for (size_t i = 0; i < p->result_count; i++) {
-        const heft__result *result = &p->results[i];
-        if (!result->data) {
-            return heft__fail(err, HEFT_NOT_FOUND, "class %s has no output '%s'",
-                              session->model->class_name, result->name);
-        }
-        if (result->data && !p->kernels->finite(result->data, result->count * result->width)) {
-            return heft__fail(err, HEFT_FORMAT,
-                              "%s are not finite numbers; the first block whose "
-                              "output is not finite is '%s'",
-                              result->name, p->bad_block ? p->bad_block : "the head");
-        }
-    }
-    return HEFT_OK;
-}
-
-heft_status heft_session_run(heft_session *session, const heft_input *inputs, size_t count,
-                             const char *const *outputs, size_t output_count, heft_error *err)
-{
-    if (!session || !inputs || count == 0 || (output_count > 0 && !outputs)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "session or inputs are NULL");
-    }
-    struct call call = {.session = session, .inputs = inputs, .count = count};
-    heft__arena_init(&call.arena, session->ctx);
-    call.sequences = heft__arena_array(&call.arena, count, sizeof *call.sequences);
-    call.made = heft__arena_array(&call.arena, count, sizeof *call.made);
-    heft_status status = call.sequences && call.made ? HEFT_OK : heft__fail_nomem(err, count);
-    if (status == HEFT_OK) {
-        status = heft__pass_ask(session->pass, outputs, output_count, err);
-    }
-    if (status == HEFT_OK) {
-        status = run_call(&call, err);
-    }
-    if (status == HEFT_OK) {
-        status = check_results(session, err);
-    }
-    for (size_t i = 0; call.sequences && call.made && i < count; i++) {
-        if (call.made[i]) {
-            heft_sequence_free(call.sequences[i]);
-        } else if (call.sequences[i] && status != HEFT_OK) {
-            call.sequences[i]->broken = true;
-        }
-    }
-    heft__arena_fini(&call.arena);
-    return status;
-}
-
+/* ---- results -------------------------------------------------------------------------------------- */
 heft_status heft_session_output(const heft_session *session, const char *name, heft_output *output,
                                 heft_error *err)
 {

@@ -4,7 +4,10 @@
  *   shared -> decoder.layers.0 .. M-1 -> a head
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
+#include "model/arch/encoder.h"
 #include "model/arch/seq2seq.h"
+
+#include <math.h>
 
 static const struct seq2seq standard = {.vocab = 50265,
                                         .hidden = 1024,
@@ -108,13 +111,61 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, 2, true); /* it sets num_labels itself */
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static heft__rows stack_forward(heft__pass *p, bool decoder, bool cross)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    struct seq2seq_pass q = seq2seq_begin(p, &standard, decoder);
+    q.after = true;
+    q.cross = cross;
+    heft__enter(p, decoder ? "decoder" : "encoder");
+    heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
+    if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {
+        heft__scale_by(p, x, sqrt((double)q.c.hidden));
+    }
+    heft__add(p, x, heft__embed(p, "embed_positions", in->at, in->tokens, 2));
+    x = heft__layer_norm(p, "layernorm_embedding", x, 1e-5);
+    seq2seq_layers_forward(p, &q, x);
+    heft__leave(p);
+    return x;
+}
+
+static void encode_forward(heft__pass *p)
+{
+    heft__pass_enter_body(p);
+    heft__rows x = stack_forward(p, false, false);
+    heft__out(p, HEFT__OUT_ENCODED, "encoder_last_hidden_state", x);
+    heft__keep_encoded(p, x);
+    heft__leave(p);
+}
+
+/* The decoder; without an encoder in BartForCausalLM. */
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__rows x = stack_forward(p, true, heft__has(p, "encoder"));
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+static void language_model_forward(heft__pass *p)
+{
+    heft__rows y = heft__linear(p, "lm_head", heft__wanted(p, heft__body(p)));
+    if (heft__has(p, "final_logits_bias")) {
+        heft__add_tiled(p, y, heft__parameter(p, "final_logits_bias", 0));
+    }
+    heft__out(p, HEFT__OUT_WANTED, "logits", y);
+}
+
 static const heft__class classes[] = {
-    {"BartModel",                     "AutoModel",                          base_model,             NULL},
-    {"BartForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation, NULL},
-    {"BartForCausalLM",               "AutoModelForCausalLM",               causal_lm,              NULL},
-    {"BartForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL},
-    {"BartForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL},
-    {NULL,                            NULL,                                 NULL,                   NULL},
+    {"BartModel",                     "AutoModel",                          base_model,             heft__base_forward    },
+    {"BartForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation,
+     language_model_forward                                                                                               },
+    {"BartForCausalLM",               "AutoModelForCausalLM",               causal_lm,              language_model_forward},
+    {"BartForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     seq2seq_classes_forward                                                                                              },
+    {"BartForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                                   },
+    {NULL,                            NULL,                                 NULL,                   NULL                  },
 };
 
 static const char *const no_split[] = {"BartDecoderLayer", "BartEncoderLayer", NULL};
@@ -138,4 +189,6 @@ const heft__family heft__family_bart = {
     .ignore_unexpected = ignore_unexpected,
     .ignore_missing = ignore_missing,
     .other_keys = other_keys,
+    .body = body_forward,
+    .encode = encode_forward,
 };

@@ -5,7 +5,7 @@
  *
  * The models of texts and of images alone are model types of their own, and have their config on
  * top. Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/encoder.h"
 
 #include <math.h>
 
@@ -186,23 +186,211 @@ static void vision_with_projection(heft__skeleton *s)
     heft__sk_base_prefix(s, "vision_model");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct clip_pass {
+    struct clip c;
+    double eps;
+    heft__act act;
+    heft__attention attend;
+};
+
+/* The numbers of one half; its config stays entered. */
+static struct clip_pass begin(heft__pass *p, bool text)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const uint64_t heads = text ? 8 : 12;
+    struct clip_pass t = {.c = text ? read_config(s, "text_config", 512, heads, 2048)
+                                    : read_config(s, "vision_config", 768, heads, 3072)};
+    const size_t count = (size_t)heft__sk_count(s, "num_attention_heads", heads),
+                 width = count ? (size_t)t.c.hidden / count : 0;
+    t.eps = heft__sk_real(s, "layer_norm_eps", 1e-5);
+    t.act = heft__act_of(p, "hidden_act", "quick_gelu");
+    t.attend = (heft__attention){.heads = count,
+                                 .kv_heads = count,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = (float)(1 / sqrt((double)width)),
+                                 .causal = text};
+    return t;
+}
+
+static void layers_forward(heft__pass *p, const struct clip_pass *t, heft__rows x)
+{
+    for (uint64_t i = 0; i < t->c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "encoder.layers", (size_t)i);
+        heft__rows h = heft__layer_norm(p, "layer_norm1", x, t->eps);
+        h = heft__attend(p, heft__linear(p, "self_attn.q_proj", h),
+                         heft__linear(p, "self_attn.k_proj", h),
+                         heft__linear(p, "self_attn.v_proj", h), &t->attend);
+        heft__add(p, x, heft__linear(p, "self_attn.out_proj", h));
+        h = heft__linear(p, "mlp.fc1", heft__layer_norm(p, "layer_norm2", x, t->eps));
+        heft__activate(p, t->act, h);
+        heft__add(p, x, heft__linear(p, "mlp.fc2", h));
+        heft__block_end(p, x);
+        heft__out_hidden(p, (size_t)i + 1, x);
+    }
+}
+
+/* The row of each text's end: the first end-of-text id; configs from before that was right (2) mean the
+ * largest id. */
+static heft__rows text_ends(heft__pass *p, heft__rows x, int64_t eos)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    heft__rows y = heft__zeros(p, in->sequences, x.width);
+    for (size_t i = 0; y.x && i < in->sequences; i++) {
+        const size_t first = (size_t)in->first[i],
+                     end = i + 1 < in->sequences ? (size_t)in->first[i + 1] : in->tokens;
+        size_t at = first;
+        for (size_t t = first; eos == 2 && t < end; t++) {
+            at = in->ids[t] > in->ids[at] ? t : at;
+        }
+        for (size_t t = first; eos != 2 && t < end && in->ids[at] != eos; t++) {
+            at = in->ids[t] == eos ? t : at;
+        }
+        memcpy(y.x + i * x.width, x.x + at * x.width, x.width * sizeof *x.x);
+    }
+    return y;
+}
+
+/* The text model: returns its pooled rows. */
+static heft__rows text_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const struct clip_pass t = begin(p, true);
+    const int64_t eos = heft__sk_integer(heft__pass_config(p), "eos_token_id", 49407);
+    heft__rows x = heft__embed(p, "embeddings.token_embedding", in->ids, in->tokens, 0);
+    heft__add(p, x, heft__embed(p, "embeddings.position_embedding", in->at, in->tokens, 0));
+    heft__out_hidden(p, 0, x);
+    layers_forward(p, &t, x);
+    x = heft__layer_norm(p, "final_layer_norm", x, t.eps);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    heft__rows pooled = text_ends(p, x, eos);
+    heft__out(p, HEFT__OUT_SEQUENCES, "pooler_output", pooled);
+    heft__sk_config_leave(heft__pass_config(p));
+    return pooled;
+}
+
+/* The model of images: returns all rows; *pooled: those of the classes. */
+static heft__rows vision_forward(heft__pass *p, heft__rows *pooled)
+{
+    const struct clip_pass t = begin(p, false);
+    const size_t patch = (size_t)heft__sk_count(heft__pass_config(p), "patch_size", 32);
+    heft__enter(p, "embeddings");
+    heft__rows x = heft__linear(p, "patch_embedding", heft__patches(p, patch, patch));
+    x = heft__prepend(p, heft__parameter(p, "class_embedding", 0), x);
+    heft__add_tiled(p, x, heft__parameter(p, "position_embedding.weight", 0));
+    heft__leave(p);
+    x = heft__layer_norm(p, "pre_layrnorm", x, t.eps);
+    heft__out_hidden(p, 0, x);
+    layers_forward(p, &t, x);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    *pooled = heft__layer_norm(p, "post_layernorm", encoder_first_rows(p, x), t.eps);
+    heft__out(p, HEFT__OUT_SEQUENCES, "pooler_output", *pooled);
+    heft__sk_config_leave(heft__pass_config(p));
+    return x;
+}
+
+static void text_model_forward(heft__pass *p)
+{
+    (void)text_forward(p);
+}
+
+static void text_with_projection_forward(heft__pass *p)
+{
+    heft__enter(p, "text_model");
+    heft__rows x = text_forward(p);
+    heft__leave(p);
+    heft__out(p, HEFT__OUT_SEQUENCES, "text_embeds", heft__linear(p, "text_projection", x));
+}
+
+static void vision_model_forward(heft__pass *p)
+{
+    heft__rows pooled;
+    (void)vision_forward(p, &pooled);
+}
+
+static heft__rows image_embeds(heft__pass *p)
+{
+    heft__rows pooled;
+    heft__enter(p, "vision_model");
+    (void)vision_forward(p, &pooled);
+    heft__leave(p);
+    return heft__linear(p, "visual_projection", pooled);
+}
+
+static void vision_with_projection_forward(heft__pass *p)
+{
+    heft__out(p, HEFT__OUT_SEQUENCES, "image_embeds", image_embeds(p));
+}
+
+/* Both, first half: the images' rows are kept for the texts. */
+static void both_encode(heft__pass *p)
+{
+    heft__rows x = image_embeds(p);
+    heft__unit_rows(p, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "image_embeds", x);
+    heft__stash(p, x);
+}
+
+static void both_forward(heft__pass *p)
+{
+    heft__enter(p, "text_model");
+    heft__rows x = text_forward(p);
+    heft__leave(p);
+    heft__rows texts = heft__linear(p, "text_projection", x), images = heft__stashed(p);
+    heft__unit_rows(p, texts);
+    heft__out(p, HEFT__OUT_SEQUENCES, "text_embeds", texts);
+    heft__rows scale = heft__parameter(p, "logit_scale", 1);
+    heft__rows by_text = heft__inner_products(p, texts, images),
+               by_image = heft__inner_products(p, images, texts);
+    heft__scale_by(p, by_text, scale.x ? exp((double)*scale.x) : 1);
+    heft__scale_by(p, by_image, scale.x ? exp((double)*scale.x) : 1);
+    heft__out(p, HEFT__OUT_WHOLE, "logits_per_text", by_text);
+    heft__out(p, HEFT__OUT_WHOLE, "logits_per_image", by_image);
+}
+
+/* The mean of all patches, without the class. */
+static void image_classes_forward(heft__pass *p)
+{
+    heft__rows pooled;
+    heft__enter(p, "vision_model");
+    heft__rows x = vision_forward(p, &pooled);
+    heft__leave(p);
+    x = heft__mean_rows_after(p, x, 1);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
+}
+
+/* An image of the config's size: a token for each patch, and one for its class. */
+static size_t features(heft__skeleton *s, size_t shape[3])
+{
+    (void)read_config(s, "vision_config", 768, 12, 3072);
+    const uint64_t image = heft__sk_count(s, "image_size", 224),
+                   patch = heft__sk_count(s, "patch_size", 32);
+    shape[0] = (size_t)heft__sk_count(s, "num_channels", 3);
+    shape[1] = shape[2] = (size_t)image;
+    heft__sk_config_leave(s);
+    return (size_t)((image / patch) * (image / patch)) + 1;
+}
+
 #define TEXT_CLASSES                                                                               \
-    {"CLIPTextModel", "AutoModelForTextEncoding", text_model, NULL},                               \
+    {"CLIPTextModel", "AutoModelForTextEncoding", text_model, text_model_forward},                 \
     {                                                                                              \
-        "CLIPTextModelWithProjection", NULL, text_with_projection, NULL                            \
+        "CLIPTextModelWithProjection", NULL, text_with_projection, text_with_projection_forward    \
     }
 #define VISION_CLASSES                                                                             \
-    {"CLIPVisionModel", NULL, vision_model, NULL},                                                 \
+    {"CLIPVisionModel", NULL, vision_model, vision_model_forward},                                 \
     {                                                                                              \
-        "CLIPVisionModelWithProjection", NULL, vision_with_projection, NULL                        \
+        "CLIPVisionModelWithProjection", NULL, vision_with_projection,                             \
+            vision_with_projection_forward                                                         \
     }
 
 static const heft__class classes[] = {
-    {"CLIPModel",                  "AutoModel",                       both,          NULL},
-    {"CLIPForImageClassification", "AutoModelForImageClassification", image_classes, NULL},
+    {"CLIPModel",                  "AutoModel",                       both,          both_forward},
+    {"CLIPForImageClassification", "AutoModelForImageClassification", image_classes,
+     image_classes_forward                                                                       },
     TEXT_CLASSES,
     VISION_CLASSES,
-    {NULL,                         NULL,                              NULL,          NULL},
+    {NULL,                         NULL,                              NULL,          NULL        },
 };
 static const heft__class text_classes[] = {
     TEXT_CLASSES, {NULL, NULL, NULL, NULL}
@@ -226,6 +414,8 @@ const heft__family heft__family_clip = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .encode = both_encode,
+    .features = features,
 };
 const heft__family heft__family_clip_text_model = {
     .model_type = "clip_text_model",
@@ -244,4 +434,5 @@ const heft__family heft__family_clip_vision_model = {
     .classes = vision_classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .features = features,
 };

@@ -3,7 +3,9 @@
  *   embeddings -> transformer.layer.0 .. N-1 -> a head
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/encoder.h"
+
+#include <math.h>
 
 struct distilbert {
     uint64_t vocab, hidden, layers, intermediate, positions;
@@ -139,15 +141,92 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+struct distilbert_pass {
+    struct distilbert c;
+    heft__act act;
+    heft__attention attend;
+};
+
+/* x = norm(y + x) */
+static void add_norm(heft__pass *p, const char *norm, heft__rows x, heft__rows y)
+{
+    heft__add(p, y, x);
+    heft__set(p, x, heft__layer_norm(p, norm, y, 1e-12));
+}
+
+static void layer_forward(heft__pass *p, const struct distilbert_pass *d, heft__rows x)
+{
+    heft__enter(p, "attention");
+    heft__rows a = heft__attend(p, heft__linear(p, "q_lin", x), heft__linear(p, "k_lin", x),
+                                heft__linear(p, "v_lin", x), &d->attend);
+    a = heft__linear(p, "out_lin", a);
+    heft__leave(p);
+    add_norm(p, "sa_layer_norm", x, a);
+    heft__rows h = heft__linear(p, "ffn.lin1", x);
+    heft__activate(p, d->act, h);
+    add_norm(p, "output_layer_norm", x, heft__linear(p, "ffn.lin2", h));
+}
+
+static struct distilbert_pass begin(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct distilbert_pass d = {.c = read_config(s)};
+    const size_t heads = heft__sk_count(s, "n_heads", 12), width = (size_t)d.c.hidden / heads;
+    d.act = heft__act_of(p, "activation", "gelu");
+    d.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = heads,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = (float)(1 / sqrt((double)width))};
+    return d;
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    const struct distilbert_pass d = begin(p);
+    heft__rows x = heft__embed(p, "embeddings.word_embeddings", in->ids, in->tokens, 0);
+    heft__add(p, x, heft__embed(p, "embeddings.position_embeddings", in->at, in->tokens, 0));
+    x = heft__layer_norm(p, "embeddings.LayerNorm", x, 1e-12);
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < d.c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "transformer.layer", (size_t)i);
+        layer_forward(p, &d, x);
+        heft__block_end(p, x);
+        heft__out_hidden(p, (size_t)i + 1, x);
+    }
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+static void masked_lm_forward(heft__pass *p)
+{
+    heft__rows x = heft__linear(p, "vocab_transform", heft__wanted(p, heft__body(p)));
+    heft__activate(p, heft__act_of(p, "activation", "gelu"), x);
+    x = heft__layer_norm(p, "vocab_layer_norm", x, 1e-12);
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "vocab_projector", x));
+}
+
+static void sequence_classes_forward(heft__pass *p)
+{
+    heft__rows x = heft__linear(p, "pre_classifier", encoder_first_rows(p, heft__body(p)));
+    heft__activate(p, HEFT__ACT_RELU, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
+}
+
 static const heft__class classes[] = {
-    {"DistilBertModel",                     "AutoModel",                          base_model,         NULL},
-    {"DistilBertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          NULL},
+    {"DistilBertModel",                     "AutoModel",                          base_model,         heft__base_forward},
+    {"DistilBertForMaskedLM",               "AutoModelForMaskedLM",               masked_lm,          masked_lm_forward },
     {"DistilBertForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                                 },
-    {"DistilBertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"DistilBertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {"DistilBertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
-    {NULL,                                  NULL,                                 NULL,               NULL},
+     sequence_classes_forward                                                                                           },
+    {"DistilBertForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     encoder_token_classes_forward                                                                                      },
+    {"DistilBertForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                                 },
+    {"DistilBertForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,
+     sequence_classes_forward                                                                                           },
+    {NULL,                                  NULL,                                 NULL,               NULL              },
 };
 
 /* computed from the config; older files hold it */
@@ -167,4 +246,5 @@ const heft__family heft__family_distilbert = {
     .classes = classes,
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
+    .body = body_forward,
 };

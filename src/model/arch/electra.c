@@ -97,17 +97,75 @@ static void question_answering(heft__skeleton *s)
     heft__sk_linear(s, "qa_outputs", c.hidden, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static heft__rows body_forward(heft__pass *p)
+{
+    const struct encoder_pass e = encoder_begin(p, &standard);
+    heft__rows x = encoder_embeddings_forward(p, &e, heft__inputs(p)->at);
+    if (e.c.embedding != e.c.hidden) {
+        x = heft__linear(p, "embeddings_project", x);
+    }
+    return encoder_layers_forward(p, &e, x);
+}
+
+static void discriminator_forward(heft__pass *p)
+{
+    heft__rows x = heft__body(p);
+    heft__enter(p, "discriminator_predictions");
+    x = heft__linear(p, "dense", x);
+    heft__activate(p, heft__act_of(p, "hidden_act", "gelu"), x);
+    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "dense_prediction", x));
+    heft__leave(p);
+}
+
+static void generator_forward(heft__pass *p)
+{
+    const double eps = heft__sk_real(heft__pass_config(p), "layer_norm_eps", 1e-12);
+    heft__rows x = heft__wanted(p, heft__body(p));
+    heft__enter(p, "generator_predictions");
+    x = heft__linear(p, "dense", x);
+    heft__activate(p, HEFT__ACT_GELU, x); /* whatever hidden_act is */
+    x = heft__layer_norm(p, "LayerNorm", x, eps);
+    heft__leave(p);
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "generator_lm_head", x));
+}
+
+/* As encoder_sentence_classes_forward(), with another activation. */
+static void sequence_classes_forward(heft__pass *p)
+{
+    heft__rows x = heft__linear(p, "classifier.dense", encoder_first_rows(p, heft__body(p)));
+    heft__activate(p, HEFT__ACT_GELU, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier.out_proj", x));
+}
+
+static void multiple_choice_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    heft__rows x = encoder_first_rows(p, heft__body(p));
+    if (strcmp(heft__sk_text(s, "summary_type", "first"), "first") != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "summary_type: heft computes \"first\" only");
+    }
+    if (heft__sk_flag(s, "summary_use_proj", true)) {
+        x = heft__linear(p, "sequence_summary.summary", x);
+    }
+    heft__activate(p, heft__act_of(p, "summary_activation", "gelu"), x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
+}
+
 static const heft__class classes[] = {
-    {"ElectraModel",                     "AutoModel",                          base_model,         NULL},
-    {"ElectraForPreTraining",            "AutoModelForPreTraining",            discriminator,      NULL},
-    {"ElectraForMaskedLM",               "AutoModelForMaskedLM",               generator,          NULL},
-    {"ElectraForCausalLM",               "AutoModelForCausalLM",               generator,          NULL},
+    {"ElectraModel",                     "AutoModel",                          base_model,         heft__base_forward   },
+    {"ElectraForPreTraining",            "AutoModelForPreTraining",            discriminator,      discriminator_forward},
+    {"ElectraForMaskedLM",               "AutoModelForMaskedLM",               generator,          generator_forward    },
+    {"ElectraForCausalLM",               "AutoModelForCausalLM",               generator,          generator_forward    },
     {"ElectraForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                              },
-    {"ElectraForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"ElectraForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {"ElectraForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,    NULL},
-    {NULL,                               NULL,                                 NULL,               NULL},
+     sequence_classes_forward                                                                                           },
+    {"ElectraForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     encoder_token_classes_forward                                                                                      },
+    {"ElectraForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                                 },
+    {"ElectraForMultipleChoice",         "AutoModelForMultipleChoice",         multiple_choice,
+     multiple_choice_forward                                                                                            },
+    {NULL,                               NULL,                                 NULL,               NULL                 },
 };
 
 /* computed from the config; older files hold it */
@@ -120,4 +178,5 @@ const heft__family heft__family_electra = {
     .class_prefix = "Electra",
     .classes = classes,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

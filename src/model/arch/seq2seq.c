@@ -3,6 +3,8 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/seq2seq.h"
 
+#include <math.h>
+
 static void check_heads(heft__skeleton *s, const char *key, uint64_t hidden)
 {
     const uint64_t heads = heft__sk_count(s, key, 1);
@@ -67,4 +69,88 @@ void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder)
         heft__sk_layer_norm(s, "final_layer_norm", c->hidden, true);
         heft__sk_leave(s);
     }
+}
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+struct seq2seq_pass seq2seq_begin(heft__pass *p, const struct seq2seq *standard, bool decoder)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct seq2seq_pass q = {.c = seq2seq_read(s, standard), .decoder = decoder, .cross = decoder};
+    const char *key = decoder ? "decoder_attention_heads" : "encoder_attention_heads";
+    const size_t heads = heft__sk_count(s, key, 1), width = heads ? (size_t)q.c.hidden / heads : 0;
+    q.act = heft__act_of(p, "activation_function", "gelu");
+    q.attend = (heft__attention){.heads = heads,
+                                 .kv_heads = heads,
+                                 .key_width = width,
+                                 .value_width = width,
+                                 .scale = (float)(1 / sqrt((double)width)),
+                                 .causal = decoder};
+    return q;
+}
+
+static heft__rows cross_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows h)
+{
+    heft__attention attend = q->attend;
+    attend.causal = false;
+    heft__enter(p, "encoder_attn");
+    h = heft__attend_cross(p, heft__linear(p, "q_proj", h), "k_proj", "v_proj", &attend);
+    h = heft__linear(p, "out_proj", h);
+    heft__leave(p);
+    return h;
+}
+
+static heft__rows self_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows h)
+{
+    heft__enter(p, "self_attn");
+    h = heft__attend(p, heft__linear(p, "q_proj", h), heft__linear(p, "k_proj", h),
+                     heft__linear(p, "v_proj", h), &q->attend);
+    h = heft__linear(p, "out_proj", h);
+    heft__leave(p);
+    return h;
+}
+
+static heft__rows feed_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows h)
+{
+    h = heft__linear(p, "fc1", h);
+    heft__activate(p, q->act, h);
+    return heft__linear(p, "fc2", h);
+}
+
+typedef heft__rows (*part_forward)(heft__pass *p, const struct seq2seq_pass *q, heft__rows h);
+
+/* x + part(norm x), or norm(x + part x) */
+static void with_norm(heft__pass *p, const struct seq2seq_pass *q, const char *norm,
+                      part_forward part, heft__rows x)
+{
+    heft__add(p, x, part(p, q, q->after ? x : heft__layer_norm(p, norm, x, 1e-5)));
+    if (q->after) {
+        heft__set(p, x, heft__layer_norm(p, norm, x, 1e-5));
+    }
+}
+
+void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows x)
+{
+    const uint64_t layers = q->decoder ? q->c.decoder_layers : q->c.encoder_layers;
+    for (uint64_t i = 0; i < layers && heft__pass_going(p); i++) {
+        heft__block(p, "layers", (size_t)i);
+        with_norm(p, q, "self_attn_layer_norm", self_forward, x);
+        if (q->cross) {
+            with_norm(p, q, "encoder_attn_layer_norm", cross_forward, x);
+        }
+        with_norm(p, q, "final_layer_norm", feed_forward, x);
+        heft__block_end(p, x);
+    }
+}
+
+void seq2seq_classes_forward(heft__pass *p)
+{
+    const int64_t eos = heft__sk_integer(heft__pass_config(p), "eos_token_id", 2);
+    heft__rows x = heft__body(p);
+    const int32_t *rows = heft__rows_of_encoded(p, (int32_t)eos);
+    x = heft__pick(p, x, rows, heft__inputs(p)->sequences);
+    heft__enter(p, "classification_head");
+    x = heft__linear(p, "dense", x);
+    heft__activate(p, HEFT__ACT_TANH, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "out_proj", x));
+    heft__leave(p);
 }

@@ -4,7 +4,7 @@
 #ifndef HEFT__MODEL_ARCH_SEQ2SEQ_H
 #define HEFT__MODEL_ARCH_SEQ2SEQ_H
 
-#include "model/model.h"
+#include "run/pass.h"
 
 struct seq2seq {
     uint64_t vocab, hidden, encoder_layers, decoder_layers, encoder_width, decoder_width;
@@ -18,5 +18,23 @@ struct seq2seq {
 struct seq2seq seq2seq_read(heft__skeleton *s, const struct seq2seq *standard);
 /* layers.0 .. N-1 at the module that is entered, each a "*EncoderLayer" or "*DecoderLayer". */
 void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder);
+
+/* ---- forward passes -------------------------------------------------------------------------- */
+/* One side of a pass. */
+struct seq2seq_pass {
+    struct seq2seq c;
+    heft__act act;
+    heft__attention attend;
+    bool decoder;
+    bool after; /* norms stand behind attentions and MLP: BART */
+    bool cross; /* there is an encoder */
+};
+
+struct seq2seq_pass seq2seq_begin(heft__pass *p, const struct seq2seq *standard, bool decoder);
+/* layers.0 .. N-1 at the module that is entered: x becomes their output. Hidden states are results of
+ * the side that is the main pass. */
+/* classification_head on the decoder's row at the last end-of-text id of the encoder's input. */
+void seq2seq_classes_forward(heft__pass *p);
+void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows x);
 
 #endif

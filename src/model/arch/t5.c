@@ -6,7 +6,8 @@
  * The embeddings of both and the language head are always `shared`; a file that has other values
  * for one of them (T5 v1.1) unties it. Source: config keys, names and order as Transformers saves
  * them; docs/models.md. */
-#include "run/pass.h"
+#include "model/arch/encoder.h"
+#include "model/arch/seq2seq.h"
 
 #include <math.h>
 
@@ -332,6 +333,26 @@ static heft__rows body_forward(heft__pass *p)
     return x;
 }
 
+/* T5EncoderModel, and heads on it: the encoder is the whole pass. */
+static heft__rows encoder_forward(heft__pass *p)
+{
+    heft__pass_enter_body(p);
+    heft__rows x = stack_forward(p, false);
+    heft__leave(p);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+static void encoder_model_forward(heft__pass *p)
+{
+    (void)encoder_forward(p);
+}
+
+static void token_classes_forward(heft__pass *p)
+{
+    heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "classifier", encoder_forward(p)));
+}
+
 /* A head that is tied to the embeddings takes smaller numbers than one of its own. */
 static void conditional_generation_forward(heft__pass *p)
 {
@@ -344,14 +365,17 @@ static void conditional_generation_forward(heft__pass *p)
 }
 
 static const heft__class classes[] = {
-    {"T5Model",                     "AutoModel",                          base_model,             heft__base_forward},
+    {"T5Model",                     "AutoModel",                          base_model,             heft__base_forward   },
     {"T5ForConditionalGeneration",  "AutoModelForSeq2SeqLM",              conditional_generation,
-     conditional_generation_forward                                                                                 },
-    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model,          NULL              },
-    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,       NULL              },
-    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,          NULL              },
-    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,     NULL              },
-    {NULL,                          NULL,                                 NULL,                   NULL              },
+     conditional_generation_forward                                                                                    },
+    {"T5EncoderModel",              "AutoModelForTextEncoding",           encoder_model,          encoder_model_forward},
+    {"T5ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     seq2seq_classes_forward                                                                                           },
+    {"T5ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     token_classes_forward                                                                                             },
+    {"T5ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     encoder_question_answering_forward                                                                                },
+    {NULL,                          NULL,                                 NULL,                   NULL                 },
 };
 
 static const char *const no_split[] = {"T5Block", NULL};

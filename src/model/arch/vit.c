@@ -3,7 +3,9 @@
  *   embeddings -> encoder.layer.0 .. N-1 -> layernorm -> a head
  *
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
-#include "model/model.h"
+#include "model/arch/encoder.h"
+
+#include <math.h>
 
 struct vit {
     uint64_t hidden, layers, intermediate, channels, image[2], patch[2];
@@ -140,11 +142,79 @@ static void masked_image(heft__skeleton *s)
     heft__sk_leave(s);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const heft__attention *a, heft__act act, double eps,
+                          heft__rows x)
+{
+    heft__rows h = heft__layer_norm(p, "layernorm_before", x, eps);
+    heft__enter(p, "attention");
+    h = heft__attend(p, heft__linear(p, "attention.query", h), heft__linear(p, "attention.key", h),
+                     heft__linear(p, "attention.value", h), a);
+    heft__add(p, x, heft__linear(p, "output.dense", h));
+    heft__leave(p);
+    h = heft__linear(p, "intermediate.dense", heft__layer_norm(p, "layernorm_after", x, eps));
+    heft__activate(p, act, h);
+    heft__add(p, x, heft__linear(p, "output.dense", h));
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const struct vit c = read_config(s);
+    const size_t heads = heft__sk_count(s, "num_attention_heads", 12),
+                 width = heads ? (size_t)c.hidden / heads : 0;
+    const double eps = heft__sk_real(s, "layer_norm_eps", 1e-12);
+    const heft__act act = heft__act_of(p, "hidden_act", "gelu");
+    const heft__attention attend = {.heads = heads,
+                                    .kv_heads = heads,
+                                    .key_width = width,
+                                    .value_width = width,
+                                    .scale = (float)(1 / sqrt((double)width))};
+    heft__enter(p, "embeddings");
+    heft__rows x = heft__linear(p, "patch_embeddings.projection",
+                                heft__patches(p, (size_t)c.patch[0], (size_t)c.patch[1]));
+    x = heft__prepend(p, heft__parameter(p, "cls_token", 0), x);
+    heft__add_tiled(p, x, heft__parameter(p, "position_embeddings", 0));
+    heft__leave(p);
+    heft__out_hidden(p, 0, x);
+    for (uint64_t i = 0; i < c.layers && heft__pass_going(p); i++) {
+        heft__block(p, "encoder.layer", (size_t)i);
+        layer_forward(p, &attend, act, eps, x);
+        heft__block_end(p, x);
+        heft__out_hidden(p, (size_t)i + 1, x);
+    }
+    x = heft__layer_norm(p, "layernorm", x, eps);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    if (heft__has(p, "pooler")) {
+        heft__rows pooled = heft__linear(p, "pooler.dense", encoder_first_rows(p, x));
+        heft__activate(p, heft__act_of(p, "pooler_act", "tanh"), pooled);
+        heft__out(p, HEFT__OUT_SEQUENCES, "pooler_output", pooled);
+    }
+    return x;
+}
+
+static void image_classes_forward(heft__pass *p)
+{
+    heft__rows x = encoder_first_rows(p, heft__body(p));
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
+}
+
+/* An image of the config's size: a token for each patch, and one for its class. */
+static size_t features(heft__skeleton *s, size_t shape[3])
+{
+    const struct vit c = read_config(s);
+    shape[0] = (size_t)c.channels;
+    shape[1] = (size_t)c.image[0];
+    shape[2] = (size_t)c.image[1];
+    return (size_t)((c.image[0] / c.patch[0]) * (c.image[1] / c.patch[1])) + 1;
+}
+
 static const heft__class classes[] = {
-    {"ViTModel",                  "AutoModel",                       base_model,    NULL},
-    {"ViTForImageClassification", "AutoModelForImageClassification", image_classes, NULL},
-    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,  NULL},
-    {NULL,                        NULL,                              NULL,          NULL},
+    {"ViTModel",                  "AutoModel",                       base_model,    heft__base_forward},
+    {"ViTForImageClassification", "AutoModelForImageClassification", image_classes,
+     image_classes_forward                                                                            },
+    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,  NULL              },
+    {NULL,                        NULL,                              NULL,          NULL              },
 };
 
 static const char *const no_split[] = {"ViTEmbeddings", "ViTLayer", NULL};
@@ -167,4 +237,6 @@ const heft__family heft__family_vit = {
     .classes = classes,
     .no_split = no_split,
     .inner_names = inner_names,
+    .body = body_forward,
+    .features = features,
 };

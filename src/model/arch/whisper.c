@@ -6,6 +6,8 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/seq2seq.h"
 
+#include <math.h>
+
 static const struct seq2seq standard = {.vocab = 51865,
                                         .hidden = 384,
                                         .encoder_layers = 4,
@@ -103,12 +105,90 @@ static void audio_classes(heft__skeleton *s)
     heft__sk_linear(s, "classifier", width, heft__sk_labels(s), true);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+/* Frames of sound, through two convolutions, the second of which halves them. */
+static heft__rows encoder_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const struct seq2seq_pass q = seq2seq_begin(p, &standard, false);
+    const size_t frames = 2 * (size_t)heft__sk_count(s, "max_source_positions", 1500);
+    heft__enter(p, "encoder");
+    heft__rows x = heft__windows(p, heft__frames(p), frames, 3, 1);
+    x = heft__linear(p, "conv1", x);
+    heft__activate(p, HEFT__ACT_GELU, x);
+    x = heft__linear(p, "conv2", heft__windows(p, x, frames, 3, 2));
+    heft__activate(p, HEFT__ACT_GELU, x);
+    heft__add_tiled(p, x, heft__parameter(p, "embed_positions.weight", 0));
+    heft__out_hidden(p, 0, x);
+    seq2seq_layers_forward(p, &q, x);
+    x = heft__layer_norm(p, "layer_norm", x, 1e-5);
+    heft__leave(p);
+    return x;
+}
+
+static void encode_forward(heft__pass *p)
+{
+    heft__pass_enter_body(p);
+    heft__rows x = encoder_forward(p);
+    heft__out(p, HEFT__OUT_ENCODED, "encoder_last_hidden_state", x);
+    heft__keep_encoded(p, x);
+    heft__leave(p);
+}
+
+/* The decoder; without an encoder in WhisperForCausalLM. */
+static heft__rows body_forward(heft__pass *p)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    struct seq2seq_pass q = seq2seq_begin(p, &standard, true);
+    q.cross = heft__has(p, "encoder");
+    heft__enter(p, "decoder");
+    heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
+    if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {
+        heft__scale_by(p, x, sqrt((double)q.c.hidden));
+    }
+    heft__add(p, x, heft__embed(p, "embed_positions", in->at, in->tokens, 0));
+    seq2seq_layers_forward(p, &q, x);
+    x = heft__layer_norm(p, "layer_norm", x, 1e-5);
+    heft__leave(p);
+    heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
+    return x;
+}
+
+static void language_head_forward(heft__pass *p)
+{
+    heft__rows x = heft__wanted(p, heft__body(p));
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "proj_out", x));
+}
+
+/* The mean of all frames, classified. */
+static void audio_classes_forward(heft__pass *p)
+{
+    if (heft__sk_flag(heft__pass_config(p), "use_weighted_layer_sum", false)) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "use_weighted_layer_sum: heft does not compute it");
+    }
+    heft__rows x = heft__linear(p, "projector", encoder_forward(p));
+    x = heft__mean_rows(p, x);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
+}
+
+/* Mel frames, as many as two for each position. */
+static size_t features(heft__skeleton *s, size_t shape[3])
+{
+    const size_t positions = (size_t)heft__sk_count(s, "max_source_positions", 1500);
+    shape[0] = (size_t)heft__sk_count(s, "num_mel_bins", 80);
+    shape[1] = 2 * positions;
+    shape[2] = 1;
+    return positions;
+}
+
 static const heft__class classes[] = {
-    {"WhisperModel",                    "AutoModel",                       base_model,             NULL},
-    {"WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq",       conditional_generation, NULL},
-    {"WhisperForCausalLM",              "AutoModelForCausalLM",            causal_lm,              NULL},
-    {"WhisperForAudioClassification",   "AutoModelForAudioClassification", audio_classes,          NULL},
-    {NULL,                              NULL,                              NULL,                   NULL},
+    {"WhisperModel",                    "AutoModel",                       base_model,             heft__base_forward   },
+    {"WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq",       conditional_generation,
+     language_head_forward                                                                                              },
+    {"WhisperForCausalLM",              "AutoModelForCausalLM",            causal_lm,              language_head_forward},
+    {"WhisperForAudioClassification",   "AutoModelForAudioClassification", audio_classes,
+     audio_classes_forward                                                                                              },
+    {NULL,                              NULL,                              NULL,                   NULL                 },
 };
 
 static const char *const no_split[] = {"WhisperDecoderLayer", "WhisperEncoderLayer", NULL};
@@ -127,4 +207,7 @@ const heft__family heft__family_whisper = {
     .classes = classes,
     .no_split = no_split,
     .other_keys = other_keys,
+    .body = body_forward,
+    .encode = encode_forward,
+    .features = features,
 };

@@ -1,0 +1,191 @@
+/* pass_features.c - operations on images and sound, and on what one pass leaves for another. */
+#include "run/pass_state.h"
+
+/* Rows of each sequence; 0 after an error. */
+static size_t rows_each(heft__pass *p, heft__rows x)
+{
+    const size_t sequences = p->in.sequences;
+    if (sequences == 0 || x.count % sequences != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "%zu rows are not as many for each of %zu sequences",
+                        x.count, sequences);
+        return 0;
+    }
+    return x.count / sequences;
+}
+
+static bool has_features(heft__pass *p)
+{
+    if (heft__pass_live(p) && !p->in.features) {
+        heft__pass_fail(p, HEFT_INVALID_ARG, "%s needs pixel_values or input_features",
+                        p->model->class_name);
+    }
+    return p->status == HEFT_OK;
+}
+
+heft__rows heft__frames(heft__pass *p)
+{
+    const size_t channels = p->in.feature_shape[0], frames = p->in.feature_shape[1];
+    heft__rows y = heft__pass_rows(p, p->in.sequences * frames, channels);
+    for (size_t s = 0; has_features(p) && heft__pass_live(p) && s < p->in.sequences; s++) {
+        const float *x = p->in.features + s * channels * frames;
+        for (size_t t = 0; t < frames; t++) {
+            for (size_t c = 0; c < channels; c++) {
+                y.x[(s * frames + t) * channels + c] = x[c * frames + t];
+            }
+        }
+    }
+    return y;
+}
+
+heft__rows heft__patches(heft__pass *p, size_t high, size_t wide)
+{
+    const size_t channels = p->in.feature_shape[0], height = p->in.feature_shape[1],
+                 width = p->in.feature_shape[2];
+    const size_t down = high ? height / high : 0, across = wide ? width / wide : 0;
+    heft__rows y = heft__pass_rows(p, p->in.sequences * down * across, channels * high * wide);
+    for (size_t i = 0; has_features(p) && heft__pass_live(p) && i < y.count; i++) {
+        const size_t s = i / (down * across), top = i % (down * across) / across * high,
+                     left = i % across * wide;
+        const float *image = p->in.features + s * channels * height * width;
+        float *row = y.x + i * y.width;
+        for (size_t c = 0; c < channels; c++) {
+            for (size_t h = 0; h < high; h++, row += wide) {
+                memcpy(row, image + (c * height + top + h) * width + left, wide * sizeof *row);
+            }
+        }
+    }
+    return y;
+}
+
+heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span, size_t stride)
+{
+    const size_t made = (count + stride - 1) / stride, half = span / 2;
+    heft__rows y = heft__zeros(p, count ? x.count / count * made : 0, x.width * span);
+    for (size_t i = 0; heft__pass_live(p) && i < y.count; i++) {
+        const size_t first = i / made * count, center = i % made * stride;
+        for (size_t k = 0; k < span; k++) {
+            if (center + k < half || center + k - half >= count) {
+                continue;
+            }
+            const float *row = x.x + (first + center + k - half) * x.width;
+            for (size_t c = 0; c < x.width; c++) {
+                y.x[i * y.width + c * span + k] = row[c];
+            }
+        }
+    }
+    return y;
+}
+
+heft__rows heft__prepend(heft__pass *p, heft__rows first, heft__rows x)
+{
+    const size_t each = rows_each(p, x);
+    heft__rows y = heft__pass_rows(p, x.count + p->in.sequences, x.width);
+    if (first.width != x.width || first.count != 1) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "a row of %zu numbers does not fit before rows of %zu",
+                        first.width, x.width);
+    }
+    for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
+        float *row = y.x + s * (each + 1) * x.width;
+        memcpy(row, first.x, x.width * sizeof *row);
+        memcpy(row + x.width, x.x + s * each * x.width, each * x.width * sizeof *row);
+    }
+    return y;
+}
+
+void heft__add_tiled(heft__pass *p, heft__rows x, heft__rows y)
+{
+    if (y.width != x.width || y.count == 0 || x.count % y.count != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "rows do not fit: [%zu, %zu] and, repeated, [%zu, %zu]", x.count, x.width,
+                        y.count, y.width);
+    }
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        p->kernels->add(x.x + i * x.width, y.x + i % y.count * y.width, x.width);
+    }
+}
+
+heft__rows heft__mean_rows_after(heft__pass *p, heft__rows x, size_t skipped)
+{
+    const size_t each = rows_each(p, x);
+    heft__rows y = heft__zeros(p, p->in.sequences, x.width);
+    for (size_t s = 0; heft__pass_live(p) && each > skipped && s < p->in.sequences; s++) {
+        float *row = y.x + s * x.width;
+        for (size_t i = skipped; i < each; i++) {
+            p->kernels->add(row, x.x + (s * each + i) * x.width, x.width);
+        }
+        p->kernels->scale(row, 1 / (float)(each - skipped), x.width);
+    }
+    return y;
+}
+
+heft__rows heft__mean_rows(heft__pass *p, heft__rows x)
+{
+    return heft__mean_rows_after(p, x, 0);
+}
+
+heft__rows heft__inner_products(heft__pass *p, heft__rows x, heft__rows y)
+{
+    heft__rows z = heft__zeros(p, x.count, y.count);
+    if (x.width != y.width && y.count > 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "rows of %zu and %zu numbers have no inner product",
+                        x.width, y.width);
+    }
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        for (size_t k = 0; k < y.count; k++) {
+            double sum = 0;
+            for (size_t c = 0; c < x.width; c++) {
+                sum += (double)x.x[i * x.width + c] * (double)y.x[k * y.width + c];
+            }
+            z.x[i * z.width + k] = (float)sum;
+        }
+    }
+    return z;
+}
+
+/* ---- from the encoder's pass to the other one -------------------------------------------------- */
+void heft__stash(heft__pass *p, heft__rows x)
+{
+    if (p->dry) {
+        p->stash_count = x.count;
+        p->stash_width = x.width;
+        return;
+    }
+    const size_t bytes = x.count * x.width * sizeof *x.x;
+    if (heft__pass_live(p)) {
+        heft__free(p->ctx, p->stash, p->stash_bytes);
+        p->stash = heft__alloc(p->ctx, bytes);
+        p->stash_bytes = bytes;
+        p->stash_count = p->stash ? x.count : 0;
+        p->stash_width = x.width;
+        if (!p->stash) {
+            heft__pass_fail(p, HEFT_NOMEM, "no memory for an encoder's output");
+            return;
+        }
+        memcpy(p->stash, x.x, bytes);
+    }
+}
+
+heft__rows heft__stashed(heft__pass *p)
+{
+    return (heft__rows){p->dry ? NULL : p->stash, p->stash_count, p->stash_width};
+}
+
+const int32_t *heft__rows_of_encoded(heft__pass *p, int32_t id)
+{
+    int32_t *rows = heft__pass_take(p, p->in.sequences, sizeof *rows);
+    for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
+        const heft__span *span = &p->spans[s];
+        const heft__sequence *sequence = span->sequence;
+        size_t at = sequence->encoded_count;
+        while (at > 0 && sequence->encoded_ids[at - 1] != id) {
+            at--;
+        }
+        if (at == 0 || at > span->count) {
+            heft__pass_fail(p, HEFT_INVALID_ARG, "sequence %zu has no end-of-text id %d", s,
+                            (int)id);
+            return NULL;
+        }
+        rows[s] = (int32_t)(span->first + at - 1);
+    }
+    return rows;
+}

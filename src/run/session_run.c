@@ -1,0 +1,428 @@
+/* session_run.c - one call: inputs of several sequences, packed into passes.
+ *
+ * Each input has up to two jobs: one for the encoder (or the model of images), one for the rest. All tokens
+ * of the first job are packed, then those of the next. A decoder's tokens may be split over several
+ * passes, the tokens of one job of an encoder are kept together. Padding has no job in a decoder. */
+#include "run/session_state.h"
+
+/* The tokens of one sequence that a kind of pass adds. */
+struct job {
+    const heft_input *input;
+    heft_sequence *sequence;
+    const int32_t *ids; /* [count] NULL: tokens are made of features */
+    size_t count;
+    bool plain; /* without mask, positions and types: a decoder behind an encoder, or features */
+};
+
+struct call {
+    heft_session *session;
+    const heft_input *inputs; /* [count] */
+    size_t count;
+    heft_sequence **sequences; /* [count] */
+    bool *made;                /* [count] for this call only */
+    struct job *jobs[2];       /* [job_count] of the decoder, or all there is; of the encoder */
+    size_t job_count[2];
+    heft__arena arena;
+};
+
+/* ---- jobs ----------------------------------------------------------------------------------------- */
+static bool is_first(const heft_session *session, const heft_input *input)
+{
+    return !session->has_encoder || !input->sequence || !input->sequence->kept->encoded;
+}
+
+/* The decoder's ids where none are given: the encoder's, one place later. */
+static heft_status shift_ids(struct call *call, const heft_input *input, const int32_t **ids,
+                             heft_error *err)
+{
+    const int32_t start = call->session->ids.decoder_start;
+    if (start < 0 || !input->ids) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          start < 0 ? "the decoder's ids are not given, and the config has no "
+                                      "decoder_start_token_id"
+                                    : "%s needs decoder_input_ids",
+                          call->session->model->class_name);
+    }
+    int32_t *shifted = heft__arena_array(&call->arena, input->count, sizeof *shifted);
+    if (!shifted) {
+        return heft__fail_nomem(err, input->count * sizeof *shifted);
+    }
+    shifted[0] = start;
+    memcpy(shifted + 1, input->ids, (input->count - 1) * sizeof *shifted);
+    *ids = shifted;
+    return HEFT_OK;
+}
+
+static void add_job(struct call *call, bool encode, const struct job *job)
+{
+    call->jobs[encode][call->job_count[encode]++] = *job;
+}
+
+static heft_status make_jobs(struct call *call, size_t i, heft_error *err)
+{
+    const heft_session *session = call->session;
+    const heft_input *input = &call->inputs[i];
+    const bool first = is_first(session, input), featured = input->features != NULL;
+    struct job job = {.input = input,
+                      .ids = featured ? NULL : input->ids,
+                      .count = featured ? session->feature_tokens : input->count,
+                      .plain = featured};
+    heft_status status = HEFT_OK;
+    if (session->dual) {
+        add_job(call, featured, &job);
+        return HEFT_OK;
+    }
+    if (session->has_encoder && first) {
+        add_job(call, true, &job);
+        job.ids = input->decoder_ids;
+        job.count = input->decoder_ids ? input->decoder_count : input->count;
+        job.plain = true;
+        if (!job.ids) {
+            status = shift_ids(call, input, &job.ids, err);
+        }
+    }
+    add_job(call, false, &job);
+    return status;
+}
+
+/* ---- checks --------------------------------------------------------------------------------------- */
+static heft_status check_features(const heft_session *session, const heft_input *input,
+                                  heft_error *err)
+{
+    const size_t *expected = session->feature_shape;
+    if (session->feature_tokens == 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s takes neither pixel_values nor input_features",
+                          session->model->class_name);
+    }
+    for (int d = 0; d < 3; d++) {
+        if (input->feature_shape[d] != expected[d]) {
+            return heft__fail(
+                err, HEFT_INVALID_ARG,
+                "features of shape [%llu, %llu, %llu], the model takes [%zu, %zu, %zu]",
+                (unsigned long long)input->feature_shape[0],
+                (unsigned long long)input->feature_shape[1],
+                (unsigned long long)input->feature_shape[2], expected[0], expected[1], expected[2]);
+        }
+    }
+    return HEFT_OK;
+}
+
+static heft_status check_input(const heft_session *session, const heft_input *input,
+                               heft_error *err)
+{
+    const heft_sequence *sequence = input->sequence;
+    const bool continues = session->has_encoder && !is_first(session, input);
+    const bool must_have = session->feature_tokens > 0 && !session->dual && !continues;
+    if (input->struct_size == 0 || (!input->features && (!input->ids || input->count == 0))) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          must_have ? "%s needs pixel_values or input_features"
+                                    : "an input of %s has no ids",
+                          session->model->class_name);
+    }
+    if (must_have && !input->features) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s needs pixel_values or input_features",
+                          session->model->class_name);
+    }
+    if (input->decoder_ids && (!session->has_encoder || session->dual || continues)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          continues ? "the sequence has its encoder's input already"
+                                    : "%s has no encoder: decoder_ids are not its input",
+                          session->model->class_name);
+    }
+    for (size_t i = 0; input->positions && i < input->count; i++) {
+        if (input->positions[i] < 0) {
+            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative",
+                              (int)input->positions[i]);
+        }
+    }
+    if (sequence && (sequence->session != session || sequence->broken)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          sequence->broken ? "a pass with this sequence has failed"
+                                           : "the sequence belongs to another session");
+    }
+    return input->features ? check_features(session, input, err) : HEFT_OK;
+}
+
+/* A sequence of the caller's has room; one for this call is made with it. */
+static heft_status take_sequence(struct call *call, size_t i, size_t tokens, size_t encoded,
+                                 heft_error *err)
+{
+    const heft_session *session = call->session;
+    const heft_sequence *sequence = call->inputs[i].sequence;
+    if (sequence && tokens > sequence->kept->capacity - (size_t)sequence->kept->length) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "%zu tokens after %d, the sequence has room for %zu", tokens,
+                          (int)sequence->kept->length, sequence->kept->capacity);
+    }
+    if (sequence && encoded > sequence->encoded) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "%zu tokens for the encoder, the sequence has room for %zu", encoded,
+                          sequence->encoded);
+    }
+    if (!sequence && session->feature_tokens == 0 && tokens > session->positions) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%zu tokens, the model has %llu positions", tokens,
+                          (unsigned long long)session->positions);
+    }
+    call->sequences[i] = call->inputs[i].sequence;
+    if (sequence) {
+        return HEFT_OK;
+    }
+    heft_status status = heft__session_new_sequence(call->session, tokens ? tokens : 1, encoded,
+                                                    &call->sequences[i], err);
+    call->made[i] = status == HEFT_OK;
+    return status;
+}
+
+static heft_status take_inputs(struct call *call, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < call->count && status == HEFT_OK; i++) {
+        const size_t mains = call->job_count[0], encodes = call->job_count[1];
+        status = check_input(call->session, &call->inputs[i], err);
+        if (status == HEFT_OK) {
+            status = make_jobs(call, i, err);
+        }
+        if (status == HEFT_OK) {
+            const size_t tokens = call->job_count[0] > mains ? call->jobs[0][mains].count : 0;
+            const size_t encoded = call->job_count[1] > encodes ? call->jobs[1][encodes].count : 0;
+            status = take_sequence(call, i, tokens, encoded, err);
+        }
+        for (size_t k = mains; k < call->job_count[0]; k++) {
+            call->jobs[0][k].sequence = call->sequences[i];
+        }
+        for (size_t k = encodes; k < call->job_count[1]; k++) {
+            call->jobs[1][k].sequence = call->sequences[i];
+        }
+    }
+    return status;
+}
+
+/* ---- packing -------------------------------------------------------------------------------------- */
+/* Some jobs, or parts of them, as a pass takes them. */
+struct packed {
+    int32_t *ids, *at, *counted, *types, *seen_at, *first, *last, *wanted;
+    float *features;
+    heft__span *spans;
+    size_t tokens, sequences, wanted_count, featured;
+    size_t most_keys, encoded; /* of a sequence; of all */
+};
+
+static size_t numbers_of_features(const heft_session *session)
+{
+    return session->feature_shape[0] * session->feature_shape[1] * session->feature_shape[2];
+}
+
+static heft_status make_packed(struct call *call, size_t tokens, size_t sequences,
+                               struct packed *out, heft_error *err)
+{
+    int32_t **arrays[] = {&out->ids,     &out->at,     &out->counted, &out->types,
+                          &out->seen_at, &out->wanted, &out->first,   &out->last};
+    *out = (struct packed){0};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        const size_t count = i < 6 ? tokens : sequences;
+        *arrays[i] = heft__arena_array(&call->arena, count, sizeof(int32_t));
+        if (!*arrays[i]) {
+            return heft__fail_nomem(err, count * sizeof(int32_t));
+        }
+    }
+    out->spans = heft__arena_array(&call->arena, sequences, sizeof *out->spans);
+    if (call->session->feature_tokens > 0) {
+        out->features = heft__arena_array(&call->arena, sequences,
+                                          numbers_of_features(call->session) * sizeof(float));
+    }
+    return out->spans && (out->features || call->session->feature_tokens == 0)
+               ? HEFT_OK
+               : heft__fail_nomem(err, sequences * sizeof *out->spans);
+}
+
+static bool is_seen(const struct job *job, size_t i)
+{
+    return job->plain || !job->input->mask || job->input->mask[i];
+}
+
+static void add_token(struct packed *out, const struct job *job, size_t i)
+{
+    const heft_input *input = job->input;
+    const size_t t = out->tokens++;
+    const bool seen = is_seen(job, i), given = !job->plain && input->positions;
+    const int32_t place = job->sequence->kept->length + (int32_t)i;
+    out->ids[t] = job->ids ? job->ids[i] : 0;
+    out->at[t] = given ? input->positions[i] : place;
+    out->counted[t] = given ? input->positions[i] : job->sequence->counted;
+    job->sequence->counted += seen;
+    out->types[t] = !job->plain && input->types ? input->types[i] : 0;
+    out->seen_at[t] = seen ? out->at[t] : -1;
+    if (input->logits == HEFT_LOGITS_ALL) {
+        out->wanted[out->wanted_count++] = (int32_t)t;
+    }
+}
+
+/* Tokens first .. first + count - 1 of a job. A decoder does not compute padding. */
+static void add_part(struct packed *out, const heft_session *session, const struct job *job,
+                     size_t first, size_t count, bool drops_padding)
+{
+    const size_t begin = out->tokens, s = out->sequences++;
+    size_t last = begin;
+    for (size_t i = first; i < first + count; i++) {
+        if (!drops_padding || is_seen(job, i)) {
+            last = is_seen(job, i) ? out->tokens : last;
+            add_token(out, job, i);
+        }
+    }
+    out->first[s] = (int32_t)begin;
+    out->last[s] = (int32_t)last;
+    out->spans[s] =
+        (heft__span){.sequence = job->sequence->kept, .first = begin, .count = out->tokens - begin};
+    if (job->input->logits == HEFT_LOGITS_LAST && first + count == job->count &&
+        out->tokens > begin) {
+        out->wanted[out->wanted_count++] = (int32_t)last;
+    }
+    if (job->input->features && !job->ids) {
+        const size_t numbers = numbers_of_features(session);
+        memcpy(out->features + out->featured++ * numbers, job->input->features,
+               numbers * sizeof(float));
+    }
+    out->most_keys =
+        heft__larger(out->most_keys, (size_t)job->sequence->kept->length + first + count);
+    out->encoded += job->sequence->kept->encoded_count;
+}
+
+static heft_status run_packed(heft_session *session, const struct packed *in, bool encode,
+                              bool appends, heft_error *err)
+{
+    const struct heft__pass_shape wanted = {in->tokens, in->sequences, in->wanted_count,
+                                            in->most_keys, in->encoded};
+    heft__pass_run run = {
+        .inputs = {.tokens = in->tokens,
+                   .sequences = in->sequences,
+                   .ids = in->ids,
+                   .at = in->at,
+                   .counted = in->counted,
+                   .types = in->types,
+                   .first = in->first,
+                   .last = in->last,
+                   .wanted = in->wanted,
+                   .wanted_count = in->wanted_count,
+                   .features = in->featured > 0 ? in->features : NULL},
+        .seen_at = in->seen_at,
+        .spans = in->spans,
+        .appends = appends,
+        .encode = encode
+    };
+    memcpy(run.inputs.feature_shape, session->feature_shape, sizeof session->feature_shape);
+    heft_status status = heft__session_plan(session, &wanted, encode, err);
+    if (status == HEFT_OK) {
+        status = heft__pass_run_once(session->pass, &run, err);
+    }
+    session->passes += status == HEFT_OK;
+    session->tokens += status == HEFT_OK ? in->tokens : 0;
+    return status;
+}
+
+/* ---- running -------------------------------------------------------------------------------------- */
+/* The next tokens of a kind of jobs, as many as one pass takes: *job and *token say where they begin, and
+ * then where the next ones do. */
+static heft_status run_next(struct call *call, bool encode, size_t *job, size_t *token,
+                            bool appends, heft_error *err)
+{
+    heft_session *session = call->session;
+    const bool splits = session->causal && !encode;
+    size_t tokens = 0, room = heft__session_pass_tokens(session);
+    struct packed in;
+    for (size_t i = *job; i < call->job_count[encode]; i++) {
+        tokens += call->jobs[encode][i].count;
+    }
+    heft_status status = make_packed(call, tokens, call->job_count[encode] - *job, &in, err);
+    while (status == HEFT_OK && *job < call->job_count[encode]) {
+        const struct job *one = &call->jobs[encode][*job];
+        const size_t left = one->count - *token;
+        if (in.tokens > 0 && (splits ? room == 0 : left > room)) {
+            break;
+        }
+        const size_t count = splits && left > room ? room : left;
+        add_part(&in, session, one, *token, count, splits);
+        room -= count < room ? count : room;
+        *token += count;
+        if (*token == one->count) {
+            (*job)++;
+            *token = 0;
+        }
+    }
+    return status == HEFT_OK ? run_packed(session, &in, encode, appends, err) : status;
+}
+
+static heft_status run_call(struct call *call, heft_error *err)
+{
+    bool appends = false;
+    heft_status status = take_inputs(call, err);
+    for (int encode = 1; encode >= 0; encode--) {
+        size_t job = 0, token = 0;
+        while (status == HEFT_OK && job < call->job_count[encode]) {
+            status = run_next(call, encode, &job, &token, appends, err);
+            appends = true;
+        }
+        for (size_t i = 0; encode && i < call->count && status == HEFT_OK; i++) {
+            call->sequences[i]->counted =
+                encode && call->job_count[1] ? 0 : call->sequences[i]->counted;
+        }
+    }
+    for (size_t i = 0; status == HEFT_OK && i < call->job_count[0]; i++) {
+        call->jobs[0][i].sequence->kept->length += (int32_t)call->jobs[0][i].count;
+    }
+    return status;
+}
+
+/* Results that were asked for must be there, and finite. */
+static heft_status check_results(const heft_session *session, heft_error *err)
+{
+    const heft__pass *p = session->pass;
+    for (size_t i = 0; i < p->result_count; i++) {
+        const heft__result *result = &p->results[i];
+        if (!result->data) {
+            return heft__fail(err, HEFT_NOT_FOUND, "class %s has no output '%s'",
+                              session->model->class_name, result->name);
+        }
+        if (!p->kernels->finite(result->data, result->count * result->width)) {
+            return heft__fail(
+                err, HEFT_FORMAT,
+                "output '%s' has numbers that are not finite; the first block that made "
+                "such numbers is '%s'",
+                result->name, p->bad_block ? p->bad_block : "the head");
+        }
+    }
+    return HEFT_OK;
+}
+
+heft_status heft_session_run(heft_session *session, const heft_input *inputs, size_t count,
+                             const char *const *outputs, size_t output_count, heft_error *err)
+{
+    if (!session || !inputs || count == 0 || (output_count > 0 && !outputs)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "session or inputs are NULL");
+    }
+    struct call call = {.session = session, .inputs = inputs, .count = count};
+    heft__arena_init(&call.arena, session->ctx);
+    call.sequences = heft__arena_array(&call.arena, count, sizeof *call.sequences);
+    call.made = heft__arena_array(&call.arena, count, sizeof *call.made);
+    call.jobs[0] = heft__arena_array(&call.arena, count, sizeof *call.jobs[0]);
+    call.jobs[1] = heft__arena_array(&call.arena, count, sizeof *call.jobs[1]);
+    const bool good = call.sequences && call.made && call.jobs[0] && call.jobs[1];
+    heft_status status = good ? HEFT_OK : heft__fail_nomem(err, count * sizeof *call.jobs[0]);
+    if (status == HEFT_OK) {
+        status = heft__pass_ask(session->pass, outputs, output_count, err);
+    }
+    if (status == HEFT_OK) {
+        status = run_call(&call, err);
+    }
+    if (status == HEFT_OK) {
+        status = check_results(session, err);
+    }
+    for (size_t i = 0; good && i < count; i++) {
+        if (call.made[i]) {
+            heft_sequence_free(call.sequences[i]);
+        } else if (call.sequences[i] && status != HEFT_OK) {
+            call.sequences[i]->broken = true;
+        }
+    }
+    heft__arena_fini(&call.arena);
+    return status;
+}

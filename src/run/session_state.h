@@ -1,0 +1,62 @@
+/* session_state.h - the inside of a session, for session.c and session_run.c. */
+#ifndef HEFT__RUN_SESSION_STATE_H
+#define HEFT__RUN_SESSION_STATE_H
+
+#include "run/pass_state.h"
+
+#include <heft/session.h>
+
+#define HEFT__PASS_TOKENS 512
+#define HEFT__NO_BUDGET (UINT64_MAX / 4)
+
+struct heft__pass_shape { /* what scratch has been planned for */
+    size_t tokens, sequences, wanted, keys, encoded;
+};
+
+struct heft_session {
+    heft_ctx *ctx;
+    const heft_model *model;
+    heft_ledger *ledger;
+    heft_residency *residency;
+    heft__pass *pass;
+    heft_session_options options;
+    bool causal; /* some attention keeps what it has seen: tokens may be split */
+    bool has_encoder;
+    bool
+        dual; /* its encoder and decoder are models of images and of texts, each with its own inputs */
+    size_t feature_tokens, feature_shape[3]; /* of an image or a sound; 0: the class takes none */
+    int encodes; /* the schedule in use: 1 the encoder's, 0 the decoder's, -1 none yet */
+    struct heft__pass_shape planned[2]; /* of the decoder, and of the encoder */
+    uint64_t reserved;                  /* of the ledger, for scratch */
+    uint64_t positions; /* that a sequence can have; UINT64_MAX: no limit is known */
+    uint64_t passes, tokens;
+    heft__arena arena; /* of `ids` */
+    heft_generation_ids ids;
+};
+
+struct heft_sequence {
+    heft_session *session;
+    heft__sequence *kept;
+    size_t encoded;
+    uint64_t reserved;
+    int32_t counted; /* tokens so far that are not masked */
+    bool broken;     /* a pass has failed with it */
+};
+
+static inline size_t heft__larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline size_t heft__session_pass_tokens(const heft_session *session)
+{
+    return session->options.pass_tokens ? (size_t)session->options.pass_tokens : HEFT__PASS_TOKENS;
+}
+
+/* Have scratch memory for a pass of this shape, and the schedule of its units. */
+heft_status heft__session_plan(heft_session *session, const struct heft__pass_shape *wanted,
+                               bool encode, heft_error *err);
+heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
+                                       heft_sequence **out, heft_error *err);
+
+#endif
