@@ -65,7 +65,8 @@ typedef struct heft_sequence heft_sequence;
  *
  * @param session   borrowed; must outlive the sequence
  * @param capacity  maximum tokens, of input and output together; at least 1
- * @param encoded   maximum tokens of the encoder's input; 0 for a model without an encoder
+ * @param encoded   maximum tokens of the encoder's input; 0 for a model without an encoder, and if the
+ *                  encoder takes images or sound
  * @param out       filled with an owned sequence; free it with heft_sequence_free()
  * @param err       filled on failure; may be NULL
  *

@@ -161,11 +161,23 @@ static heft_status read_features(cli_inputs *inputs, const heft_checkpoint *file
     return status;
 }
 
-/* Point each input at its rows. */
-static heft_status split(cli_inputs *inputs, int32_t *ids, size_t count, size_t width,
-                         size_t decoder_width, const uint64_t shape[3], heft_error *err)
+struct shapes { /* of the tensors in a file */
+    size_t texts, width, decoder_width;
+    size_t features;
+    uint64_t feature[3];
+};
+
+/* Point each input at its rows: texts, then images if they are inputs of their own. */
+static heft_status split(cli_inputs *inputs, int32_t *ids, const struct shapes *shapes,
+                         heft_error *err)
 {
-    const size_t of_feature = (size_t)(shape[0] * shape[1] * shape[2]);
+    const bool apart = ids && inputs->features;
+    const size_t count = apart ? shapes->texts + shapes->features
+                         : ids ? shapes->texts
+                               : shapes->features;
+    const size_t of_feature =
+        (size_t)(shapes->feature[0] * shapes->feature[1] * shapes->feature[2]);
+    const size_t width = shapes->width, decoder_width = shapes->decoder_width;
     if (!make_sequences(inputs, count)) {
         free(ids);
         no_memory(err);
@@ -174,46 +186,59 @@ static heft_status split(cli_inputs *inputs, int32_t *ids, size_t count, size_t 
     inputs->ids[0] = ids; /* one block */
     inputs->width = decoder_width ? decoder_width : width;
     for (size_t i = 0; i < count; i++) {
-        inputs->tokens[i] = inputs->width;
-        inputs->inputs[i] = HEFT_OPTIONS(
-            heft_input, .ids = ids ? ids + i * width : NULL, .count = width,
-            .mask = inputs->mask ? inputs->mask + i * width : NULL,
-            .positions = inputs->positions ? inputs->positions + i * width : NULL,
-            .types = inputs->types ? inputs->types + i * width : NULL,
-            .features = inputs->features ? inputs->features + i * of_feature : NULL,
-            .feature_shape = {shape[0], shape[1], shape[2]},
-            .decoder_ids = inputs->decoder_ids ? inputs->decoder_ids + i * decoder_width : NULL,
-            .decoder_count = decoder_width);
+        const bool text = ids && i < shapes->texts;
+        heft_input *input = &inputs->inputs[i];
+        *input = HEFT_SIZED(heft_input);
+        if (text) {
+            input->ids = ids + i * width;
+            input->count = width;
+            input->mask = inputs->mask ? inputs->mask + i * width : NULL;
+            input->positions = inputs->positions ? inputs->positions + i * width : NULL;
+            input->types = inputs->types ? inputs->types + i * width : NULL;
+        } else {
+            input->features = inputs->features + (apart ? i - shapes->texts : i) * of_feature;
+            memcpy(input->feature_shape, shapes->feature, sizeof shapes->feature);
+        }
+        if (inputs->decoder_ids) {
+            input->decoder_ids = inputs->decoder_ids + i * decoder_width;
+            input->decoder_count = decoder_width;
+        }
+        inputs->tokens[i] = text || decoder_width ? inputs->width : 0;
     }
     return HEFT_OK;
 }
 
 static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, heft_error *err)
 {
-    size_t count = 0, width = 0, decoder_width = 0;
-    uint64_t shape[3] = {0};
+    struct shapes shapes = {0};
     void *ids = NULL, *mask = NULL, *types = NULL, *positions = NULL, *decoder = NULL;
-    heft_status status = read_matrix(file, "input_ids", HEFT_DTYPE_I32, &ids, &count, &width, err);
-    if (status == HEFT_OK) {
-        status = read_matrix(file, "attention_mask", HEFT_DTYPE_U8, &mask, &count, &width, err);
-    }
-    if (status == HEFT_OK) {
-        status = read_matrix(file, "token_type_ids", HEFT_DTYPE_I32, &types, &count, &width, err);
-    }
-    if (status == HEFT_OK) {
-        status = read_matrix(file, "position_ids", HEFT_DTYPE_I32, &positions, &count, &width, err);
-    }
-    if (status == HEFT_OK) {
-        status = read_matrix(file, "decoder_input_ids", HEFT_DTYPE_I32, &decoder, &count,
-                             &decoder_width, err);
+    struct {
+        const char *name;
+        heft_dtype dtype;
+        void **out;
+    } const matrices[] = {
+        {"input_ids",      HEFT_DTYPE_I32, &ids      },
+        {"attention_mask", HEFT_DTYPE_U8,  &mask     },
+        {"token_type_ids", HEFT_DTYPE_I32, &types    },
+        {"position_ids",   HEFT_DTYPE_I32, &positions},
+    };
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices && status == HEFT_OK; i++) {
+        status = read_matrix(file, matrices[i].name, matrices[i].dtype, matrices[i].out,
+                             &shapes.texts, &shapes.width, err);
     }
     inputs->mask = mask;
     inputs->types = types;
     inputs->positions = positions;
-    inputs->decoder_ids = decoder;
     if (status == HEFT_OK) {
-        status = read_features(inputs, file, &count, shape, err);
+        status = read_features(inputs, file, &shapes.features, shapes.feature, err);
     }
+    size_t rows = ids ? shapes.texts : shapes.features;
+    if (status == HEFT_OK) {
+        status = read_matrix(file, "decoder_input_ids", HEFT_DTYPE_I32, &decoder, &rows,
+                             &shapes.decoder_width, err);
+    }
+    inputs->decoder_ids = decoder;
     if (status == HEFT_OK && !ids && !inputs->features) {
         cli_refuse(err, "--ids-file", "has no tensor input_ids, pixel_values or input_features");
         status = HEFT_INVALID_ARG;
@@ -222,7 +247,7 @@ static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, hef
         free(ids);
         return status;
     }
-    return split(inputs, ids, count, width, decoder_width, shape, err);
+    return split(inputs, ids, &shapes, err);
 }
 
 heft_status cli_inputs_read(cli_inputs *inputs, heft_ctx *ctx, const char *path, heft_error *err)
