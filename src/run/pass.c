@@ -269,12 +269,6 @@ size_t heft__pass_find(heft__pass *p, const char *name, const char *role)
     return look_up(p, name, 0, role, true);
 }
 
-bool heft__pass_is_tied(heft__pass *p, const char *name)
-{
-    const size_t i = heft__pass_find(p, name, NULL);
-    return i != HEFT__NONE && p->model->parameters[i].tied_to != i;
-}
-
 bool heft__has(heft__pass *p, const char *name)
 {
     return look_up(p, name, ITEM_MODULE, NULL, false) != HEFT__NONE ||

@@ -65,8 +65,6 @@ void heft__block(heft__pass *p, const char *list, size_t i);
 void heft__block_end(heft__pass *p, heft__rows x);
 void heft__section(heft__pass *p, const char *list, size_t i); /* an expert */
 void heft__section_end(heft__pass *p);
-bool heft__pass_is_tied(heft__pass *p,
-                        const char *name);       /* a parameter that shares another's bytes */
 bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
 
 /* Scratch that rows made since heft__mark() take, given back before the block ends. */

@@ -353,12 +353,13 @@ static void token_classes_forward(heft__pass *p)
     heft__out(p, HEFT__OUT_TOKENS, "logits", heft__linear(p, "classifier", encoder_forward(p)));
 }
 
-/* A head that is tied to the embeddings takes smaller numbers than one of its own. */
+/* A head that was trained as the embeddings takes smaller numbers than one of its own. */
 static void conditional_generation_forward(heft__pass *p)
 {
     heft__skeleton *s = heft__pass_config(p);
     heft__rows x = heft__wanted(p, heft__body(p));
-    if (heft__pass_is_tied(p, "lm_head.weight")) {
+    const bool tied = heft__sk_flag(s, "tie_word_embeddings", true);
+    if (heft__sk_flag(s, "scale_decoder_outputs", tied)) {
         heft__scale_by(p, x, 1 / sqrt((double)read_config(s).hidden));
     }
     heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head", x));
