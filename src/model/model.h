@@ -266,6 +266,9 @@ int64_t heft__sk_integer(heft__skeleton *s, const char *key,
                          int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
 double heft__sk_real(heft__skeleton *s, const char *key, double standard);
+/* The same two, where null has its own meaning. */
+int64_t heft__sk_integer_or(heft__skeleton *s, const char *key, int64_t standard, int64_t null);
+double heft__sk_real_or(heft__skeleton *s, const char *key, double standard, double null);
 const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard);
 uint64_t heft__sk_members(heft__skeleton *s, const char *key,
                           uint64_t standard);                /* of an object, such as id2label */
@@ -326,6 +329,7 @@ typedef struct heft__family {
      * with an encoder and a decoder it is the decoder's; encode is the encoder's. */
     struct heft__rows (*body)(struct heft__pass *p);
     void (*encode)(struct heft__pass *p);
+    double rope_theta; /* of a config without one; 0: 10000 */
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */
