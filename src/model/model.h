@@ -228,6 +228,9 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width);
 float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uint64_t width,
                                   uint64_t length, float *frequencies);
 bool heft__sk_rotary_is_dynamic(const heft__skeleton *s);
+/* Whether they depend on the length; and the length after which other ones hold, 0 for none. */
+bool heft__sk_rotary_by_length(const heft__skeleton *s, const char *layer_type);
+uint64_t heft__sk_rotary_turn(heft__skeleton *s, const char *layer_type);
 /* How many of a head's `width` numbers are turned: by partial_rotary_factor, wherever the config
  * has it. */
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard);

@@ -271,6 +271,22 @@ bool heft__sk_rotary_is_dynamic(const heft__skeleton *s)
     return is_type(s, parameters_of(s, NULL), "dynamic");
 }
 
+bool heft__sk_rotary_by_length(const heft__skeleton *s, const char *layer_type)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    return is_type(s, object, "dynamic") || is_type(s, object, "longrope");
+}
+
+uint64_t heft__sk_rotary_turn(heft__skeleton *s, const char *layer_type)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    heft__rotary r = {.kind = KIND_DEFAULT};
+    if (is_type(s, object, "longrope")) {
+        read_parameters(s, object, layer_type, 2, &r);
+    }
+    return r.kind == KIND_LONGROPE && r.original < 1e15 ? (uint64_t)r.original : 0;
+}
+
 /* "dynamic": a larger base for texts that are longer than those of the training. */
 static void stretch_dynamic(heft__skeleton *s, const heft__json_value *object, heft__rotary *r,
                             uint64_t length)

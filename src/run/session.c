@@ -400,6 +400,7 @@ struct portion {
     heft_sequence *sequence;
     const int32_t *ids;
     size_t first, count; /* of its tokens */
+    int32_t reach;       /* the largest position of all tokens + 1 */
     bool plain;          /* without mask, positions and types: a decoder behind an encoder */
     bool last;           /* its last tokens are among these */
     bool drops_masked;   /* a decoder does not compute padding */
@@ -437,11 +438,18 @@ static void add_portion(struct packed *out, const struct portion *portion)
             add_token(out, portion, i);
         }
     }
+    if (out->tokens == first) { /* padding only */
+        out->sequences--;
+        return;
+    }
     out->first[s] = (int32_t)first;
     out->last[s] = (int32_t)last;
-    out->spans[s] = (heft__span){
-        .sequence = portion->sequence->kept, .first = first, .count = out->tokens - first};
-    if (portion->input->logits == HEFT_LOGITS_LAST && portion->last && out->tokens > first) {
+    out->spans[s] = (heft__span){.sequence = portion->sequence->kept,
+                                 .first = first,
+                                 .count = out->tokens - first,
+                                 .reach = portion->reach,
+                                 .ends = portion->last};
+    if (portion->input->logits == HEFT_LOGITS_LAST && portion->last) {
         out->wanted[out->wanted_count++] = (int32_t)last;
     }
     out->most_keys = larger(out->most_keys, (size_t)portion->sequence->kept->length +
@@ -501,6 +509,30 @@ static size_t tokens_of(const heft_input *input, bool encode, bool has_encoder)
     return has_encoder && !encode && input->decoder_ids ? input->decoder_count : input->count;
 }
 
+/* Tokens up to the last one that is not masked: a decoder's passes end there. */
+static size_t seen_tokens(const heft_input *input)
+{
+    size_t count = input->count;
+    while (input->mask && count > 0 && !input->mask[count - 1]) {
+        count--;
+    }
+    return count;
+}
+
+/* The largest position of an input's tokens + 1, padding included. */
+static int32_t reach_of(const heft_input *input, const heft_sequence *sequence, size_t tokens,
+                        bool plain)
+{
+    int32_t reach = sequence->kept->length + (int32_t)tokens;
+    if (input->positions && !plain) {
+        reach = 0;
+        for (size_t i = 0; i < tokens; i++) {
+            reach = input->positions[i] >= reach ? input->positions[i] + 1 : reach;
+        }
+    }
+    return reach;
+}
+
 static heft_status check_input(const heft_session *session, const heft_input *input,
                                heft_error *err)
 {
@@ -515,10 +547,18 @@ static heft_status check_input(const heft_session *session, const heft_input *in
                           session->model->class_name);
     }
     for (size_t i = 0; input->positions && i < input->count; i++) {
-        if (input->positions[i] < 0) {
-            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative",
+        if (input->positions[i] < 0 || input->positions[i] == INT32_MAX) {
+            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative or too large",
                               (int)input->positions[i]);
         }
+    }
+    if (session->causal && !session->has_encoder && seen_tokens(input) == 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "all tokens of an input are masked");
+    }
+    if (!session->causal && input->sequence && input->sequence->kept->length > 0) {
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "%s keeps nothing of earlier tokens: a sequence cannot go on",
+                          session->model->class_name);
     }
     const heft_sequence *sequence = input->sequence;
     if (sequence && (sequence->session != session || sequence->broken)) {
@@ -582,7 +622,9 @@ static heft_status run_encoder(struct call *call, heft_error *err)
             const struct portion portion = {.input = input,
                                             .sequence = call->sequences[i],
                                             .ids = input->ids,
-                                            .count = input->count};
+                                            .count = input->count,
+                                            .reach = (int32_t)input->count,
+                                            .last = true};
             add_portion(&in, &portion);
             call->sequences[i]->counted = 0;
         }
@@ -606,17 +648,21 @@ static heft_status run_next(struct call *call, size_t *input, size_t *token, boo
     heft_status status = make_packed(&call->arena, tokens, call->count, &in, err);
     while (status == HEFT_OK && *input < call->count) {
         const heft_input *one = &call->inputs[*input];
-        const size_t all = tokens_of(one, false, session->has_encoder), left = all - *token;
+        const bool behind = session->has_encoder && one->decoder_ids;
+        const size_t given = tokens_of(one, false, session->has_encoder),
+                     all = session->causal && !behind ? seen_tokens(one) : given,
+                     left = all - *token;
         if (in.tokens > 0 && (session->causal ? room == 0 : left > room)) {
             break;
         }
         const size_t count = session->causal && left > room ? room : left;
-        const bool behind = session->has_encoder && one->decoder_ids;
         const struct portion portion = {.input = one,
                                         .sequence = call->sequences[*input],
                                         .ids = behind ? one->decoder_ids : one->ids,
                                         .first = *token,
                                         .count = count,
+                                        .reach =
+                                            reach_of(one, call->sequences[*input], given, behind),
                                         .plain = behind,
                                         .last = count == left,
                                         .drops_masked = session->causal};
@@ -629,7 +675,7 @@ static heft_status run_next(struct call *call, size_t *input, size_t *token, boo
             *token = 0;
         }
     }
-    return status == HEFT_OK
+    return status == HEFT_OK && in.tokens > 0 /* else it was padding only */
                ? run_packed(call->session, &in, session->has_encoder ? NULL : features, false,
                             appends, err)
                : status;
@@ -649,8 +695,13 @@ static heft_status run_call(struct call *call, heft_error *err)
         appends = true;
     }
     for (size_t i = 0; status == HEFT_OK && i < call->count; i++) {
-        call->sequences[i]->kept->length +=
-            (int32_t)tokens_of(&call->inputs[i], false, call->session->has_encoder);
+        const heft_input *one = &call->inputs[i];
+        heft__sequence *kept = call->sequences[i]->kept;
+        const size_t tokens = tokens_of(one, false, call->session->has_encoder);
+        const int32_t reach = reach_of(one, call->sequences[i], tokens,
+                                       call->session->has_encoder && one->decoder_ids);
+        kept->reach = reach > kept->reach ? reach : kept->reach;
+        kept->length += (int32_t)tokens;
     }
     return status;
 }
