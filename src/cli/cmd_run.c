@@ -62,6 +62,7 @@ struct running {
     int32_t **text;            /* [inputs.count][length] all ids so far, those of the input too */
     size_t *length, *first;    /* [inputs.count]; first: of the generated ones */
     bool *ended;               /* [inputs.count] */
+    int32_t *at;               /* [inputs.count] positions of the tokens that go in next */
     const char *names[OUTPUTS_MOST];
     size_t name_count;
     char *name_text; /* owned: what `names` point into */
@@ -312,6 +313,38 @@ static bool is_stop(const struct running *r, int32_t id)
     return false;
 }
 
+/* Positions without padding, for texts that are continued: 0 at the first token of a text. */
+static bool number_tokens(struct running *r)
+{
+    const size_t width = r->inputs.width;
+    int32_t *positions = malloc(r->inputs.count * width * sizeof *positions);
+    if (!positions) {
+        return false;
+    }
+    for (size_t i = 0; i < r->inputs.count; i++) {
+        heft_input *input = &r->inputs.inputs[i];
+        int32_t seen = 0;
+        for (size_t t = 0; t < input->count; t++) {
+            seen += input->mask[t] != 0;
+            positions[i * width + t] = seen > 0 ? seen - 1 : 0;
+        }
+        input->positions = positions + i * width;
+    }
+    r->inputs.positions = positions;
+    return true;
+}
+
+/* The position of the token that sequence i goes on with, in its place. */
+static const int32_t *next_position(struct running *r, size_t i)
+{
+    const heft_input *input = &r->inputs.inputs[i];
+    if (!input->positions || heft_session_has_encoder(r->session)) {
+        return NULL; /* they are counted */
+    }
+    r->at[i] = input->positions[input->count - 1] + (int32_t)(r->length[i] - r->first[i]);
+    return &r->at[i];
+}
+
 /* The text of sequence i so far: its input, or what its decoder begins with. */
 static bool begin_text(struct running *r, size_t i)
 {
@@ -336,7 +369,11 @@ static heft_status begin(struct running *r, heft_error *err)
     r->length = calloc(count, sizeof *r->length);
     r->first = calloc(count, sizeof *r->first);
     r->ended = calloc(count, sizeof *r->ended);
-    bool good = r->sequences && r->text && r->length && r->first && r->ended;
+    r->at = calloc(count, sizeof *r->at);
+    bool good = r->sequences && r->text && r->length && r->first && r->ended && r->at;
+    if (good && r->inputs.mask && !r->inputs.positions && !heft_session_has_encoder(r->session)) {
+        good = number_tokens(r);
+    }
     for (size_t i = 0; good && i < count && status == HEFT_OK; i++) {
         heft_input *input = &r->inputs.inputs[i];
         const bool encodes = heft_session_has_encoder(r->session);
@@ -369,6 +406,10 @@ static heft_status choose(const cli_run *run, struct running *r, size_t *going, 
     heft_output logits = HEFT_SIZED(heft_output);
     heft_status status = heft_session_output(r->session, "logits", &logits, err);
     size_t row = 0;
+    if (status == HEFT_OK && logits.kind != HEFT_OUTPUT_LOGITS) {
+        cli_refuse(err, "--new-tokens", "%s is not a language model", r->report->class_name);
+        return HEFT_INVALID_ARG;
+    }
     *going = 0;
     for (size_t i = 0; i < r->inputs.count && status == HEFT_OK; i++) {
         int32_t id = 0;
@@ -408,7 +449,8 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
         for (size_t i = 0; i < count; i++) {
             if (!r->ended[i]) {
                 next[n++] = HEFT_OPTIONS(heft_input, .sequence = r->sequences[i],
-                                         .ids = r->text[i] + r->length[i] - 1, .count = 1);
+                                         .ids = r->text[i] + r->length[i] - 1, .count = 1,
+                                         .positions = next_position(r, i));
             }
         }
         status = heft_session_run(r->session, next, n, wanted, 1, err);
@@ -516,6 +558,7 @@ static void free_all(struct running *r)
     free(r->length);
     free(r->first);
     free(r->ended);
+    free(r->at);
     free(r->name_text);
     heft_session_free(r->session);
     heft_load_report_free(r->report);

@@ -230,6 +230,9 @@ float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uin
 /* DeepSeek: the factor, squared, of its attention's logits; 1 without mscale_all_dim. */
 double heft__sk_rotary_mscale(heft__skeleton *s);
 bool heft__sk_rotary_is_dynamic(const heft__skeleton *s);
+/* Whether they depend on the length; and the length after which other ones hold, 0 for none. */
+bool heft__sk_rotary_by_length(const heft__skeleton *s, const char *layer_type);
+uint64_t heft__sk_rotary_turn(heft__skeleton *s, const char *layer_type);
 /* How many of a head's `width` numbers are turned: by partial_rotary_factor, wherever the config
  * has it. */
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard);
@@ -268,6 +271,9 @@ int64_t heft__sk_integer(heft__skeleton *s, const char *key,
                          int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
 double heft__sk_real(heft__skeleton *s, const char *key, double standard);
+/* The same two, where null has its own meaning. */
+int64_t heft__sk_integer_or(heft__skeleton *s, const char *key, int64_t standard, int64_t null);
+double heft__sk_real_or(heft__skeleton *s, const char *key, double standard, double null);
 const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard);
 uint64_t heft__sk_members(heft__skeleton *s, const char *key,
                           uint64_t standard);                /* of an object, such as id2label */
@@ -331,6 +337,7 @@ typedef struct heft__family {
     /* Of classes that take images or sound: the shape of one by the config, and how many tokens are made of
      * it. NULL: of none. */
     size_t (*features)(heft__skeleton *s, size_t shape[3]);
+    double rope_theta; /* of a config without one; 0: 10000 */
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */

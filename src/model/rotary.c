@@ -84,11 +84,26 @@ static const heft__json_value *parameters_of(const heft__skeleton *s, const char
     const heft__json_value *all = object_at(s->object, "rope_parameters");
     const heft__json_value *one = object_at(all, layer_type);
     if (all) {
-        return one ? one : all;
+        return layer_type ? one : all;
     }
     return layer_type && strcmp(layer_type, "sliding_attention") == 0
                ? NULL
                : object_at(s->object, "rope_scaling");
+}
+
+/* The name of an object's type: "longrope" under its older names as well. */
+static const char *type_of(const heft__skeleton *s, const heft__json_value *object)
+{
+    const heft__json_value *type = object ? heft__json_member(object, "rope_type") : NULL;
+    type = type || !object ? type : heft__json_member(object, "type"); /* the older name */
+    const char *name = type && type->type == HEFT__JSON_TYPE_STRING ? type->text : "default";
+    const bool is_phi3 = strcmp(s->model->family->model_type, "phi3") == 0;
+    return strcmp(name, "su") == 0 || (is_phi3 && strcmp(name, "yarn") == 0) ? "longrope" : name;
+}
+
+static bool is_type(const heft__skeleton *s, const heft__json_value *object, const char *wanted)
+{
+    return strcmp(type_of(s, object), wanted) == 0;
 }
 
 /* A number that must be positive and finite, where it is there. */
@@ -174,13 +189,15 @@ static void read_factors(heft__skeleton *s, const heft__json_value *object, cons
 
 static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
 {
-    const heft__json_value *type = heft__json_member(object, "rope_type");
-    type = type ? type : heft__json_member(object, "type"); /* the older name */
-    const char *name = type && type->type == HEFT__JSON_TYPE_STRING ? type->text : "default";
-    r->factor = positive(s, object, "factor", 1);
-    r->original = positive(s, s->object, "max_position_embeddings", 2048);
-    r->original = positive(s, s->object, "original_max_position_embeddings", r->original);
-    r->original = positive(s, object, "original_max_position_embeddings", r->original);
+    const char *name = type_of(s, object);
+    const bool is_phi3 = strcmp(s->model->family->model_type, "phi3") == 0;
+    const double most = positive(s, s->object, "max_position_embeddings", 2048);
+    /* beside the object it counts more than in it; Phi3's config always has it */
+    r->original = positive(s, object, "original_max_position_embeddings", most);
+    r->original =
+        positive(s, s->object, "original_max_position_embeddings", is_phi3 ? 4096 : r->original);
+    const bool by_lengths = strcmp(name, "yarn") == 0 || strcmp(name, "longrope") == 0;
+    r->factor = positive(s, object, "factor", by_lengths ? most / r->original : 1);
     if (strcmp(name, "linear") == 0) {
         r->kind = KIND_LINEAR;
     } else if (strcmp(name, "llama3") == 0) {
@@ -189,7 +206,7 @@ static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__r
     } else if (strcmp(name, "yarn") == 0) {
         r->kind = KIND_YARN;
         read_yarn(s, object, r);
-    } else if (strcmp(name, "longrope") == 0 || strcmp(name, "su") == 0) {
+    } else if (strcmp(name, "longrope") == 0) {
         r->kind = KIND_LONGROPE;
     } else if (strcmp(name, "default") != 0 && strcmp(name, "dynamic") != 0) {
         heft__sk_fail(s, HEFT_UNSUPPORTED, "rope_type", "unknown rope_type '%.60s'", name);
@@ -201,10 +218,10 @@ static void read_parameters(heft__skeleton *s, const heft__json_value *object,
                             const char *layer_type, uint64_t width, heft__rotary *r)
 {
     const bool sliding = layer_type && strcmp(layer_type, "sliding_attention") == 0;
+    const double standard = s->model->family->rope_theta;
     *r = (heft__rotary){.factor = 1, .width = (double)width};
     r->theta = sliding ? positive(s, s->object, "rope_local_base_freq", 10000)
-                       : positive(s, s->object, "rope_theta",
-                                  layer_type ? 1000000 : 10000); /* Gemma 3's full layers */
+                       : positive(s, s->object, "rope_theta", standard > 0 ? standard : 10000);
     r->theta =
         sliding ? r->theta : positive(s, s->object, "rotary_emb_base", r->theta); /* GPT-NeoX */
     r->theta = positive(s, object, "rope_theta", r->theta);
@@ -252,16 +269,25 @@ void heft__sk_rotary(heft__skeleton *s, const char *layer_type, uint64_t width)
 }
 
 /* ---- for a forward pass ------------------------------------------------------------------------- */
-static bool is_type(const heft__json_value *object, const char *wanted)
-{
-    const heft__json_value *type = object ? heft__json_member(object, "rope_type") : NULL;
-    type = type || !object ? type : heft__json_member(object, "type");
-    return type && type->type == HEFT__JSON_TYPE_STRING && strcmp(type->text, wanted) == 0;
-}
-
 bool heft__sk_rotary_is_dynamic(const heft__skeleton *s)
 {
-    return is_type(parameters_of(s, NULL), "dynamic");
+    return is_type(s, parameters_of(s, NULL), "dynamic");
+}
+
+bool heft__sk_rotary_by_length(const heft__skeleton *s, const char *layer_type)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    return is_type(s, object, "dynamic") || is_type(s, object, "longrope");
+}
+
+uint64_t heft__sk_rotary_turn(heft__skeleton *s, const char *layer_type)
+{
+    const heft__json_value *object = parameters_of(s, layer_type);
+    heft__rotary r = {.kind = KIND_DEFAULT};
+    if (is_type(s, object, "longrope")) {
+        read_parameters(s, object, layer_type, 2, &r);
+    }
+    return r.kind == KIND_LONGROPE && r.original < 1e15 ? (uint64_t)r.original : 0;
 }
 
 /* "dynamic": a larger base for texts that are longer than those of the training. */
@@ -269,7 +295,7 @@ static void stretch_dynamic(heft__skeleton *s, const heft__json_value *object, h
                             uint64_t length)
 {
     const double most = positive(s, s->object, "max_position_embeddings", 2048);
-    if (is_type(object, "dynamic") && (double)length > most && r->width > 2) {
+    if (is_type(s, object, "dynamic") && (double)length > most && r->width > 2) {
         r->theta *=
             pow(r->factor * (double)length / most - (r->factor - 1), r->width / (r->width - 2));
     }
@@ -284,8 +310,8 @@ static double yarn_scale(double factor, double scale)
 static double attention_factor(heft__skeleton *s, const heft__json_value *object,
                                const heft__rotary *r)
 {
-    const bool longrope = is_type(object, "longrope") || is_type(object, "su");
-    if (!longrope && !is_type(object, "yarn")) {
+    const bool longrope = r->kind == KIND_LONGROPE;
+    if (!longrope && r->kind != KIND_YARN) {
         return 1;
     }
     const double given = positive(s, object, "attention_factor", 0);
@@ -293,11 +319,7 @@ static double attention_factor(heft__skeleton *s, const heft__json_value *object
         return given;
     }
     if (longrope) {
-        double factor = positive(s, object, "factor", 0);
-        if (heft__json_member(s->object, "original_max_position_embeddings") || factor <= 0) {
-            factor = positive(s, s->object, "max_position_embeddings", 2048) / r->original;
-        }
-        return factor <= 1 ? 1 : sqrt(1 + log(factor) / log(r->original));
+        return r->factor <= 1 ? 1 : sqrt(1 + log(r->factor) / log(r->original));
     }
     const double scale = positive(s, object, "mscale", 0),
                  all = positive(s, object, "mscale_all_dim", 0);
@@ -309,7 +331,7 @@ double heft__sk_rotary_mscale(heft__skeleton *s)
 {
     const heft__json_value *object = parameters_of(s, NULL);
     const double all = object ? positive(s, object, "mscale_all_dim", 0) : 0;
-    return all > 0 && !is_type(object, "default")
+    return all > 0 && !is_type(s, object, "default")
                ? yarn_scale(positive(s, object, "factor", 1), all)
                : 1;
 }

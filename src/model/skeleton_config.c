@@ -181,6 +181,16 @@ double heft__sk_real(heft__skeleton *s, const char *key, double standard)
     return number;
 }
 
+double heft__sk_real_or(heft__skeleton *s, const char *key, double standard, double null)
+{
+    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_real(s, key, standard);
+}
+
+int64_t heft__sk_integer_or(heft__skeleton *s, const char *key, int64_t standard, int64_t null)
+{
+    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_integer(s, key, standard);
+}
+
 const char *heft__sk_text(heft__skeleton *s, const char *key, const char *standard)
 {
     const heft__json_value *value = look_up_set(s, key);

@@ -160,6 +160,7 @@ heft_status heft__sequence_copy(heft__sequence *to, const heft__sequence *from,
         copy->next = kept->next;
     }
     to->length = from->length;
+    to->reach = from->reach;
     if (from->encoded) {
         const size_t bytes = from->encoded_count * from->encoded_width * sizeof(float);
         to->encoded = heft__alloc(to->ctx, bytes);

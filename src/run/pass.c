@@ -554,15 +554,34 @@ static void keep(heft__pass *p, heft__result *result, heft__out_kind kind, heft_
     result->width = x.width;
 }
 
+/* The rows of sequences whose last token is in this pass: the others' come with a later one. */
+static heft__rows ended_rows(heft__pass *p, heft__rows x)
+{
+    heft__rows y = heft__pass_rows(p, x.count, x.width);
+    size_t count = 0;
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        if (i >= p->in.sequences || p->spans[i].ends) {
+            memcpy(y.x + count++ * y.width, x.x + i * x.width, x.width * sizeof *x.x);
+        }
+    }
+    y.count = count;
+    return y;
+}
+
 void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows x)
 {
     heft__result *result = find_result(p, name);
+    const size_t mark = heft__mark(p);
     if (p->dry) {
         note_name(p, name);
     }
-    if (result && heft__pass_live(p)) {
+    if (kind == HEFT__OUT_SEQUENCES) {
+        x = ended_rows(p, x);
+    }
+    if (result && heft__pass_live(p) && x.count > 0) {
         keep(p, result, kind, x);
     }
+    heft__release(p, mark);
 }
 
 void heft__out_hidden(heft__pass *p, size_t i, heft__rows x)
@@ -614,22 +633,12 @@ static void call_forward(heft__skeleton *s, void *user)
     p->config = NULL;
 }
 
-static int32_t largest_position(const heft__pass_inputs *in)
-{
-    int32_t most = 0;
-    for (size_t i = 0; in->at && i < in->tokens; i++) {
-        most = in->at[i] >= most ? in->at[i] + 1 : most;
-    }
-    return most;
-}
-
 static void begin(heft__pass *p, const heft__pass_run *run)
 {
     p->in = run->inputs;
     p->seen_at = run->seen_at ? run->seen_at : run->inputs.at;
     p->spans = run->spans;
     p->encoded_tokens = run->encoded_tokens;
-    p->length = largest_position(&p->in);
     p->dry = run->dry;
     p->most_keys = run->most_keys;
     p->appends = run->appends;

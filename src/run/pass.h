@@ -133,6 +133,9 @@ const int32_t *heft__rows_of_encoded(heft__pass *p, int32_t id);
 heft__rows heft__layer_norm(heft__pass *p, const char *name, heft__rows x, double eps);
 heft__rows heft__layer_norm_heads(heft__pass *p, const char *name, heft__rows x, size_t heads,
                                   double eps);
+/* The same with a norm of its own for each head: modules name.0 .. heads - 1. */
+heft__rows heft__layer_norm_list(heft__pass *p, const char *name, heft__rows x, size_t heads,
+                                 double eps);
 /* times (one + weight) */
 heft__rows heft__rms_norm(heft__pass *p, const char *name, heft__rows x, double eps, float one);
 heft__rows heft__rms_norm_heads(heft__pass *p, const char *name, heft__rows x, size_t heads,
@@ -157,6 +160,8 @@ void heft__scale_rows(heft__pass *p, heft__rows x, heft__rows s);           /* r
 void heft__scale_by(heft__pass *p, heft__rows x, double s);                 /* x *= s */
 void heft__cap_to(heft__pass *p, heft__rows x, double cap);                 /* cap tanh(x / cap) */
 void heft__clamp(heft__pass *p, heft__rows x, double low, double high);
+/* A constant as the reference multiplies with it: rounded to the model's dtype, unless nothing is. */
+double heft__rounded(const heft__pass *p, double constant);
 void heft__unit_rows(heft__pass *p, heft__rows x); /* each of length 1 */
 /* The activation of a config's key; an unknown name sticks as an error. */
 float heft__round_bf16(float x); /* to bfloat16 and back, nearest even */

@@ -3,7 +3,8 @@
  *   angle[t][i] = position of token t * frequency[i]     i < width / 2
  *
  * Frequencies are kept from pass to pass; types that depend on the length of the text are asked again for
- * each length. */
+ * that of each sequence, whatever others are in the pass. Keys that are kept were turned by the
+ * frequencies of their time: a longrope text that has outgrown its short ones is refused. */
 #include "run/pass_state.h"
 
 #include <math.h>
@@ -17,8 +18,9 @@ void heft__pass_ropes_free(heft__pass *p)
     }
 }
 
-/* The place of an embedding's frequencies, made for this length; NULL after an error. */
-static const heft__rope_memory *frequencies_of(heft__pass *p, const char *layer_type, size_t width)
+/* The place of an embedding's frequencies, made for a text of this length; NULL after an error. */
+static const heft__rope_memory *frequencies_of(heft__pass *p, const char *layer_type, size_t width,
+                                               uint64_t length)
 {
     heft__rope_memory *rope = NULL;
     for (size_t i = 0; i < HEFT__PASS_ROPES && !rope; i++) {
@@ -39,12 +41,26 @@ static const heft__rope_memory *frequencies_of(heft__pass *p, const char *layer_
         heft__pass_fail(p, HEFT_NOMEM, "no memory for a rotary embedding");
         return NULL;
     }
-    if (rope->length != p->length) {
-        rope->factor = heft__sk_rotary_frequencies(p->config, layer_type, width,
-                                                   (uint64_t)p->length, rope->frequencies);
-        rope->length = p->length;
+    if (rope->length == 0 ||
+        (rope->length != length && heft__sk_rotary_by_length(p->config, layer_type))) {
+        rope->factor =
+            heft__sk_rotary_frequencies(p->config, layer_type, width, length, rope->frequencies);
+        rope->length = length;
     }
     return heft__sk_going(p->config) ? rope : NULL;
+}
+
+/* A text keeps its first tokens' keys: they must not need other frequencies than they had. */
+static void check_turn(heft__pass *p, const char *layer_type, const heft__span *span)
+{
+    const uint64_t turn = heft__sk_rotary_turn(p->config, layer_type);
+    const int32_t before = span->sequence->reach;
+    if (turn > 0 && before > 0 && (uint64_t)before <= turn && (uint64_t)span->reach > turn) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "the text grows past %llu tokens, from where its rotary positions "
+                        "(longrope) differ: it must be computed anew in another sequence",
+                        (unsigned long long)turn);
+    }
 }
 
 heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width)
@@ -52,13 +68,19 @@ heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width)
     const size_t half = width / 2;
     float *cosines = heft__pass_take(p, p->in.tokens * half, sizeof *cosines);
     float *sines = heft__pass_take(p, p->in.tokens * half, sizeof *sines);
-    const heft__rope_memory *rope =
-        p->status == HEFT_OK ? frequencies_of(p, layer_type, width) : NULL;
-    for (size_t t = 0; rope && heft__pass_live(p) && t < p->in.tokens; t++) {
-        for (size_t i = 0; i < half; i++) {
-            const float angle = (float)p->in.at[t] * rope->frequencies[i];
-            cosines[t * half + i] = cosf(angle) * rope->factor;
-            sines[t * half + i] = sinf(angle) * rope->factor;
+    if (p->dry && p->status == HEFT_OK) { /* what is wrong with the config, at once */
+        (void)frequencies_of(p, layer_type, width, 1);
+    }
+    for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
+        const heft__span *span = &p->spans[s];
+        const heft__rope_memory *rope = frequencies_of(p, layer_type, width, (uint64_t)span->reach);
+        check_turn(p, layer_type, span);
+        for (size_t t = span->first; rope && t < span->first + span->count; t++) {
+            for (size_t i = 0; i < half; i++) {
+                const float angle = (float)p->in.at[t] * rope->frequencies[i];
+                cosines[t * half + i] = cosf(angle) * rope->factor;
+                sines[t * half + i] = sinf(angle) * rope->factor;
+            }
         }
     }
     return (heft__rope){.cos = cosines, .sin = sines, .width = width};

@@ -201,6 +201,50 @@ heft__rows heft__rms_norm(heft__pass *p, const char *name, heft__rows x, double 
     return heft__rms_norm_heads(p, name, x, 0, eps, one);
 }
 
+/* Weights or biases of the heads' norms, one after the other; NULL without any, and in a dry run. */
+static const float *listed_vectors(heft__pass *p, const char *name, const char *role, size_t heads,
+                                   size_t width)
+{
+    float *all = heft__pass_take(p, heads * width, sizeof *all);
+    size_t found = 0;
+    for (size_t h = 0; h < heads && p->status == HEFT_OK; h++) {
+        heft__enter_item(p, name, h);
+        const size_t number = heft__pass_find(p, role, NULL), mark = heft__mark(p);
+        const float *one = number == HEFT__NONE ? NULL : heft__pass_vector(p, number, width);
+        found += number != HEFT__NONE;
+        if (all && one) {
+            memcpy(all + h * width, one, width * sizeof *one);
+        }
+        heft__release(p, mark);
+        heft__pass_end_op(p);
+        heft__leave(p);
+    }
+    if (found > 0 && found < heads) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "some of the norms '%s' have no %s", name, role);
+    }
+    return found ? all : NULL;
+}
+
+heft__rows heft__layer_norm_list(heft__pass *p, const char *name, heft__rows x, size_t heads,
+                                 double eps)
+{
+    struct rows_work work = {.p = p, .fn = layer_norm_rows, .x = x, .a = (float)eps};
+    work.y = heft__pass_rows(p, x.count, x.width);
+    if (heads == 0 || x.width == 0 || x.width % heads != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "norms '%s' do not fit rows of %zu numbers", name,
+                        x.width);
+        return work.y;
+    }
+    const size_t mark = heft__mark(p);
+    work.group = x.width / heads;
+    work.per_head = true;
+    work.w = listed_vectors(p, name, "weight", heads, work.group);
+    work.b = listed_vectors(p, name, "bias", heads, work.group);
+    run_rows(&work);
+    heft__release(p, mark);
+    return work.y;
+}
+
 static void unit_rows(const struct rows_work *work, size_t first, size_t last)
 {
     for (size_t i = first; i < last; i++) {
@@ -328,6 +372,19 @@ void heft__clamp(heft__pass *p, heft__rows x, double low, double high)
 {
     struct rows_work work = {.p = p, .fn = clamp_rows, .x = x, .a = (float)low, .one = (float)high};
     run_rows(&work);
+}
+
+double heft__rounded(const heft__pass *p, double constant)
+{
+    const heft_dtype dtype = heft__sk_dtype(p->config);
+    const float wide = (float)constant;
+    float rounded = wide;
+    if (!p->exact && (dtype == HEFT_DTYPE_BF16 || dtype == HEFT_DTYPE_F16)) {
+        uint16_t bits = 0;
+        p->kernels->narrow(&bits, dtype, &wide, 1);
+        p->kernels->widen(&rounded, &bits, dtype, 1);
+    }
+    return (double)rounded;
 }
 
 /* ---- names of activations ---------------------------------------------------------------------------- */

@@ -34,6 +34,7 @@ typedef struct heft__sequence {
     size_t bytes;
     size_t capacity;      /* tokens */
     int32_t length;       /* tokens so far */
+    int32_t reach;        /* their largest position + 1 */
     float *encoded;       /* [encoded_count][encoded_width] of the encoder; NULL: none */
     int32_t *encoded_at;  /* [encoded_count] -1: masked */
     int32_t *encoded_ids; /* [encoded_count] */
@@ -61,6 +62,8 @@ heft__keys heft__kept_keys(const heft__kept *kept, const heft__slot *slot, heft_
 typedef struct heft__span { /* the tokens of one sequence */
     heft__sequence *sequence;
     size_t first, count;
+    int32_t reach; /* the largest position of its tokens in this call + 1 */
+    bool ends;     /* its last token in this call is among these */
 } heft__span;
 
 typedef struct heft__scope {
@@ -87,7 +90,7 @@ typedef struct heft__result {
 typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
     const char *layer_type;
     size_t width;
-    int32_t length; /* that they are for */
+    uint64_t length; /* of the text that they are for */
     float *frequencies, factor;
 } heft__rope_memory;
 
@@ -112,7 +115,6 @@ struct heft__pass {
     size_t encoded_width;    /* of a row that the encoder keeps */
     size_t most_keys;        /* of a sequence, in a dry run */
     bool appends;            /* results go after those of the same name */
-    int32_t length;          /* the largest position + 1 */
 
     heft_status status;
     heft_error error;

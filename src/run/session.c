@@ -312,8 +312,8 @@ heft_status heft_sequence_new(heft_session *session, uint64_t capacity, uint64_t
     if (!heft__to_size(capacity, &tokens) || !heft__to_size(encoded, &encoded_tokens)) {
         return heft__fail(err, HEFT_LIMIT, "too many tokens");
     }
-    encoded_tokens = session->has_encoder && session->feature_tokens ? session->feature_tokens
-                                                                     : encoded_tokens;
+    encoded_tokens =
+        session->has_encoder && session->feature_tokens ? session->feature_tokens : encoded_tokens;
     return heft__session_new_sequence(session, tokens, encoded_tokens, out, err);
 }
 

@@ -11,7 +11,9 @@ struct job {
     heft_sequence *sequence;
     const int32_t *ids; /* [count] NULL: tokens are made of features */
     size_t count;
-    bool plain; /* without mask, positions and types: a decoder behind an encoder, or features */
+    size_t seen;   /* tokens up to the last one that is computed: a decoder's passes end there */
+    int32_t reach; /* the largest position of all tokens + 1, padding included */
+    bool plain;    /* without mask, positions and types: a decoder behind an encoder, or features */
 };
 
 struct call {
@@ -53,9 +55,34 @@ static heft_status shift_ids(struct call *call, const heft_input *input, const i
     return HEFT_OK;
 }
 
-static void add_job(struct call *call, bool encode, const struct job *job)
+/* Tokens up to the last one that is not masked. */
+static size_t seen_tokens(const heft_input *input)
 {
-    call->jobs[encode][call->job_count[encode]++] = *job;
+    size_t count = input->count;
+    while (input->mask && count > 0 && !input->mask[count - 1]) {
+        count--;
+    }
+    return count;
+}
+
+static int32_t reach_of(const struct job *job, const heft_sequence *sequence)
+{
+    int32_t reach = (sequence ? sequence->kept->length : 0) + (int32_t)job->count;
+    if (!job->plain && job->input->positions) {
+        reach = 0;
+        for (size_t i = 0; i < job->count; i++) {
+            reach = job->input->positions[i] >= reach ? job->input->positions[i] + 1 : reach;
+        }
+    }
+    return reach;
+}
+
+static void add_job(struct call *call, bool encode, struct job job)
+{
+    const bool drops_padding = call->session->causal && !encode && !job.plain;
+    job.seen = drops_padding ? seen_tokens(job.input) : job.count;
+    job.reach = reach_of(&job, encode ? NULL : job.input->sequence);
+    call->jobs[encode][call->job_count[encode]++] = job;
 }
 
 static heft_status make_jobs(struct call *call, size_t i, heft_error *err)
@@ -69,11 +96,11 @@ static heft_status make_jobs(struct call *call, size_t i, heft_error *err)
                       .plain = featured};
     heft_status status = HEFT_OK;
     if (session->dual) {
-        add_job(call, featured, &job);
+        add_job(call, featured, job);
         return HEFT_OK;
     }
     if (session->has_encoder && first) {
-        add_job(call, true, &job);
+        add_job(call, true, job);
         job.ids = input->decoder_ids;
         job.count = input->decoder_ids ? input->decoder_count : input->count;
         job.plain = true;
@@ -81,7 +108,7 @@ static heft_status make_jobs(struct call *call, size_t i, heft_error *err)
             status = shift_ids(call, input, &job.ids, err);
         }
     }
-    add_job(call, false, &job);
+    add_job(call, false, job);
     return status;
 }
 
@@ -130,10 +157,18 @@ static heft_status check_input(const heft_session *session, const heft_input *in
                           session->model->class_name);
     }
     for (size_t i = 0; input->positions && i < input->count; i++) {
-        if (input->positions[i] < 0) {
-            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative",
+        if (input->positions[i] < 0 || input->positions[i] == INT32_MAX) {
+            return heft__fail(err, HEFT_INVALID_ARG, "position %d is negative or too large",
                               (int)input->positions[i]);
         }
+    }
+    if (session->causal && !session->has_encoder && input->ids && seen_tokens(input) == 0) {
+        return heft__fail(err, HEFT_INVALID_ARG, "all tokens of an input are masked");
+    }
+    if (!session->causal && sequence && sequence->kept->length > 0) {
+        return heft__fail(err, HEFT_UNSUPPORTED,
+                          "%s keeps nothing of earlier tokens: a sequence cannot go on",
+                          session->model->class_name);
     }
     if (sequence && (sequence->session != session || sequence->broken)) {
         return heft__fail(err, HEFT_INVALID_ARG,
@@ -269,12 +304,19 @@ static void add_part(struct packed *out, const heft_session *session, const stru
             add_token(out, job, i);
         }
     }
+    if (out->tokens == begin) { /* padding only */
+        out->sequences--;
+        return;
+    }
+    const bool ends = first + count == job->seen;
     out->first[s] = (int32_t)begin;
     out->last[s] = (int32_t)last;
-    out->spans[s] =
-        (heft__span){.sequence = job->sequence->kept, .first = begin, .count = out->tokens - begin};
-    if (job->input->logits == HEFT_LOGITS_LAST && first + count == job->count &&
-        out->tokens > begin) {
+    out->spans[s] = (heft__span){.sequence = job->sequence->kept,
+                                 .first = begin,
+                                 .count = out->tokens - begin,
+                                 .reach = job->reach,
+                                 .ends = ends};
+    if (job->input->logits == HEFT_LOGITS_LAST && ends) {
         out->wanted[out->wanted_count++] = (int32_t)last;
     }
     if (job->input->features && !job->ids) {
@@ -335,7 +377,7 @@ static heft_status run_next(struct call *call, bool encode, size_t *job, size_t 
     heft_status status = make_packed(call, tokens, call->job_count[encode] - *job, &in, err);
     while (status == HEFT_OK && *job < call->job_count[encode]) {
         const struct job *one = &call->jobs[encode][*job];
-        const size_t left = one->count - *token;
+        const size_t left = one->seen - *token;
         if (in.tokens > 0 && (splits ? room == 0 : left > room)) {
             break;
         }
@@ -343,12 +385,14 @@ static heft_status run_next(struct call *call, bool encode, size_t *job, size_t 
         add_part(&in, session, one, *token, count, splits);
         room -= count < room ? count : room;
         *token += count;
-        if (*token == one->count) {
+        if (*token == one->seen) {
             (*job)++;
             *token = 0;
         }
     }
-    return status == HEFT_OK ? run_packed(session, &in, encode, appends, err) : status;
+    return status == HEFT_OK && in.tokens > 0 /* else it was padding only */
+               ? run_packed(session, &in, encode, appends, err)
+               : status;
 }
 
 static heft_status run_call(struct call *call, heft_error *err)
@@ -367,7 +411,10 @@ static heft_status run_call(struct call *call, heft_error *err)
         }
     }
     for (size_t i = 0; status == HEFT_OK && i < call->job_count[0]; i++) {
-        call->jobs[0][i].sequence->kept->length += (int32_t)call->jobs[0][i].count;
+        const struct job *job = &call->jobs[0][i];
+        heft__sequence *kept = job->sequence->kept;
+        kept->reach = job->reach > kept->reach ? job->reach : kept->reach;
+        kept->length += (int32_t)job->count;
     }
     return status;
 }

@@ -72,10 +72,45 @@ static void causal_lm(heft__skeleton *s)
     decoder_causal_lm(s, body, false);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__rows h = heft__layer_norm(p, "input_layernorm", x, d->eps);
+    heft__enter(p, "self_attn");
+    struct decoder_heads heads = decoder_project(p, h);
+    if (heft__has(p, "q_norm")) {
+        heads.q = heft__layer_norm_heads(p, "q_norm", heads.q, d->attend.heads, d->eps);
+        heads.k = heft__layer_norm_heads(p, "k_norm", heads.k, d->attend.kv_heads, d->eps);
+    }
+    heft__add(p, x, heft__linear(p, "o_proj", decoder_attend(p, d, &heads)));
+    heft__leave(p);
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "layer_norm_eps");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    d.rope.interleaved = true;
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__layer_norm(p, "norm", x, d.eps));
+}
+
+static void causal_lm_forward(heft__pass *p)
+{
+    heft__rows y = decoder_logits(p);
+    heft__scale_by(p, y, heft__sk_real(heft__pass_config(p), "logit_scale", 0.0625));
+    heft__out(p, HEFT__OUT_WANTED, "logits", y);
+}
+
 static const heft__class classes[] = {
-    {"CohereModel",       "AutoModel",            base_model, NULL},
-    {"CohereForCausalLM", "AutoModelForCausalLM", causal_lm,  NULL},
-    {NULL,                NULL,                   NULL,       NULL},
+    {"CohereModel",       "AutoModel",            base_model, heft__base_forward},
+    {"CohereForCausalLM", "AutoModelForCausalLM", causal_lm,  causal_lm_forward },
+    {NULL,                NULL,                   NULL,       NULL              },
 };
 
 static const char *const no_split[] = {"CohereDecoderLayer", NULL};
@@ -90,4 +125,6 @@ const heft__family heft__family_cohere = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
+    .rope_theta = 500000,
 };

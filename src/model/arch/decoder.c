@@ -94,10 +94,11 @@ static bool has_window(const heft__skeleton *s, const struct decoder *c)
 
 uint64_t decoder_window(const heft__skeleton *s, const struct decoder *c)
 {
-    return c->window > 0 && heft__sk_list_is(s, "layer_types", c->layer, "sliding_attention",
-                                             has_window(s, c))
-               ? c->window
-               : 0;
+    bool has = has_window(s, c);
+    if (c->windows != DECODER_ALL_WINDOWS) {
+        has = heft__sk_list_is(s, "layer_types", c->layer, "sliding_attention", has);
+    }
+    return has ? c->window : 0;
 }
 
 void decoder_cache(heft__skeleton *s, const struct decoder *c)
@@ -171,8 +172,10 @@ struct decoder_pass decoder_begin(heft__pass *p, const struct decoder *standard,
 {
     heft__skeleton *s = heft__pass_config(p);
     struct decoder_pass d = {.c = decoder_read(s, standard), .embedding_scale = 1};
-    d.eps = heft__sk_real(s, norm_eps, strcmp(norm_eps, "rms_norm_eps") == 0 ? 1e-6 : 1e-5);
-    d.act = heft__act_of(p, "hidden_act", "silu");
+    const double eps = strcmp(norm_eps, "rms_norm_eps") == 0 ? 1e-6 : 1e-5;
+    d.eps = heft__sk_real(s, norm_eps, standard->eps > 0 ? standard->eps : eps);
+    d.act = heft__act_of(p, standard->act_key ? standard->act_key : "hidden_act",
+                         standard->act ? standard->act : "silu");
     d.attend = (heft__attention){.heads = (size_t)d.c.heads,
                                  .kv_heads = (size_t)d.c.kv_heads,
                                  .key_width = (size_t)d.c.head_dim,
@@ -180,6 +183,20 @@ struct decoder_pass decoder_begin(heft__pass *p, const struct decoder *standard,
                                  .scale = (float)(1 / sqrt((double)d.c.head_dim)),
                                  .causal = true};
     return d;
+}
+
+void decoder_must_be_causal(heft__pass *p)
+{
+    if (heft__sk_true(heft__pass_config(p), "use_bidirectional_attention")) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "config.json: use_bidirectional_attention is true: this class's forward "
+                        "pass is causal only");
+    }
+}
+
+void decoder_scale_embeddings(heft__pass *p, struct decoder_pass *d)
+{
+    d->embedding_scale = heft__rounded(p, sqrt((double)d->c.hidden));
 }
 
 heft__rows decoder_layers_forward(heft__pass *p, struct decoder_pass *d,
@@ -211,14 +228,25 @@ heft__rows decoder_finish(heft__pass *p, const struct decoder_pass *d, heft__row
     return x;
 }
 
+struct decoder_heads decoder_project(heft__pass *p, heft__rows h)
+{
+    return (struct decoder_heads){heft__linear(p, "q_proj", h), heft__linear(p, "k_proj", h),
+                                  heft__linear(p, "v_proj", h)};
+}
+
+heft__rows decoder_attend(heft__pass *p, const struct decoder_pass *d,
+                          const struct decoder_heads *heads)
+{
+    heft__rotate(p, heads->q, d->attend.heads, 0, &d->rope);
+    heft__rotate(p, heads->k, d->attend.kv_heads, 0, &d->rope);
+    return heft__attend(p, heads->q, heads->k, heads->v, &d->attend);
+}
+
 void decoder_attention(heft__pass *p, const struct decoder_pass *d, heft__rows x, heft__rows h)
 {
     heft__enter(p, "self_attn");
-    heft__rows q = heft__linear(p, "q_proj", h), k = heft__linear(p, "k_proj", h),
-               v = heft__linear(p, "v_proj", h);
-    heft__rotate(p, q, d->attend.heads, 0, &d->rope);
-    heft__rotate(p, k, d->attend.kv_heads, 0, &d->rope);
-    heft__add(p, x, heft__linear(p, "o_proj", heft__attend(p, q, k, v, &d->attend)));
+    const struct decoder_heads heads = decoder_project(p, h);
+    heft__add(p, x, heft__linear(p, "o_proj", decoder_attend(p, d, &heads)));
     heft__leave(p);
 }
 
@@ -229,18 +257,40 @@ heft__rows decoder_gated(heft__pass *p, heft__act act, heft__rows h)
     return heft__linear(p, "down_proj", gate);
 }
 
-/* ---- heads of forward passes -------------------------------------------------------------------- */
-void decoder_causal_lm_forward(heft__pass *p)
+static void plain_layer(heft__pass *p, const struct decoder_pass *d, heft__rows x, const void *user)
 {
-    heft__rows x = heft__body(p);
-    const char *head = heft__has(p, "lm_head") ? "lm_head" : "embed_out";
-    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, head, heft__wanted(p, x)));
+    (void)user;
+    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
 }
 
-heft__rows decoder_last_rows(heft__pass *p, heft__rows x)
+heft__rows decoder_plain_body(heft__pass *p, const struct decoder *standard)
+{
+    struct decoder_pass d = decoder_begin(p, standard, "rms_norm_eps");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, plain_layer, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
+/* ---- heads of forward passes -------------------------------------------------------------------- */
+heft__rows decoder_logits(heft__pass *p)
+{
+    heft__rows x = heft__wanted(p, heft__body(p));
+    return heft__linear(p, heft__has(p, "lm_head") ? "lm_head" : "embed_out", x);
+}
+
+void decoder_causal_lm_forward(heft__pass *p)
+{
+    heft__out(p, HEFT__OUT_WANTED, "logits", decoder_logits(p));
+}
+
+heft__rows decoder_last_rows(heft__pass *p, heft__rows x, int64_t pad)
 {
     const heft__pass_inputs *in = heft__inputs(p);
-    const int64_t pad = heft__sk_integer(heft__pass_config(p), "pad_token_id", -1);
+    pad = heft__sk_integer_or(heft__pass_config(p), "pad_token_id", pad, -1);
     heft__rows y = heft__zeros(p, in->sequences, x.width);
     for (size_t i = 0; y.x && i < in->sequences; i++) {
         int32_t at = in->last[i];
@@ -252,10 +302,15 @@ heft__rows decoder_last_rows(heft__pass *p, heft__rows x)
     return y;
 }
 
+void decoder_sequence_classes_padded(heft__pass *p, int64_t pad)
+{
+    heft__rows x = decoder_last_rows(p, heft__body(p), pad);
+    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "score", x));
+}
+
 void decoder_sequence_classes_forward(heft__pass *p)
 {
-    heft__rows x = heft__body(p);
-    heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "score", decoder_last_rows(p, x)));
+    decoder_sequence_classes_padded(p, -1);
 }
 
 void decoder_token_classes_forward(heft__pass *p)

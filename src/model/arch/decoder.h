@@ -12,7 +12,7 @@
 /* Which layers attend to a window of the last tokens only, where the config has no layer_types. */
 enum decoder_windows {
     DECODER_NO_WINDOWS,
-    DECODER_ALL_WINDOWS,    /* all, if the config has a sliding_window */
+    DECODER_ALL_WINDOWS,    /* all, if the config has a sliding_window, whatever layer_types says */
     DECODER_EVEN_WINDOWS,   /* layers 0, 2, ... */
     DECODER_SIX_WINDOWS,    /* all but every sixth, or every sliding_window_pattern-th */
     DECODER_LATE_WINDOWS,   /* from max_window_layers on, if use_sliding_window */
@@ -30,6 +30,9 @@ struct decoder {
     enum decoder_windows windows;
     uint64_t window; /* tokens; 0: no layer has a window */
     uint64_t layer;  /* the one that is listed */
+    /* Of `standard` only, for forward passes: */
+    double eps;                /* of the norms; 0: 1e-6 for rms_norm_eps, else 1e-5 */
+    const char *act_key, *act; /* NULL: "hidden_act", "silu" */
 };
 
 /* By the config; `standard` for keys that it does not have. Sets the builder's std. */
@@ -79,6 +82,10 @@ struct decoder_pass {
 /* By the config, as the skeleton was listed. `norm_eps`: the key of the norms' eps. */
 struct decoder_pass decoder_begin(heft__pass *p, const struct decoder *standard,
                                   const char *norm_eps);
+/* Multiply embeddings by the root of the width, rounded to the model's dtype: Gemma. */
+void decoder_scale_embeddings(heft__pass *p, struct decoder_pass *d);
+/* Refuse a config whose use_bidirectional_attention is true. */
+void decoder_must_be_causal(heft__pass *p);
 /* Compute a layer at the module that is entered: x becomes its output. */
 typedef void (*decoder_layer_forward)(heft__pass *p, const struct decoder_pass *d, heft__rows x,
                                       const void *user);
@@ -87,17 +94,33 @@ heft__rows decoder_layers_forward(heft__pass *p, struct decoder_pass *d,
                                   decoder_layer_forward layer, const void *user);
 /* The last hidden state: a result, and what heads take. */
 heft__rows decoder_finish(heft__pass *p, const struct decoder_pass *d, heft__rows x);
+/* q_proj, k_proj, v_proj of h at the module that is entered. */
+struct decoder_heads {
+    heft__rows q, k, v;
+};
+struct decoder_heads decoder_project(heft__pass *p, heft__rows h);
+/* Attention of q to k and v, with rotary positions. */
+heft__rows decoder_attend(heft__pass *p, const struct decoder_pass *d,
+                          const struct decoder_heads *heads);
 /* x += o_proj(attention of q_proj, k_proj, v_proj of h), with rotary positions, in self_attn. */
 void decoder_attention(heft__pass *p, const struct decoder_pass *d, heft__rows x, heft__rows h);
 /* down_proj(act(gate_proj h) * up_proj h) at the module that is entered. */
 heft__rows decoder_gated(heft__pass *p, heft__act act, heft__rows h);
+/* The body of Llama and what is the same: attention and MLP behind an rms_norm each, windows where the
+ * config has them. */
+heft__rows decoder_plain_body(heft__pass *p, const struct decoder *standard);
 
 /* Heads, each of a whole class, on the family's body. */
 void decoder_causal_lm_forward(heft__pass *p);
+/* The same before logits are given out: lm_head of the wanted rows of the body. */
+heft__rows decoder_logits(heft__pass *p);
 void decoder_sequence_classes_forward(heft__pass *p);
+/* `pad`: the pad_token_id of a config without one */
+void decoder_sequence_classes_padded(heft__pass *p, int64_t pad);
 void decoder_token_classes_forward(heft__pass *p);
 void decoder_question_answering_forward(heft__pass *p);
-/* The last token of each sequence that is not padding, by pad_token_id, as classifiers take it. */
-heft__rows decoder_last_rows(heft__pass *p, heft__rows x);
+/* The last token of each sequence that is not padding, by pad_token_id (`pad` where the config has none), as
+ * classifiers take it. */
+heft__rows decoder_last_rows(heft__pass *p, heft__rows x, int64_t pad);
 
 #endif

@@ -16,7 +16,8 @@ static const struct decoder standard = {.vocab = 256000,
                                         .head_dim = 256,
                                         .padding_row = 0,
                                         .tied = true,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .act = "gelu_pytorch_tanh"};
 
 struct biases {
     bool attention;
@@ -65,13 +66,45 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 1));
+    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 1);
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    const char *act = heft__sk_text(heft__pass_config(p), "hidden_act", standard.act);
+    if (act && strcmp(act, "gelu") == 0) {
+        d.act = HEFT__ACT_GELU_TANH; /* what the first configs meant */
+    }
+    decoder_must_be_causal(p);
+    decoder_scale_embeddings(p, &d);
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 1));
+}
+
+static void sequence_classes_forward(heft__pass *p)
+{
+    decoder_sequence_classes_padded(p, standard.padding_row);
+}
+
 static const heft__class classes[] = {
-    {"GemmaModel",                     "AutoModel",                          base_model,       NULL},
-    {"GemmaForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"GemmaModel",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"GemmaForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
     {"GemmaForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                          },
-    {"GemmaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                             NULL,                                 NULL,             NULL},
+     sequence_classes_forward                                                                                           },
+    {"GemmaForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                      },
+    {NULL,                             NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"GemmaDecoderLayer", NULL};
@@ -86,4 +119,5 @@ const heft__family heft__family_gemma = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

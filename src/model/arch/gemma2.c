@@ -7,6 +7,8 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/decoder.h"
 
+#include <math.h>
+
 static const struct decoder standard = {.vocab = 256000,
                                         .hidden = 2304,
                                         .layers = 26,
@@ -18,7 +20,9 @@ static const struct decoder standard = {.vocab = 256000,
                                         .tied = true,
                                         .std = 0.02,
                                         .windows = DECODER_EVEN_WINDOWS,
-                                        .window = 4096};
+                                        .window = 4096,
+                                        .act_key = "hidden_activation",
+                                        .act = "gelu_pytorch_tanh"};
 
 struct biases {
     bool attention;
@@ -69,13 +73,60 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__rows h = heft__rms_norm(p, "input_layernorm", x, d->eps, 1);
+    heft__enter(p, "self_attn");
+    const struct decoder_heads heads = decoder_project(p, h);
+    h = heft__linear(p, "o_proj", decoder_attend(p, d, &heads));
+    heft__leave(p);
+    heft__add(p, x, heft__rms_norm(p, "post_attention_layernorm", h, d->eps, 1));
+    h = heft__rms_norm(p, "pre_feedforward_layernorm", x, d->eps, 1);
+    heft__enter(p, "mlp");
+    h = decoder_gated(p, d->act, h);
+    heft__leave(p);
+    heft__add(p, x, heft__rms_norm(p, "post_feedforward_layernorm", h, d->eps, 1));
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.attend.scale = (float)(1 / sqrt(heft__sk_real(s, "query_pre_attn_scalar", 256)));
+    d.attend.cap = (float)heft__sk_real_or(s, "attn_logit_softcapping", 50, 0);
+    decoder_must_be_causal(p);
+    decoder_scale_embeddings(p, &d);
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 1));
+}
+
+static void causal_lm_forward(heft__pass *p)
+{
+    heft__rows y = decoder_logits(p);
+    const double cap = heft__sk_real_or(heft__pass_config(p), "final_logit_softcapping", 30, 0);
+    if (cap > 0) {
+        heft__cap_to(p, y, cap);
+    }
+    heft__out(p, HEFT__OUT_WANTED, "logits", y);
+}
+
+static void sequence_classes_forward(heft__pass *p)
+{
+    decoder_sequence_classes_padded(p, standard.padding_row);
+}
+
 static const heft__class classes[] = {
-    {"Gemma2Model",                     "AutoModel",                          base_model,       NULL},
-    {"Gemma2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Gemma2Model",                     "AutoModel",                          base_model,       heft__base_forward},
+    {"Gemma2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        causal_lm_forward },
     {"Gemma2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                           },
-    {"Gemma2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                              NULL,                                 NULL,             NULL},
+     sequence_classes_forward                                                                                     },
+    {"Gemma2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                },
+    {NULL,                              NULL,                                 NULL,             NULL              },
 };
 
 static const char *const no_split[] = {"Gemma2DecoderLayer", NULL};
@@ -90,4 +141,5 @@ const heft__family heft__family_gemma2 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -54,10 +54,47 @@ static void causal_lm(heft__skeleton *s)
     decoder_causal_lm(s, body, false);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    const double *residual = user;
+    heft__rows h = heft__rms_norm(p, "input_layernorm", x, d->eps, 0);
+    heft__enter(p, "self_attn");
+    const struct decoder_heads heads = decoder_project(p, h);
+    h = heft__linear(p, "o_proj", decoder_attend(p, d, &heads));
+    heft__leave(p);
+    heft__add_scaled(p, x, h, *residual);
+    h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    h = decoder_gated(p, d->act, h);
+    heft__leave(p);
+    heft__add_scaled(p, x, h, *residual);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.attend.scale = (float)heft__sk_real(s, "attention_multiplier", 1);
+    d.embedding_scale = heft__sk_real(s, "embedding_multiplier", 1);
+    const double residual = heft__sk_real(s, "residual_multiplier", 1);
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, &residual);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
+static void causal_lm_forward(heft__pass *p)
+{
+    heft__rows y = decoder_logits(p);
+    heft__scale_by(p, y, 1 / heft__sk_real(heft__pass_config(p), "logits_scaling", 1));
+    heft__out(p, HEFT__OUT_WANTED, "logits", y);
+}
+
 static const heft__class classes[] = {
-    {"GraniteModel",       "AutoModel",            base_model, NULL},
-    {"GraniteForCausalLM", "AutoModelForCausalLM", causal_lm,  NULL},
-    {NULL,                 NULL,                   NULL,       NULL},
+    {"GraniteModel",       "AutoModel",            base_model, heft__base_forward},
+    {"GraniteForCausalLM", "AutoModelForCausalLM", causal_lm,  causal_lm_forward },
+    {NULL,                 NULL,                   NULL,       NULL              },
 };
 
 static const char *const no_split[] = {"GraniteDecoderLayer", NULL};
@@ -72,4 +109,5 @@ const heft__family heft__family_granite = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -70,23 +70,9 @@ static void question_answering(heft__skeleton *s)
 }
 
 /* ---- forward pass ---------------------------------------------------------------------------- */
-static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
-                          const void *user)
-{
-    (void)user;
-    decoder_attention(p, d, x, heft__rms_norm(p, "input_layernorm", x, d->eps, 0));
-    heft__rows h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
-    heft__enter(p, "mlp");
-    heft__add(p, x, decoder_gated(p, d->act, h));
-    heft__leave(p);
-}
-
 static heft__rows body_forward(heft__pass *p)
 {
-    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
-    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
-    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
-    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+    return decoder_plain_body(p, &standard);
 }
 
 static const heft__class classes[] = {

@@ -65,14 +65,22 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "model");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static heft__rows body_forward(heft__pass *p)
+{
+    return decoder_plain_body(p, &standard);
+}
+
 static const heft__class classes[] = {
-    {"MistralModel",                     "AutoModel",                          base_model,         NULL},
-    {"MistralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"MistralModel",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"MistralForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"MistralForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                              },
-    {"MistralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"MistralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                               NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                       },
+    {"MistralForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                          },
+    {"MistralForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                     },
+    {NULL,                               NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"MistralDecoderLayer", NULL};
@@ -87,4 +95,5 @@ const heft__family heft__family_mistral = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

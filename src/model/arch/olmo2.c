@@ -14,7 +14,8 @@ static const struct decoder standard = {.vocab = 50304,
                                         .head_dim = 0,
                                         .padding_row = 1,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .eps = 1e-5};
 
 struct biases {
     bool attention;
@@ -60,12 +61,43 @@ static void sequence_classes(heft__skeleton *s)
     decoder_sequence_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__enter(p, "self_attn");
+    struct decoder_heads heads = decoder_project(p, x);
+    heads.q = heft__rms_norm(p, "q_norm", heads.q, d->eps, 0); /* all heads together */
+    heads.k = heft__rms_norm(p, "k_norm", heads.k, d->eps, 0);
+    heft__rows h = heft__linear(p, "o_proj", decoder_attend(p, d, &heads));
+    heft__leave(p);
+    heft__add(p, x, heft__rms_norm(p, "post_attention_layernorm", h, d->eps, 0));
+    heft__enter(p, "mlp");
+    h = decoder_gated(p, d->act, x);
+    heft__leave(p);
+    heft__add(p, x, heft__rms_norm(p, "post_feedforward_layernorm", h, d->eps, 0));
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
+static void sequence_classes_forward(heft__pass *p)
+{
+    decoder_sequence_classes_padded(p, standard.padding_row);
+}
+
 static const heft__class classes[] = {
-    {"Olmo2Model",                     "AutoModel",                          base_model,       NULL},
-    {"Olmo2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Olmo2Model",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"Olmo2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
     {"Olmo2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                          },
-    {NULL,                             NULL,                                 NULL,             NULL},
+     sequence_classes_forward                                                                                           },
+    {NULL,                             NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"Olmo2DecoderLayer", NULL};
@@ -80,4 +112,5 @@ const heft__family heft__family_olmo2 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

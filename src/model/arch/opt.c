@@ -207,11 +207,16 @@ static heft__rows body_forward(heft__pass *p)
     return x;
 }
 
+static void sequence_classes_forward(heft__pass *p)
+{
+    decoder_sequence_classes_padded(p, 1);
+}
+
 static const heft__class classes[] = {
     {"OPTModel",                     "AutoModel",                          base_model,         heft__base_forward       },
     {"OPTForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"OPTForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     decoder_sequence_classes_forward                                                                                   },
+     sequence_classes_forward                                                                                           },
     {"OPTForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
      decoder_question_answering_forward                                                                                 },
     {NULL,                           NULL,                                 NULL,               NULL                     },

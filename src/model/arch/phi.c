@@ -14,7 +14,8 @@ static const struct decoder standard = {.vocab = 51200,
                                         .head_dim = 0,
                                         .padding_row = -1,
                                         .tied = false,
-                                        .std = 0.02};
+                                        .std = 0.02,
+                                        .act = "gelu_new"};
 
 struct flags {
     bool qk_norm;
@@ -74,12 +75,44 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__rows h = heft__layer_norm(p, "input_layernorm", x, d->eps);
+    heft__enter(p, "self_attn");
+    struct decoder_heads heads = decoder_project(p, h);
+    if (heft__has(p, "q_layernorm")) {
+        heads.q = heft__layer_norm_heads(p, "q_layernorm", heads.q, d->attend.heads, d->eps);
+        heads.k = heft__layer_norm_heads(p, "k_layernorm", heads.k, d->attend.kv_heads, d->eps);
+    }
+    heft__add(p, x, heft__linear(p, "dense", decoder_attend(p, d, &heads)));
+    heft__leave(p);
+    heft__enter(p, "mlp");
+    h = heft__linear(p, "fc1", h);
+    heft__activate(p, d->act, h);
+    heft__add(p, x, heft__linear(p, "fc2", h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "layer_norm_eps");
+    d.rope = heft__rope_table(
+        p, NULL, (size_t)heft__sk_rotary_part(heft__pass_config(p), d.c.head_dim, 0.5));
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__layer_norm(p, "final_layernorm", x, d.eps));
+}
+
 static const heft__class classes[] = {
-    {"PhiModel",                     "AutoModel",                          base_model,       NULL},
-    {"PhiForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
-    {"PhiForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes, NULL},
-    {"PhiForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                           NULL,                                 NULL,             NULL},
+    {"PhiModel",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"PhiForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
+    {"PhiForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     decoder_sequence_classes_forward                                                                                 },
+    {"PhiForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                    },
+    {NULL,                           NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"PhiDecoderLayer", NULL};
@@ -94,4 +127,5 @@ const heft__family heft__family_phi = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -16,7 +16,8 @@ static const struct decoder standard = {.vocab = 32064,
                                         .tied = false,
                                         .std = 0.02,
                                         .windows = DECODER_ALL_WINDOWS,
-                                        .window = 0};
+                                        .window = 0,
+                                        .eps = 1e-5};
 
 static void layer(heft__skeleton *s, const struct decoder *c, const void *flags)
 {
@@ -65,12 +66,52 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    const size_t queries = d->attend.heads * d->attend.key_width,
+                 keys = d->attend.kv_heads * d->attend.key_width;
+    heft__rows h = heft__rms_norm(p, "input_layernorm", x, d->eps, 0);
+    heft__enter(p, "self_attn");
+    heft__rows y = heft__linear(p, "qkv_proj", h);
+    const struct decoder_heads heads = {heft__columns(p, y, y.width, 0, queries),
+                                        heft__columns(p, y, y.width, queries, keys),
+                                        heft__columns(p, y, y.width, queries + keys, keys)};
+    heft__add(p, x, heft__linear(p, "o_proj", decoder_attend(p, d, &heads)));
+    heft__leave(p);
+    h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    y = heft__linear(p, "gate_up_proj", h);
+    heft__rows gate = heft__columns(p, y, y.width, 0, y.width / 2);
+    heft__gate(p, d->act, gate, heft__columns(p, y, y.width, y.width / 2, y.width / 2));
+    heft__add(p, x, heft__linear(p, "down_proj", gate));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.rope = heft__rope_table(p, NULL,
+                              (size_t)heft__sk_rotary_part(heft__pass_config(p), d.c.head_dim, 1));
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
+static void sequence_classes_forward(heft__pass *p)
+{
+    decoder_sequence_classes_padded(p, standard.padding_row);
+}
+
 static const heft__class classes[] = {
-    {"Phi3Model",                     "AutoModel",                          base_model,       NULL},
-    {"Phi3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
-    {"Phi3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes, NULL},
-    {"Phi3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                            NULL,                                 NULL,             NULL},
+    {"Phi3Model",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"Phi3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
+    {"Phi3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
+     sequence_classes_forward                                                                                          },
+    {"Phi3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                     },
+    {NULL,                            NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"Phi3DecoderLayer", NULL};
@@ -85,4 +126,5 @@ const heft__family heft__family_phi3 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

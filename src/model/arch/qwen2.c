@@ -65,14 +65,22 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "transformer");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static heft__rows body_forward(heft__pass *p)
+{
+    return decoder_plain_body(p, &standard);
+}
+
 static const heft__class classes[] = {
-    {"Qwen2Model",                     "AutoModel",                          base_model,         NULL},
-    {"Qwen2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen2Model",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"Qwen2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"Qwen2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                            },
-    {"Qwen2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"Qwen2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                             NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                     },
+    {"Qwen2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                        },
+    {"Qwen2ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                   },
+    {NULL,                             NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"Qwen2DecoderLayer", NULL};
@@ -87,4 +95,5 @@ const heft__family heft__family_qwen2 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -72,14 +72,42 @@ static void question_answering(heft__skeleton *s)
     decoder_question_answering(s, body, "transformer");
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__rows h = heft__rms_norm(p, "input_layernorm", x, d->eps, 0);
+    heft__enter(p, "self_attn");
+    struct decoder_heads heads = decoder_project(p, h);
+    heads.q = heft__rms_norm_heads(p, "q_norm", heads.q, d->attend.heads, d->eps, 0);
+    heads.k = heft__rms_norm_heads(p, "k_norm", heads.k, d->attend.kv_heads, d->eps, 0);
+    heft__add(p, x, heft__linear(p, "o_proj", decoder_attend(p, d, &heads)));
+    heft__leave(p);
+    h = heft__rms_norm(p, "post_attention_layernorm", x, d->eps, 0);
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "rms_norm_eps");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__rms_norm(p, "norm", x, d.eps, 0));
+}
+
 static const heft__class classes[] = {
-    {"Qwen3Model",                     "AutoModel",                          base_model,         NULL},
-    {"Qwen3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          NULL},
+    {"Qwen3Model",                     "AutoModel",                          base_model,         heft__base_forward       },
+    {"Qwen3ForCausalLM",               "AutoModelForCausalLM",               causal_lm,          decoder_causal_lm_forward},
     {"Qwen3ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                            },
-    {"Qwen3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,      NULL},
-    {"Qwen3ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering, NULL},
-    {NULL,                             NULL,                                 NULL,               NULL},
+     decoder_sequence_classes_forward                                                                                     },
+    {"Qwen3ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                        },
+    {"Qwen3ForQuestionAnswering",      "AutoModelForQuestionAnswering",      question_answering,
+     decoder_question_answering_forward                                                                                   },
+    {NULL,                             NULL,                                 NULL,               NULL                     },
 };
 
 static const char *const no_split[] = {"Qwen3DecoderLayer", NULL};
@@ -94,4 +122,5 @@ const heft__family heft__family_qwen3 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -83,13 +83,46 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    heft__rows h = heft__layer_norm(p, "input_layernorm", x, d->eps);
+    heft__enter(p, "self_attn");
+    struct decoder_heads heads = decoder_project(p, h);
+    if (heft__has(p, "q_layernorm")) {
+        heads.q = heft__layer_norm_list(p, "q_layernorm.norms", heads.q, d->attend.heads, d->eps);
+        heads.k =
+            heft__layer_norm_list(p, "k_layernorm.norms", heads.k, d->attend.kv_heads, d->eps);
+    }
+    heft__add(p, x, heft__linear(p, "o_proj", decoder_attend(p, d, &heads)));
+    heft__leave(p);
+    if (heft__has(p, "post_attention_layernorm")) { /* else both start from the same norm */
+        h = heft__layer_norm(p, "post_attention_layernorm", x, d->eps);
+    }
+    heft__enter(p, "mlp");
+    heft__add(p, x, decoder_gated(p, d->act, h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "layer_norm_eps");
+    d.rope = heft__rope_table(
+        p, NULL, (size_t)heft__sk_rotary_part(heft__pass_config(p), d.c.head_dim, 0.25));
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__layer_norm(p, "norm", x, d.eps));
+}
+
 static const heft__class classes[] = {
-    {"StableLmModel",                     "AutoModel",                          base_model,       NULL},
-    {"StableLmForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"StableLmModel",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"StableLmForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
     {"StableLmForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                             },
-    {"StableLmForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                                NULL,                                 NULL,             NULL},
+     decoder_sequence_classes_forward                                                                                      },
+    {"StableLmForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                         },
+    {NULL,                                NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"StableLmDecoderLayer", NULL};
@@ -104,4 +137,5 @@ const heft__family heft__family_stablelm = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };

@@ -16,7 +16,8 @@ static const struct decoder standard = {.vocab = 49152,
                                         .tied = true,
                                         .std = 0.018042,
                                         .windows = DECODER_ALL_WINDOWS,
-                                        .window = 0};
+                                        .window = 0,
+                                        .act = "gelu_pytorch_tanh"};
 
 struct biases {
     bool all;
@@ -68,13 +69,36 @@ static void token_classes(heft__skeleton *s)
     decoder_token_classes(s, body);
 }
 
+/* ---- forward pass ---------------------------------------------------------------------------- */
+static void layer_forward(heft__pass *p, const struct decoder_pass *d, heft__rows x,
+                          const void *user)
+{
+    (void)user;
+    decoder_attention(p, d, x, heft__layer_norm(p, "input_layernorm", x, d->eps));
+    heft__rows h = heft__layer_norm(p, "post_attention_layernorm", x, d->eps);
+    heft__enter(p, "mlp");
+    h = heft__linear(p, "c_fc", h);
+    heft__activate(p, d->act, h);
+    heft__add(p, x, heft__linear(p, "c_proj", h));
+    heft__leave(p);
+}
+
+static heft__rows body_forward(heft__pass *p)
+{
+    struct decoder_pass d = decoder_begin(p, &standard, "norm_epsilon");
+    d.rope = heft__rope_table(p, NULL, (size_t)d.c.head_dim);
+    heft__rows x = decoder_layers_forward(p, &d, layer_forward, NULL);
+    return decoder_finish(p, &d, heft__layer_norm(p, "norm", x, d.eps));
+}
+
 static const heft__class classes[] = {
-    {"Starcoder2Model",                     "AutoModel",                          base_model,       NULL},
-    {"Starcoder2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        NULL},
+    {"Starcoder2Model",                     "AutoModel",                          base_model,       heft__base_forward       },
+    {"Starcoder2ForCausalLM",               "AutoModelForCausalLM",               causal_lm,        decoder_causal_lm_forward},
     {"Starcoder2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
-     NULL                                                                                               },
-    {"Starcoder2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,    NULL},
-    {NULL,                                  NULL,                                 NULL,             NULL},
+     decoder_sequence_classes_forward                                                                                        },
+    {"Starcoder2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,
+     decoder_token_classes_forward                                                                                           },
+    {NULL,                                  NULL,                                 NULL,             NULL                     },
 };
 
 static const char *const no_split[] = {"Starcoder2DecoderLayer", NULL};
@@ -89,4 +113,5 @@ const heft__family heft__family_starcoder2 = {
     .classes = classes,
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
+    .body = body_forward,
 };
