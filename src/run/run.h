@@ -1,8 +1,8 @@
 /* The internal header of the run layer.
  *
  * What it does: keeps units of a loaded model in memory while they are used. It brings them in from
- * the checkpoint's files within a budget, reading ahead along a schedule, and drops them. Not yet
- * implemented: forward passes.
+ * the checkpoint's files within a budget, reading ahead along a schedule, and drops them. On top of
+ * that, forward passes: pass.h has the operations that families use, session.c what callers do.
  * May include: base, io, json, tensor, format, checkpoint, kernel, model, load, place.
  * Rules: tensors never exceed the budget, and additional memory is bounded per tensor. Where a
  * status can be returned, no access may cause a page fault that raises a signal. Nothing is
