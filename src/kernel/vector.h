@@ -160,17 +160,18 @@ INLINE bool any(ints mask)
     return all != 0;
 }
 
-/* The halves are added until one number is left: the same order on every path. */
+/* In the same order on every path. */
 INLINE float sum_of(floats v)
 {
-    float part[LANES];
+    typedef float quads __attribute__((vector_size(16)));
+    quads part[LANES / 4];
     memcpy(part, &v, sizeof part);
-    for (int width = LANES / 2; width > 0; width /= 2) {
+    for (int width = LANES / 8; width > 0; width /= 2) {
         for (int i = 0; i < width; i++) {
             part[i] += part[i + width];
         }
     }
-    return part[0];
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
 INLINE float largest_of(floats v)
