@@ -23,30 +23,51 @@ struct set {
 };
 
 /* ---- scores -------------------------------------------------------------------------------------- */
+/* The elements of keys past whole vectors: one code for all numbers of rows and keys. */
+NOT_INLINE static void dot_last(floats sums[], const struct set *s, size_t j, size_t rows,
+                                size_t count)
+{
+    const size_t left = s->a->key_width % LANES, e = s->a->key_width - left;
+    const size_t stride = s->keys->key_stride, from = s->key + (s->first + j) * stride + e;
+    for (size_t i = 0; i < count; i++) {
+        const floats k = load_part_as(s->keys->keys, from + i * stride, s->keys->dtype, left);
+        for (size_t r = 0; r < rows; r++) {
+            sums[r * count + i] =
+                multiply_add(k, load_part(s->q[r] + e, left), sums[r * count + i]);
+        }
+    }
+}
+
 /* `count` keys from j on times `rows` rows. */
 INLINE void dot_keys(struct set *s, size_t j, heft_dtype dtype, const size_t rows,
                      const size_t count)
 {
     const size_t width = s->a->key_width, stride = s->keys->key_stride;
     const size_t from = s->key + (s->first + j) * stride;
-    floats sums[SUMS], k[SET];
+    floats sums[SUMS], spilled[SUMS], k[SET];
     for (size_t i = 0; i < rows * count; i++) {
         sums[i] = (floats){0};
     }
-    for (size_t e = 0; e < width; e += LANES) {
+    for (size_t e = 0; e + LANES <= width; e += LANES) {
         for (size_t i = 0; i < count; i++) {
-            k[i] = load_some_as(s->keys->keys, from + i * stride + e, dtype, width - e);
+            k[i] = load_as(s->keys->keys, from + i * stride + e, dtype);
         }
         for (size_t r = 0; r < rows; r++) {
-            const floats q = load_some(s->q[r] + e, width - e);
+            const floats q = load(s->q[r] + e);
             for (size_t i = 0; i < count; i++) {
                 sums[r * count + i] = multiply_add(k[i], q, sums[r * count + i]);
             }
         }
     }
+    for (size_t i = 0; i < rows * count; i++) { /* a copy, so that sums stay in registers above */
+        spilled[i] = sums[i];
+    }
+    if (width % LANES != 0) {
+        dot_last(spilled, s, j, rows, count);
+    }
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = 0; i < count; i++) {
-            s->scores[r][j + i] = sum_of(sums[r * count + i]);
+            s->scores[r][j + i] = sum_of(spilled[r * count + i]);
         }
     }
 }
@@ -64,7 +85,7 @@ INLINE void dot_all(struct set *s, heft_dtype dtype, const size_t rows)
 }
 
 /* LANES scores of a row, from j on; those past the block's end become -infinity. */
-static floats finish(const struct set *s, size_t row, size_t j)
+NOT_INLINE static floats finish(const struct set *s, size_t row, size_t j)
 {
     const heft__attention *a = s->a;
     const size_t left = s->count - j;
@@ -90,7 +111,7 @@ static floats finish(const struct set *s, size_t row, size_t j)
 }
 
 /* Scores become exp(score - top). */
-static void take(struct set *s, size_t row)
+NOT_INLINE static void take(struct set *s, size_t row)
 {
     const float before = s->top[row];
     floats top = splat(before), sums = {0};
@@ -113,7 +134,7 @@ static void take(struct set *s, size_t row)
 /* ---- values -------------------------------------------------------------------------------------- */
 /* One vector of one row again, where a sum is not finite: a value that the row does not see must not
  * reach it as 0 * infinity. */
-static floats add_seen(const struct set *s, size_t row, size_t e, size_t left)
+NOT_INLINE static floats add_seen(const struct set *s, size_t row, size_t e, size_t left)
 {
     floats sum = {0};
     for (size_t j = 0; j < s->count; j++) {
@@ -126,20 +147,34 @@ static floats add_seen(const struct set *s, size_t row, size_t e, size_t left)
     return sum;
 }
 
-/* `vectors` vectors of elements from e on, the last one of `left` elements. */
+/* The sums of a block, vectors from element e on, are added to what was summed before. */
+NOT_INLINE static void keep(const struct set *s, size_t e, size_t rows, size_t vectors,
+                            const floats sums[])
+{
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t i = 0; i < vectors; i++) {
+            const size_t at = e + i * LANES, left = s->a->value_width - at;
+            const ints odd = ((words)sums[r * vectors + i] & 0x7f800000U) == 0x7f800000U;
+            const floats sum = any(odd) ? add_seen(s, r, at, left) : sums[r * vectors + i];
+            const floats before = load_some(s->out[r] + at, left);
+            store_some(s->out[r] + at, multiply_add(before, splat(s->scale[r]), sum), left);
+        }
+    }
+}
+
+/* `vectors` whole vectors of elements from e on. */
 INLINE void add_values(const struct set *s, size_t e, heft_dtype dtype, const size_t rows,
                        const size_t vectors)
 {
-    const size_t stride = s->keys->value_stride, width = s->a->value_width;
-    floats sums[SUMS], v[SET];
+    const size_t stride = s->keys->value_stride;
+    floats sums[SUMS], spilled[SUMS], v[SET];
     for (size_t i = 0; i < rows * vectors; i++) {
         sums[i] = (floats){0};
     }
     for (size_t j = 0; j < s->count; j++) {
         const size_t from = s->value + (s->first + j) * stride + e;
         for (size_t i = 0; i < vectors; i++) {
-            const size_t left = vectors > 1 ? LANES : width - e;
-            v[i] = load_some_as(s->keys->values, from + i * LANES, dtype, left);
+            v[i] = load_as(s->keys->values, from + i * LANES, dtype);
         }
         for (size_t r = 0; r < rows; r++) {
             const floats p = splat(s->scores[r][j]);
@@ -149,12 +184,24 @@ INLINE void add_values(const struct set *s, size_t e, heft_dtype dtype, const si
         }
     }
     for (size_t i = 0; i < rows * vectors; i++) {
-        const size_t r = i / vectors, at = e + i % vectors * LANES, left = width - at;
-        const ints odd = ((words)sums[i] & 0x7f800000U) == 0x7f800000U;
-        const floats sum = any(odd) ? add_seen(s, r, at, left) : sums[i];
-        const floats before = load_some(s->out[r] + at, left);
-        store_some(s->out[r] + at, multiply_add(before, splat(s->scale[r]), sum), left);
+        spilled[i] = sums[i];
     }
+    keep(s, e, rows, vectors, spilled);
+}
+
+/* The elements past whole vectors. */
+NOT_INLINE static void add_last_values(const struct set *s, size_t e, size_t rows)
+{
+    const size_t left = s->a->value_width - e;
+    floats sums[SET] = {{0}};
+    for (size_t j = 0; j < s->count; j++) {
+        const size_t from = s->value + (s->first + j) * s->keys->value_stride + e;
+        const floats v = load_part_as(s->keys->values, from, s->keys->dtype, left);
+        for (size_t r = 0; r < rows; r++) {
+            sums[r] = multiply_add(v, splat(s->scores[r][j]), sums[r]);
+        }
+    }
+    keep(s, e, rows, 1, sums);
 }
 
 INLINE void add_all(const struct set *s, heft_dtype dtype, const size_t rows)
@@ -164,8 +211,11 @@ INLINE void add_all(const struct set *s, heft_dtype dtype, const size_t rows)
     for (; e + most * LANES <= width; e += most * LANES) {
         add_values(s, e, dtype, rows, most);
     }
-    for (; e < width; e += LANES) {
+    for (; e + LANES <= width; e += LANES) {
         add_values(s, e, dtype, rows, 1);
+    }
+    if (e < width) {
+        add_last_values(s, e, rows);
     }
 }
 

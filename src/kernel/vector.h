@@ -33,17 +33,17 @@
 #else
 #define LANES 4
 #endif
-/* What stays in registers: sums, beside the operands of one step. Up to DOT_TOKENS tokens dot products
- * are faster than panels, whose lanes would be empty. */
+/* What stays in registers: sums, beside the operands of one step. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define SUMS 24
-#define DOT_TOKENS 12
 #else
 #define SUMS 12
-#define DOT_TOKENS 4
 #endif
+/* Up to so many tokens dot products are faster than panels, whose lanes would be empty. */
+#define DOT_TOKENS 8
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#define NOT_INLINE __attribute__((noinline, unused))
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
