@@ -1,7 +1,7 @@
 /* attend_kernels.c - attention over cached keys and values.
  *
  * A row is a query of one head; rows of a group of heads, which read the same keys, are side by side:
- * row = query * group + head. Rows are the lanes of panels (tile.h), so keys and values are read as they
+ * row = query * group + head. A few rows are attend_few_kernels.c's. Rows are the lanes of panels (tile.h), so keys and values are read as they
  * lie and widened once for BLOCK_ROWS rows:
  *
  *   for each BLOCK_KEYS keys that some row sees
@@ -12,13 +12,11 @@
  *
  * Blocks of keys begin at multiples of BLOCK_KEYS, and a block that a row does not see adds nothing to it, not
  * even a rounding, so a row's result does not depend on the rows beside it. */
-#include "kernel/act.h"
-#include "kernel/level.h"
+#include "kernel/attend.h"
 #include "kernel/tile.h"
 
 #include <math.h>
 
-#define BLOCK_KEYS ((size_t)64)
 #define BLOCK_ROWS ((size_t)64)
 #define PAD 16 /* floats between rows of a tile, so that they share no cache sets */
 
@@ -41,7 +39,7 @@ struct rows {
 /* Keys of a block. */
 struct span {
     size_t first, count;
-    bool some, all; /* seen by some row; every key by every row */
+    struct sight sight;
     struct tile_weights keys, values;
     bool finite; /* the values */
 };
@@ -116,24 +114,6 @@ static void write_rows(const struct rows *r)
     }
 }
 
-/* ---- which keys ---------------------------------------------------------------------------------- */
-static void look(const struct rows *r, struct span *span)
-{
-    const int32_t *at = r->keys->at + span->first;
-    const int64_t window = r->a->window ? r->a->window : INT64_MAX;
-    int32_t low = INT32_MAX, high = -1, least = INT32_MAX;
-    for (size_t j = 0; j < span->count; j++) {
-        least = at[j] < least ? at[j] : least;
-        low = at[j] >= 0 && at[j] < low ? at[j] : low;
-        high = at[j] > high ? at[j] : high;
-    }
-    const int64_t ahead = r->a->causal ? 1 : window; /* key - query is below this */
-    span->some =
-        high >= 0 && (int64_t)low - r->farthest < ahead && (int64_t)r->nearest - high < window;
-    span->all =
-        least >= 0 && (int64_t)high - r->nearest < ahead && (int64_t)r->farthest - low < window;
-}
-
 /* ---- keys and values as float32 ------------------------------------------------------------------ */
 INLINE void widen_tile(float *to, size_t pitch, const void *from, size_t at, size_t stride,
                        heft_dtype dtype, size_t count, size_t width)
@@ -180,35 +160,15 @@ static void widen_span(const struct rows *r, struct span *span)
 }
 
 /* ---- scores -------------------------------------------------------------------------------------- */
-INLINE ints load_ints(const int32_t *p)
-{
-    ints v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
 static floats bias_of(const struct rows *r, size_t row, ints ahead)
 {
-    const int32_t reach = r->a->bias_reach;
     int32_t distance[LANES];
     float bias[LANES];
     memcpy(distance, &ahead, sizeof distance);
     for (size_t i = 0; i < LANES; i++) {
-        const int32_t far = distance[i] < -reach ? -reach : distance[i];
-        const int32_t near = far > reach ? reach : far;
-        const size_t head = row + i < r->count ? query_head(r, row + i) : 0;
-        bias[i] = r->a->bias[head * (2 * (size_t)reach + 1) + (size_t)(near + reach)];
+        bias[i] = bias_at(r->a, row + i < r->count ? query_head(r, row + i) : 0, distance[i]);
     }
     return load(bias);
-}
-
-/* Keys that a lane does not see get -infinity. */
-INLINE floats masked(const heft__attention *a, floats s, ints ahead, int32_t key)
-{
-    const int32_t window = a->window ? a->window : INT32_MAX;
-    ints unseen = -ahead >= window;
-    unseen |= a->causal ? ahead > 0 : ahead >= window;
-    return key < 0 ? splat(-INFINITY) : choose(unseen, splat(-INFINITY), s);
 }
 
 /* The scores of one vector of rows. */
@@ -218,7 +178,7 @@ static void finish_scores(const struct rows *r, const struct span *span, float *
     const heft__attention *a = r->a;
     const ints at = load_ints(r->at + row);
     const floats slopes = load(r->slopes + row), scale = splat(a->scale);
-    const bool plain = a->cap == 0 && !a->slopes && !a->bias && span->all;
+    const bool plain = a->cap == 0 && !a->slopes && !a->bias && span->sight.all;
     for (size_t j = 0; j < span->count; j++, scores += width) {
         floats s = load(scores) * scale;
         if (!plain) {
@@ -227,7 +187,7 @@ static void finish_scores(const struct rows *r, const struct span *span, float *
             s = a->cap != 0 ? capped(s, splat(a->cap)) : s;
             s = a->slopes ? multiply_add(slopes, __builtin_convertvector(ahead, floats), s) : s;
             s = a->bias ? s + bias_of(r, row, ahead) : s;
-            s = span->all ? s : masked(a, s, ahead, key);
+            s = span->sight.all ? s : masked(a, s, ahead, key + (ints){0});
         }
         store(scores, s);
     }
@@ -306,8 +266,8 @@ static void attend_rows(struct rows *r)
     for (span.first = 0; span.first < r->keys->count; span.first += BLOCK_KEYS) {
         const size_t left = r->keys->count - span.first;
         span.count = left < BLOCK_KEYS ? left : BLOCK_KEYS;
-        look(r, &span);
-        if (span.some) {
+        span.sight = look(r->a, r->keys->at + span.first, span.count, r->nearest, r->farthest);
+        if (span.sight.some) {
             widen_span(r, &span);
             attend_span(r, &span);
         }
@@ -319,9 +279,14 @@ void HEFT__KERNEL(attend)(const heft__attention *a, const heft__queries *queries
                           const heft__keys *keys, size_t head, size_t first, size_t last,
                           void *scratch)
 {
+    const size_t group = a->heads / a->kv_heads;
     struct rows *r = scratch;
+    if (queries->count * group <= FEW_ROWS) {
+        HEFT__KERNEL(attend_few)(a, queries, keys, head, first * group, last * group);
+        return;
+    }
     r->a = a, r->queries = queries, r->keys = keys;
-    r->head = head, r->group = a->heads / a->kv_heads;
+    r->head = head, r->group = group;
     r->q = (float *)(r + 1);
     r->out = r->q + BLOCK_ROWS * a->key_width;
     r->scores = r->out + BLOCK_ROWS * a->value_width;

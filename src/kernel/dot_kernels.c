@@ -95,18 +95,33 @@ INLINE void add_chunks(floats sums[], const chunk *w, const char *x, size_t x_st
     }
 }
 
+/* The last chunks of rows, shorter than others: one code for all numbers of rows and tokens. */
+NOT_INLINE static void add_last(floats sums[], const struct rows *rows, size_t row, enum kind kind,
+                                size_t tokens, size_t count)
+{
+    const size_t left = rows->columns % CHUNK, done = rows->columns - left;
+    const char *w = rows->w + row * rows->w_step + done * weight_bytes(kind);
+    const char *x = rows->x + done * operand_element_bytes(kind);
+    for (size_t r = 0; r < count; r++) {
+        const chunk last = load_last_weights(w + r * rows->w_step, kind, left);
+        for (size_t t = 0; t < tokens; t++) {
+            const chunk xt = load_operand(x + t * rows->x_step, kind);
+            sums[r * tokens + t] = add_chunk(sums[r * tokens + t], &last, &xt, kind);
+        }
+    }
+}
+
 /* `count` rows from `row` on, times `tokens` tokens; both are constants. */
 INLINE void dot_rows(const struct heft__few *few, const struct rows *rows, size_t row,
                      enum kind kind, const size_t tokens, const size_t count)
 {
     const char *w = rows->w + row * rows->w_step, *x = rows->x;
-    floats sums[SUMS];
+    floats sums[SUMS], spilled[SUMS];
     chunk c[MOST_ROWS];
-    size_t left = rows->columns;
     for (size_t i = 0; i < tokens * count; i++) {
         sums[i] = (floats){0};
     }
-    for (; left >= CHUNK; left -= CHUNK) {
+    for (size_t left = rows->columns; left >= CHUNK; left -= CHUNK) {
         for (size_t r = 0; r < count; r++) {
             c[r] = load_weights(w + r * rows->w_step, kind);
         }
@@ -114,15 +129,15 @@ INLINE void dot_rows(const struct heft__few *few, const struct rows *rows, size_
         w += CHUNK * weight_bytes(kind);
         x += CHUNK * operand_element_bytes(kind);
     }
-    if (left > 0) {
-        for (size_t r = 0; r < count; r++) {
-            c[r] = load_last_weights(w + r * rows->w_step, kind, left);
-        }
-        add_chunks(sums, c, x, rows->x_step, kind, tokens, count);
+    for (size_t i = 0; i < tokens * count; i++) { /* a copy, so that sums stay in registers above */
+        spilled[i] = sums[i];
+    }
+    if (rows->columns % CHUNK != 0) {
+        add_last(spilled, rows, row, kind, tokens, count);
     }
     for (size_t r = 0; r < count; r++) {
         for (size_t t = 0; t < tokens; t++) {
-            write_sum(few, t, row + r, sum_of(sums[r * tokens + t]));
+            write_sum(few, t, row + r, sum_of(spilled[r * tokens + t]));
         }
     }
 }
@@ -155,7 +170,6 @@ INLINE void dot_kind(const struct heft__few *few, enum kind kind)
     case 4:
         dot_few(few, kind, 4);
         break;
-#if DOT_TOKENS > 4
     case 5:
         dot_few(few, kind, 5);
         break;
@@ -168,19 +182,6 @@ INLINE void dot_kind(const struct heft__few *few, enum kind kind)
     case 8:
         dot_few(few, kind, 8);
         break;
-    case 9:
-        dot_few(few, kind, 9);
-        break;
-    case 10:
-        dot_few(few, kind, 10);
-        break;
-    case 11:
-        dot_few(few, kind, 11);
-        break;
-    case 12:
-        dot_few(few, kind, 12);
-        break;
-#endif
     default:
         break;
     }

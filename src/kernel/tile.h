@@ -47,14 +47,22 @@ INLINE void tile(float *sums, const float *p, const struct tile_weights *weights
     }
 }
 
+/* Rows that are left after groups of TILE_ROWS: fewer at once. */
+#define TILE_FEWER(vectors) ((vectors) == 1 ? 4 : 2)
+
 INLINE void tiles_of(float *sums, const float *p, struct tile_weights weights, size_t depth,
                      size_t rows, const size_t vectors)
 {
-    const size_t most = TILE_ROWS(vectors);
+    const size_t most = TILE_ROWS(vectors), fewer = TILE_FEWER(vectors);
     for (; rows >= most; rows -= most) {
         tile(sums, p, &weights, depth, vectors, most);
         weights.w += most * weights.row_step;
         sums += most * vectors * LANES;
+    }
+    for (; rows >= fewer; rows -= fewer) {
+        tile(sums, p, &weights, depth, vectors, fewer);
+        weights.w += fewer * weights.row_step;
+        sums += fewer * vectors * LANES;
     }
     for (; rows > 0; rows--) {
         tile(sums, p, &weights, depth, vectors, 1);

@@ -33,17 +33,17 @@
 #else
 #define LANES 4
 #endif
-/* What stays in registers: sums, beside the operands of one step. Up to DOT_TOKENS tokens dot products
- * are faster than panels, whose lanes would be empty. */
+/* What stays in registers: sums, beside the operands of one step. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define SUMS 24
-#define DOT_TOKENS 12
 #else
 #define SUMS 12
-#define DOT_TOKENS 4
 #endif
+/* Up to so many tokens dot products are faster than panels, whose lanes would be empty. */
+#define DOT_TOKENS 8
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#define NOT_INLINE __attribute__((noinline, unused))
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
@@ -160,17 +160,18 @@ INLINE bool any(ints mask)
     return all != 0;
 }
 
-/* The halves are added until one number is left: the same order on every path. */
+/* In the same order on every path. */
 INLINE float sum_of(floats v)
 {
-    float part[LANES];
+    typedef float quads __attribute__((vector_size(16)));
+    quads part[LANES / 4];
     memcpy(part, &v, sizeof part);
-    for (int width = LANES / 2; width > 0; width /= 2) {
+    for (int width = LANES / 8; width > 0; width /= 2) {
         for (int i = 0; i < width; i++) {
             part[i] += part[i + width];
         }
     }
-    return part[0];
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
 INLINE float largest_of(floats v)
