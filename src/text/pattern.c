@@ -77,29 +77,40 @@ static const char *forbidden(heft__string source)
     return NULL;
 }
 
+/* The largest number of a count "{2,5}" that begins at a brace; its end. */
+static uint64_t read_count(heft__string source, size_t *at)
+{
+    uint64_t most = 0, number = 0;
+    for (++*at; *at < source.length && most <= REPEATS_MAX; ++*at) {
+        const char c = source.text[*at];
+        if (c != ',' && (c < '0' || c > '9')) {
+            break;
+        }
+        number = c == ',' ? 0 : number * 10 + (uint64_t)(c - '0');
+        most = number > most ? number : most;
+    }
+    return most;
+}
+
 /* Whether the counts in braces, all nested in each other at the worst, are few repeats. */
 static bool repeats_are_few(heft__string source)
 {
     uint64_t product = 1;
-    for (size_t i = 0; i < source.length; i++) {
-        if (source.text[i] != '{') {
-            continue;
-        }
-        uint64_t most = 0, number = 0;
-        while (++i < source.length &&
-               (source.text[i] == ',' || (source.text[i] >= '0' && source.text[i] <= '9'))) {
-            number = source.text[i] == ',' ? 0 : number * 10 + (uint64_t)(source.text[i] - '0');
-            most = number > most ? number : most;
-            if (most > REPEATS_MAX) {
-                return false;
+    for (size_t i = 0; i < source.length && product <= REPEATS_MAX; i++) {
+        if (source.text[i] ==
+            '\\') { /* "\\{" is a brace, "\\p{...}" and "\\x{...}" are characters */
+            i++;
+            if (i + 1 < source.length && strchr("pPxou", source.text[i]) &&
+                source.text[i + 1] == '{') {
+                i++;
             }
-        }
-        product *= most > 0 ? most : 1;
-        if (product > REPEATS_MAX) {
-            return false;
+        } else if (source.text[i] == '{') {
+            const uint64_t most = read_count(source, &i);
+            product *= most > 0 ? most : 1;
+            i--;
         }
     }
-    return true;
+    return product <= REPEATS_MAX;
 }
 
 heft_status heft__pattern_compile(heft__string source, heft__pattern *out, heft_error *err)

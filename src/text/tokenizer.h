@@ -55,6 +55,9 @@ bool heft__is_white_space(uint32_t code);
 bool heft__has_unicode_data(void);
 /* UNSUPPORTED, naming what needs it, where it does not. */
 heft_status heft__need_unicode_data(const char *what, heft_error *err);
+/* Whether a code point with a decomposition, or of category M, P or Cf, is newer than a version of Unicode: 8
+ * or 9 (unicode_age.c). */
+bool heft__is_newer(uint32_t code, unsigned version);
 bool heft__is_numeric(uint32_t code);
 bool heft__is_punctuation(uint32_t code); /* ASCII's, or category P */
 bool heft__is_mark(uint32_t code);

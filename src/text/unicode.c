@@ -69,31 +69,38 @@ bool heft__is_numeric(uint32_t code)
     return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
 }
 
+/* Code points whose category has changed since the versions of heft__is_newer(). */
 bool heft__is_punctuation(uint32_t code)
 {
     if (code < 0x80) {
         return is_ascii_punctuation(code);
     }
     const utf8proc_category_t c = category(code);
-    return c >= UTF8PROC_CATEGORY_PC && c <= UTF8PROC_CATEGORY_PO;
+    return (c >= UTF8PROC_CATEGORY_PC && c <= UTF8PROC_CATEGORY_PO && !heft__is_newer(code, 8)) ||
+           code == 0x166D || code == 0x111C9;
 }
 
 bool heft__is_mark(uint32_t code)
 {
     const utf8proc_category_t c = category(code);
-    return c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
+    const bool mark =
+        c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
+    return (mark && !heft__is_newer(code, 9) && code != 0x111C9) || code == 0x1CF2 ||
+           code == 0x1CF3;
 }
 
 bool heft__is_nonspacing_mark(uint32_t code)
 {
-    return category(code) == UTF8PROC_CATEGORY_MN;
+    return (category(code) == UTF8PROC_CATEGORY_MN && !heft__is_newer(code, 8) && code != 0x1885 &&
+            code != 0x1886 && code != 0xA9BD && code != 0x111C9) ||
+           code == 0x1734;
 }
 
 bool heft__is_other(uint32_t code)
 {
     const utf8proc_category_t c = category(code);
-    return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CF || c == UTF8PROC_CATEGORY_CO ||
-           c == UTF8PROC_CATEGORY_CS;
+    return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CO || c == UTF8PROC_CATEGORY_CS ||
+           (c == UTF8PROC_CATEGORY_CF && !heft__is_newer(code, 8));
 }
 
 size_t heft__lowercase(uint32_t code, uint32_t out[2])
@@ -115,7 +122,33 @@ bool heft__grapheme_ends(uint32_t before, uint32_t after, int32_t *state)
 
 static int combining_class(int32_t code)
 {
-    return (int)utf8proc_get_property(code)->combining_class;
+    const int class = (int)utf8proc_get_property(code)->combining_class;
+    return class && heft__is_newer((uint32_t)code, 9) ? 0 : class;
+}
+
+/* Compose in place; returns what is left. A code point that is newer than the normal forms stands alone: what
+ * is behind it does not compose with what is before it. */
+static size_t compose(int32_t *codes, size_t count)
+{
+    const utf8proc_option_t options = (utf8proc_option_t)(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    size_t made = 0;
+    for (size_t i = 0; i < count;) {
+        size_t end = i;
+        while (end < count && !heft__is_newer((uint32_t)codes[end], 9)) {
+            end++;
+        }
+        const size_t left =
+            end > i
+                ? (size_t)utf8proc_normalize_utf32(codes + i, (utf8proc_ssize_t)(end - i), options)
+                : 0;
+        memmove(codes + made, codes + i, left * sizeof *codes);
+        made += left;
+        if (end < count) {
+            codes[made++] = codes[end++];
+        }
+        i = end;
+    }
+    return made;
 }
 
 /* Sort a run of marks by their class, equal ones as they stand: by counting, a class is below 256. */
@@ -193,8 +226,11 @@ heft_status heft__to_normal_form(heft__normal_form form, heft__string text, heft
         utf8proc_int32_t parts[32]; /* none has more than 18 */
         int last = UTF8PROC_BOUNDCLASS_START;
         const uint32_t code = heft__utf8_get(text.text + i, &size);
-        const utf8proc_ssize_t count = utf8proc_decompose_char((utf8proc_int32_t)code, parts, 32,
-                                                               (utf8proc_option_t)options, &last);
+        utf8proc_ssize_t count = 1;
+        parts[0] = (utf8proc_int32_t)code;
+        if (!heft__is_newer(code, 9)) {
+            count = utf8proc_decompose_char(parts[0], parts, 32, (utf8proc_option_t)options, &last);
+        }
         heft__buffer_append(&codes, parts, (size_t)count * sizeof *parts);
     }
     heft_status status = heft__buffer_check(&codes, err);
@@ -204,8 +240,7 @@ heft_status heft__to_normal_form(heft__normal_form form, heft__string text, heft
         status = heft__fail_nomem(err, codes.size);
     }
     if (status == HEFT_OK && (form == HEFT__NFC || form == HEFT__NFKC)) {
-        count = (size_t)utf8proc_normalize_utf32(
-            list, (utf8proc_ssize_t)count, (utf8proc_option_t)(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+        count = compose(list, count);
     }
     for (size_t i = 0; status == HEFT_OK && i < count; i++) {
         uint8_t utf8[4];

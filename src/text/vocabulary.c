@@ -3,6 +3,8 @@
  * Read token by token, since a vocabulary is most of its file: no tree is made of it. */
 #include "text/tokenizer.h"
 
+#include <stdlib.h>
+
 struct entry {
     heft__string token;
     uint32_t id;
@@ -133,6 +135,49 @@ heft_status heft__vocabulary_read(heft_ctx *ctx, heft__arena *arena, heft__json_
     return status;
 }
 
+static double power_of_10(int32_t exponent)
+{
+    char text[16];
+    (void)snprintf(text, sizeof text, "1e%d", (int)exponent);
+    return strtod(text, NULL);
+}
+
+/* A number of JSON as `tokenizers` reads it, which is not always the double that is nearest: the digits as a
+ * whole number of 64 bits, rounded, by a power of ten, rounded. Of digits beyond 64 bits nothing is left. Sums
+ * of scores that are equal but for their last bit decide which tokens a text has. */
+static double read_score(const char *text, size_t length)
+{
+    uint64_t digits = 0;
+    int32_t exponent = 0, written = 0;
+    size_t i = text[0] == '-' ? 1 : 0;
+    bool fraction = false, full = false;
+    for (; i < length && text[i] != 'e' && text[i] != 'E'; i++) {
+        if (text[i] == '.') {
+            fraction = true;
+            continue;
+        }
+        const unsigned digit = (unsigned)(text[i] - '0');
+        full = full || digits > (UINT64_MAX - digit) / 10;
+        digits = full ? digits : digits * 10 + digit;
+        exponent += full ? !fraction : -(int32_t)fraction;
+    }
+    if (i < length) {
+        const bool negative = text[++i] == '-';
+        for (i += negative || text[i] == '+'; i < length; i++) {
+            written = written < 100000 ? written * 10 + (text[i] - '0') : written;
+        }
+        exponent += negative ? -written : written;
+    }
+    double value = (double)digits;
+    for (; exponent < -308 && value != 0; exponent += 308) {
+        value /= 1e308;
+    }
+    if (value != 0) {
+        value = exponent < 0 ? value / power_of_10(-exponent) : value * power_of_10(exponent);
+    }
+    return text[0] == '-' ? -value : value;
+}
+
 /* ["token", score], behind its bracket */
 static heft_status read_scored(heft__arena *arena, heft__json_reader *reader, heft__string *text,
                                double *score, heft_error *err)
@@ -146,19 +191,9 @@ static heft_status read_scored(heft__arena *arena, heft__json_reader *reader, he
         status = heft__json_expect(reader, HEFT__JSON_NUMBER, "a score", &token, err);
     }
     if (status == HEFT_OK) {
-        const heft__json_value number = {
-            .type = HEFT__JSON_TYPE_NUMBER, .text = token.text, .length = token.length};
-        char digits[64];
-        heft__json_value copy = number;
-        if (token.length >= sizeof digits) {
-            return heft__fail_at(err, HEFT_FORMAT, token.offset, "a score of %zu digits",
-                                 token.length);
-        }
-        memcpy(digits, token.text, token.length);
-        digits[token.length] = '\0';
-        copy.text = digits;
-        if (!heft__json_as_double(&copy, score) || !(*score > -1e30 && *score < 1e30)) {
-            return heft__fail_at(err, HEFT_FORMAT, token.offset, "a score that is not a number");
+        *score = read_score(token.text, token.length);
+        if (!(*score > -1e30 && *score < 1e30)) {
+            return heft__fail_at(err, HEFT_FORMAT, token.offset, "a score that is out of range");
         }
         status = heft__json_expect(reader, HEFT__JSON_ARRAY_END, "the pair's end", &token, err);
     }
