@@ -150,6 +150,7 @@ typedef struct heft_limits {
     uint64_t
         small_tensors; /* tensors of a checkpoint, beyond one for each 1,024 bytes of its files:
                               * 100,000 */
+    uint64_t tokenizer_bytes; /* a tokenizer.json: 128 MiB */
 } heft_limits;
 
 typedef struct heft_progress {

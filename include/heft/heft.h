@@ -12,6 +12,7 @@
 #include <heft/shared.h>
 #include <heft/source.h>
 #include <heft/tensor.h>
+#include <heft/text.h>
 #include <heft/writer.h>
 
 #endif

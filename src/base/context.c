@@ -89,6 +89,7 @@ static void fill_limits(heft_limits *limits)
         .modules = (uint64_t)96 << 10,
         .value_bytes = (uint64_t)24 << 20,
         .small_tensors = 100000,
+        .tokenizer_bytes = (uint64_t)128 << 20,
     };
 #define LIMIT(member) limits->member = limits->member ? limits->member : defaults.member
     LIMIT(header_bytes);
@@ -106,6 +107,7 @@ static void fill_limits(heft_limits *limits)
     LIMIT(modules);
     LIMIT(value_bytes);
     LIMIT(small_tensors);
+    LIMIT(tokenizer_bytes);
 #undef LIMIT
 }
 

@@ -21,7 +21,7 @@ static const struct limit {
     ROW(header_bytes), ROW(pickle_bytes), ROW(index_bytes),    ROW(config_bytes),
     ROW(tensors),      ROW(name_bytes),   ROW(shards),         ROW(json_depth),
     ROW(pickle_depth), ROW(rank),         ROW(expanded_bytes), ROW(missing_bytes),
-    ROW(modules),      ROW(value_bytes),  ROW(small_tensors),
+    ROW(modules),      ROW(value_bytes),  ROW(small_tensors),  ROW(tokenizer_bytes),
 };
 #define LIMIT_COUNT (sizeof limits_known / sizeof limits_known[0])
 
