@@ -5,6 +5,8 @@
 #include <string.h>
 
 #define OPTIONS(X)                                                                                 \
+    X(PROMPT, "prompt", "TEXT", "the text to continue, by the tokenizer.json in the folder")       \
+    X(BATCH, "batch", "FILE", "a file with a prompt per line; - for stdin")                        \
     X(IDS, "ids", "LIST",                                                                          \
       "input ids, such as 1,2,3; - reads them from stdin, a sequence per line")                    \
     X(IDS_FILE, "ids-file", "FILE",                                                                \
@@ -53,6 +55,8 @@ struct running {
     heft_sampling sampling;
     uint64_t new_tokens, memory_bytes;
     heft_source *source;
+    heft_tokenizer *tokenizer; /* NULL: inputs are ids */
+    heft_text_stream *stream;  /* of the only prompt, which is printed as it grows; NULL: none */
     heft_plan *plan;
     heft_model *model;
     heft_load_report *report;
@@ -115,8 +119,10 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
     r->load.allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
     r->where.variant = run->values[OPTION_VARIANT];
     r->where.subfolder = run->values[OPTION_SUBFOLDER];
-    if (!run->values[OPTION_IDS] == !run->values[OPTION_IDS_FILE]) {
-        return cli_refuse(err, "--ids", "give either --ids or --ids-file");
+    const int sources = (run->values[OPTION_IDS] != NULL) + (run->values[OPTION_IDS_FILE] != NULL) +
+                        (run->values[OPTION_PROMPT] != NULL) + (run->values[OPTION_BATCH] != NULL);
+    if (sources != 1) {
+        return cli_refuse(err, "--prompt", "give one of --prompt, --batch, --ids and --ids-file");
     }
     const bool good =
         tokens_value(run, r, err) && compute_value(run, r, err) &&
@@ -136,44 +142,36 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
     return good;
 }
 
-/* All of stdin, owned; NULL after an error. */
-static char *read_stdin(heft_error *err)
-{
-    size_t used = 0, cap = 1 << 16;
-    char *text = malloc(cap);
-    while (text && cap <= ((size_t)1 << 28)) {
-        used += fread(text + used, 1, cap - used - 1, stdin);
-        if (used + 1 < cap) {
-            text[used] = '\0';
-            if (strlen(text) == used && !ferror(stdin)) {
-                return text;
-            }
-            break;
-        }
-        char *more = realloc(text, cap *= 2);
-        if (!more) {
-            break;
-        }
-        text = more;
-    }
-    free(text);
-    cli_refuse(err, "--ids", "cannot be read from stdin as text");
-    return NULL;
-}
-
+/* Ids, or the text of a prompt or of a file of prompts. */
 static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
 {
-    const char *ids = run->values[OPTION_IDS];
-    if (!ids) {
-        return cli_inputs_read(&r->inputs, run->ctx, run->values[OPTION_IDS_FILE], err);
+    const char *ids = run->values[OPTION_IDS], *file = run->values[OPTION_IDS_FILE],
+               *prompt = run->values[OPTION_PROMPT], *batch = run->values[OPTION_BATCH];
+    const char *from = ids ? ids : batch;
+    char *text = NULL;
+    size_t cut;
+    if (file) {
+        return cli_inputs_read(&r->inputs, run->ctx, file, err);
     }
-    char *text = strcmp(ids, "-") == 0 ? read_stdin(err) : NULL;
-    if (!text && strcmp(ids, "-") == 0) {
-        return HEFT_INVALID_ARG;
+    if (batch || (ids && strcmp(ids, "-") == 0)) {
+        text = cli_text_read(from, ids ? "--ids" : "--batch", err);
+        if (!text) {
+            return HEFT_INVALID_ARG;
+        }
     }
-    const bool good = cli_inputs_parse(&r->inputs, text ? text : ids, "--ids", err);
+    heft_status status = HEFT_OK;
+    if (ids) {
+        status = cli_inputs_parse(&r->inputs, text ? text : ids, "--ids", err) ? HEFT_OK
+                                                                               : HEFT_INVALID_ARG;
+    } else {
+        status = cli_tokenizer_open(run->ctx, r->source, &r->tokenizer, err);
+        if (status == HEFT_OK) {
+            status = cli_prompts_encode(&r->inputs, r->tokenizer, text ? text : prompt,
+                                        batch != NULL, 0, &cut, err);
+        }
+    }
     free(text);
-    return good ? HEFT_OK : HEFT_INVALID_ARG;
+    return status;
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------- */
@@ -209,15 +207,17 @@ static heft_status choose_mode(struct running *r, heft_error *err)
     return status;
 }
 
-static heft_status load(cli_run *run, struct running *r, heft_error *err)
+static heft_status open_source(const cli_run *run, struct running *r, heft_error *err)
 {
     const heft_source_options how = HEFT_OPTIONS(
         heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &r->where,
         .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = r->load.dtype);
-    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &r->source, err);
-    if (status == HEFT_OK) {
-        status = choose_mode(r, err);
-    }
+    return heft_source_open(run->ctx, run->arguments[0], &how, &r->source, err);
+}
+
+static heft_status load(struct running *r, heft_error *err)
+{
+    heft_status status = choose_mode(r, err);
     if (status == HEFT_OK) {
         status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
     }
@@ -400,6 +400,24 @@ static heft_status begin(struct running *r, heft_error *err)
     return status;
 }
 
+/* Print what an id adds to the only text. */
+static heft_status tell(struct running *r, int32_t id, bool last, heft_error *err)
+{
+    const char *text;
+    size_t length;
+    heft_status status = heft_text_stream_add(r->stream, (uint32_t)id, &text, &length, err);
+    if (status == HEFT_OK) {
+        fwrite(text, 1, length, stdout);
+    }
+    if (status == HEFT_OK && last) {
+        status = heft_text_stream_finish(r->stream, &text, &length, err);
+        fwrite(text, 1, status == HEFT_OK ? length : 0, stdout);
+        putchar('\n');
+    }
+    fflush(stdout);
+    return status;
+}
+
 /* One token for each sequence that has logits, in their order. Returns how many texts go on. */
 static heft_status choose(const cli_run *run, struct running *r, size_t *going, heft_error *err)
 {
@@ -425,6 +443,9 @@ static heft_status choose(const cli_run *run, struct running *r, size_t *going, 
         r->ended[i] = r->length[i] - r->first[i] == r->new_tokens ||
                       (is_stop(r, id) && !run->values[OPTION_IGNORE_EOS]);
         *going += !r->ended[i];
+        if (status == HEFT_OK && r->stream) {
+            status = tell(r, id, r->ended[i], err);
+        }
     }
     return status;
 }
@@ -436,6 +457,9 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
     size_t going = 0;
     heft_input *next = calloc(count, sizeof *next);
     heft_status status = next ? begin(r, err) : HEFT_NOMEM;
+    if (status == HEFT_OK && r->tokenizer && count == 1 && !run->json) {
+        status = heft_text_stream_new(r->tokenizer, true, &r->stream, err);
+    }
     const double started = cli_now();
     if (status == HEFT_OK) {
         status = heft_session_run(r->session, r->inputs.inputs, count, wanted, 1, err);
@@ -464,10 +488,43 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
     return status;
 }
 
-/* ---- what is printed ------------------------------------------------------------------------------------ */
-static void print_json(const cli_run *run, const struct running *r,
-                       const heft_session_counts *facts)
+/* ---- what is printed: of each sequence the new text, or the new ids ------------------------------------------------------------------------------------ */
+/* The new text of sequence i, owned by the tokenizer; NULL and OK without one. */
+static heft_status new_text(const struct running *r, size_t i, char **text, size_t *length,
+                            heft_error *err)
 {
+    const size_t count = r->length[i] - r->first[i];
+    uint32_t *ids = malloc((count ? count : 1) * sizeof *ids);
+    heft_status status = ids ? HEFT_OK : HEFT_NOMEM;
+    for (size_t t = 0; ids && t < count; t++) {
+        ids[t] = (uint32_t)r->text[i][r->first[i] + t];
+    }
+    if (status == HEFT_OK) {
+        status = heft_tokenizer_decode(r->tokenizer, ids, count, true, text, length, err);
+    }
+    free(ids);
+    return status;
+}
+
+static heft_status put_texts(cli_json *json, const struct running *r, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    cli_json_open(json, "texts", '[');
+    for (size_t i = 0; i < r->inputs.count && status == HEFT_OK; i++) {
+        char *text = NULL;
+        size_t length = 0;
+        status = new_text(r, i, &text, &length, err);
+        cli_json_string(json, NULL, status == HEFT_OK ? text : NULL);
+        heft_tokenizer_free_text(r->tokenizer, text, length);
+    }
+    cli_json_close(json, ']');
+    return status;
+}
+
+static heft_status print_json(const cli_run *run, const struct running *r,
+                              const heft_session_counts *facts, heft_error *err)
+{
+    heft_status status = HEFT_OK;
     cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');
     cli_json_string(&json, "class", r->report->class_name);
@@ -481,6 +538,7 @@ static void print_json(const cli_run *run, const struct running *r,
             cli_json_close(&json, ']');
         }
         cli_json_close(&json, ']');
+        status = r->tokenizer ? put_texts(&json, r, err) : HEFT_OK;
     }
     if (r->logits_shape[0]) {
         cli_json_open(&json, "logits_shape", '[');
@@ -502,18 +560,33 @@ static void print_json(const cli_run *run, const struct running *r,
     cli_json_memory(&json, "memory", &run->memory);
     cli_json_close(&json, '}');
     cli_json_end(&json);
+    return status;
 }
 
-static void print_text(const cli_run *run, const struct running *r,
-                       const heft_session_counts *facts)
+/* One line for each sequence. */
+static heft_status print_results(const struct running *r, heft_error *err)
 {
-    char memory[128], bytes[32];
-    for (size_t i = 0; r->text && i < r->inputs.count; i++) {
-        for (size_t t = r->first[i]; t < r->length[i]; t++) {
+    heft_status status = HEFT_OK;
+    for (size_t i = 0; r->text && !r->stream && i < r->inputs.count && status == HEFT_OK; i++) {
+        char *text = NULL;
+        size_t length = 0;
+        if (r->tokenizer) {
+            status = new_text(r, i, &text, &length, err);
+            fwrite(text, 1, status == HEFT_OK ? length : 0, stdout);
+            heft_tokenizer_free_text(r->tokenizer, text, length);
+        }
+        for (size_t t = r->first[i]; !r->tokenizer && t < r->length[i]; t++) {
             printf("%s%d", t == r->first[i] ? "" : ",", (int)r->text[i][t]);
         }
         putchar('\n');
     }
+    return status;
+}
+
+static void print_summary(const cli_run *run, const struct running *r,
+                          const heft_session_counts *facts)
+{
+    char memory[128], bytes[32];
     if (run->quiet) {
         return;
     }
@@ -539,12 +612,11 @@ static int report(cli_run *run, const struct running *r)
         return cli_fail(run, &err);
     }
     cli_memory_finish(&run->memory);
-    if (run->json) {
-        print_json(run, r, &facts);
-    } else {
-        print_text(run, r, &facts);
+    heft_status status = run->json ? print_json(run, r, &facts, &err) : print_results(r, &err);
+    if (!run->json) {
+        print_summary(run, r, &facts);
     }
-    return 0;
+    return status == HEFT_OK ? 0 : cli_fail(run, &err);
 }
 
 static void free_all(struct running *r)
@@ -560,6 +632,8 @@ static void free_all(struct running *r)
     free(r->ended);
     free(r->at);
     free(r->name_text);
+    heft_text_stream_free(r->stream);
+    heft_tokenizer_close(r->tokenizer);
     heft_session_free(r->session);
     heft_load_report_free(r->report);
     heft_model_free(r->model);
@@ -575,9 +649,12 @@ static int run_run(cli_run *run)
     if (!read_options(run, &r, &err)) {
         return cli_fail(run, &err);
     }
-    heft_status status = read_inputs(run, &r, &err);
+    heft_status status = open_source(run, &r, &err);
     if (status == HEFT_OK) {
-        status = load(run, &r, &err);
+        status = read_inputs(run, &r, &err);
+    }
+    if (status == HEFT_OK) {
+        status = load(&r, &err);
     }
     if (status == HEFT_OK) {
         status = r.new_tokens ? generate(run, &r, &err) : run_once(run, &r, &err);
@@ -593,9 +670,11 @@ const cli_command cli_cmd_run = {
     .arguments = "PATH",
     .argument_count = 1,
     .summary = "Run a model: one forward pass, or generation",
-    .about = "PATH is a checkpoint folder, a weight file or an index file, with a config.json in "
-             "the same folder.\n"
-             "With --new-tokens, the generated ids are printed, one line for each sequence.\n",
+    .about =
+        "PATH is a checkpoint folder, a weight file or an index file, with a config.json in "
+        "the same folder.\n"
+        "With --new-tokens, the new text is printed (for --ids: the new ids), one line for each "
+        "sequence.\n",
     .options = options,
     .option_count = OPTION_COUNT,
     .run = run_run,

@@ -44,7 +44,7 @@ static bool parse_line(const char *text, int32_t *ids, size_t *tokens, const cha
     return true;
 }
 
-static bool make_sequences(cli_inputs *inputs, size_t count)
+bool cli_inputs_make(cli_inputs *inputs, size_t count)
 {
     inputs->count = count;
     inputs->inputs = calloc(count, sizeof *inputs->inputs);
@@ -66,7 +66,7 @@ bool cli_inputs_parse(cli_inputs *inputs, const char *text, const char *what, he
     if (count == 0) {
         return cli_refuse(err, what, "has no ids");
     }
-    if (!make_sequences(inputs, count)) {
+    if (!cli_inputs_make(inputs, count)) {
         return no_memory(err);
     }
     count = 0;
@@ -178,7 +178,7 @@ static heft_status split(cli_inputs *inputs, int32_t *ids, const struct shapes *
     const size_t of_feature =
         (size_t)(shapes->feature[0] * shapes->feature[1] * shapes->feature[2]);
     const size_t width = shapes->width, decoder_width = shapes->decoder_width;
-    if (!make_sequences(inputs, count)) {
+    if (!cli_inputs_make(inputs, count)) {
         free(ids);
         no_memory(err);
         return HEFT_NOMEM;

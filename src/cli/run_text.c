@@ -1,0 +1,129 @@
+/* run_text.c - prompts of `heft run` and `heft embed`: text to ids. */
+#include "cli/running.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define MOST_BYTES ((size_t)1 << 28)
+
+heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, heft_tokenizer **out,
+                               heft_error *err)
+{
+    const char *path = heft_source_path(source);
+    const char *slash = strrchr(path, '/');
+    struct stat facts;
+    if (stat(path, &facts) != 0 || S_ISDIR(facts.st_mode)) {
+        return heft_tokenizer_open(ctx, path, out, err);
+    }
+    char *folder = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+    if (!folder) {
+        cli_refuse(err, "", "not enough memory");
+        return HEFT_NOMEM;
+    }
+    const heft_status status = heft_tokenizer_open(ctx, *folder ? folder : "/", out, err);
+    free(folder);
+    return status;
+}
+
+char *cli_text_read(const char *path, const char *option, heft_error *err)
+{
+    FILE *in = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
+    size_t used = 0, cap = (size_t)1 << 16;
+    char *text = in ? malloc(cap) : NULL;
+    bool good = text != NULL;
+    while (good && !feof(in) && !ferror(in)) {
+        used += fread(text + used, 1, cap - used - 1, in);
+        if (used + 1 == cap) {
+            char *more = cap < MOST_BYTES ? realloc(text, 2 * cap) : NULL;
+            good = more != NULL;
+            text = more ? more : text;
+            cap *= 2;
+        }
+    }
+    good = good && !ferror(in);
+    if (in && in != stdin) {
+        fclose(in);
+    }
+    if (good) {
+        text[used] = '\0';
+        good = strlen(text) == used;
+    }
+    if (!good) {
+        free(text);
+        cli_refuse(err, option, "'%.200s' cannot be read as text", path);
+        return NULL;
+    }
+    return text;
+}
+
+/* Ids of one prompt into place i. */
+static heft_status encode(cli_inputs *inputs, size_t i, const heft_tokenizer *tokenizer,
+                          const char *text, size_t length, uint64_t most, size_t *cut,
+                          heft_error *err)
+{
+    uint32_t *ids = NULL;
+    size_t count = 0;
+    heft_status status = heft_tokenizer_encode(tokenizer, text, length, true, &ids, &count, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    const size_t all = count;
+    if (most > 0 && count > most) {
+        count = (size_t)most;
+        ids[count - 1] =
+            heft_tokenizer_is_special(tokenizer, ids[all - 1]) ? ids[all - 1] : ids[count - 1];
+        (*cut)++;
+    }
+    inputs->ids[i] = malloc((count ? count : 1) * sizeof **inputs->ids);
+    for (size_t t = 0; inputs->ids[i] && t < count; t++) {
+        inputs->ids[i][t] = (int32_t)ids[t];
+    }
+    heft_tokenizer_free_ids(tokenizer, ids, all);
+    if (!inputs->ids[i] || count == 0) {
+        cli_refuse(err, "",
+                   count ? "not enough memory for the prompts" : "prompt %zu has no tokens", i + 1);
+        return count ? HEFT_NOMEM : HEFT_INVALID_ARG;
+    }
+    inputs->tokens[i] = count;
+    inputs->width = count > inputs->width ? count : inputs->width;
+    inputs->inputs[i] = HEFT_OPTIONS(heft_input, .ids = inputs->ids[i], .count = count);
+    return HEFT_OK;
+}
+
+/* Lines, without the empty one behind the last newline. */
+static size_t count_lines(const char *text)
+{
+    size_t lines = 0;
+    for (const char *at = text; *at; lines++) {
+        const char *end = strchr(at, '\n');
+        at = end ? end + 1 : at + strlen(at);
+    }
+    return lines;
+}
+
+heft_status cli_prompts_encode(cli_inputs *inputs, const heft_tokenizer *tokenizer,
+                               const char *text, bool by_line, uint64_t most, size_t *cut,
+                               heft_error *err)
+{
+    const size_t count = by_line ? count_lines(text) : 1;
+    heft_status status = HEFT_OK;
+    const char *at = text;
+    *cut = 0;
+    if (count == 0) {
+        cli_refuse(err, "--batch", "has no prompts");
+        return HEFT_INVALID_ARG;
+    }
+    if (!cli_inputs_make(inputs, count)) {
+        cli_refuse(err, "", "not enough memory for the prompts");
+        return HEFT_NOMEM;
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const char *newline = by_line ? strchr(at, '\n') : NULL;
+        const size_t length = newline ? (size_t)(newline - at) : strlen(at);
+        const bool carriage = by_line && length > 0 && at[length - 1] == '\r';
+        status = encode(inputs, i, tokenizer, at, length - carriage, most, cut, err);
+        at = newline ? newline + 1 : at + length;
+    }
+    return status;
+}
