@@ -193,6 +193,54 @@ HEFT_API const char *heft_session_isa(const heft_session *session);
  * by the session. */
 HEFT_API const char *heft_session_output_name(const heft_session *session, size_t i);
 
+/* ---- embeddings of texts --------------------------------------------------------------------- */
+
+typedef enum heft_pooling_mode {
+    HEFT_POOLING_MEAN, /* the mean of all tokens' last hidden states */
+    HEFT_POOLING_CLS,  /* that of the first token */
+    HEFT_POOLING_LAST  /* that of the last token */
+} heft_pooling_mode;
+
+/** How one embedding is made of a text's tokens. */
+typedef struct heft_pooling {
+    size_t struct_size; /* set by HEFT_SIZED or HEFT_OPTIONS */
+    heft_pooling_mode mode;
+    bool normalize;       /* to length 1 */
+    bool known;           /* it was read from the folder; false: a guess, the mean */
+    uint64_t most_tokens; /* longer texts are cut, in sentence-transformers; 0: not known */
+} heft_pooling;
+
+/**
+ * Read how sentence-transformers pools the tokens of a model: modules.json, the config of its
+ * pooling module, sentence_bert_config.json.
+ *
+ * @param ctx     borrowed
+ * @param folder  borrowed; the folder of the model
+ * @param out     filled; initialized with HEFT_SIZED by the caller
+ * @param err     filled on failure; may be NULL
+ *
+ * Errors   UNSUPPORTED, naming it, for a module or mode that heft does not compute; FORMAT, IO, NOMEM.
+ * Source   docs/running.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_read(heft_ctx *ctx, const char *folder,
+                                                       heft_pooling *out, heft_error *err);
+/**
+ * Make one embedding for each sequence of a pass without padding.
+ *
+ * @param pooling  borrowed
+ * @param states   borrowed; the output "last_hidden_state"
+ * @param tokens   borrowed; [count] tokens of each sequence
+ * @param count    number of sequences
+ * @param out      filled; [count][states->width]
+ * @param err      filled on failure; may be NULL
+ *
+ * Errors   INVALID_ARG if the tokens are not as many as the rows.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_apply(const heft_pooling *pooling,
+                                                        const heft_output *states,
+                                                        const size_t *tokens, size_t count,
+                                                        float *out, heft_error *err);
+
 /* ---- generation ------------------------------------------------------------------------------ */
 
 /** Ids that generation uses, from generation_config.json, otherwise from config.json. */

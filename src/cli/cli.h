@@ -276,6 +276,6 @@ void cli_progress_clear(cli_run *run);
 
 /* ---- the commands */
 extern const cli_command cli_cmd_init, cli_cmd_load, cli_cmd_inspect, cli_cmd_convert,
-    cli_cmd_verify, cli_cmd_plan, cli_cmd_run, cli_cmd_shared;
+    cli_cmd_verify, cli_cmd_plan, cli_cmd_run, cli_cmd_embed, cli_cmd_shared;
 
 #endif
