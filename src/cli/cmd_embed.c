@@ -149,7 +149,7 @@ static heft_status save(const cli_run *run, const struct embedding *e, heft_erro
     const uint64_t shape[2] = {e->inputs.count, e->width};
     const heft_tensor_spec spec =
         HEFT_OPTIONS(heft_tensor_spec, .dtype = HEFT_DTYPE_F32, .rank = 2, .shape = shape);
-    const heft_writer_options options =
+    const heft_writer_options wanted =
         HEFT_OPTIONS(heft_writer_options, .single_file = true, .force = true);
     heft_writer *writer = NULL;
     heft_storage *storage = NULL;
@@ -161,7 +161,7 @@ static heft_status save(const cli_run *run, const struct embedding *e, heft_erro
         status = heft_tensor_new(storage, &spec, &tensor, err);
     }
     if (status == HEFT_OK) {
-        status = heft_writer_new(run->ctx, run->values[OPTION_SAVE], &options, &writer, err);
+        status = heft_writer_new(run->ctx, run->values[OPTION_SAVE], &wanted, &writer, err);
     }
     if (status == HEFT_OK) {
         status = heft_writer_add(writer, "embeddings", tensor, err);

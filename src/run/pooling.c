@@ -11,7 +11,6 @@
 
 #include <math.h>
 
-#define JSON_DEPTH 32
 #define FILE_BYTES ((uint64_t)1 << 20)
 
 /* A file of the folder as JSON; NULL if it is not there. */
@@ -30,7 +29,7 @@ static heft_status read_json(heft_ctx *ctx, heft__arena *arena, const char *fold
     }
     heft_status status = heft__read_file(arena, path, FILE_BYTES, &text, &length, err);
     if (status == HEFT_OK) {
-        status = heft__json_parse(arena, text, length, JSON_DEPTH, out, err);
+        status = heft__json_parse(arena, text, length, heft__limits(ctx)->json_depth, out, err);
     }
     return heft__add_path(status, err, path);
 }
