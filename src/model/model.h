@@ -326,7 +326,7 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
                              heft_error *err);
 
 /* Parameters that are stored otherwise than their family lists them: in the place of one come those that
- * its files have. Lent. */
+ * its files have. Two that the family ties and that have the same list are tied, part by part. Lent. */
 typedef struct heft__packed {
     const heft_parameter_spec *list; /* [count] names from the module of the parameter on */
     size_t count;

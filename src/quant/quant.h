@@ -218,18 +218,19 @@ static inline uint64_t heft__quant_matrix_rows(const heft__quant_weight *weight)
 }
 
 /* ---- layouts that several methods have -------------------------------------------------------- */
-/* scaled.c: 8-bit values [out, in] with a grid of scales, each of a block of values; parts: values, scales,
- * zero points (may be absent).
+/* scaled.c: 8-bit values [out, in], or [matrices, out, in], with a grid of scales for each matrix, each scale of a
+ * block of values; parts: values, scales, zero points (may be absent).
  *
  *   W[o][i] = (value - zero[o / bm][i / bn]) * scale[o / bm][i / bn], in float32, rounded to weight->dtype
  *
  * block_rows, block_columns: 0 is the whole side. Takes name and dtype as they are; sets the rest. Scales
- * of the whole matrix may have the shape [], [1] or [1, 1]; of whole rows also [out]. */
+ * of the whole matrix may have the shape [], [1] or [1, 1]; of whole rows also [out]; of several matrices they
+ * are [matrices, lines, columns], or [matrices]. */
 heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_weight *weight,
                                size_t values, size_t scales, size_t zeros, uint64_t block_rows,
                                uint64_t block_columns, heft_error *err);
 
-/* grouped4.c: half-byte E2M1 values [out, in / 2] of type U8, the even column in the low half, with 8-bit
+/* grouped4.c: half-byte E2M1 values [out, in / 2] of type U8 or I8, the even column in the low half, with 8-bit
  * scales [out, in / group]; parts: values, scales.
  *
  *   W[o][i] = value * (scale / divisor * factor), in float32, rounded to weight->dtype
