@@ -315,7 +315,7 @@ renamed() { # renamed CASE EXPRESSION: new names of its tensors, n each
     rm "$work/edited/expected.safetensors"
     edited "$work/edited" "t = {$2: v for n, v in t.items()}"
 }
-for case in awq_4bit bnb_nf4 fp8_block; do
+for case in awq_4bit bnb_nf4 fp8_block quanto_int4 quanto_int8; do
     run 0 load "$data/$case" --json
     before=$(grep -o '"parameters": [0-9]*, "bytes": [0-9]*' "$out" || true)
     for names in "'module.' + n" "'_orig_mod.' + n" "'base_model.model.' + n" "n.replace('.self_attn.', '.self_attn._orig_mod.')" "n.removeprefix('model.')"; do
