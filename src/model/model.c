@@ -344,6 +344,9 @@ const char *heft_model_no_split(const heft_model *model, size_t i)
 uint64_t heft_model_elements(const heft_model *model)
 {
     uint64_t sum = 0;
+    if (model->packed_elems) {
+        return model->packed_elems;
+    }
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         uint64_t elems;

@@ -110,10 +110,11 @@ struct heft_model {
     const char *base_prefix; /* "bert"; "" if none */
     const struct heft__family *family;
     heft_dtype dtype;
-    bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
-    bool packed;                /* made of what a checkpoint stores quantized: heft__packing */
-    bool known_family;          /* false: the skeleton is a list of names (named.c) */
-    bool has_ties;              /* or had: false only if no parameter is tied */
+    bool keep_f32;         /* what the family keeps in float32 is float32: loaded models */
+    bool packed;           /* made of what a checkpoint stores quantized: heft__packing */
+    uint64_t packed_elems; /* of its weights when they are plain, once it is loaded; 0: not known */
+    bool known_family;     /* false: the skeleton is a list of names (named.c) */
+    bool has_ties;         /* or had: false only if no parameter is tied */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */

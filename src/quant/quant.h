@@ -76,7 +76,8 @@ typedef struct heft__quant_weight {
     uint64_t shape[4];
     heft_dtype dtype; /* of the dequantized values: what the method's own library yields */
     uint32_t bits;    /* of a stored value */
-    uint64_t group;   /* elements that share a scale, for messages; 0: more than a row */
+    uint64_t group;   /* elements of a row that share a scale, for messages; 0: a row or more */
+    uint64_t lines;   /* rows that share it, where that is a block; 0: it is none */
     /* Numbers in the table, each in the place that the layout gives it; HEFT__NO_PART: absent. */
     size_t part[HEFT__QUANT_PARTS];
     const void *detail; /* of the layout, in the finder's arena; may be NULL */
@@ -111,7 +112,7 @@ typedef struct heft__quant_found {
     bool known;                  /* false: a method of this name is declared, but heft has none */
     bool declared;               /* by settings; false: recognized by the tensors alone */
     uint32_t bits;               /* of most weights; 0: no weights */
-    uint64_t group;              /* of the same */
+    uint64_t group, lines;       /* of the same */
     heft__quant_weight *weights; /* [count] in the order of their first tensors */
     size_t count;
     /* [table count] the weight that a tensor is a part or a companion of; HEFT__QUANT_STATE: it goes with none

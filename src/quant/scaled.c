@@ -299,5 +299,6 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
     weight->rank = info->rank;
     memcpy(weight->shape, info->shape, info->rank * sizeof *info->shape);
     weight->group = grid->columns > 1 || block_columns ? grid->block_columns : 0;
+    weight->lines = weight->group && block_rows > 1 ? block_rows : 0;
     return status;
 }

@@ -54,7 +54,7 @@ for folder in "$data"/*/; do
     # named, and nothing missing, random, or cast
     run 0 inspect "$folder" --json
     is_json
-    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\][}]'
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\], "block": (null|\[[0-9]+, [0-9]+\])[}]'
     run 0 load "$folder" --strict --json
     has missing '[]'
     has initialized '[]'
@@ -75,6 +75,13 @@ for folder in "$data"/*/; do
     run 0 load "$folder" --dequantize --touch --json
     has missing '[]'
     shows "$out" '"dequantized": true'
+    # parameters are those of the model, whatever they are stored as; gptq writes biases that the family does not have
+    count=$(grep -o '"parameters": [0-9]*' "$out")
+    run 0 load "$folder" --json
+    [ "$case" = gptq_8bit ] || [ "$count" = "$(grep -o '"parameters": [0-9]*' "$out")" ] || fail "$case: not $count parameters as stored"
+    count=$(grep -o '"parameters": [0-9]*' "$out")
+    run 0 inspect "$folder" --json
+    has total_parameters "${count#*: }"
     # a conversion with a cast leaves what is packed as it is
     run 0 convert "$folder" "$work/cast" --dtype float32
     run 0 load "$work/cast" --json

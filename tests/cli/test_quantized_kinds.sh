@@ -32,8 +32,14 @@ for folder in "$made"/*/; do
     has missing '[]'
     has initialized '[]'
     has unexpected '[]'
+    count=11360
+    [ "$case" != tied_table ] || count=10848
+    has parameters $count
     run 0 load "$folder" --dequantize --strict --json
     has initialized '[]'
+    has parameters $count
+    run 0 inspect "$folder" --json
+    has total_parameters $count
     run 0 convert "$folder" "$work/plain" --dequantize -q
     equal "$work/plain/model.safetensors" "$made/$case.expected" || fail "$case: other values"
     # what is stored stays as it is
@@ -108,3 +114,17 @@ run 0 load "$made/tied_table" --device-map cpu --touch -q
 edited tied_table "t['lm_head.weight'] = ('BF16', [16, 32], bytes(1024))"
 run 0 load "$work/edited" --strict
 lacks "$out" '^tied'
+
+# a block is told as such
+run 0 inspect "$made/fp8_short_blocks"
+shows "$out" '^quantized   fp8, 8 bits, block 24x20, 7 weights$'
+run 0 load "$made/fp8_short_blocks" --json
+shows "$out" '"group_size": 20, .*"block": \[24, 20\]'
+run 0 inspect "$made/fp8_rows" --json
+shows "$out" '"group_size": null, .*"block": null'
+
+# weights that the body lacks are counted as weights, not as tensors
+edited zeros_in_words "
+for n in [n for n in t if 'up_proj' in n]: del t[n]"
+run 0 load "$work/edited"
+shows "$err" "warning: 1 of 11 weights of the base model are missing .*'$layer.mlp.up_proj.weight'"
