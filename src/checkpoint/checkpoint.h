@@ -389,8 +389,9 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     const size_t *packed;
     const char *const *notes; /* [note_count] lines for the report's warnings */
     size_t note_count;
-    const bool
-        *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
+    /* [ckpt->count] the dtype that a floating-point tensor gets, whatever is asked for of all; NONE: what is
+     * asked for; NULL: that for all */
+    const heft_dtype *dtypes;
     /* [ckpt->count] Where the family is known: the parameter that a name stands for, and the one that this is
      * tied to, whose name stays; HEFT__NO_PARAMETER for none. Names that are one tensor but are not tied
      * there are all written. NULL: the names decide (alias_names.c). */

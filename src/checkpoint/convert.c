@@ -133,9 +133,8 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
 {
     const heft_tensor_info *info = &c->ckpt->infos[i];
     heft__out_tensor *out = &c->tensors[c->count];
-    const bool float32 = c->names->float32 && c->names->float32[i];
-    const heft_dtype asked = c->options->dtype,
-                     wanted = float32 && asked != HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : asked;
+    const heft_dtype own = c->names->dtypes ? c->names->dtypes[i] : HEFT_DTYPE_NONE,
+                     wanted = own != HEFT_DTYPE_NONE ? own : c->options->dtype;
     const bool packed = c->names->packed && c->names->packed[i] != HEFT__NO_PART;
     bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && !packed &&
                 wanted != info->dtype && heft__cast_known(info->dtype, wanted);
@@ -687,8 +686,9 @@ static void append_headers(heft__buffer *text, const struct conversion *c)
 {
     for (size_t i = 0; i < c->count; i++) {
         const heft_tensor_info *info = &c->ckpt->infos[number_of(&c->tensors[i])];
-        heft__buffer_format(text, "%s %zu %d %zu %llu", c->tensors[i].name, c->tensors[i].storage,
-                            (int)info->dtype, info->file_index, (unsigned long long)info->offset);
+        heft__buffer_format(text, "%s %zu %d %d %zu %llu", c->tensors[i].name,
+                            c->tensors[i].storage, (int)info->dtype, (int)c->tensors[i].dtype,
+                            info->file_index, (unsigned long long)info->offset);
         heft__buffer_append(text, info->shape, info->rank * sizeof *info->shape);
         heft__buffer_byte(text, '\n');
     }

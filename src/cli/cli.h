@@ -91,6 +91,15 @@ bool cli_value_count(const cli_run *run, size_t option, uint64_t *count, heft_er
 bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_error *err);
 bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_dtype *dtype,
                      heft_error *err);
+/* Dtypes of parts: "A=D,B=D" of one option, and names that stay float32, "A,B", of another. */
+typedef struct cli_dtypes {
+    heft_module_dtype *list; /* owned; [count]; names lie in the texts */
+    size_t count;
+    char *texts[2]; /* owned */
+} cli_dtypes;
+/* Either way cli_dtypes_fini() is called. */
+bool cli_value_dtypes(const cli_run *run, size_t of, size_t keep, cli_dtypes *out, heft_error *err);
+void cli_dtypes_fini(cli_dtypes *dtypes);
 bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_error *err);
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err);
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err);

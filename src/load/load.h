@@ -151,6 +151,9 @@ heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_e
 /* Give the floating-point parameters that names match another dtype, as heft_plan_options.dtypes has it; tied
  * ones get that of the parameter that is saved. Before anything is bound. INVALID_ARG for a dtype that no model
  * can have, MISMATCH for a name that matches nothing. */
+/* Which dtype a list gives each parameter; NONE: it says nothing of it. dtypes: [model->count]. */
+heft_status heft__model_dtypes(const heft_model *model, const heft_module_dtype *list, size_t count,
+                               heft_dtype *dtypes, heft_error *err);
 heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list, size_t count,
                                heft_error *err);
 /* UNSUPPORTED if a part of a quantized weight would be cast. */
