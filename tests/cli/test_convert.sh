@@ -257,3 +257,18 @@ for command in "load $work/clip" "convert $work/clip $work/never" "init $work/cl
     shows "$err" "'vision_model' is not a NAME=DTYPE pair"
 done
 [ ! -e "$work/never" ] || fail "something was written"
+
+# DeepSeek-V3's bias of the router stays float32, whatever version wrote the config
+for version in 4.33.1 4.46.3 4.57.1 5.23.0; do
+    python3 - "$source_dir/tests/data/skeletons/deepseek_v3__base.json" "$work/v3.json" $version <<'END'
+import json, sys
+made = json.load(open(sys.argv[1]))["config"]
+made["transformers_version"] = sys.argv[3]
+json.dump(made, open(sys.argv[2], "w"))
+END
+    run 0 init "$work/v3.json" "$work/v3" --force --dtype f32
+    run 0 convert "$work/v3" "$work/v3-bf16" --force --dtype bf16
+    run 0 inspect "$work/v3-bf16" --json
+    shows "$out" 'e_score_correction_bias", "dtype": "float32"'
+    lacks "$out" 'proj.weight", "dtype": "float32"'
+done
