@@ -177,6 +177,16 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
     return status;
 }
 
+bool heft__quant_has_metadata(const heft__quant_found *found)
+{
+    return found->method == heft__quant_torchao.name;
+}
+
+bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, bool is_tensor)
+{
+    return heft__quant_has_metadata(found) && (is_tensor || strcmp(key, "tensor_names") == 0);
+}
+
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err)
 {
     return !found->method || found->known

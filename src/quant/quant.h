@@ -136,6 +136,11 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
 /* UNSUPPORTED, with its name, for a method that is declared and not known. */
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err);
 
+/* Whether metadata of the files say how weights are stored, and which of them by their keys; is_tensor: the key is the
+ * name of a tensor. */
+bool heft__quant_has_metadata(const heft__quant_found *found);
+bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, bool is_tensor);
+
 /* ---- for methods ------------------------------------------------------------------------------ */
 typedef struct heft__quant_finder {
     heft__arena *arena;

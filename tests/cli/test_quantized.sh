@@ -67,6 +67,10 @@ for folder in "$data"/*/; do
     equal "$work/$case/model.safetensors" "$folder/expected.safetensors"
     lacks "$work/$case/config.json" quantization_config
     [ ! -e "$work/$case/quanto_qmap.json" ] || fail "$case: quanto_qmap.json was kept"
+    # another file of weights stays as it is, and that is told; what says how weights were stored goes with them
+    shows "$err" 'warning: copied as they are, not part of the checkpoint: expected.safetensors$'
+    run 0 inspect "$work/$case" --json
+    lacks "$out" '_type|tensor_names'
     run 0 convert "$folder" "$work/bin" --dequantize --format bin --max-shard-size 20KB
     run 0 convert "$work/bin" "$work/back"
     run 0 convert "$work/back" "$work/whole" --max-shard-size 1GB
