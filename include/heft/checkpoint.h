@@ -316,6 +316,8 @@ typedef struct heft_metadata_pair {
     const char *value; /* NULL: remove the key */
 } heft_metadata_pair;
 
+struct heft_module_dtype; /* heft/place.h */
+
 /* ---- convert: heft_source_convert() (heft/source.h) ------------------------------------------- */
 typedef struct heft_convert_options {
     size_t struct_size;       /* set by HEFT_OPTIONS */
@@ -335,6 +337,10 @@ typedef struct heft_convert_options {
     /* Write even if the destination contains side files (config.json, tokenizer files, ...) that
      * the new checkpoint does not replace. They stay, as part of the new checkpoint. */
     bool keep_side_files;
+    /* [dtype_count] Exceptions to `dtype`, as in heft_load_options: floating-point tensors of these
+     * modules are cast to these dtypes, also with dtype NONE. Parts of quantized weights are not. */
+    const struct heft_module_dtype *dtypes;
+    size_t dtype_count;
 } heft_convert_options;
 
 typedef struct heft_written_file {

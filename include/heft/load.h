@@ -60,7 +60,7 @@ typedef struct heft_load_options {
      * initialized randomly; if false, that is a MISMATCH. */
     bool allow_missing;
     /* [dtype_count] Exceptions to `dtype`, with the names of heft_plan_options.dtypes: a dtype for
-     * each sub-model ("text_model", "vision_model"), modules that stay float32 ("wo"). Only
+     * each sub-model ("text_config", "vision_model"), modules that stay float32 ("wo"). Only
      * floating-point parameters change; tied ones have the dtype of the one that is saved. */
     const heft_module_dtype *dtypes;
     size_t dtype_count;
@@ -173,6 +173,25 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_load(const heft_source *source,
 HEFT_API HEFT_MUST_CHECK heft_status heft_model_skeleton(const heft_source *source,
                                                          const heft_load_options *options,
                                                          heft_model **out, heft_error *err);
+
+/**
+ * Give parts of an empty model other dtypes.
+ *
+ * Only floating-point parameters and persistent buffers change; tied ones have the dtype of the one
+ * that is saved.
+ *
+ * @param model   changed; unchanged on failure
+ * @param dtypes  borrowed; [count] as in heft_load_options
+ * @param err     filled on failure; may be NULL
+ *
+ * Memory   as many dtypes as the model has parameters, during the call.
+ * Errors   INVALID_ARG for a NULL pointer, a dtype that holds no weights, or a model that has values;
+ *          MISMATCH, with the name as the item, for a name that matches nothing.
+ * Source   docs/loading.md [4].
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_retype(heft_model *model,
+                                                       const heft_module_dtype *dtypes,
+                                                       size_t count, heft_error *err);
 
 /** The memory that heft_model_load() needs, predicted before loading. */
 typedef struct heft_load_needs {

@@ -46,8 +46,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_machine_memory(heft_machine *machine, 
 
 /** The dtype to assume when computing the sizes of the modules and tensors that a name matches. */
 typedef struct heft_module_dtype {
-    /* A module's path or class, the end of a module's path, a path with '*' for a number, or a
-     * tensor's name; "" is the whole model. */
+    /* A module's path or class, the end of a module's path, a path with '*' for a number, a
+     * tensor's name, or a sub-model's key in the config ("text_config", "vision_config",
+     * "audio_config"); "" is the whole model. */
     const char *name;
     heft_dtype dtype;
 } heft_module_dtype;

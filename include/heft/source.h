@@ -56,6 +56,9 @@ typedef struct heft_quantization {
     /* Why config and tensors do not go together, or the quantized weights cannot be read (a part is
      * missing; `weights` is 0 then), one line; NULL: nothing is wrong. */
     const char *warning;
+    /* Rows that share a scale, where most weights have one for each block of `block_rows` rows and
+     * `group_size` columns; 0: they have none for blocks. */
+    uint64_t block_rows;
 } heft_quantization;
 
 /**
@@ -119,6 +122,17 @@ HEFT_API const heft_config *heft_source_config(const heft_source *source);
 HEFT_API const char *heft_source_class(const heft_source *source);
 /** Return how the weights are quantized, or NULL if none are and no config declares it; lent. */
 HEFT_API const heft_quantization *heft_source_quantization(const heft_source *source);
+/**
+ * Return how many parameters of the model a tensor stands for.
+ *
+ * A weight that is stored quantized counts as the plain weight in its first tensor; its other
+ * tensors (scales, zero points) and state count 0, and so do integers that belong to no weight where
+ * there is a config, as they are buffers (position_ids). Tensors that share their bytes count each.
+ *
+ * @param source  borrowed
+ * @param i       number of the tensor in heft_source_checkpoint(); 0 is returned for others
+ */
+HEFT_API uint64_t heft_source_parameters(const heft_source *source, size_t i);
 /**
  * Check that the index and the shards agree. Succeeds for a source without an index.
  *

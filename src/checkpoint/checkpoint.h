@@ -255,6 +255,8 @@ heft__view_key heft__view_key_of(const heft__file_tensor *tensor, size_t storage
 /* Whether two tensors of one storage show the same bytes in the same order. Row by row, their shapes may
  * differ. */
 bool heft__same_view(const heft__file_tensor *left, const heft__file_tensor *right);
+/* Whether a file of that name may hold weights, of a model or of anything else; not the states of training. (find.c) */
+bool heft__is_weight_name(const char *name);
 /* aliases.c: number of the first tensor that shows the same bytes in the same way (a tied name), its
  * own number if it is that. The caller frees it with heft__free(ctx, *first, count * sizeof **first). */
 heft_status heft__checkpoint_aliases(const heft_checkpoint *ckpt, size_t **first, heft_error *err);
@@ -389,8 +391,9 @@ typedef struct heft__names { /* in the order in which they are to be written, wh
     const size_t *packed;
     const char *const *notes; /* [note_count] lines for the report's warnings */
     size_t note_count;
-    const bool
-        *float32; /* [ckpt->count] a cast makes it float32, whatever is asked for; NULL: none */
+    /* [ckpt->count] the dtype that a floating-point tensor gets, whatever is asked for of all; NONE: what is
+     * asked for; NULL: that for all */
+    const heft_dtype *dtypes;
     /* [ckpt->count] Where the family is known: the parameter that a name stands for, and the one that this is
      * tied to, whose name stays; HEFT__NO_PARAMETER for none. Names that are one tensor but are not tied
      * there are all written. NULL: the names decide (alias_names.c). */

@@ -5,6 +5,8 @@
  * Source: docs/formats/shard_index.md [3], docs/formats/offload.md [3]. */
 #include "checkpoint/checkpoint.h"
 
+#include <stdlib.h>
+
 /* ---- claims: what an index says of each tensor ------------------------------------------------ */
 struct claims {
     heft_checkpoint *ckpt;
@@ -319,6 +321,33 @@ static heft_status look_at_name(const heft_checkpoint *ckpt, const heft__map *us
                : HEFT_OK;
 }
 
+/* Work folders beside the folder: PARENT/.NAME.heft-tmp-*; locks say nothing. A parent that cannot be listed has none. */
+static heft_status look_beside(const heft_checkpoint *ckpt, heft__arena *arena,
+                               heft__findings *findings, heft_error *err)
+{
+    char *real = realpath(ckpt->where.folder, NULL);
+    const char *base = real ? heft__path_base(real) : "",
+               *parent = heft__path_join(arena, ckpt->where.folder, "..");
+    const char *prefix = heft__arena_format(arena, ".%s.heft-tmp-", base), *const *names = NULL;
+    size_t count = 0;
+    heft_error why = {0};
+    heft_status status =
+        parent && prefix ? HEFT_OK : heft__fail_nomem(err, strlen(ckpt->where.folder));
+    const bool listed = status == HEFT_OK && *base &&
+                        heft__folder_names(arena, parent, &names, &count, &why) == HEFT_OK;
+    for (size_t i = 0; listed && i < count && status == HEFT_OK; i++) {
+        const heft__finding finding = {
+            .kind = "leftover", .severity = HEFT__NOTE, .file = names[i], .offset = HEFT_NO_OFFSET};
+        if (strncmp(names[i], prefix, strlen(prefix)) == 0 && !heft__ends_with(names[i], "-lock")) {
+            status = heft__find(findings, &finding, err,
+                                "beside this folder: a write to it that is under way, was killed, "
+                                "or waits for --resume; the next write to it removes it");
+        }
+    }
+    free(real);
+    return status;
+}
+
 heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *variant,
                                  heft__findings *findings, heft_error *err)
 {
@@ -344,6 +373,9 @@ heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *varian
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         status = look_at_name(ckpt, &used, names[i], variant, findings, err);
+    }
+    if (status == HEFT_OK) {
+        status = look_beside(ckpt, &arena, findings, err);
     }
     heft__arena_fini(&arena);
     heft__map_fini(&used);

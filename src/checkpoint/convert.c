@@ -133,9 +133,8 @@ static heft_status plan_tensor(struct conversion *c, size_t i, size_t storage, h
 {
     const heft_tensor_info *info = &c->ckpt->infos[i];
     heft__out_tensor *out = &c->tensors[c->count];
-    const bool float32 = c->names->float32 && c->names->float32[i];
-    const heft_dtype asked = c->options->dtype,
-                     wanted = float32 && asked != HEFT_DTYPE_NONE ? HEFT_DTYPE_F32 : asked;
+    const heft_dtype own = c->names->dtypes ? c->names->dtypes[i] : HEFT_DTYPE_NONE,
+                     wanted = own != HEFT_DTYPE_NONE ? own : c->options->dtype;
     const bool packed = c->names->packed && c->names->packed[i] != HEFT__NO_PART;
     bool cast = wanted != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) && !packed &&
                 wanted != info->dtype && heft__cast_known(info->dtype, wanted);
@@ -344,9 +343,9 @@ static heft_status leave(void *user, const char *path, bool is_folder, heft_erro
     return HEFT_OK;
 }
 
-/* One line for all that is left behind; the list goes on in "and N more". */
-static heft_status tell_left(struct conversion *c, const char *const *names, size_t count,
-                             heft_error *err)
+/* One line for all names; the list goes on in "and N more". */
+static heft_status tell(struct conversion *c, const char *what, const char *const *names,
+                        size_t count, heft_error *err)
 {
     char line[400];
     size_t at = 0, told = 0;
@@ -359,11 +358,24 @@ static heft_status tell_left(struct conversion *c, const char *const *names, siz
         }
         at += (size_t)length;
     }
-    const bool good =
-        count == 0 ||
-        (told < count ? heft__warn(&c->warnings, "not copied: %s and %zu more", line, count - told)
-                      : heft__warn(&c->warnings, "not copied: %s", line));
+    const bool good = count == 0 || (told < count ? heft__warn(&c->warnings, "%s: %s and %zu more",
+                                                               what, line, count - told)
+                                                  : heft__warn(&c->warnings, "%s: %s", what, line));
     return good ? HEFT_OK : heft__fail_nomem(err, sizeof line);
+}
+
+/* Weights among the files that are copied: they are none of the checkpoint's, so nothing is done to them. */
+static heft_status tell_strangers(struct conversion *c, heft_error *err)
+{
+    const char **names = heft__arena_array(&c->arena, c->side_count + 1, sizeof *names);
+    size_t count = 0;
+    for (size_t i = 0; names && i < c->side_count; i++) {
+        if (!c->sides[i].tree && heft__is_weight_name(c->sides[i].name)) {
+            names[count++] = c->sides[i].name;
+        }
+    }
+    return names ? tell(c, "copied as they are, not part of the checkpoint", names, count, err)
+                 : heft__fail_nomem(err, c->side_count * sizeof *names);
 }
 
 static heft_status add_side(struct conversion *c, const char *name, heft_error *err)
@@ -537,7 +549,10 @@ static heft_status list_sides(struct conversion *c, const char *dst, heft_error 
         status = list_side(c, names[i], side_of(&own, names[i], formats), &left, &around, err);
     }
     if (status == HEFT_OK) {
-        status = tell_left(c, left.names, left.count, err);
+        status = tell(c, "not copied", left.names, left.count, err);
+    }
+    if (status == HEFT_OK) {
+        status = tell_strangers(c, err);
     }
     heft__map_fini(&own);
     heft__free(c->ctx, left.names, left.cap * sizeof *left.names);
@@ -687,8 +702,9 @@ static void append_headers(heft__buffer *text, const struct conversion *c)
 {
     for (size_t i = 0; i < c->count; i++) {
         const heft_tensor_info *info = &c->ckpt->infos[number_of(&c->tensors[i])];
-        heft__buffer_format(text, "%s %zu %d %zu %llu", c->tensors[i].name, c->tensors[i].storage,
-                            (int)info->dtype, info->file_index, (unsigned long long)info->offset);
+        heft__buffer_format(text, "%s %zu %d %d %zu %llu", c->tensors[i].name,
+                            c->tensors[i].storage, (int)info->dtype, (int)c->tensors[i].dtype,
+                            info->file_index, (unsigned long long)info->offset);
         heft__buffer_append(text, info->shape, info->rank * sizeof *info->shape);
         heft__buffer_byte(text, '\n');
     }

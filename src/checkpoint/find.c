@@ -73,7 +73,7 @@ static bool is_asked(const struct search *s, const char *name)
             heft__ends_with(name, "safetensors") == (asked == HEFT_FORMAT_SAFETENSORS));
 }
 
-static bool is_weight_file(const char *name)
+bool heft__is_weight_name(const char *name)
 {
     for (size_t e = 0; e < EXTENSION_COUNT; e++) {
         const size_t length = strlen(name), tail = strlen(extensions[e]);
@@ -89,7 +89,7 @@ static bool is_weight_file(const char *name)
 static bool has_candidate(const struct search *s)
 {
     for (size_t i = 0; i < s->count; i++) {
-        if (is_weight_file(s->names[i]) || heft__ends_with(s->names[i], ".index.json")) {
+        if (heft__is_weight_name(s->names[i]) || heft__ends_with(s->names[i], ".index.json")) {
             return true;
         }
     }
@@ -427,7 +427,7 @@ static heft_status try_one_file(struct search *s, heft_error *err)
     const char *found[2] = {NULL, NULL};
     size_t counts[2] = {0, 0};
     for (size_t i = 0; i < s->count; i++) {
-        if (is_weight_file(s->names[i]) && is_asked(s, s->names[i])) {
+        if (heft__is_weight_name(s->names[i]) && is_asked(s, s->names[i])) {
             const size_t kind = heft__ends_with(s->names[i], ".safetensors") ? 0 : 1;
             found[kind] = s->names[i];
             counts[kind]++;
@@ -462,7 +462,7 @@ static const char *list_there(const struct search *s)
         }
     }
     for (size_t i = 0; i < s->count && text && files <= LISTED_MOST; i++) {
-        if (is_weight_file(s->names[i])) {
+        if (heft__is_weight_name(s->names[i])) {
             text = files++ < LISTED_MOST ? heft__arena_format(s->arena, "%s%s'%.60s'", text,
                                                               files > 1 ? ", "
                                                               : *text   ? "; weight files: "
@@ -488,7 +488,7 @@ static bool is_component(const struct search *s, const char *name)
         return false;
     }
     for (size_t i = 0; i < count; i++) {
-        if (is_weight_file(names[i]) || heft__stranger_by_name(names[i], false)) {
+        if (heft__is_weight_name(names[i]) || heft__stranger_by_name(names[i], false)) {
             return true;
         }
     }
@@ -519,7 +519,7 @@ bool heft__folder_has_weights(heft__arena *arena, const char *folder)
     if (heft__path_is_folder(folder) &&
         heft__folder_names(arena, folder, &names, &count, NULL) == HEFT_OK) {
         for (size_t i = 0; i < count && !found; i++) {
-            found = is_weight_file(names[i]) || heft__stranger_by_name(names[i], false) ||
+            found = heft__is_weight_name(names[i]) || heft__stranger_by_name(names[i], false) ||
                     strcmp(names[i], "model_index.json") == 0;
         }
     }

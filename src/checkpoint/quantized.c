@@ -161,6 +161,51 @@ static heft_status open_again(const struct view *v, size_t f, size_t weights, he
     return HEFT_OK;
 }
 
+static bool is_weight(const struct view *v, const heft__map *weights, const char *name)
+{
+    return heft_checkpoint_find(v->base, name) != SIZE_MAX ||
+           heft__map_get(weights, name, strlen(name)) != HEFT__MAP_NONE;
+}
+
+/* Without the pairs that say how weights are stored. */
+static heft_status drop_metadata(const struct view *v, const heft__map *weights, heft__file *file,
+                                 heft_error *err)
+{
+    heft__text_pair *kept = heft__arena_array(&file->arena, file->metadata_count + 1, sizeof *kept);
+    size_t count = 0;
+    for (size_t k = 0; kept && k < file->metadata_count; k++) {
+        const heft__text_pair *pair = &file->metadata[k];
+        if (!heft__quant_owns_metadata(v->found, pair->key, is_weight(v, weights, pair->key))) {
+            kept[count++] = *pair;
+        }
+    }
+    file->metadata = kept;
+    file->metadata_count = count;
+    return kept ? HEFT_OK : heft__fail_nomem(err, count * sizeof *kept);
+}
+
+static heft_status drop_all_metadata(const struct view *v, heft_error *err)
+{
+    heft_status status = HEFT_OK;
+    heft__map weights; /* their names */
+    size_t old;
+    if (!heft__quant_has_metadata(v->found)) {
+        return HEFT_OK;
+    }
+    heft__map_init(&weights, v->base->ctx);
+    for (size_t w = 0; w < v->found->count && status == HEFT_OK; w++) {
+        const char *name = v->found->weights[w].name;
+        status = heft__map_put(&weights, name, strlen(name), w, &old)
+                     ? HEFT_OK
+                     : heft__fail_nomem(err, strlen(name));
+    }
+    for (size_t f = 0; f < v->base->file_count && status == HEFT_OK; f++) {
+        status = drop_metadata(v, &weights, v->files[f], err);
+    }
+    heft__map_fini(&weights);
+    return status;
+}
+
 /* The weight that a tensor goes with, HEFT__QUANT_STATE for state that goes with none. */
 static size_t owner_of(const heft__quant_found *found, size_t i)
 {
@@ -191,6 +236,9 @@ static heft_status fill_files(const struct view *v, heft_error *err)
         status = open_again(v, f, counts[f], err);
     }
     heft__free(base->ctx, counts, base->file_count * sizeof *counts);
+    if (status == HEFT_OK) {
+        status = drop_all_metadata(v, err);
+    }
     memset(v->placed, 0, v->found->count * sizeof *v->placed);
     for (size_t i = 0; i < base->count && status == HEFT_OK; i++) {
         heft__file *file = v->files[base->infos[i].file_index];

@@ -91,6 +91,15 @@ bool cli_value_count(const cli_run *run, size_t option, uint64_t *count, heft_er
 bool cli_value_seed(const cli_run *run, size_t option, uint64_t *seed, heft_error *err);
 bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_dtype *dtype,
                      heft_error *err);
+/* Dtypes of parts: "A=D,B=D" of one option, and names that stay float32, "A,B", of another. */
+typedef struct cli_dtypes {
+    heft_module_dtype *list; /* owned; [count]; names lie in the texts */
+    size_t count;
+    char *texts[2]; /* owned */
+} cli_dtypes;
+/* Either way cli_dtypes_fini() is called. */
+bool cli_value_dtypes(const cli_run *run, size_t of, size_t keep, cli_dtypes *out, heft_error *err);
+void cli_dtypes_fini(cli_dtypes *dtypes);
 bool cli_value_order(const cli_run *run, size_t option, bool *natural, heft_error *err);
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err);
 bool cli_value_mode(const cli_run *run, size_t option, heft_load_mode *mode, heft_error *err);
@@ -187,13 +196,16 @@ typedef struct cli_table {
     const char *const *titles; /* borrowed; [columns] */
     bool has_head;             /* print the titles too */
     size_t columns;
+    size_t
+        optional; /* at the end: left out, the last one first, on a terminal that is too narrow */
     char **cells; /* owned; [count] */
     size_t count, cap;
     bool failed; /* no memory */
 } cli_table;
 
 void cli_table_add(cli_table *table, const char *text); /* the next cell; escaped */
-/* Prints with `indent` spaces before each row, and frees the cells. False if memory had run out. */
+/* Prints with `indent` spaces before each row, and frees the cells. On a terminal that is too narrow, columns are left
+ * out and texts are cut in the middle; elsewhere nothing is. False if memory had run out. */
 bool cli_table_print(cli_table *table, size_t indent, FILE *out);
 
 /* ---- name_fold.c: "layer.{0..11}.weight" */
@@ -223,6 +235,7 @@ typedef struct cli_listing {
     const char *format;
     heft_tensor_info *infos; /* owned; [count]; pointers in it are lent by ckpt or model */
     bool *repeated;          /* owned; [count]: its bytes have been counted under an earlier name */
+    uint64_t *parameters;    /* owned; [count]: how many it stands for */
     size_t count;
     const char **tied; /* owned; names, group after group */
     size_t *tied_ends; /* owned; [tied_count]: where in `tied` each group ends */
@@ -231,7 +244,7 @@ typedef struct cli_listing {
 } cli_listing;
 
 /* False without memory. Either way cli_listing_fini() is called. */
-bool cli_listing_of_checkpoint(cli_listing *list, const heft_checkpoint *ckpt);
+bool cli_listing_of_source(cli_listing *list, const heft_source *source);
 bool cli_listing_of_model(cli_listing *list, const heft_model *model, heft_format format);
 void cli_listing_fini(cli_listing *list);
 /* Elements of a tensor, UINT64_MAX where there are more than that. */

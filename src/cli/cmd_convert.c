@@ -7,6 +7,9 @@
     X(FORMAT, "format", "F",                                                                       \
       "output format: safetensors, bin or offload (default: same as the source)")                  \
     X(DTYPE, "dtype", "D", "cast floating-point tensors (default: no cast)")                       \
+    X(DTYPE_OF, "dtype-of", "A=D,B=D",                                                             \
+      "dtype of sub-models, modules, classes or tensors: vision_config=float32")                   \
+    X(KEEP_F32, "keep-f32", "A,B", "modules, classes or tensors that are float32: lm_head,norm")   \
     X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
     X(VARIANT, "variant", "V", "write model.V.safetensors, ...")                                   \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in SRC/DIR")                             \
@@ -24,15 +27,19 @@ enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
 static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
-static bool read_options(const cli_run *run, heft_convert_options *request, heft_error *err)
+static bool read_options(const cli_run *run, heft_convert_options *request, cli_dtypes *dtypes,
+                         heft_error *err)
 {
+    const bool good = cli_value_dtypes(run, OPTION_DTYPE_OF, OPTION_KEEP_F32, dtypes, err);
+    request->dtypes = dtypes->list;
+    request->dtype_count = dtypes->count;
     request->variant = run->values[OPTION_VARIANT];
     request->force = run->values[OPTION_FORCE] != NULL;
     request->dry_run = run->values[OPTION_DRY_RUN] != NULL;
     request->resume = run->values[OPTION_RESUME] != NULL;
     request->keep_side_files = run->values[OPTION_KEEP_SIDE_FILES] != NULL;
     request->wait = run->values[OPTION_WAIT] != NULL;
-    return cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->max_shard_bytes, err) &&
+    return good && cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->max_shard_bytes, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->format, err) &&
            cli_value_order(run, OPTION_ORDER, &request->natural_order, err) &&
            cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err);
@@ -46,7 +53,9 @@ static int run_convert(cli_run *run)
     heft_error err = {0};
     heft_source *source = NULL;
     heft_write_report *report = NULL;
-    if (!read_options(run, &request, &err)) {
+    cli_dtypes dtypes = {0};
+    if (!read_options(run, &request, &dtypes, &err)) {
+        cli_dtypes_fini(&dtypes);
         return cli_fail(run, &err);
     }
     cli_warn_of_folder(run, run->arguments[1]);
@@ -64,6 +73,7 @@ static int run_convert(cli_run *run)
         status == HEFT_OK ? cli_print_written(run, report, request.dry_run) : cli_fail(run, &err);
     heft_write_report_free(report);
     heft_source_close(source);
+    cli_dtypes_fini(&dtypes);
     return code;
 }
 

@@ -6,6 +6,9 @@
       "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
     X(SEED, "seed", "N", "random seed (default: 0)")                                               \
     X(DTYPE, "dtype", "D", "dtype of the weights (default: from the config, else float32)")        \
+    X(DTYPE_OF, "dtype-of", "A=D,B=D",                                                             \
+      "dtype of sub-models, modules, classes or tensors: vision_config=float32")                   \
+    X(KEEP_F32, "keep-f32", "A,B", "modules, classes or tensors that are float32: lm_head,norm")   \
     X(MAX_SHARD_SIZE, "max-shard-size", "S",                                                       \
       "maximum shard size: 200MB, 5GiB, ... (default: 50GB)")                                      \
     X(FORMAT, "format", "F", "output format: safetensors or bin (default: safetensors)")           \
@@ -27,6 +30,7 @@ struct request {
     heft_init_options init;
     heft_save_options save;
     heft_dtype dtype;
+    cli_dtypes dtypes;
 };
 
 static bool read_options(const cli_run *run, struct request *request, heft_error *err)
@@ -40,6 +44,7 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
     request->save.dry_run = run->values[OPTION_DRY_RUN] != NULL;
     return cli_value_seed(run, OPTION_SEED, &request->init.seed, err) &&
            cli_value_dtype(run, OPTION_DTYPE, false, &request->dtype, err) &&
+           cli_value_dtypes(run, OPTION_DTYPE_OF, OPTION_KEEP_F32, &request->dtypes, err) &&
            cli_value_size(run, OPTION_MAX_SHARD_SIZE, &request->save.max_shard_bytes, err) &&
            cli_value_order(run, OPTION_ORDER, &request->save.natural_order, err) &&
            cli_value_format(run, OPTION_FORMAT, &request->save.format, err);
@@ -53,6 +58,7 @@ static int run_init(cli_run *run)
     heft_model *model = NULL;
     heft_write_report *report = NULL;
     if (!read_options(run, &request, &err)) {
+        cli_dtypes_fini(&request.dtypes);
         return cli_fail(run, &err);
     }
     cli_warn_of_folder(run, run->arguments[1]);
@@ -60,6 +66,9 @@ static int run_init(cli_run *run)
     if (status == HEFT_OK) {
         heft_dtype dtype = request.dtype ? request.dtype : heft_config_dtype(config);
         status = heft_model_new(run->ctx, config, run->values[OPTION_CLASS], dtype, &model, &err);
+    }
+    if (status == HEFT_OK) {
+        status = heft_model_retype(model, request.dtypes.list, request.dtypes.count, &err);
     }
     if (status == HEFT_OK) {
         status = heft_model_save_random(model, run->arguments[1], &request.init, &request.save,
@@ -70,6 +79,7 @@ static int run_init(cli_run *run)
     heft_write_report_free(report);
     heft_model_free(model);
     heft_config_free(config);
+    cli_dtypes_fini(&request.dtypes);
     return code;
 }
 

@@ -22,6 +22,62 @@ enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
 static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
+/* ---- dtypes ---------------------------------------------------------------------------------- */
+struct dtype_sum {
+    heft_dtype dtype;
+    size_t tensors;
+    uint64_t bytes;
+};
+
+/* Tensors and bytes of each dtype, in the order of the first tensors; what is tied counts once. Returns how many
+ * there are. */
+static size_t sum_dtypes(const cli_listing *list, struct dtype_sum sums[HEFT_DTYPE_COUNT])
+{
+    size_t count = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        const heft_tensor_info *info = &list->infos[i];
+        size_t k = 0;
+        while (k < count && sums[k].dtype != info->dtype) {
+            k++;
+        }
+        if (k == count && count < HEFT_DTYPE_COUNT) {
+            sums[count++] = (struct dtype_sum){.dtype = info->dtype};
+        }
+        if (k < count && !list->repeated[i]) {
+            sums[k].tensors++;
+            sums[k].bytes += info->size_bytes; /* a checkpoint has at most 2^63 */
+        }
+    }
+    return count;
+}
+
+/* An object, so that a list of tensors is the only one with "dtype" in it. */
+static void put_dtypes(cli_json *json, const cli_listing *list)
+{
+    struct dtype_sum sums[HEFT_DTYPE_COUNT];
+    const size_t count = sum_dtypes(list, sums);
+    cli_json_open(json, "dtypes", '{');
+    for (size_t k = 0; k < count; k++) {
+        cli_json_open(json, heft_dtype_name(sums[k].dtype), '{');
+        cli_json_u64(json, "tensors", sums[k].tensors);
+        cli_json_u64(json, "bytes", sums[k].bytes);
+        cli_json_close(json, '}');
+    }
+    cli_json_close(json, '}');
+}
+
+static void print_dtypes(const cli_listing *list)
+{
+    struct dtype_sum sums[HEFT_DTYPE_COUNT];
+    const size_t count = sum_dtypes(list, sums);
+    for (size_t k = 0; k < count; k++) {
+        char bytes[32], number[32];
+        printf("dtype       %s: %s tensor%s, %s\n", heft_dtype_name(sums[k].dtype),
+               cli_grouped(sums[k].tensors, number), sums[k].tensors == 1 ? "" : "s",
+               cli_bytes(sums[k].bytes, bytes));
+    }
+}
+
 /* ---- JSON ------------------------------------------------------------------------------------ */
 static void put_files(cli_json *json, const heft_checkpoint *ckpt)
 {
@@ -146,6 +202,7 @@ static bool print_json(const cli_run *run, const cli_listing *list,
     if (list->model) {
         put_modules(&json, list->model);
     }
+    put_dtypes(&json, list);
     put_ties(&json, list);
     put_metadata(&json, list->ckpt);
     cli_json_u64(&json, "total_size", list->total_size);
@@ -183,6 +240,7 @@ static void print_summary(const cli_listing *list, const heft_quantization *quan
     printf("parameters  %s\n", cli_grouped(list->total_parameters, number));
     printf("total       %s (%s bytes)\n", cli_bytes(list->total_size, bytes),
            cli_grouped(list->total_size, number));
+    print_dtypes(list);
     const char *key, *value, *skipped;
     for (size_t i = 0; list->ckpt && (key = heft_checkpoint_metadata(list->ckpt, i, &value)); i++) {
         printf("metadata    ");
@@ -224,6 +282,7 @@ static bool print_tensors(const cli_listing *list)
 {
     static const char *const stored[] = {"tensor", "dtype", "shape", ">bytes", "file", ">offset"};
     cli_table table = {.titles = stored, .columns = list->ckpt ? 6 : 4, .has_head = true};
+    table.optional = list->ckpt ? 2 : 0; /* file and offset */
     char text[32], shape[256];
     for (size_t i = 0; i < list->count; i++) {
         const heft_tensor_info *info = &list->infos[i];
@@ -311,7 +370,7 @@ static int inspect_checkpoint(cli_run *run, const heft_source *source)
         cli_warn(run, "--class is ignored: this folder contains weights");
     }
     cli_listing list;
-    bool good = cli_listing_of_checkpoint(&list, heft_source_checkpoint(source));
+    bool good = cli_listing_of_source(&list, source);
     return print_listing(run, &list, heft_source_quantization(source), good);
 }
 

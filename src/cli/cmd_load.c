@@ -8,6 +8,9 @@
       "model class: BertForMaskedLM, AutoModel, ... (default: from the config)")                   \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
+    X(DTYPE_OF, "dtype-of", "A=D,B=D",                                                             \
+      "dtype of sub-models, modules, classes or tensors: vision_config=float32")                   \
+    X(KEEP_F32, "keep-f32", "A,B", "modules, classes or tensors that are float32: lm_head,norm")   \
     X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
     X(MODE, "mode", "M", "map, copy, shared (one copy per host) or auto (default: auto)")          \
     X(DEVICE_MAP, "device-map", "M",                                                               \
@@ -39,6 +42,7 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 struct loaded {
     heft_load_options request;
     heft_checkpoint_options where;
+    cli_dtypes dtypes;
     heft_source *source;
     heft_plan *plan; /* NULL: none */
     heft_model *model;
@@ -288,7 +292,10 @@ static bool read_options(const cli_run *run, struct loaded *l, heft_error *err)
     }
     l->where.variant = run->values[OPTION_VARIANT];
     l->where.subfolder = run->values[OPTION_SUBFOLDER];
-    return cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&
+    const bool good = cli_value_dtypes(run, OPTION_DTYPE_OF, OPTION_KEEP_F32, &l->dtypes, err);
+    request->dtypes = l->dtypes.list;
+    request->dtype_count = l->dtypes.count;
+    return good && cli_value_dtype(run, OPTION_DTYPE, true, &request->dtype, err) &&
            cli_value_mode(run, OPTION_MODE, &request->mode, err) &&
            cli_value_format(run, OPTION_FORMAT, &l->where.prefer, err) &&
            cli_value_seed(run, OPTION_SEED, &request->seed, err);
@@ -400,6 +407,7 @@ static int run_load(cli_run *run)
     struct loaded l = {0};
     heft_error err = {0};
     if (!read_options(run, &l, &err)) {
+        cli_dtypes_fini(&l.dtypes);
         return cli_fail(run, &err);
     }
     const heft_status status = load(run, &l, &err);
@@ -415,6 +423,7 @@ static int run_load(cli_run *run)
     heft_model_free(l.model);
     heft_plan_free(l.plan);
     heft_source_close(l.source);
+    cli_dtypes_fini(&l.dtypes);
     return code;
 }
 

@@ -23,6 +23,7 @@
       "config, else from the files)")                                                              \
     X(DEQUANTIZE, "dequantize", NULL, "plan as if quantized weights were dequantized")             \
     X(DTYPE_OF, "dtype-of", "A=D,B=D", "dtype of modules, classes or tensors by name: wo=float32") \
+    X(KEEP_F32, "keep-f32", "A,B", "the same as --dtype-of A=float32,B=float32")                   \
     X(CLASS, "class", "NAME",                                                                      \
       "model class: LlamaForCausalLM, AutoModel, ... (default: from the config)")                  \
     X(NO_SPLIT, "no-split", "A,B",                                                                 \
@@ -43,10 +44,10 @@ struct request {
     heft_checkpoint_options where;
     heft_source_options source;
     heft_plan_options plan;
-    heft_budget *budgets;      /* owned */
-    const char **no_split;     /* owned; texts lie in `words` */
-    heft_module_dtype *dtypes; /* owned; names lie in `dtype_words` */
-    char *words, *dtype_words; /* owned */
+    heft_budget *budgets;  /* owned */
+    const char **no_split; /* owned; texts lie in `words` */
+    char *words;           /* owned */
+    cli_dtypes dtypes;
 };
 
 /* What is told. */
@@ -75,36 +76,6 @@ static bool read_no_split(const cli_run *run, struct request *request, heft_erro
         request->no_split[request->plan.no_split_count++] = word;
     }
     request->plan.no_split = request->no_split;
-    return true;
-}
-
-/* "dtype-of" pairs, cut at commas, and each at its last "=". */
-static bool read_dtypes(const cli_run *run, struct request *request, heft_error *err)
-{
-    const char *text = run->values[OPTION_DTYPE_OF];
-    heft_error reason = {0};
-    if (!text) {
-        return true;
-    }
-    request->dtype_words = strdup(text);
-    request->dtypes = calloc(strlen(text) + 1, sizeof *request->dtypes);
-    if (!request->dtype_words || !request->dtypes) {
-        return cli_refuse(err, "--dtype-of", "cannot allocate memory for the names");
-    }
-    for (char *rest = request->dtype_words, *word; (word = strsep(&rest, ","));) {
-        heft_module_dtype *one = &request->dtypes[request->plan.dtype_count++];
-        char *equal = strrchr(word, '=');
-        if (!equal) {
-            return cli_refuse(err, "--dtype-of",
-                              "'%.100s' is not a NAME=DTYPE pair such as wo=float32", word);
-        }
-        *equal = '\0';
-        one->name = word;
-        if (heft_dtype_parse(equal + 1, &one->dtype, &reason) != HEFT_OK) {
-            return cli_refuse(err, "--dtype-of", "%s", reason.message);
-        }
-    }
-    request->plan.dtypes = request->dtypes;
     return true;
 }
 
@@ -173,7 +144,16 @@ static bool read_options(const cli_run *run, struct request *request, heft_error
                 cli_value_map(run, OPTION_STRATEGY, &request->plan, err) &&
                 cli_value_budgets(run, OPTION_MAX_MEMORY, &request->budgets,
                                   &request->plan.budget_count, err) &&
-                read_no_split(run, request, err) && read_dtypes(run, request, err);
+                read_no_split(run, request, err) &&
+                cli_value_dtypes(run, OPTION_DTYPE_OF, OPTION_KEEP_F32, &request->dtypes, err);
+    request->plan.dtypes = request->dtypes.list;
+    request->plan.dtype_count = request->dtypes.count;
+    bool casts = true; /* a load can cast to these, too */
+    for (size_t i = 0; i < request->dtypes.count; i++) {
+        casts = casts && heft_dtype_is_floating(request->dtypes.list[i].dtype);
+    }
+    request->load.dtypes = casts ? request->dtypes.list : NULL;
+    request->load.dtype_count = casts ? request->dtypes.count : 0;
     request->plan.budgets = request->budgets;
     request->source.dtype = request->load.dtype;
     request->plan.offload_buffers = run->values[OPTION_OFFLOAD_BUFFERS] != NULL;
@@ -621,8 +601,7 @@ static int run_plan(cli_run *run)
     free(request.budgets);
     free(request.no_split);
     free(request.words);
-    free(request.dtypes);
-    free(request.dtype_words);
+    cli_dtypes_fini(&request.dtypes);
     return code;
 }
 

@@ -6,6 +6,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 #include <wchar.h>
 
 #define GAP 2 /* spaces between two columns */
@@ -193,32 +195,99 @@ void cli_table_add(cli_table *table, const char *text)
     table->cells[table->count++] = cell;
 }
 
+#define LEAST_WIDTH 12 /* of a column whose texts are cut */
+
+/* Columns of the terminal that it is printed on; 0: it is none. */
+static size_t room_of(FILE *out)
+{
+    struct winsize size = {0};
+    const int file = fileno(out);
+    return isatty(file) && ioctl(file, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+/* Make widths fit into the room, if they can; returns how many columns are printed. */
+static size_t fit_widths(const cli_table *table, size_t *widths, size_t indent, size_t room)
+{
+    size_t columns = table->columns, sum = indent + (columns - 1) * GAP;
+    for (size_t i = 0; i < columns; i++) {
+        sum += widths[i];
+    }
+    while (room && sum > room && columns > table->columns - table->optional) {
+        sum -= widths[--columns] + GAP;
+    }
+    while (room && sum > room) {
+        size_t widest = 0;
+        for (size_t i = 1; i < columns; i++) {
+            const bool right = table->titles[i][0] == '>';
+            widest = !right && widths[i] > widths[widest] ? i : widest;
+        }
+        if (table->titles[widest][0] == '>' || widths[widest] <= LEAST_WIDTH) {
+            return columns;
+        }
+        widths[widest]--;
+        sum--;
+    }
+    return columns;
+}
+
+/* The first bytes of a text that take `width` columns. */
+static size_t bytes_of(const char *text, size_t width)
+{
+    size_t at = 0;
+    while (text[at]) {
+        uint32_t code;
+        const size_t length = cli_utf8(text + at, &code);
+        const int columns = length ? wcwidth((wchar_t)code) : 1;
+        const size_t taken = columns < 0 ? 1 : (size_t)columns;
+        if (taken > width) {
+            break;
+        }
+        width -= taken;
+        at += length ? length : 1;
+    }
+    return at;
+}
+
+/* A text in so many columns, with "…" in the place of what is too much of its middle. */
+static void put_cut(const char *text, size_t width, FILE *out)
+{
+    const size_t whole = cli_width(text), head = (width - 1) / 2, tail = width - 1 - head;
+    const size_t from = bytes_of(text, whole - tail);
+    fprintf(out, "%.*s…%s", (int)bytes_of(text, head), text, text + from);
+}
+
 /* Blanks are kept back until something follows them: no line ends with any. */
 static void print_row(const cli_table *table, char *const *cells, const size_t *widths,
-                      size_t indent, FILE *out)
+                      size_t columns, size_t indent, FILE *out)
 {
     size_t pending = indent;
-    for (size_t i = 0; i < table->columns; i++) {
-        bool right = table->titles[i][0] == '>';
+    for (size_t i = 0; i < columns; i++) {
+        const bool right = table->titles[i][0] == '>';
         const char *text = cells ? cells[i] : table->titles[i] + right;
-        size_t blank = widths[i] - cli_width(text);
+        const size_t width = cli_width(text), blank = widths[i] > width ? widths[i] - width : 0;
         pending += right ? blank : 0;
         if (*text) {
-            fprintf(out, "%*s%s", (int)pending, "", text);
+            fprintf(out, "%*s", (int)pending, "");
             pending = 0;
+        }
+        if (width > widths[i] && !right) {
+            put_cut(text, widths[i], out);
+        } else {
+            fputs(text, out);
         }
         pending += (right ? 0 : blank) + GAP;
     }
     putc('\n', out);
 }
 
-static void print_rows(const cli_table *table, const size_t *widths, size_t indent, FILE *out)
+static void print_rows(const cli_table *table, size_t *widths, size_t indent, FILE *out)
 {
+    const size_t columns = fit_widths(table, widths, indent, room_of(out));
     if (table->has_head) {
-        print_row(table, NULL, widths, indent, out);
+        print_row(table, NULL, widths, columns, indent, out);
     }
     for (size_t i = 0; i < table->count; i += table->columns) {
-        print_row(table, table->cells + i, widths, indent, out);
+        print_row(table, table->cells + i, widths, columns, indent, out);
     }
 }
 

@@ -92,8 +92,7 @@ static bool add_up(cli_listing *list)
     bool over = false;
     uint64_t elems = 0;
     for (size_t i = 0; i < list->count; i++) {
-        uint64_t more = cli_elements(list->infos[i].shape, list->infos[i].rank);
-        over |= !list->repeated[i] && __builtin_add_overflow(elems, more, &elems);
+        over |= !list->repeated[i] && __builtin_add_overflow(elems, list->parameters[i], &elems);
     }
     list->total_parameters = over ? UINT64_MAX : elems;
     return true;
@@ -103,11 +102,13 @@ static bool reserve(cli_listing *list, size_t count)
 {
     list->infos = calloc(count ? count : 1, sizeof *list->infos);
     list->repeated = calloc(count ? count : 1, sizeof *list->repeated);
-    return list->infos && list->repeated;
+    list->parameters = calloc(count ? count : 1, sizeof *list->parameters);
+    return list->infos && list->repeated && list->parameters;
 }
 
-bool cli_listing_of_checkpoint(cli_listing *list, const heft_checkpoint *ckpt)
+bool cli_listing_of_source(cli_listing *list, const heft_source *source)
 {
+    const heft_checkpoint *ckpt = heft_source_checkpoint(source);
     const size_t count = heft_checkpoint_count(ckpt);
     const heft_file_info *file = heft_checkpoint_file(ckpt, 0);
     *list = (cli_listing){.ckpt = ckpt,
@@ -116,6 +117,7 @@ bool cli_listing_of_checkpoint(cli_listing *list, const heft_checkpoint *ckpt)
     bool good = reserve(list, count) && places;
     for (size_t i = 0; good && i < count; i++) {
         const heft_tensor_info *info = heft_checkpoint_info(ckpt, i);
+        list->parameters[list->count] = heft_source_parameters(source, i);
         list->infos[list->count++] = *info;
         places[i] = (struct place){
             .storage = info->storage, .offset = info->offset, .number = i, .name = info->name};
@@ -151,6 +153,9 @@ bool cli_listing_of_model(cli_listing *list, const heft_model *model, heft_forma
             (struct place){.storage = parameter->tied_to, .number = i, .name = parameter->name};
         if (parameter->tied_to == i || names_each) {
             list->repeated[list->count] = parameter->tied_to != i;
+            list->parameters[list->count] = parameter->kind == HEFT_PARAMETER_WEIGHT
+                                                ? cli_elements(parameter->shape, parameter->rank)
+                                                : 0;
             list->infos[list->count++] = (heft_tensor_info){
                 .name = parameter->name,
                 .dtype = parameter->dtype,
@@ -172,6 +177,7 @@ void cli_listing_fini(cli_listing *list)
 {
     free(list->infos);
     free(list->repeated);
+    free(list->parameters);
     free(list->tied);
     free(list->tied_ends);
     *list = (cli_listing){0};

@@ -65,7 +65,7 @@ static void count_tensor(const struct tree *tree, struct node *node, size_t i)
     node->first = i < node->first ? i : node->first;
     node->module |= strlen(info->name) >= node->child_offset;
     if (!tree->list->repeated[i] &&
-        (__builtin_add_overflow(node->elems, cli_elements(info->shape, info->rank), &node->elems) ||
+        (__builtin_add_overflow(node->elems, tree->list->parameters[i], &node->elems) ||
          __builtin_add_overflow(node->bytes, info->size_bytes, &node->bytes))) {
         node->elems = node->bytes = UINT64_MAX;
     }

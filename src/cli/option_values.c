@@ -104,6 +104,58 @@ bool cli_value_dtype(const cli_run *run, size_t option, bool may_be_auto, heft_d
     return true;
 }
 
+/* One word of --dtype-of: a pair, cut at its last "=". */
+static bool read_pair(char *word, heft_module_dtype *one, heft_error *err)
+{
+    heft_error reason = {0};
+    char *equal = strrchr(word, '=');
+    if (!equal) {
+        return cli_refuse(err, "--dtype-of", "'%.100s' is not a NAME=DTYPE pair such as wo=float32",
+                          word);
+    }
+    *equal = '\0';
+    one->name = word;
+    return heft_dtype_parse(equal + 1, &one->dtype, &reason) == HEFT_OK ||
+           cli_refuse(err, "--dtype-of", "%s", reason.message);
+}
+
+bool cli_value_dtypes(const cli_run *run, size_t of, size_t keep, cli_dtypes *out, heft_error *err)
+{
+    const char *texts[2] = {run->values[of], run->values[keep]};
+    size_t most = 1;
+    for (size_t k = 0; k < 2; k++) {
+        most += texts[k] ? strlen(texts[k]) + 1 : 0;
+        out->texts[k] = texts[k] ? strdup(texts[k]) : NULL;
+        if (texts[k] && !out->texts[k]) {
+            return cli_refuse(err, "--dtype-of", "cannot allocate memory for the names");
+        }
+    }
+    out->list = calloc(most, sizeof *out->list);
+    if (!out->list) {
+        return cli_refuse(err, "--dtype-of", "cannot allocate memory for the names");
+    }
+    for (char *rest = out->texts[0], *word; (word = strsep(&rest, ","));) {
+        if (!read_pair(word, &out->list[out->count++], err)) {
+            return false;
+        }
+    }
+    for (char *rest = out->texts[1], *word; (word = strsep(&rest, ","));) {
+        if (!*word) {
+            return cli_refuse(err, "--keep-f32", "a name is empty");
+        }
+        out->list[out->count++] = (heft_module_dtype){.name = word, .dtype = HEFT_DTYPE_F32};
+    }
+    return true;
+}
+
+void cli_dtypes_fini(cli_dtypes *dtypes)
+{
+    free(dtypes->list);
+    free(dtypes->texts[0]);
+    free(dtypes->texts[1]);
+    *dtypes = (cli_dtypes){0};
+}
+
 bool cli_value_format(const cli_run *run, size_t option, heft_format *format, heft_error *err)
 {
     const char *text = run->values[option];

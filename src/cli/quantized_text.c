@@ -22,6 +22,12 @@ void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
     cli_json_bool(json, "declared", quantization->declared);
     cli_json_bool(json, "dequantized", quantization->dequantized);
     cli_json_strings(json, "state", quantization->state, quantization->state_count);
+    if (quantization->block_rows) {
+        const uint64_t block[2] = {quantization->block_rows, quantization->group_size};
+        cli_json_shape(json, "block", block, 2);
+    } else {
+        cli_json_null(json, "block");
+    }
     cli_json_close(json, '}');
 }
 
@@ -35,7 +41,10 @@ void cli_print_quantization(const char *title, const heft_quantization *quantiza
     if (quantization->bits) {
         printf(", %u bits", quantization->bits);
     }
-    if (quantization->group_size) {
+    if (quantization->block_rows) {
+        printf(", block %llux%llu", (unsigned long long)quantization->block_rows,
+               (unsigned long long)quantization->group_size);
+    } else if (quantization->group_size) {
         printf(", group size %llu", (unsigned long long)quantization->group_size);
     }
     if (quantization->known) {

@@ -55,7 +55,7 @@ static heft_status set_dtypes(heft_model *model, const heft_dtype *dtypes, heft_
 {
     for (size_t i = 0; i < model->count; i++) {
         heft_parameter *parameter = &model->parameters[i];
-        const heft_dtype dtype = dtypes[parameter->tied_to];
+        const heft_dtype dtype = dtypes[i];
         if (dtype == HEFT_DTYPE_NONE || !heft_dtype_is_floating(parameter->dtype) ||
             parameter->kind == HEFT_PARAMETER_BUFFER_TRANSIENT) {
             continue;
@@ -70,22 +70,22 @@ static heft_status set_dtypes(heft_model *model, const heft_dtype *dtypes, heft_
     return heft__modules_measure(model, err);
 }
 
-heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list, size_t count,
-                               heft_error *err)
+heft_status heft__model_dtypes(const heft_model *model, const heft_module_dtype *list, size_t count,
+                               heft_dtype *dtypes, heft_error *err)
 {
     heft__arena arena;
     heft_status status = check(list, count, err);
-    if (count == 0 || status != HEFT_OK) {
+    if (status != HEFT_OK) {
         return status;
     }
     heft__arena_init(&arena, model->ctx);
     bool *found = heft__arena_array(&arena, count, sizeof *found);
     heft_dtype *modules = heft__arena_array(&arena, model->module_count, sizeof *modules);
-    heft_dtype *parameters = heft__arena_array(&arena, model->count + 1, sizeof *parameters);
-    if (!found || !modules || !parameters) {
-        status = heft__fail_nomem(err, model->count * sizeof *parameters);
+    heft_dtype *own = heft__arena_array(&arena, model->count + 1, sizeof *own);
+    if (!found || !modules || !own) {
+        status = heft__fail_nomem(err, model->count * sizeof *own);
     } else {
-        find_dtypes(model, list, found, modules, parameters, count);
+        find_dtypes(model, list, found, modules, own, count);
     }
     for (size_t k = 0; status == HEFT_OK && k < count; k++) {
         if (!found[k]) {
@@ -93,11 +93,44 @@ heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list,
             heft__add_item(status, err, list[k].name);
         }
     }
-    if (status == HEFT_OK) {
-        status = set_dtypes(model, parameters, err);
+    for (size_t i = 0; status == HEFT_OK && i < model->count; i++) {
+        dtypes[i] = own[model->parameters[i].tied_to];
     }
     heft__arena_fini(&arena);
     return status;
+}
+
+heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list, size_t count,
+                               heft_error *err)
+{
+    const size_t bytes = (model->count + 1) * sizeof(heft_dtype);
+    heft_dtype *dtypes = count ? heft__alloc(model->ctx, bytes) : NULL;
+    heft_status status = HEFT_OK;
+    if (count) {
+        status = dtypes ? heft__model_dtypes(model, list, count, dtypes, err)
+                        : heft__fail_nomem(err, bytes);
+    }
+    if (count && status == HEFT_OK) {
+        status = set_dtypes(model, dtypes, err);
+    }
+    heft__free(model->ctx, dtypes, bytes);
+    return status;
+}
+
+heft_status heft_model_retype(heft_model *model, const heft_module_dtype *dtypes, size_t count,
+                              heft_error *err)
+{
+    if (!model || (!dtypes && count)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or list is NULL");
+    }
+    for (size_t i = 0; i < model->count; i++) {
+        if (model->bindings[i].storage) {
+            return heft__add_item(heft__fail(err, HEFT_INVALID_ARG,
+                                             "has a value: only an empty model can be retyped"),
+                                  err, model->parameters[i].name);
+        }
+    }
+    return heft__model_retype(model, dtypes, count, err);
 }
 
 heft_status heft__packed_refuse_casts(const heft_source *source, const heft_model *model,

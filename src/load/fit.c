@@ -111,6 +111,17 @@ static bool has_prefixed(const heft_model *model)
     return false;
 }
 
+/* Whether it is filled with a tensor of a quantized weight that is not the first one, or with state. */
+static bool is_more_of_one(const heft__loading *l, size_t i)
+{
+    const size_t tensor = l->match.source[i];
+    const heft__quant_found *found = l->source ? &l->source->quant : NULL;
+    const size_t owner =
+        tensor != HEFT__NO_TENSOR && found && found->owner ? found->owner[tensor] : HEFT__NO_PART;
+    return owner == HEFT__QUANT_STATE || (owner != HEFT__NO_PART && owner < found->count &&
+                                          l->source->quant_first[owner] != tensor);
+}
+
 /* How many weights of the body the checkpoint lacks, of how many, and the first names of these. */
 static size_t count_lacking(const heft__loading *l, size_t *total, char *names, size_t cap)
 {
@@ -121,7 +132,7 @@ static size_t count_lacking(const heft__loading *l, size_t *total, char *names, 
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         if (parameter->tied_to != i || parameter->kind != HEFT_PARAMETER_WEIGHT ||
-            !is_body(model, has_prefix, parameter->name)) {
+            !is_body(model, has_prefix, parameter->name) || is_more_of_one(l, i)) {
             continue;
         }
         all++;

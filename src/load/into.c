@@ -161,6 +161,7 @@ static heft_status load_into(struct into *o, const char *folder, heft_error *err
     if (status == HEFT_OK && (verdict == HEFT_OK || verdict == HEFT_MISMATCH)) {
         status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill,
                                    verdict == HEFT_OK ? err : NULL);
+        l->memory->report.parameters = heft_model_elements(l->model);
         verdict = verdict == HEFT_OK ? status : verdict;
     }
     return verdict;

@@ -329,6 +329,8 @@ static heft_status load(heft__loading *l, heft_error *err)
     if (verdict == HEFT_OK || verdict == HEFT_MISMATCH) {
         heft_error *where = verdict == HEFT_OK ? err : NULL;
         status = heft__report_fill(l->memory, l->model, &l->match, &l->counts, &l->fill, where);
+        l->memory->report.parameters = heft__loading_elems(l);
+        l->model->packed_elems = l->model->packed ? l->memory->report.parameters : 0;
         if (status == HEFT_OK && verdict == HEFT_OK) {
             status = heft__report_initialized(l->memory, l->model, &l->match, err);
         }

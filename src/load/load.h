@@ -33,6 +33,7 @@ struct heft_source {
     /* quantization.c: what is quantized. found is of `ckpt`, and empty once that is dequantized. */
     heft__quant_settings quant_settings;
     heft__quant_found quant;
+    size_t *quant_first; /* [quant.count] the first tensor of each weight */
     heft_quantization told;
     heft_error no_quant;              /* why it could not be found out */
     heft_config *quanto, *quant_file; /* owned; files beside the weights, or NULL */
@@ -47,6 +48,11 @@ heft_status heft__source_need_config(const heft_source *source, heft_error *err)
 bool heft__source_is_unknown(const heft_source *source);
 /* Why it is. */
 void heft__source_unknown_text(const heft_source *source, char text[200]);
+
+/* ---- count.c: how many parameters tensors stand for --------------------------------------------- */
+heft_status heft__source_note_first(heft_source *source, heft_error *err);
+/* Of tensor i; `model`: integers that belong to no weight are buffers. UINT64_MAX where there are more than that. */
+uint64_t heft__source_elems(const heft_source *source, size_t i, bool model);
 
 /* ---- beside.c: files that a save of a loaded model writes again ---------------------------------- */
 heft_status heft__keep_beside(const heft_source *source, heft_model *model,
@@ -145,6 +151,9 @@ heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_e
 /* Give the floating-point parameters that names match another dtype, as heft_plan_options.dtypes has it; tied
  * ones get that of the parameter that is saved. Before anything is bound. INVALID_ARG for a dtype that no model
  * can have, MISMATCH for a name that matches nothing. */
+/* Which dtype a list gives each parameter; NONE: it says nothing of it. dtypes: [model->count]. */
+heft_status heft__model_dtypes(const heft_model *model, const heft_module_dtype *list, size_t count,
+                               heft_dtype *dtypes, heft_error *err);
 heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list, size_t count,
                                heft_error *err);
 /* UNSUPPORTED if a part of a quantized weight would be cast. */
@@ -377,7 +386,7 @@ typedef struct heft__report_memory {
 } heft__report_memory;
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err);
-/* Everything but seconds: from the model and the lists. */
+/* Everything but seconds and parameters: from the model and the lists. */
 heft_status heft__report_fill(heft__report_memory *memory, const heft_model *model,
                               const heft__match *match, const heft__fill_counts *counts,
                               const heft__fill_options *options, heft_error *err);
@@ -405,6 +414,8 @@ heft_status heft__loading_make_model(heft__loading *loading, heft_error *err);
 /* Take the plan's devices, if there is a plan. */
 heft_status heft__loading_take_plan(heft__loading *loading, heft_error *err);
 void heft__loading_choose_strategy(heft__loading *loading);
+/* Of the model, with quantized weights as what they are when they are plain: after the match. (count.c) */
+uint64_t heft__loading_elems(const heft__loading *loading);
 /* What the checkpoint lacks gets memory, wherever it is to live: its bytes. After the match. */
 uint64_t heft__loading_initialized(const heft__loading *loading);
 /* After the match and before the fill: LIMIT if the bytes that the load certainly takes are more than

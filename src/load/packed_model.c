@@ -3,7 +3,8 @@
  * The family lists plain weights. Which of them the checkpoint stores quantized is found by the names that
  * these would have, with the rules of every other key (match.c). The skeleton is then built a second time,
  * with the tensors of the file in the place of each such weight, in the file's shapes and dtypes: so
- * nothing of it is missing, nothing is cast, and saving the model gives the same bytes. State of the
+ * nothing of it is missing, nothing is cast, and saving the model gives the same bytes. A parameter that the
+ * family ties to one of these, and that the file does not have, stands for the same tensors. State of the
  * quantization that goes with no weight (self_attn.k_scale) is put into the module by whose path it is named.
  * Source: docs/formats/quantized.md. */
 #include "load/load.h"
@@ -15,9 +16,10 @@ struct packer {
     heft_ctx *ctx;
     heft__arena arena; /* until the model is built */
     heft_model *plain;
-    size_t *parameters; /* [weights] */
-    size_t *first;      /* [weights] where the tensors of each begin in `members` */
-    size_t *members;    /* numbers of tensors, weight after weight */
+    size_t *parameters;    /* [weights] */
+    size_t *first;         /* [weights] where the tensors of each begin in `members` */
+    size_t *members;       /* numbers of tensors, weight after weight */
+    heft__packed *weights; /* [weights], then what is tied to them */
     heft__packing packing;
 };
 
@@ -123,27 +125,93 @@ static heft_status pack_weight(struct packer *p, size_t w, heft__packed *out, he
     return HEFT_OK;
 }
 
+/* A parameter and what stands in its place. */
+static heft_status put_packed(struct packer *p, const char *name, size_t number, heft_error *err)
+{
+    size_t other = HEFT__MAP_NONE;
+    if (!heft__map_put(&p->packing.names, name, strlen(name), number, &other)) {
+        return heft__fail_nomem(err, strlen(name));
+    }
+    const heft__quant_weight *weights = p->source->quant.weights;
+    return other == HEFT__MAP_NONE
+               ? HEFT_OK
+               : heft__add_item(heft__fail(err, HEFT_FORMAT,
+                                           "'%.100s' is stored for the same weight",
+                                           weights[other].name),
+                                err, weights[number].name);
+}
+
 static heft_status pack(struct packer *p, heft_error *err)
 {
     const heft__quant_found *found = &p->source->quant;
-    heft__packed *weights = heft__arena_array(&p->arena, found->count, sizeof *weights);
+    heft__packed *weights =
+        heft__arena_array(&p->arena, found->count + p->plain->count, sizeof *weights);
     heft_status status = weights ? HEFT_OK : heft__fail_nomem(err, found->count * sizeof *weights);
-    p->packing.weights = weights;
+    p->packing.weights = p->weights = weights;
     for (size_t w = 0; w < found->count && status == HEFT_OK; w++) {
         if (p->parameters[w] == SIZE_MAX) {
             continue; /* the model has no such weight: its tensors are unexpected */
         }
-        const char *name = p->plain->parameters[p->parameters[w]].name;
-        size_t other = HEFT__MAP_NONE;
         status = pack_weight(p, w, &weights[w], err);
-        if (status == HEFT_OK && !heft__map_put(&p->packing.names, name, strlen(name), w, &other)) {
-            status = heft__fail_nomem(err, strlen(name));
+        if (status == HEFT_OK) {
+            status = put_packed(p, p->plain->parameters[p->parameters[w]].name, w, err);
         }
-        if (status == HEFT_OK && other != HEFT__MAP_NONE) {
-            status = heft__fail(err, HEFT_FORMAT, "'%.100s' is stored for the same weight",
-                                found->weights[other].name);
-            heft__add_item(status, err, found->weights[w].name);
+    }
+    return status;
+}
+
+/* ---- ties ------------------------------------------------------------------------------------- */
+/* Which parameters the checkpoint has as they are: an array of plain->count; NULL without memory. */
+static bool *find_plain(struct packer *p, heft_status *status, heft_error *err)
+{
+    const heft_checkpoint *ckpt = p->source->ckpt;
+    const char **names = heft__arena_array(&p->arena, ckpt->count + 1, sizeof *names);
+    size_t *numbers = heft__arena_array(&p->arena, ckpt->count + 1, sizeof *numbers), count = 0;
+    bool *plain = heft__arena_array(&p->arena, p->plain->count + 1, sizeof *plain);
+    if (!names || !numbers || !plain) {
+        *status = heft__fail_nomem(err, ckpt->count * sizeof *names);
+        return NULL;
+    }
+    for (size_t i = 0; i < ckpt->count; i++) {
+        if (p->source->quant.owner[i] == HEFT__NO_PART) {
+            names[count++] = ckpt->infos[i].name;
         }
+    }
+    *status = heft__match_names(p->plain, names, count, numbers, err);
+    for (size_t k = 0; k < count && *status == HEFT_OK; k++) {
+        if (numbers[k] != SIZE_MAX) {
+            plain[numbers[k]] = true;
+        }
+    }
+    return plain;
+}
+
+/* The weights that parameters tied to packed ones stand for: by the first of each tie that is packed. */
+static heft_status pack_ties(struct packer *p, heft_error *err)
+{
+    const heft_model *model = p->plain;
+    const size_t count = model->count, weights = p->source->quant.count;
+    size_t *first = heft__arena_array(&p->arena, count + 1, sizeof *first), next = weights;
+    heft_status status = first ? HEFT_OK : heft__fail_nomem(err, count * sizeof *first);
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        first[i] = SIZE_MAX;
+    }
+    for (size_t w = weights; w-- > 0 && status == HEFT_OK;) {
+        if (p->parameters[w] != SIZE_MAX) {
+            first[model->parameters[p->parameters[w]].tied_to] = w;
+        }
+    }
+    const bool *plain = status == HEFT_OK ? find_plain(p, &status, err) : NULL;
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        const char *name = model->parameters[i].name;
+        const size_t w = first[model->parameters[i].tied_to];
+        if (w == SIZE_MAX || plain[i] ||
+            heft__map_get(&p->packing.names, name, strlen(name)) != HEFT__MAP_NONE) {
+            continue;
+        }
+        p->weights[next] =
+            (heft__packed){.list = p->weights[w].list, .count = p->first[w + 1] - p->first[w]};
+        status = put_packed(p, name, next++, err);
     }
     return status;
 }
@@ -290,6 +358,9 @@ heft_status heft__packed_model(const heft_source *source, const heft__recipe *re
     }
     if (status == HEFT_OK) {
         status = pack(&p, err);
+    }
+    if (status == HEFT_OK && p.plain->has_ties) {
+        status = pack_ties(&p, err);
     }
     if (status == HEFT_OK) {
         status = pack_state(&p, err);

@@ -153,6 +153,7 @@ static heft_status tell_about(heft_source *source, const heft__quant_found *foun
                                        .dequantized = plain,
                                        .bits = found->bits,
                                        .group_size = found->group,
+                                       .block_rows = found->lines,
                                        .weights = found->count,
                                        .state = found->state,
                                        .state_count = found->state_count};
@@ -228,7 +229,7 @@ static heft_status find_quantized(heft_source *source, bool plain, heft_error *e
     if (status != HEFT_OK || !plain) {
         source->quant = status == HEFT_OK ? found : (heft__quant_found){0};
         heft_checkpoint_close(view);
-        return status;
+        return status == HEFT_OK ? heft__source_note_first(source, err) : status;
     }
     if (view) {
         source->view = view;

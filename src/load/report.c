@@ -188,7 +188,6 @@ heft_status heft__report_fill(heft__report_memory *memory, const heft_model *mod
     if (!report->class_name || !report->model_type || !report->strategy) {
         return heft__fail_nomem(err, 0);
     }
-    report->parameters = heft_model_elements(model);
     report->bytes = heft_model_bytes(model);
     report->missing = match->missing;
     report->missing_count = match->missing_count;

@@ -11,7 +11,7 @@ struct order {
     heft_model *model;
     const char **names; /* [model->count]; the texts are the model's */
     heft__names known;
-    bool *float32; /* [ckpt->count]; NULL: not asked */
+    heft_dtype *dtypes; /* [ckpt->count] owned; NULL: all get what is asked for */
     size_t *parameter,
         *tied_to; /* [ckpt->count] as in heft__names; NULL: no names are one tensor */
 };
@@ -130,8 +130,7 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
     heft_model *cast = NULL;
     const char **names = heft__alloc(source->ctx, count * sizeof *names);
     size_t *parameters = heft__alloc(source->ctx, count * sizeof *parameters);
-    o->float32 = heft__alloc_zero(source->ctx, count, sizeof *o->float32);
-    heft_status status = names && parameters && o->float32
+    heft_status status = names && parameters
                              ? heft__class_find(source->config, heft_model_class(o->model),
                                                 &recipe.family, &recipe.class, err)
                              : heft__fail_nomem(err, count * sizeof *names);
@@ -145,10 +144,10 @@ static heft_status find_float32(const heft_source *source, heft_dtype dtype, str
         status = heft__match_names(cast, names, count, parameters, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        o->float32[i] =
+        const bool kept =
             parameters[i] != SIZE_MAX && cast->parameters[parameters[i]].dtype == HEFT_DTYPE_F32;
+        o->dtypes[i] = kept ? HEFT_DTYPE_F32 : HEFT_DTYPE_NONE;
     }
-    o->known.float32 = o->float32;
     heft_model_free(cast);
     heft__free(source->ctx, names, count * sizeof *names);
     heft__free(source->ctx, parameters, count * sizeof *parameters);
@@ -163,21 +162,90 @@ static const heft__family *family_of(const heft_source *source, const struct ord
 }
 
 /* The same for a class that is not known, of a model type that is: by the names of the tensors. */
-static heft_status find_float32_by_name(const heft_source *source, heft_dtype dtype,
-                                        struct order *o, heft_error *err)
+static void find_float32_by_name(const heft_source *source, heft_dtype dtype, struct order *o)
 {
     const heft__family *family = family_of(source, o);
     const size_t count = o->ckpt->count;
-    if (!family) {
+    for (size_t i = 0; family && i < count; i++) {
+        if (heft_dtype_is_floating(o->ckpt->infos[i].dtype) &&
+            heft__family_keeps_float32(family, dtype, o->ckpt->infos[i].name)) {
+            o->dtypes[i] = HEFT_DTYPE_F32;
+        }
+    }
+}
+
+/* A model whose modules are those that the names make. */
+static heft_status model_by_names(const heft_source *source, heft_model **out, heft_error *err)
+{
+    heft_config *none = NULL;
+    heft_status status =
+        source->config ? HEFT_OK : heft_config_new(source->ctx, "{}", 2, &none, err);
+    if (status == HEFT_OK) {
+        status = heft__unknown_model(source->ckpt, none ? none : source->config, HEFT_DTYPE_NONE,
+                                     out, err);
+    }
+    heft_config_free(none);
+    return status;
+}
+
+/* What the caller asks for of parts: by the modules of the model, where that is known, else by those that the names
+ * make. */
+static heft_status find_asked(const heft_source *source, const heft_convert_options *options,
+                              struct order *o, heft_error *err)
+{
+    const size_t count = o->ckpt->count;
+    heft_model *named = NULL;
+    heft_status status = o->model ? HEFT_OK : model_by_names(source, &named, err);
+    const heft_model *model = o->model ? o->model : named;
+    heft__arena arena;
+    heft__arena_init(&arena, source->ctx);
+    const char **names = heft__arena_array(&arena, count + 1, sizeof *names);
+    size_t *parameters = heft__arena_array(&arena, count + 1, sizeof *parameters);
+    heft_dtype *dtypes =
+        status == HEFT_OK ? heft__arena_array(&arena, model->count + 1, sizeof *dtypes) : NULL;
+    if (status == HEFT_OK && (!names || !parameters || !dtypes)) {
+        status = heft__fail_nomem(err, count * sizeof *names);
+    }
+    if (status == HEFT_OK) {
+        status = heft__model_dtypes(model, options->dtypes, options->dtype_count, dtypes, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        names[i] = o->ckpt->infos[i].name;
+    }
+    if (status == HEFT_OK) {
+        status = heft__match_names(model, names, count, parameters, err);
+    }
+    for (size_t i = 0; i < count && status == HEFT_OK; i++) {
+        if (parameters[i] != SIZE_MAX && dtypes[parameters[i]] != HEFT_DTYPE_NONE) {
+            o->dtypes[i] = dtypes[parameters[i]];
+        }
+    }
+    heft__arena_fini(&arena);
+    heft_model_free(named);
+    return status;
+}
+
+/* Which dtypes tensors get that are not that of all. */
+static heft_status find_dtypes(const heft_source *source, const heft_convert_options *options,
+                               struct order *o, heft_error *err)
+{
+    const size_t count = o->ckpt->count;
+    const bool halves = options->dtype != HEFT_DTYPE_NONE && options->dtype != HEFT_DTYPE_F32;
+    heft_status status = HEFT_OK;
+    if (!halves && !options->dtype_count) {
         return HEFT_OK;
     }
-    o->float32 = heft__alloc_zero(source->ctx, count, sizeof *o->float32);
-    for (size_t i = 0; i < count && o->float32; i++) {
-        o->float32[i] = heft_dtype_is_floating(o->ckpt->infos[i].dtype) &&
-                        heft__family_keeps_float32(family, dtype, o->ckpt->infos[i].name);
+    o->dtypes = heft__alloc_zero(source->ctx, count, sizeof *o->dtypes);
+    o->known.dtypes = o->dtypes;
+    if (!o->dtypes) {
+        return heft__fail_nomem(err, count * sizeof *o->dtypes);
     }
-    o->known.float32 = o->float32;
-    return o->float32 ? HEFT_OK : heft__fail_nomem(err, count * sizeof *o->float32);
+    if (halves && o->model) {
+        status = find_float32(source, options->dtype, o, err);
+    } else if (halves) {
+        find_float32_by_name(source, options->dtype, o);
+    }
+    return status == HEFT_OK && options->dtype_count ? find_asked(source, options, o, err) : status;
 }
 
 /* ---- ties ------------------------------------------------------------------------------------ */
@@ -313,7 +381,7 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (status == HEFT_OK) {
         status = heft_source_check_index(source, err);
     }
-    if (status == HEFT_OK && taken.dtype != HEFT_DTYPE_NONE) {
+    if (status == HEFT_OK && (taken.dtype != HEFT_DTYPE_NONE || taken.dtype_count)) {
         status = heft__source_check_quantized(source, err); /* what must not be cast */
     }
     struct order o = {.ckpt = source->ckpt, .known = {.packed = source->quant.owner}};
@@ -323,9 +391,8 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (status == HEFT_OK) {
         status = find_order(source, taken.natural_order, &o, err);
     }
-    if (status == HEFT_OK && taken.dtype != HEFT_DTYPE_NONE && taken.dtype != HEFT_DTYPE_F32) {
-        status = o.model ? find_float32(source, taken.dtype, &o, err)
-                         : find_float32_by_name(source, taken.dtype, &o, err);
+    if (status == HEFT_OK) {
+        status = find_dtypes(source, &taken, &o, err);
     }
     heft__arena lines;
     heft__warnings notes;
@@ -347,7 +414,7 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
         heft__free(source->ctx, o.names, o.model->count * sizeof *o.names);
     }
     const size_t count = source->ckpt ? source->ckpt->count : 0;
-    heft__free(source->ctx, o.float32, count * sizeof *o.float32);
+    heft__free(source->ctx, o.dtypes, count * sizeof *o.dtypes);
     heft__free(source->ctx, o.parameter, count * sizeof *o.parameter);
     heft__free(source->ctx, o.tied_to, count * sizeof *o.tied_to);
     heft_model_free(o.model);

@@ -110,9 +110,38 @@ static heft_status make_room(heft__skeleton *s, heft_error *err)
     return HEFT_OK;
 }
 
-static bool is_packed(const heft__skeleton *s, const char *name)
+/* What is stored in the place of a parameter; NULL: itself. */
+static const heft__packed *packed_as(const heft__skeleton *s, const char *name)
 {
-    return s->packing && heft__map_get(&s->packing->names, name, strlen(name)) != HEFT__MAP_NONE;
+    const size_t found =
+        s->packing ? heft__map_get(&s->packing->names, name, strlen(name)) : HEFT__MAP_NONE;
+    return found == HEFT__MAP_NONE ? NULL : &s->packing->weights[found];
+}
+
+/* The parameter that a part of one is stored as. */
+static size_t find_part(const heft_model *model, const char *name, const char *part)
+{
+    char path[HEFT__SKELETON_NAME];
+    const char *dot = strrchr(name, '.');
+    const int length =
+        snprintf(path, sizeof path, "%.*s%s", dot ? (int)(dot + 1 - name) : 0, name, part);
+    return length > 0 && (size_t)length < sizeof path ? heft_model_find(model, path) : SIZE_MAX;
+}
+
+/* What is stored packed has its own bytes, but where it is there for both. */
+static void tie_packed(const heft__skeleton *s, const heft__skeleton_tie *tie)
+{
+    const heft__packed *to = packed_as(s, tie->target), *from = packed_as(s, tie->source);
+    const size_t count = to && from && to->list == from->list
+                             ? (to->count < from->count ? to->count : from->count)
+                             : 0;
+    for (size_t k = 0; k < count; k++) {
+        const size_t target = find_part(s->model, tie->target, to->list[k].name),
+                     source = find_part(s->model, tie->source, to->list[k].name);
+        if (target != SIZE_MAX && source != SIZE_MAX) {
+            s->model->parameters[target].tied_to = s->model->parameters[source].tied_to;
+        }
+    }
 }
 
 static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
@@ -121,8 +150,9 @@ static heft_status tie_parameters(const heft__skeleton *s, heft_error *err)
     s->model->has_ties = s->tie_count > 0;
     for (size_t i = 0; i < s->tie_count; i++) {
         const heft__skeleton_tie *tie = &s->ties[i];
-        if (is_packed(s, tie->target) || is_packed(s, tie->source)) {
-            continue; /* what is stored packed has its own bytes */
+        if (packed_as(s, tie->target) || packed_as(s, tie->source)) {
+            tie_packed(s, tie);
+            continue;
         }
         size_t target = heft_model_find(s->model, tie->target),
                source = heft_model_find(s->model, tie->source);
@@ -314,6 +344,9 @@ const char *heft_model_no_split(const heft_model *model, size_t i)
 uint64_t heft_model_elements(const heft_model *model)
 {
     uint64_t sum = 0;
+    if (model->packed_elems) {
+        return model->packed_elems;
+    }
     for (size_t i = 0; i < model->count; i++) {
         const heft_parameter *parameter = &model->parameters[i];
         uint64_t elems;

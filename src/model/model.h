@@ -110,10 +110,11 @@ struct heft_model {
     const char *base_prefix; /* "bert"; "" if none */
     const struct heft__family *family;
     heft_dtype dtype;
-    bool keep_f32;              /* what the family keeps in float32 is float32: loaded models */
-    bool packed;                /* made of what a checkpoint stores quantized: heft__packing */
-    bool known_family;          /* false: the skeleton is a list of names (named.c) */
-    bool has_ties;              /* or had: false only if no parameter is tied */
+    bool keep_f32;         /* what the family keeps in float32 is float32: loaded models */
+    bool packed;           /* made of what a checkpoint stores quantized: heft__packing */
+    uint64_t packed_elems; /* of its weights when they are plain, once it is loaded; 0: not known */
+    bool known_family;     /* false: the skeleton is a list of names (named.c) */
+    bool has_ties;         /* or had: false only if no parameter is tied */
     heft_parameter *parameters; /* [count], in the state dict's order; transient buffers after all
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */
@@ -352,7 +353,7 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
                              heft_error *err);
 
 /* Parameters that are stored otherwise than their family lists them: in the place of one come those that
- * its files have. Lent. */
+ * its files have. Two that the family ties and that have the same list are tied, part by part. Lent. */
 typedef struct heft__packed {
     const heft_parameter_spec *list; /* [count] names from the module of the parameter on */
     size_t count;

@@ -3,11 +3,38 @@
  * Source: docs/placing.md [1]. */
 #include "place/place.h"
 
-/* A whole path, the end of one, or one with a '*' for a number. */
+/* The module of a sub-model by its key in the config, as Transformers takes dtypes: "text_config". */
+static const struct part {
+    const char *key, *modules[5];
+} parts[] = {
+    {"text_config",   {"text_model", "language_model", "text_encoder"}},
+    {"vision_config", {"vision_model", "vision_tower", "visual"}      },
+    {"audio_config",  {"audio_model", "audio_tower", "audio_encoder"} },
+};
+
+/* At the top, or below the body. */
+static bool names_part(const char *path, const char *key)
+{
+    const char *last = strrchr(path, '.');
+    last = last ? last + 1 : path;
+    if (strchr(path, '.') && strchr(path, '.') + 1 != last) {
+        return false;
+    }
+    for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+        for (const char *const *name = parts[k].modules; *name; name++) {
+            if (strcmp(key, parts[k].key) == 0 && strcmp(last, *name) == 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* A whole path, the end of one, one with a '*' for a number, or a sub-model's key. */
 bool heft__names_path(const char *path, const char *name)
 {
     const char *star = strchr(name, '*');
-    if (strcmp(path, name) == 0) {
+    if (strcmp(path, name) == 0 || names_part(path, name)) {
         return true;
     }
     if (!star) {

@@ -8,7 +8,11 @@
  *   W[o][i] = weight[o][i] * scale[o / bm][i / bn], in float32, rounded to the model's dtype
  *
  * The scale is multiplied, despite its name. The last block of a side may be short: the index is o / bm all
- * the same. Experts that are stored one by one are weights like any other.
+ * the same. Experts that are stored one by one are weights like any other; several in one tensor, NAME F8
+ * [experts, rows, columns], have a grid each, NAME_scale_inv [experts, rows / bm, columns / bn].
+ *
+ * DeepSeek-V4 has experts of half-bytes among them (`expert_dtype` fp4): P.weight I8 or U8 [out, in / 2] with
+ * exponents [out, in / 32] as scales: grouped4.c.
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
@@ -78,46 +82,39 @@ static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft
         return HEFT_OK;
     }
     const heft_status status = heft__quant_need(finder, i, prefix, ".weight", &weight, err);
-    return status == HEFT_OK && !is_float8(infos[weight].dtype)
+    return status == HEFT_OK && heft_dtype_bits(infos[weight].dtype) != 8
                ? heft__quant_fail(finder, weight, err,
                                   "has a scale, but is not quantized: expected float8, found %s",
                                   heft_dtype_name(infos[weight].dtype))
                : status;
 }
 
-/* Experts in one tensor: NAME, NAME_scale_inv or NAME_scale. */
-static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error *err)
+#define MX_GROUP 32 /* columns that share an exponent in the MX formats */
+
+static bool is_exponent(heft_dtype dtype)
 {
-    const size_t length = strlen(finder->table->infos[i].name);
-    size_t scales = heft__quant_sibling(finder->table, i, length, "_scale_inv");
-    heft__quant_weight weight;
-    if (scales == HEFT__NO_PART) {
-        scales = heft__quant_sibling(finder->table, i, length, "_scale");
-    }
-    if (scales == HEFT__NO_PART) {
-        return HEFT_OK;
-    }
-    const heft_status status = heft__quant_weight_init(finder, &weight, i, length, "", err);
-    if (status != HEFT_OK) {
-        return status;
-    }
-    weight.why = "it holds several matrices in one tensor";
-    weight.bits = 8;
-    weight.part[0] = i;
-    weight.part[1] = scales;
-    return heft__quant_add(finder, &weight, err);
+    return dtype == HEFT_DTYPE_F8_E8M0FNU || dtype == HEFT_DTYPE_U8;
 }
 
-/* The block of the scales of one weight. */
+/* The block of the scales of one weight: that of the settings, or another one that its scales show. */
 static heft_status block_of(const heft__quant_finder *finder, const heft_tensor_info *info,
                             const heft_tensor_info *grid, uint64_t block[2], heft_error *err)
 {
     const heft_status status = block_size(finder, block, err);
-    const bool lines = info->rank == 2 && grid->rank > 0 && grid->shape[0] > 1;
-    if (status == HEFT_OK && lines && grid->shape[0] == info->shape[0] &&
-        (grid->rank == 1 || grid->shape[1] == 1) && (!block[0] || block[0] > 1)) {
+    const bool lines = info->rank == 2 && grid->rank > 0 && grid->shape[0] == info->shape[0];
+    if (status != HEFT_OK || info->rank != 2) {
+        return status;
+    }
+    if (grid->rank == 0 || (grid->rank == 1 && grid->shape[0] == 1)) {
+        block[0] = block[1] = 0; /* one scale */
+    } else if (lines && grid->shape[0] > 1 && (grid->rank == 1 || grid->shape[1] == 1) &&
+               (!block[0] || block[0] > 1)) {
         block[0] = 1; /* a scale for each row */
         block[1] = 0;
+    } else if (lines && grid->rank == 2 && is_exponent(grid->dtype) &&
+               info->shape[1] % MX_GROUP == 0 && grid->shape[1] == info->shape[1] / MX_GROUP) {
+        block[0] = 1;
+        block[1] = MX_GROUP;
     }
     return status;
 }
@@ -132,43 +129,96 @@ static const char *doubt(const heft_tensor_info *grid, const uint64_t block[2], 
                : NULL;
 }
 
-static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
+/* What is computed by a weight's settings and shapes, or why it is not. */
+static heft_status set_layout(const heft__quant_finder *finder, heft__quant_weight *weight,
+                              size_t i, size_t scales, heft_error *err)
 {
-    const heft_tensor_info *info = &finder->table->infos[i];
-    const size_t prefix = heft__quant_prefix(info->name, ".weight");
-    heft__quant_weight weight;
+    const heft_tensor_info *info = &finder->table->infos[i], *grid = &finder->table->infos[scales];
     uint64_t block[2];
-    if (prefix == SIZE_MAX || !is_float8(info->dtype)) {
-        return is_float8(info->dtype) ? find_stacked(finder, i, err) : check_orphan(finder, i, err);
-    }
-    const size_t scales = find_scale(finder, i, prefix);
-    if (scales == HEFT__NO_PART) {
-        size_t missing;
-        return heft__quant_need(finder, i, prefix, ".weight_scale_inv", &missing, err);
-    }
-    const heft_tensor_info *grid = &finder->table->infos[scales];
-    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
-    if (status == HEFT_OK) {
-        status = block_of(finder, info, grid, block, err);
-    }
+    const heft_status status = block_of(finder, info, grid, block, err);
     const char *unsure =
-        status == HEFT_OK && !finder->settings->config ? doubt(grid, block, weight.dtype) : NULL;
+        status == HEFT_OK && !finder->settings->config ? doubt(grid, block, weight->dtype) : NULL;
     if (unsure) {
-        weight.why = unsure;
-        weight.part[0] = i;
-        weight.part[1] = scales;
-        weight.bits = 8;
-    } else if (status == HEFT_OK) {
-        status =
-            heft__quant_scaled(finder, &weight, i, scales, HEFT__NO_PART, block[0], block[1], err);
+        weight->why = unsure;
+        weight->part[0] = i;
+        weight->part[1] = scales;
+        weight->bits = 8;
     }
-    if (status == HEFT_OK) {
-        status = heft__quant_add(finder, &weight, err);
-    }
+    return status != HEFT_OK || unsure ? status
+                                       : heft__quant_scaled(finder, weight, i, scales,
+                                                            HEFT__NO_PART, block[0], block[1], err);
+}
+
+static heft_status add(heft__quant_finder *finder, const heft__quant_weight *weight, size_t i,
+                       size_t prefix, heft_error *err)
+{
+    const heft_status status = heft__quant_add(finder, weight, err);
     for (const char *const *name = companions; status == HEFT_OK && *name; name++) {
         heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
     }
     return status;
+}
+
+/* Experts in one tensor: NAME, NAME_scale_inv or NAME_scale. */
+static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const size_t length = strlen(finder->table->infos[i].name);
+    size_t scales = heft__quant_sibling(finder->table, i, length, "_scale_inv");
+    heft__quant_weight weight;
+    if (scales == HEFT__NO_PART) {
+        scales = heft__quant_sibling(finder->table, i, length, "_scale");
+    }
+    if (scales == HEFT__NO_PART) {
+        return HEFT_OK;
+    }
+    heft_status status = heft__quant_weight_init(finder, &weight, i, length, "", err);
+    if (status == HEFT_OK) {
+        status = set_layout(finder, &weight, i, scales, err);
+    }
+    return status == HEFT_OK ? heft__quant_add(finder, &weight, err) : status;
+}
+
+/* Half-bytes: integers with exponents as scales. */
+static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t prefix,
+                                   size_t scales, heft_error *err)
+{
+    const heft_dtype dtype = finder->table->infos[scales].dtype;
+    heft__quant_weight weight;
+    if (!is_exponent(dtype)) {
+        return heft__quant_fail(finder, scales, err,
+                                "expected exponents as scales of half-bytes, found %s",
+                                heft_dtype_name(dtype));
+    }
+    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
+    if (status == HEFT_OK) {
+        status = heft__quant_grouped4(finder, &weight, i, scales, MX_GROUP, 1.0F, 1.0F, err);
+    }
+    return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
+}
+
+static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    const size_t prefix = heft__quant_prefix(info->name, ".weight");
+    const bool bytes = info->dtype == HEFT_DTYPE_I8 || info->dtype == HEFT_DTYPE_U8;
+    heft__quant_weight weight;
+    if (prefix == SIZE_MAX || (!is_float8(info->dtype) && !bytes)) {
+        return is_float8(info->dtype) ? find_stacked(finder, i, err) : check_orphan(finder, i, err);
+    }
+    const size_t scales = find_scale(finder, i, prefix);
+    if (bytes && scales != HEFT__NO_PART) {
+        return find_half_bytes(finder, i, prefix, scales, err);
+    }
+    if (scales == HEFT__NO_PART) {
+        size_t missing;
+        return bytes ? HEFT_OK
+                     : heft__quant_need(finder, i, prefix, ".weight_scale_inv", &missing, err);
+    }
+    heft_status status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
+    if (status == HEFT_OK) {
+        status = set_layout(finder, &weight, i, scales, err);
+    }
+    return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
 }
 
 const heft__quant_method heft__quant_fp8 = {

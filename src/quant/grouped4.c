@@ -83,11 +83,12 @@ heft_status heft__quant_grouped4(const heft__quant_finder *finder, heft__quant_w
     weight->group = group;
     weight->part[VALUES] = values;
     weight->part[SCALES] = scales;
-    if (info->rank == 3 && info->dtype == HEFT_DTYPE_U8) {
+    const bool bytes = info->dtype == HEFT_DTYPE_U8 || info->dtype == HEFT_DTYPE_I8;
+    if (info->rank == 3 && bytes) {
         weight->why = "it holds several matrices in one tensor";
         return HEFT_OK;
     }
-    if (info->rank != 2 || info->dtype != HEFT_DTYPE_U8 || !info->shape[0] || !info->shape[1] ||
+    if (info->rank != 2 || !bytes || !info->shape[0] || !info->shape[1] ||
         info->shape[1] > UINT64_MAX / 4 || info->shape[1] * 2 % group != 0) {
         char found[HEFT__SHAPE_TEXT];
         return heft__quant_fail(

@@ -97,28 +97,32 @@ static const char *other_method(const heft__quant_finder *finder, size_t i)
 }
 
 /* ---- finding ---------------------------------------------------------------------------------- */
-/* Bits and group of the most elements. */
+static bool alike(const heft__quant_weight *a, const heft__quant_weight *b)
+{
+    return a->bits == b->bits && a->group == b->group && a->lines == b->lines;
+}
+
+/* Bits, group and block of the most weights. */
 static void sum_up(heft__quant_found *found)
 {
+    const heft__quant_weight *common = NULL;
     size_t most = 0;
-    for (size_t i = 0; i < found->count; i++) {
+    for (size_t i = 0; i < found->count && most <= found->count / 2; i++) {
         const heft__quant_weight *weight = &found->weights[i];
         size_t same = 0;
-        if (weight->bits == found->bits && weight->group == found->group) {
+        if (common && alike(weight, common)) {
             continue;
         }
         for (size_t k = i; k < found->count; k++) {
-            same +=
-                found->weights[k].bits == weight->bits && found->weights[k].group == weight->group;
+            same += alike(&found->weights[k], weight);
         }
-        if (same > most) {
-            most = same;
-            found->bits = weight->bits;
-            found->group = weight->group;
-        }
-        if (most > found->count / 2) {
-            break;
-        }
+        common = same > most ? weight : common;
+        most = same > most ? same : most;
+    }
+    if (common) {
+        found->bits = common->bits;
+        found->group = common->group;
+        found->lines = common->lines;
     }
 }
 
@@ -171,6 +175,16 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
         sum_up(out);
     }
     return status;
+}
+
+bool heft__quant_has_metadata(const heft__quant_found *found)
+{
+    return found->method == heft__quant_torchao.name;
+}
+
+bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, bool is_tensor)
+{
+    return heft__quant_has_metadata(found) && (is_tensor || strcmp(key, "tensor_names") == 0);
 }
 
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err)

@@ -3,7 +3,8 @@
  * P.weight_packed I32 [out, ceil(in * bits / 32)]: each row is a little-endian bit stream of its own; the
  * stored value is q + 2^(bits - 1). P.weight_scale [out, in / g] or [out, 1]; P.weight_shape I64 [2], out and
  * in; P.weight_zero_point I32 [ceil(out * bits / 32), groups], each column a stream over the rows, with the
- * same offset. Older files have P.weight_g_idx I32 [in], the group of each column.
+ * same offset. Older files have P.weight_g_idx I32 [in], the group of each column, and zero points as bytes, I8 [out,
+ * groups], without the offset.
  *
  *   W[o][i] = (q - z) * scale[o][group of i], in float32, rounded to the scale's dtype
  *
@@ -19,9 +20,9 @@ struct packing {
     uint32_t bits;
     uint64_t words;         /* of a row */
     uint64_t group, groups; /* columns that share a scale; scales of a row */
-    uint64_t zero_lines;    /* rows of the zero points */
     heft_dtype scales;
     bool zeros, indexed;
+    bool zero_bytes; /* zero points are bytes */
 };
 
 void heft__quant_unpack(const uint8_t *stream, uint64_t first, size_t count, unsigned bits,
@@ -54,7 +55,10 @@ static size_t packed_regions(const heft__quant_weight *weight, uint64_t first, u
         .part = VALUES, .offset = first * row, .length = rows * row, .runs = 1};
     regions[1] = (heft__quant_region){
         .part = SCALES, .offset = first * scales, .length = rows * scales, .runs = 1};
-    if (p->zeros) { /* rows first .. are bits first * bits .. of each column */
+    if (p->zero_bytes) {
+        regions[count++] = (heft__quant_region){
+            .part = ZEROS, .offset = first * p->groups, .length = rows * p->groups, .runs = 1};
+    } else if (p->zeros) { /* rows first .. are bits first * bits .. of each column */
         const uint64_t from = first * p->bits / 32, to = ((first + rows) * p->bits + 31) / 32;
         regions[count++] = (heft__quant_region){.part = ZEROS,
                                                 .offset = from * p->groups * 4,
@@ -68,11 +72,18 @@ static size_t packed_regions(const heft__quant_weight *weight, uint64_t first, u
     return count;
 }
 
-/* The zero point of a row and group: in the words from `line` on. */
-static float zero_of(const struct packing *p, const uint8_t *zeros, uint64_t line, uint64_t row,
+/* The zero point of a row and group: in what was read from row `first` on. */
+static float zero_of(const struct packing *p, const uint8_t *zeros, uint64_t first, uint64_t row,
                      uint64_t group)
 {
-    const uint64_t at = row * p->bits, word = at / 32 - line;
+    const float half = (float)(1U << (p->bits - 1));
+    if (!zeros) {
+        return half;
+    }
+    if (p->zero_bytes) {
+        return (float)(int8_t)zeros[(row - first) * p->groups + group] + half;
+    }
+    const uint64_t at = row * p->bits, word = at / 32 - first * p->bits / 32;
     const unsigned shift = (unsigned)(at % 32);
     uint64_t both = heft__le32(zeros + (word * p->groups + group) * 4);
     if (shift + p->bits > 32) {
@@ -116,7 +127,7 @@ static heft_status packed_decode(const heft__quant_weight *weight, uint64_t firs
                                  heft_error *err)
 {
     const struct packing *p = weight->detail;
-    const uint64_t columns = heft__quant_columns(weight), line = first * p->bits / 32;
+    const uint64_t columns = heft__quant_columns(weight);
     const size_t width = heft_dtype_bits(weight->dtype) / 8,
                  scale_bytes = heft_dtype_bits(p->scales) / 8;
     const uint8_t *zeros = p->zeros ? bytes[2] : NULL,
@@ -137,10 +148,7 @@ static heft_status packed_decode(const heft__quant_weight *weight, uint64_t firs
                                   (unsigned long long)p->groups);
             }
             heft__cast(HEFT_DTYPE_F32, &scale, p->scales, scales + group * scale_bytes, 1);
-            decode_run(weight, row, c, some,
-                       zeros ? zero_of(p, zeros, line, first + r, group)
-                             : (float)(1U << (p->bits - 1)),
-                       scale, to);
+            decode_run(weight, row, c, some, zero_of(p, zeros, first, first + r, group), scale, to);
             to += some * width;
             c += some;
         }
@@ -240,9 +248,10 @@ static heft_status check_rest(const heft__quant_finder *finder, size_t zeros, si
     p->zeros = zeros != HEFT__NO_PART;
     p->indexed = index != HEFT__NO_PART;
     if (p->zeros) {
-        const uint64_t expected[2] = {(shape[0] * p->bits + 31) / 32, p->groups};
-        status =
-            heft__quant_expect(finder, zeros, HEFT_DTYPE_I32, HEFT_DTYPE_NONE, expected, 2, err);
+        p->zero_bytes = finder->table->infos[zeros].dtype == HEFT_DTYPE_I8;
+        const uint64_t lines = p->zero_bytes ? shape[0] : (shape[0] * p->bits + 31) / 32,
+                       expected[2] = {lines, p->groups};
+        status = heft__quant_expect(finder, zeros, HEFT_DTYPE_I32, HEFT_DTYPE_I8, expected, 2, err);
     }
     return status == HEFT_OK && p->indexed ? heft__quant_expect(finder, index, HEFT_DTYPE_I32,
                                                                 HEFT_DTYPE_NONE, &shape[1], 1, err)

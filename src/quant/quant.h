@@ -76,7 +76,8 @@ typedef struct heft__quant_weight {
     uint64_t shape[4];
     heft_dtype dtype; /* of the dequantized values: what the method's own library yields */
     uint32_t bits;    /* of a stored value */
-    uint64_t group;   /* elements that share a scale, for messages; 0: more than a row */
+    uint64_t group;   /* elements of a row that share a scale, for messages; 0: a row or more */
+    uint64_t lines;   /* rows that share it, where that is a block; 0: it is none */
     /* Numbers in the table, each in the place that the layout gives it; HEFT__NO_PART: absent. */
     size_t part[HEFT__QUANT_PARTS];
     const void *detail; /* of the layout, in the finder's arena; may be NULL */
@@ -111,7 +112,7 @@ typedef struct heft__quant_found {
     bool known;                  /* false: a method of this name is declared, but heft has none */
     bool declared;               /* by settings; false: recognized by the tensors alone */
     uint32_t bits;               /* of most weights; 0: no weights */
-    uint64_t group;              /* of the same */
+    uint64_t group, lines;       /* of the same */
     heft__quant_weight *weights; /* [count] in the order of their first tensors */
     size_t count;
     /* [table count] the weight that a tensor is a part or a companion of; HEFT__QUANT_STATE: it goes with none
@@ -134,6 +135,11 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
 
 /* UNSUPPORTED, with its name, for a method that is declared and not known. */
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err);
+
+/* Whether metadata of the files say how weights are stored, and which of them by their keys; is_tensor: the key is the
+ * name of a tensor. */
+bool heft__quant_has_metadata(const heft__quant_found *found);
+bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, bool is_tensor);
 
 /* ---- for methods ------------------------------------------------------------------------------ */
 typedef struct heft__quant_finder {
@@ -218,18 +224,19 @@ static inline uint64_t heft__quant_matrix_rows(const heft__quant_weight *weight)
 }
 
 /* ---- layouts that several methods have -------------------------------------------------------- */
-/* scaled.c: 8-bit values [out, in] with a grid of scales, each of a block of values; parts: values, scales,
- * zero points (may be absent).
+/* scaled.c: 8-bit values [out, in], or [matrices, out, in], with a grid of scales for each matrix, each scale of a
+ * block of values; parts: values, scales, zero points (may be absent).
  *
  *   W[o][i] = (value - zero[o / bm][i / bn]) * scale[o / bm][i / bn], in float32, rounded to weight->dtype
  *
  * block_rows, block_columns: 0 is the whole side. Takes name and dtype as they are; sets the rest. Scales
- * of the whole matrix may have the shape [], [1] or [1, 1]; of whole rows also [out]. */
+ * of the whole matrix may have the shape [], [1] or [1, 1]; of whole rows also [out]; of several matrices they
+ * are [matrices, lines, columns], or [matrices]. */
 heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_weight *weight,
                                size_t values, size_t scales, size_t zeros, uint64_t block_rows,
                                uint64_t block_columns, heft_error *err);
 
-/* grouped4.c: half-byte E2M1 values [out, in / 2] of type U8, the even column in the low half, with 8-bit
+/* grouped4.c: half-byte E2M1 values [out, in / 2] of type U8 or I8, the even column in the low half, with 8-bit
  * scales [out, in / group]; parts: values, scales.
  *
  *   W[o][i] = value * (scale / divisor * factor), in float32, rounded to weight->dtype

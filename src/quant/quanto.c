@@ -149,7 +149,34 @@ static const heft__quant_layout lines_layout = {.name = "lines of half-bytes or 
                                                 .decode = lines_decode};
 
 /* ---- finding ---------------------------------------------------------------------------------- */
-/* Of the module itself, or by the longest name that it ends in: a wrapper adds its own parts in front. */
+/* Whether a path is the end of another one, from a dot on. */
+static bool ends_path(const char *whole, size_t length, const char *end, size_t end_length)
+{
+    return end_length < length && whole[length - end_length - 1] == '.' &&
+           memcmp(whole + length - end_length, end, end_length) == 0;
+}
+
+/* What the modules whose paths end in this one say, or (length 0) all; NULL if they differ, or there are none. */
+static const heft__json_value *agreed(const heft__json_value *map, const char *path, size_t length)
+{
+    const heft__json_value *found = NULL;
+    for (const heft__json_value *m = map ? map->first : NULL; m; m = m->next) {
+        const heft__json_value *own = heft__json_member(m, "weights"),
+                               *other = found ? heft__json_member(found, "weights") : own;
+        if (length && !ends_path(m->key, m->key_length, path, length)) {
+            continue;
+        }
+        if (!own || !own->text || !other->text || own->length != other->length ||
+            memcmp(own->text, other->text, own->length) != 0) {
+            return NULL;
+        }
+        found = m;
+    }
+    return found;
+}
+
+/* Of the module itself, or by the longest name that it ends in: a wrapper adds its own parts in front. Else of the modules
+ * that end in its name, as names may lack the base model's prefix; else of all, where all are alike. */
 static const heft__json_value *settings_of(const heft__quant_finder *finder, size_t i,
                                            size_t prefix)
 {
@@ -157,13 +184,14 @@ static const heft__json_value *settings_of(const heft__quant_finder *finder, siz
     const char *name = finder->table->infos[i].name;
     for (const heft__json_value *m = map ? map->first : NULL; m; m = m->next) {
         const size_t length = m->key_length;
-        if (length <= prefix && memcmp(m->key, name + prefix - length, length) == 0 &&
-            (length == prefix || name[prefix - length - 1] == '.') &&
+        const bool same = length == prefix && memcmp(m->key, name, length) == 0;
+        if ((same || ends_path(name, prefix, m->key, length)) &&
             (!found || length > found->key_length)) {
             found = m;
         }
     }
-    return found;
+    found = found ? found : agreed(map, name, prefix);
+    return found ? found : agreed(map, name, 0);
 }
 
 static uint64_t line_size(uint64_t in)

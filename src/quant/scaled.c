@@ -1,5 +1,6 @@
 /* scaled.c - the layout of 8-bit values with a grid of scales: fp8, and the 8-bit formats of other methods.
  *
+ * A weight of rank 3 is several matrices, each with a grid of its own.
  * Computed block by block in vectors (scaled_lanes.c); where there are none, in pieces that stay in the
  * first-level cache: the values as float32, times the scale, then rounded once.
  * Source: docs/formats/quantized.md. */
@@ -13,18 +14,25 @@ enum { VALUES, SCALES, ZEROS };
 struct grid {
     heft_dtype values, scales;
     uint64_t block_rows, block_columns; /* at least 1 */
-    uint64_t columns;                   /* of the grid */
+    uint64_t rows;                      /* of a matrix */
+    uint64_t lines, columns;            /* of its grid */
     bool zeros;                         /* int8, shaped like the scales */
 };
 
 /* ---- computing -------------------------------------------------------------------------------- */
+/* The line of scales of a row; rows and lines are numbered through all matrices. */
+static uint64_t line_of(const struct grid *grid, uint64_t row)
+{
+    return row / grid->rows * grid->lines + row % grid->rows / grid->block_rows;
+}
+
 static size_t scaled_regions(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                              heft__quant_region regions[HEFT__QUANT_REGIONS])
 {
     const struct grid *grid = weight->detail;
     const uint64_t columns = heft__quant_columns(weight), scale = heft_dtype_bits(grid->scales) / 8;
-    const uint64_t from = first / grid->block_rows * grid->columns,
-                   to = ((first + rows - 1) / grid->block_rows + 1) * grid->columns;
+    const uint64_t from = line_of(grid, first) * grid->columns,
+                   to = (line_of(grid, first + rows - 1) + 1) * grid->columns;
     regions[0] = (heft__quant_region){
         .part = VALUES, .offset = first * columns, .length = rows * columns, .runs = 1};
     regions[1] = (heft__quant_region){
@@ -141,13 +149,13 @@ static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t firs
                                  heft_error *err)
 {
     const struct grid *grid = weight->detail;
-    const uint64_t columns = heft__quant_columns(weight), top = first / grid->block_rows;
+    const uint64_t columns = heft__quant_columns(weight), top = line_of(grid, first);
     const size_t scale_bytes = heft_dtype_bits(grid->scales) / 8,
                  row_bytes = (size_t)columns * heft_dtype_bits(weight->dtype) / 8;
     const heft__scaled_fn loop = loop_for(grid->values, weight->dtype);
     (void)err;
     for (uint64_t r = 0; r < rows; r++) {
-        const uint64_t line = ((first + r) / grid->block_rows - top) * grid->columns;
+        const uint64_t line = (line_of(grid, first + r) - top) * grid->columns;
         const struct row row = {.values = bytes[0] + r * columns,
                                 .scales = bytes[1] + line * scale_bytes,
                                 .zeros = grid->zeros ? bytes[2] + line : NULL,
@@ -184,6 +192,15 @@ static bool is_result(heft_dtype dtype)
     return dtype == HEFT_DTYPE_F32 || dtype == HEFT_DTYPE_F16 || dtype == HEFT_DTYPE_BF16;
 }
 
+/* Of several matrices: [matrices, lines, columns], or [matrices] for one scale each. */
+static bool are_grids(const heft_tensor_info *info, uint64_t matrices, uint64_t lines,
+                      uint64_t columns)
+{
+    const uint64_t shape[3] = {matrices, lines, columns};
+    return heft__shape_equal(info->shape, info->rank, shape, 3) ||
+           (lines == 1 && columns == 1 && heft__shape_equal(info->shape, info->rank, shape, 1));
+}
+
 /* [lines, columns], or fewer dimensions where sides of 1 are left out, or [lines, 1, columns, 1]. */
 static heft_status check_grid(const heft__quant_finder *finder, size_t i, uint64_t lines,
                               uint64_t columns, heft_error *err)
@@ -199,6 +216,55 @@ static heft_status check_grid(const heft__quant_finder *finder, size_t i, uint64
                : heft__quant_expect(finder, i, HEFT_DTYPE_NONE, HEFT_DTYPE_NONE, shape, 2, err);
 }
 
+/* Values [out, in], or [matrices, out, in], and what can be a scale of them. */
+static heft_status check_dtypes(const heft__quant_finder *finder, const heft__quant_weight *weight,
+                                size_t values, size_t scales, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[values],
+                           *scale = &finder->table->infos[scales];
+    bool good = (info->rank == 2 || info->rank == 3) && is_value(info->dtype);
+    for (uint32_t d = 0; d < info->rank && good; d++) {
+        good = info->shape[d] != 0;
+    }
+    if (!good) {
+        char shape[HEFT__SHAPE_TEXT];
+        return heft__quant_fail(
+            finder, values, err, "expected a matrix of float8 or int8 values, found %s %s",
+            heft_dtype_name(info->dtype), heft__shape_text(info->shape, info->rank, shape));
+    }
+    return is_scale(scale->dtype) && is_result(weight->dtype)
+               ? HEFT_OK
+               : heft__quant_fail(finder, scales, err, "%s cannot be a scale",
+                                  heft_dtype_name(scale->dtype));
+}
+
+/* The same for the grids of scales and, where there are any, of zero points. *why: what keeps several matrices
+ * from being computed. */
+static heft_status check_grids(const heft__quant_finder *finder, const heft__quant_weight *weight,
+                               const struct grid *grid, const char **why, heft_error *err)
+{
+    const heft_tensor_info *infos = finder->table->infos, *info = &infos[weight->part[VALUES]];
+    const size_t scales = weight->part[SCALES], zeros = weight->part[ZEROS];
+    if (grid->zeros && infos[zeros].dtype != HEFT_DTYPE_I8) {
+        return heft__quant_fail(finder, zeros, err, "expected dtype int8, found %s",
+                                heft_dtype_name(infos[zeros].dtype));
+    }
+    if (info->rank == 3) {
+        const uint64_t count = info->shape[0];
+        const bool good =
+            are_grids(&infos[scales], count, grid->lines, grid->columns) &&
+            (!grid->zeros || are_grids(&infos[zeros], count, grid->lines, grid->columns));
+        *why = good ? NULL
+                    : "it holds several matrices in one tensor, and its scales are no grid for "
+                      "each of them";
+        return HEFT_OK;
+    }
+    const heft_status status = check_grid(finder, scales, grid->lines, grid->columns, err);
+    return status == HEFT_OK && grid->zeros
+               ? check_grid(finder, zeros, grid->lines, grid->columns, err)
+               : status;
+}
+
 heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_weight *weight,
                                size_t values, size_t scales, size_t zeros, uint64_t block_rows,
                                uint64_t block_columns, heft_error *err)
@@ -209,43 +275,30 @@ heft_status heft__quant_scaled(const heft__quant_finder *finder, heft__quant_wei
     weight->part[VALUES] = values;
     weight->part[SCALES] = scales;
     weight->part[ZEROS] = zeros;
-    if (info->rank == 3 && is_value(info->dtype)) {
-        weight->why = "it holds several matrices in one tensor";
-        return HEFT_OK;
-    }
-    if (info->rank != 2 || !info->shape[0] || !info->shape[1] || !is_value(info->dtype)) {
-        char shape[HEFT__SHAPE_TEXT];
-        return heft__quant_fail(
-            finder, values, err, "expected a matrix of float8 or int8 values, found %s %s",
-            heft_dtype_name(info->dtype), heft__shape_text(info->shape, info->rank, shape));
-    }
-    if (!is_scale(scale->dtype) || !is_result(weight->dtype)) {
-        return heft__quant_fail(finder, scales, err, "%s cannot be a scale",
-                                heft_dtype_name(scale->dtype));
-    }
-    struct grid *grid = heft__arena_alloc(finder->arena, sizeof *grid);
+    heft_status status = check_dtypes(finder, weight, values, scales, err);
+    struct grid *grid = status == HEFT_OK ? heft__arena_alloc(finder->arena, sizeof *grid) : NULL;
     if (!grid) {
-        return heft__fail_nomem(err, sizeof *grid);
+        return status == HEFT_OK ? heft__fail_nomem(err, sizeof *grid) : status;
     }
+    const uint64_t rows = info->shape[info->rank - 2], columns = info->shape[info->rank - 1];
     *grid = (struct grid){.values = info->dtype,
                           .scales =
                               scale->dtype == HEFT_DTYPE_U8 ? HEFT_DTYPE_F8_E8M0FNU : scale->dtype,
-                          .block_rows = block_rows ? block_rows : info->shape[0],
-                          .block_columns = block_columns ? block_columns : info->shape[1],
+                          .block_rows = block_rows ? block_rows : rows,
+                          .block_columns = block_columns ? block_columns : columns,
+                          .rows = rows,
                           .zeros = zeros != HEFT__NO_PART};
-    const uint64_t lines = (info->shape[0] - 1) / grid->block_rows + 1;
-    grid->columns = (info->shape[1] - 1) / grid->block_columns + 1;
-    heft_status status = check_grid(finder, scales, lines, grid->columns, err);
-    if (status == HEFT_OK && grid->zeros) {
-        status = finder->table->infos[zeros].dtype == HEFT_DTYPE_I8
-                     ? check_grid(finder, zeros, lines, grid->columns, err)
-                     : heft__quant_fail(finder, zeros, err, "expected dtype int8, found %s",
-                                        heft_dtype_name(finder->table->infos[zeros].dtype));
+    grid->lines = (rows - 1) / grid->block_rows + 1;
+    grid->columns = (columns - 1) / grid->block_columns + 1;
+    status = check_grids(finder, weight, grid, &weight->why, err);
+    if (weight->why) {
+        return status;
     }
     weight->layout = &scaled_layout;
     weight->detail = grid;
-    weight->rank = 2;
-    memcpy(weight->shape, info->shape, 2 * sizeof *info->shape);
+    weight->rank = info->rank;
+    memcpy(weight->shape, info->shape, info->rank * sizeof *info->shape);
     weight->group = grid->columns > 1 || block_columns ? grid->block_columns : 0;
+    weight->lines = weight->group && block_rows > 1 ? block_rows : 0;
     return status;
 }

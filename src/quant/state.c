@@ -4,7 +4,9 @@
  * State is known by the last part of its name: scales of inputs and outputs, and of the key/value cache
  * (self_attn.k_scale, self_attn.k_proj.k_scale, ...). What lies in the module of a quantized weight goes with
  * that weight. A tensor that only another method has, or that a weight of this one should have, is FORMAT:
- * left alone, it would be lost without a word.
+ * left alone, it would be lost without a word. What looks quantized and is known by no tensor of the method
+ * (float8, or a weight of integers) is a weight that cannot be dequantized: taken for plain numbers, it would
+ * be wrong without a word.
  * Source: docs/formats/quantized.md [1]. */
 #include "quant/quant.h"
 
@@ -105,6 +107,49 @@ static heft_status refuse(const heft__quant_finder *finder, size_t i, const char
                                   "expected a quantized weight that it is a part of, found none");
 }
 
+static bool has_scale(const heft__quant_table *table, size_t i)
+{
+    static const char *const ends[] = {"_scale_inv", "_scale", "_weight_scale", "_scales", NULL};
+    const size_t length = strlen(table->infos[i].name);
+    const char *const *end = ends;
+    for (; *end && heft__quant_sibling(table, i, length, *end) == HEFT__NO_PART; end++) {
+    }
+    return *end != NULL;
+}
+
+/* Numbers that no model computes with: float8 of rank 2 or more, and integers in the place of a weight. */
+static bool looks_quantized(const heft__quant_table *table, size_t i)
+{
+    const heft_tensor_info *info = &table->infos[i];
+    const bool float8 = heft_dtype_is_floating(info->dtype) && heft_dtype_bits(info->dtype) == 8,
+               whole = info->dtype == HEFT_DTYPE_I8 || info->dtype == HEFT_DTYPE_U8 ||
+                       info->dtype == HEFT_DTYPE_I32;
+    return info->rank >= 2 &&
+           (float8 || (whole && (heft__quant_prefix(info->name, ".weight") != SIZE_MAX ||
+                                 has_scale(table, i))));
+}
+
+/* Take it as a weight of its own, as it is. */
+static heft_status keep_unknown(heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    const heft_tensor_info *info = &finder->table->infos[i];
+    heft__quant_weight weight;
+    heft_status status = heft__quant_weight_init(finder, &weight, i, strlen(info->name), "", err);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    weight.part[0] = i;
+    weight.bits = heft_dtype_bits(info->dtype);
+    weight.why = heft__arena_format(finder->arena, "it is stored in %s, with no scale that %s has",
+                                    heft_dtype_name(info->dtype), finder->found->method);
+    if (weight.why && !finder->found->doubt) {
+        finder->found->doubt = heft__arena_format(finder->arena, "'%.200s' is kept as it is: %s",
+                                                  info->name, weight.why);
+    }
+    return weight.why && finder->found->doubt ? heft__quant_add(finder, &weight, err)
+                                              : heft__fail_nomem(err, strlen(info->name));
+}
+
 heft_status heft__quant_find_state(heft__quant_finder *finder,
                                    const char *(*other)(const heft__quant_finder *finder, size_t i),
                                    heft_error *err)
@@ -124,6 +169,12 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
             const struct part *part = method ? NULL : part_of(name);
             if (method || part) {
                 return refuse(finder, i, part ? part->methods : method, err);
+            }
+        }
+        if (found->owner[i] == HEFT__NO_PART && looks_quantized(finder->table, i)) {
+            const heft_status status = keep_unknown(finder, i, err);
+            if (status != HEFT_OK) {
+                return status;
             }
         }
     }

@@ -215,3 +215,60 @@ run 0 inspect "$work/t5_custom" --json
 [ "$known" = "$(of_dtype float32)" ] || fail "float32 in a custom class: $(of_dtype float32)"
 run 0 load "$work/t5" --dtype float16 --mode copy --json
 [ "$before" = "$(grep -o '"copied_bytes": [0-9]*' "$out")" ] || fail "a custom class takes other bytes than $before"
+
+# dtypes of parts: in a conversion, by a load and of a new model; sub-models by their key in the config
+python3 - "$source_dir/tests/data/skeletons/clip__base.json" "$work/clip.json" <<'END'
+import json, sys
+json.dump(json.load(open(sys.argv[1]))["config"], open(sys.argv[2], "w"))
+END
+parts=(--dtype f16 --dtype-of "vision_config=f32,text_config=bf16")
+run 0 init "$work/clip.json" "$work/clip" --dtype f32
+run 0 convert "$work/clip" "$work/parts" "${parts[@]}"
+run 0 init "$work/clip.json" "$work/new" "${parts[@]}"
+run 0 convert "$work/clip" "$work/alone" --dtype f16 --dtype-of text_model=bf16 --keep-f32 vision_model
+for folder in parts new alone; do
+    run 0 inspect "$work/$folder" --json
+    shows "$out" '"dtypes": [{]"float32": [{]"tensors": 55, "bytes": 162304[}], "bfloat16": [{]"tensors": 36, "bytes": 44544[}], "float16": [{]"tensors": 3, "bytes": 2306[}][}]'
+    lacks "$out" '"name": "vision_model[^"]*", "dtype": "(bfloat16|float16)"'
+    lacks "$out" '"name": "text_model[^"]*", "dtype": "float(32|16)"'
+done
+run 0 load "$work/clip" "${parts[@]}" --json
+has bytes 209154
+run 0 plan "$work/clip.json" "${parts[@]}" --json
+shows "$out" '"placed_bytes": [{]"cpu": 209610, .*"resident_bytes": 209610,'
+# without a config, by the modules that the names make; also without a dtype for all
+mkdir "$work/lone"
+cp "$work/clip/model.safetensors" "$work/lone"
+run 0 convert "$work/lone/model.safetensors" "$work/named" --dtype-of visual_projection=bf16,final_layer_norm=f16
+run 0 inspect "$work/named" --json
+shows "$out" '"name": "visual_projection.weight", "dtype": "bfloat16"'
+shows "$out" '"name": "text_model.final_layer_norm.weight", "dtype": "float16"'
+shows "$out" '"name": "text_projection.weight", "dtype": "float32"'
+# shards of an interrupted conversion are not continued with other dtypes
+run 0 convert "$work/clip" "$work/one" --resume --dtype-of vision_config=f16
+run 0 convert "$work/clip" "$work/one" --resume --force --dtype-of text_config=f16
+run 0 inspect "$work/one" --json
+lacks "$out" '"name": "vision_model[^"]*", "dtype": "float16"'
+for command in "load $work/clip" "convert $work/clip $work/never" "init $work/clip.json $work/never" "plan $work/clip.json"; do
+    # shellcheck disable=SC2086
+    fails 6 'vision_modle: .*is not a module or tensor of the model' $command --keep-f32 vision_modle
+    # shellcheck disable=SC2086
+    run 2 $command --dtype-of vision_model
+    shows "$err" "'vision_model' is not a NAME=DTYPE pair"
+done
+[ ! -e "$work/never" ] || fail "something was written"
+
+# DeepSeek-V3's bias of the router stays float32, whatever version wrote the config
+for version in 4.33.1 4.46.3 4.57.1 5.23.0; do
+    python3 - "$source_dir/tests/data/skeletons/deepseek_v3__base.json" "$work/v3.json" $version <<'END'
+import json, sys
+made = json.load(open(sys.argv[1]))["config"]
+made["transformers_version"] = sys.argv[3]
+json.dump(made, open(sys.argv[2], "w"))
+END
+    run 0 init "$work/v3.json" "$work/v3" --force --dtype f32
+    run 0 convert "$work/v3" "$work/v3-bf16" --force --dtype bf16
+    run 0 inspect "$work/v3-bf16" --json
+    shows "$out" 'e_score_correction_bias", "dtype": "float32"'
+    lacks "$out" 'proj.weight", "dtype": "float32"'
+done

@@ -114,3 +114,56 @@ shows "$err" "no model.safetensors, and safetensors was asked for; weight files:
 run 0 inspect "$source_dir/tests/data/loading/bin_and_safetensors" --format bin --json
 shows "$out" '"format": "bin"'
 run 4 load "$source_dir/tests/data/loading/single_bin" --format safetensors
+
+# bytes by dtype; integers that belong to no weight are buffers where there is a config
+"$heft" init -q "$config" "$work/sized" --max-shard-size 40KB
+run 0 inspect "$work/sized" --json
+shows "$out" '"dtypes": [{]"float32": [{]"tensors": 39, "bytes": 93568[}][}]'
+mkdir "$work/buffers"
+python3 - "$work/buffers/model.safetensors" <<'END'
+import json, struct, sys
+header = {"embeddings.position_ids": {"dtype": "I64", "shape": [1, 8], "data_offsets": [0, 64]},
+          "pooler.dense.bias": {"dtype": "F32", "shape": [32], "data_offsets": [64, 192]},
+          "pooler.dense.weight": {"dtype": "F16", "shape": [32, 32], "data_offsets": [192, 2240]}}
+text = json.dumps(header).encode()
+open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + bytes(2240))
+END
+run 0 inspect "$work/buffers" --json
+has total_parameters 1064
+cp "$config" "$work/buffers"
+run 0 inspect "$work/buffers" --json
+has total_parameters 1056
+shows "$out" '"dtypes": [{]"int64": [{]"tensors": 1, "bytes": 64[}], "float32": [{]"tensors": 1, "bytes": 128[}], "float16": [{]"tensors": 1, "bytes": 2048[}][}]'
+run 0 inspect "$work/buffers"
+shows "$out" '^dtype       float16: 1 tensor, 2.0 KB$'
+
+# a narrow terminal: columns are left out, names cut; nothing is where the output is a pipe
+cat >"$work/terminal.py" <<'END'
+import fcntl, os, pty, struct, subprocess, sys, termios
+here, there = pty.openpty()
+fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, int(sys.argv[1]), 0, 0))
+child = subprocess.Popen(sys.argv[2:], stdout=there, stdin=subprocess.DEVNULL)
+os.close(there)
+text = b""
+while True:
+    try:
+        more = os.read(here, 65536)
+    except OSError:
+        break
+    if not more:
+        break
+    text += more
+sys.stdout.write(text.decode().replace("\r", ""))
+sys.exit(child.wait())
+END
+for width in 200 80 50; do
+    last="heft inspect on $width columns"
+    python3 "$work/terminal.py" $width "$heft" inspect "$work/sized" >"$out"
+    longest=$(python3 -c 'import sys; print(max(len(line.rstrip("\n")) for line in open(sys.argv[1], encoding="utf-8")))' "$out")
+    [ "$longest" -le $width ] || fail "$last: a line of $longest columns"
+    case $width in
+    200) shows "$out" '^encoder.layer.1.attention.output.LayerNorm.weight +float32 +\[32\] +128 +model-' ;;
+    80) shows "$out" '^encoder[^ ]+LayerNorm.weight +float32 +\[32\] +128$' ;;
+    50) shows "$out" '^encoder[^ ]*…[^ ]*Norm.weight +float32 +\[32\] +128$' ;;
+    esac
+done

@@ -54,7 +54,7 @@ for folder in "$data"/*/; do
     # named, and nothing missing, random, or cast
     run 0 inspect "$folder" --json
     is_json
-    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\][}]'
+    shows "$out" '"quantization": [{]"method": "[a-z0-9-]+", "bits": [2348], "group_size": (null|[0-9]+), "weights": [0-9]+, "known": true, "declared": true, "dequantized": false, "state": \[.*\], "block": (null|\[[0-9]+, [0-9]+\])[}]'
     run 0 load "$folder" --strict --json
     has missing '[]'
     has initialized '[]'
@@ -67,6 +67,10 @@ for folder in "$data"/*/; do
     equal "$work/$case/model.safetensors" "$folder/expected.safetensors"
     lacks "$work/$case/config.json" quantization_config
     [ ! -e "$work/$case/quanto_qmap.json" ] || fail "$case: quanto_qmap.json was kept"
+    # another file of weights stays as it is, and that is told; what says how weights were stored goes with them
+    shows "$err" 'warning: copied as they are, not part of the checkpoint: expected.safetensors$'
+    run 0 inspect "$work/$case" --json
+    lacks "$out" '_type|tensor_names'
     run 0 convert "$folder" "$work/bin" --dequantize --format bin --max-shard-size 20KB
     run 0 convert "$work/bin" "$work/back"
     run 0 convert "$work/back" "$work/whole" --max-shard-size 1GB
@@ -75,6 +79,13 @@ for folder in "$data"/*/; do
     run 0 load "$folder" --dequantize --touch --json
     has missing '[]'
     shows "$out" '"dequantized": true'
+    # parameters are those of the model, whatever they are stored as; gptq writes biases that the family does not have
+    count=$(grep -o '"parameters": [0-9]*' "$out")
+    run 0 load "$folder" --json
+    [ "$case" = gptq_8bit ] || [ "$count" = "$(grep -o '"parameters": [0-9]*' "$out")" ] || fail "$case: not $count parameters as stored"
+    count=$(grep -o '"parameters": [0-9]*' "$out")
+    run 0 inspect "$folder" --json
+    has total_parameters "${count#*: }"
     # a conversion with a cast leaves what is packed as it is
     run 0 convert "$folder" "$work/cast" --dtype float32
     run 0 load "$work/cast" --json
@@ -315,7 +326,7 @@ renamed() { # renamed CASE EXPRESSION: new names of its tensors, n each
     rm "$work/edited/expected.safetensors"
     edited "$work/edited" "t = {$2: v for n, v in t.items()}"
 }
-for case in awq_4bit bnb_nf4 fp8_block; do
+for case in awq_4bit bnb_nf4 fp8_block quanto_int4 quanto_int8; do
     run 0 load "$data/$case" --json
     before=$(grep -o '"parameters": [0-9]*, "bytes": [0-9]*' "$out" || true)
     for names in "'module.' + n" "'_orig_mod.' + n" "'base_model.model.' + n" "n.replace('.self_attn.', '.self_attn._orig_mod.')" "n.removeprefix('model.')"; do

@@ -44,18 +44,18 @@ for file in "$source_dir"/src/cli/cmd_*.c; do
     run 0 "$command" a b c --help --unknown
     shows "$out" "^usage: heft $command \[OPTIONS\]( [A-Z ]+)?$"
     {
-        grep -oE 'X\([A-Z_]+, "[a-z-]+"' "$file" | sed 's/.*"\(.*\)"/--\1/'
+        grep -oE 'X\([A-Z0-9_]+, "[a-z0-9-]+"' "$file" | sed 's/.*"\(.*\)"/--\1/'
         printf -- '--%s\n' json quiet verbose help
         [ "$command" = shared ] || echo --limit
     } | sort >"$work/table"
-    grep -oE '^  (-[a-z],|   ) --[a-z-]+' "$work/help" | grep -oE -- '--[a-z-]+' | sort >"$work/listed"
+    grep -oE '^  (-[a-z],|   ) --[a-z0-9-]+' "$work/help" | grep -oE -- '--[a-z0-9-]+' | sort >"$work/listed"
     diff "$work/table" "$work/listed" >&2 || fail "heft $command --help and its option table differ"
     while read -r option; do
         case $option in --json | --quiet | --verbose | --help | --limit) continue ;; esac
         grep -qE -- "^\| \`${option}[\` =[]" "$page" || fail "$page: no row for $option"
         count=$((count + 1))
     done <"$work/listed"
-    grep -oE -- '^\| `--[a-z-]+' "$page" | grep -oE -- '--[a-z-]+' | sort >"$work/page"
+    grep -oE -- '^\| `--[a-z0-9-]+' "$page" | grep -oE -- '--[a-z0-9-]+' | sort >"$work/page"
     while read -r option; do
         grep -qxF -- "$option" "$work/table" || fail "$page: $option is no option of heft $command"
     done <"$work/page"

@@ -138,3 +138,14 @@ sed -i 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 9/' "$work/layers/con
 run 1 verify "$work/layers"
 shows "$out" '^missing_weights: config\.json: [0-9]+ of [0-9]+ weights of the body of BertModel are missing: '
 run 0 verify "$work/layers/model.safetensors" # a file alone need not be a whole model
+
+# what a killed write leaves, in the folder and beside it; a lock is none
+"$heft" init -q "$config" "$work/killed"
+mkdir "$work/.killed.heft-tmp-AbCd12" "$work/killed/.heft-tmp-EfGh34" "$work/.other.heft-tmp-AbCd12"
+touch "$work/.killed.heft-tmp-lock"
+for path in "$work/killed" "$work/killed/."; do
+    run 0 verify "$path"
+    shows "$out" '^note: leftover: .killed.heft-tmp-AbCd12: beside this folder: a write to it that .* was killed'
+    shows "$out" '^note: stale_file: .heft-tmp-EfGh34: left by an interrupted save$'
+    lacks "$out" 'lock|other'
+done

@@ -210,8 +210,9 @@ static const struct kept {
     const char *name, *tensors, *config, *metadata;
     const char *why; /* a part of it; NULL: the weight is computed */
 } kept[] = {
-    {"experts in one tensor",                    "e.w F8_E4M3 2,4,4;e.w_scale_inv F32 2,2,2",                          FP8,                          NULL,
-     "several matrices"                                                                                                                                                        },
+    {"experts in one tensor",                    "e.w F8_E4M3 2,4,4;e.w_scale_inv F32 2,2,2",                          FP8,                          NULL, NULL                },
+    {"experts in one tensor with another grid",  "e.w F8_E4M3 2,4,4;e.w_scale_inv F32 2,2",                            FP8,
+     NULL,                                                                                                                                                 "several matrices"  },
     {"float8 without a config",                  "a.weight F8_E4M3 4,4;a.weight_scale_inv F32 2,2",                    NULL,                         NULL,
      "no config gives"                                                                                                                                                         },
     {"a scale under Mistral's name",

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# test_quantized_kinds - quantized checkpoints of kinds that public loaders read wrongly, refused or filled with random
+# values: quantized.py makes them, and the values that are right.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+made=$work/made
+mkdir "$made"
+python3 "$(dirname "$0")/quantized.py" "$made"
+
+# equal FILE FILE: names, dtypes, shapes and bytes
+equal() {
+    python3 - "$1" "$2" <<'END_OF_PYTHON'
+import json, struct, sys
+def read(path):
+    blob = open(path, "rb").read()
+    length = struct.unpack("<Q", blob[:8])[0]
+    header = json.loads(blob[8:8 + length])
+    header.pop("__metadata__", None)
+    return {name: (t["dtype"], t["shape"], blob[8 + length + t["data_offsets"][0]:8 + length + t["data_offsets"][1]])
+            for name, t in header.items()}
+left, right = read(sys.argv[1]), read(sys.argv[2])
+assert left.keys() == right.keys(), sorted(left.keys() ^ right.keys())
+different = [name for name in left if left[name] != right[name]]
+assert not different, different
+END_OF_PYTHON
+}
+
+for folder in "$made"/*/; do
+    case=$(basename "$folder")
+    run 0 verify "$folder"
+    run 0 load "$folder" --strict --json
+    has missing '[]'
+    has initialized '[]'
+    has unexpected '[]'
+    count=11360
+    [ "$case" != tied_table ] || count=10848
+    has parameters $count
+    run 0 load "$folder" --dequantize --strict --json
+    has initialized '[]'
+    has parameters $count
+    run 0 inspect "$folder" --json
+    has total_parameters $count
+    run 0 convert "$folder" "$work/plain" --dequantize -q
+    equal "$work/plain/model.safetensors" "$made/$case.expected" || fail "$case: other values"
+    # what is stored stays as it is
+    run 0 convert "$folder" "$work/copy" --dtype float32 -q
+    run 0 convert "$work/copy" "$work/again" --dequantize --dtype bfloat16 -q
+    equal "$work/again/model.safetensors" "$made/$case.expected" || fail "$case: other values after a cast"
+    rm -rf "$work/plain" "$work/copy" "$work/again"
+done
+
+# edited CASE EXPRESSION: a copy in $work/edited with other tensors t: {name: (dtype, shape, bytes)}, or another config c
+edited() {
+    rm -rf "$work/edited"
+    cp -r "$made/$1" "$work/edited"
+    PYTHONPATH=$(dirname "$0") python3 - "$work/edited" "$2" <<'END_OF_PYTHON'
+import json, struct, sys
+import quantized
+folder = sys.argv[1]
+blob = open(folder + "/model.safetensors", "rb").read()
+length = struct.unpack("<Q", blob[:8])[0]
+t = {n: (v["dtype"], v["shape"], blob[8 + length + v["data_offsets"][0]:8 + length + v["data_offsets"][1]])
+     for n, v in json.loads(blob[8:8 + length]).items()}
+c = json.load(open(folder + "/config.json"))
+exec(sys.argv[2])
+quantized.write(folder + "/model.safetensors", t)
+json.dump(c, open(folder + "/config.json", "w"))
+END_OF_PYTHON
+}
+layer=model.layers.0
+
+# experts in one tensor: a grid of scales for each, or nothing is computed
+edited fp8_scalar "
+t.clear()
+q = bytes(case.below(127) for case in [quantized.Numbers(1)] for _ in range(3 * 10 * 12))
+scales = [2.0 ** (k % 9 - 6) for k in range(3 * 3 * 2)]
+t['experts.down_proj'] = ('F8_E4M3', [3, 10, 12], q)
+t['experts.down_proj_scale_inv'] = ('F32', [3, 3, 2], struct.pack('<18f', *scales))
+values = [quantized.e4m3(q[(e * 10 + o) * 12 + i]) * scales[(e * 3 + o // 4) * 2 + i // 8]
+          for e in range(3) for o in range(10) for i in range(12)]
+quantized.write(folder + '/expected', {'experts.down_proj': ('BF16', [3, 10, 12], b''.join(map(quantized.bf16, values)))})
+c['model_type'] = c['architectures'][0] = 'Stacked'
+c['quantization_config']['weight_block_size'] = [4, 8]"
+run 0 convert "$work/edited" "$work/plain" --dequantize -q
+equal "$work/plain/model.safetensors" "$work/edited/expected" || fail "experts in one tensor: other values"
+rm -rf "$work/plain"
+edited fp8_scalar "
+t['experts.down_proj'] = ('F8_E4M3', [2, 2, 2], bytes(8))
+t['experts.down_proj_scale_inv'] = ('F32', [1], bytes(4))"
+fails 7 'experts.down_proj: cannot be dequantized: .* its scales are no grid for each' load "$work/edited" --dequantize
+
+# half-bytes need exponents; another dtype is not guessed at
+edited fp8_half_bytes_U8_I8 "t['$layer.mlp.up_proj.scale'] = ('F32', [64, 1], bytes(256))"
+fails 5 'up_proj.scale: .*expected exponents as scales of half-bytes, found float32' load "$work/edited"
+
+# what looks quantized and has no scale of the method is never taken for plain numbers
+for stored in I8 U8 F8_E4M3; do
+    edited zeros_in_bytes "
+n = '$layer.mlp.up_proj.weight'
+for end in ('_packed', '_scale', '_shape', '_zero_point'): del t[n + end]
+t[n] = ('$stored', [64, 32], bytes(2048))
+c['quantization_config'] = {'quant_method': 'gptq', 'bits': 4}
+for n in [n for n in t if 'weight_' in n]: del t[n]"
+    run 0 load "$work/edited" --allow-missing
+    shows "$err" "warning: '$layer.mlp.up_proj.weight' is kept as it is: it is stored in .*, with no scale that gptq has"
+    fails 7 'up_proj.weight: cannot be dequantized: it is stored in ' convert "$work/edited" "$work/never" --dequantize
+    [ ! -e "$work/never" ] || fail "something was written"
+done
+
+# a tie with a quantized table: one set of tensors with two names, in a pass too; a head of its own stays
+run 0 load "$made/tied_table"
+shows "$out" '^tied  *model.embed_tokens.weight_packed = lm_head.weight_packed$'
+run 0 load "$made/tied_table" --device-map cpu --touch -q
+edited tied_table "t['lm_head.weight'] = ('BF16', [16, 32], bytes(1024))"
+run 0 load "$work/edited" --strict
+lacks "$out" '^tied'
+
+# a block is told as such
+run 0 inspect "$made/fp8_short_blocks"
+shows "$out" '^quantized   fp8, 8 bits, block 24x20, 7 weights$'
+run 0 load "$made/fp8_short_blocks" --json
+shows "$out" '"group_size": 20, .*"block": \[24, 20\]'
+run 0 inspect "$made/fp8_rows" --json
+shows "$out" '"group_size": null, .*"block": null'
+
+# weights that the body lacks are counted as weights, not as tensors
+edited zeros_in_words "
+for n in [n for n in t if 'up_proj' in n]: del t[n]"
+run 0 load "$work/edited"
+shows "$err" "warning: 1 of 11 weights of the base model are missing .*'$layer.mlp.up_proj.weight'"
