@@ -61,12 +61,12 @@ static float float_at(const uint8_t *bytes)
 
 /* The largest magnitudes of blocks first + from .. first + from + count - 1, where bytes[1] has the one of
  * block `first`. */
-static void read_absmax(const struct blocks *b, const uint8_t *const bytes[], uint64_t first,
+static void read_absmax(const struct blocks *b, const heft__quant_bytes bytes[], uint64_t first,
                         uint64_t from, size_t count, float *dst)
 {
     if (!b->nested_size) {
         for (size_t k = 0; k < count; k++) {
-            dst[k] = float_at(bytes[1] + (from + k) * 4);
+            dst[k] = float_at(bytes[1].at + (from + k) * 4);
         }
         return;
     }
@@ -74,9 +74,9 @@ static void read_absmax(const struct blocks *b, const uint8_t *const bytes[], ui
         const uint64_t block = first + from + k, nested = block / b->nested_size,
                        left = (nested + 1) * b->nested_size - block;
         const size_t end = left < count - k ? k + (size_t)left : count;
-        const float scale = float_at(bytes[2] + (nested - first / b->nested_size) * 4);
+        const float scale = float_at(bytes[2].at + (nested - first / b->nested_size) * 4);
         for (; k < end; k++) {
-            const float product = b->nested_map[bytes[1][from + k]] * scale;
+            const float product = b->nested_map[bytes[1].at[from + k]] * scale;
             dst[k] = product + b->offset;
         }
     }
@@ -105,7 +105,7 @@ static void decode_run(const struct blocks *b, heft_dtype dtype, const uint8_t *
 }
 
 struct tile {
-    const uint8_t *const *bytes;
+    const heft__quant_bytes *bytes;
     uint64_t start, end, first; /* numbers of its values; its first block */
     uint8_t *dst;
 };
@@ -118,7 +118,7 @@ static uint64_t decode_part(const struct blocks *b, heft_dtype dtype, const stru
     const size_t count = (size_t)((next < tile->end ? next : tile->end) - at);
     float absmax;
     read_absmax(b, tile->bytes, tile->first, block - tile->first, 1, &absmax);
-    decode_run(b, dtype, tile->bytes[0], at, tile->start, count, absmax,
+    decode_run(b, dtype, tile->bytes[0].at, at, tile->start, count, absmax,
                tile->dst + (at - tile->start) * (heft_dtype_bits(dtype) / 8));
     return at + count;
 }
@@ -134,7 +134,7 @@ static uint64_t decode_whole(const struct blocks *b, heft_dtype dtype, const str
         read_absmax(b, tile->bytes, tile->first, at / b->size - tile->first, some, absmax);
         heft__nibble_lanes()->lookup_blocks(
             (uint16_t *)(void *)(tile->dst + (at - tile->start) * 2), b->map, absmax,
-            dtype == HEFT_DTYPE_F16, tile->bytes[0] + (at / 2 - tile->start / 2), some,
+            dtype == HEFT_DTYPE_F16, tile->bytes[0].at + (at / 2 - tile->start / 2), some,
             (size_t)b->size);
         at += some * b->size;
     }
@@ -142,7 +142,7 @@ static uint64_t decode_whole(const struct blocks *b, heft_dtype dtype, const str
 }
 
 static heft_status blocks_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct blocks *b = weight->detail;

@@ -76,7 +76,7 @@ static void place_some(const struct experts *x, uint16_t (*values)[8][16], uint6
 struct tile {
     const struct experts *x;
     uint64_t groups, rows; /* of each row of blocks; rows of W */
-    const uint8_t *blocks, *scales;
+    heft__quant_bytes blocks, scales;
     uint16_t (*table)[16];
     uint16_t *dst;
 };
@@ -89,9 +89,8 @@ static void decode_eight(const struct tile *tile, uint64_t o, uint64_t g)
     const uint64_t some = x->rows - o < 8 ? x->rows - o : 8;
     uint16_t values[2][8][16]; /* halves of a block, rows of blocks */
     for (uint64_t k = 0; k < some; k++) {
-        const uint64_t block = (o + k) * tile->groups + g;
-        const uint8_t *from = tile->blocks + block * (GROUP / 2);
-        const uint16_t *results = tile->table[tile->scales[block]];
+        const uint8_t *from = tile->blocks.at + (o + k) * tile->blocks.line + g * (GROUP / 2);
+        const uint16_t *results = tile->table[tile->scales.at[(o + k) * tile->scales.line + g]];
         lanes->lookup16(values[0][k], results, from, GROUP / 2, false);
         lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false);
     }
@@ -114,7 +113,7 @@ static bool decode_band(const struct tile *tile, uint64_t o, uint64_t g)
         return false;
     }
     for (uint64_t k = 0; k < BAND; k++) {
-        scales[k] = tile->scales[(o + k) * tile->groups + g];
+        scales[k] = tile->scales.at[(o + k) * tile->scales.line + g];
         least = scales[k] < least ? scales[k] : least;
         most = scales[k] > most ? scales[k] : most;
     }
@@ -122,8 +121,8 @@ static bool decode_band(const struct tile *tile, uint64_t o, uint64_t g)
         return false;
     }
     lanes->turn_e2m1(tile->dst + g * GROUP * tile->x->rows + o, (size_t)tile->x->rows,
-                     tile->blocks + (o * tile->groups + g) * (GROUP / 2),
-                     (size_t)tile->groups * (GROUP / 2), scales);
+                     tile->blocks.at + o * tile->blocks.line + g * (GROUP / 2),
+                     (size_t)tile->blocks.line, scales);
     return true;
 }
 
@@ -145,7 +144,7 @@ static void decode_tile(const struct tile *tile)
 }
 
 static heft_status mxfp4_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                 heft_error *err)
 {
     const struct experts *x = weight->detail;
@@ -165,6 +164,7 @@ static heft_status mxfp4_decode(const heft__quant_weight *weight, uint64_t first
 
 static const heft__quant_layout mxfp4_layout = {.name = "E2M1 blocks of experts",
                                                 .row_step = GROUP,
+                                                .in_place = true,
                                                 .regions = mxfp4_regions,
                                                 .decode = mxfp4_decode};
 

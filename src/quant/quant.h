@@ -89,19 +89,27 @@ typedef struct heft__quant_region {
     uint64_t offset, length, stride, runs;
 } heft__quant_region;
 
+/* Of a region: its first run, and how far the next one is behind it. */
+typedef struct heft__quant_bytes {
+    const uint8_t *at; /* at any address */
+    uint64_t line;     /* at least the length of a run; any number for a region of one run */
+} heft__quant_bytes;
+
 /* A row is what runs along the last dimension of the dequantized weight; rows are numbered through all
  * leading dimensions. The rows of one call never cross the matrices of a weight of rank 3. */
 struct heft__quant_layout {
     const char *name;
     /* Calls begin at multiples of so many rows of the matrix (at least 1). */
     uint32_t row_step;
+    /* Runs may be far apart: whole cache lines of each are used at once. Else they are copied to be near. */
+    bool in_place;
     /* The bytes that rows first .. first + rows - 1 need; returns how many regions. */
     size_t (*regions)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                       heft__quant_region regions[HEFT__QUANT_REGIONS]);
-    /* Compute these rows. bytes[k]: of region k, at a multiple of 64 bytes. dst: rows * columns elements of
+    /* Compute these rows. bytes[k]: of region k. dst: rows * columns elements of
      * weight->dtype, aligned for it. FORMAT for a value that is out of range (item is set by the caller). */
     heft_status (*decode)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                          const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                          const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                           heft_error *err);
 };
 

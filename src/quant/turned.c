@@ -282,22 +282,21 @@ static void decode_groups(const heft__quant_weight *weight, const struct strip *
 }
 
 static heft_status turned_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct heft__turned *t = weight->detail;
-    const uint64_t from = first * t->bits / 32, to = ((first + rows) * t->bits + 31) / 32;
     struct held held;
     struct strip s = {.t = t,
                       .lanes = heft__nibble_lanes(),
-                      .values = bytes[0],
-                      .zeros = bytes[1],
-                      .scales = bytes[2],
-                      .value_line = t->along_in ? rows * 4 : (to - from) * 4,
-                      .zero_line = (to - from) * 4,
-                      .scale_line = rows * heft_dtype_bits(t->scales) / 8,
-                      .bit = first * t->bits - from * 32};
-    const uint8_t *index = t->indexed ? bytes[3] : NULL;
+                      .values = bytes[0].at,
+                      .zeros = bytes[1].at,
+                      .scales = bytes[2].at,
+                      .value_line = bytes[0].line,
+                      .zero_line = bytes[1].line,
+                      .scale_line = bytes[2].line,
+                      .bit = first * t->bits % 32};
+    const uint8_t *index = t->indexed ? bytes[3].at : NULL;
     const bool in_groups = has_whole_groups(weight, index);
     heft_status status = HEFT_OK;
     for (s.row = 0; s.row < rows && status == HEFT_OK; s.row += ROWS) {

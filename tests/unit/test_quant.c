@@ -208,25 +208,26 @@ static void compare_tiles(const struct opened *o, const heft__quant_weight *weig
     for (uint64_t first = 0; first < rows;) {
         const uint64_t left = per - first % per, count = left < most ? left : most;
         heft__quant_region regions[HEFT__QUANT_REGIONS] = {{0}};
-        uint8_t *bytes[HEFT__QUANT_REGIONS] = {NULL};
+        uint8_t *runs[HEFT__QUANT_REGIONS] = {NULL};
+        heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{0}};
         heft_error err = {0};
         const size_t n = weight->layout->regions(weight, first, count, regions);
         assert_in_range(n, 1, HEFT__QUANT_REGIONS);
         for (size_t k = 0; k < n; k++) {
-            bytes[k] = gather(o, weight, &regions[k]);
+            runs[k] = gather(o, weight, &regions[k]);
+            bytes[k] = (heft__quant_bytes){runs[k], regions[k].length};
         }
         uint8_t *out = malloc(count * row_bytes);
         assert_non_null(out);
-        test_expect_status(
-            weight->layout->decode(weight, first, count, (const uint8_t *const *)bytes, out, &err),
-            HEFT_OK, &err, weight->name);
+        test_expect_status(weight->layout->decode(weight, first, count, bytes, out, &err), HEFT_OK,
+                           &err, weight->name);
         if (memcmp(out, expected + first * row_bytes, count * row_bytes) != 0) {
             fail_msg("%s: rows %llu to %llu differ", weight->name, (unsigned long long)first,
                      (unsigned long long)(first + count));
         }
         free(out);
         for (size_t k = 0; k < n; k++) {
-            free(bytes[k]);
+            free(runs[k]);
         }
         first += count;
     }
@@ -533,8 +534,8 @@ static void a_view_is_read_from_anywhere(void **state)
         }
     }
     heft__decoder *decoder = NULL;
-    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, &decoder, &err), HEFT_OK,
-                       &err, "decoder");
+    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, NULL, &decoder, &err),
+                       HEFT_OK, &err, "decoder");
     for (size_t f = 0; f < sizeof firsts / sizeof *firsts; f++) {
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
             const uint64_t left = (uint64_t)ROWS * COLUMNS - firsts[f],
