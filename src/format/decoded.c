@@ -5,56 +5,108 @@
  * is wanted, else into a second buffer, which is kept for what is wanted next.
  *
  *   parts that are read row by row    a tile stays in the second-level cache
- *   parts stored the other way round  a tile needs a run of each of their rows: where they are small they
- *                                     are held whole, else tiles are large, so that runs are long
+ *   parts stored the other way round  a tile needs a run of each of their rows: where they are small, those of
+ *                                     a matrix are held, else tiles are large, so that runs are long
  *
  * A part that does not stand in its file as it is used (deflated, strided, other byte order) is held
- * whole, too. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and the parts that are held.
+ * whole. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and the parts that are held; decoders may leave
+ * it to each other, so that the kernel does not clear fresh pages for each.
  * Source: docs/formats/quantized.md. */
 #include "format/format.h"
 
 #define TILE_BYTES ((uint64_t)256 << 10)
 #define STRIDED_BYTES ((uint64_t)4 << 20)
-#define HELD_BYTES ((uint64_t)8 << 20)   /* of a part that is stored the other way round */
+#define HELD_BYTES                                                                                 \
+    ((uint64_t)8 << 20) /* of a matrix of a part that is stored the other way round */
+#define LENT_TILE_BYTES                                                                            \
+    ((uint64_t)1 << 20)                  /* of rows that are computed from where parts are held */
 #define PIECE_BYTES ((uint64_t)16 << 20) /* of elements that are read at once by one thread */
 #define ALIGNMENT 64
+
+struct held {
+    uint8_t *data;
+    uint64_t bytes;  /* of one matrix; of a part that does not stand as it is used, all */
+    uint64_t matrix; /* which; UINT64_MAX: none yet */
+};
 
 struct heft__decoder {
     heft_ctx *ctx;
     const heft__decoded *decoded;
+    heft__decoder_memory *memory; /* NULL: none */
     uint64_t columns, matrix_rows, row_bytes;
     uint64_t tile_rows;
-    uint8_t *parts; /* the regions of a tile, each at a multiple of ALIGNMENT */
+    uint8_t *block; /* what is held, then the regions of a tile; each at a multiple of ALIGNMENT */
+    size_t block_bytes;
+    uint8_t *parts; /* the regions of a tile: in the block, or `more` */
     size_t parts_bytes;
+    uint8_t *more;
+    size_t more_bytes;
     uint8_t
         *rows; /* of the tile that was computed last for a caller who wants a part; NULL: none */
     size_t rows_bytes;
-    uint64_t held_first, held_rows;    /* which these are; held_rows 0: none */
-    uint8_t *whole[HEFT__QUANT_PARTS]; /* parts that are held */
-    size_t whole_bytes[HEFT__QUANT_PARTS];
+    uint64_t held_first, held_rows; /* which these are; held_rows 0: none */
+    struct held held[HEFT__QUANT_PARTS];
 };
 
-/* ---- tiles ------------------------------------------------------------------------------------ */
-static uint64_t part_bytes(const heft__decoded *decoded, uint32_t part)
+/* ---- memory ------------------------------------------------------------------------------------- */
+void heft__decoder_memory_init(heft__decoder_memory *memory, heft_ctx *ctx)
 {
-    return decoded->part[part]->size_bytes;
+    *memory = (heft__decoder_memory){.ctx = ctx};
+    pthread_mutex_init(&memory->lock, NULL);
 }
 
-/* The bytes of the buffer for regions. */
-static uint64_t sum_regions(const heft__quant_region *regions, size_t count)
+void heft__decoder_memory_fini(heft__decoder_memory *memory)
 {
-    uint64_t bytes = ALIGNMENT;
-    for (size_t k = 0; k < count; k++) {
-        bytes += (regions[k].length * regions[k].runs + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    for (size_t i = 0; i < memory->count; i++) {
+        heft__free(memory->ctx, memory->spare[i].start, memory->spare[i].bytes);
     }
-    return bytes;
+    pthread_mutex_destroy(&memory->lock);
 }
 
-/* The same for the first rows of a weight. */
-static uint64_t regions_bytes(const heft__quant_weight *weight, uint64_t rows)
+/* A block of at least *bytes, which is set to its size: one that is spare, or instead of one, so that there are
+ * never more blocks than decoders at once. */
+static uint8_t *take_block(heft_ctx *ctx, heft__decoder_memory *memory, size_t *bytes)
 {
-    heft__quant_region regions[HEFT__QUANT_REGIONS];
-    return sum_regions(regions, weight->layout->regions(weight, 0, rows, regions));
+    heft__spare_block found = {0};
+    if (memory) {
+        pthread_mutex_lock(&memory->lock);
+        for (size_t i = 0; i < memory->count; i++) {
+            if (memory->spare[i].bytes >= *bytes || i + 1 == memory->count) {
+                found = memory->spare[i];
+                memory->spare[i] = memory->spare[--memory->count];
+                break;
+            }
+        }
+        pthread_mutex_unlock(&memory->lock);
+    }
+    if (found.start && found.bytes < *bytes) {
+        heft__free(ctx, found.start, found.bytes);
+        found.start = NULL;
+    }
+    if (!found.start) {
+        found = (heft__spare_block){heft__alloc(ctx, *bytes), *bytes};
+    }
+    *bytes = found.bytes;
+    return found.start;
+}
+
+static void leave_block(heft_ctx *ctx, heft__decoder_memory *memory, uint8_t *block, size_t bytes)
+{
+    if (block && memory) {
+        pthread_mutex_lock(&memory->lock);
+        if (memory->count < sizeof memory->spare / sizeof *memory->spare) {
+            memory->spare[memory->count++] = (heft__spare_block){block, bytes};
+            block = NULL;
+        }
+        pthread_mutex_unlock(&memory->lock);
+    }
+    heft__free(ctx, block, bytes);
+}
+
+/* ---- tiles ------------------------------------------------------------------------------------ */
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
 /* Whether a part is stored the other way round: tiles have runs of it. */
@@ -70,13 +122,63 @@ static bool is_turned(const heft__quant_weight *weight, uint32_t part)
     return false;
 }
 
-/* Whether a part is read whole at once. */
-static bool is_held(const heft__decoded *decoded, uint32_t part)
+static bool is_plain(const heft__decoded *decoded, uint32_t part)
 {
     uint64_t offset;
+    return heft__tensor_is_plain(decoded->file[part], decoded->part[part], &offset);
+}
+
+/* What of a part is held at once: all of it, or that of a matrix. */
+static uint64_t slice_bytes(const heft__decoded *decoded, uint32_t part)
+{
+    const heft__quant_weight *weight = decoded->weight;
+    const heft__file_tensor *tensor = decoded->part[part];
+    const bool by_matrix = is_plain(decoded, part) && weight->rank == 3 && tensor->rank > 1 &&
+                           tensor->shape[0] == weight->shape[0];
+    return by_matrix ? tensor->size_bytes / tensor->shape[0] : tensor->size_bytes;
+}
+
+static bool is_held(const heft__decoded *decoded, uint32_t part)
+{
     return decoded->part[part] &&
-           (!heft__tensor_is_plain(decoded->file[part], decoded->part[part], &offset) ||
-            (decoded->part[part]->size_bytes <= HELD_BYTES && is_turned(decoded->weight, part)));
+           (!is_plain(decoded, part) ||
+            (slice_bytes(decoded, part) <= HELD_BYTES && is_turned(decoded->weight, part)));
+}
+
+/* Whether rows are computed from where a part is held; else a tile's runs are copied, as they are read where it is
+ * not held. */
+static bool is_lent(const heft__decoded *decoded, uint32_t part)
+{
+    return decoded->weight->layout->in_place && is_held(decoded, part);
+}
+
+/* The bytes of the buffer for regions that are not lent. */
+static uint64_t sum_regions(const heft__decoded *decoded, const heft__quant_region *regions,
+                            size_t count)
+{
+    uint64_t bytes = ALIGNMENT;
+    for (size_t k = 0; k < count; k++) {
+        bytes +=
+            is_lent(decoded, regions[k].part) ? 0 : aligned(regions[k].length * regions[k].runs);
+    }
+    return bytes;
+}
+
+/* The same for the first rows of a weight. */
+static uint64_t regions_bytes(const heft__decoded *decoded, uint64_t rows)
+{
+    heft__quant_region regions[HEFT__QUANT_REGIONS];
+    const size_t count = decoded->weight->layout->regions(decoded->weight, 0, rows, regions);
+    return sum_regions(decoded, regions, count);
+}
+
+static uint64_t all_held_bytes(const heft__decoded *decoded)
+{
+    uint64_t bytes = 0;
+    for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        bytes += is_held(decoded, p) ? aligned(slice_bytes(decoded, p)) : 0;
+    }
+    return bytes;
 }
 
 /* Whether a part is read in runs. */
@@ -96,9 +198,11 @@ static uint64_t rows_of_tile(const heft__decoded *decoded)
     const heft__quant_weight *weight = decoded->weight;
     const uint64_t step = weight->layout->row_step, all = heft__quant_matrix_rows(weight);
     const uint64_t row_bytes = heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
-    const uint64_t most = has_runs(decoded) ? STRIDED_BYTES : TILE_BYTES;
+    const bool strided = has_runs(decoded);
+    const uint64_t most = strided ? STRIDED_BYTES : TILE_BYTES,
+                   results = !strided && weight->layout->in_place ? LENT_TILE_BYTES : 2 * most;
     uint64_t rows = all;
-    while (rows > step && (regions_bytes(weight, rows) > most || rows * row_bytes > 2 * most)) {
+    while (rows > step && (regions_bytes(decoded, rows) > most || rows * row_bytes > results)) {
         rows = (rows / 2 + step - 1) / step * step;
     }
     return rows < all ? rows : all;
@@ -108,50 +212,29 @@ uint64_t heft__decoded_heap(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
     const uint64_t rows = rows_of_tile(decoded);
-    uint64_t bytes = 2 * regions_bytes(weight, rows) +
-                     rows * heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
-    for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
-        bytes += is_held(decoded, p) ? part_bytes(decoded, p) : 0;
-    }
-    return bytes;
+    return 2 * regions_bytes(decoded, rows) + all_held_bytes(decoded) +
+           rows * heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
 }
 
 uint64_t heft__decoded_step(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
-    const uint64_t tile = rows_of_tile(decoded) * heft__quant_columns(weight);
-    const uint64_t bytes = tile * heft_dtype_bits(weight->dtype) / 8;
+    uint64_t elems = rows_of_tile(decoded) * heft__quant_columns(weight);
     for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
-        if (is_held(decoded, p)) {
+        if (decoded->part[p] && !is_plain(decoded, p)) {
             return UINT64_MAX; /* it would be read for each piece */
         }
+        if (is_held(decoded, p)) {
+            elems = heft__quant_matrix_rows(weight) * heft__quant_columns(weight);
+        }
     }
-    return bytes && bytes < PIECE_BYTES ? tile * (PIECE_BYTES / bytes) : tile;
+    const uint64_t bytes = elems * heft_dtype_bits(weight->dtype) / 8;
+    return bytes && bytes < PIECE_BYTES ? elems * (PIECE_BYTES / bytes) : elems;
 }
 
 /* ---- making ----------------------------------------------------------------------------------- */
-static heft_status hold_part(heft__decoder *d, uint32_t p, heft_error *err)
-{
-    const heft__decoded *decoded = d->decoded;
-    heft__tensor_reader *reader = NULL;
-    if (!heft__to_size(part_bytes(decoded, p), &d->whole_bytes[p])) {
-        return heft__fail_nomem(err, part_bytes(decoded, p));
-    }
-    d->whole[p] = heft__alloc(d->ctx, d->whole_bytes[p]);
-    if (!d->whole[p]) {
-        return heft__fail_nomem(err, d->whole_bytes[p]);
-    }
-    heft_status status =
-        heft__tensor_reader_new(d->ctx, decoded->file[p], decoded->part[p], &reader, err);
-    if (status == HEFT_OK) {
-        status = heft__tensor_reader_fill(reader, d->whole[p], d->whole_bytes[p], err);
-    }
-    heft__tensor_reader_free(reader);
-    return status;
-}
-
-heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft__decoder **out,
-                              heft_error *err)
+heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded,
+                              heft__decoder_memory *memory, heft__decoder **out, heft_error *err)
 {
     const heft__quant_weight *weight = decoded->weight;
     heft__decoder *d = heft__alloc_zero(ctx, 1, sizeof *d);
@@ -160,59 +243,107 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft_
     }
     *d = (heft__decoder){.ctx = ctx,
                          .decoded = decoded,
+                         .memory = memory,
                          .columns = heft__quant_columns(weight),
                          .matrix_rows = heft__quant_matrix_rows(weight),
                          .tile_rows = rows_of_tile(decoded)};
     d->row_bytes = d->columns * heft_dtype_bits(weight->dtype) / 8;
-    const uint64_t bytes = regions_bytes(weight, d->tile_rows);
-    heft_status status =
-        heft__to_size(bytes, &d->parts_bytes) ? HEFT_OK : heft__fail_nomem(err, bytes);
-    if (status == HEFT_OK) {
-        d->parts = heft__alloc(ctx, d->parts_bytes);
-        status = d->parts ? HEFT_OK : heft__fail_nomem(err, bytes);
+    const uint64_t held = all_held_bytes(decoded), parts = regions_bytes(decoded, d->tile_rows),
+                   bytes = held + parts + ALIGNMENT;
+    if (heft__to_size(bytes, &d->block_bytes)) {
+        d->block = take_block(ctx, memory, &d->block_bytes);
     }
-    for (uint32_t p = 0; p < HEFT__QUANT_PARTS && status == HEFT_OK; p++) {
+    if (!d->block) {
+        heft__free(ctx, d, sizeof *d);
+        return heft__fail_nomem(err, bytes);
+    }
+    uint8_t *at = d->block + (ALIGNMENT - (uintptr_t)d->block % ALIGNMENT) % ALIGNMENT;
+    for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
+        d->held[p].matrix = UINT64_MAX;
         if (is_held(decoded, p)) {
-            status = hold_part(d, p, err);
+            d->held[p].data = at;
+            d->held[p].bytes = slice_bytes(decoded, p);
+            at += aligned(d->held[p].bytes);
         }
     }
-    if (status != HEFT_OK) {
-        heft__decoder_free(d);
-        return status;
-    }
+    d->parts = at;
+    d->parts_bytes = (size_t)parts;
     *out = d;
     return HEFT_OK;
 }
 
 void heft__decoder_free(heft__decoder *d)
 {
-    for (uint32_t p = 0; d && p < HEFT__QUANT_PARTS; p++) {
-        heft__free(d->ctx, d->whole[p], d->whole_bytes[p]);
-    }
     if (d) {
-        heft__free(d->ctx, d->parts, d->parts_bytes);
+        leave_block(d->ctx, d->memory, d->block, d->block_bytes);
+        heft__free(d->ctx, d->more, d->more_bytes);
         heft__free(d->ctx, d->rows, d->rows_bytes);
         heft__free(d->ctx, d, sizeof *d);
     }
 }
 
 /* ---- reading ---------------------------------------------------------------------------------- */
-static heft_status read_region(const heft__decoder *d, const heft__quant_region *region,
-                               uint8_t *dst, heft_error *err)
+/* Read what is held of a part for a matrix, if it is not there yet. */
+static heft_status hold(heft__decoder *d, uint32_t p, uint64_t matrix, heft_error *err)
+{
+    const heft__decoded *decoded = d->decoded;
+    struct held *held = &d->held[p];
+    uint64_t start = 0;
+    const bool plain = heft__tensor_is_plain(decoded->file[p], decoded->part[p], &start);
+    if (held->matrix == matrix) {
+        return HEFT_OK;
+    }
+    held->matrix = UINT64_MAX;
+    heft_status status = HEFT_OK;
+    if (plain) {
+        status = heft__input_read(decoded->file[p]->source, start + matrix * held->bytes,
+                                  held->data, (size_t)held->bytes, err);
+    } else {
+        heft__tensor_reader *reader = NULL;
+        status = heft__tensor_reader_new(d->ctx, decoded->file[p], decoded->part[p], &reader, err);
+        if (status == HEFT_OK) {
+            status = heft__tensor_reader_fill(reader, held->data, (size_t)held->bytes, err);
+        }
+        heft__tensor_reader_free(reader);
+    }
+    held->matrix = status == HEFT_OK ? matrix : UINT64_MAX;
+    return status;
+}
+
+/* held: the first run; NULL: they are read. */
+static heft_status read_runs(const heft__decoder *d, const heft__quant_region *region,
+                             const uint8_t *held, uint8_t *dst, heft_error *err)
 {
     const heft__file *file = d->decoded->file[region->part];
-    const heft__file_tensor *tensor = d->decoded->part[region->part];
-    const uint8_t *whole = d->whole[region->part];
     uint64_t start = 0;
     heft_status status = HEFT_OK;
-    (void)heft__tensor_is_plain(file, tensor, &start);
+    (void)heft__tensor_is_plain(file, d->decoded->part[region->part], &start);
     for (uint64_t r = 0; r < region->runs && status == HEFT_OK; r++, dst += region->length) {
         const uint64_t from = region->offset + r * region->stride;
-        if (whole) {
-            memcpy(dst, whole + from, (size_t)region->length);
+        if (held) {
+            memcpy(dst, held + r * region->stride, (size_t)region->length);
         } else {
             status = heft__input_read(file->source, start + from, dst, (size_t)region->length, err);
         }
+    }
+    return status;
+}
+
+/* Bring a region of a matrix in: where it is held, or to dst. */
+static heft_status read_region(heft__decoder *d, const heft__quant_region *region, uint64_t matrix,
+                               uint8_t *dst, heft__quant_bytes *out, heft_error *err)
+{
+    const struct held *held = &d->held[region->part];
+    const heft__file *file = d->decoded->file[region->part];
+    const heft__file_tensor *tensor = d->decoded->part[region->part];
+    const uint64_t slice = held->data && held->bytes < tensor->size_bytes ? matrix : 0;
+    const uint8_t *first = held->data ? held->data + (region->offset - slice * held->bytes) : NULL;
+    heft_status status = first ? hold(d, region->part, slice, err) : HEFT_OK;
+    if (first && d->decoded->weight->layout->in_place) {
+        *out = (heft__quant_bytes){first, region->stride};
+    } else {
+        status = status == HEFT_OK ? read_runs(d, region, first, dst, err) : status;
+        *out = (heft__quant_bytes){dst, region->length};
     }
     heft__add_item(status, err, tensor->name);
     return heft__add_path(status, err, heft__input_path(file->source));
@@ -222,17 +353,19 @@ static heft_status read_region(const heft__decoder *d, const heft__quant_region 
 static heft_status reserve_parts(heft__decoder *d, const heft__quant_region *regions, size_t count,
                                  heft_error *err)
 {
-    const uint64_t bytes = sum_regions(regions, count);
+    const uint64_t bytes = sum_regions(d->decoded, regions, count);
     size_t wanted;
     if (bytes <= d->parts_bytes) {
         return HEFT_OK;
     }
-    uint8_t *parts = heft__to_size(bytes, &wanted) ? heft__alloc(d->ctx, wanted) : NULL;
-    if (!parts) {
+    uint8_t *more = heft__to_size(bytes, &wanted) ? heft__alloc(d->ctx, wanted) : NULL;
+    if (!more) {
         return heft__fail_nomem(err, bytes);
     }
-    heft__free(d->ctx, d->parts, d->parts_bytes);
-    d->parts = parts;
+    heft__free(d->ctx, d->more, d->more_bytes);
+    d->more = more;
+    d->more_bytes = wanted;
+    d->parts = more;
     d->parts_bytes = wanted;
     return HEFT_OK;
 }
@@ -243,20 +376,17 @@ static heft_status decode_rows(heft__decoder *d, uint64_t first, uint64_t rows, 
 {
     const heft__quant_weight *weight = d->decoded->weight;
     heft__quant_region regions[HEFT__QUANT_REGIONS];
-    const uint8_t *bytes[HEFT__QUANT_REGIONS] = {NULL};
+    heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{0}};
     const size_t count = weight->layout->regions(weight, first, rows, regions);
     heft_status status = reserve_parts(d, regions, count, err);
     if (status != HEFT_OK) {
         return status;
     }
-    const uintptr_t start = (uintptr_t)d->parts,
-                    aligned = (start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    uint8_t *to = d->parts + (aligned - start);
+    uint8_t *to = d->parts + (ALIGNMENT - (uintptr_t)d->parts % ALIGNMENT) % ALIGNMENT;
     for (size_t k = 0; k < count && status == HEFT_OK; k++) {
-        const uint64_t length = regions[k].length * regions[k].runs;
-        bytes[k] = to;
-        status = read_region(d, &regions[k], to, err);
-        to += (length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        status = read_region(d, &regions[k], first / d->matrix_rows, to, &bytes[k], err);
+        to +=
+            is_lent(d->decoded, regions[k].part) ? 0 : aligned(regions[k].length * regions[k].runs);
     }
     if (status == HEFT_OK) {
         status = heft__add_item(weight->layout->decode(weight, first, rows, bytes, dst, err), err,

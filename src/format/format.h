@@ -153,10 +153,25 @@ typedef struct heft__decoded {
     const heft__file_tensor *part[HEFT__QUANT_PARTS];
 } heft__decoded;
 
+/* Blocks that decoders leave to later ones: at most as many as there were decoders at once. Any number of threads
+ * may use it. */
+typedef struct heft__spare_block {
+    uint8_t *start;
+    size_t bytes;
+} heft__spare_block;
+typedef struct heft__decoder_memory {
+    heft_ctx *ctx;
+    pthread_mutex_t lock;
+    heft__spare_block spare[64]; /* those beyond are freed */
+    size_t count;
+} heft__decoder_memory;
+void heft__decoder_memory_init(heft__decoder_memory *memory, heft_ctx *ctx);
+void heft__decoder_memory_fini(heft__decoder_memory *memory);
+
 typedef struct heft__decoder heft__decoder;
-/* Borrows decoded. One thread at a time. */
-heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded, heft__decoder **out,
-                              heft_error *err);
+/* Borrows decoded, and memory, which may be NULL. One thread at a time. */
+heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded,
+                              heft__decoder_memory *memory, heft__decoder **out, heft_error *err);
 void heft__decoder_free(heft__decoder *decoder); /* NULL allowed */
 /* Compute elements first .. first + count - 1, row by row. Path and item of an error are filled. */
 heft_status heft__decoder_read(heft__decoder *decoder, uint64_t first, uint64_t count, void *dst,

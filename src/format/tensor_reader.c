@@ -87,7 +87,7 @@ static heft_status open_parts(heft__tensor_reader *reader, heft_error *err)
         return HEFT_OK;
     }
     if (reader->tensor->decoded) {
-        return heft__decoder_new(reader->ctx, reader->tensor->decoded, &reader->decoder, err);
+        return heft__decoder_new(reader->ctx, reader->tensor->decoded, NULL, &reader->decoder, err);
     }
     if (storage->deflated && !reader->tensor->strides) {
         status = heft__inflater_new(reader->ctx, reader->file->source, storage->offset,

@@ -212,7 +212,8 @@ typedef struct heft__pieces {
     const heft_checkpoint *ckpt;
     heft__piece *list;
     size_t count, cap;
-    uint64_t bytes; /* to be read */
+    uint64_t bytes;               /* to be read */
+    heft__decoder_memory *memory; /* of pieces that are computed; NULL: there is none of them yet */
 } heft__pieces;
 
 void heft__pieces_init(heft__pieces *pieces, const heft_checkpoint *ckpt);

@@ -25,7 +25,12 @@ void heft__pieces_init(heft__pieces *pieces, const heft_checkpoint *ckpt)
 
 void heft__pieces_fini(heft__pieces *pieces)
 {
-    heft__free(pieces->ckpt->ctx, pieces->list, pieces->cap * sizeof *pieces->list);
+    heft_ctx *ctx = pieces->ckpt->ctx;
+    if (pieces->memory) {
+        heft__decoder_memory_fini(pieces->memory);
+        heft__free(ctx, pieces->memory, sizeof *pieces->memory);
+    }
+    heft__free(ctx, pieces->list, pieces->cap * sizeof *pieces->list);
     heft__pieces_init(pieces, pieces->ckpt);
 }
 
@@ -47,6 +52,18 @@ static uint64_t piece_step(const heft__pieces *pieces, const heft__part *part, u
                                       : HEFT__READ_BYTES * 8 / bits;
 }
 
+static heft_status need_memory(heft__pieces *pieces, heft_error *err)
+{
+    if (!pieces->memory) {
+        pieces->memory = heft__alloc(pieces->ckpt->ctx, sizeof *pieces->memory);
+        if (!pieces->memory) {
+            return heft__fail_nomem(err, sizeof *pieces->memory);
+        }
+        heft__decoder_memory_init(pieces->memory, pieces->ckpt->ctx);
+    }
+    return HEFT_OK;
+}
+
 heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_t owner,
                              heft_error *err)
 {
@@ -60,6 +77,12 @@ heft_status heft__pieces_add(heft__pieces *pieces, const heft__part *part, size_
     const uint64_t before = direct ? offset % HEFT__DIRECT_BLOCK : 0;
     const bool spill = direct && (before * 8) % bits == 0;
     uint64_t count;
+    if (decoded) {
+        const heft_status status = need_memory(pieces, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
+    }
     for (uint64_t first = 0; first < part->elems; first += count) {
         count = first == 0 && spill ? step - before * 8 / bits : step;
         count = part->elems - first < count ? part->elems - first : count;
@@ -166,14 +189,15 @@ static heft_status read_cast(const heft_checkpoint *ckpt, const heft__piece *pie
 }
 
 /* Computed; where it is cast, tile by tile from the decoder's memory. */
-static heft_status read_decoded(const heft_checkpoint *ckpt, const heft__piece *piece, uint8_t *dst,
+static heft_status read_decoded(const heft__pieces *pieces, const heft__piece *piece, uint8_t *dst,
                                 heft_error *err)
 {
+    const heft_checkpoint *ckpt = pieces->ckpt;
     const heft_dtype from = ckpt->infos[piece->tensor].dtype;
     const size_t to_bytes = heft_dtype_bits(piece->to) / 8;
     heft__decoder *decoder = NULL;
-    heft_status status =
-        heft__decoder_new(ckpt->ctx, ckpt->entries[piece->tensor]->decoded, &decoder, err);
+    heft_status status = heft__decoder_new(ckpt->ctx, ckpt->entries[piece->tensor]->decoded,
+                                           pieces->memory, &decoder, err);
     if (status == HEFT_OK && from == piece->to) {
         status = heft__decoder_read(decoder, piece->offset, piece->count, dst, err);
     }
@@ -228,7 +252,7 @@ heft_status heft__piece_read(const heft__pieces *pieces, size_t i, uint8_t *memo
     if (piece->whole) {
         status = read_whole(ckpt, piece, memory, err);
     } else if (piece->decoded) {
-        status = read_decoded(ckpt, piece, dst, err);
+        status = read_decoded(pieces, piece, dst, err);
     } else if (info->dtype != piece->to) {
         status = read_cast(ckpt, piece, dst, err);
     } else {

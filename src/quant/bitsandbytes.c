@@ -23,7 +23,7 @@ static size_t int8_regions(const heft__quant_weight *weight, uint64_t first, uin
 }
 
 static heft_status int8_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                               const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                               const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                heft_error *err)
 {
     const uint64_t columns = heft__quant_columns(weight);
@@ -31,8 +31,8 @@ static heft_status int8_decode(const heft__quant_weight *weight, uint64_t first,
     (void)first;
     (void)err;
     for (uint64_t r = 0; r < rows; r++) {
-        const uint8_t *q = bytes[0] + r * columns;
-        const uint32_t bits = heft__le32(bytes[1] + r * 4);
+        const uint8_t *q = bytes[0].at + r * columns;
+        const uint32_t bits = heft__le32(bytes[1].at + r * 4);
         float scale;
         memcpy(&scale, &bits, sizeof scale);
         for (uint64_t c = 0; c < columns; c++) {

@@ -26,6 +26,7 @@ struct blocks {
 static const char *const states[] = {".quant_state.bitsandbytes__nf4",
                                      ".quant_state.bitsandbytes__fp4"};
 
+#define ABSMAX_HELD 256              /* at once */
 #define STATE_MOST ((size_t)1 << 16) /* bytes of the JSON text */
 
 /* ---- computing -------------------------------------------------------------------------------- */
@@ -58,16 +59,27 @@ static float float_at(const uint8_t *bytes)
     return value;
 }
 
-/* The largest magnitude of block `first + k`, of which the tile has the first one's byte at bytes[1]. */
-static float absmax_of(const struct blocks *b, const uint8_t *const bytes[], uint64_t first,
-                       uint64_t k)
+/* The largest magnitudes of blocks first + from .. first + from + count - 1, where bytes[1] has the one of
+ * block `first`. */
+static void read_absmax(const struct blocks *b, const heft__quant_bytes bytes[], uint64_t first,
+                        uint64_t from, size_t count, float *dst)
 {
     if (!b->nested_size) {
-        return float_at(bytes[1] + k * 4);
+        for (size_t k = 0; k < count; k++) {
+            dst[k] = float_at(bytes[1].at + (from + k) * 4);
+        }
+        return;
     }
-    const uint64_t nested = (first + k) / b->nested_size - first / b->nested_size;
-    const float product = b->nested_map[bytes[1][k]] * float_at(bytes[2] + nested * 4);
-    return product + b->offset;
+    for (size_t k = 0; k < count;) {
+        const uint64_t block = first + from + k, nested = block / b->nested_size,
+                       left = (nested + 1) * b->nested_size - block;
+        const size_t end = left < count - k ? k + (size_t)left : count;
+        const float scale = float_at(bytes[2].at + (nested - first / b->nested_size) * 4);
+        for (; k < end; k++) {
+            const float product = b->nested_map[bytes[1].at[from + k]] * scale;
+            dst[k] = product + b->offset;
+        }
+    }
 }
 
 /* Values from the flat number `at` on, which have one absmax. */
@@ -92,23 +104,60 @@ static void decode_run(const struct blocks *b, heft_dtype dtype, const uint8_t *
     }
 }
 
+struct tile {
+    const heft__quant_bytes *bytes;
+    uint64_t start, end, first; /* numbers of its values; its first block */
+    uint8_t *dst;
+};
+
+/* What is left of a block from number `at` on; returns the next number, as decode_whole() does. */
+static uint64_t decode_part(const struct blocks *b, heft_dtype dtype, const struct tile *tile,
+                            uint64_t at)
+{
+    const uint64_t block = at / b->size, next = (block + 1) * b->size;
+    const size_t count = (size_t)((next < tile->end ? next : tile->end) - at);
+    float absmax;
+    read_absmax(b, tile->bytes, tile->first, block - tile->first, 1, &absmax);
+    decode_run(b, dtype, tile->bytes[0].at, at, tile->start, count, absmax,
+               tile->dst + (at - tile->start) * (heft_dtype_bits(dtype) / 8));
+    return at + count;
+}
+
+/* Whole blocks from number `at` on, which is even. */
+static uint64_t decode_whole(const struct blocks *b, heft_dtype dtype, const struct tile *tile,
+                             uint64_t at)
+{
+    float absmax[ABSMAX_HELD];
+    while (tile->end - at >= b->size) {
+        const uint64_t left = (tile->end - at) / b->size;
+        const size_t some = left < ABSMAX_HELD ? (size_t)left : ABSMAX_HELD;
+        read_absmax(b, tile->bytes, tile->first, at / b->size - tile->first, some, absmax);
+        heft__nibble_lanes()->lookup_blocks(
+            (uint16_t *)(void *)(tile->dst + (at - tile->start) * 2), b->map, absmax,
+            dtype == HEFT_DTYPE_F16, tile->bytes[0].at + (at / 2 - tile->start / 2), some,
+            (size_t)b->size);
+        at += some * b->size;
+    }
+    return at;
+}
+
 static heft_status blocks_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct blocks *b = weight->detail;
-    const uint64_t columns = heft__quant_columns(weight), start = first * columns,
-                   end = (first + rows) * columns, block = start / b->size;
-    const size_t width = heft_dtype_bits(weight->dtype) / 8;
-    uint8_t *to = dst;
+    const uint64_t columns = heft__quant_columns(weight), start = first * columns;
+    const struct tile tile = {.bytes = bytes,
+                              .start = start,
+                              .end = (first + rows) * columns,
+                              .first = start / b->size,
+                              .dst = dst};
+    const bool in_vectors = heft_dtype_bits(weight->dtype) == 16 && b->size % 32 == 0;
     (void)err;
-    for (uint64_t at = start; at < end;) {
-        const uint64_t k = at / b->size, next = (k + 1) * b->size;
-        const size_t count = (size_t)((next < end ? next : end) - at);
-        decode_run(b, weight->dtype, bytes[0], at, start, count,
-                   absmax_of(b, bytes, block, k - block), to);
-        to += count * width;
-        at += count;
+    for (uint64_t at = start; at < tile.end;) {
+        at = in_vectors && at % b->size == 0 && tile.end - at >= b->size
+                 ? decode_whole(b, weight->dtype, &tile, at)
+                 : decode_part(b, weight->dtype, &tile, at);
     }
     return HEFT_OK;
 }

@@ -40,7 +40,7 @@ static void results(const struct groups *g, float table[256][16])
 }
 
 static heft_status grouped_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                  const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                  const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                   heft_error *err)
 {
     const struct groups *g = weight->detail;
@@ -56,11 +56,11 @@ static heft_status grouped_decode(const heft__quant_weight *weight, uint64_t fir
     const size_t size = (size_t)g->group;
     const uint64_t groups = rows * g->count;
     if (!wide) {
-        heft__nibble_lanes()->lookup_groups(dst, (const uint16_t(*)[16])short_table, bytes[1],
-                                            bytes[0], (size_t)groups, size);
+        heft__nibble_lanes()->lookup_groups(dst, (const uint16_t(*)[16])short_table, bytes[1].at,
+                                            bytes[0].at, (size_t)groups, size);
     }
     for (uint64_t k = 0; wide && k < groups; k++) {
-        const uint8_t *values = bytes[0] + k * size / 2, scale = bytes[1][k];
+        const uint8_t *values = bytes[0].at + k * size / 2, scale = bytes[1].at[k];
         float *to = (float *)dst + k * size;
         for (size_t c = 0; c < size; c += 2) {
             to[c] = table[scale][values[c / 2] & 15];

@@ -413,3 +413,18 @@ const struct heft__nibble_lanes *heft__nibble_lanes(void)
     (void)level;
     return &heft__nibble_lanes_base;
 }
+
+const struct heft__turned_lanes *heft__turned_lanes(void)
+{
+    const int level = heft__lanes_level();
+#ifdef HEFT_LANES_X86
+    if (level == HEFT__LEVEL_AVX512) {
+        return &heft__turned_lanes_avx512;
+    }
+    if (level == HEFT__LEVEL_AVX2) {
+        return &heft__turned_lanes_avx2;
+    }
+#endif
+    (void)level;
+    return &heft__turned_lanes_base;
+}

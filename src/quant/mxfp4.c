@@ -6,13 +6,16 @@
  *
  *   W[e][i][o] = value(e, o, i) * 2^(scale[e][o][i / 32] - 127)
  *
- * Computed for 16 bytes of a block, that is 32 rows of W, and all of its columns.
+ * Computed for 16 bytes of a block, that is 32 rows of W: for 32 rows of blocks at once (turned_lanes.c), so that each
+ * row of W gets 64 bytes, or for eight.
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
 enum { BLOCKS, SCALES };
 
 #define GROUP 32 /* elements of a block */
+#define LINE 4   /* blocks in a cache line */
+#define BAND 32  /* rows of blocks at once */
 
 struct experts {
     uint64_t rows, groups; /* of one expert's blocks */
@@ -69,51 +72,99 @@ static void place_some(const struct experts *x, uint16_t (*values)[8][16], uint6
     }
 }
 
-/* Eight rows of blocks at once, so that each row of W gets 16 bytes. */
-static void decode_rows(const struct experts *x, uint64_t groups, uint64_t rows,
-                        const uint8_t *blocks, const uint8_t *scales, uint16_t (*table)[16],
-                        uint16_t *dst)
+/* The blocks of a tile, and what they become. */
+struct tile {
+    const struct experts *x;
+    uint64_t groups, rows; /* of each row of blocks; rows of W */
+    heft__quant_bytes blocks, scales;
+    uint16_t (*table)[16];
+    uint16_t *dst;
+};
+
+/* Blocks g of up to eight rows of blocks from o on, so that each row of W gets 16 bytes. */
+static void decode_eight(const struct tile *tile, uint64_t o, uint64_t g)
 {
     const struct heft__nibble_lanes *lanes = heft__nibble_lanes();
+    const struct experts *x = tile->x;
+    const uint64_t some = x->rows - o < 8 ? x->rows - o : 8;
     uint16_t values[2][8][16]; /* halves of a block, rows of blocks */
-    for (uint64_t o = 0; o < x->rows; o += 8) {
-        const uint64_t some = x->rows - o < 8 ? x->rows - o : 8;
-        for (uint64_t g = 0; g < groups; g++) {
-            for (uint64_t k = 0; k < some; k++) {
-                const uint64_t block = (o + k) * groups + g;
-                const uint8_t *from = blocks + block * (GROUP / 2);
-                const uint16_t *results = table[scales[block]];
-                lanes->lookup16(values[0][k], results, from, GROUP / 2, false);
-                lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false);
-            }
-            const uint64_t left = rows - g * GROUP < GROUP ? rows - g * GROUP : GROUP;
-            uint16_t *to = dst + g * GROUP * x->rows + o;
-            if (some == 8 && left == GROUP) {
-                lanes->turn16(to, (size_t)x->rows, values[0][0]);
-                lanes->turn16(to + 16 * x->rows, (size_t)x->rows, values[1][0]);
-            } else {
-                place_some(x, values, some, left, to);
+    for (uint64_t k = 0; k < some; k++) {
+        const uint8_t *from = tile->blocks.at + (o + k) * tile->blocks.line + g * (GROUP / 2);
+        const uint16_t *results = tile->table[tile->scales.at[(o + k) * tile->scales.line + g]];
+        lanes->lookup16(values[0][k], results, from, GROUP / 2, false);
+        lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false);
+    }
+    const uint64_t left = tile->rows - g * GROUP < GROUP ? tile->rows - g * GROUP : GROUP;
+    uint16_t *to = tile->dst + g * GROUP * x->rows + o;
+    if (some == 8 && left == GROUP) {
+        lanes->turn16(to, (size_t)x->rows, values[0][0]);
+        lanes->turn16(to + 16 * x->rows, (size_t)x->rows, values[1][0]);
+    } else {
+        place_some(x, values, some, left, to);
+    }
+}
+
+/* The same of BAND rows of blocks, if there are as many and their scales are not extreme. */
+static bool decode_band(const struct tile *tile, uint64_t o, uint64_t g)
+{
+    const struct heft__turned_lanes *lanes = heft__turned_lanes();
+    uint8_t scales[BAND], least = UINT8_MAX, most = 0;
+    if (!lanes->turn_e2m1 || tile->x->rows - o < BAND || tile->rows - g * GROUP < GROUP) {
+        return false;
+    }
+    for (uint64_t k = 0; k < BAND; k++) {
+        scales[k] = tile->scales.at[(o + k) * tile->scales.line + g];
+        least = scales[k] < least ? scales[k] : least;
+        most = scales[k] > most ? scales[k] : most;
+    }
+    if (least < HEFT__E2M1_LEAST || most > HEFT__E2M1_MOST) {
+        return false;
+    }
+    lanes->turn_e2m1(tile->dst + g * GROUP * tile->x->rows + o, (size_t)tile->x->rows,
+                     tile->blocks.at + o * tile->blocks.line + g * (GROUP / 2),
+                     (size_t)tile->blocks.line, scales);
+    return true;
+}
+
+/* The four blocks of a cache line one after the other, in all rows of blocks. */
+static void decode_tile(const struct tile *tile)
+{
+    for (uint64_t first = 0; first < tile->groups; first += LINE) {
+        const uint64_t end = first + LINE < tile->groups ? first + LINE : tile->groups;
+        for (uint64_t o = 0; o < tile->x->rows; o += BAND) {
+            const uint64_t last = tile->x->rows - o < BAND ? tile->x->rows : o + BAND;
+            for (uint64_t g = first; g < end; g++) {
+                const bool done = decode_band(tile, o, g);
+                for (uint64_t k = o; k < last && !done; k += 8) {
+                    decode_eight(tile, k, g);
+                }
             }
         }
     }
 }
 
 static heft_status mxfp4_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                 heft_error *err)
 {
     const struct experts *x = weight->detail;
-    const uint64_t groups = (rows + GROUP - 1) / GROUP;
+    uint16_t table[256][16];
     (void)first;
     (void)err;
-    uint16_t table[256][16];
     results(table);
-    decode_rows(x, groups, rows, bytes[0], bytes[1], table, dst);
+    decode_tile(&(struct tile){.x = x,
+                               .groups = (rows + GROUP - 1) / GROUP,
+                               .rows = rows,
+                               .blocks = bytes[0],
+                               .scales = bytes[1],
+                               .table = table,
+                               .dst = dst});
     return HEFT_OK;
 }
 
 static const heft__quant_layout mxfp4_layout = {.name = "E2M1 blocks of experts",
                                                 .row_step = GROUP,
+                                                .in_place = true,
                                                 .regions = mxfp4_regions,
                                                 .decode = mxfp4_decode};
 

@@ -123,19 +123,19 @@ static void decode_run(const heft__quant_weight *weight, const uint8_t *row, uin
 }
 
 static heft_status packed_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct packing *p = weight->detail;
     const uint64_t columns = heft__quant_columns(weight);
     const size_t width = heft_dtype_bits(weight->dtype) / 8,
                  scale_bytes = heft_dtype_bits(p->scales) / 8;
-    const uint8_t *zeros = p->zeros ? bytes[2] : NULL,
-                  *index = p->indexed ? bytes[p->zeros ? 3 : 2] : NULL;
+    const uint8_t *zeros = p->zeros ? bytes[2].at : NULL,
+                  *index = p->indexed ? bytes[p->zeros ? 3 : 2].at : NULL;
     uint8_t *to = dst;
     for (uint64_t r = 0; r < rows; r++) {
-        const uint8_t *row = bytes[0] + r * p->words * 4,
-                      *scales = bytes[1] + r * p->groups * scale_bytes;
+        const uint8_t *row = bytes[0].at + r * p->words * 4,
+                      *scales = bytes[1].at + r * p->groups * scale_bytes;
         for (uint64_t c = 0; c < columns;) {
             const uint64_t group = index ? heft__le32(index + c * 4) : c / p->group;
             const uint64_t end = index ? c + 1 : (group + 1) * p->group;

@@ -90,19 +90,27 @@ typedef struct heft__quant_region {
     uint64_t offset, length, stride, runs;
 } heft__quant_region;
 
+/* Of a region: its first run, and how far the next one is behind it. */
+typedef struct heft__quant_bytes {
+    const uint8_t *at; /* at any address */
+    uint64_t line;     /* at least the length of a run; any number for a region of one run */
+} heft__quant_bytes;
+
 /* A row is what runs along the last dimension of the dequantized weight; rows are numbered through all
  * leading dimensions. The rows of one call never cross the matrices of a weight of rank 3. */
 struct heft__quant_layout {
     const char *name;
     /* Calls begin at multiples of so many rows of the matrix (at least 1). */
     uint32_t row_step;
+    /* Runs may be far apart: whole cache lines of each are used at once. Else they are copied to be near. */
+    bool in_place;
     /* The bytes that rows first .. first + rows - 1 need; returns how many regions. */
     size_t (*regions)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                       heft__quant_region regions[HEFT__QUANT_REGIONS]);
-    /* Compute these rows. bytes[k]: of region k, at a multiple of 64 bytes. dst: rows * columns elements of
+    /* Compute these rows. bytes[k]: of region k. dst: rows * columns elements of
      * weight->dtype, aligned for it. FORMAT for a value that is out of range (item is set by the caller). */
     heft_status (*decode)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                          const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                          const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                           heft_error *err);
 };
 
@@ -263,6 +271,11 @@ typedef void (*heft__lookup4_fn)(uint16_t *restrict dst, const uint16_t table[16
 
 struct heft__nibble_lanes {
     heft__lookup4_fn lookup16;
+    /* Blocks of a multiple of 32 values, each by map[value] * factors[b], rounded to bfloat16, or to float16
+     * where `half` is set; the high half of a byte first. */
+    void (*lookup_blocks)(uint16_t *restrict dst, const float map[16],
+                          const float *restrict factors, bool half, const uint8_t *restrict src,
+                          size_t blocks, size_t block);
     /* Groups of an even number of values, each by tables[scales[g]]; the low half of a byte first. */
     void (*lookup_groups)(uint16_t *restrict dst, const uint16_t tables[][16],
                           const uint8_t *restrict scales, const uint8_t *restrict src,
@@ -292,6 +305,31 @@ extern const struct heft__nibble_lanes heft__nibble_lanes_base;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx512;
 const struct heft__nibble_lanes *heft__nibble_lanes(void); /* the one in use */
+
+/* Loops over half-bytes that are stored the other way round, many columns of some rows at once; row o begins at
+ * dst + o * stride. All NULL: this level has no such loops. */
+struct heft__turned_lanes {
+    /* 16 rows of (value - zeros[o]) * scales[o], rounded to bfloat16, or to float16 where `half` is set.
+     * Along `in`: a multiple of 64 columns; eight columns of all rows are in 16 words, `line` bytes after the
+     * eight before. Along `out`: a multiple of 32 columns; a column of all rows is in two words, `line` bytes
+     * after that before; row o is in half-byte order[o % 8]. */
+    void (*rows_along_in)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict words,
+                          size_t line, size_t columns, const float zeros[16],
+                          const float scales[16], bool half);
+    void (*rows_along_out)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict words,
+                           size_t line, size_t columns, const uint8_t order[8],
+                           const float zeros[16], const float scales[16], bool half);
+    /* 32 blocks of 32 E2M1 values with exponents from HEFT__E2M1_LEAST to HEFT__E2M1_MOST as bfloat16: block k,
+     * which is at blocks + k * line, becomes column k of 32 rows. */
+    void (*turn_e2m1)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict blocks,
+                      size_t line, const uint8_t scales[32]);
+};
+#define HEFT__E2M1_LEAST 2 /* with these, results are neither subnormal nor infinite */
+#define HEFT__E2M1_MOST 252
+extern const struct heft__turned_lanes heft__turned_lanes_base;
+extern const struct heft__turned_lanes heft__turned_lanes_avx2;
+extern const struct heft__turned_lanes heft__turned_lanes_avx512;
+const struct heft__turned_lanes *heft__turned_lanes(void);
 
 /* Loops over scaled 8-bit values: dst[k] = (src[k] - zero) * scale, rounded to the type in the name. The
  * scale is not NaN; float8 has no zero. NULL: this level has no such loop. */

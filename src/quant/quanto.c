@@ -116,7 +116,7 @@ static void decode_line(const struct lines *l, const uint8_t *row, unsigned low,
 }
 
 static heft_status lines_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                 heft_error *err)
 {
     const struct lines *l = weight->detail;
@@ -131,10 +131,10 @@ static heft_status lines_decode(const heft__quant_weight *weight, uint64_t first
         const unsigned low = (unsigned)(line / l->rows) * l->bits;
         while (line < end) {
             const size_t some = end - line < LINES ? (size_t)(end - line) : LINES;
-            results_of(l, bytes[0] + (line - from) * width, bytes[1] + (line - from) * shift_width,
-                       some, table);
+            results_of(l, bytes[0].at + (line - from) * width,
+                       bytes[1].at + (line - from) * shift_width, some, table);
             for (size_t k = 0; k < some; k++, line++) {
-                decode_line(l, bytes[region] + (line - start) * l->size, low,
+                decode_line(l, bytes[region].at + (line - start) * l->size, low,
                             (const uint8_t *)table + k * 16 * width,
                             (uint8_t *)dst + (line - from) * l->size * width);
             }

@@ -145,7 +145,7 @@ static void by_blocks(const heft__quant_weight *weight, heft__scaled_fn loop, co
 }
 
 static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct grid *grid = weight->detail;
@@ -156,9 +156,9 @@ static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t firs
     (void)err;
     for (uint64_t r = 0; r < rows; r++) {
         const uint64_t line = (line_of(grid, first + r) - top) * grid->columns;
-        const struct row row = {.values = bytes[0] + r * columns,
-                                .scales = bytes[1] + line * scale_bytes,
-                                .zeros = grid->zeros ? bytes[2] + line : NULL,
+        const struct row row = {.values = bytes[0].at + r * columns,
+                                .scales = bytes[1].at + line * scale_bytes,
+                                .zeros = grid->zeros ? bytes[2].at + line : NULL,
                                 .dst = (uint8_t *)dst + r * row_bytes};
         if (loop) {
             by_blocks(weight, loop, &row);

@@ -3,8 +3,9 @@
  * The tensors run along the outputs: qweight [in words, out] (gptq: 32-bit words along `in`) or [in, out
  * words] (awq: along `out`), qzeros [groups, out words], scales [groups, out]. W is [out, in].
  *
- * Rows are computed 16 at a time. For eight columns, vectors over the 16 outputs give 128 results; they are
- * rounded to the scale's dtype and turned, so that each row gets eight neighbors.
+ * Rows are computed 16 at a time. Where 4-bit values have whole vectors of columns in each group, a row of a group
+ * is looked up in a table (turned_lanes.c). Otherwise, for eight columns, vectors over the 16 outputs give 128
+ * results; they are rounded to the scale's dtype and turned, so that each row gets eight neighbors.
  * Source: docs/formats/quantized.md. */
 #include "quant/turned.h"
 
@@ -232,26 +233,79 @@ static heft_status decode_strip(const heft__quant_weight *weight, const struct s
     return HEFT_OK;
 }
 
+/* Whether each group is so many neighboring columns, as without g_idx. */
+static bool is_in_order(const struct heft__turned *t, const uint8_t *index, uint64_t columns)
+{
+    for (uint64_t c = 0; index && c < columns; c += t->group) {
+        const uint32_t group = (uint32_t)(c / t->group);
+        for (uint64_t k = c; k < columns && k < c + t->group; k++) {
+            if (heft__le32(index + k * 4) != group) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* Whether the loops of turned_lanes.c can compute the rows of a tile. */
+static bool has_whole_groups(const heft__quant_weight *weight, const uint8_t *index)
+{
+    const struct heft__turned *t = weight->detail;
+    const uint64_t columns = heft__quant_columns(weight), step = t->along_in ? 64 : 32;
+    return heft__turned_lanes()->rows_along_in && t->bits == 4 &&
+           heft_dtype_bits(weight->dtype) == 16 && t->group % step == 0 && columns % step == 0 &&
+           is_in_order(t, index, columns);
+}
+
+static void decode_groups(const heft__quant_weight *weight, const struct strip *s, uint8_t *dst)
+{
+    const struct heft__turned *t = s->t;
+    const struct heft__turned_lanes *lanes = heft__turned_lanes();
+    const uint64_t columns = heft__quant_columns(weight);
+    const bool half = weight->dtype == HEFT_DTYPE_F16;
+    const size_t line = (size_t)s->value_line;
+    uint16_t *rows = (uint16_t *)(void *)dst + s->row * columns;
+    float zeros[ROWS], scales[ROWS];
+    for (uint64_t g = 0, c = 0; c < columns; g++, c += t->group) {
+        const size_t some = (size_t)(columns - c < t->group ? columns - c : t->group);
+        read_group(s, g, zeros, scales);
+        if (t->along_in) {
+            lanes->rows_along_in(rows + c, (size_t)columns,
+                                 s->values + c / 8 * s->value_line + s->row * 4, line, some, zeros,
+                                 scales, half);
+        } else {
+            lanes->rows_along_out(rows + c, (size_t)columns,
+                                  s->values + c * s->value_line + s->row / 2, line, some, t->order,
+                                  zeros, scales, half);
+        }
+    }
+}
+
 static heft_status turned_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
-                                 const uint8_t *const bytes[HEFT__QUANT_REGIONS], void *dst,
+                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
                                  heft_error *err)
 {
     const struct heft__turned *t = weight->detail;
-    const uint64_t from = first * t->bits / 32, to = ((first + rows) * t->bits + 31) / 32;
     struct held held;
     struct strip s = {.t = t,
                       .lanes = heft__nibble_lanes(),
-                      .values = bytes[0],
-                      .zeros = bytes[1],
-                      .scales = bytes[2],
-                      .value_line = t->along_in ? rows * 4 : (to - from) * 4,
-                      .zero_line = (to - from) * 4,
-                      .scale_line = rows * heft_dtype_bits(t->scales) / 8,
-                      .bit = first * t->bits - from * 32};
+                      .values = bytes[0].at,
+                      .zeros = bytes[1].at,
+                      .scales = bytes[2].at,
+                      .value_line = bytes[0].line,
+                      .zero_line = bytes[1].line,
+                      .scale_line = bytes[2].line,
+                      .bit = first * t->bits % 32};
+    const uint8_t *index = t->indexed ? bytes[3].at : NULL;
+    const bool in_groups = has_whole_groups(weight, index);
     heft_status status = HEFT_OK;
     for (s.row = 0; s.row < rows && status == HEFT_OK; s.row += ROWS) {
         s.count = rows - s.row < ROWS ? rows - s.row : ROWS;
-        status = decode_strip(weight, &s, t->indexed ? bytes[3] : NULL, &held, dst, err);
+        if (in_groups && s.count == ROWS) {
+            decode_groups(weight, &s, dst);
+        } else {
+            status = decode_strip(weight, &s, index, &held, dst, err);
+        }
     }
     return status;
 }

@@ -28,7 +28,7 @@ static void read_view(const heft_checkpoint *view)
         const heft__decoded *decoded = view->entries[i]->decoded;
         heft__decoder *decoder = NULL;
         uint64_t piece[512], elems = 0;
-        if (!decoded || heft__decoder_new(fuzz_ctx(), decoded, &decoder, &err) != HEFT_OK) {
+        if (!decoded || heft__decoder_new(fuzz_ctx(), decoded, NULL, &decoder, &err) != HEFT_OK) {
             continue;
         }
         (void)heft__shape_elems(view->infos[i].shape, view->infos[i].rank, &elems);

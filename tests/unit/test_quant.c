@@ -208,25 +208,26 @@ static void compare_tiles(const struct opened *o, const heft__quant_weight *weig
     for (uint64_t first = 0; first < rows;) {
         const uint64_t left = per - first % per, count = left < most ? left : most;
         heft__quant_region regions[HEFT__QUANT_REGIONS] = {{0}};
-        uint8_t *bytes[HEFT__QUANT_REGIONS] = {NULL};
+        uint8_t *runs[HEFT__QUANT_REGIONS] = {NULL};
+        heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{0}};
         heft_error err = {0};
         const size_t n = weight->layout->regions(weight, first, count, regions);
         assert_in_range(n, 1, HEFT__QUANT_REGIONS);
         for (size_t k = 0; k < n; k++) {
-            bytes[k] = gather(o, weight, &regions[k]);
+            runs[k] = gather(o, weight, &regions[k]);
+            bytes[k] = (heft__quant_bytes){runs[k], regions[k].length};
         }
         uint8_t *out = malloc(count * row_bytes);
         assert_non_null(out);
-        test_expect_status(
-            weight->layout->decode(weight, first, count, (const uint8_t *const *)bytes, out, &err),
-            HEFT_OK, &err, weight->name);
+        test_expect_status(weight->layout->decode(weight, first, count, bytes, out, &err), HEFT_OK,
+                           &err, weight->name);
         if (memcmp(out, expected + first * row_bytes, count * row_bytes) != 0) {
             fail_msg("%s: rows %llu to %llu differ", weight->name, (unsigned long long)first,
                      (unsigned long long)(first + count));
         }
         free(out);
         for (size_t k = 0; k < n; k++) {
-            free(bytes[k]);
+            free(runs[k]);
         }
         first += count;
     }
@@ -338,6 +339,127 @@ static void lookup_is_the_same_at_every_level(void **state)
     (void)heft__lanes_force(-1);
 }
 
+/* ---- levels ------------------------------------------------------------------------------------- */
+/* Weights of any bytes: every level gives what the base level does, whose results every_case_is_dequantized
+ * compares with the libraries. */
+struct made_tensor {
+    const char *name, *dtype, *shape;
+    size_t bytes;
+    const char *text; /* instead of any bytes */
+};
+
+#define NF4_STATE(dtype, shape)                                                                    \
+    "{\"quant_type\":\"nf4\",\"blocksize\":64,\"dtype\":\"" dtype "\",\"shape\":" shape "}"
+#define NF4(dtype, shape, values, blocks)                                                          \
+    {"w", "U8", "[" #values ",1]", values, NULL},                                                  \
+        {"w.absmax", "F32", "[" #blocks "]", 4 * (blocks), NULL},                                  \
+        {"w.quant_map", "F32", "[16]", 64, NULL},                                                  \
+    {                                                                                              \
+        "w.quant_state.bitsandbytes__nf4", "U8", NULL, sizeof NF4_STATE(dtype, shape) - 1,         \
+            NF4_STATE(dtype, shape)                                                                \
+    }
+
+static const struct made_case {
+    const char *name, *config;
+    struct made_tensor tensors[4];
+} made_cases[] = {
+    {"nf4_rows_end_within_blocks",
+     "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("bfloat16", "[33,100]", 1650, 52)}                                                     },
+    {"nf4_half",
+     "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("float16", "[5,192]", 480, 15)}                                                        },
+    {"gptq_last_group_short",
+     "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 128}",                      {{"w.qweight", "I32", "[24,72]", 6912, NULL},
+      {"w.qzeros", "I32", "[2,9]", 72, NULL},
+      {"w.scales", "F16", "[2,72]", 288, NULL}}                                                                   },
+    {"gptq_bfloat16",
+     "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64}",                       {{"w.qweight", "I32", "[32,32]", 4096, NULL},
+      {"w.qzeros", "I32", "[4,4]", 64, NULL},
+      {"w.scales", "BF16", "[4,32]", 256, NULL}}                                                                   },
+    {"gptq_groups_of_other_sizes",
+     "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 40}",                       {{"w.qweight", "I32", "[25,32]", 3200, NULL},
+      {"w.qzeros", "I32", "[5,4]", 80, NULL},
+      {"w.scales", "F16", "[5,32]", 320, NULL}}                                                                    },
+    {"awq_rows_left_over",
+     "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[160,5]", 3200, NULL},
+      {"w.qzeros", "I32", "[3,5]", 60, NULL},
+      {"w.scales", "F16", "[3,40]", 240, NULL}}                                              },
+    {"mxfp4_extreme_scales",
+     "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[3,76,5,16]", 18240, NULL}, {"w_scales", "U8", "[3,76,5]", 1140, NULL}}},
+};
+
+static void write_made(const struct made_case *row, const char *folder)
+{
+    char header[1024], config[512];
+    size_t length = 1, end = 0;
+    header[0] = '{';
+    for (size_t i = 0; i < 4 && row->tensors[i].name; i++) {
+        const struct made_tensor *t = &row->tensors[i];
+        char shape[32];
+        (void)snprintf(shape, sizeof shape, "[%zu]", t->bytes);
+        length += (size_t)snprintf(
+            header + length, sizeof header - length,
+            "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", i ? "," : "",
+            t->name, t->dtype, t->shape ? t->shape : shape, end, end + t->bytes);
+        end += t->bytes;
+    }
+    header[length++] = '}';
+    uint8_t *file = malloc(8 + length + end), *at = file + 8 + length;
+    uint32_t random = 12345;
+    assert_non_null(file);
+    heft__put_le64(file, length);
+    memcpy(file + 8, header, length);
+    for (size_t i = 0; i < 4 && row->tensors[i].name; i++) {
+        const struct made_tensor *t = &row->tensors[i];
+        for (size_t k = 0; k < t->bytes; k++) {
+            random = random * 1664525U + 1013904223U;
+            at[k] = t->text ? (uint8_t)t->text[k] : (uint8_t)(random >> 24);
+        }
+        at += t->bytes;
+    }
+    test_write_file(folder, "model.safetensors", file, 8 + length + end);
+    free(file);
+    const int text = snprintf(config, sizeof config,
+                              "{\"model_type\": \"none\", \"dtype\": \"bfloat16\", "
+                              "\"quantization_config\": %s}",
+                              row->config);
+    test_write_file(folder, "config.json", config, (size_t)text);
+}
+
+static void levels_agree(void **state)
+{
+    const heft_source_options how = HEFT_OPTIONS(heft_source_options, .dequantize = true);
+    (void)state;
+    for (size_t i = 0; i < sizeof made_cases / sizeof *made_cases; i++) {
+        heft_source *source = NULL;
+        heft_error err = {0};
+        char folder[256];
+        uint8_t *expected = NULL;
+        print_message("%s\n", made_cases[i].name);
+        test_folder_make(folder);
+        write_made(&made_cases[i], folder);
+        test_expect_status(heft_source_open(ctx, folder, &how, &source, &err), HEFT_OK, &err,
+                           folder);
+        const heft_checkpoint *view = heft_source_checkpoint(source);
+        assert_int_equal(heft_checkpoint_count(view), 1);
+        for (int level = 0; level < HEFT__LEVEL_COUNT; level++) {
+            if (!heft__lanes_force(level)) {
+                continue;
+            }
+            uint8_t *got = whole_tensor(view, 0);
+            if (expected) {
+                assert_memory_equal(got, expected, view->infos[0].size_bytes);
+                free(got);
+            } else {
+                expected = got;
+            }
+        }
+        (void)heft__lanes_force(-1);
+        free(expected);
+        heft_source_close(source);
+        test_folder_remove(folder);
+    }
+}
+
 /* ---- views ------------------------------------------------------------------------------------ */
 /* A float8 weight of many tiles, whose tiles begin within blocks of scales. */
 #define ROWS 1500
@@ -412,8 +534,8 @@ static void a_view_is_read_from_anywhere(void **state)
         }
     }
     heft__decoder *decoder = NULL;
-    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, &decoder, &err), HEFT_OK,
-                       &err, "decoder");
+    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, NULL, &decoder, &err),
+                       HEFT_OK, &err, "decoder");
     for (size_t f = 0; f < sizeof firsts / sizeof *firsts; f++) {
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
             const uint64_t left = (uint64_t)ROWS * COLUMNS - firsts[f],
@@ -687,6 +809,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lookup_is_the_same_at_every_level),
+        cmocka_unit_test(levels_agree),
         cmocka_unit_test(every_case_is_dequantized),
         cmocka_unit_test(a_view_is_read_from_anywhere),
         cmocka_unit_test(a_packed_model_is_saved_as_it_was),

@@ -377,7 +377,7 @@ static void check_rows(const char *line, heft_dtype dtype, heft_dtype results, i
     for (size_t k = 0; k < FACTORS * COLUMNS; k++) {
         values[k] = (uint8_t)(k * 5 + k / 256);
     }
-    const uint8_t *const bytes[HEFT__QUANT_REGIONS] = {values, scales};
+    const heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{.at = values}, {.at = scales}};
     test_expect_status(weight.layout->decode(&weight, 0, FACTORS, bytes, out, &err), HEFT_OK, &err,
                        line);
     const size_t width = heft_dtype_bits(results) / 8;
