@@ -8,6 +8,7 @@ from . import _heft
 from ._convert import dtype_name, to_numpy, torch_dict
 from ._errors import warn
 from ._heft import Tensor
+from ._sharing import load_tensors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -211,9 +212,6 @@ def load(
     return loaded if device is None else {name: tensor.to(device) for name, tensor in loaded.items()}
 
 
-_NO_MODEL = "the config has no model type"  # every load of names alone warns of that
-
-
 def _load(
     checkpoint: Checkpoint, dtype: Any, mode: str, share: bool, over_limit: bool, progress: Progress | None
 ) -> dict[str, Tensor]:
@@ -222,8 +220,4 @@ def _load(
     if mode == "map" and dtype is None and not share:  # then views keep their strides, too
         raw = checkpoint._raw
         return {name: raw.tensor(number).map() for name, number in checkpoint._numbers.items()}
-    tensors, report = _heft.load_tensors(
-        checkpoint._raw, dtype_name(dtype), "shared" if share else mode, over_limit, progress
-    )
-    warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
-    return tensors
+    return load_tensors(checkpoint._raw, dtype_name(dtype), "shared" if share else mode, over_limit, progress)

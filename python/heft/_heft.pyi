@@ -111,6 +111,7 @@ def load_tensors(
     mode: str = "map",
     over_limit: bool = False,
     progress: Callable[[str, int, int], object] | None = None,
+    dtypes: dict[int, str | None] = ...,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 def read_into(
     pairs: Iterable[tuple[Tensor, Any]], progress: Callable[[str, int, int], object] | None = None

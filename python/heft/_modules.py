@@ -12,8 +12,9 @@ from torch import nn
 from . import _heft
 from ._checkpoint import Checkpoint
 from ._checkpoint import open as _open
-from ._convert import torch_dtype
+from ._convert import dtype_name, torch_dtype
 from ._errors import MismatchError
+from ._sharing import Together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -364,6 +365,7 @@ def load_into(
     strict: bool = True,
     assign: bool = False,
     *,
+    share: bool = False,
     variant: str | None = None,
     subfolder: str | None = None,
     progress: Progress | None = None,
@@ -380,6 +382,8 @@ def load_into(
         path: as for heft.open(), or an open checkpoint.
         strict: names that are missing or unexpected are an error.
         assign: replace all tensors, and keep the checkpoint's dtypes.
+        share: what is on meta and has to be cast is in one copy for all processes of this user on this host; a
+            write to it goes to private pages. Tensors that have memory are written in place, as without.
         progress: called with (what, done bytes, total bytes); what it raises cancels.
 
     Returns:
@@ -391,9 +395,9 @@ def load_into(
         Both name all of it, and the module is as it was. HeftError: as heft.open().
     """
     if isinstance(path, Checkpoint):
-        return _load_into(module, path, strict, assign, progress)
+        return _load_into(module, path, strict, assign, share, progress)
     with _open(path, variant=variant, subfolder=subfolder, progress=progress) as checkpoint:
-        return _load_into(module, checkpoint, strict, assign, progress)
+        return _load_into(module, checkpoint, strict, assign, share, progress)
 
 
 def _ties(module: nn.Module) -> dict[str, list[str]]:
@@ -407,7 +411,7 @@ def _ties(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _load_into(
-    module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, progress: Progress | None
+    module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, share: bool, progress: Progress | None
 ) -> LoadReport:
     if _has_lazy(module):
         raise TypeError(f"{type(module).__name__} has parameters without a shape: run it once before")
@@ -423,13 +427,14 @@ def _load_into(
         and (not persistent or name in missing or (plain and name not in sources))
     ]
     before = [(holder, key, holder[key]) for _, holder, key, _ in slots]
+    shared = _share(slots, checkpoint, sources, progress) if share and not assign else {}
     try:
         if lacking:
             _initialize(module, lacking)
         if plain:
-            _bring_in(slots, checkpoint, sources, assign, progress)
+            _bring_in(slots, checkpoint, sources, assign, shared, progress)
         else:
-            _bring_in_by_torch(module, checkpoint, sources, assign)
+            _bring_in_by_torch(module, checkpoint, sources, assign, shared)
         left = [name for name, holder, key, _ in _slots(module) if holder[key].device.type == "meta"]
         if left:
             raise MismatchError(f"nothing fills what is on meta: {', '.join(left)}", item=left[0])
@@ -440,11 +445,33 @@ def _load_into(
     return LoadReport(report.missing_keys, report.unexpected_keys, [name for name, _, _ in lacking])
 
 
+def _share(
+    slots: list[tuple[str, dict[str, Any], str, bool]],
+    checkpoint: Checkpoint,
+    sources: dict[str, str],
+    progress: Progress | None,
+) -> dict[tuple[str, torch.dtype], torch.Tensor]:
+    """Return {(name in the checkpoint, dtype): tensor in the host's copy} for the casts of what is on meta."""
+    together = Together(True, progress)
+    wanted: dict[tuple[str, torch.dtype], _heft.Tensor] = {}
+    for name, holder, key, persistent in slots:
+        value = holder[key]
+        if not persistent or name not in sources or value.device.type != "meta":
+            continue
+        lazy, dtype = checkpoint[sources[name]], dtype_name(value.dtype)
+        if dtype is not None and dtype != lazy.dtype and _heft.can_cast(lazy.dtype, dtype):
+            together.want(lazy, dtype)
+            wanted.setdefault((sources[name], value.dtype), lazy)
+    taken = {place: together.take(lazy, str(place[1]).rpartition(".")[2]) for place, lazy in wanted.items()}
+    return {place: tensor for place, tensor in taken.items() if tensor is not None}
+
+
 def _bring_in(
     slots: list[tuple[str, dict[str, Any], str, bool]],
     checkpoint: Checkpoint,
     sources: dict[str, str],
     assign: bool,
+    shared: dict[tuple[str, torch.dtype], torch.Tensor],
     progress: Progress | None,
 ) -> None:
     """Write or replace the tensors of a module whose names are those of its state dict."""
@@ -465,6 +492,8 @@ def _bring_in(
         if place not in made:
             if assign or torch_dtype(source.dtype) == value.dtype:
                 new = source.torch()
+            elif (name_there, value.dtype) in shared:
+                new = shared[name_there, value.dtype]
             else:
                 new = torch.empty(value.shape, dtype=value.dtype, device="cpu")
                 pairs.append((name, source, new))
@@ -475,11 +504,18 @@ def _bring_in(
         holder[key] = value
 
 
-def _bring_in_by_torch(module: nn.Module, checkpoint: Checkpoint, sources: dict[str, str], assign: bool) -> None:
+def _bring_in_by_torch(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    sources: dict[str, str],
+    assign: bool,
+    shared: dict[tuple[str, torch.dtype], torch.Tensor],
+) -> None:
     """The same for modules that have their own ways with state dicts."""
     own = {name: holder[key] for name, holder, key, persistent in _slots(module) if persistent}
     on_meta = any(value.device.type == "meta" for value in own.values())
-    state, made = {}, {}
+    state: dict[str, torch.Tensor] = {}
+    made: dict[tuple[str, torch.dtype | None], torch.Tensor] = {**shared}
     for name, source in sources.items():
         dtype = None if assign or name not in own else own[name].dtype
         if (source, dtype) not in made:
