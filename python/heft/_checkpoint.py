@@ -8,16 +8,18 @@ from . import _heft
 from ._convert import dtype_name, to_numpy, torch_dict
 from ._errors import warn
 from ._heft import Tensor
+from ._progress import Reporting
 from ._sharing import load_tensors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Any, Literal
 
-    Progress = Callable[[str, int, int], object]
+    from ._progress import Progress as Progress
+
     Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
@@ -142,7 +144,8 @@ def open(
         variant: "fp16" opens ``model.fp16.safetensors``.
         subfolder: relative to the path.
         trust_shards: an index that disagrees with its shards is a warning, not an error.
-        progress: called with (what, done bytes, total bytes); what it raises cancels.
+        progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
+            terminal; True: always; False: none.
 
     Raises:
         NotFoundError: no such path, no weights in the folder, or a missing shard.
@@ -153,9 +156,15 @@ def open(
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = _heft.open_bytes(source)
     else:
-        raw = _heft.open(source, variant, subfolder, trust_shards, progress)
+        with Reporting(progress) as report:
+            raw = _heft.open(source, variant, subfolder, trust_shards, report)
     checkpoint = Checkpoint(raw)
     warn(checkpoint.warnings)
+    skipped = checkpoint.skipped
+    if skipped:
+        some = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        where = "bytes" if isinstance(source, (bytes, bytearray, memoryview)) else source
+        warn([f"{where}: {len(skipped)} values are no tensors, and are skipped: {some}"])
     return checkpoint
 
 
@@ -184,7 +193,8 @@ def load(
         to: the kind of the values: "torch", "numpy", or "heft" for :class:`Tensor`.
         device: for torch, where the tensors are to be.
         over_limit: load even what is larger than the memory that is there.
-        progress: called with (what, done bytes, total bytes); what it raises cancels.
+        progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
+            terminal; True: always; False: none.
 
     Returns:
         A dict in the order of the files. Names of one tensor in the file are one here. What is cast or copied

@@ -15,6 +15,7 @@ from ._convert import to_torch, torch_dtype
 from ._errors import HeftError, RefusedError, UnsupportedError, warn
 from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
+from ._progress import Reporting
 from ._sharing import Together
 from .safetensors import _Slice, translate
 
@@ -76,9 +77,9 @@ class _Whole(torch.Tensor):
             return plain.to(device=device, dtype=dtype)
         if not cast and not self._how.copy:
             return plain if device is None else plain.to(device)
-        if cast and not _heft.can_cast(self._lazy.dtype, _name(dtype)):
+        if dtype is not None and cast and not _heft.can_cast(self._lazy.dtype, _name(dtype)):
             return plain.to(device=device, dtype=dtype)
-        ready = self._how.together.take(self._lazy, _name(dtype)) if cast else None
+        ready = self._how.together.take(self._lazy, _name(dtype)) if dtype is not None and cast else None
         if ready is not None:
             return ready if device is None else ready.to(device)
         return to_torch(self._lazy, dtype, device, copy=True)
@@ -139,8 +140,8 @@ def _spawn_materialize(
     Transformers calls it for each tensor before it takes the first one. So all casts of a file are known when the
     first of them is made, and are made in one call. It is left alone with what it fuses or distributes.
     """
-    how = getattr(here, "how", None)
-    lazy = getattr(tensor, "_lazy", None)
+    how: Any = getattr(here, "how", None)
+    lazy: Any = getattr(tensor, "_lazy", None)
     cast = lazy is not None and dtype is not None and _heft.can_cast(lazy.dtype, _name(dtype))
     cast = cast and lazy.dtype != _name(dtype)
     # without threads, Transformers takes tensors one by one to spare memory
@@ -370,6 +371,7 @@ def save_pretrained(
             add(writer, name, tensor)
         for name, content in side_files:
             writer.side_file(name, content)
-        return WriteReport(writer.commit(progress))
+        with Reporting(progress) as report:
+            return WriteReport(writer.commit(report))
     finally:
         writer.close()

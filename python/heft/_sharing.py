@@ -8,6 +8,7 @@ import threading
 from . import _heft
 from ._convert import torch_dict
 from ._errors import warn
+from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def load_tensors(
 ) -> dict[str, _heft.Tensor]:
     """Load all tensors, or those that have a dtype of their own, by number. Warnings go to the logger "heft"."""
     each = {} if dtypes is None else {"dtypes": dtypes}
-    tensors, report = _heft.load_tensors(checkpoint, dtype, mode, over_limit, progress, **each)
+    with Reporting(progress) as told:
+        tensors, report = _heft.load_tensors(checkpoint, dtype, mode, over_limit, told, **each)
     warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
     return tensors
 

@@ -10,6 +10,7 @@ from ._checkpoint import load as _load
 from ._checkpoint import open as _open
 from ._errors import RefusedError
 from ._operations import add
+from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def save(
     try:
         for name, tensor in obj.items():
             add(writer, name, tensor)
-        writer.commit(progress)
+        with Reporting(progress) as report:
+            writer.commit(report)
     finally:
         writer.close()
 
