@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from _collections_abc import Mapping  # collections.abc's, without the time that importing collections takes
 
 from . import _heft
 from ._convert import dtype_name, to_numpy, torch_dict
 from ._errors import warn
 from ._heft import Tensor
 from ._progress import Reporting
-from ._sharing import load_tensors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -220,6 +219,25 @@ def load(
         return {name: to_numpy(tensor) for name, tensor in tensors.items()}
     loaded = torch_dict(tensors)
     return loaded if device is None else {name: tensor.to(device) for name, tensor in loaded.items()}
+
+
+_NO_MODEL = "the config has no model type"  # every load of names alone warns of that
+
+
+def load_tensors(
+    checkpoint: _heft.Checkpoint,
+    dtype: str | None,
+    mode: str,
+    over_limit: bool = False,
+    progress: Progress | None = None,
+    dtypes: dict[int, str | None] | None = None,
+) -> dict[str, _heft.Tensor]:
+    """Load all tensors, or those that have a dtype of their own, by number. Warnings go to the logger "heft"."""
+    each = {} if dtypes is None else {"dtypes": dtypes}
+    with Reporting(progress) as told:
+        tensors, report = _heft.load_tensors(checkpoint, dtype, mode, over_limit, told, **each)
+    warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
+    return tensors
 
 
 def _load(

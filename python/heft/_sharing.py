@@ -1,38 +1,19 @@
-"""Tensors of open checkpoints that are brought in together, when the first of them is needed: in memory of this
-process, or in the one copy that all processes of this user on this host share."""
+"""Casts of open checkpoints that are announced first, and made together when the first of them is needed: in memory of
+this process, or in the one copy that all processes of this user on this host share."""
 
 from __future__ import annotations
 
 import threading
 
 from . import _heft
+from ._checkpoint import load_tensors
 from ._convert import torch_dict
-from ._errors import warn
-from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import torch
 
     from ._checkpoint import Progress
-
-_NO_MODEL = "the config has no model type"  # every load of names alone warns of that
-
-
-def load_tensors(
-    checkpoint: _heft.Checkpoint,
-    dtype: str | None,
-    mode: str,
-    over_limit: bool = False,
-    progress: Progress | None = None,
-    dtypes: dict[int, str | None] | None = None,
-) -> dict[str, _heft.Tensor]:
-    """Load all tensors, or those that have a dtype of their own, by number. Warnings go to the logger "heft"."""
-    each = {} if dtypes is None else {"dtypes": dtypes}
-    with Reporting(progress) as told:
-        tensors, report = _heft.load_tensors(checkpoint, dtype, mode, over_limit, told, **each)
-    warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
-    return tensors
 
 
 class _Group:
