@@ -232,7 +232,8 @@ def from_pretrained(
 
     Raises:
         as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
-        RefusedError for weights_only=False, which means running the code in a ``.bin``.
+        RefusedError for weights_only=False, which means running the code in a ``.bin``; LimitError: the memory for
+        casts is not there.
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
