@@ -64,6 +64,12 @@ typedef struct heft_load_options {
      * floating-point parameters change; tied ones have the dtype of the one that is saved. */
     const heft_module_dtype *dtypes;
     size_t dtype_count;
+    /* [tensor_dtype_count] For a model that is made by the checkpoint's own names (a config without a
+     * model type that heft knows; INVALID_ARG with any other): the dtype of each tensor of the
+     * checkpoint, in its order, instead of `dtype`; NONE: as stored. The count must be that of the
+     * tensors. Tied tensors have that of the one that is saved. NULL: none. */
+    const heft_dtype *tensor_dtypes;
+    size_t tensor_dtype_count;
 } heft_load_options;
 
 /** A parameter whose shapes in checkpoint and model differ. */

@@ -191,7 +191,7 @@ typedef struct heft_parameter_spec {
  *          twice, an invalid dtype, a rank over heft_limits.rank, a shape that is NULL or has no
  *          size in bytes, and for more than 2^63 / 16 bytes in total; INVALID_ARG, with the number,
  *          for a name that is NULL or empty; INVALID_ARG for a config whose dtype no model can have;
- *          LIMIT for more parameters than heft_limits.tensors, names of more than 1023 bytes, and
+ *          LIMIT for more parameters than heft_limits.tensors, names of more than 65536 bytes, and
  *          too many modules; NOMEM.
  * Source   docs/models.md.
  */

@@ -47,6 +47,9 @@ typedef struct heft_writer_options {
     uint64_t total_parameters; /* written to the index's metadata; 0: omitted */
     bool wait;                 /* if another process writes to dst, wait until it is done */
     bool keep_side_files;      /* as in heft_convert_options */
+    /* [module_count] Copied. The version of each module in `_metadata`; NULL: 1. Modules of PyTorch
+     * read it when they load (a BatchNorm has 2). */
+    const uint32_t *module_versions;
 } heft_writer_options;
 
 /**

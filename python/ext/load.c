@@ -63,6 +63,29 @@ static PyObject *report_of(const heft_load_report *report)
     return dict;
 }
 
+/* The dtype of each tensor, from {number: name}; NULL with an exception. */
+static heft_dtype *take_dtypes(PyObject *dict, size_t count)
+{
+    heft_dtype *dtypes = PyMem_Calloc(count + 1, sizeof *dtypes);
+    Py_ssize_t at = 0;
+    PyObject *key, *value;
+    if (!dtypes) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    while (PyDict_Next(dict, &at, &key, &value)) {
+        const size_t number = PyLong_AsSize_t(key);
+        if (!PyErr_Occurred() && number >= count) {
+            PyErr_Format(PyExc_IndexError, "there is no tensor %zu", number);
+        }
+        if (PyErr_Occurred() || !parse_dtype(value, &dtypes[number])) {
+            PyMem_Free(dtypes);
+            return NULL;
+        }
+    }
+    return dtypes;
+}
+
 static heft_status load(heft_checkpoint *checkpoint, const heft_load_options *options,
                         heft_model **model, heft_load_report **report, heft_error *error)
 {
@@ -81,18 +104,38 @@ static heft_status load(heft_checkpoint *checkpoint, const heft_load_options *op
     return status;
 }
 
+/* {name: tensor} of the model's tensors that are wanted, all without a dict. */
+static PyObject *tensors_of(const heft_checkpoint *checkpoint, const heft_model *model,
+                            PyObject *wanted)
+{
+    PyObject *tensors = PyDict_New();
+    const size_t count = heft_checkpoint_count(checkpoint);
+    for (size_t i = 0; tensors && i < count; i++) {
+        PyObject *number = wanted ? PyLong_FromSize_t(i) : NULL;
+        const int is_wanted = wanted ? number ? PyDict_Contains(wanted, number) : -1 : 1;
+        Py_XDECREF(number);
+        if (is_wanted < 0 ||
+            (is_wanted > 0 &&
+             !put_tensor(tensors, model, heft_checkpoint_info(checkpoint, i)->name))) {
+            Py_CLEAR(tensors);
+        }
+    }
+    return tensors;
+}
+
 PyObject *load_tensors(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static char *keywords[] = {"checkpoint", "dtype", "mode", "over_limit", "progress", NULL};
+    static char *keywords[] = {"checkpoint", "dtype",  "mode", "over_limit",
+                               "progress",   "dtypes", NULL};
     Checkpoint *owner;
-    PyObject *text = NULL, *progress = NULL, *result = NULL;
+    PyObject *text = NULL, *progress = NULL, *dtypes = NULL, *result = NULL;
     const char *mode = "map";
     int over_limit = 0;
     heft_load_options options = HEFT_OPTIONS(heft_load_options, .map = HEFT_MAP_PRIVATE);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|OspO:load_tensors", keywords,
-                                     checkpoint_type, &owner, &text, &mode, &over_limit,
-                                     &progress) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|OspOO!:load_tensors", keywords,
+                                     checkpoint_type, &owner, &text, &mode, &over_limit, &progress,
+                                     &PyDict_Type, &dtypes) ||
         !parse_dtype(text, &options.dtype) || !take_mode(mode, &options.mode)) {
         return NULL;
     }
@@ -101,26 +144,26 @@ PyObject *load_tensors(PyObject *module, PyObject *args, PyObject *kwargs)
     if (!checkpoint) {
         return NULL;
     }
+    options.tensor_dtype_count = heft_checkpoint_count(checkpoint);
+    heft_dtype *each = dtypes ? take_dtypes(dtypes, options.tensor_dtype_count) : NULL;
+    options.tensor_dtypes = each;
     heft_model *model = NULL;
     heft_load_report *report = NULL;
-    struct call call;
-    call_begin(&call, progress);
-    const heft_status status = load(checkpoint, &options, &model, &report, &call.error);
-    PyObject *tensors = call_end(&call, status) ? PyDict_New() : NULL;
-    const size_t count = heft_checkpoint_count(checkpoint);
-    for (size_t i = 0; tensors && i < count; i++) {
-        if (!put_tensor(tensors, model, heft_checkpoint_info(checkpoint, i)->name)) {
-            Py_CLEAR(tensors);
+    if (!dtypes || each) {
+        struct call call;
+        call_begin(&call, progress);
+        const heft_status status = load(checkpoint, &options, &model, &report, &call.error);
+        PyObject *tensors = call_end(&call, status) ? tensors_of(checkpoint, model, dtypes) : NULL;
+        PyObject *facts = tensors ? report_of(report) : NULL;
+        if (facts) {
+            result = PyTuple_Pack(2, tensors, facts);
         }
+        Py_XDECREF(tensors);
+        Py_XDECREF(facts);
     }
-    PyObject *facts = tensors ? report_of(report) : NULL;
-    if (facts) {
-        result = PyTuple_Pack(2, tensors, facts);
-    }
-    Py_XDECREF(tensors);
-    Py_XDECREF(facts);
     heft_load_report_free(report);
     heft_model_free(model);
+    PyMem_Free(each);
     checkpoint_leave(owner);
     return result;
 }

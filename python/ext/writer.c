@@ -25,8 +25,33 @@ static int number_of(const char *const *names, size_t count, const char *name, c
     return -1;
 }
 
+/* The versions of modules; NULL with an exception. */
+static uint32_t *read_versions(PyObject *object, size_t count)
+{
+    PyObject *versions = PySequence_Tuple(object);
+    uint32_t *list = versions ? PyMem_Calloc(count + 1, sizeof *list) : NULL;
+    if (versions && !list) {
+        PyErr_NoMemory();
+    } else if (list && (size_t)PyTuple_Size(versions) != count) {
+        PyErr_SetString(PyExc_ValueError, "a version for each module is needed");
+    }
+    for (size_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        const unsigned long value = PyLong_AsUnsignedLong(PyTuple_GetItem(versions, (Py_ssize_t)i));
+        if (value > UINT32_MAX && !PyErr_Occurred()) {
+            PyErr_SetString(PyExc_OverflowError, "a module's version is too large");
+        }
+        list[i] = (uint32_t)value;
+    }
+    Py_XDECREF(versions);
+    if (PyErr_Occurred()) {
+        PyMem_Free(list);
+        return NULL;
+    }
+    return list;
+}
+
 static bool read_options(PyObject *args, PyObject *kwargs, PyObject **path,
-                         heft_writer_options *options, PyObject **modules)
+                         heft_writer_options *options, PyObject **modules, PyObject **versions)
 {
     static char *keywords[] = {"path",
                                "format",
@@ -40,14 +65,15 @@ static bool read_options(PyObject *args, PyObject *kwargs, PyObject **path,
                                "total_parameters",
                                "wait",
                                "keep_side_files",
+                               "module_versions",
                                NULL};
     const char *format = "auto", *ties = "refuse";
     unsigned long long shard = 0, parameters = 0;
     int single = 0, force = 0, natural = 0, wait = 0, keep = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|sKzpppsOKpp:Writer", keywords,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|sKzpppsOKppO:Writer", keywords,
                                      PyUnicode_FSConverter, path, &format, &shard,
                                      &options->variant, &single, &force, &natural, &ties, modules,
-                                     &parameters, &wait, &keep)) {
+                                     &parameters, &wait, &keep, versions)) {
         return false;
     }
     const int form = number_of(format_names, 6, format, "format");
@@ -66,13 +92,21 @@ static bool read_options(PyObject *args, PyObject *kwargs, PyObject **path,
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *path = NULL, *modules = NULL;
+    PyObject *path = NULL, *modules = NULL, *versions = NULL;
+    uint32_t *numbers = NULL;
     heft_writer_options options = HEFT_SIZED(heft_writer_options);
     struct texts names = {0};
     heft_error error = {.offset = HEFT_NO_OFFSET};
     Writer *self = NULL;
-    if (!read_options(args, kwargs, &path, &options, &modules) || !read_texts(modules, &names)) {
+    if (!read_options(args, kwargs, &path, &options, &modules, &versions) ||
+        !read_texts(modules, &names)) {
         goto done;
+    }
+    if (versions && versions != Py_None) {
+        options.module_versions = numbers = read_versions(versions, names.count);
+        if (!numbers) {
+            goto done;
+        }
     }
     options.modules = modules && modules != Py_None ? names.list : NULL;
     options.module_count = names.count;
@@ -84,6 +118,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     }
 done:
     free_texts(&names);
+    PyMem_Free(numbers);
     Py_XDECREF(path);
     return (PyObject *)self;
 }
@@ -255,7 +290,8 @@ static PyObject *writer_close(PyObject *object, PyObject *unused)
 PyDoc_STRVAR(type_doc,
              "Writer(path, format='auto', max_shard_bytes=0, variant=None, single_file=False,\n"
              "       force=False, natural_order=False, ties='refuse', modules=None,\n"
-             "       total_parameters=0, wait=False, keep_side_files=False)\n--\n\n"
+             "       total_parameters=0, wait=False, keep_side_files=False,\n"
+             "       module_versions=None)\n--\n\n"
              "Write tensors to a folder, or with single_file to one file: whole or not at all.\n\n"
              "ties is what happens to tensors that share memory: 'refuse', 'drop' or 'copy'.");
 PyDoc_STRVAR(add_doc,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from _collections_abc import Mapping  # collections.abc's, without the time that importing collections takes
 
 from . import _heft
 from ._convert import dtype_name, to_numpy, torch_dict
 from ._errors import warn
 from ._heft import Tensor
+from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Any, Literal
 
-    Progress = Callable[[str, int, int], object]
+    from ._progress import Progress as Progress
+
     Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
@@ -141,7 +143,8 @@ def open(
         variant: "fp16" opens ``model.fp16.safetensors``.
         subfolder: relative to the path.
         trust_shards: an index that disagrees with its shards is a warning, not an error.
-        progress: called with (what, done bytes, total bytes); what it raises cancels.
+        progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
+            terminal; True: always; False: none.
 
     Raises:
         NotFoundError: no such path, no weights in the folder, or a missing shard.
@@ -152,9 +155,15 @@ def open(
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = _heft.open_bytes(source)
     else:
-        raw = _heft.open(source, variant, subfolder, trust_shards, progress)
+        with Reporting(progress) as report:
+            raw = _heft.open(source, variant, subfolder, trust_shards, report)
     checkpoint = Checkpoint(raw)
     warn(checkpoint.warnings)
+    skipped = checkpoint.skipped
+    if skipped:
+        some = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        where = "bytes" if isinstance(source, (bytes, bytearray, memoryview)) else source
+        warn([f"{where}: {len(skipped)} values are no tensors, and are skipped: {some}"])
     return checkpoint
 
 
@@ -183,7 +192,8 @@ def load(
         to: the kind of the values: "torch", "numpy", or "heft" for :class:`Tensor`.
         device: for torch, where the tensors are to be.
         over_limit: load even what is larger than the memory that is there.
-        progress: called with (what, done bytes, total bytes); what it raises cancels.
+        progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
+            terminal; True: always; False: none.
 
     Returns:
         A dict in the order of the files. Names of one tensor in the file are one here. What is cast or copied
@@ -214,6 +224,22 @@ def load(
 _NO_MODEL = "the config has no model type"  # every load of names alone warns of that
 
 
+def load_tensors(
+    checkpoint: _heft.Checkpoint,
+    dtype: str | None,
+    mode: str,
+    over_limit: bool = False,
+    progress: Progress | None = None,
+    dtypes: dict[int, str | None] | None = None,
+) -> dict[str, _heft.Tensor]:
+    """Load all tensors, or those that have a dtype of their own, by number. Warnings go to the logger "heft"."""
+    each = {} if dtypes is None else {"dtypes": dtypes}
+    with Reporting(progress) as told:
+        tensors, report = _heft.load_tensors(checkpoint, dtype, mode, over_limit, told, **each)
+    warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
+    return tensors
+
+
 def _load(
     checkpoint: Checkpoint, dtype: Any, mode: str, share: bool, over_limit: bool, progress: Progress | None
 ) -> dict[str, Tensor]:
@@ -222,8 +248,4 @@ def _load(
     if mode == "map" and dtype is None and not share:  # then views keep their strides, too
         raw = checkpoint._raw
         return {name: raw.tensor(number).map() for name, number in checkpoint._numbers.items()}
-    tensors, report = _heft.load_tensors(
-        checkpoint._raw, dtype_name(dtype), "shared" if share else mode, over_limit, progress
-    )
-    warn([line for line in report["warnings"] if not line.startswith(_NO_MODEL)])
-    return tensors
+    return load_tensors(checkpoint._raw, dtype_name(dtype), "shared" if share else mode, over_limit, progress)

@@ -90,6 +90,7 @@ class Writer:
         total_parameters: int = 0,
         wait: bool = False,
         keep_side_files: bool = False,
+        module_versions: Sequence[int] | None = None,
     ) -> Writer: ...
     def add(self, name: str, data: Any, dtype: str | None = None, shape: Sequence[int] | None = None) -> None: ...
     def metadata(self, key: str, value: str | None, /) -> None: ...
@@ -111,6 +112,7 @@ def load_tensors(
     mode: str = "map",
     over_limit: bool = False,
     progress: Callable[[str, int, int], object] | None = None,
+    dtypes: dict[int, str | None] = ...,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 def read_into(
     pairs: Iterable[tuple[Tensor, Any]], progress: Callable[[str, int, int], object] | None = None

@@ -12,8 +12,10 @@ from torch import nn
 from . import _heft
 from ._checkpoint import Checkpoint
 from ._checkpoint import open as _open
-from ._convert import torch_dtype
-from ._errors import MismatchError
+from ._convert import dtype_name, torch_dtype
+from ._errors import MismatchError, log, warn
+from ._progress import Reporting
+from ._sharing import Together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,6 +179,7 @@ def _is_fast(source: _heft.Tensor, target: torch.Tensor) -> bool:
 def _fill(pairs: list[tuple[str, _heft.Tensor, torch.Tensor]], progress: Progress | None) -> None:
     """Read tensors into memory that exists, cast. Of pairs with the same memory, the last one counts."""
     last = {_same_memory(target): (name, source, target) for name, source, target in pairs}
+    _log_casts((source, target.dtype) for _, source, target in last.values())
     fast: list[tuple[str, _heft.Tensor, torch.Tensor]] = []
     slow: list[tuple[str, _heft.Tensor, torch.Tensor]] = []
     end: int | None = None
@@ -189,7 +192,8 @@ def _fill(pairs: list[tuple[str, _heft.Tensor, torch.Tensor]], progress: Progres
             break
         end = stop
     if fast:
-        _heft.read_into([(source, target.detach().__dlpack__()) for _, source, target in fast], progress)
+        with Reporting(progress) as report:
+            _heft.read_into([(source, target.detach().__dlpack__()) for _, source, target in fast], report)
         torch.autograd.graph.increment_version([target for _, _, target in fast])
     with torch.no_grad():
         for name, source, target in slow:
@@ -202,6 +206,48 @@ def _fill(pairs: list[tuple[str, _heft.Tensor, torch.Tensor]], progress: Progres
                 )
             else:
                 target.copy_(source.torch())
+
+
+def _log(where: str | None, missing: list[str], unexpected: list[str], initialized: list[str]) -> None:
+    """Give what a load left out to the logger "heft", a line for each kind."""
+    kinds = (
+        ("are not in the checkpoint, and stay as they are", [name for name in missing if name not in initialized]),
+        ("are not in the checkpoint, and were initialized", initialized),
+        ("of the checkpoint are not in the module", unexpected),
+    )
+    for what, names in kinds:
+        if names:
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            warn([f"{where or 'checkpoint'}: {len(names)} tensors {what}: {some}"])
+
+
+def _log_casts(pairs: Iterable[tuple[_heft.Tensor, torch.dtype]]) -> None:
+    """Give casts to the logger "heft", a line for each pair of dtypes: a warning where values may change."""
+    counts: dict[tuple[str, str], int] = {}
+    for source, dtype in pairs:
+        name = str(dtype).rpartition(".")[2]
+        if name != source.dtype:
+            counts[source.dtype, name] = counts.get((source.dtype, name), 0) + 1
+    for (old, new), count in counts.items():
+        told = log if _keeps_values(old, new) else lambda line: warn([line])
+        told(f"{count} tensors were cast from {old} to {new}")
+
+
+def _keeps_values(old: str, new: str) -> bool:
+    """Whether every value of one dtype is one of the other's."""
+    a, b = torch_dtype(old), torch_dtype(new)
+    if a == torch.bool:
+        return True
+    if a.is_complex or b.is_complex or a.is_floating_point != b.is_floating_point:
+        return False
+    if a.is_floating_point:
+        try:
+            x, y = torch.finfo(a), torch.finfo(b)
+        except TypeError:  # a dtype of 4 bits
+            return False
+        return bool(x.eps >= y.eps and x.max <= y.max and x.tiny * x.eps >= y.tiny * y.eps)
+    i, j = torch.iinfo(a), torch.iinfo(b)
+    return i.min >= j.min and i.max <= j.max
 
 
 # ---- load_sharded_checkpoint ---------------------------------------------------------------------------
@@ -226,6 +272,7 @@ def load_sharded_checkpoint(
         ValueError: no index; RuntimeError: names, if strict, or shapes that do not fit: all of them at once,
         and nothing was written then; HeftError: as heft.open().
     """
+    _need_module(model)
     bin_name, safe_name = "pytorch_model.bin.index.json", "model.safetensors.index.json"
     paths = {name: os.path.join(folder, name) for name in (bin_name, safe_name)}
     there = [name for name, path in paths.items() if os.path.isfile(path)]
@@ -251,7 +298,13 @@ def load_sharded_checkpoint(
         else:
             slots = [(name, holder[key]) for name, holder, key, persistent in _slots(model) if persistent]
             _fill([(name, checkpoint[name], value) for name, value in slots if name in checkpoint], None)
+    _log(os.fspath(folder), missing, unexpected, [])
     return _IncompatibleKeys(missing, unexpected)
+
+
+def _need_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{type(module).__name__} is not a module of torch")
 
 
 def _has_lazy(module: nn.Module) -> bool:
@@ -364,6 +417,7 @@ def load_into(
     strict: bool = True,
     assign: bool = False,
     *,
+    share: bool = False,
     variant: str | None = None,
     subfolder: str | None = None,
     progress: Progress | None = None,
@@ -380,7 +434,10 @@ def load_into(
         path: as for heft.open(), or an open checkpoint.
         strict: names that are missing or unexpected are an error.
         assign: replace all tensors, and keep the checkpoint's dtypes.
-        progress: called with (what, done bytes, total bytes); what it raises cancels.
+        share: what is on meta and has to be cast is in one copy for all processes of this user on this host; a
+            write to it goes to private pages. Tensors that have memory are written in place, as without.
+        progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
+            terminal; True: always; False: none.
 
     Returns:
         A pair (missing_keys, unexpected_keys) as of ``load_state_dict()``, with the list ``initialized``: names of
@@ -390,10 +447,11 @@ def load_into(
         RuntimeError: names or shapes do not fit; MismatchError: nothing initializes what the checkpoint lacks.
         Both name all of it, and the module is as it was. HeftError: as heft.open().
     """
+    _need_module(module)
     if isinstance(path, Checkpoint):
-        return _load_into(module, path, strict, assign, progress)
+        return _load_into(module, path, strict, assign, share, progress)
     with _open(path, variant=variant, subfolder=subfolder, progress=progress) as checkpoint:
-        return _load_into(module, checkpoint, strict, assign, progress)
+        return _load_into(module, checkpoint, strict, assign, share, progress)
 
 
 def _ties(module: nn.Module) -> dict[str, list[str]]:
@@ -407,7 +465,7 @@ def _ties(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _load_into(
-    module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, progress: Progress | None
+    module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, share: bool, progress: Progress | None
 ) -> LoadReport:
     if _has_lazy(module):
         raise TypeError(f"{type(module).__name__} has parameters without a shape: run it once before")
@@ -423,13 +481,14 @@ def _load_into(
         and (not persistent or name in missing or (plain and name not in sources))
     ]
     before = [(holder, key, holder[key]) for _, holder, key, _ in slots]
+    shared = _share(slots, checkpoint, sources, progress) if share and not assign else {}
     try:
         if lacking:
             _initialize(module, lacking)
         if plain:
-            _bring_in(slots, checkpoint, sources, assign, progress)
+            _bring_in(slots, checkpoint, sources, assign, shared, progress)
         else:
-            _bring_in_by_torch(module, checkpoint, sources, assign)
+            _bring_in_by_torch(module, checkpoint, sources, assign, shared)
         left = [name for name, holder, key, _ in _slots(module) if holder[key].device.type == "meta"]
         if left:
             raise MismatchError(f"nothing fills what is on meta: {', '.join(left)}", item=left[0])
@@ -437,7 +496,32 @@ def _load_into(
         for holder, key, value in before:
             holder[key] = value
         raise
-    return LoadReport(report.missing_keys, report.unexpected_keys, [name for name, _, _ in lacking])
+    persistent = {name for name, _, _, persistent in slots if persistent}
+    initialized = [name for name, _, _ in lacking]
+    _log(checkpoint.folder, report.missing_keys, report.unexpected_keys, [n for n in initialized if n in persistent])
+    return LoadReport(report.missing_keys, report.unexpected_keys, initialized)
+
+
+def _share(
+    slots: list[tuple[str, dict[str, Any], str, bool]],
+    checkpoint: Checkpoint,
+    sources: dict[str, str],
+    progress: Progress | None,
+) -> dict[tuple[str, torch.dtype], torch.Tensor]:
+    """Return {(name in the checkpoint, dtype): tensor in the host's copy} for the casts of what is on meta."""
+    together = Together(True, progress)
+    wanted: dict[tuple[str, torch.dtype], _heft.Tensor] = {}
+    for name, holder, key, persistent in slots:
+        value = holder[key]
+        if not persistent or name not in sources or value.device.type != "meta":
+            continue
+        lazy, dtype = checkpoint[sources[name]], dtype_name(value.dtype)
+        if dtype is not None and dtype != lazy.dtype and _heft.can_cast(lazy.dtype, dtype):
+            together.want(lazy, dtype)
+            wanted.setdefault((sources[name], value.dtype), lazy)
+    _log_casts((lazy, dtype) for (_, dtype), lazy in wanted.items())
+    taken = {place: together.take(lazy, str(place[1]).rpartition(".")[2]) for place, lazy in wanted.items()}
+    return {place: tensor for place, tensor in taken.items() if tensor is not None}
 
 
 def _bring_in(
@@ -445,6 +529,7 @@ def _bring_in(
     checkpoint: Checkpoint,
     sources: dict[str, str],
     assign: bool,
+    shared: dict[tuple[str, torch.dtype], torch.Tensor],
     progress: Progress | None,
 ) -> None:
     """Write or replace the tensors of a module whose names are those of its state dict."""
@@ -465,6 +550,8 @@ def _bring_in(
         if place not in made:
             if assign or torch_dtype(source.dtype) == value.dtype:
                 new = source.torch()
+            elif (name_there, value.dtype) in shared:
+                new = shared[name_there, value.dtype]
             else:
                 new = torch.empty(value.shape, dtype=value.dtype, device="cpu")
                 pairs.append((name, source, new))
@@ -475,11 +562,20 @@ def _bring_in(
         holder[key] = value
 
 
-def _bring_in_by_torch(module: nn.Module, checkpoint: Checkpoint, sources: dict[str, str], assign: bool) -> None:
+def _bring_in_by_torch(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    sources: dict[str, str],
+    assign: bool,
+    shared: dict[tuple[str, torch.dtype], torch.Tensor],
+) -> None:
     """The same for modules that have their own ways with state dicts."""
     own = {name: holder[key] for name, holder, key, persistent in _slots(module) if persistent}
     on_meta = any(value.device.type == "meta" for value in own.values())
-    state, made = {}, {}
+    state: dict[str, torch.Tensor] = {}
+    made: dict[tuple[str, torch.dtype | None], torch.Tensor] = {
+        (source, dtype): tensor for (source, dtype), tensor in shared.items()
+    }
     for name, source in sources.items():
         dtype = None if assign or name not in own else own[name].dtype
         if (source, dtype) not in made:

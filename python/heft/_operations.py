@@ -7,6 +7,7 @@ import os
 from . import _heft
 from ._convert import dtype_name
 from ._errors import warn
+from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,20 +205,21 @@ def plan(
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
     names = None if no_split_module_classes is None else list(no_split_module_classes)
-    facts: dict[str, Any] = _heft.plan(
-        path,
-        strategy,
-        _budgets(max_memory),
-        dtype_name(dtype),
-        class_name,
-        names,
-        mode,
-        fallback_allocation,
-        dequantize,
-        variant,
-        subfolder,
-        progress,
-    )
+    with Reporting(progress) as told:
+        facts: dict[str, Any] = _heft.plan(
+            path,
+            strategy,
+            _budgets(max_memory),
+            dtype_name(dtype),
+            class_name,
+            names,
+            mode,
+            fallback_allocation,
+            dequantize,
+            variant,
+            subfolder,
+            told,
+        )
     facts["device_map"] = {name: _NAMES.get(device, device) for name, device, _ in facts["entries"]}
     facts["sizes"] = {name: int(size) for name, _, size in facts["entries"]}
     facts["devices"] = {_NAMES.get(device, device): (budget, placed) for device, budget, placed in facts["devices"]}
@@ -260,27 +262,28 @@ def convert(
         ExistsError: the target holds a checkpoint, or side files of another one.
         the errors of heft.open(), IoError (also for a full disk), InvalidArgError.
     """
-    report = WriteReport(
-        _heft.convert(
-            source,
-            target,
-            format,
-            _bytes(max_shard_size),
-            dtype_name(dtype),
-            variant,
-            force,
-            dry_run,
-            resume,
-            natural_order,
-            None if metadata is None else dict(metadata),
-            wait,
-            keep_side_files,
-            dequantize,
-            source_variant,
-            subfolder,
-            progress,
+    with Reporting(progress) as told:
+        report = WriteReport(
+            _heft.convert(
+                source,
+                target,
+                format,
+                _bytes(max_shard_size),
+                dtype_name(dtype),
+                variant,
+                force,
+                dry_run,
+                resume,
+                natural_order,
+                None if metadata is None else dict(metadata),
+                wait,
+                keep_side_files,
+                dequantize,
+                source_variant,
+                subfolder,
+                told,
+            )
         )
-    )
     warn(report.warnings)
     return report
 
@@ -303,12 +306,13 @@ def verify(
         manifest: a manifest to compare with. Manifests need a libheft that was built with OpenSSL.
         write_manifest: a manifest to write.
     """
-    options: dict[str, Any] = {"variant": variant, "subfolder": subfolder, "progress": progress}
+    options: dict[str, Any] = {"variant": variant, "subfolder": subfolder}
     if manifest is not None:
         options["manifest"] = manifest
     if write_manifest is not None:
         options["write_manifest"] = write_manifest
-    return VerifyReport(_heft.verify(path, deep, **options))
+    with Reporting(progress) as told:
+        return VerifyReport(_heft.verify(path, deep, progress=told, **options))
 
 
 # ---- writing ----------------------------------------------------------------------------------------
@@ -384,6 +388,8 @@ def save_file(
         InvalidArgError (also a ValueError): a name or dtype that the format cannot hold, shared memory.
         IoError, also for a full disk. Then the file is as it was.
     """
+    if not hasattr(tensors, "items"):
+        raise TypeError(f"expected a dict of names and tensors, not {type(tensors).__name__}")
     writer = _heft.Writer(path, format=format, single_file=True, force=True, ties=ties)
     try:
         if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
@@ -394,6 +400,7 @@ def save_file(
             writer.metadata(key, value)
         for name, tensor in tensors.items():
             add(writer, name, tensor)
-        return WriteReport(writer.commit(progress))
+        with Reporting(progress) as told:
+            return WriteReport(writer.commit(told))
     finally:
         writer.close()

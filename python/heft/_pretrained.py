@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 
@@ -11,9 +12,11 @@ import torch
 from . import _heft
 from ._checkpoint import open as _open
 from ._convert import to_torch, torch_dtype
-from ._errors import HeftError, RefusedError, UnsupportedError
+from ._errors import HeftError, RefusedError, UnsupportedError, warn
 from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
+from ._progress import Reporting
+from ._sharing import Together
 from .safetensors import _Slice, translate
 
 TYPE_CHECKING = False
@@ -30,17 +33,31 @@ __all__ = ["from_pretrained", "save_pretrained"]
 # ---- from_pretrained -----------------------------------------------------------------------------------
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+class _How:
+    """How a call of from_pretrained() brings tensors in."""
+
+    def __init__(self, copy: bool, share: bool) -> None:
+        self.copy = copy
+        self.share = share
+        self.together = Together(share)
+        self.fused = 0  # bytes of what Transformers puts together of several tensors, cast
+
+
 class _Whole(torch.Tensor):
     """A tensor in its file, mapped, which ``to()`` reads and casts in one step."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _lazy: _heft.Tensor
-    _copy: bool
+    _how: _How
 
     @staticmethod
-    def make(lazy: _heft.Tensor, copy: bool) -> _Whole:
+    def make(lazy: _heft.Tensor, how: _How) -> _Whole:
         whole: _Whole = torch.Tensor._make_subclass(_Whole, to_torch(lazy))
-        whole._lazy, whole._copy = lazy, copy
+        whole._lazy, whole._how = lazy, how
         return whole
 
     def __getitem__(self, key: Any) -> Any:
@@ -58,27 +75,30 @@ class _Whole(torch.Tensor):
         owner = self._lazy._owner
         if owner is None or owner.closed:  # the file was closed: the mapping is there still
             return plain.to(device=device, dtype=dtype)
-        if not cast and not self._copy:
+        if not cast and not self._how.copy:
             return plain if device is None else plain.to(device)
-        if cast and not _heft.can_cast(self._lazy.dtype, str(dtype).rpartition(".")[2]):
+        if dtype is not None and cast and not _heft.can_cast(self._lazy.dtype, _name(dtype)):
             return plain.to(device=device, dtype=dtype)
+        ready = self._how.together.take(self._lazy, _name(dtype)) if dtype is not None and cast else None
+        if ready is not None:
+            return ready if device is None else ready.to(device)
         return to_torch(self._lazy, dtype, device, copy=True)
 
 
 class _WholeSlice(_Slice):
     """A tensor of safetensors to be indexed, of which ``[...]`` is cast by heft."""
 
-    __slots__ = ("_copy", "_lazy")
+    __slots__ = ("_how", "_lazy")
 
-    def __init__(self, file: safe_open, lazy: _heft.Tensor, copy: bool) -> None:
+    def __init__(self, file: safe_open, lazy: _heft.Tensor, how: _How) -> None:
         super().__init__(file, lazy)
-        self._lazy, self._copy = lazy, copy
+        self._lazy, self._how = lazy, how
 
     def __getitem__(self, key: Any) -> Any:
         if key is not Ellipsis or self._file._framework != "torch" or self._file._device is not None:
             return super().__getitem__(key)
         try:
-            return _Whole.make(self._lazy, self._copy)
+            return _Whole.make(self._lazy, self._how)
         except HeftError as error:
             if isinstance(error, OSError):
                 raise
@@ -92,8 +112,8 @@ def _load_state_dict(
     disable_mmap: bool | None = None,
 ) -> Any:
     """Transformers' own function, except for a ``.bin`` in from_pretrained() of this thread."""
-    copy = getattr(here, "copy", None)
-    if copy is None or os.fspath(checkpoint_file).endswith(".safetensors"):
+    how = getattr(here, "how", None)
+    if how is None or os.fspath(checkpoint_file).endswith(".safetensors"):
         return _state_dict_patch.original(checkpoint_file, map_location, weights_only, disable_mmap)
     if not weights_only:
         raise RefusedError("weights_only=False would run code from the file", os.fspath(checkpoint_file))
@@ -104,12 +124,38 @@ def _load_state_dict(
             name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
             for name, tensor in checkpoint.items()
         }
-    state: dict[str, Any] = {name: _Whole.make(tensor, copy) for name, tensor in checkpoint.items()}
+    state: dict[str, Any] = {name: _Whole.make(tensor, how) for name, tensor in checkpoint.items()}
     on_cpu = map_location is None or str(map_location) == "cpu"
     return state if on_cpu else {name: tensor.to(device=map_location) for name, tensor in state.items()}
 
 
 _state_dict_patch = Patch(_load_state_dict)
+
+
+def _spawn_materialize(
+    thread_pool: Any, tensor: Any, device: Any = None, dtype: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Transformers' own function, except for casts in from_pretrained() of this thread.
+
+    Transformers calls it for each tensor before it takes the first one. So all casts of a file are known when the
+    first of them is made, and are made in one call. It is left alone with what it fuses or distributes.
+    """
+    how: Any = getattr(here, "how", None)
+    lazy: Any = getattr(tensor, "_lazy", None)
+    cast = lazy is not None and dtype is not None and _heft.can_cast(lazy.dtype, _name(dtype))
+    cast = cast and lazy.dtype != _name(dtype)
+    # without threads, Transformers takes tensors one by one to spare memory
+    one_by_one = how is not None and thread_pool is None and not how.share
+    if how is None or not cast or one_by_one or (device is not None and torch.device(device).type != "cpu"):
+        return _spawn_patch.original(thread_pool, tensor, device, dtype, *args, **kwargs)
+    if any(value is not None for value in (*args, *kwargs.values())):
+        how.fused += lazy.nbytes
+        return _spawn_patch.original(thread_pool, tensor, device, dtype, *args, **kwargs)
+    how.together.want(lazy, _name(dtype))
+    return lambda: tensor[...].to(device=device, dtype=dtype)
+
+
+_spawn_patch = Patch(_spawn_materialize)
 
 # Transformers sets functions of its own aside while it makes a model, such as tie_weights(): two threads that do
 # so at once may leave them set aside for ever.
@@ -117,14 +163,34 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def _reading(copy: bool) -> Iterator[None]:
+def _announcing(how: _How) -> Iterator[None]:
+    """Let this thread's Transformers announce casts, if its version can."""
+    try:
+        loading: Any = importlib.import_module("transformers.core_model_loading")
+    except ModuleNotFoundError:
+        loading = None
+    if not hasattr(loading, "spawn_materialize"):
+        if how.share:
+            raise UnsupportedError("share=True needs Transformers 5")
+        yield
+        return
+    with _spawn_patch.on(lambda: loading.spawn_materialize, (loading.__name__,), everywhere=False):
+        yield
+
+
+@contextlib.contextmanager
+def _reading(how: _How) -> Iterator[None]:
     """Let this thread's Transformers read through heft, with heft's casts."""
     import transformers.modeling_utils as theirs
 
     before = here.__dict__.copy()
-    with patched(), _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=False):
-        here.slices = lambda file, lazy: _WholeSlice(file, lazy, copy)
-        here.copy = copy
+    with (
+        patched(),
+        _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=False),
+        _announcing(how),
+    ):
+        here.slices = lambda file, lazy: _WholeSlice(file, lazy, how)
+        here.how = how
         try:
             yield
         finally:
@@ -140,6 +206,7 @@ def from_pretrained(
     device_map: Any = None,
     max_memory: Mapping[Any, Any] | None = None,
     mode: Literal["map", "copy"] = "map",
+    share: bool = False,
     revision: str | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -153,6 +220,9 @@ def from_pretrained(
         cls: a class of Transformers, also AutoModelForCausalLM and the like.
         path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
+        share: what is cast is in one copy for all processes of this user on this host, whatever started them, and
+            what is not is mapped. A write to a parameter goes to private pages. Tensors that Transformers puts
+            together of several (fused experts) are private; the logger "heft" says so.
         dtype, device_map, max_memory, revision and all others: as there.
 
     Calls of several threads wait for each other, because Transformers' own do not bear each other.
@@ -162,7 +232,8 @@ def from_pretrained(
 
     Raises:
         as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
-        RefusedError for weights_only=False, which means running the code in a ``.bin``.
+        RefusedError for weights_only=False, which means running the code in a ``.bin``; LimitError: the memory for
+        casts is not there.
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
@@ -176,8 +247,12 @@ def from_pretrained(
     for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
         if value is not None:
             kwargs[key] = value
-    with _one_at_a_time, _reading(mode == "copy"):
-        return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
+    how = _How(mode == "copy" and not share, share)
+    with _one_at_a_time, _reading(how):
+        model = cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
+    if share and how.fused:
+        warn([f"{name}: Transformers puts tensors of {how.fused} bytes together: their result is private, not shared"])
+    return model
 
 
 # ---- save_pretrained -----------------------------------------------------------------------------------
@@ -297,6 +372,7 @@ def save_pretrained(
             add(writer, name, tensor)
         for name, content in side_files:
             writer.side_file(name, content)
-        return WriteReport(writer.commit(progress))
+        with Reporting(progress) as report:
+            return WriteReport(writer.commit(report))
     finally:
         writer.close()

@@ -10,6 +10,7 @@ from ._checkpoint import load as _load
 from ._checkpoint import open as _open
 from ._errors import RefusedError
 from ._operations import add
+from ._progress import Reporting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def save(
 ) -> None:
     """Save a state dict as ``torch.save`` does: a file that ``torch.load(weights_only=True)`` opens.
 
-    If obj is a module's ``state_dict()``, the file has its ``_metadata``, in which each module has version 1. Tied
-    tensors are written once. The old file, or the whole new one, is there at every moment.
+    If obj is a module's ``state_dict()``, the file has its ``_metadata``: the version of each module. Tied tensors are
+    written once. The old file, or the whole new one, is there at every moment.
 
     Raises:
         TypeError: a value that is no tensor; IoError.
@@ -84,16 +85,28 @@ def save(
     parent = os.path.dirname(os.path.abspath(f))
     if not os.path.isdir(parent):
         raise RuntimeError(f"Parent directory {parent} does not exist.")
-    metadata = getattr(obj, "_metadata", None)
+    metadata = getattr(obj, "_metadata", None) or {}
     writer = _heft.Writer(
-        f, format="bin", single_file=True, force=True, modules=list(metadata) if metadata else None
+        f,
+        format="bin",
+        single_file=True,
+        force=True,
+        modules=list(metadata) or None,
+        module_versions=[_version(facts) for facts in metadata.values()],
     )
     try:
         for name, tensor in obj.items():
             add(writer, name, tensor)
-        writer.commit(progress)
+        with Reporting(progress) as report:
+            writer.commit(report)
     finally:
         writer.close()
+
+
+def _version(facts: Any) -> int:
+    """The version of a module in ``_metadata``; 1, as modules have by default, for what is none."""
+    version = facts.get("version") if hasattr(facts, "get") else None
+    return version if isinstance(version, int) and 0 <= version < 1 << 32 else 1
 
 
 def _save_to(obj: Mapping[str, torch.Tensor], f: IO[bytes], progress: Progress | None) -> None:

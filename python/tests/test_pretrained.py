@@ -119,6 +119,25 @@ def test_auto_classes(tmp_path: Path, kind: str) -> None:
     same_model(heft.from_pretrained(transformers.AutoModel, folder), wanted)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_share(tmp_path: Path, kind: str, format: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The shared copy gives the same model; who writes into it changes nobody else's."""
+    folder = saved(tmp_path, kind, format=format)
+    auto = getattr(transformers, AUTO.get(kind, "AutoModelForCausalLM"))
+    wanted = auto.from_pretrained(folder, dtype=torch.float32)
+    with caplog.at_level("WARNING", "heft"):
+        got = heft.from_pretrained(auto, folder, dtype=torch.float32, share=True)
+    same_model(got, wanted)
+    told = [record.getMessage() for record in caplog.records if "private, not shared" in record.getMessage()]
+    assert len(told) == (kind in ("mixtral", "qwen moe")), told
+    with torch.no_grad():
+        for parameter in got.parameters():
+            parameter.add_(1)
+    same_model(heft.from_pretrained(auto, folder, dtype=torch.float32, share=True), wanted)
+    same_model(heft.from_pretrained(auto, folder, share=True), auto.from_pretrained(folder))
+
+
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_logits(tmp_path: Path, kind: str) -> None:
     folder = saved(tmp_path, kind)

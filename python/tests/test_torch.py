@@ -294,7 +294,8 @@ def test_torch_save_and_load(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     heft.torch.save(module.state_dict(), tmp_path / "m.pt")
     loaded = torch.load(tmp_path / "m.pt")
-    assert list(loaded._metadata) == list(module.state_dict()._metadata)
+    assert loaded._metadata == module.state_dict()._metadata
+    assert loaded._metadata["1"] == {"version": 2}
     module.load_state_dict(loaded)
     with pytest.raises(TypeError, match="step"):
         heft.torch.save({"step": 3}, tmp_path / "z.pt")  # type: ignore[dict-item]

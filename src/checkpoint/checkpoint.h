@@ -353,6 +353,7 @@ typedef struct heft__write_job {
     size_t metadata_count;
     const char *const *modules; /* as heft__out_file */
     size_t module_count;
+    const uint32_t *module_versions; /* NULL: 1 for each */
     const heft__side_file *sides;
     size_t side_count;
     bool keep_side_files;   /* of the destination, whatever they are: side_files.c */

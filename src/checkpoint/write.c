@@ -156,7 +156,8 @@ static heft_status lay_out(struct session *s, heft_written_file *files, uint64_t
                                      .metadata_count =
                                          s->format->metadata ? s->job->metadata_count : 0,
                                      .modules = s->job->modules,
-                                     .module_count = s->job->module_count};
+                                     .module_count = s->job->module_count,
+                                     .module_versions = s->job->module_versions};
         status = s->format->lay_out(s->ctx, &file, &s->layouts[i], err);
         if (status == HEFT_OK) {
             files[i].tensors = file.count;

@@ -75,16 +75,19 @@ static heft_status keep_options(heft_writer *w, heft_error *err)
     const size_t count = options->module_count;
     const char **modules = heft__arena_array(&w->arena, count, sizeof *modules);
     const char *variant = copy_text(&w->arena, options->variant);
-    bool good = modules && (variant || !options->variant);
+    uint32_t *versions = heft__arena_array(&w->arena, count, sizeof *versions);
+    bool good = modules && versions && (variant || !options->variant);
     for (size_t i = 0; i < count && good; i++) {
         const char *path = options->modules[i];
         if (!path || heft__utf8_invalid_at((const uint8_t *)path, strlen(path)) != strlen(path)) {
             return heft__fail(err, HEFT_INVALID_ARG, "module path %zu is not valid UTF-8", i);
         }
         modules[i] = copy_text(&w->arena, path);
+        versions[i] = options->module_versions ? options->module_versions[i] : 1;
         good = modules[i] != NULL;
     }
     options->modules = modules;
+    options->module_versions = versions;
     options->variant = variant;
     return good ? HEFT_OK : heft__fail_nomem(err, count * sizeof *modules);
 }

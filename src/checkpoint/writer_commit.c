@@ -380,6 +380,7 @@ static heft_status write_out(struct commit *c, heft_write_report **report, heft_
         .total_parameters = options->total_parameters,
         .modules = options->modules,
         .module_count = options->module_count,
+        .module_versions = options->module_versions,
         .sides = c->w->sides,
         .side_count = c->w->side_count,
         .keep_side_files = options->keep_side_files,

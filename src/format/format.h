@@ -210,8 +210,9 @@ typedef struct heft__out_file {
     const heft__text_pair *metadata; /* for formats that hold metadata */
     size_t metadata_count;
     const char *const *modules; /* paths, "" for the root: a pickle is then an OrderedDict with
-                                   `_metadata` (version 1 of each), else a plain dict */
+                                   `_metadata`, else a plain dict */
     size_t module_count;
+    const uint32_t *module_versions; /* NULL: 1 for each */
 } heft__out_file;
 
 /* How a file will look, made before anything is written. Formats embed it as their first member. */

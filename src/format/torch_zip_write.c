@@ -161,26 +161,26 @@ static void batch(heft__buffer *out, size_t i, size_t count)
     }
 }
 
-static void put_metadata(heft__buffer *out, const char *const *modules, size_t count)
+static void put_metadata(heft__buffer *out, const heft__out_file *file)
 {
+    const size_t count = file->module_count;
     heft__buffer_byte(out, '}');
     put_text(out, "_metadata");
     put_ordered_dict(out);
     for (size_t i = 0; i <= count; i++) {
         batch(out, i, count);
         if (i < count) {
-            put_text(out, modules[i]);
+            put_text(out, file->modules[i]);
             heft__buffer_byte(out, '}');
             put_text(out, "version");
-            put_integer(out, 1);
+            put_integer(out, file->module_versions ? file->module_versions[i] : 1);
             heft__buffer_byte(out, 's');
         }
     }
     heft__buffer_text(out, "sb");
 }
 
-static heft_status build_pickle(struct writer *w, const char *const *modules, size_t module_count,
-                                heft_error *err)
+static heft_status build_pickle(struct writer *w, const heft__out_file *file, heft_error *err)
 {
     heft__buffer *out = &w->pickle;
     uint32_t rank = 0;
@@ -192,7 +192,7 @@ static heft_status build_pickle(struct writer *w, const char *const *modules, si
         return heft__fail_nomem(err, (uint64_t)rank * 2 * sizeof *scratch);
     }
     heft__buffer_text(out, "\x80\x02");
-    if (module_count) {
+    if (file->module_count) {
         put_ordered_dict(out);
     } else {
         heft__buffer_byte(out, '}');
@@ -204,8 +204,8 @@ static heft_status build_pickle(struct writer *w, const char *const *modules, si
             put_tensor(w, &w->tensors[i], scratch);
         }
     }
-    if (module_count) {
-        put_metadata(out, modules, module_count);
+    if (file->module_count) {
+        put_metadata(out, file);
     }
     heft__buffer_byte(out, '.');
     heft__free(w->ctx, scratch, (size_t)rank * 2 * sizeof *scratch);
@@ -440,7 +440,7 @@ heft_status heft__torch_zip_lay_out(heft_ctx *ctx, const heft__out_file *file, h
     heft_status status =
         w->firsts ? collect(w, err) : heft__fail_nomem(err, w->count * sizeof *w->firsts);
     if (status == HEFT_OK) {
-        status = build_pickle(w, file->modules, file->module_count, err);
+        status = build_pickle(w, file, err);
     }
     if (status == HEFT_OK) {
         status = lay_out(w, err);

@@ -80,7 +80,7 @@ static heft_status make_plain_model(heft__loading *l, heft_error *err)
     if (heft__source_is_unknown(source)) {
         char reason[200];
         heft__source_unknown_text(source, reason);
-        status = heft__unknown_model(l->ckpt, source->config, l->options->dtype, &l->model, err);
+        status = heft__unknown_model(l->ckpt, source->config, l->options, &l->model, err);
         if (status == HEFT_OK && l->memory &&
             !heft__warn(&l->memory->warnings,
                         "%s: names, shapes and blocks are taken from the checkpoint, and missing "
@@ -89,6 +89,10 @@ static heft_status make_plain_model(heft__loading *l, heft_error *err)
             status = heft__fail_nomem(err, 0);
         }
         return status;
+    }
+    if (l->options->tensor_dtypes) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          "tensor_dtypes is for models that the checkpoint's own names make");
     }
     status =
         heft__class_find(source->config, source->asked_class, &recipe.family, &recipe.class, err);
@@ -197,7 +201,8 @@ static heft_status check_missing(const heft__loading *l, heft_error *err)
 /* A config may ask for a dtype of many times the stored one. What the caller asks for is not bounded. */
 static heft_status check_casts(const heft__loading *l, heft_error *err)
 {
-    const bool by_config = l->options->dtype == HEFT_DTYPE_NONE && l->options->dtype_count == 0;
+    const bool by_config = l->options->dtype == HEFT_DTYPE_NONE && l->options->dtype_count == 0 &&
+                           !l->options->tensor_dtypes;
     const uint64_t limit = heft__limits(l->ctx)->expanded_bytes,
                    most = heft__checkpoint_allowance(l->ckpt, limit),
                    bytes = by_config && !l->source->view ? count_bytes(l, true) : 0;

@@ -164,7 +164,8 @@ heft_status heft__packed_refuse_casts(const heft_source *source, const heft_mode
 /* Names, shapes and, with dtype NONE, dtypes as the checkpoint has them; lists that repeat are its
  * no-split blocks. Nothing of it can be missing. */
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
-                                heft_dtype dtype, heft_model **out, heft_error *err);
+                                const heft_load_options *options, heft_model **out,
+                                heft_error *err);
 
 /* ---- packed_model.c: a model whose weights stay quantized ---------------------------------------------- */
 /* The model of a recipe, with what the source has in the place of the weights that it stores quantized.

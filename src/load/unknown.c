@@ -18,6 +18,36 @@ static heft_dtype dtype_of(const heft_tensor_info *info, const heft__family *fam
     return cast ? dtype : info->dtype;
 }
 
+/* What the options ask for, of tensor i. */
+static heft_dtype asked_dtype(const heft_checkpoint *ckpt, const heft__family *family,
+                              const heft_load_options *options, size_t i)
+{
+    if (!options->tensor_dtypes) {
+        return dtype_of(&ckpt->infos[i], family, options->dtype);
+    }
+    const heft_dtype dtype = options->tensor_dtypes[i];
+    return dtype == HEFT_DTYPE_NONE ? ckpt->infos[i].dtype : dtype;
+}
+
+static heft_status check_dtypes(const heft_checkpoint *ckpt, const heft_load_options *options,
+                                heft_error *err)
+{
+    const size_t count = options->tensor_dtype_count;
+    if (options->tensor_dtypes && count != ckpt->count) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%zu tensor_dtypes for %zu tensors", count,
+                          ckpt->count);
+    }
+    for (size_t i = 0; options->tensor_dtypes && i < count; i++) {
+        const heft_dtype dtype = options->tensor_dtypes[i];
+        if (dtype < HEFT_DTYPE_NONE || dtype >= HEFT_DTYPE_COUNT) {
+            return heft__add_item(
+                heft__fail(err, HEFT_INVALID_ARG, "there is no dtype %d", (int)dtype), err,
+                ckpt->infos[i].name);
+        }
+    }
+    return HEFT_OK;
+}
+
 /* Of names that are one tensor, the one under which it is saved: not that of a head. */
 static heft_status choose_roots(const heft_checkpoint *ckpt, const heft_parameter_spec *list,
                                 size_t *aliases, heft_error *err)
@@ -40,24 +70,31 @@ static heft_status choose_roots(const heft_checkpoint *ckpt, const heft_paramete
 }
 
 heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *config,
-                                heft_dtype dtype, heft_model **out, heft_error *err)
+                                const heft_load_options *options, heft_model **out, heft_error *err)
 {
     heft_ctx *ctx = ckpt->ctx;
     const size_t count = ckpt->count, bytes = count * sizeof(heft_parameter_spec);
+    const heft_dtype dtype = options->dtype;
     const heft__family *family = config ? heft__family_find(heft_config_model_type(config)) : NULL;
     size_t *aliases = NULL;
     heft_parameter_spec *list = heft__alloc(ctx, bytes);
-    heft_status status =
-        list ? heft__checkpoint_aliases(ckpt, &aliases, err) : heft__fail_nomem(err, bytes);
+    heft_status status = check_dtypes(ckpt, options, err);
+    if (status == HEFT_OK) {
+        status =
+            list ? heft__checkpoint_aliases(ckpt, &aliases, err) : heft__fail_nomem(err, bytes);
+    }
     for (size_t i = 0; status == HEFT_OK && i < count; i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         list[i] = (heft_parameter_spec){.name = info->name,
-                                        .dtype = dtype_of(info, family, dtype),
+                                        .dtype = asked_dtype(ckpt, family, options, i),
                                         .rank = info->rank,
                                         .shape = info->shape};
     }
     if (status == HEFT_OK) {
         status = choose_roots(ckpt, list, aliases, err);
+    }
+    for (size_t i = 0; status == HEFT_OK && i < count; i++) {
+        list[i].dtype = list[aliases[i]].dtype;
     }
     if (status == HEFT_OK) {
         const heft__named named = {.list = list,

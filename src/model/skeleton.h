@@ -4,8 +4,8 @@
 
 #include "model/model.h"
 
-#define HEFT__SKELETON_DEPTH 32  /* nested calls of enter */
-#define HEFT__SKELETON_NAME 1024 /* bytes of the longest name, NUL included */
+#define HEFT__SKELETON_DEPTH 32              /* nested calls of enter */
+#define HEFT__SKELETON_NAME ((64 << 10) + 1) /* bytes of the longest name, NUL included */
 #define HEFT__SKELETON_SHAPES 16 /* shapes remembered, so that equal layers share theirs */
 #define HEFT__SKELETON_RULES 8   /* rules remembered, for the same reason */
 #define HEFT__SKELETON_CLASSES 24

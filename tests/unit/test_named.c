@@ -180,7 +180,7 @@ static void a_config_says_what_the_model_is(void **state)
 static void lists_that_cannot_be_are_refused(void **state)
 {
     static const uint64_t one[65] = {1}, huge[] = {UINT64_MAX / 2, 3}, large[] = {UINT64_MAX / 64};
-    static char longest[1100];
+    static char longest[(64 << 10) + 2];
     static const struct {
         const char *what;
         heft_parameter_spec specs[3];
@@ -255,7 +255,7 @@ static void lists_that_cannot_be_are_refused(void **state)
         {"long_name",
          {{longest, HEFT_DTYPE_F32, 1, one}},
          1, HEFT_LIMIT,
-         NULL,     "is longer than 1023 bytes"        },
+         NULL,     "is longer than 65536 bytes"       },
     };
     (void)state;
     memset(longest, 'a', sizeof longest - 1);

@@ -413,6 +413,55 @@ static void it_is_cast_and_saved_and_loaded_again(void **state)
     heft_model_free(model);
 }
 
+static void each_tensor_may_have_a_dtype(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    heft_checkpoint *ckpt = NULL;
+    make_unknown("sharded_safetensors", "unknown");
+    test_expect_status(heft_checkpoint_open(ctx, at("unknown"), NULL, &ckpt, &err), HEFT_OK, &err,
+                       "open");
+    const size_t count = heft_checkpoint_count(ckpt);
+    heft_dtype *dtypes = calloc(count + 1, sizeof *dtypes);
+    dtypes[0] = HEFT_DTYPE_BF16;
+    dtypes[1] = HEFT_DTYPE_F64;
+    const struct {
+        const char *name, *folder;
+        size_t count;
+        heft_dtype last;
+        heft_status status;
+    } rows[] = {
+        {"two_of_them",   "unknown",             count,     HEFT_DTYPE_NONE,  HEFT_OK         },
+        {"one_more",      "unknown",             count + 1, HEFT_DTYPE_NONE,  HEFT_INVALID_ARG},
+        {"one_less",      "unknown",             count - 1, HEFT_DTYPE_NONE,  HEFT_INVALID_ARG},
+        {"no_dtype",      "unknown",             count,     HEFT_DTYPE_COUNT, HEFT_INVALID_ARG},
+        {"a_known_model", "sharded_safetensors", count,     HEFT_DTYPE_NONE,  HEFT_INVALID_ARG},
+    };
+    make_unknown("sharded_safetensors", "sharded_safetensors");
+    char command[700];
+    snprintf(command, sizeof command, "cp '%s/loading/sharded_safetensors/config.json' '%s/%s/'",
+             HEFT_TEST_DATA, folder, "sharded_safetensors");
+    assert_int_equal(system(command), 0);
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+        heft_model *model = NULL;
+        dtypes[count - 1] = rows[r].last;
+        const test_how options = {
+            .load = {.tensor_dtypes = dtypes, .tensor_dtype_count = rows[r].count}
+        };
+        test_expect_status(test_load(ctx, at(rows[r].folder), &options, &model, NULL, &err),
+                           rows[r].status, &err, rows[r].name);
+        for (size_t i = 0; model && i < count; i++) {
+            const heft_tensor_info *info = heft_checkpoint_info(ckpt, i);
+            const size_t number = heft_model_find(model, info->name);
+            assert_int_equal(heft_model_parameter(model, number)->dtype,
+                             dtypes[i] == HEFT_DTYPE_NONE ? info->dtype : dtypes[i]);
+        }
+        heft_model_free(model);
+    }
+    free(dtypes);
+    heft_checkpoint_close(ckpt);
+}
+
 static void a_class_must_be_known(void **state)
 {
     (void)state;
@@ -451,6 +500,7 @@ int main(void)
         cmocka_unit_test(any_names_make_a_tree),
         cmocka_unit_test(deep_names_make_few_modules),
         cmocka_unit_test(it_is_cast_and_saved_and_loaded_again),
+        cmocka_unit_test(each_tensor_may_have_a_dtype),
         cmocka_unit_test(a_class_must_be_known),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };

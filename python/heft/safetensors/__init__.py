@@ -11,6 +11,7 @@ import os
 from .. import _heft
 from .._convert import import_torch, to_numpy
 from .._errors import HeftError, IoError
+from .._progress import Reporting
 
 try:  # then the library's own `except` clauses catch heft's errors too
     from safetensors import SafetensorError as _Error
@@ -242,7 +243,8 @@ def write(writer: _heft.Writer, tensors: dict[str, Any], metadata: dict[str, str
             if not isinstance(name, str):
                 raise TypeError(f"argument 'tensor_dict': {type(name).__name__!r} object is not an instance of 'str'")
             add(writer, name, tensor)
-        writer.commit()
+        with Reporting(None) as report:
+            writer.commit(report)
     except HeftError as error:
         raise translate(error) from error
     finally:
