@@ -131,7 +131,8 @@ def starcoder2(draw):
 
 def partial(draw, **more):
     own = dense(draw, **more)
-    own["rope_parameters"]["partial_rotary_factor"] = draw.choice([0.25, 0.5, 1.0])
+    even = own["hidden_size"] // own["num_attention_heads"] % 8 == 0  # a quarter of a head must be
+    own["rope_parameters"]["partial_rotary_factor"] = draw.choice([0.25, 0.5, 1.0] if even else [0.5, 1.0])
     return own
 
 
@@ -451,6 +452,14 @@ def test_sequences_in_one_pass_do_not_change_each_other(tmp_path):
     texts = [",".join(str(8 + i * 7 % 80) for i in range(count)) for count in (9, 40)]
     alone = [heft("run", tmp_path, "--ids", text, "--new-tokens", 4, "--ignore-eos")["ids"][0] for text in texts]
     assert heft("run", tmp_path, "--ids", "\n".join(texts), "--new-tokens", 4, "--ignore-eos")["ids"] == alone
+
+
+def test_odd_rotary_part_is_refused(tmp_path):
+    config = draw_config("phi", 0, hidden_size=48, num_attention_heads=4, num_key_value_heads=4)
+    config.rope_parameters["partial_rotary_factor"] = 0.25
+    make(AutoModelForCausalLM, config, tmp_path)
+    report = heft("run", tmp_path, "--ids", "9,10", expect=7)
+    assert "odd" in report["error"]["message"]
 
 
 def test_masked_inputs_are_refused(tmp_path):
