@@ -68,6 +68,10 @@ heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width)
     const size_t half = width / 2;
     float *cosines = heft__pass_take(p, p->in.tokens * half, sizeof *cosines);
     float *sines = heft__pass_take(p, p->in.tokens * half, sizeof *sines);
+    if (width % 2 != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "rotary positions of an odd number of dimensions, %zu",
+                        width);
+    }
     if (p->dry && p->status == HEFT_OK) { /* what is wrong with the config, at once */
         (void)frequencies_of(p, layer_type, width, 1);
     }

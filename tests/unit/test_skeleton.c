@@ -417,8 +417,8 @@ static void ties_unequal_shapes(heft__skeleton *s)
 }
 
 static const heft__class odd_classes[] = {
-    {"Odd", NULL, builds_the_odd_one},
-    {NULL,  NULL, NULL              },
+    {"Odd", NULL, builds_the_odd_one, NULL},
+    {NULL,  NULL, NULL,               NULL},
 };
 static const heft__family odd_family = {
     .model_type = "odd", .base_prefix = "", .classes = odd_classes};

@@ -195,4 +195,5 @@ const heft__family heft__family_gpt_oss = {
     .keep_f32 = keep_f32,
     .other_keys = other_keys,
     .body = body_forward,
+    .rope_theta = 150000,
 };

@@ -137,4 +137,5 @@ const heft__family heft__family_mixtral = {
     .other_keys = other_keys,
     .inner_names = inner_names,
     .body = body_forward,
+    .rope_theta = 1000000,
 };
