@@ -170,6 +170,9 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
     if (status == HEFT_OK) {
         status = heft__quant_find_state(&finder, other_method, err);
     }
+    if (status == HEFT_OK) {
+        status = heft__quant_heed_comfy(&finder, err);
+    }
     status = keep_weights(&finder, status, err);
     if (status == HEFT_OK) {
         sum_up(out);

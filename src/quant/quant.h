@@ -177,6 +177,8 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
                                    heft_error *err);
 /* Whether tensors of such a name are state of a quantization. */
 bool heft__quant_is_state(const char *name);
+/* comfy.c: weights of which ComfyUI says that they are in another layout are not computed. */
+heft_status heft__quant_heed_comfy(heft__quant_finder *finder, heft_error *err);
 /* Whether it ends in ".weight" or ".bias", as most do: no method is known by it. (methods.c) */
 bool heft__quant_is_plain_name(const char *name);
 

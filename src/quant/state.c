@@ -2,7 +2,7 @@
  * not need, and tensors that contradict the method.
  *
  * State is known by the last part of its name: scales of inputs and outputs, and of the key/value cache
- * (self_attn.k_scale, self_attn.k_proj.k_scale, ...). What lies in the module of a quantized weight goes with
+ * (self_attn.k_scale, self_attn.k_proj.k_scale, ...), and ComfyUI's marks (comfy_quant, scaled_fp8). What lies in the module of a quantized weight goes with
  * that weight. A tensor that only another method has, or that a weight of this one should have, is FORMAT:
  * left alone, it would be lost without a word. What looks quantized and is known by no tensor of the method
  * (float8, or a weight of integers) is a weight that cannot be dequantized: taken for plain numbers, it would
@@ -33,6 +33,8 @@ static const char *const states[] = {"input_scale",
                                      "q_global_scale",
                                      "k_global_scale",
                                      "v_global_scale",
+                                     "comfy_quant",
+                                     "scaled_fp8",
                                      NULL};
 
 /* Ends of names that are a part of a quantized weight, and the methods that have it; NULL: several. */
@@ -70,7 +72,7 @@ static bool is_one_of(const char *name, const char *const *list)
 bool heft__quant_is_state(const char *name)
 {
     const char *dot = strrchr(name, '.');
-    return dot && is_one_of(dot + 1, states);
+    return is_one_of(dot ? dot + 1 : name, states) && (dot || strcmp(name, "scaled_fp8") == 0);
 }
 
 /* NULL: no part of a weight by its name. */
@@ -86,8 +88,9 @@ static const struct part *part_of(const char *name)
 static size_t weight_beside(const heft__quant_finder *finder, size_t i)
 {
     const char *name = finder->table->infos[i].name;
-    const size_t prefix = (size_t)(strrchr(name, '.') - name);
-    for (const char *const *end = values; *end; end++) {
+    const char *dot = strrchr(name, '.');
+    const size_t prefix = dot ? (size_t)(dot - name) : 0;
+    for (const char *const *end = values; *end && dot; end++) {
         const size_t found = heft__quant_sibling(finder->table, i, prefix, *end);
         if (found != HEFT__NO_PART && finder->found->owner[found] < finder->found->count) {
             return finder->found->owner[found];

@@ -128,3 +128,36 @@ edited zeros_in_words "
 for n in [n for n in t if 'up_proj' in n]: del t[n]"
 run 0 load "$work/edited"
 shows "$err" "warning: 1 of 11 weights of the base model are missing .*'$layer.mlp.up_proj.weight'"
+
+# what ComfyUI says of a weight, in a tensor beside it or in the metadata: rotated weights and tiled scales are not computed
+comfy() { # comfy TEXT: of up_proj of fp8_scalar without its config
+    edited fp8_scalar "
+text = b'$1'
+t['$layer.mlp.up_proj.comfy_quant'] = ('U8', [len(text)], text)
+t['scaled_fp8'] = ('F8_E4M3', [2], bytes(2))
+c.pop('quantization_config')"
+}
+comfy '{"format": "float8_e4m3fn", "full_precision_matrix_mult": false}'
+run 0 convert "$work/edited" "$work/plain" --dequantize
+equal "$work/plain/model.safetensors" "$made/fp8_scalar.expected" || fail "$last: other values"
+rm -rf "$work/plain"
+comfy '{"format": "float8_e4m3fn", "convrot": true}'
+fails 7 'up_proj.weight: cannot be dequantized: its ComfyUI format "float8_e4m3fn" with rotated weights' load "$work/edited" --dequantize
+comfy '{"format": "nvfp4"}'
+run 0 load "$work/edited" -q
+fails 7 'up_proj.weight: cannot be dequantized: its ComfyUI format "nvfp4" is not supported' convert "$work/edited" "$work/never" --dequantize
+comfy '{"format"'
+fails 5 'up_proj.comfy_quant: .*malformed JSON' load "$work/edited" --dequantize
+edited mixed_formats ""
+python3 - "$work/edited/model.safetensors" <<'END_OF_PYTHON'
+import json, struct, sys
+blob = open(sys.argv[1], "rb").read()
+length = struct.unpack("<Q", blob[:8])[0]
+header = json.loads(blob[8:8 + length])
+layers = {"model.layers.0.self_attn.q_proj": {"format": "mxfp8"}}
+header["__metadata__"] = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+text = json.dumps(header).encode()
+open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + blob[8 + length:])
+END_OF_PYTHON
+fails 7 'q_proj.weight: cannot be dequantized: its ComfyUI format "mxfp8" is not supported' load "$work/edited" --dequantize
+[ ! -e "$work/never" ] || fail "something was written"
