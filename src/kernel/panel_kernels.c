@@ -23,14 +23,38 @@ struct product {
 };
 
 /* ---- weights as float32 -------------------------------------------------------------------------- */
+/* `count` rows at once from r on, a constant: each row is a stream of its own to the memory, and their first
+ * misses overlap. The next rows' first lines are asked for already. */
+INLINE void widen_together(const struct product *p, size_t r, heft_dtype dtype, const size_t count)
+{
+    const size_t stride = p->w->stride, from = (p->row + r) * stride + p->column;
+    float *to = p->wide + r * HEFT__PANEL_PITCH;
+    size_t c = 0;
+    for (size_t i = count; i < 2 * count && r + i < p->rows; i++) {
+        const char *next = (const char *)p->w->data + (from + i * stride) * sizeof(uint16_t);
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + (p->columns > 32 ? 64 : 0));
+    }
+    for (; c + LANES <= p->columns; c += LANES) {
+        for (size_t i = 0; i < count; i++) {
+            store(to + i * HEFT__PANEL_PITCH + c,
+                  load_as(p->w->data, from + i * stride + c, dtype));
+        }
+    }
+    for (size_t i = 0; i < count && c < p->columns; i++) {
+        store(to + i * HEFT__PANEL_PITCH + c,
+              load_part_as(p->w->data, from + i * stride + c, dtype, p->columns - c));
+    }
+}
+
 INLINE void widen_rows(const struct product *p, heft_dtype dtype)
 {
-    for (size_t r = 0; r < p->rows; r++) {
-        const size_t from = (p->row + r) * p->w->stride + p->column;
-        float *to = p->wide + r * HEFT__PANEL_PITCH;
-        for (size_t c = 0; c < p->columns; c += LANES) {
-            store(to + c, load_some_as(p->w->data, from + c, dtype, p->columns - c));
-        }
+    size_t r = 0;
+    for (; r + 4 <= p->rows; r += 4) {
+        widen_together(p, r, dtype, 4);
+    }
+    for (; r < p->rows; r++) {
+        widen_together(p, r, dtype, 1);
     }
 }
 
