@@ -300,14 +300,20 @@ def verify(
     Args:
         path: as for heft.open(), not bytes.
         deep: read every byte; find wrong checksums, NaN and infinities.
-        manifest: a manifest to compare with. Manifests need a libheft that was built with OpenSSL.
+        manifest: a manifest to compare with: sizes and SHA-256 of the weight files.
         write_manifest: a manifest to write.
+
+    Raises:
+        UnsupportedError: a manifest, where OpenSSL's libcrypto is not installed.
+        as heft.open() for a path that has no checkpoint.
     """
     options: dict[str, Any] = {"variant": variant, "subfolder": subfolder, "progress": progress}
     if manifest is not None:
         options["manifest"] = manifest
     if write_manifest is not None:
         options["write_manifest"] = write_manifest
+    if manifest is not None or write_manifest is not None:
+        import hashlib  # noqa: F401 - brings Python's own libcrypto into the process, which libheft then finds
     return VerifyReport(_heft.verify(path, deep, **options))
 
 
@@ -385,9 +391,66 @@ def save_file(
         IoError, also for a full disk. Then the file is as it was.
     """
     writer = _heft.Writer(path, format=format, single_file=True, force=True, ties=ties)
+    if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
+        writer.metadata("format", None)
+    return _write(writer, tensors, metadata, progress)
+
+
+def save_state_dict(
+    tensors: Mapping[str, Any],
+    folder: Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    max_shard_size: Size | None = None,
+    format: Literal["safetensors", "bin"] = "safetensors",
+    variant: str | None = None,
+    force: bool = False,
+    ties: Literal["refuse", "drop", "copy"] = "refuse",
+    wait: bool = False,
+    keep_side_files: bool = False,
+    progress: Progress | None = None,
+) -> WriteReport:
+    """Write tensors to a folder, in shards with an index if they do not fit into one.
+
+    The shards have the names and boundaries of those that Transformers writes. The folder has the old checkpoint or
+    the whole new one at every moment.
+
+    Args:
+        tensors: as for save_file(); also an open checkpoint, whose tensors are read one after the other.
+        folder: the folder to write; it is made if it does not exist.
+        metadata: for safetensors, beside ``{"format": "pt"}``, which Transformers asks for.
+        max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
+        format: "safetensors", or "bin" for ``pytorch_model.bin``.
+        variant: "fp16" writes ``model.fp16.safetensors``.
+        force: replace a checkpoint that the folder has.
+        ties: as for save_file().
+        wait: wait for another process that writes into the folder, instead of failing.
+        keep_side_files: allow a config, tokenizer or other side files that another checkpoint left in the folder.
+        progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
+
+    Raises:
+        ExistsError: the folder holds a checkpoint, or side files of another one.
+        as save_file().
+    """
+    if format not in ("safetensors", "bin"):
+        raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
+    writer = _heft.Writer(
+        folder,
+        format=format,
+        max_shard_bytes=_bytes(max_shard_size),
+        variant=variant,
+        force=force,
+        ties=ties,
+        wait=wait,
+        keep_side_files=keep_side_files,
+    )
+    return _write(writer, tensors, metadata, progress)
+
+
+def _write(
+    writer: _heft.Writer, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, progress: Progress | None
+) -> WriteReport:
     try:
-        if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
-            writer.metadata("format", None)
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError("metadata is a dict of str")
