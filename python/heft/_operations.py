@@ -26,9 +26,9 @@ def _bytes(size: Size | None) -> int:
     if isinstance(size, str):
         return _heft.parse_size(size)
     if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"a size is an int or a str such as '200MB', not {size!r}")
+        raise TypeError(f"a size must be an int or a str such as '200MB', not {size!r}")
     if size < 0:
-        raise ValueError("a size is not negative")
+        raise ValueError(f"a size cannot be negative: {size}")
     return int(size)
 
 
@@ -128,7 +128,7 @@ class Plan(_Report):
     devices: dict[Device, tuple[float, float]]
     #: most memory of this process while it loads, this process included
     peak_bytes: int
-    #: the same without what may turn out not to be needed
+    #: the same, without what loading may turn out not to need
     least_bytes: int
     #: most memory while modules on disk are brought in, their budget not included
     stream_peak_bytes: int
@@ -143,7 +143,7 @@ class Plan(_Report):
     fits: bool
     #: what limits the budget of the CPU
     reason: str
-    #: Accelerate's own
+    #: those that Accelerate gives for the same map
     warnings: list[str]
 
 
@@ -157,7 +157,7 @@ def _device_number(device: Device) -> int:
         return _DEVICES[text]
     digits = text.rpartition(":")[2]
     if isinstance(device, bool) or not digits.isdecimal():
-        raise ValueError(f"{device!r} is not a device: an accelerator's number, 'cpu', 'disk' or 'mps'")
+        raise ValueError(f"{device!r} is not a device: expected an accelerator's number, 'cpu', 'disk' or 'mps'")
     return int(digits)
 
 
@@ -199,7 +199,8 @@ def plan(
         mode: "copy" counts mapped tensors as memory.
 
     Raises:
-        as heft.open(); MismatchError, InvalidArgError (also a ValueError) for what does not fit the model.
+        MismatchError, InvalidArgError (also a ValueError): an argument or the checkpoint does not fit the model.
+        the exceptions of heft.open().
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
@@ -258,7 +259,7 @@ def convert(
 
     Raises:
         ExistsError: the target holds a checkpoint, or side files of another one.
-        the errors of heft.open(), IoError (also for a full disk), InvalidArgError.
+        IoError: writing failed, also because the disk is full; InvalidArgError; the exceptions of heft.open().
     """
     report = WriteReport(
         _heft.convert(
@@ -324,7 +325,7 @@ def _add_torch(writer: _heft.Writer, name: str, tensor: Any) -> None:
     import torch
 
     if tensor.layout != torch.strided:
-        raise ValueError(f"{name}: a sparse tensor cannot be written; use to_dense()")
+        raise ValueError(f"{name}: heft does not write sparse tensors: use to_dense()")
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -332,7 +333,7 @@ def _add_torch(writer: _heft.Writer, name: str, tensor: Any) -> None:
         tensor = tensor.cpu()  # raises for meta tensors
     kind = str(tensor.dtype).rpartition(".")[2]
     if kind not in _heft.DTYPES:
-        raise TypeError(f"{name}: a file cannot hold {tensor.dtype}")
+        raise TypeError(f"{name}: weight files cannot hold {tensor.dtype}")
     writer.add(name, tensor.__dlpack__())
 
 
@@ -343,7 +344,7 @@ def _add_numpy(writer: _heft.Writer, name: str, array: Any) -> None:
     try:
         kind = _heft.dtype_name(kind)
     except ValueError:
-        raise TypeError(f"{name}: a file cannot hold numpy's {kind}") from None
+        raise TypeError(f"{name}: weight files cannot hold numpy's {kind}") from None
     array = numpy.asarray(array, order="C")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
@@ -353,7 +354,7 @@ def _add_numpy(writer: _heft.Writer, name: str, array: Any) -> None:
 def add(writer: _heft.Writer, name: str, tensor: Any) -> None:
     """Add a tensor of heft, torch, numpy, or of anything with DLPack."""
     if not isinstance(name, str):
-        raise TypeError(f"a name is a str, not {name!r}")
+        raise TypeError(f"the name of a tensor must be a str, not {name!r}")
     module = type(tensor).__module__.partition(".")[0]
     if isinstance(tensor, _heft.Tensor):
         writer.add(name, tensor)
@@ -376,7 +377,7 @@ def save_file(
     ties: Literal["refuse", "drop", "copy"] = "refuse",
     progress: Progress | None = None,
 ) -> WriteReport:
-    """Write tensors to one file: the old file or the whole new one is there at every moment.
+    """Write tensors to one file. At every moment, the old file or the whole new one is there.
 
     Args:
         tensors: {name: tensor} of heft, torch, numpy, or anything with DLPack; strided ones are written row by
@@ -388,7 +389,7 @@ def save_file(
 
     Raises:
         InvalidArgError (also a ValueError): a name or dtype that the format cannot hold, shared memory.
-        IoError, also for a full disk. Then the file is as it was.
+        IoError: writing failed, also because the disk is full. The file is as it was.
     """
     writer = _heft.Writer(path, format=format, single_file=True, force=True, ties=ties)
     if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
@@ -453,7 +454,7 @@ def _write(
     try:
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError("metadata is a dict of str")
+                raise TypeError("metadata must map str to str")
             writer.metadata(key, value)
         for name, tensor in tensors.items():
             add(writer, name, tensor)

@@ -111,8 +111,8 @@ def _load_state_dict(
 
 _state_dict_patch = Patch(_load_state_dict)
 
-# Transformers sets functions of its own aside while it makes a model, such as tie_weights(): two threads that do
-# so at once may leave them set aside for ever.
+# While it makes a model, Transformers replaces functions of its own, such as tie_weights(). Two threads that do so
+# at once may leave them replaced.
 _one_at_a_time = threading.RLock()
 
 
@@ -151,18 +151,18 @@ def from_pretrained(
 
     Args:
         cls: a class of Transformers, also AutoModelForCausalLM and the like.
-        path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
+        path: a folder, or the name of a model on the hub, also ``org/name@revision``; None with a state_dict.
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
-        dtype, device_map, max_memory, revision and all others: as there.
+        dtype, device_map, max_memory, revision and all others: as for ``cls.from_pretrained()``.
 
-    Calls of several threads wait for each other, because Transformers' own do not bear each other.
+    Calls from several threads run one after the other, because those of Transformers disturb each other.
 
     Returns:
         What ``cls.from_pretrained()`` returns.
 
     Raises:
-        as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
-        RefusedError for weights_only=False, which means running the code in a ``.bin``.
+        the exceptions of ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor
+        and byte; RefusedError for weights_only=False, which would run the code in a ``.bin``.
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
@@ -228,7 +228,7 @@ def _side_files(folder: str) -> Iterator[tuple[str, bytes]]:
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise UnsupportedError("the model saves a folder, which heft does not write", name)
+            raise UnsupportedError("the model saves a subfolder, which heft does not write", name)
         with open(path, "rb") as file:
             yield name, file.read()
 
@@ -245,36 +245,36 @@ def save_pretrained(
 ) -> WriteReport:
     """Save a model of Transformers, as ``model.save_pretrained(save_directory)`` does: whole, or not at all.
 
-    Transformers decides what is saved: names, fused experts, configurations. heft writes it; the old checkpoint, or the
-    whole new one, is in the folder at every moment. Weights on disk are brought into memory. Other files in the
-    folder stay.
+    Transformers decides what is saved: names, fused experts, configurations. heft writes it: at every moment, the folder
+    has the old checkpoint or the whole new one. Offloaded weights are brought into memory. Other files in the folder
+    stay.
 
     Args:
         max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
         format: "safetensors", or "bin" for ``pytorch_model.bin``, with tied names tied.
-        variant, all others: as there.
+        variant, all others: as for ``model.save_pretrained()``.
         progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
 
     Raises:
-        TypeError: no model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
-        IoError, also for a full disk.
+        TypeError: not a model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
+        IoError: writing failed, also because the disk is full.
     """
     import tempfile
 
     if format not in ("safetensors", "bin"):
         raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
     if not hasattr(model, "save_pretrained") or not hasattr(model, "num_parameters"):
-        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() for a state dict")
+        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() or heft.save_state_dict()")
     refused = [name for name in ("push_to_hub", "distributed_checkpoint") if kwargs.get(name)]
     if refused or not kwargs.get("is_main_process", True):
-        raise UnsupportedError(f"save_pretrained() of heft has no {refused[0] if refused else 'is_main_process=False'}")
+        raise UnsupportedError(f"heft.save_pretrained() does not support {refused[0] if refused else 'is_main_process=False'}")
     if os.path.exists(save_directory) and not os.path.isdir(save_directory):
         raise NotADirectoryError(20, "Not a directory", os.fspath(save_directory))
     limit = _bytes(max_shard_size)
     with tempfile.TemporaryDirectory(prefix="heft-") as folder:
         collected = _collect(model, folder, {**kwargs, "variant": variant})
         if len(collected) != 1 or not collected[0][1].startswith("model."):
-            raise UnsupportedError("the model has no weights of its own to save, or saves them in another way")
+            raise UnsupportedError("the model has no weights of its own, or does not save them as a state dict")
         tensors, _, metadata = collected.pop()
         side_files = list(_side_files(folder))
     writer = _heft.Writer(
