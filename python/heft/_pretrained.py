@@ -111,8 +111,8 @@ def _load_state_dict(
 
 _state_dict_patch = Patch(_load_state_dict)
 
-# While it makes a model, Transformers replaces functions of its own, such as tie_weights(). Two threads that do so
-# at once may leave them replaced.
+# Transformers sets functions of its own aside while it makes a model, such as tie_weights(): two threads that do
+# so at once may leave them set aside for ever.
 _one_at_a_time = threading.RLock()
 
 
@@ -153,7 +153,7 @@ def from_pretrained(
         cls: a class of Transformers, also AutoModelForCausalLM and the like.
         path: a folder, or the name of a model on the hub, also ``org/name@revision``; None with a state_dict.
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
-        dtype, device_map, max_memory, revision and all others: as for ``cls.from_pretrained()``.
+        dtype, device_map, max_memory, revision and all others: as there.
 
     Calls from several threads run one after the other, because those of Transformers disturb each other.
 
