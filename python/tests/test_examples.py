@@ -77,6 +77,17 @@ def test_patched(models: Path) -> None:
     assert run("patched.py", models / "bert").stdout == f"BertModel with {count} parameters\n"
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("accelerate"), reason="Accelerate is not installed")
+def test_dispatch(models: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+    lines = run("dispatch.py", models / "llama", "30KB").stdout.splitlines()
+    assert lines[0].startswith("on disk: ") and "model.layers" in lines[0]
+    whole = transformers.AutoModelForCausalLM.from_pretrained(models / "llama")
+    assert lines[1] == f"next token: {whole(torch.arange(8)[None]).logits[0, -1].argmax().item()}"
+    assert {path: path.stat().st_mtime_ns for path in models.rglob("*")} == before  # nothing is written
+
+
 def test_convert_verify(models: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     out = run("convert_verify.py", models / "net", target, "bfloat16").stdout
