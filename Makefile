@@ -1,5 +1,5 @@
 # Entry points. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
-#   make wheel | python-test: the Python package
+#   make wheel | manylinux | python-test: the Python package
 #   make test | faults | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 FUZZ_SECONDS ?= 60
@@ -7,7 +7,7 @@ CMAKE_FLAGS ?=
 build = cmake --preset $(1) --log-level=WARNING $(CMAKE_FLAGS) $(2) && cmake --build --preset $(1)
 run_tests = ctest --preset $(1) -j "$$(nproc)"
 
-.PHONY: all demo test faults bench fuzz m32 check interop wheel python-test clean
+.PHONY: all demo test faults bench fuzz m32 check interop wheel manylinux python-test clean
 all:
 	@tools/bootstrap
 	@$(call build,release)
@@ -40,6 +40,9 @@ m32:
 wheel:
 	@tools/bootstrap --python
 	@tools/python_wheel
+manylinux:
+	@tools/bootstrap --python
+	@tools/python_wheel --manylinux
 python-test: wheel
 	@python/tests/run
 clean:

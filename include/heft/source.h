@@ -201,7 +201,7 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_convert(const heft_source *sour
  *          heft_checkpoint_read() needs for one tensor. A manifest to compare with is held in
  *          memory.
  * Errors   NOT_FOUND for a source without weights; for a manifest, NOT_FOUND, FORMAT, LIMIT, IO,
- *          UNSUPPORTED if heft was built without OpenSSL, and INVALID_ARG if the checkpoint was
+ *          UNSUPPORTED without OpenSSL (docs/building.md), and INVALID_ARG if the checkpoint was
  *          opened from bytes or through a reader; NOMEM; CANCELLED.
  * Source   docs/commands/verify.md.
  */

@@ -11,7 +11,7 @@ bool parse_dtype(PyObject *object, heft_dtype *dtype)
         return true;
     }
     if (!PyUnicode_Check(object)) {
-        PyErr_SetString(PyExc_TypeError, "a dtype is given by its name, a str");
+        PyErr_SetString(PyExc_TypeError, "a dtype must be given by its name, a str");
         return false;
     }
     const char *text = PyUnicode_AsUTF8AndSize(object, NULL);

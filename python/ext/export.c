@@ -48,7 +48,7 @@ static PyObject *capsule_of(DLManagedTensorVersioned *inner, bool versioned)
         capsule = PyCapsule_New(inner, "dltensor_versioned", drop_versioned);
     } else if (inner->flags & DLPACK_FLAG_BITMASK_READ_ONLY) {
         PyErr_SetString(PyExc_BufferError,
-                        "the tensor is read-only, which DLPack can say since version 1.0 only");
+                        "the tensor is read-only, which DLPack before version 1.0 cannot say");
     } else {
         struct unversioned *self = calloc(1, sizeof *self);
         if (self) {
@@ -92,7 +92,8 @@ static bool refuse_copy(Tensor *self)
 {
     const bool may = self->memory || tensor_may_map(self);
     if (!may) {
-        PyErr_SetString(PyExc_BufferError, "the slice is not one run of bytes: it is copied");
+        PyErr_SetString(PyExc_BufferError,
+                        "the slice is not one run of bytes: it has to be copied");
     }
     return may;
 }
@@ -124,7 +125,7 @@ PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
         heft_tensor_free(memory);
         if (never) {
             PyErr_SetString(PyExc_BufferError,
-                            "complex128 is not aligned in the file: it is copied");
+                            "complex128 is not aligned in the file: it has to be copied");
             return NULL;
         }
         must = 1;

@@ -33,8 +33,7 @@ static int execute(PyObject *module)
 {
     const int64_t id = PyInterpreterState_GetID(PyInterpreterState_Get());
     if (interpreter >= 0 && interpreter != id) {
-        PyErr_SetString(PyExc_ImportError,
-                        "heft can be loaded in one interpreter of a process only");
+        PyErr_SetString(PyExc_ImportError, "only one interpreter of a process can import heft");
         return -1;
     }
     if (!call_setup()) {
@@ -78,7 +77,7 @@ static PyObject *parse_size(PyObject *module, PyObject *argument)
     const char *text = PyUnicode_Check(argument) ? PyUnicode_AsUTF8AndSize(argument, NULL) : NULL;
     if (!text) {
         if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_TypeError, "a size is a str such as '200MB', or an int");
+            PyErr_SetString(PyExc_TypeError, "a size must be a str such as '200MB', or an int");
         }
         return NULL;
     }

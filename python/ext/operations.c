@@ -65,7 +65,7 @@ static bool read_pairs(PyObject *dict, struct pairs *pairs)
         return true;
     }
     if (!PyDict_Check(dict)) {
-        PyErr_SetString(PyExc_TypeError, "metadata is a dict of str");
+        PyErr_SetString(PyExc_TypeError, "metadata must map str to str");
         return false;
     }
     pairs->list = PyMem_Calloc((size_t)PyDict_Size(dict) + 1, sizeof *pairs->list);
@@ -76,7 +76,7 @@ static bool read_pairs(PyObject *dict, struct pairs *pairs)
     while (PyDict_Next(dict, &at, &key, &value)) {
         heft_metadata_pair *pair = &pairs->list[pairs->count++];
         if (!PyUnicode_Check(key) || (value != Py_None && !PyUnicode_Check(value))) {
-            PyErr_SetString(PyExc_TypeError, "metadata is a dict of str");
+            PyErr_SetString(PyExc_TypeError, "metadata must map str to str");
             return false;
         }
         pair->key = PyUnicode_AsUTF8AndSize(key, NULL);

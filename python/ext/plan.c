@@ -30,7 +30,7 @@ static heft_budget *read_budgets(PyObject *object, size_t *count)
         int device;
         if (!PyTuple_Check(pair) || !PyArg_ParseTuple(pair, "id", &device, &budgets[i].bytes)) {
             if (!PyErr_Occurred()) {
-                PyErr_SetString(PyExc_TypeError, "a budget is a pair of device and bytes");
+                PyErr_SetString(PyExc_TypeError, "a budget must be a pair of device and bytes");
             }
             PyMem_Free(budgets);
             budgets = NULL;

@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._heft import VERSION as __version__
 from ._heft import Tensor
-from ._operations import Plan, Problem, VerifyReport, WriteReport, convert, plan, save_file, verify
+from ._operations import Plan, Problem, VerifyReport, WriteReport, convert, plan, save_file, save_state_dict, verify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ __all__ = [
     "open",
     "plan",
     "save_file",
+    "save_state_dict",
     "verify",
 ]
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Checkpoint(Mapping[str, Tensor]):
     """An open checkpoint: a mapping of names to lazy tensors, in the order of the files.
 
-    Nothing is read but metadata. Any number of threads may use it at once. A tensor keeps its checkpoint
-    open; what a tensor was turned into (torch, numpy, a buffer, DLPack) keeps only its own bytes. After
-    :meth:`close`, lazy tensors raise ValueError.
+    Opening it reads metadata only. Any number of threads may use it at once. A lazy tensor keeps its checkpoint
+    open; what it was turned into (torch, numpy, a buffer, DLPack) keeps only its own bytes. After :meth:`close`,
+    lazy tensors raise ValueError.
 
-    Writes to a tensor without a copy go to private pages, which all tensors of this checkpoint that cover
-    the same bytes see, and nobody else: neither the file, nor other checkpoints, nor other processes.
+    A write into a tensor that is not a copy goes to private pages. All tensors of this checkpoint on the same bytes
+    see it; the file, other checkpoints and other processes do not.
     """
 
     __slots__ = ("_facts", "_numbers", "_raw")
@@ -89,12 +89,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd when it was opened; also given to the logger ``heft``."""
+        """What opening it found odd; the logger ``heft`` gets these lines, too."""
         return list(self._fact("warnings"))
 
     @property
     def skipped(self) -> list[str]:
-        """The paths of values in a ``.bin`` that are no tensors."""
+        """The keys of values in a ``.bin`` that are not tensors."""
         return list(self._fact("skipped"))
 
     @property
@@ -121,7 +121,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._raw.closed
 
     def close(self) -> None:
-        """Close the files. What tensors were turned into stays valid, and lives on its own."""
+        """Close the files. What tensors were turned into stays valid."""
         if self._facts is None and not self.closed:
             self._facts = self._raw.facts()
         self._raw.close()
@@ -149,7 +149,7 @@ def open(
     Raises:
         NotFoundError: no such path, no weights in the folder, or a missing shard.
         FormatError: a malformed file; ``offset`` is the byte.
-        RefusedError: a pickle with what only an attack has, an index that leaves its folder.
+        RefusedError: a pickle that only an attack would contain, an index that leaves its folder.
         UnsupportedError, LimitError, IoError.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -190,24 +190,24 @@ def load(
         share: what has to be cast or copied is in one copy for all processes of this user on this host.
             A write goes to private pages here too.
         to: the kind of the values: "torch", "numpy", or "heft" for :class:`Tensor`.
-        device: for torch, where the tensors are to be.
-        over_limit: load even what is larger than the memory that is there.
+        device: the device of the tensors, for to="torch".
+        over_limit: load even if the machine does not have the memory.
         progress: called with (what, done bytes, total bytes), and what it raises cancels; None: a bar of tqdm on a
             terminal; True: always; False: none.
 
     Returns:
-        A dict in the order of the files. Names of one tensor in the file are one here. What is cast or copied
-        is stored row by row; without a cast and with mode "map", views and strides are as in the file.
+        A dict in the order of the files. Names that share a tensor in the file share it here. A cast or copied
+        tensor is stored row by row; without a cast and with mode "map", views and strides are as in the file.
 
     Raises:
-        as :func:`open`; LimitError: the memory is not there; IoError: a file changed meanwhile.
+        as :func:`open`; LimitError: the machine does not have the memory; IoError: a file changed while it was read.
     """
     if to not in ("torch", "numpy", "heft"):
         raise ValueError(f"to {to!r} is not 'torch', 'numpy' or 'heft'")
     if mode not in ("map", "copy", "auto"):
         raise ValueError(f"mode {mode!r} is not 'map', 'copy' or 'auto'")
     if device is not None and to != "torch":
-        raise ValueError("only tensors of torch have a device")
+        raise ValueError("device is for to='torch' only")
     if isinstance(source, Checkpoint):
         tensors = _load(source, dtype, mode, share, over_limit, progress)
     else:

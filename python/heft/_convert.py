@@ -38,7 +38,7 @@ def dtype_name(dtype: Any) -> str | None:
     try:
         return _heft.dtype_name(name)
     except ValueError:
-        raise TypeError(f"{dtype!r} is not a dtype that files have") from None
+        raise TypeError(f"{dtype!r} is not a dtype that weight files can hold") from None
 
 
 # ---- torch ------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"this torch has no dtype {name}")
+        raise TypeError(f"this version of torch has no dtype {name}")
     return dtype
 
 
@@ -117,7 +117,7 @@ def to_torch(tensor: Tensor, dtype: Any = None, device: Any = None, copy: bool |
     name = dtype_name(dtype)
     if name is not None and name != tensor.dtype:
         if copy is False:
-            raise ValueError(f"{tensor.name}: a cast to {name} is a copy")
+            raise ValueError(f"{tensor.name}: copy=False, but a cast to {name} makes a copy")
         if _heft.can_cast(tensor.dtype, name):
             result = import_torch(tensor.read(name))
         else:
@@ -176,7 +176,7 @@ def _numpy_dtype(name: str) -> Any:
     try:
         import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise TypeError(f"numpy has no dtype {name}; the package ml_dtypes has more") from None
+        raise TypeError(f"numpy has no dtype {name}: install ml_dtypes, which adds it") from None
     kind = getattr(ml_dtypes, name, None)
     if kind is None or _heft.DTYPES[name][1] % 8:
         raise TypeError(f"numpy has no dtype {name}")
@@ -196,7 +196,7 @@ def to_numpy(tensor: Tensor, dtype: Any = None, copy: bool | None = None) -> num
     name = dtype_name(dtype)
     if name is not None and name != tensor.dtype:
         if copy is False:
-            raise ValueError(f"{tensor.name}: a cast to {name} is a copy")
+            raise ValueError(f"{tensor.name}: copy=False, but a cast to {name} makes a copy")
         if not _heft.can_cast(tensor.dtype, name):
             return to_numpy(tensor).astype(_numpy_dtype(name))
         kind = _numpy_dtype(name)
@@ -204,7 +204,7 @@ def to_numpy(tensor: Tensor, dtype: Any = None, copy: bool | None = None) -> num
     else:
         kind = _numpy_dtype(tensor.dtype)
         if copy is False and tensor.lazy and not tensor._is_run:
-            raise ValueError(f"{tensor.name}: the tensor is not stored as one run of bytes")
+            raise ValueError(f"{tensor.name}: copy=False, but the file does not hold these elements as one run of bytes")
         memory = tensor.read() if copy else tensor.map()
     if memory.dtype in _NUMPY:
         return numpy.asarray(memoryview(memory))

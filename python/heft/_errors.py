@@ -81,19 +81,19 @@ class MismatchError(HeftError, ValueError):
 
 
 class UnsupportedError(HeftError, NotImplementedError):
-    """heft cannot read or do this."""
+    """heft does not support this file or operation."""
 
     status = "UNSUPPORTED"
 
 
 class RefusedError(HeftError):
-    """A file wants something that is refused for safety, such as running code."""
+    """A file asks for something that heft refuses for safety, such as running code."""
 
     status = "REFUSED"
 
 
 class LimitError(HeftError):
-    """A limit would be exceeded: of what a file may claim, or of the memory that is there."""
+    """A file claims more than a limit allows, or the machine does not have the memory."""
 
     status = "LIMIT"
 

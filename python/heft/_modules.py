@@ -405,8 +405,8 @@ def _initialize(module: nn.Module, lacking: list[tuple[str, dict[str, Any], str]
     untouched = [name for name, holder, key in lacking if _is_untouched(holder[key])]
     if untouched:
         raise MismatchError(
-            "the checkpoint does not have what is on meta, and the module has no reset_parameters() or _init_weights()"
-            f" that fills it: {', '.join(untouched)}",
+            "tensors on meta are not in the checkpoint, and no reset_parameters() or _init_weights() of the module"
+            f" fills them: {', '.join(untouched)}",
             item=untouched[0],
         )
 
@@ -445,7 +445,7 @@ def load_into(
 
     Raises:
         RuntimeError: names or shapes do not fit; MismatchError: nothing initializes what the checkpoint lacks.
-        Both name all of it, and the module is as it was. HeftError: as heft.open().
+        Both name everything that is wrong, and the module is as it was. HeftError: as for heft.open().
     """
     _need_module(module)
     if isinstance(path, Checkpoint):
@@ -468,7 +468,7 @@ def _load_into(
     module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, share: bool, progress: Progress | None
 ) -> LoadReport:
     if _has_lazy(module):
-        raise TypeError(f"{type(module).__name__} has parameters without a shape: run it once before")
+        raise TypeError(f"{type(module).__name__} has lazy parameters without a shape: run the module once before loading")
     sources = _with_ties(checkpoint, _ties(module))
     report = _check(module, _empty_state(checkpoint, sources), strict, assign)
     plain = _is_plain(module)
@@ -491,7 +491,7 @@ def _load_into(
             _bring_in_by_torch(module, checkpoint, sources, assign, shared)
         left = [name for name, holder, key, _ in _slots(module) if holder[key].device.type == "meta"]
         if left:
-            raise MismatchError(f"nothing fills what is on meta: {', '.join(left)}", item=left[0])
+            raise MismatchError(f"nothing fills these tensors on meta: {', '.join(left)}", item=left[0])
     except BaseException:
         for holder, key, value in before:
             holder[key] = value

@@ -27,9 +27,9 @@ def _bytes(size: Size | None) -> int:
     if isinstance(size, str):
         return _heft.parse_size(size)
     if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"a size is an int or a str such as '200MB', not {size!r}")
+        raise TypeError(f"a size must be an int or a str such as '200MB', not {size!r}")
     if size < 0:
-        raise ValueError("a size is not negative")
+        raise ValueError(f"a size cannot be negative: {size}")
     return int(size)
 
 
@@ -129,7 +129,7 @@ class Plan(_Report):
     devices: dict[Device, tuple[float, float]]
     #: most memory of this process while it loads, this process included
     peak_bytes: int
-    #: the same without what may turn out not to be needed
+    #: the same, without what loading may turn out not to need
     least_bytes: int
     #: most memory while modules on disk are brought in, their budget not included
     stream_peak_bytes: int
@@ -144,7 +144,7 @@ class Plan(_Report):
     fits: bool
     #: what limits the budget of the CPU
     reason: str
-    #: Accelerate's own
+    #: those that Accelerate gives for the same map
     warnings: list[str]
 
 
@@ -158,7 +158,7 @@ def _device_number(device: Device) -> int:
         return _DEVICES[text]
     digits = text.rpartition(":")[2]
     if isinstance(device, bool) or not digits.isdecimal():
-        raise ValueError(f"{device!r} is not a device: an accelerator's number, 'cpu', 'disk' or 'mps'")
+        raise ValueError(f"{device!r} is not a device: expected an accelerator's number, 'cpu', 'disk' or 'mps'")
     return int(digits)
 
 
@@ -200,7 +200,8 @@ def plan(
         mode: "copy" counts mapped tensors as memory.
 
     Raises:
-        as heft.open(); MismatchError, InvalidArgError (also a ValueError) for what does not fit the model.
+        MismatchError, InvalidArgError (also a ValueError): an argument or the checkpoint does not fit the model.
+        the exceptions of heft.open().
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
@@ -260,7 +261,7 @@ def convert(
 
     Raises:
         ExistsError: the target holds a checkpoint, or side files of another one.
-        the errors of heft.open(), IoError (also for a full disk), InvalidArgError.
+        IoError: writing failed, also because the disk is full; InvalidArgError; the exceptions of heft.open().
     """
     with Reporting(progress) as told:
         report = WriteReport(
@@ -303,14 +304,20 @@ def verify(
     Args:
         path: as for heft.open(), not bytes.
         deep: read every byte; find wrong checksums, NaN and infinities.
-        manifest: a manifest to compare with. Manifests need a libheft that was built with OpenSSL.
+        manifest: a manifest to compare with: sizes and SHA-256 of the weight files.
         write_manifest: a manifest to write.
+
+    Raises:
+        UnsupportedError: a manifest, where OpenSSL's libcrypto is not installed.
+        as heft.open() for a path that has no checkpoint.
     """
     options: dict[str, Any] = {"variant": variant, "subfolder": subfolder}
     if manifest is not None:
         options["manifest"] = manifest
     if write_manifest is not None:
         options["write_manifest"] = write_manifest
+    if manifest is not None or write_manifest is not None:
+        import hashlib  # noqa: F401 - brings Python's own libcrypto into the process, which libheft then finds
     with Reporting(progress) as told:
         return VerifyReport(_heft.verify(path, deep, progress=told, **options))
 
@@ -322,7 +329,7 @@ def _add_torch(writer: _heft.Writer, name: str, tensor: Any) -> None:
     import torch
 
     if tensor.layout != torch.strided:
-        raise ValueError(f"{name}: a sparse tensor cannot be written; use to_dense()")
+        raise ValueError(f"{name}: heft does not write sparse tensors: use to_dense()")
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -330,7 +337,7 @@ def _add_torch(writer: _heft.Writer, name: str, tensor: Any) -> None:
         tensor = tensor.cpu()  # raises for meta tensors
     kind = str(tensor.dtype).rpartition(".")[2]
     if kind not in _heft.DTYPES:
-        raise TypeError(f"{name}: a file cannot hold {tensor.dtype}")
+        raise TypeError(f"{name}: weight files cannot hold {tensor.dtype}")
     writer.add(name, tensor.__dlpack__())
 
 
@@ -341,7 +348,7 @@ def _add_numpy(writer: _heft.Writer, name: str, array: Any) -> None:
     try:
         kind = _heft.dtype_name(kind)
     except ValueError:
-        raise TypeError(f"{name}: a file cannot hold numpy's {kind}") from None
+        raise TypeError(f"{name}: weight files cannot hold numpy's {kind}") from None
     array = numpy.asarray(array, order="C")
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
@@ -351,7 +358,7 @@ def _add_numpy(writer: _heft.Writer, name: str, array: Any) -> None:
 def add(writer: _heft.Writer, name: str, tensor: Any) -> None:
     """Add a tensor of heft, torch, numpy, or of anything with DLPack."""
     if not isinstance(name, str):
-        raise TypeError(f"a name is a str, not {name!r}")
+        raise TypeError(f"the name of a tensor must be a str, not {name!r}")
     module = type(tensor).__module__.partition(".")[0]
     if isinstance(tensor, _heft.Tensor):
         writer.add(name, tensor)
@@ -374,7 +381,7 @@ def save_file(
     ties: Literal["refuse", "drop", "copy"] = "refuse",
     progress: Progress | None = None,
 ) -> WriteReport:
-    """Write tensors to one file: the old file or the whole new one is there at every moment.
+    """Write tensors to one file. At every moment, the old file or the whole new one is there.
 
     Args:
         tensors: {name: tensor} of heft, torch, numpy, or anything with DLPack; strided ones are written row by
@@ -386,17 +393,74 @@ def save_file(
 
     Raises:
         InvalidArgError (also a ValueError): a name or dtype that the format cannot hold, shared memory.
-        IoError, also for a full disk. Then the file is as it was.
+        IoError: writing failed, also because the disk is full. The file is as it was.
     """
     if not hasattr(tensors, "items"):
         raise TypeError(f"expected a dict of names and tensors, not {type(tensors).__name__}")
     writer = _heft.Writer(path, format=format, single_file=True, force=True, ties=ties)
+    if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
+        writer.metadata("format", None)
+    return _write(writer, tensors, metadata, progress)
+
+
+def save_state_dict(
+    tensors: Mapping[str, Any],
+    folder: Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    max_shard_size: Size | None = None,
+    format: Literal["safetensors", "bin"] = "safetensors",
+    variant: str | None = None,
+    force: bool = False,
+    ties: Literal["refuse", "drop", "copy"] = "refuse",
+    wait: bool = False,
+    keep_side_files: bool = False,
+    progress: Progress | None = None,
+) -> WriteReport:
+    """Write tensors to a folder, in shards with an index if they do not fit into one.
+
+    The shards have the names and boundaries of those that Transformers writes. The folder has the old checkpoint or
+    the whole new one at every moment.
+
+    Args:
+        tensors: as for save_file(); also an open checkpoint, whose tensors are read one after the other.
+        folder: the folder to write; it is made if it does not exist.
+        metadata: for safetensors, beside ``{"format": "pt"}``, which Transformers asks for.
+        max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
+        format: "safetensors", or "bin" for ``pytorch_model.bin``.
+        variant: "fp16" writes ``model.fp16.safetensors``.
+        force: replace a checkpoint that the folder has.
+        ties: as for save_file().
+        wait: wait for another process that writes into the folder, instead of failing.
+        keep_side_files: allow a config, tokenizer or other side files that another checkpoint left in the folder.
+        progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
+
+    Raises:
+        ExistsError: the folder holds a checkpoint, or side files of another one.
+        as save_file().
+    """
+    if format not in ("safetensors", "bin"):
+        raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
+    writer = _heft.Writer(
+        folder,
+        format=format,
+        max_shard_bytes=_bytes(max_shard_size),
+        variant=variant,
+        force=force,
+        ties=ties,
+        wait=wait,
+        keep_side_files=keep_side_files,
+    )
+    return _write(writer, tensors, metadata, progress)
+
+
+def _write(
+    writer: _heft.Writer, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, progress: Progress | None
+) -> WriteReport:
     try:
-        if format == "safetensors" or str(os.fspath(path)).endswith(".safetensors"):
-            writer.metadata("format", None)
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError("metadata is a dict of str")
+                raise TypeError("metadata must map str to str")
             writer.metadata(key, value)
         for name, tensor in tensors.items():
             add(writer, name, tensor)

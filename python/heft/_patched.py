@@ -91,13 +91,13 @@ _patch = Patch(safe_open)
 def patched() -> Iterator[None]:
     """Make the libraries of this process read safetensors files through heft, in a ``with`` block.
 
-    Each ``safe_open`` of safetensors, in every module that has imported it or does so meanwhile, is heft's until
-    the block ends, and so is what calls it, such as ``safetensors.torch.load_file``: in Transformers, Accelerate,
-    diffusers, sentence-transformers. Afterwards all of them are what they were, also after an exception. A file that
-    was opened in the block stays usable.
+    Until the block ends, heft's ``safe_open`` takes the place of that of safetensors in every module that has imported
+    it or imports it meanwhile: Transformers, Accelerate, diffusers, sentence-transformers, PEFT. Functions that call
+    it, such as ``safetensors.torch.load_file``, then read through heft. When the block ends, also by an exception,
+    all modules are as they were. A file that was opened in the block stays usable.
 
-    It acts on all threads: blocks may be nested, and open in several threads at once; the last one to end puts
-    everything back. Also a decorator.
+    The block acts on all threads. Blocks may be nested, and open in several threads at once; the last one to end
+    puts everything back. ``patched()`` is also a decorator.
 
     Raises:
         ModuleNotFoundError: safetensors is not installed.

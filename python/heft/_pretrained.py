@@ -218,22 +218,22 @@ def from_pretrained(
 
     Args:
         cls: a class of Transformers, also AutoModelForCausalLM and the like.
-        path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
+        path: a folder, or the name of a model on the hub, also ``org/name@revision``; None with a state_dict.
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
         share: what is cast is in one copy for all processes of this user on this host, whatever started them, and
             what is not is mapped. A write to a parameter goes to private pages. Tensors that Transformers puts
             together of several (fused experts) are private; the logger "heft" says so.
         dtype, device_map, max_memory, revision and all others: as there.
 
-    Calls of several threads wait for each other, because Transformers' own do not bear each other.
+    Calls from several threads run one after the other, because those of Transformers disturb each other.
 
     Returns:
         What ``cls.from_pretrained()`` returns.
 
     Raises:
-        as ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor and byte;
-        RefusedError for weights_only=False, which means running the code in a ``.bin``; LimitError: the memory for
-        casts is not there.
+        the exceptions of ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor
+        and byte; RefusedError for weights_only=False, which would run the code in a ``.bin``; LimitError: the machine
+        does not have the memory for casts.
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
@@ -303,7 +303,7 @@ def _side_files(folder: str) -> Iterator[tuple[str, bytes]]:
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise UnsupportedError("the model saves a folder, which heft does not write", name)
+            raise UnsupportedError("the model saves a subfolder, which heft does not write", name)
         with open(path, "rb") as file:
             yield name, file.read()
 
@@ -320,36 +320,36 @@ def save_pretrained(
 ) -> WriteReport:
     """Save a model of Transformers, as ``model.save_pretrained(save_directory)`` does: whole, or not at all.
 
-    Transformers decides what is saved: names, fused experts, configurations. heft writes it; the old checkpoint, or the
-    whole new one, is in the folder at every moment. Weights on disk are brought into memory. Other files in the
-    folder stay.
+    Transformers decides what is saved: names, fused experts, configurations. heft writes it: at every moment, the folder
+    has the old checkpoint or the whole new one. Offloaded weights are brought into memory. Other files in the folder
+    stay.
 
     Args:
         max_shard_size: bytes, or "200MB" (powers of 1000), "200MiB" (of 1024); None: 50 GB.
         format: "safetensors", or "bin" for ``pytorch_model.bin``, with tied names tied.
-        variant, all others: as there.
+        variant, all others: as for ``model.save_pretrained()``.
         progress: called with (what, done bytes, total bytes); what it raises cancels, and nothing is written.
 
     Raises:
-        TypeError: no model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
-        IoError, also for a full disk.
+        TypeError: not a model of Transformers; UnsupportedError: push_to_hub, adapters, distributed models;
+        IoError: writing failed, also because the disk is full.
     """
     import tempfile
 
     if format not in ("safetensors", "bin"):
         raise ValueError(f"format {format!r} is not 'safetensors' or 'bin'")
     if not hasattr(model, "save_pretrained") or not hasattr(model, "num_parameters"):
-        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() for a state dict")
+        raise TypeError(f"{type(model).__name__} is not a model of Transformers: use heft.save_file() or heft.save_state_dict()")
     refused = [name for name in ("push_to_hub", "distributed_checkpoint") if kwargs.get(name)]
     if refused or not kwargs.get("is_main_process", True):
-        raise UnsupportedError(f"save_pretrained() of heft has no {refused[0] if refused else 'is_main_process=False'}")
+        raise UnsupportedError(f"heft.save_pretrained() does not support {refused[0] if refused else 'is_main_process=False'}")
     if os.path.exists(save_directory) and not os.path.isdir(save_directory):
         raise NotADirectoryError(20, "Not a directory", os.fspath(save_directory))
     limit = _bytes(max_shard_size)
     with tempfile.TemporaryDirectory(prefix="heft-") as folder:
         collected = _collect(model, folder, {**kwargs, "variant": variant})
         if len(collected) != 1 or not collected[0][1].startswith("model."):
-            raise UnsupportedError("the model has no weights of its own to save, or saves them in another way")
+            raise UnsupportedError("the model has no weights of its own, or does not save them as a state dict")
         tensors, _, metadata = collected.pop()
         side_files = list(_side_files(folder))
     writer = _heft.Writer(

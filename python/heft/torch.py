@@ -36,10 +36,10 @@ def load(
     """Load the tensors of a ``.bin``, ``.pt`` or ``.pth`` file, of every version of PyTorch.
 
     The pickle is interpreted over a fixed list of names and calls nothing. A state dict is found also under
-    "state_dict", "model" and the like; what is no tensor is skipped, with a warning of the logger "heft".
+    "state_dict", "model" and the like; a value that is not a tensor is skipped, and the logger "heft" warns.
 
     Args:
-        f: a path, or a file to be read from where it is.
+        f: a path, or an open file, which is read from its position on.
         map_location: a device for all tensors.
         weights_only: False is refused: it means running the code in the file.
         mmap: False: into memory of their own; otherwise copy-on-write on the file.
@@ -49,13 +49,13 @@ def load(
         {name: tensor}, in the order of the file; names that share a storage there share one here.
 
     Raises:
-        RefusedError: weights_only=False, or a file with what only an attack has.
-        as heft.open().
+        RefusedError: weights_only=False, or a pickle that only an attack would contain.
+        the exceptions of heft.open().
     """
     if not weights_only:
-        raise RefusedError("weights_only=False would run code from the file: use torch.load() for that")
+        raise RefusedError("weights_only=False would run code from the file; only torch.load() does that")
     if map_location is not None and (callable(map_location) or isinstance(map_location, dict)):
-        raise TypeError("map_location is one device for all tensors")
+        raise TypeError("map_location must be one device for all tensors, not a function or a dict")
     mode: Any = "copy" if mmap is False else "map"
     if not isinstance(f, (str, os.PathLike)):
         with _open(f.read()) as checkpoint:
@@ -72,10 +72,10 @@ def save(
     """Save a state dict as ``torch.save`` does: a file that ``torch.load(weights_only=True)`` opens.
 
     If obj is a module's ``state_dict()``, the file has its ``_metadata``: the version of each module. Tied tensors are
-    written once. The old file, or the whole new one, is there at every moment.
+    written once. At every moment, the old file or the whole new one is there.
 
     Raises:
-        TypeError: a value that is no tensor; IoError.
+        TypeError: a value is not a tensor; IoError: writing failed.
     """
     if isinstance(obj, Checkpoint) or not hasattr(obj, "items"):
         obj = dict(obj)

@@ -67,3 +67,13 @@ def folder(tmp_path: Path) -> Path:
         json.dumps({"metadata": {"total_size": 96}, "weight_map": weights})
     )
     return place
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of other libraries, as far as these are installed: small_models.py. They are to be read only."""
+    import small_models
+
+    place = tmp_path_factory.mktemp("models")
+    small_models.make_all(place)
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -140,11 +141,71 @@ def test_save_file(tmp_path: Path, simple: Path) -> None:
     assert (tmp_path / "x.pt").read_bytes() == before
 
 
+def test_save_state_dict(tmp_path: Path, simple: Path, folder: Path) -> None:
+    target = tmp_path / "out" / "deep"
+    (tmp_path / "out").mkdir()
+    report = heft.save_state_dict(heft.open(folder), target, {"k": "v"}, max_shard_size=40)
+    assert len(report.files) > 1 and report.index == "model.safetensors.index.json" and report.total_size == 96
+    again = heft.open(target)
+    assert {name: t.tobytes() for name, t in again.items()} == {n: t.tobytes() for n, t in heft.open(folder).items()}
+    assert again.metadata == {"format": "pt", "k": "v"} and heft.verify(target, deep=True)
+    again.close()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def stop(*what: object) -> None:
+        raise ArithmeticError
+
+    big = {"w": heft.open(safetensors_bytes({"w": ("U8", [50 << 20], bytes(50 << 20))}))["w"]}
+    for kind, options in (
+        (heft.ExistsError, {}), (ValueError, {"format": "gguf", "force": True}), (ValueError, {"max_shard_size": "x"}),
+        (TypeError, {"metadata": {"a": 3}, "force": True}), (ArithmeticError, {"force": True, "progress": stop}),
+    ):  # fmt: skip
+        with pytest.raises(kind):
+            heft.save_state_dict(big, target, **options)  # type: ignore[arg-type]
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    report = heft.save_state_dict(heft.open(simple), target, format="bin", variant="v", force=True)
+    assert [file["name"] for file in report.files] == ["pytorch_model.v.bin"] and report.index is None
+    assert heft.open(target, variant="v")["grid"].tobytes() == heft.open(simple)["grid"].tobytes()
+
+
 def test_a_file_may_be_rewritten_from_itself(simple: Path) -> None:
     checkpoint = heft.open(simple)
     kept = checkpoint["grid"].map()
     heft.save_file(checkpoint, simple)
     assert heft.open(simple)["grid"].tobytes() == kept.tobytes() == struct.pack("<24f", *range(24))
+
+
+def test_manifests(folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    assert heft.verify(folder, write_manifest=manifest)
+    wanted = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.glob("*.safetensors"))
+    }
+    assert json.loads(manifest.read_text()) == {"files": wanted, "version": 1}
+    assert heft.verify(folder, manifest=manifest)
+    path = folder / "model-00001-of-00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    report = heft.verify(folder, manifest=manifest)
+    assert not report and [problem.file for problem in report.problems if problem.fatal] == [path.name]
+    with pytest.raises(heft.NotFoundError):
+        heft.verify(folder, manifest=tmp_path / "none.json")
+
+
+@pytest.mark.skipif("HEFT_PYTHON_NO_COMMAND" in os.environ, reason="the package was built without the command")
+def test_manifests_without_openssl(folder: Path, tmp_path: Path) -> None:
+    """The command opens libcrypto at run time; what cannot be opened is an error of one line."""
+    for name in ("libcrypto.so", "libcrypto.so.1.1", "libcrypto.so.3", "libcrypto.so.4"):
+        (tmp_path / name).write_bytes(b"")
+    command = [sys.executable, "-c", "import heft.__main__; print(heft.__main__._command())"]
+    heft_command = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    command = [heft_command, "verify", str(folder), f"--write-manifest={tmp_path / 'm.json'}"]
+    run = subprocess.run(command, env={"LD_LIBRARY_PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 7 and not (tmp_path / "m.json").exists()
+    assert run.stderr.count("\n") == 1 and "manifests require OpenSSL" in run.stderr
+    assert subprocess.run([*command, "-q"], capture_output=True).returncode == 0
 
 
 @pytest.mark.skipif("HEFT_PYTHON_NO_COMMAND" in os.environ, reason="the package was built without the command")

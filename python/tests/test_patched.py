@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import multiprocessing
+import pickle
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -233,3 +237,105 @@ def test_sentence_transformers(tmp_path: Path, opened: list[str]) -> None:
     with heft.patched():
         got = library.SentenceTransformer(str(folder), device="cpu").encode(["a b", "c"])
     assert opened and (got == wanted).all()
+
+
+def test_diffusers(models: Path, opened: list[str]) -> None:
+    library = pytest.importorskip("diffusers")
+    wanted = library.UNet2DModel.from_pretrained(models / "unet")
+    assert not opened
+    with heft.patched():
+        got = library.UNet2DModel.from_pretrained(models / "unet")
+        half = library.UNet2DModel.from_pretrained(models / "unet", torch_dtype=torch.float16)
+    assert set(opened) == {"diffusion_pytorch_model.safetensors"} and same_model(got, wanted)
+    assert same_model(half, wanted.to(torch.float16))
+
+
+def test_diffusers_shards_and_pipeline(models: Path, tmp_path: Path, opened: list[str]) -> None:
+    library = pytest.importorskip("diffusers")
+    unet = library.UNet2DModel.from_pretrained(models / "unet")
+    unet.save_pretrained(tmp_path / "sharded", max_shard_size="20KB", variant="fp16")
+    library.DDPMPipeline(unet, library.DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+    with heft.patched():
+        sharded = library.UNet2DModel.from_pretrained(tmp_path / "sharded", variant="fp16")
+        files = set(opened)
+        pipeline = library.DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    assert len(files) > 1 and files <= {path.name for path in (tmp_path / "sharded").iterdir()}
+    assert same_model(sharded, unet) and same_model(pipeline.unet, unet)
+
+
+def test_peft(models: Path, opened: list[str]) -> None:
+    library = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+
+    def load() -> torch.nn.Module:
+        base = transformers.AutoModelForCausalLM.from_pretrained(models / "llama")
+        return library.PeftModel.from_pretrained(base, models / "adapter")
+
+    wanted = load()
+    assert not opened
+    with heft.patched():
+        got = load()
+    assert "adapter_model.safetensors" in opened and len(opened) > 2 and same_model(got, wanted)
+    ids = torch.arange(6)[None]
+    assert torch.equal(got(ids).logits, wanted(ids).logits)
+    merged = got.merge_and_unload()  # writes into mapped tensors: private pages
+    assert not torch.equal(merged(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(models / "llama")(ids).logits)
+    assert same_model(load(), wanted)
+
+
+LOADERS = {
+    "transformers": lambda folder: importlib.import_module("transformers").BertModel.from_pretrained(folder),
+    "diffusers": lambda folder: importlib.import_module("diffusers").UNet2DModel.from_pretrained(folder),
+    "sentence_transformers": lambda folder: importlib.import_module("sentence_transformers").SentenceTransformer(
+        str(folder), device="cpu"
+    ),
+}
+FOLDERS = {"transformers": "bert", "diffusers": "unet", "sentence_transformers": "sentences"}
+
+
+@pytest.mark.parametrize("library", LOADERS)
+def test_a_broken_file_is_their_error_and_all_is_put_back(models: Path, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    folder = tmp_path / "broken"
+    shutil.copytree(models / FOLDERS[library], folder)
+    for path in folder.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(Exception) as theirs:
+        LOADERS[library](folder)
+    with pytest.raises(type(theirs.value)), heft.patched():
+        LOADERS[library](folder)
+    assert safetensors.safe_open is ORIGINAL
+    LOADERS[library](models / FOLDERS[library])
+
+
+@pytest.mark.parametrize("library", LOADERS)
+def test_models_can_be_pickled_copied_and_saved(models: Path, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    wanted = LOADERS[library](models / FOLDERS[library])
+    with heft.patched():
+        got = LOADERS[library](models / FOLDERS[library])
+        inside = pickle.dumps(got)
+    outside = pickle.dumps(got)
+    size = sum(tensor.nbytes for tensor in got.state_dict().values())
+    assert len(inside) < 2 * size + 200_000 and len(outside) < 2 * size + 200_000  # the tensors, not their files
+    for copied in (pickle.loads(inside), pickle.loads(outside), copy.deepcopy(got)):
+        assert same_model(copied, wanted)
+    torch.save(got.state_dict(), tmp_path / "x.pt")
+    state = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.state_dict().items())
+
+
+def test_children_of_the_process(file: Path) -> None:
+    """A spawned child knows of no block, and gets the tensors that it is given."""
+    theirs = ORIGINAL.__module__  # before the block, which replaces it in this module, too
+    with heft.patched():
+        tensors = st.load_file(file)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply(child, (tensors["a"], str(file))) == (66.0, theirs)
+    assert float(tensors["a"].sum()) == 66
+
+
+def child(tensor: torch.Tensor, file: str) -> tuple[float, str]:
+    """Run in another process."""
+    assert torch.equal(st.load_file(file)["a"], tensor)
+    return float(tensor.sum()), safetensors.safe_open.__module__

@@ -1,19 +1,12 @@
 /* manifest.c - {"files": {NAME: {"bytes": N, "sha256": HEX}}, "version": 1}
  *
  * SHA-256 is what the hub names large files by, so that a manifest can be compared with it by eye.
- * The hash is OpenSSL's.
  * Source: docs/commands/verify.md. */
 #include "checkpoint/manifest.h"
+#include "checkpoint/sha256.h"
 
 #include <stdio.h>
 
-#ifdef HEFT_HAVE_OPENSSL
-#include <openssl/evp.h>
-#endif
-
-#define HEX_BYTES 65
-
-#ifdef HEFT_HAVE_OPENSSL
 /* The survey's own input of a file in its folder; NULL if it has none. */
 static heft__input *find_input(const heft_checkpoint *survey, const char *name)
 {
@@ -27,16 +20,14 @@ static heft__input *find_input(const heft_checkpoint *survey, const char *name)
 }
 
 static heft_status hash_file(const heft__hashing *job, const char *path, uint64_t *size,
-                             char hex[HEX_BYTES], heft_error *err)
+                             char hex[HEFT__SHA256_HEX_BYTES], heft_error *err)
 {
     heft_ctx *ctx = job->survey->ctx;
     heft__input *source = find_input(job->survey, heft__path_base(path));
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned length = 0;
+    heft__sha256 hash = {0};
     heft_status status = source ? HEFT_OK : heft__input_open(ctx, path, &source, err);
-    EVP_MD_CTX *hash = EVP_MD_CTX_new();
-    if (status == HEFT_OK && (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1)) {
-        status = heft__fail(err, HEFT_UNSUPPORTED, "OpenSSL does not provide SHA-256");
+    if (status == HEFT_OK) {
+        status = heft__add_path(heft__sha256_init(&hash, err), err, path);
     }
     *size = status == HEFT_OK ? heft__input_size(source) : 0;
     for (uint64_t done = 0; done < *size && status == HEFT_OK;) {
@@ -44,31 +35,20 @@ static heft_status hash_file(const heft__hashing *job, const char *path, uint64_
                      piece = *size - done < most ? (size_t)(*size - done) : most;
         status = heft__input_read(source, done, job->scratch, piece, err);
         if (status == HEFT_OK) {
-            EVP_DigestUpdate(hash, job->scratch, piece);
+            status = heft__sha256_update(&hash, job->scratch, piece, err);
+        }
+        if (status == HEFT_OK) {
             done += piece;
             status = heft__tell_progress(ctx, "hashing", done, *size, err);
         }
     }
     if (status == HEFT_OK) {
-        EVP_DigestFinal_ex(hash, digest, &length);
-        for (unsigned i = 0; i < 32 && i < length; i++) {
-            snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-        }
+        status = heft__sha256_finish(&hash, hex, err);
     }
-    EVP_MD_CTX_free(hash);
+    heft__sha256_fini(&hash);
     heft__input_unref(source);
     return status;
 }
-#else
-static heft_status hash_file(const heft__hashing *job, const char *path, uint64_t *size,
-                             char hex[HEX_BYTES], heft_error *err)
-{
-    (void)job, (void)size, (void)hex;
-    return heft__add_path(
-        heft__fail(err, HEFT_UNSUPPORTED, "manifests require heft to be built with OpenSSL"), err,
-        path);
-}
-#endif
 
 static heft_status compare_entry(const heft__hashing *job, heft__arena *arena,
                                  const heft__json_value *entry, heft__manifest_fn differs,
@@ -76,7 +56,7 @@ static heft_status compare_entry(const heft__hashing *job, heft__arena *arena,
 {
     const heft__json_value *sha = heft__json_member(entry, "sha256");
     const char *path = heft__path_join(arena, job->survey->where.folder, entry->key);
-    char hex[HEX_BYTES] = "";
+    char hex[HEFT__SHA256_HEX_BYTES] = "";
     uint64_t size = 0, said = 0;
     if (!path) {
         return heft__fail_nomem(err, 0);
@@ -134,7 +114,7 @@ heft_status heft__manifest_compare(const heft__hashing *job, const char *manifes
 static heft_status add_entry(const heft__hashing *job, heft__arena *arena, heft__json_value *files,
                              const char *name, heft_error *err)
 {
-    char hex[HEX_BYTES] = "";
+    char hex[HEFT__SHA256_HEX_BYTES] = "";
     uint64_t size = 0;
     const char *path = heft__path_join(arena, job->survey->where.folder, name);
     heft_status status = path ? hash_file(job, path, &size, hex, err) : heft__fail_nomem(err, 0);

@@ -15,7 +15,7 @@ typedef struct heft__hashing {
 typedef heft_status (*heft__manifest_fn)(void *user, const char *file, const char *message,
                                          heft_error *err);
 
-/* Errors: UNSUPPORTED if heft was built without OpenSSL; FORMAT for a malformed manifest. */
+/* Errors: UNSUPPORTED without OpenSSL; FORMAT for a malformed manifest. */
 heft_status heft__manifest_compare(const heft__hashing *job, const char *manifest,
                                    heft__manifest_fn differs, void *user, heft_error *err);
 /* Of the files in the checkpoint's folder. */

@@ -10,8 +10,11 @@ heft=$(realpath "$1") source_dir=$(realpath "$2")
 export LC_ALL=C.UTF-8
 # shellcheck disable=SC2034 # for the scripts: which sanitizers there are, with memory of their own; "" for none
 sanitized=$(sed -n 's/^HEFT_SANITIZE:[A-Z]*=//p' "$3/CMakeCache.txt" 2>/dev/null || true)
-# shellcheck disable=SC2034 # whether the build has SHA-256, and so manifests: ON or OFF
-manifests=$(sed -n 's/^HEFT_HAVE_OPENSSL:[A-Z]*=//p' "$3/CMakeCache.txt" 2>/dev/null || true)
+manifests=OFF # whether the build has SHA-256, and so manifests
+if grep -qE '^HEFT_(HAVE_OPENSSL|OPENSSL_AT_RUN_TIME):[A-Z]*=ON$' "$3/CMakeCache.txt" 2>/dev/null; then
+    # shellcheck disable=SC2034 # for the scripts
+    manifests=ON
+fi
 script=$(basename "$0" .sh)
 work=$(mktemp -d)
 out=$work/.out err=$work/.err
