@@ -119,8 +119,8 @@ typedef struct heft_residency_options {
      * swap. */
     bool over_limit;
     /* Read each unit anew for each use, always into memory of its own, and drop it as soon as no lease
-     * or tensor holds it. Tensors from its leases are then writable, and what is written into them
-     * goes with the unit. Units that have been read ahead stay until their first use. */
+     * or tensor holds it. Tensors from its leases are then writable, and no later use sees what is
+     * written into them; leases that exist at the same time share it. Units that have been read ahead stay until their first use. */
     bool writable;
 } heft_residency_options;
 

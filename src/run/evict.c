@@ -149,6 +149,16 @@ void heft__unit_settle(heft_residency *r, heft__unit *unit)
     }
 }
 
+void heft__unit_renew(heft_residency *r, heft__unit *unit)
+{
+    if (unit->worn && unit->users == 0 && unit->state == HEFT__UNIT_HERE) {
+        heft__stay *stay = part(r, unit);
+        if (stay) {
+            keep_spare(r->ledger, stay);
+        }
+    }
+}
+
 /* The stay in a list whose buffer has just this size, or NULL. */
 static heft__stay *find_stay(const heft_residency *r, size_t room, heft__stay **list)
 {

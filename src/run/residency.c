@@ -325,6 +325,9 @@ static heft_status hold(heft_residency *r, heft_lease *lease, bool hasty, heft_e
     heft__request request = {
         .thread = lease->owner, .residency = r, .lease = lease, .hasty = hasty};
     size_t brought;
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__unit_renew(r, &r->units[lease->units[i]]);
+    }
     const size_t away = count_away(r, lease, &brought);
     move_on(r, lease);
     heft_status status = grant(r, &request, err);

@@ -277,6 +277,8 @@ void heft__spares_trim(heft_ledger *ledger);
 void heft__spares_free(heft_ledger *ledger);
 /* A unit's users or tensors have become fewer: it may be idle now, or gone. */
 void heft__unit_settle(heft_residency *residency, heft__unit *unit);
+/* Before it is acquired: part a worn unit that is here still, because tensors of it are out, from its memory. */
+void heft__unit_renew(heft_residency *residency, heft__unit *unit);
 void heft__unit_use(heft_residency *residency, heft__unit *unit);
 /* Give a unit its part of the budget, for which there is room, and the memory of one in the list if it
  * has just the size. */
