@@ -170,10 +170,10 @@ def _place(
     return placed, unexpected, [name for name in own if name not in sources]
 
 
-def _find(model: nn.Module, name: str) -> torch.Tensor:
+def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     prefix, _, key = name.rpartition(".")
     module = model.get_submodule(prefix)
-    tensor = module._parameters.get(key)
+    tensor: torch.Tensor | None = module._parameters.get(key)
     if tensor is None:
         tensor = module._buffers[key]
     assert tensor is not None
@@ -201,12 +201,12 @@ def _bring_in(
     for name, source, device in placed:
         stored = torch_dtype(source.dtype)
         target: Any = dtype
-        if name in on_disk or (device == "cpu" and as_stored):
+        if name in on_disk or (device in ("cpu", "disk") and as_stored):
             _set(model, name, "meta", dtype=stored if dtype is None else dtype)
             target = None
         if name in on_disk:
             continue
-        wanted = _find(model, name).dtype if target is None else target
+        wanted = _tensor(model, name).dtype if target is None else target
         if target is not None and str(stored).startswith(("torch.uint", "torch.int", "torch.bool")):
             wanted = stored  # Accelerate never casts these
         if (source.name, wanted) not in made:
@@ -244,21 +244,26 @@ def _weights(
     device_map: DeviceMap,
     sources: Mapping[str, _heft.Tensor],
     buffers: bool,
+    others: Container[str] = (),
 ) -> Weights:
-    """Make the mapping that hooks read from. sources: of what is in the checkpoint."""
+    """Make the mapping that hooks read from. sources: of what is in the checkpoint. others: what is read elsewhere."""
     entries: dict[str, Stored | torch.Tensor] = {}
     ties = _ties(model)
     tied_to_memory = []
     devices = set(device_map.values())
     for name, own in _on_disk(model, device_map, buffers).items():
+        if name in others:
+            continue
         here_too = [twin for twin in ties.get(name, ()) if _device_of(twin, device_map) != "disk"]
-        twins = [tensor for tensor in (_find(model, twin) for twin in here_too) if tensor.device.type != "meta"]
+        twins = [tensor for tensor in (_tensor(model, twin) for twin in here_too) if tensor.device.type != "meta"]
         if twins:
             entries[name] = twins[0].detach()
             tied_to_memory.append(name)
         elif name in sources:
             is_buffer = not isinstance(own, torch.nn.Parameter)
             entries[name] = Stored(sources[name].name, own.dtype, is_buffer)
+        elif own.device.type != "meta":  # the checkpoint lacks it
+            entries[name] = own.detach()
     if devices - {"cpu", "disk"}:  # then modules on the CPU are brought to the main device, too
         for name, own in model.state_dict().items():
             if isinstance(own, torch.Tensor) and _device_of(name, device_map) == "cpu":
@@ -346,20 +351,20 @@ def load_checkpoint_and_dispatch(
 ) -> Any:
     """Load a checkpoint into a model and dispatch it, as Accelerate's function of this name does.
 
-    Nothing is written: modules on "disk" are read from the checkpoint's own files whenever they run, and cast while they
-    are read; the next ones are read ahead. Modules on the CPU are mapped copy-on-write if nothing is cast.
+    Nothing is written: modules on "disk" are read from the checkpoint's own files whenever they run, and cast while
+    they are read; the next ones are read ahead. Modules on the CPU are mapped copy-on-write if nothing is cast.
 
     Args:
         model: on meta (``accelerate.init_empty_weights()``, ``torch.device("meta")``) or not.
         checkpoint: a weight file, an index, or a folder with one of them, as there.
         device_map: {module: device}, "auto", "balanced", "balanced_low_0" or "sequential"; None: no dispatch.
         offload_folder: not needed, and not used.
-        offload_state_dict: decides, as there, whether modules on the CPU keep the checkpoint's dtype where dtype is None;
-            None: if something is on disk.
+        offload_state_dict: decides, as there, whether modules on the CPU keep the checkpoint's dtype where dtype is
+            None; None: if something is on disk.
         all others: as there.
 
-    Buffers on disk are loaded, too. A name tied to one in the checkpoint gets its value, wherever both are. Buffers that
-    state dicts do not have, and that are on meta, are computed by the modules' own initializers.
+    Buffers on disk are loaded, too. A name tied to one in the checkpoint gets its value, wherever both are. Buffers
+    that state dicts do not have, and that are on meta, are computed by the modules' own initializers.
 
     Returns:
         The model, with Accelerate's hooks if something is on disk or on several devices.
@@ -371,30 +376,31 @@ def load_checkpoint_and_dispatch(
     import accelerate.utils.modeling
 
     theirs: Any = accelerate.utils.modeling
+    devices: Any = device_map
     if isinstance(device_map, str):
-        device_map = _device_map(model, device_map, max_memory, no_split_module_classes, dtype, offload_buffers)
+        devices = _device_map(model, device_map, max_memory, no_split_module_classes, dtype, offload_buffers)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.replace("torch.", ""))
-    if device_map is None:
+    if devices is None:
         rest = {"strict": strict, "full_state_dict": full_state_dict, "broadcast_from_rank0": broadcast_from_rank0}
         _load_whole(model, checkpoint, {"dtype": dtype, **rest})
         _fill_buffers(model)
         return model
     if offload_state_dict is None:
-        offload_state_dict = "disk" in device_map.values()
+        offload_state_dict = "disk" in devices.values()
     tied = theirs.find_tied_parameters(model)
     if theirs.check_tied_parameters_in_config(model) and not tied:
         theirs.logger.warning(
             "The model weights are not tied. Please use the `tie_weights` method before using the"
             " `infer_auto_device` function."
         )
-    theirs.check_tied_parameters_on_same_device(tied, device_map)
+    theirs.check_tied_parameters_on_same_device(tied, devices)
     path, files = _find_files(checkpoint)
     weights, unexpected = _load(
         model,
         path,
         files,
-        device_map,
+        devices,
         {
             "offload_buffers": offload_buffers,
             "dtype": dtype,
@@ -411,7 +417,7 @@ def load_checkpoint_and_dispatch(
         )
     return _dispatch_model(
         model,
-        device_map,
+        devices,
         weights,
         offload_buffers=offload_buffers,
         skip_keys=skip_keys,
@@ -505,9 +511,9 @@ def _to_load(model: nn.Module) -> list[str]:
     for prefix, module in model.named_modules(remove_duplicate=False):
         there = [p.device.type == "meta" for p in module._parameters.values() if p is not None]
         empty = any(there) or (whole and not there)
-        own = module._parameters | {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
-        for key, value in own.items():
-            if value is not None and (value.device.type == "meta" or (empty and key in module._buffers)):
+        transient = module._non_persistent_buffers_set
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None and key not in transient and (value.device.type == "meta" or (empty and key in module._buffers)):
                 names.append(f"{prefix}.{key}" if prefix else key)
     return names
 

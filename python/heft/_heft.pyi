@@ -102,6 +102,7 @@ class Lease:
     def tensor(self, name: str, /) -> Tensor: ...
     def release(self) -> None: ...
 
+@final
 class Residency:
     def __new__(
         cls, checkpoint: Checkpoint, names: Iterable[str], dtypes: dict[str, str], budget_bytes: int = 0

@@ -12,6 +12,7 @@ from . import _heft
 from ._checkpoint import open as _open
 from ._convert import to_torch, torch_dtype
 from ._errors import HeftError, RefusedError, UnsupportedError
+from ._offload import offloading, stays
 from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
 from .safetensors import _Slice, translate
@@ -54,6 +55,8 @@ class _Whole(torch.Tensor):
         dtype, device = kwargs.get("dtype"), kwargs.get("device")
         if device is not None and torch.device(device).type == "meta":
             return plain.to(device=device, dtype=dtype)
+        if stays(self._lazy.name):
+            return torch.empty(plain.shape, dtype=dtype or plain.dtype, device="meta")
         cast = dtype is not None and dtype != plain.dtype
         owner = self._lazy._owner
         if owner is None or owner.closed:  # the file was closed: the mapping is there still
@@ -117,7 +120,7 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def _reading(copy: bool) -> Iterator[None]:
+def _reading(copy: bool, offload_buffers: bool) -> Iterator[None]:
     """Let this thread's Transformers read through heft, with heft's casts."""
     import transformers.modeling_utils as theirs
 
@@ -126,7 +129,8 @@ def _reading(copy: bool) -> Iterator[None]:
         here.slices = lambda file, lazy: _WholeSlice(file, lazy, copy)
         here.copy = copy
         try:
-            yield
+            with offloading(offload_buffers):
+                yield
         finally:
             here.__dict__.clear()
             here.__dict__.update(before)
@@ -153,7 +157,10 @@ def from_pretrained(
         cls: a class of Transformers, also AutoModelForCausalLM and the like.
         path: a folder, or a name of the hub's, also ``org/name@revision``; None with a state_dict, as there.
         mode: "map": what needs no cast is mapped; "copy": it is read into memory of its own.
-        dtype, device_map, max_memory, revision and all others: as there.
+        device_map, max_memory, offload_buffers: as there. Modules on "disk" stay in the checkpoint's own files, also those
+            of a ``.bin``, as in load_checkpoint_and_dispatch(). Only what Transformers converts, such as experts that it
+            fuses, needs an offload_folder, and is written to it.
+        dtype, revision and all others: as there.
 
     Calls of several threads wait for each other, because Transformers' own do not bear each other.
 
@@ -176,7 +183,7 @@ def from_pretrained(
     for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
         if value is not None:
             kwargs[key] = value
-    with _one_at_a_time, _reading(mode == "copy"):
+    with _one_at_a_time, _reading(mode == "copy", bool(kwargs.get("offload_buffers"))):
         return cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
 
 

@@ -143,8 +143,8 @@ class Weights(Mapping[str, torch.Tensor]):
     def __init__(
         self, checkpoint: Checkpoint, tensors: Mapping[str, Stored | torch.Tensor], twins: Iterable[str] = ()
     ) -> None:
-        """tensors: in the order of their use, as far as it is known. twins: those tied to one that stays in memory, which
-        are copied for each use: who saves a model takes shared memory for an error."""
+        """tensors: in the order of their use, as far as it is known. twins: those tied to one that stays in memory,
+        which are copied for each use: who saves a model takes shared memory for an error."""
         self._checkpoint = checkpoint
         self._tensors = dict(tensors)
         self._twins = frozenset(twins)

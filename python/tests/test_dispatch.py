@@ -147,9 +147,11 @@ def same(a: nn.Module, b: nn.Module) -> None:
         x, y = get(a), get(b)
         assert list(x) == list(y)
         for name in x:
-            assert (x[name].device, x[name].dtype, x[name].shape) == (y[name].device, y[name].dtype, y[name].shape), name
-            assert x[name].requires_grad == y[name].requires_grad and type(x[name]) is type(y[name]), name
-            if x[name].device.type != "meta" and not name.startswith("batch."):
+            if name.startswith("batch.running_"):
+                continue  # Accelerate does not load these if they are on disk
+            for what in ("device", "dtype", "shape", "requires_grad", "__class__"):
+                assert getattr(x[name], what) == getattr(y[name], what), (name, what)
+            if x[name].device.type != "meta" and name != "batch.num_batches_tracked":
                 assert torch.equal(x[name], y[name]), name
     assert getattr(a, "hf_device_map", None) == getattr(b, "hf_device_map", None)
     hooks = [[repr(getattr(m, "_hf_hook", None)) for m in model.modules()] for model in (a, b)]
@@ -264,9 +266,10 @@ def test_ties_that_init_empty_weights_broke(tmp_path: Path) -> None:
     net = transformers.LlamaForCausalLM(config).eval()
     net.save_pretrained(tmp_path)
     ids = torch.arange(8)[None]
-    for context in (accelerate.init_empty_weights(), torch.device("meta")):
-        for where in ({"": "cpu"}, {"": "disk"}, {"model": "disk", "lm_head": "cpu"}, {"model": "cpu", "lm_head": "disk"}):
-            with context:
+    for context in (accelerate.init_empty_weights, lambda: torch.device("meta")):
+        split = {"model": "disk", "lm_head": "cpu"}, {"model": "cpu", "lm_head": "disk"}
+        for where in ({"": "cpu"}, {"": "disk"}, *split):
+            with context():
                 model = transformers.LlamaForCausalLM(config).eval()
             got = ours(model, tmp_path, device_map=where)
             for _ in range(2):
@@ -347,8 +350,8 @@ def broken(folder: Path, how: str) -> object:
     return folder if how != "as a str" else str(path)
 
 
-ERRORS = ["unexpected", "missing", "shape", "no metadata", "tf", "np", "none", "empty folder", "two indexes", "not there",
-          "as a str"]  # fmt: skip
+ERRORS = ["unexpected", "missing", "shape", "no metadata", "tf", "np", "none", "empty folder", "two indexes",
+          "not there", "as a str"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ERRORS)
@@ -366,7 +369,8 @@ def test_reports(tmp_path: Path, how: str, where: str | None, strict: bool, capl
                         offload_folder=str(tmp_path / "offload"))
             )  # fmt: skip
         lines = sorted(r.getMessage() for r in caplog.records if r.name.startswith("accelerate"))
-        texts.append([re.sub(r"\{.*\}|the (disk and cpu|cpu and disk)", lambda m: "".join(sorted(m[0])), t) for t in lines])
+        of_sets = r"\{.*\}|the (disk and cpu|cpu and disk)"  # in no order
+        texts.append([re.sub(of_sets, lambda m: "".join(sorted(m[0])), line) for line in lines])
     wanted, got = results
     if how == "shape" and where == "mixed" and isinstance(wanted, nn.Module):
         assert got[0] is ValueError and "Trying to set a tensor of shape" in got[1]  # Accelerate: only when it runs
@@ -394,7 +398,7 @@ def test_errors(tmp_path: Path) -> None:
         assert outcome(ours, empty(), path, **options) == outcome(theirs, empty(), path, **options)
     if not torch.cuda.is_available():
         got, wanted = (outcome(call, empty(), path, device_map={"": 0}) for call in (ours, theirs))
-        assert got[0] is wanted[0] and "CUDA" in got[1]
+        assert got == wanted and isinstance(got, tuple)
     net = empty()
     st.save_file({"layers.1.up.weight": torch.ones(2)}, tmp_path / "wrong.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="Trying to set a tensor of shape"):  # Accelerate: only when it runs
@@ -673,7 +677,7 @@ def test_state_and_copies(tmp_path: Path) -> None:
     loaded = st.load_file(tmp_path / "saved/model.safetensors")
     assert set(loaded) == set(state) and all(torch.equal(loaded[k], v) for k, v in state.items())
     accelerate.hooks.remove_hook_from_module(got, recurse=True)
-    with pytest.raises(NotImplementedError, match="meta"):
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         run(got)
 
 
@@ -773,3 +777,84 @@ def test_dispatch_by_a_plan(tmp_path: Path) -> None:
     for folder in ("saved", "theirs"):
         again = transformers.BertForMaskedLM.from_pretrained(tmp_path / folder).state_dict()
         assert all(torch.equal(v, again[k]) for k, v in net.state_dict().items())
+
+
+# ---- from_pretrained() with modules on disk ----------------------------------------------------------------
+
+
+def make_llama(folder: Path, tied: bool = False, **kw: object) -> object:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, vocab_size=64,
+        num_key_value_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = transformers.LlamaForCausalLM(config).eval()
+    net.save_pretrained(folder, **kw)
+    return net
+
+
+LLAMA = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "disk", "lm_head": "disk",
+         **{f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["file", "shards", "bin"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_from_pretrained_on_disk(tmp_path: Path, format: str, tied: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    net = make_llama(tmp_path / "m", tied, max_shard_size="20KB" if format == "shards" else "1GB")
+    if format == "bin":
+        torch.save(net.state_dict(), tmp_path / "m/pytorch_model.bin")
+        (tmp_path / "m/model.safetensors").unlink()
+    ids = torch.arange(8)[None]
+    before = files(tmp_path)
+    auto = transformers.AutoModelForCausalLM
+    halved = auto.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
+    other_way = LLAMA | {"lm_head": "cpu", "model.embed_tokens": "disk"}
+    for where, dtype in ((LLAMA, "auto"), ({"": "disk"}, torch.bfloat16), (other_way, "auto"), ("auto", torch.bfloat16)):
+        options = {"device_map": where, "dtype": dtype} | ({"max_memory": {"cpu": 60000}} if where == "auto" else {})
+        got, info = heft.from_pretrained(auto, tmp_path / "m", output_loading_info=True, **options)
+        assert not any(info.values())
+        assert weights_of(got).counts["read_bytes"] == 0  # not read while it was loaded
+        for _ in range(2):
+            assert torch.equal(run(got, ids), run(net if dtype == "auto" else halved, ids))
+        if format != "bin" and where == LLAMA and not tied:
+            same(got, auto.from_pretrained(tmp_path / "m", **options))
+    assert files(tmp_path) == before
+    got = heft.from_pretrained(auto, tmp_path / "m", device_map={"": "disk"}, offload_folder=tmp_path / "never",
+                               offload_buffers=True)  # fmt: skip
+    assert torch.equal(run(got, ids), run(net, ids)) and not (tmp_path / "never").exists()
+    heft.save_pretrained(got, tmp_path / "saved")
+    again = auto.from_pretrained(tmp_path / "saved").state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in net.state_dict().items())
+    plain = transformers.integrations.accelerate.dispatch_model
+    assert plain is accelerate.dispatch_model  # put back
+
+
+def test_from_pretrained_what_the_checkpoint_lacks(tmp_path: Path) -> None:
+    """Weights that Transformers initializes or converts."""
+    transformers = pytest.importorskip("transformers")
+    make_llama(tmp_path / "m")
+    auto = transformers.AutoModelForCausalLM
+    state = st.load_file(tmp_path / "m/model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    st.save_file(state, tmp_path / "m/model.safetensors", {"format": "pt"})
+    got, info = heft.from_pretrained(auto, tmp_path / "m", device_map=LLAMA, output_loading_info=True)
+    assert info["missing_keys"] == {"model.layers.1.mlp.up_proj.weight"}
+    ids = torch.arange(8)[None]
+    assert torch.equal(run(got, ids), run(got, ids)) and run(got, ids).isfinite().all()
+    config = transformers.MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    net = transformers.MixtralForCausalLM(config).eval()
+    net.save_pretrained(tmp_path / "moe")
+    where = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk",
+             "model.layers.0": "cpu", "model.layers.1": "disk"}  # fmt: skip
+    with pytest.raises(ValueError, match="offload_folder"):
+        heft.from_pretrained(auto, tmp_path / "moe", device_map=where)
+    got = heft.from_pretrained(auto, tmp_path / "moe", device_map=where, offload_folder=tmp_path / "o")
+    assert torch.equal(run(got, ids), run(net, ids))
+    assert {f.name for f in (tmp_path / "o").iterdir()} == {
+        f"model.layers.1.mlp.experts.{name}.safetensors" for name in ("gate_up_proj", "down_proj")
+    }
