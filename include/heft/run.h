@@ -118,6 +118,10 @@ typedef struct heft_residency_options {
     /* Create it even if units of the schedule need more memory than is available, including
      * swap. */
     bool over_limit;
+    /* Read each unit anew for each use, always into memory of its own, and drop it as soon as no lease
+     * or tensor holds it. Tensors from its leases are then writable, and no later use sees what is
+     * written into them; leases that exist at the same time share it. Units that have been read ahead stay until their first use. */
+    bool writable;
 } heft_residency_options;
 
 /** Reads and memory of a residency since it was created. */
@@ -242,6 +246,11 @@ typedef struct heft_lease heft_lease;
 HEFT_API HEFT_MUST_CHECK heft_status heft_residency_acquire(heft_residency *residency,
                                                             const size_t *units, size_t count,
                                                             heft_lease **out, heft_error *err);
+/** As heft_residency_acquire(), but does not wait for bytes of the budget that are not available now:
+ * fails with LIMIT instead. Waits for units that are being read. */
+HEFT_API HEFT_MUST_CHECK heft_status heft_residency_try_acquire(heft_residency *residency,
+                                                                const size_t *units, size_t count,
+                                                                heft_lease **out, heft_error *err);
 /** Add a reference. Returns its argument. */
 HEFT_API heft_lease *heft_lease_ref(heft_lease *lease);
 /** Drop a reference. After the last one, the units stay in memory until others need it. NULL is
@@ -249,7 +258,7 @@ HEFT_API heft_lease *heft_lease_ref(heft_lease *lease);
 HEFT_API void heft_lease_free(heft_lease *lease);
 
 /**
- * Return a parameter as a read-only tensor, without allocating; lent until the lease is freed. Its
+ * Return a parameter as a tensor, read-only unless the residency is writable, without allocating; lent until the lease is freed. Its
  * `storage` is NULL: only the lease keeps the bytes alive. Returns NULL if the parameter is neither
  * in the lease's units nor always in memory.
  */
@@ -260,7 +269,7 @@ HEFT_API const heft_tensor *heft_lease_view(const heft_lease *lease, size_t para
  *
  * @param lease      borrowed
  * @param parameter  its number in the model; must be in the lease's units, or always in memory
- * @param out        filled with an owned, read-only tensor
+ * @param out        filled with an owned tensor, read-only unless the residency is writable
  * @param err        filled on failure; may be NULL
  *
  * Memory   three small blocks; the bytes are not copied.

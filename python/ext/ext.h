@@ -95,10 +95,12 @@ typedef struct {
     uint64_t *shape; /* [rank] in one block with dims */
 } Tensor;
 
-extern PyTypeObject *checkpoint_type, *tensor_type, *writer_type;
+extern PyTypeObject *checkpoint_type, *tensor_type, *writer_type, *residency_type, *lease_type;
 PyTypeObject *checkpoint_make_type(PyObject *module);
 PyTypeObject *tensor_make_type(PyObject *module);
 PyTypeObject *writer_make_type(PyObject *module);
+PyTypeObject *residency_make_type(PyObject *module);
+PyTypeObject *lease_make_type(PyObject *module);
 
 /* ---- checkpoints (checkpoint.c) -------------------------------------------------------------- */
 /* Lend the checkpoint to a call until checkpoint_leave(). NULL with an exception if it is closed. */

@@ -44,13 +44,17 @@ static int execute(PyObject *module)
         checkpoint_type = checkpoint_make_type(module);
         tensor_type = tensor_make_type(module);
         writer_type = writer_make_type(module);
+        residency_type = residency_make_type(module);
+        lease_type = lease_make_type(module);
     }
-    if (!checkpoint_type || !tensor_type || !writer_type) {
+    if (!checkpoint_type || !tensor_type || !writer_type || !residency_type || !lease_type) {
         return -1;
     }
     const bool ok = PyModule_AddType(module, checkpoint_type) == 0 &&
                     PyModule_AddType(module, tensor_type) == 0 &&
                     PyModule_AddType(module, writer_type) == 0 &&
+                    PyModule_AddType(module, residency_type) == 0 &&
+                    PyModule_AddType(module, lease_type) == 0 &&
                     PyModule_AddStringConstant(module, "VERSION", heft_version()) == 0 &&
                     PyModule_AddIntConstant(module, "WRITABLE", HEFT_TENSOR_WRITABLE) == 0 &&
                     PyModule_AddIntConstant(module, "MAPPED", HEFT_TENSOR_MAPPED) == 0 &&

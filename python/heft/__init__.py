@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from . import safetensors as safetensors
     from . import torch as torch
+    from ._dispatch import dispatch as dispatch
+    from ._dispatch import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
     from ._modules import load_into as load_into
     from ._modules import load_sharded_checkpoint as load_sharded_checkpoint
     from ._patched import patched as patched
@@ -70,6 +72,8 @@ __all__ = [
 
 # name: the module it is imported from at first use, because that needs torch
 _LAZY = {
+    "dispatch": "_dispatch",
+    "load_checkpoint_and_dispatch": "_dispatch",
     "from_pretrained": "_pretrained",
     "save_pretrained": "_pretrained",
     "load_into": "_modules",

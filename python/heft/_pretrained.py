@@ -13,6 +13,7 @@ from . import _heft
 from ._checkpoint import open as _open
 from ._convert import to_torch, torch_dtype
 from ._errors import HeftError, RefusedError, UnsupportedError, warn
+from ._offload import offloading, stays
 from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
 from ._progress import Reporting
@@ -71,6 +72,8 @@ class _Whole(torch.Tensor):
         dtype, device = kwargs.get("dtype"), kwargs.get("device")
         if device is not None and torch.device(device).type == "meta":
             return plain.to(device=device, dtype=dtype)
+        if stays(self._lazy.name):
+            return torch.empty(plain.shape, dtype=dtype or plain.dtype, device="meta")
         cast = dtype is not None and dtype != plain.dtype
         owner = self._lazy._owner
         if owner is None or owner.closed:  # the file was closed: the mapping is there still
@@ -146,6 +149,7 @@ def _spawn_materialize(
     cast = cast and lazy.dtype != _name(dtype)
     # without threads, Transformers takes tensors one by one to spare memory
     one_by_one = how is not None and thread_pool is None and not how.share
+    cast = cast and not stays(lazy.name)
     if how is None or not cast or one_by_one or (device is not None and torch.device(device).type != "cpu"):
         return _spawn_patch.original(thread_pool, tensor, device, dtype, *args, **kwargs)
     if any(value is not None for value in (*args, *kwargs.values())):
@@ -179,7 +183,7 @@ def _announcing(how: _How) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(how: _How) -> Iterator[None]:
+def _reading(how: _How, offload_buffers: bool) -> Iterator[None]:
     """Let this thread's Transformers read through heft, with heft's casts."""
     import transformers.modeling_utils as theirs
 
@@ -192,7 +196,8 @@ def _reading(how: _How) -> Iterator[None]:
         here.slices = lambda file, lazy: _WholeSlice(file, lazy, how)
         here.how = how
         try:
-            yield
+            with offloading(offload_buffers):
+                yield
         finally:
             here.__dict__.clear()
             here.__dict__.update(before)
@@ -223,7 +228,10 @@ def from_pretrained(
         share: what is cast is in one copy for all processes of this user on this host, whatever started them, and
             what is not is mapped. A write to a parameter goes to private pages. Tensors that Transformers puts
             together of several (fused experts) are private; the logger "heft" says so.
-        dtype, device_map, max_memory, revision and all others: as there.
+        device_map, max_memory, offload_buffers: as there. Modules on "disk" stay in the checkpoint's own files, also those
+            of a ``.bin``, as in load_checkpoint_and_dispatch(). Only what Transformers converts, such as experts that it
+            fuses, needs an offload_folder, and is written to it.
+        dtype, revision and all others: as there.
 
     Calls from several threads run one after the other, because those of Transformers disturb each other.
 
@@ -248,7 +256,7 @@ def from_pretrained(
         if value is not None:
             kwargs[key] = value
     how = _How(mode == "copy" and not share, share)
-    with _one_at_a_time, _reading(how):
+    with _one_at_a_time, _reading(how, bool(kwargs.get("offload_buffers"))):
         model = cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
     if share and how.fused:
         warn([f"{name}: Transformers puts tensors of {how.fused} bytes together: their result is private, not shared"])

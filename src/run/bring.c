@@ -235,7 +235,8 @@ static heft_status add_unit(struct bringing *b, heft__unit *unit, heft_error *er
     const double cached = share_cached(b->r, unit);
     heft__stay *stay = unit->stay;
     heft_status status = HEFT_OK;
-    if (cached >= WARM && unit->mappable && unit->shown.brought_bytes >= MAPPED_LEAST) {
+    if (cached >= WARM && unit->mappable && !b->r->writable &&
+        unit->shown.brought_bytes >= MAPPED_LEAST) {
         heft__free(b->r->ctx, stay->memory, stay->room);
         stay->memory = NULL;
         add_mapped(b, unit);

@@ -5,6 +5,9 @@
  * ledger have had since its own had one. Units that a schedule is through with come before all others,
  * then those that are in no schedule, the least recently used first.
  *
+ * A unit of a writable residency is not idle after its use but worn: it is dropped at once, and its memory is kept
+ * for the next unit of its size as long as the budget has room for it.
+ *
  * A unit's bytes are its stay. A tensor that is out keeps the stay, and so its part of the budget, also
  * when the unit is gone. The ledger's lock is held everywhere.
  * Source: docs/residency.md [3]. */
@@ -47,13 +50,45 @@ void heft__stays_free(heft__stay *list)
     }
 }
 
+static void free_spare(heft_ledger *ledger)
+{
+    heft__stay *stay = ledger->spares;
+    ledger->spares = stay->next;
+    ledger->spare_bytes -= stay->bytes;
+    stay->next = NULL;
+    heft__stays_free(stay);
+}
+
+void heft__spares_trim(heft_ledger *ledger)
+{
+    while (ledger->spares && ledger->spare_bytes > heft__ledger_left(ledger)) {
+        free_spare(ledger);
+    }
+}
+
+void heft__spares_free(heft_ledger *ledger)
+{
+    while (ledger->spares) {
+        free_spare(ledger);
+    }
+}
+
+static void keep_spare(heft_ledger *ledger, heft__stay *stay)
+{
+    stay->next = ledger->spares;
+    ledger->spares = stay;
+    ledger->spare_bytes += stay->bytes;
+    heft__spares_trim(ledger);
+}
+
 void heft__views_set(heft_residency *r, const heft__unit *unit, bool here)
 {
     for (size_t k = 0; k < unit->shown.parameter_count; k++) {
         const size_t number = unit->shown.parameters[k], at = r->brought_at[number];
         if (at != SIZE_MAX) {
             r->views[number].data = here ? unit->brought[at].data : NULL;
-            r->views[number].flags = here && !unit->stay->memory ? HEFT_TENSOR_MAPPED : 0;
+            const uint32_t own = r->writable ? HEFT_TENSOR_WRITABLE : 0;
+            r->views[number].flags = !here ? 0 : unit->stay->memory ? own : HEFT_TENSOR_MAPPED;
         }
     }
 }
@@ -106,22 +141,48 @@ void heft__unit_settle(heft_residency *r, heft__unit *unit)
         ledger->first && heft__ledger_left(ledger) < ledger->first->needed && !is_wanted(r, unit);
     if (unit->state == HEFT__UNIT_PROMISED || r->closed || (idle && lacking)) {
         heft__stays_free(part(r, unit)); /* threads that wait for room have it at once */
+    } else if (idle && unit->worn) {
+        keep_spare(ledger, part(r, unit));
+        heft__reader_wake(r); /* it is away now */
     } else if (idle && unit->idle_at == HEFT__NO_PLACE) {
         idle_add(r, unit);
     }
 }
 
-/* The stay of a dropped unit whose buffer has just this size, else a new one without memory. */
-static heft__stay *take_stay(heft_residency *r, size_t room, heft__stay **dropped, heft_error *err)
+void heft__unit_renew(heft_residency *r, heft__unit *unit)
 {
-    for (heft__stay **at = dropped; *at; at = &(*at)->next) {
+    if (unit->worn && unit->users == 0 && unit->state == HEFT__UNIT_HERE) {
+        heft__stay *stay = part(r, unit);
+        if (stay) {
+            keep_spare(r->ledger, stay);
+        }
+    }
+}
+
+/* The stay in a list whose buffer has just this size, or NULL. */
+static heft__stay *find_stay(const heft_residency *r, size_t room, heft__stay **list)
+{
+    for (heft__stay **at = list; *at; at = &(*at)->next) {
         heft__stay *stay = *at;
         if (stay->memory && stay->room == room && stay->ctx == r->ctx) {
             *at = stay->next;
             return stay;
         }
     }
-    heft__stay *stay = heft__alloc_zero(r->ctx, 1, sizeof *stay);
+    return NULL;
+}
+
+/* The stay of a dropped or worn unit whose buffer has just this size, else a new one without memory. */
+static heft__stay *take_stay(heft_residency *r, size_t room, heft__stay **dropped, heft_error *err)
+{
+    heft__stay *stay = find_stay(r, room, dropped);
+    if (!stay && (stay = find_stay(r, room, &r->ledger->spares))) {
+        r->ledger->spare_bytes -= stay->bytes;
+    }
+    if (stay) {
+        return stay;
+    }
+    stay = heft__alloc_zero(r->ctx, 1, sizeof *stay);
     if (!stay) {
         (void)heft__fail_nomem(err, sizeof *stay);
         return NULL;
@@ -151,11 +212,13 @@ heft_status heft__unit_promise(heft_residency *r, heft__unit *unit, heft__stay *
     stay->refs = 1;
     unit->stay = stay;
     unit->state = HEFT__UNIT_PROMISED;
+    unit->worn = false;
     r->away -= heft__schedule_has(&r->schedule, (size_t)(unit - r->units));
     ledger->held += stay->bytes;
     r->counts.held_bytes += stay->bytes;
     const uint64_t held = ledger->held + ledger->reserved;
     ledger->peak = held > ledger->peak ? held : ledger->peak;
+    heft__spares_trim(ledger);
     if (r->counts.held_bytes > r->counts.peak_bytes) {
         r->counts.peak_bytes = r->counts.held_bytes;
     }
@@ -258,8 +321,10 @@ bool heft__drop_one(heft_ledger *ledger)
     uint64_t idle = 0;
     heft__stay *dropped = NULL;
     size_t count = gather(ledger, 0, &idle);
-    const bool any = count > 0;
-    if (any) {
+    const bool any = count > 0 || ledger->spares;
+    if (ledger->spares) {
+        heft__spares_free(ledger);
+    } else if (any) {
         drop_first(ledger->victims, &count, &dropped);
     }
     heft__stays_free(dropped);

@@ -287,6 +287,7 @@ static heft_status take_share(heft_ledger *ledger, pthread_t thread, uint64_t by
     ledger->reserved += bytes;
     const uint64_t held = ledger->held + ledger->reserved;
     ledger->peak = held > ledger->peak ? held : ledger->peak;
+    heft__spares_trim(ledger);
     return HEFT_OK;
 }
 

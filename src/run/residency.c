@@ -195,6 +195,15 @@ static heft_status too_large(const heft_residency *r, const heft__request *reque
                           err, largest->shown.name);
 }
 
+static heft_status no_room_now(const heft_ledger *ledger, const heft__request *request,
+                               heft_error *err)
+{
+    return heft__fail(
+        err, HEFT_LIMIT, "no room for %llu bytes now: %llu of a budget of %llu are in use",
+        (unsigned long long)request->needed, (unsigned long long)(ledger->held + ledger->reserved),
+        (unsigned long long)ledger->budget);
+}
+
 /* Wait for a grant. Requests that need no more bytes need not wait for those that do, but let them go
  * first if this thread holds nothing that they may wait for. */
 static heft_status grant(heft_residency *r, heft__request *request, heft_error *err)
@@ -221,7 +230,8 @@ static heft_status grant(heft_residency *r, heft__request *request, heft_error *
             status = try_grant(r, request, &granted, err);
         }
         if (status == HEFT_OK && !granted) {
-            status = heft__ledger_join(ledger, request, err);
+            status = request->hasty ? no_room_now(ledger, request, err)
+                                    : heft__ledger_join(ledger, request, err);
         }
         if (status == HEFT_OK && !granted) {
             status = heft__ledger_wait(ledger, r->ctx, &due, err);
@@ -310,10 +320,14 @@ static void note_lease(heft_ledger *ledger, heft_lease *lease)
 }
 
 /* Hold a lease's units; the lock is held. */
-static heft_status hold(heft_residency *r, heft_lease *lease, heft_error *err)
+static heft_status hold(heft_residency *r, heft_lease *lease, bool hasty, heft_error *err)
 {
-    heft__request request = {.thread = lease->owner, .residency = r, .lease = lease};
+    heft__request request = {
+        .thread = lease->owner, .residency = r, .lease = lease, .hasty = hasty};
     size_t brought;
+    for (size_t i = 0; i < lease->count; i++) {
+        heft__unit_renew(r, &r->units[lease->units[i]]);
+    }
     const size_t away = count_away(r, lease, &brought);
     move_on(r, lease);
     heft_status status = grant(r, &request, err);
@@ -325,6 +339,9 @@ static heft_status hold(heft_residency *r, heft_lease *lease, heft_error *err)
     }
     if (status == HEFT_OK) {
         note_lease(r->ledger, lease);
+        for (size_t i = 0; i < lease->count; i++) {
+            r->units[lease->units[i]].worn = r->writable;
+        }
         r->counts.waited += away;
         r->counts.ahead += brought - away;
         begin_reader(r);
@@ -336,8 +353,8 @@ static heft_status hold(heft_residency *r, heft_lease *lease, heft_error *err)
     return status;
 }
 
-heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_t count,
-                                   heft_lease **out, heft_error *err)
+static heft_status acquire(heft_residency *r, const size_t *units, size_t count, bool hasty,
+                           heft_lease **out, heft_error *err)
 {
     heft_lease *lease = NULL;
     heft_error failure = {0};
@@ -360,7 +377,7 @@ heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_
         return status;
     }
     pthread_mutex_lock(&r->ledger->lock);
-    status = hold(r, lease, &failure);
+    status = hold(r, lease, hasty, &failure);
     if (status != HEFT_OK) {
         heft__lease_put(lease);
     }
@@ -374,6 +391,18 @@ heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_
         }
     }
     return status;
+}
+
+heft_status heft_residency_acquire(heft_residency *r, const size_t *units, size_t count,
+                                   heft_lease **out, heft_error *err)
+{
+    return acquire(r, units, count, false, out, err);
+}
+
+heft_status heft_residency_try_acquire(heft_residency *r, const size_t *units, size_t count,
+                                       heft_lease **out, heft_error *err)
+{
+    return acquire(r, units, count, true, out, err);
 }
 
 heft_status heft_residency_facts(heft_residency *r, heft_residency_counts *counts, heft_error *err)
@@ -515,6 +544,7 @@ heft_status heft_residency_new(const heft_model *model, const heft_residency_opt
     atomic_init(&r->refs, 1);
     r->ctx = heft__ctx_ref(model->ctx);
     r->model = model;
+    r->writable = taken.writable;
     heft__arena_init(&r->arena, r->ctx);
     pthread_cond_init(&r->look, NULL);
     status = make(r, &taken, err);
@@ -562,6 +592,7 @@ static void close_residency(heft_residency *r)
     for (size_t i = 0; i < r->unit_count; i++) {
         heft__unit_settle(r, &r->units[i]);
     }
+    heft__spares_free(ledger); /* they hold the ledger */
     heft_residency **at = &ledger->residencies;
     while (*at && *at != r) {
         at = &(*at)->next;

@@ -39,7 +39,8 @@ static struct sums sum_up(const heft_residency *r)
     struct sums sums = {0};
     for (size_t i = 0; i < r->unit_count; i++) {
         const heft__unit *unit = &r->units[i];
-        const uint64_t bytes = unit->shown.brought_bytes, own = unit->mappable ? 0 : bytes;
+        const uint64_t bytes = unit->shown.brought_bytes,
+                       own = unit->mappable && !r->writable ? 0 : bytes;
         if (bytes > 0 && heft__schedule_has(&r->schedule, i)) {
             sums.all += bytes;
             sums.own += own;

@@ -91,7 +91,8 @@ typedef struct heft__unit {
     uint32_t group; /* the same for a layer and its experts */
     bool mappable;  /* all of it is mapped */
     heft__unit_state state;
-    size_t users;     /* leases, and requests that have been granted it */
+    size_t users; /* leases, and requests that have been granted it */
+    bool worn;    /* of a writable residency: it was used, and is dropped when nothing holds it */
     heft__stay *stay; /* NULL: away */
     uint64_t used;    /* tick at which it was given back */
     size_t idle_at;   /* in the list of idle units; HEFT__NO_PLACE */
@@ -153,6 +154,7 @@ struct heft_residency {
     bool resting;        /* the reader has found nothing to do */
     bool failed;         /* what it read last: it waits for the next acquire */
     bool closed;         /* its owner has freed it */
+    bool writable;       /* as in the options */
     heft_residency_counts counts;
     const char *warning;  /* that memory may be short; NULL: none */
     heft_residency *next; /* of the ledger */
@@ -190,6 +192,7 @@ typedef struct heft__request { /* that waits; on the stack of its thread */
     const heft_lease *lease;
     uint64_t bytes;  /* of all of it */
     uint64_t needed; /* of what is not in memory */
+    bool hasty;      /* fails instead of waiting for bytes */
     struct heft__request *next;
 } heft__request;
 
@@ -221,6 +224,8 @@ struct heft_ledger {
     heft_residency *residencies;
     heft_lease *leases;
     heft__hold *holds;
+    heft__stay *spares;    /* memory of worn units, for the next ones; not in `held` */
+    uint64_t spare_bytes;  /* that these had of the budget: they fit in what is left of it */
     heft__victim *victims; /* [victim_cap] scratch: as many as the residencies have units */
     size_t victim_cap;
 };
@@ -267,8 +272,13 @@ void heft__drop_idle(heft_ledger *ledger);
 /* Drop the unit whose next use is farthest, and free it, because the system is out of memory. False without one. */
 bool heft__drop_one(heft_ledger *ledger);
 void heft__stays_free(heft__stay *list);
+/* Free what is kept of worn units: until the rest fits in what is left of the budget; or all of it. */
+void heft__spares_trim(heft_ledger *ledger);
+void heft__spares_free(heft_ledger *ledger);
 /* A unit's users or tensors have become fewer: it may be idle now, or gone. */
 void heft__unit_settle(heft_residency *residency, heft__unit *unit);
+/* Before it is acquired: part a worn unit that is here still, because tensors of it are out, from its memory. */
+void heft__unit_renew(heft_residency *residency, heft__unit *unit);
 void heft__unit_use(heft_residency *residency, heft__unit *unit);
 /* Give a unit its part of the budget, for which there is room, and the memory of one in the list if it
  * has just the size. */

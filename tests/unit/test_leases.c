@@ -656,6 +656,174 @@ static void many_threads_at_random(void **state)
     heft_ledger_free(ledger);
 }
 
+/* ---- writable -------------------------------------------------------------------------------- */
+static heft_residency *make_writable(unsigned room, heft_ledger *ledger)
+{
+    const heft_residency_options options = HEFT_OPTIONS(
+        heft_residency_options, .budget_bytes = room * LAYER, .ledger = ledger, .writable = true);
+    return test_residency(model, &options);
+}
+
+static void scribble(const heft_residency *r, const heft_lease *lease, size_t number)
+{
+    const heft_unit *unit = heft_residency_unit(r, number);
+    for (size_t i = 0; i < unit->parameter_count; i++) {
+        const heft_tensor *view = heft_lease_view(lease, unit->parameters[i]);
+        assert_int_equal(view->flags, HEFT_TENSOR_WRITABLE); /* nor mapped */
+        memset(view->data, 0x5a, view->size_bytes);
+    }
+}
+
+/* Each lease gets what the file has, whatever earlier ones have written; memory stays within the budget. */
+static void writes_go_with_the_unit(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        unsigned room;
+        bool warm;
+    } rows[] = {
+        {"one, warm", 1,      true },
+        {"two, cold", 2,      false},
+        {"two, warm", 2,      true },
+        {"all",       LAYERS, true },
+    };
+    for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
+        heft_residency *r = make_writable(rows[row].room, NULL);
+        test_file_cache(at("model/model.safetensors"), rows[row].warm);
+        for (size_t i = 0; i < 3 * LAYERS; i++) {
+            const size_t number = first + i % LAYERS;
+            heft_lease *lease = test_acquire(r, number);
+            test_compare_unit(r, lease, number, whole);
+            scribble(r, lease, number);
+            heft_lease *same = test_acquire(r, number);
+            assert_ptr_equal(heft_lease_view(lease, heft_residency_unit(r, number)->parameters[0]),
+                             heft_lease_view(same, heft_residency_unit(r, number)->parameters[0]));
+            heft_lease_free(same);
+            heft__residency_settle(r);
+            heft_lease_free(lease);
+            heft__residency_settle(r);
+        }
+        const heft_residency_counts counts = test_counts(r);
+        if (counts.brought_units < 3 * LAYERS || counts.mapped_bytes > 0 ||
+            counts.peak_bytes > rows[row].room * LAYER) {
+            fail_msg("%s: %u units, %u bytes at most", rows[row].name,
+                     (unsigned)counts.brought_units, (unsigned)counts.peak_bytes);
+        }
+        assert_true(counts.brought_units <= 3 * LAYERS + rows[row].room);
+        assert_int_equal(counts.waited,
+                         1); /* the first; then the next one comes while one is used */
+        heft_residency_free(r);
+    }
+    test_file_cache(at("model/model.safetensors"), true);
+}
+
+/* A tensor that is out keeps what was written into it; the unit's next use has the file's bytes in other memory. */
+static void a_written_tensor_is_its_owners(void **state)
+{
+    (void)state;
+    heft_error err;
+    heft_tensor *tensor = NULL;
+    heft_residency *r = make_writable(3, NULL);
+    const size_t parameter = heft_residency_unit(r, first)->parameters[2];
+    heft_lease *lease = test_acquire(r, first);
+    test_expect_status(heft_lease_tensor(lease, parameter, &tensor, &err), HEFT_OK, &err, "tensor");
+    assert_true(tensor->flags & HEFT_TENSOR_WRITABLE);
+    memset(tensor->data, 1, tensor->size_bytes);
+    heft_lease_free(lease);
+    for (size_t i = 0; i < 2 * LAYERS; i++) { /* the first one, too */
+        lease = test_acquire(r, first + i % LAYERS);
+        test_compare_unit(r, lease, first + i % LAYERS, whole);
+        scribble(r, lease, first + i % LAYERS);
+        heft_lease_free(lease);
+        assert_true(test_counts(r).peak_bytes <= 3 * LAYER);
+    }
+    for (uint64_t i = 0; i < tensor->size_bytes; i++) {
+        assert_int_equal(((const uint8_t *)tensor->data)[i], 1);
+    }
+    heft_tensor_free(tensor);
+    lease = test_acquire(r, first);
+    test_compare_unit(r, lease, first, whole);
+    heft_residency_free(r); /* before its lease */
+    scribble(lease->residency, lease, first);
+    heft_lease_free(lease);
+}
+
+/* Memory of worn units is kept for the next ones only where nobody else has a claim on the budget. */
+static void worn_memory_is_within_the_budget(void **state)
+{
+    (void)state;
+    heft_error err;
+    heft_ctx *with = heft_ctx_new(NULL);
+    heft_model *own = test_load_on_disk(with, at("model"), "encoder.layer", HEFT_DTYPE_NONE);
+    heft_ledger *ledger = NULL;
+    uint64_t before, live, peak;
+    test_expect_status(heft_ledger_new(with, 2 * LAYER, &ledger, &err), HEFT_OK, &err, "ledger");
+    const heft_residency_options options =
+        HEFT_OPTIONS(heft_residency_options, .ledger = ledger, .writable = true);
+    heft_residency *r = test_residency(own, &options);
+    heft_ctx_memory(with, &before, NULL);
+    for (size_t i = 0; i < 2 * LAYERS; i++) {
+        heft_lease_free(test_acquire(r, first + i * 3 % LAYERS));
+        heft__residency_settle(r);
+        heft_ctx_memory(with, &live, NULL);
+        assert_true(live < before + 3 * LAYER);
+    }
+    heft_ctx_memory(with, NULL, &peak);
+    assert_true(peak < before + 3 * LAYER); /* staging is part of it */
+    test_expect_status(heft_ledger_reserve(ledger, 2 * LAYER, &err), HEFT_OK, &err, "reserve");
+    heft_ctx_memory(with, &live, NULL);
+    assert_true(live < before + LAYER / 2); /* nothing is kept */
+    heft_ledger_give_back(ledger, 2 * LAYER);
+    heft_lease_free(test_acquire(r, first));
+    heft_residency_free(r);
+    heft_ledger_free(ledger);
+    heft_model_free(own);
+    heft_ctx_memory(with, &live, NULL);
+    assert_int_equal(live, 0);
+    heft_ctx_free(with);
+}
+
+struct holder {
+    heft_residency *r;
+    heft_lease *lease;
+};
+
+static void *hold_one(void *user)
+{
+    struct holder *holder = user;
+    holder->lease = test_acquire(holder->r, first);
+    return NULL;
+}
+
+/* What another thread holds for ever would be waited for. */
+static void trying_does_not_wait(void **state)
+{
+    (void)state;
+    heft_error err = {0};
+    pthread_t thread;
+    struct holder holder = {.r = make(1, NULL, false)};
+    const size_t next = first + 1, all[] = {first, next};
+    heft_lease *lease = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, hold_one, &holder), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(heft_residency_try_acquire(holder.r, &next, 1, &lease, &err), HEFT_LIMIT);
+    assert_non_null(strstr(err.message, "now"));
+    assert_string_equal(err.item, "encoder.layer.1");
+    assert_int_equal(heft_residency_try_acquire(holder.r, all, 2, &lease, &err), HEFT_LIMIT);
+    assert_null(lease);
+    test_expect_status(heft_residency_try_acquire(holder.r, &first, 1, &lease, &err), HEFT_OK, &err,
+                       "in memory");
+    heft_lease_free(holder.lease);
+    heft_lease_free(lease);
+    test_expect_status(heft_residency_try_acquire(holder.r, &next, 1, &lease, &err), HEFT_OK, &err,
+                       "room");
+    test_compare_unit(holder.r, lease, next, whole);
+    heft_lease_free(lease);
+    heft_residency_free(holder.r);
+    assert_int_equal(heft_residency_try_acquire(NULL, &next, 1, &lease, &err), HEFT_INVALID_ARG);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -699,6 +867,10 @@ int main(void)
         cmocka_unit_test(callbacks_may_ask_anything),
         cmocka_unit_test(waiting_can_be_cancelled),
         cmocka_unit_test(many_threads_at_random),
+        cmocka_unit_test(writes_go_with_the_unit),
+        cmocka_unit_test(a_written_tensor_is_its_owners),
+        cmocka_unit_test(worn_memory_is_within_the_budget),
+        cmocka_unit_test(trying_does_not_wait),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
