@@ -1,7 +1,7 @@
 """Quantized models of random values, and one case of another library that dequantizes one.
 
-    quantized.py make METHOD FOLDER     a model with the layers of the Llama with 1.1 billion parameters
-    quantized.py METHOD FOLDER          dequantize every weight on the CPU, and keep the results
+    quantized.py make METHOD FOLDER [LAYERS]   a model with the layers of the Llama with 1.1 billion parameters, or fewer of them
+    quantized.py METHOD FOLDER                 dequantize every weight on the CPU, and keep the results
 
 Methods: nf4, gptq, awq, fp8, mxfp4 (experts, a billion weights). Prints "ready" and a line of JSON, as bench_load does; imports are not counted.
 The libraries' own functions are called: bitsandbytes, gptqmodel (gptq, awq), transformers (fp8, mxfp4).
@@ -52,7 +52,7 @@ def packed(method, name, out, size, torch):
     return {name + ".qweight": words(size // 8, out), name + ".qzeros": words(groups, out // 8), name + ".scales": scales, name + ".g_idx": index}
 
 
-def make(method, folder):
+def make(method, folder, layers):
     import torch
     from safetensors.torch import save_file
 
@@ -68,6 +68,10 @@ def make(method, folder):
         config["vocab_size"] = 1024  # what is measured is the quantized part
         config["dtype"] = "float16" if method in ("gptq", "awq") else "bfloat16"
     config["quantization_config"] = SETTINGS[method]
+    if layers:
+        config["num_hidden_layers"] = layers
+        if "layer_types" in config:
+            config["layer_types"] = config["layer_types"][:1] * layers
     dtype = getattr(torch, config["dtype"])
     os.makedirs(folder, exist_ok=True)
     tensors = {"model.embed_tokens.weight": torch.zeros(1024, HIDDEN, dtype=dtype), "model.norm.weight": torch.ones(HIDDEN, dtype=dtype)}
@@ -153,7 +157,7 @@ def processor():
 
 def main():
     if sys.argv[1] == "make":
-        make(sys.argv[2], sys.argv[3])
+        make(sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)
         return
     import torch
     from safetensors import safe_open

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loading, initializing and saving: heft compared with other libraries and with the machine's limits, in one run.
 
-    python3 bench/run.py [--repeats 3] [--only PART] [--data DIR] [--out FILE.json] [--svg FILE.svg] [--before BUILD]
+    python3 bench/run.py [--repeats 3] [--only PART] [--layers N] [--data DIR] [--out FILE.json] [--svg FILE.svg] [--before BUILD]
 
 With --before, heft is compared with another build of heft instead (a folder with its bench_load), run in turns; nothing else is needed then.
 
@@ -63,7 +63,7 @@ def run(command):
 
 
 def give_memory_back(bytes_wanted):
-    subprocess.run([BENCH, "warm", str(bytes_wanted)], check=True)
+    subprocess.run([BENCH, "warm", str(int(bytes_wanted))], check=True)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------------------
@@ -103,13 +103,13 @@ def rows_to_run(rows):
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------
-def compare(rows, repeats, prepare=lambda: None):
-    """rows: [(name, command, key)]. Runs them in turns and returns the list of runs of each name."""
+def compare(rows, repeats, prepare=lambda: None, memory=9 * GB):
+    """rows: [(name, command, key)]. Runs them in turns and returns the list of runs of each name. memory: more than any of them takes."""
     rows = rows_to_run(rows)
     runs = {name: [] for name, _, _ in rows}
     for _ in range(repeats):
         for name, command, key in rows:
-            give_memory_back(9 * GB)
+            give_memory_back(memory)
             prepare()
             answer = run(command)
             runs[name].append(dict(answer, value=answer[key]))
@@ -320,9 +320,10 @@ MEMCPY, TOUCHED = "limit: memcpy of the result", ", into touched memory"
 
 def part_dequantize(method, library):
     def part(m, repeats):
-        folder = os.path.join(m["data"], "quantized-" + method)
+        layers = [str(m["layers"])] if m["layers"] else []
+        folder = os.path.join(m["data"], "-".join(["quantized", method, *layers]))
         if not os.path.exists(os.path.join(folder, "config.json")):
-            subprocess.run([*QUANTIZED, "make", method, folder], check=True)
+            subprocess.run([*QUANTIZED, "make", method, folder, *layers], check=True)
         size = run([BENCH, "dequantize", folder])["bytes"]
         rows = [
             ("heft", [BENCH, "dequantize", folder], "cpu"),
@@ -332,8 +333,8 @@ def part_dequantize(method, library):
         if not BEFORE:  # earlier builds have no such case
             rows += [("heft" + TOUCHED, [BENCH, "dequantize", folder, "touched"], "cpu"),
                      (MEMCPY + TOUCHED, [BENCH, "memcpy", str(size), "touched"], "cpu")]
-        runs = compare(rows, repeats, lambda: make_warm(folder))
-        return f"dequantize a billion weights of {method}, warm: processor seconds, user and system", runs, "memory bandwidth"
+        runs = compare(rows, repeats, lambda: make_warm(folder), 2.4 * size)
+        return f"dequantize {size / 2 / GB:.2f} billion weights of {method}, warm: processor seconds, user and system", runs, "memory bandwidth"
     return part
 
 
@@ -416,6 +417,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", action="append", choices=PARTS)
+    parser.add_argument("--layers", type=int, help="of the quantized models, instead of all: for busy machines")
     parser.add_argument("--data")
     parser.add_argument("--out")
     parser.add_argument("--svg")
@@ -427,7 +429,7 @@ def main():
     data = options.data or tempfile.mkdtemp(prefix="heft-bench-")
     os.makedirs(data, exist_ok=True)
     try:
-        m = {"data": data}
+        m = {"data": data, "layers": options.layers}
         if set(options.only or PARTS) - QUANTIZED_PARTS:
             m["bf16"] = make_model(data, "bf16")
             m["bin16"] = make_model(data, "bin16", "--format", "bin")
