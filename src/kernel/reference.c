@@ -1,7 +1,6 @@
 /* reference.c - the kernels as scalar code that follows the formulas of kernel.h, in double.
  *
- * Tests compare every instruction set with it. It is also what a CPU without any of them gets (a 32-bit
- * x86 without SSE2). It reads no element that the formulas do not name: an unseen key's value may be
+ * Tests compare every instruction set with it. It reads no element that the formulas do not name: an unseen key's value may be
  * anything. */
 #include "kernel/half.h"
 #include "kernel/kernel.h"
