@@ -23,7 +23,7 @@ typedef struct heft_tokenizer heft_tokenizer;
  * @param err   filled on failure; may be NULL
  *
  * Memory   for real files up to four times the size of the file while it is opened, then up to 2.5
- *          times; for hostile ones up to about 30 times.
+ *          times; for hostile ones that were tried up to 18 times.
  * Errors   NOT_FOUND; IO; FORMAT, with the byte; UNSUPPORTED, naming it, for anything in the file
  *          that is not known or that this build lacks a library for; LIMIT (`tokenizer_bytes`).
  * Source   docs/text.md.
