@@ -22,7 +22,8 @@ typedef struct heft_tokenizer heft_tokenizer;
  * @param out   filled with an owned tokenizer; free it with heft_tokenizer_close()
  * @param err   filled on failure; may be NULL
  *
- * Memory   about four times the size of the file.
+ * Memory   for real files up to four times the size of the file while it is opened, then up to 2.5
+ *          times; for hostile ones that were tried up to 18 times.
  * Errors   NOT_FOUND; IO; FORMAT, with the byte; UNSUPPORTED, naming it, for anything in the file
  *          that is not known or that this build lacks a library for; LIMIT (`tokenizer_bytes`).
  * Source   docs/text.md.
@@ -61,7 +62,7 @@ HEFT_API void heft_tokenizer_close(heft_tokenizer *tokenizer);
  * @param count        filled with the number of ids, which may be 0
  * @param err          filled on failure; may be NULL
  *
- * Memory   in proportion to the text: about 30 bytes for each of its bytes.
+ * Memory   in proportion to the text: 18 to 50 bytes for each of its bytes in real tokenizers.
  * Errors   INVALID_ARG for text that is not UTF-8: err->offset is the first invalid byte; LIMIT for
  *          a text that the tokenizer makes too long or on which its regular expressions take too
  *          many steps; FORMAT for a part of the text that is no token, if the vocabulary has no

@@ -61,7 +61,7 @@ static heft_status fill(heft__arena *arena, const struct entries *entries, bool 
     for (size_t i = 0; i < entries->count; i++) {
         id_count = entries->list[i].id >= id_count ? (uint64_t)entries->list[i].id + 1 : id_count;
     }
-    if (id_count > (uint64_t)entries->count * 16 + 1024) {
+    if (id_count > (uint64_t)entries->count * 4 + 1024) {
         return heft__fail(err, HEFT_LIMIT, "ids up to %llu for %zu tokens",
                           (unsigned long long)id_count - 1, entries->count);
     }

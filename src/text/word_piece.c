@@ -66,6 +66,10 @@ heft_status heft__word_piece_encode(const heft__token_model *model, heft__model_
     for (size_t start = 0; start < piece.length;) {
         size_t end = start;
         const uint32_t id = longest(model, &scratch->a, piece, start, &end);
+        heft_status status = heft__buffer_check(&scratch->a, err);
+        if (status != HEFT_OK) {
+            return status;
+        }
         if (id == HEFT__NO_ID) {
             out->count = begun;
             return add_unknown(model, out, err);
@@ -73,5 +77,5 @@ heft_status heft__word_piece_encode(const heft__token_model *model, heft__model_
         heft__ids_add(out, id);
         start = end;
     }
-    return heft__buffer_check(&scratch->a, err);
+    return HEFT_OK;
 }
