@@ -333,8 +333,13 @@ static heft_status look_beside(const heft_checkpoint *ckpt, heft__arena *arena,
     heft_error why = {0};
     heft_status status =
         parent && prefix ? HEFT_OK : heft__fail_nomem(err, strlen(ckpt->where.folder));
-    const bool listed = status == HEFT_OK && *base &&
-                        heft__folder_names(arena, parent, &names, &count, &why) == HEFT_OK;
+    const heft_status listing = status == HEFT_OK && *base
+                                    ? heft__folder_names(arena, parent, &names, &count, &why)
+                                    : status;
+    const bool listed = names != NULL && listing == HEFT_OK;
+    if (listing == HEFT_NOMEM) {
+        status = heft__fail_nomem(err, 0);
+    }
     for (size_t i = 0; listed && i < count && status == HEFT_OK; i++) {
         const heft__finding finding = {
             .kind = "leftover", .severity = HEFT__NOTE, .file = names[i], .offset = HEFT_NO_OFFSET};

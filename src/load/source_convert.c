@@ -177,12 +177,12 @@ static void find_float32_by_name(const heft_source *source, heft_dtype dtype, st
 /* A model whose modules are those that the names make. */
 static heft_status model_by_names(const heft_source *source, heft_model **out, heft_error *err)
 {
+    const heft_load_options plain = HEFT_SIZED(heft_load_options);
     heft_config *none = NULL;
     heft_status status =
         source->config ? HEFT_OK : heft_config_new(source->ctx, "{}", 2, &none, err);
     if (status == HEFT_OK) {
-        status = heft__unknown_model(source->ckpt, none ? none : source->config, HEFT_DTYPE_NONE,
-                                     out, err);
+        status = heft__unknown_model(source->ckpt, none ? none : source->config, &plain, out, err);
     }
     heft_config_free(none);
     return status;

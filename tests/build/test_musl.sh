@@ -14,7 +14,7 @@ flags=(-std=gnu17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -I"$source/include" -I"$s
     -Wall -Wextra -Wconversion -Werror)
 
 find "$source/src" -name '*.c' ! -path '*/cli/*' | while read -r file; do
-    musl-gcc "${flags[@]}" -DHEFT__LEVEL=base -fsyntax-only "$file"
+    musl-gcc "${flags[@]}" -DHEFT__LEVEL=base -DHEFT__KERNEL_LEVEL=plain -fsyntax-only "$file"
 done
 
 cat >"$work/main.c" <<'END'
