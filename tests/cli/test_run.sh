@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # heft run: inputs, results, budgets, text, and what is refused. heft embed: pooling and what is refused.
+# shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 models=$source_dir/tests/data/models
 llama=$models/llama_gqa
