@@ -211,7 +211,7 @@ typedef struct heft_load_needs {
     /* Buffers and thread stacks while a residency brings in the weights on disk. Not part of
      * peak_bytes, because they are needed only after the load. */
     uint64_t stream_staging_bytes;
-    /* This process before the load: the size of its address space, or its resident memory plus 8
+    /* This process before the load: the size of its address space, or its resident memory plus 10
      * MiB, whichever is smaller. */
     uint64_t program_bytes;
     /* The sum of resident, beside, staging and program bytes, and with `touch` of the mapped bytes

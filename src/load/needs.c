@@ -85,7 +85,7 @@ uint64_t heft__loading_initialized(const heft__loading *l)
 
 /* Room for stacks, page tables and what libraries map, where a process has more address space than it
  * will ever use. */
-#define PROGRAM_SPARE ((uint64_t)8 << 20)
+#define PROGRAM_SPARE ((uint64_t)10 << 20)
 #define LISTS_SPARE ((uint64_t)1 << 20) /* that are made when loading, and not here */
 /* Of a residency: what large tensors take beside their bytes, and its lists, by parameter. */
 #define STREAM_SPARE ((uint64_t)2 << 20)
