@@ -127,9 +127,10 @@ PyDoc_STRVAR(open_doc,
              "Open a folder, a file, an index, or a model in the hub's cache.");
 PyDoc_STRVAR(open_bytes_doc, "open_bytes(data, name='bytes')\n--\n\n"
                              "Open a weight file whose bytes are in memory; data is borrowed.");
-PyDoc_STRVAR(load_doc,
-             "load_tensors(checkpoint, dtype=None, mode='map', over_limit=False, progress=None)\n"
-             "--\n\nReturn ({name: tensor in memory}, report).");
+PyDoc_STRVAR(
+    load_doc,
+    "load_tensors(checkpoint, dtype=None, mode='map', over_limit=False, progress=None, dtypes={})\n"
+    "--\n\nReturn ({name: tensor in memory}, report).");
 PyDoc_STRVAR(read_into_doc,
              "read_into(pairs, progress=None)\n--\n\n"
              "Read lazy tensors into memory of DLPack capsules, cast to the capsules' dtypes.");
