@@ -233,13 +233,13 @@ static heft_status take_inputs(struct call *call, heft_error *err)
 }
 
 /* ---- packing -------------------------------------------------------------------------------------- */
-/* Some jobs, or parts of them, as a pass takes them. */
+/* Some jobs, or sections of them, as a pass takes them. */
 struct packed {
     int32_t *ids, *at, *counted, *types, *seen_at, *first, *last, *wanted;
     float *features;
     heft__span *spans;
     size_t tokens, sequences, wanted_count, featured;
-    size_t most_keys, encoded; /* of a sequence; of all */
+    size_t most_keys, encoded; /* that a sequence has room for; of all */
 };
 
 static size_t numbers_of_features(const heft_session *session)
@@ -247,25 +247,25 @@ static size_t numbers_of_features(const heft_session *session)
     return session->feature_shape[0] * session->feature_shape[1] * session->feature_shape[2];
 }
 
-static heft_status make_packed(struct call *call, size_t tokens, size_t sequences,
-                               struct packed *out, heft_error *err)
+static heft_status make_packed(const heft_session *session, heft__arena *arena, size_t tokens,
+                               size_t sequences, struct packed *out, heft_error *err)
 {
     int32_t **arrays[] = {&out->ids,     &out->at,     &out->counted, &out->types,
                           &out->seen_at, &out->wanted, &out->first,   &out->last};
     *out = (struct packed){0};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         const size_t count = i < 6 ? tokens : sequences;
-        *arrays[i] = heft__arena_array(&call->arena, count, sizeof(int32_t));
+        *arrays[i] = heft__arena_array(arena, count, sizeof(int32_t));
         if (!*arrays[i]) {
             return heft__fail_nomem(err, count * sizeof(int32_t));
         }
     }
-    out->spans = heft__arena_array(&call->arena, sequences, sizeof *out->spans);
-    if (call->session->feature_tokens > 0) {
-        out->features = heft__arena_array(&call->arena, sequences,
-                                          numbers_of_features(call->session) * sizeof(float));
+    out->spans = heft__arena_array(arena, sequences, sizeof *out->spans);
+    if (session->feature_tokens > 0) {
+        out->features =
+            heft__arena_array(arena, sequences, numbers_of_features(session) * sizeof(float));
     }
-    return out->spans && (out->features || call->session->feature_tokens == 0)
+    return out->spans && (out->features || session->feature_tokens == 0)
                ? HEFT_OK
                : heft__fail_nomem(err, sequences * sizeof *out->spans);
 }
@@ -293,8 +293,8 @@ static void add_token(struct packed *out, const struct job *job, size_t i)
 }
 
 /* Tokens first .. first + count - 1 of a job. A decoder does not compute padding. */
-static void add_part(struct packed *out, const heft_session *session, const struct job *job,
-                     size_t first, size_t count, bool drops_padding)
+static void add_section(struct packed *out, const heft_session *session, const struct job *job,
+                        size_t first, size_t count, bool drops_padding)
 {
     const size_t begin = out->tokens, s = out->sequences++;
     size_t last = begin;
@@ -324,8 +324,7 @@ static void add_part(struct packed *out, const heft_session *session, const stru
         memcpy(out->features + out->featured++ * numbers, job->input->features,
                numbers * sizeof(float));
     }
-    out->most_keys =
-        heft__larger(out->most_keys, (size_t)job->sequence->kept->length + first + count);
+    out->most_keys = heft__larger(out->most_keys, job->sequence->kept->capacity);
     out->encoded += job->sequence->kept->encoded_count;
 }
 
@@ -362,37 +361,60 @@ static heft_status run_packed(heft_session *session, const struct packed *in, bo
 }
 
 /* ---- running -------------------------------------------------------------------------------------- */
-/* The next tokens of a kind of jobs, as many as one pass takes: *job and *token say where they begin, and
- * then where the next ones do. */
-static heft_status run_next(struct call *call, bool encode, size_t *job, size_t *token,
-                            bool appends, heft_error *err)
+/* What one pass can hold of the jobs from `job` on: a decoder's is full, an encoder's takes at least one
+ * whole. */
+static size_t most_tokens(const struct call *call, bool encode, size_t job)
 {
-    heft_session *session = call->session;
-    const bool splits = session->causal && !encode;
-    size_t tokens = 0, room = heft__session_pass_tokens(session);
-    struct packed in;
-    for (size_t i = *job; i < call->job_count[encode]; i++) {
-        tokens += call->jobs[encode][i].count;
+    const size_t room = heft__session_pass_tokens(call->session);
+    size_t tokens = 0;
+    for (size_t i = job; i < call->job_count[encode] && tokens < room; i++) {
+        const size_t count = call->jobs[encode][i].count;
+        tokens = tokens == 0 || count <= room - tokens ? tokens + count : room;
     }
-    heft_status status = make_packed(call, tokens, call->job_count[encode] - *job, &in, err);
+    return call->session->causal && !encode && tokens > room ? room : tokens;
+}
+
+/* Fill a pass with the next tokens of a kind of jobs: *job and *token say where they begin, and then where
+ * the next ones do. */
+static heft_status pack_next(const struct call *call, bool encode, heft__arena *arena, size_t *job,
+                             size_t *token, struct packed *out, heft_error *err)
+{
+    const heft_session *session = call->session;
+    const bool splits = session->causal && !encode;
+    size_t room = heft__session_pass_tokens(session);
+    heft_status status = make_packed(session, arena, most_tokens(call, encode, *job),
+                                     call->job_count[encode] - *job, out, err);
     while (status == HEFT_OK && *job < call->job_count[encode]) {
         const struct job *one = &call->jobs[encode][*job];
         const size_t left = one->seen - *token;
-        if (in.tokens > 0 && (splits ? room == 0 : left > room)) {
+        if (out->tokens > 0 && (splits ? room == 0 : left > room)) {
             break;
         }
-        const size_t count = splits && left > room ? room : left;
-        add_part(&in, session, one, *token, count, splits);
-        room -= count < room ? count : room;
+        const size_t count = splits && left > room ? room : left, before = out->tokens;
+        add_section(out, session, one, *token, count, splits);
+        const size_t added = out->tokens - before; /* padding takes no room */
+        room -= added < room ? added : room;
         *token += count;
         if (*token == one->seen) {
             (*job)++;
             *token = 0;
         }
     }
-    return status == HEFT_OK && in.tokens > 0 /* else it was padding only */
-               ? run_packed(session, &in, encode, appends, err)
-               : status;
+    return status;
+}
+
+static heft_status run_next(const struct call *call, bool encode, size_t *job, size_t *token,
+                            bool appends, heft_error *err)
+{
+    heft__arena arena; /* of this pass */
+    struct packed in;
+    heft__arena_init(&arena, call->session->ctx);
+    heft_status status = pack_next(call, encode, &arena, job, token, &in, err);
+    if (status == HEFT_OK && in.tokens > 0) { /* else it was padding only */
+        status = run_packed(call->session, &in, encode, appends, err);
+    }
+    heft__arena_fini(&arena);
+    return status;
 }
 
 static heft_status run_call(struct call *call, heft_error *err)
@@ -405,9 +427,8 @@ static heft_status run_call(struct call *call, heft_error *err)
             status = run_next(call, encode, &job, &token, appends, err);
             appends = true;
         }
-        for (size_t i = 0; encode && i < call->count && status == HEFT_OK; i++) {
-            call->sequences[i]->counted =
-                encode && call->job_count[1] ? 0 : call->sequences[i]->counted;
+        for (size_t i = 0; encode && status == HEFT_OK && i < call->job_count[1]; i++) {
+            call->jobs[1][i].sequence->counted = 0; /* the decoder's tokens are counted anew */
         }
     }
     for (size_t i = 0; status == HEFT_OK && i < call->job_count[0]; i++) {

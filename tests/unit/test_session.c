@@ -245,6 +245,15 @@ static void golden_models_are_matched_in_pieces_from_the_disk(void **state)
     }
 }
 
+/* More padding on the left than a pass takes tokens. */
+static void golden_models_are_matched_token_by_token(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        run_case(c, false, 0, 1);
+    }
+}
+
 /* ---- generation ----------------------------------------------------------------------------------- */
 /* Greedy ids after each row, as one session makes them. `ids` is [rows][count]. */
 static void generate(heft_session *session, const struct golden *g, size_t count, int32_t *ids)
@@ -578,6 +587,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_models_are_matched),
         cmocka_unit_test(golden_models_are_matched_in_pieces_from_the_disk),
+        cmocka_unit_test(golden_models_are_matched_token_by_token),
         cmocka_unit_test(greedy_ids_are_the_references),
         cmocka_unit_test(budget_and_threads_do_not_change_a_bit),
         cmocka_unit_test(a_fork_goes_on_as_its_origin),
