@@ -2,7 +2,7 @@
  *
  * A dry run resolves every name once and remembers it by the address of its text, and counts the scratch
  * memory that a real run then takes from one block. A unit of the residency is acquired when an operation
- * first needs it: it is held until the block (or part) that it belongs to ends, else until the end of the
+ * first needs it: it is held until the block (or section) that it belongs to ends, else until the end of the
  * operation.
  * Not done here: what operations compute (pass_*.c), what sequences keep (cache.c). */
 #include "run/pass_state.h"
@@ -510,11 +510,6 @@ const heft__result *heft__pass_result(const heft__pass *p, const char *name)
     return find_result(p, name);
 }
 
-bool heft__asked(const heft__pass *p, const char *name)
-{
-    return find_result(p, name) != NULL;
-}
-
 static void note_name(heft__pass *p, const char *name)
 {
     for (size_t i = 0; i < p->name_count; i++) {
@@ -698,11 +693,11 @@ heft_status heft__pass_run_once(heft__pass *p, const heft__pass_run *run, heft_e
     return status;
 }
 
-heft_status heft__pass_new(const heft_model *model, heft_residency *residency,
-                           const heft__pass_options *options, heft__pass **out, heft_error *err)
+heft_status heft__pass_new(const heft_model *model, heft_residency *residency, bool exact,
+                           heft__pass **out, heft_error *err)
 {
     heft_ctx *ctx = model->ctx;
-    const size_t threads = options->threads ? options->threads : heft__threads(ctx);
+    const size_t threads = heft__threads(ctx);
     heft__pass *p = heft__alloc_zero(ctx, 1, sizeof *p);
     atomic_bool *lanes = heft__alloc_zero(ctx, threads, sizeof *lanes);
     if (!p || !lanes) {
@@ -714,8 +709,8 @@ heft_status heft__pass_new(const heft_model *model, heft_residency *residency,
     p->model = model;
     p->residency = residency;
     p->kernels = heft__kernels_best();
-    p->exact = options->exact;
-    p->cache_dtype = p->exact || (model->dtype != HEFT_DTYPE_BF16 && model->dtype != HEFT_DTYPE_F16)
+    p->exact = exact;
+    p->cache_dtype = exact || (model->dtype != HEFT_DTYPE_BF16 && model->dtype != HEFT_DTYPE_F16)
                          ? HEFT_DTYPE_F32
                          : model->dtype;
     p->lanes = lanes;

@@ -9,7 +9,7 @@
  * It runs twice: dry, when only names are resolved and sizes are counted, and for real. It knows
  * nothing about disks or threads: the weights of a block are brought in when the block is entered.
  * Errors stick to the pass; after the first one operations do nothing. All rows lie in scratch memory
- * that the end of the block, part or pass releases. */
+ * that the end of the block, section or pass releases. */
 #ifndef HEFT__RUN_PASS_H
 #define HEFT__RUN_PASS_H
 
@@ -38,7 +38,7 @@ typedef struct heft__pass_inputs {
     size_t wanted_count;
     const float
         *features; /* [sequences][feature_shape[0]][[1]][[2]] pixel_values or input_features */
-    size_t feature_shape[3], feature_rank;
+    size_t feature_shape[3];
 } heft__pass_inputs;
 
 const heft__pass_inputs *heft__inputs(const heft__pass *p);
@@ -59,11 +59,12 @@ void heft__pass_enter_body(heft__pass *p);
 /* What the family's body makes, below a head. heft__base_forward: a base class, which is nothing else. */
 heft__rows heft__body(heft__pass *p);
 void heft__base_forward(heft__pass *p);
-/* The same, and what is brought in with it; rows made inside are released at the end. `x` is checked to be
- * finite at the end of a block, so that NaN in logits can be blamed on the first that made it. */
+/* Enter list.i as a block: its weights are held, and the rows made inside live, until heft__block_end().
+ * `x` is what the block made: the first block whose rows are not finite is named in the error. */
 void heft__block(heft__pass *p, const char *list, size_t i);
 void heft__block_end(heft__pass *p, heft__rows x);
-void heft__section(heft__pass *p, const char *list, size_t i); /* an expert */
+/* The same for an expert, which is brought in only if it is used. */
+void heft__section(heft__pass *p, const char *list, size_t i);
 void heft__section_end(heft__pass *p);
 bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
 
@@ -75,14 +76,12 @@ void heft__release(heft__pass *p, size_t mark);
 heft__rows heft__zeros(heft__pass *p, size_t count, size_t width);
 heft__rows heft__copy(heft__pass *p, heft__rows x);
 void heft__set(heft__pass *p, heft__rows dst, heft__rows src); /* dst = src, of the same shape */
-/* Rows by number, and back: y[rows[i]] += weights[i] * x[i]; weights NULL: 1. */
-heft__rows heft__pick(heft__pass *p, heft__rows x, const int32_t *rows, size_t count);
-void heft__add_rows(heft__pass *p, heft__rows y, const int32_t *rows, const float *weights,
-                    heft__rows x);
-/* Of each row, which is groups of `group` numbers, the numbers first .. first + width - 1 of each. */
-/* And back: numbers first .. first + width of x - 1 of the rows y. */
-void heft__put(heft__pass *p, heft__rows y, size_t first, heft__rows x);
+heft__rows heft__pick(heft__pass *p, heft__rows x, const int32_t *rows,
+                      size_t count); /* by number */
+/* A row is groups of `group` numbers: of each group the numbers first .. first + width - 1. */
 heft__rows heft__columns(heft__pass *p, heft__rows x, size_t group, size_t first, size_t width);
+/* Write the rows x into the rows y, from column `first` on. */
+void heft__put(heft__pass *p, heft__rows y, size_t first, heft__rows x);
 /* Rows of an embedding: table[ids[i] + offset]; the table is not brought in. An id outside it is an error. */
 heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size_t count,
                        int32_t offset);
@@ -94,14 +93,13 @@ heft__rows heft__parameter(heft__pass *p, const char *name, size_t width);
 heft__rows heft__linear(heft__pass *p, const char *name, heft__rows x);
 /* The same with a weight that is stored as [in, out]. */
 heft__rows heft__linear_turned(heft__pass *p, const char *name, heft__rows x);
-/* Any parameter, or a part of it: rows first .. first + rows - 1 of its matrix [all, width]; turned: the
- * part is [width of x, rows]. */
+/* A product with some rows of a parameter's matrix, first .. : y[j] = sum of x[i] W[first + j][i] + bias,
+ * or, turned, of x[i] W[first + i][j]. */
 typedef struct heft__slab {
-    const char *weight, *bias; /* bias NULL: none. Its part is the same one. */
-    size_t first, rows;        /* rows 0: all */
-    size_t
-        width; /* of a stored row of a turned slab, first to first + width of x; 0: it is one product whole */
-    size_t index, count; /* of so many slabs [count, ...]; count 0: it is one matrix */
+    const char *weight, *bias; /* bias NULL: none */
+    size_t first, rows;        /* rows 0: all; turned: as many as x has numbers */
+    size_t width; /* turned: numbers in a row of W; 0: as many as W has if all its rows are used */
+    size_t index, count; /* matrix `index` of [count, ...]; count 0: there is one */
     bool turned;
 } heft__slab;
 heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x);
@@ -116,9 +114,8 @@ heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span,
 heft__rows heft__prepend(heft__pass *p, heft__rows first,
                          heft__rows x); /* one row before each sequence's */
 void heft__add_tiled(heft__pass *p, heft__rows x, heft__rows y); /* row i += row i % count of y */
-heft__rows heft__mean_rows(heft__pass *p, heft__rows x);         /* of each sequence */
-heft__rows heft__mean_rows_after(heft__pass *p, heft__rows x,
-                                 size_t skipped); /* without its first rows */
+/* Of each sequence, without its first `skipped` rows. */
+heft__rows heft__mean_rows(heft__pass *p, heft__rows x, size_t skipped);
 heft__rows heft__inner_products(heft__pass *p, heft__rows x,
                                 heft__rows y); /* [rows of x][rows of y] */
 /* Keep rows of the encoder's pass for the other one; none: no rows. */
@@ -222,7 +219,6 @@ typedef enum heft__out_kind {
 /* A result by the reference's name: "logits", "last_hidden_state", "pooler_output". Kept if it was asked
  * for. `name` is static text. */
 void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows x);
-bool heft__asked(const heft__pass *p, const char *name);
 /* Hidden state i of the reference's hidden_states. */
 void heft__out_hidden(heft__pass *p, size_t i, heft__rows x);
 /* The rows of the wanted tokens. */

@@ -104,7 +104,7 @@ void heft__add_tiled(heft__pass *p, heft__rows x, heft__rows y)
     }
 }
 
-heft__rows heft__mean_rows_after(heft__pass *p, heft__rows x, size_t skipped)
+heft__rows heft__mean_rows(heft__pass *p, heft__rows x, size_t skipped)
 {
     const size_t each = rows_each(p, x);
     heft__rows y = heft__zeros(p, p->in.sequences, x.width);
@@ -116,11 +116,6 @@ heft__rows heft__mean_rows_after(heft__pass *p, heft__rows x, size_t skipped)
         p->kernels->scale(row, 1 / (float)(each - skipped), x.width);
     }
     return y;
-}
-
-heft__rows heft__mean_rows(heft__pass *p, heft__rows x)
-{
-    return heft__mean_rows_after(p, x, 0);
 }
 
 heft__rows heft__inner_products(heft__pass *p, heft__rows x, heft__rows y)

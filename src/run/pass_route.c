@@ -161,8 +161,10 @@ heft__rows heft__routed(heft__pass *p, heft__rows x, const heft__routes *routes,
 void heft__add_routed(heft__pass *p, heft__rows y, const heft__routes *routes, size_t expert,
                       heft__rows x)
 {
-    if (heft__pass_live(p)) {
-        const size_t first = routes->first[expert];
-        heft__add_rows(p, y, routes->rows + first, routes->weights + first, x);
+    const size_t first = heft__pass_live(p) ? routes->first[expert] : 0;
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        const size_t row = (size_t)routes->rows[first + i];
+        p->kernels->add_scaled(y.x + row * y.width, x.x + i * x.width, routes->weights[first + i],
+                               x.width);
     }
 }

@@ -80,15 +80,6 @@ heft__rows heft__pick(heft__pass *p, heft__rows x, const int32_t *rows, size_t c
     return y;
 }
 
-void heft__add_rows(heft__pass *p, heft__rows y, const int32_t *rows, const float *weights,
-                    heft__rows x)
-{
-    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
-        p->kernels->add_scaled(y.x + (size_t)rows[i] * y.width, x.x + i * x.width,
-                               weights ? weights[i] : 1, x.width);
-    }
-}
-
 heft__rows heft__columns(heft__pass *p, heft__rows x, size_t group, size_t first, size_t width)
 {
     const size_t groups = group ? x.width / group : 0;

@@ -105,7 +105,6 @@ struct heft__pass {
     const heft__kernels *kernels;
     heft__skeleton *config;
     const heft__class *class;
-    heft__act no_act;
     bool exact, dry;
     heft_dtype cache_dtype;
     heft__pass_inputs in;
@@ -150,13 +149,9 @@ struct heft__pass {
     heft__tally tally;
 };
 
-typedef struct heft__pass_options {
-    bool exact;
-    size_t threads;
-} heft__pass_options;
-
-heft_status heft__pass_new(const heft_model *model, heft_residency *residency,
-                           const heft__pass_options *options, heft__pass **out, heft_error *err);
+/* exact: products round nothing to bfloat16. */
+heft_status heft__pass_new(const heft_model *model, heft_residency *residency, bool exact,
+                           heft__pass **out, heft_error *err);
 void heft__pass_free(heft__pass *pass);
 /* What a run is to yield: [count] names, borrowed while the pass lives. Drops earlier results. */
 heft_status heft__pass_ask(heft__pass *pass, const char *const *names, size_t count,

@@ -179,8 +179,8 @@ heft_status heft_session_new(const heft_model *model, const heft_session_options
         status = make_residency(session, err);
     }
     if (status == HEFT_OK) {
-        const heft__pass_options pass = {.exact = session->options.exact};
-        status = heft__pass_new(model, session->residency, &pass, &session->pass, err);
+        status =
+            heft__pass_new(model, session->residency, session->options.exact, &session->pass, err);
     }
     if (status == HEFT_OK) {
         status = first_dry_run(session, err);

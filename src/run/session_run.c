@@ -292,6 +292,16 @@ static void add_token(struct packed *out, const struct job *job, size_t i)
     }
 }
 
+/* Tokens from `first` on, of which at most `room` are computed. */
+static size_t section_length(const struct job *job, size_t first, size_t room)
+{
+    size_t end = first;
+    for (; end < job->seen && (room > 0 || !is_seen(job, end)); end++) {
+        room -= is_seen(job, end);
+    }
+    return end - first;
+}
+
 /* Tokens first .. first + count - 1 of a job. A decoder does not compute padding. */
 static void add_section(struct packed *out, const heft_session *session, const struct job *job,
                         size_t first, size_t count, bool drops_padding)
@@ -303,10 +313,6 @@ static void add_section(struct packed *out, const heft_session *session, const s
             last = is_seen(job, i) ? out->tokens : last;
             add_token(out, job, i);
         }
-    }
-    if (out->tokens == begin) { /* padding only */
-        out->sequences--;
-        return;
     }
     const bool ends = first + count == job->seen;
     out->first[s] = (int32_t)begin;
@@ -390,10 +396,10 @@ static heft_status pack_next(const struct call *call, bool encode, heft__arena *
         if (out->tokens > 0 && (splits ? room == 0 : left > room)) {
             break;
         }
-        const size_t count = splits && left > room ? room : left, before = out->tokens;
+        const size_t count = splits ? section_length(one, *token, room) : left;
+        const size_t before = out->tokens;
         add_section(out, session, one, *token, count, splits);
-        const size_t added = out->tokens - before; /* padding takes no room */
-        room -= added < room ? added : room;
+        room -= out->tokens - before < room ? out->tokens - before : room;
         *token += count;
         if (*token == one->seen) {
             (*job)++;
@@ -410,7 +416,7 @@ static heft_status run_next(const struct call *call, bool encode, size_t *job, s
     struct packed in;
     heft__arena_init(&arena, call->session->ctx);
     heft_status status = pack_next(call, encode, &arena, job, token, &in, err);
-    if (status == HEFT_OK && in.tokens > 0) { /* else it was padding only */
+    if (status == HEFT_OK) {
         status = run_packed(call->session, &in, encode, appends, err);
     }
     heft__arena_fini(&arena);

@@ -356,7 +356,7 @@ static void image_classes_forward(heft__pass *p)
     heft__enter(p, "vision_model");
     heft__rows x = vision_forward(p, &pooled);
     heft__leave(p);
-    x = heft__mean_rows_after(p, x, 1);
+    x = heft__mean_rows(p, x, 1);
     heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
 }
 

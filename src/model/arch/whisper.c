@@ -167,7 +167,7 @@ static void audio_classes_forward(heft__pass *p)
         heft__pass_fail(p, HEFT_UNSUPPORTED, "use_weighted_layer_sum: heft does not compute it");
     }
     heft__rows x = heft__linear(p, "projector", encoder_forward(p));
-    x = heft__mean_rows(p, x);
+    x = heft__mean_rows(p, x, 0);
     heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
 }
 
