@@ -148,14 +148,17 @@ static bool indentation(run_t *run, value v, heft__string *out)
 
 static bool filter_indent(run_t *run, value in, const value *v, value *out)
 {
-    heft__string text, indent = {"", 0};
+    heft__string indent = {"", 0};
     value lines, copy;
     bool first, blank;
     if (!indentation(run, given(v[0]) ? v[0] : heft__jinja_int(4), &indent) ||
-        !truth_or(run, v[1], false, &first) || !truth_or(run, v[2], false, &blank) ||
-        !heft__jinja_to_text(run, in, &text)) {
+        !truth_or(run, v[1], false, &first) || !truth_or(run, v[2], false, &blank)) {
         return false;
     }
+    if (in.kind != HEFT__JINJA_STRING) {
+        return heft__jinja_wrong(run, "'indent' of %s", heft__jinja_kind_name(in));
+    }
+    const heft__string text = in.string;
     size_t mark = heft__jinja_catch(run); /* with a newline, as Jinja splits it */
     if (!heft__jinja_put(run, text.text, text.length) || !heft__jinja_put(run, "\n", 1) ||
         !heft__jinja_caught(run, mark, &copy) ||

@@ -160,7 +160,7 @@ static bool run_for(run_t *run, const node *n)
         return false;
     }
     heft__jinja_loop *loop = heft__jinja_alloc(run, sizeof *loop);
-    bool good = loop != NULL;
+    bool good = loop != NULL, ended = false;
     for (size_t i = 0; good && i < items.count && run->flow != HEFT__FLOW_BREAK; i++) {
         *loop = (heft__jinja_loop){.items = items.items, .count = items.count, .index = i};
         run->line = n->line;
@@ -168,12 +168,13 @@ static bool run_for(run_t *run, const node *n)
                heft__jinja_define(run, "loop", (value){.kind = HEFT__JINJA_LOOP, .loop = loop}) &&
                heft__jinja_assign(run, n->a, items.items[i]) && heft__jinja_statements(run, n->d);
         run->scope = outer;
+        ended = ended || run->flow == HEFT__FLOW_ON;
         if (run->flow == HEFT__FLOW_CONTINUE) {
             run->flow = HEFT__FLOW_ON;
         }
     }
     run->flow = HEFT__FLOW_ON;
-    return good && (items.count > 0 || inner(run, n->e));
+    return good && (ended || inner(run, n->e)); /* unless an item was done to its end, as Jinja */
 }
 
 static bool run_set_block(run_t *run, const node *n)
