@@ -108,6 +108,9 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
 heft__rows heft__frames(heft__pass *p); /* features [channels][frames] as rows [frames][channels] */
 /* Patches of features [channels][height][width], row by row: [patches][channels * high * wide]. */
 heft__rows heft__patches(heft__pass *p, size_t high, size_t wide);
+/* And back: of each sequence, rows after the first `skipped`, of a square, as [channels][height][width] in
+ * one row; a row holds [channels][stride][stride]. */
+heft__rows heft__pixels(heft__pass *p, heft__rows x, size_t skipped, size_t stride);
 /* What a convolution sees: of every `stride`-th of a sequence's `count` rows, that row and `span` / 2 on
  * both sides (zeros beyond the ends), as [width][span]. */
 heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span, size_t stride);

@@ -199,6 +199,13 @@ static void image_classes_forward(heft__pass *p)
     heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
 }
 
+static void masked_image_forward(heft__pass *p)
+{
+    const uint64_t stride = heft__sk_layers(heft__pass_config(p), "encoder_stride", 16);
+    heft__rows x = heft__linear(p, "decoder.0", heft__body(p));
+    heft__out(p, HEFT__OUT_SEQUENCES, "reconstruction", heft__pixels(p, x, 1, (size_t)stride));
+}
+
 /* An image of the config's size: a token for each patch, and one for its class. */
 static size_t features(heft__skeleton *s, size_t shape[3])
 {
@@ -213,7 +220,8 @@ static const heft__class classes[] = {
     {"ViTModel",                  "AutoModel",                       base_model,    heft__base_forward},
     {"ViTForImageClassification", "AutoModelForImageClassification", image_classes,
      image_classes_forward                                                                            },
-    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,  NULL              },
+    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,
+     masked_image_forward                                                                             },
     {NULL,                        NULL,                              NULL,          NULL              },
 };
 
