@@ -177,6 +177,8 @@ heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
  * for a sequence and kept. */
 heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, const char *value,
                               const heft__attention *a);
+/* As many key heads as heads, keys and values of `width` numbers, the scale 1 / sqrt(width). */
+heft__attention heft__attention_of(size_t heads, size_t width, bool causal);
 /* Slopes of ALiBi for so many heads. */
 float *heft__alibi_slopes(heft__pass *p, size_t heads);
 

@@ -178,14 +178,9 @@ static struct gpt2_pass begin(heft__pass *p)
     g.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
     g.act = heft__act_of(p, "activation_function", "gelu_new");
     g.by_layer = heft__sk_flag(s, "scale_attn_by_inverse_layer_idx", false);
-    g.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = 1,
-                                 .causal = true};
-    if (heft__sk_flag(s, "scale_attn_weights", true)) {
-        g.attend.scale = (float)(1 / sqrt((double)width));
+    g.attend = heft__attention_of(heads, width, true);
+    if (!heft__sk_flag(s, "scale_attn_weights", true)) {
+        g.attend.scale = 1;
     }
     return g;
 }

@@ -5,8 +5,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/encoder.h"
 
-#include <math.h>
-
 struct vit {
     uint64_t hidden, layers, intermediate, channels, image[2], patch[2];
     bool bias;
@@ -165,11 +163,7 @@ static heft__rows body_forward(heft__pass *p)
                  width = heads ? (size_t)c.hidden / heads : 0;
     const double eps = heft__sk_real(s, "layer_norm_eps", 1e-12);
     const heft__act act = heft__act_of(p, "hidden_act", "gelu");
-    const heft__attention attend = {.heads = heads,
-                                    .kv_heads = heads,
-                                    .key_width = width,
-                                    .value_width = width,
-                                    .scale = (float)(1 / sqrt((double)width))};
+    const heft__attention attend = heft__attention_of(heads, width, false);
     heft__enter(p, "embeddings");
     heft__rows x = heft__linear(p, "patch_embeddings.projection",
                                 heft__patches(p, (size_t)c.patch[0], (size_t)c.patch[1]));
