@@ -235,7 +235,10 @@ static heft_status open_source(const cli_run *run, struct running *r, heft_error
 
 static heft_status load(struct running *r, heft_error *err)
 {
-    heft_status status = choose_mode(r, err);
+    heft_status status = cli_check_plain(r->source, err);
+    if (status == HEFT_OK) {
+        status = choose_mode(r, err);
+    }
     if (status == HEFT_OK) {
         status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
     }
