@@ -275,8 +275,16 @@ static heft_status choose_outputs(const cli_run *run, struct running *r, heft_er
         return HEFT_OK;
     }
     r->name_text = strdup(list);
-    for (char *at = r->name_text; at && *at && r->name_count < OUTPUTS_MOST;) {
+    if (!r->name_text) {
+        cli_refuse(err, "--outputs", "not enough memory for the names");
+        return HEFT_NOMEM;
+    }
+    for (char *at = r->name_text; at && *at;) {
         char *comma = strchr(at, ',');
+        if (r->name_count == OUTPUTS_MOST) {
+            cli_refuse(err, "--outputs", "names more than %d outputs", OUTPUTS_MOST);
+            return HEFT_INVALID_ARG;
+        }
         r->names[r->name_count++] = at;
         if (comma) {
             *comma = '\0';
