@@ -55,6 +55,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_chat_open_bytes(heft_ctx *ctx, const c
                                                           heft_chat **out, heft_error *err);
 /** Free a template. NULL is allowed. */
 HEFT_API void heft_chat_close(heft_chat *chat);
+/** Return the text of a special token by its key in tokenizer_config.json, such as "eos_token", and
+ * fill its length; lent by the template, NUL-terminated. NULL if there is none. */
+HEFT_API const char *heft_chat_token(const heft_chat *chat, const char *key, size_t *length);
 
 typedef struct heft_chat_options {
     size_t struct_size;         /* set by HEFT_OPTIONS */

@@ -153,6 +153,18 @@ void heft_chat_close(heft_chat *chat)
     }
 }
 
+const char *heft_chat_token(const heft_chat *chat, const char *key, size_t *length)
+{
+    for (size_t i = 0; i < chat->token_count; i++) {
+        const heft__jinja_pair *token = &chat->tokens[i];
+        if (heft__string_is(token->key.string, key) && token->value.kind == HEFT__JINJA_STRING) {
+            *length = token->value.string.length;
+            return token->value.string.text;
+        }
+    }
+    return NULL;
+}
+
 static heft_status set_template(heft_chat *chat, const char *path, heft__string text,
                                 heft_error *err)
 {

@@ -541,20 +541,6 @@ static bool eval_arguments(run_t *run, const node *list, heft__jinja_arguments *
     return true;
 }
 
-/* The place of a name in a list that is separated by spaces, SIZE_MAX if it is not there. */
-static size_t place_of(const char *names, heft__string name)
-{
-    for (size_t place = 0; *names; place++) {
-        const size_t span = strcspn(names, " ");
-        if (span == name.length && memcmp(names, name.text, span) == 0) {
-            return place;
-        }
-        names += span;
-        names += strspn(names, " ");
-    }
-    return SIZE_MAX;
-}
-
 bool heft__jinja_bind(run_t *run, const char *what, const heft__jinja_arguments *given,
                       const char *names, size_t needed, value *values)
 {
@@ -567,7 +553,7 @@ bool heft__jinja_bind(run_t *run, const char *what, const heft__jinja_arguments 
     }
     for (size_t i = 0; i < given->count; i++) {
         const heft__string name = given->list[i].name;
-        const size_t place = name.text ? place_of(names, name) : i;
+        const size_t place = name.text ? heft__place_in(names, name) : i;
         if (place >= count && name.text) {
             return heft__jinja_refuse(run, "the argument '%.*s' of %s is not known", shown(name),
                                       name.text, what);

@@ -25,19 +25,6 @@ static const char of_number[] =
     "as_integer_ratio bit_count bit_length conjugate denominator from_bytes fromhex hex imag "
     "is_integer numerator real to_bytes";
 
-static bool in_list(const char *names, heft__string name)
-{
-    while (*names) {
-        const size_t span = strcspn(names, " ");
-        if (span == name.length && memcmp(names, name.text, span) == 0) {
-            return true;
-        }
-        names += span;
-        names += strspn(names, " ");
-    }
-    return false;
-}
-
 bool heft__jinja_has_method(value of, heft__string name)
 {
     const char *names =
@@ -48,7 +35,7 @@ bool heft__jinja_has_method(value of, heft__string name)
         : of.kind == HEFT__JINJA_BOOL || of.kind == HEFT__JINJA_INT || of.kind == HEFT__JINJA_FLOAT
             ? of_number
             : "";
-    return in_list(names, name);
+    return heft__place_in(names, name) != SIZE_MAX;
 }
 
 static bool given(value v)
@@ -561,10 +548,11 @@ bool heft__jinja_call_method(run_t *run, const heft__jinja_method *method,
     if (kind == HEFT__JINJA_LOOP) {
         return call_cycle(run, method->self.loop, arguments, out);
     }
-    if (kind == HEFT__JINJA_DICT && in_list("get items keys values", name)) {
+    if (kind == HEFT__JINJA_DICT && heft__place_in("get items keys values", name) != SIZE_MAX) {
         return call_dict(run, method, arguments, out);
     }
-    if ((kind == HEFT__JINJA_LIST || kind == HEFT__JINJA_TUPLE) && in_list("count index", name)) {
+    if ((kind == HEFT__JINJA_LIST || kind == HEFT__JINJA_TUPLE) &&
+        heft__place_in("count index", name) != SIZE_MAX) {
         return call_list(run, method, arguments, out);
     }
     for (size_t i = 0; kind == HEFT__JINJA_STRING && i < sizeof methods / sizeof *methods; i++) {
