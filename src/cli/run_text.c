@@ -92,6 +92,9 @@ static heft_status encode(cli_inputs *inputs, size_t i, cli_prompts *prompts, co
     size_t count = 0;
     heft_status status = tokenize(prompts, i, text, length, &ids, &count, err);
     if (status != HEFT_OK) {
+        if (!err->item[0]) {
+            snprintf(err->item, sizeof err->item, "prompt %zu", i + 1);
+        }
         return status;
     }
     const size_t all = count;

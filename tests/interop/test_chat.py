@@ -8,6 +8,7 @@ import pytest
 from libheft_chat import Chat, HeftError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 COUNT = int(os.environ.get("HEFT_CHATS", "300"))
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -140,6 +141,15 @@ class Programs:
         return start + "".join(self.statement(0) for _ in range(self.rng.randint(1, 3)))
 
 
+def compiles(template):
+    try:
+        _compile_jinja_template(template)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 def test_programs():
     """What heft renders is what Transformers renders; it may refuse more."""
     counts = {"same": 0, "refused": 0, "failed": 0}
@@ -152,9 +162,9 @@ def test_programs():
             chat, refusal = None, error
         expected, mine = both(template, chat, messages) if chat else [both(template, None, messages)[0], refusal]
         if isinstance(expected, Exception):
-            if "object at 0x" not in str(expected):
-                assert isinstance(mine, HeftError), (seed, template, messages, expected, mine)
-                counts["failed"] += 1
+            # Jinja computes constants when it compiles, also those that are never reached
+            assert isinstance(mine, HeftError) or not compiles(template), (seed, template, messages, expected, mine)
+            counts["failed"] += 1
         elif isinstance(mine, HeftError):
             assert str(mine).startswith(("UNSUPPORTED", "LIMIT", "FORMAT")), (seed, template, expected, mine)
             counts["refused"] += 1
