@@ -1,13 +1,18 @@
 """heft renders chat templates as Transformers does, character by character, or refuses them."""
 
+import json
 import os
 import random
+from datetime import datetime
+from functools import cache
 
 import chat_templates
 import pytest
+import text_tokenizers
 from libheft_chat import Chat, HeftError
+from libheft_text import Tokenizer as HeftTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 COUNT = int(os.environ.get("HEFT_CHATS", "300"))
@@ -173,3 +178,101 @@ def test_programs():
             counts["same"] += 1
     print(counts)
     assert counts["same"] > 5 * COUNT, counts
+
+
+@cache
+def tokenizer_of(family):
+    tokenizer = family()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"])
+    return tokenizer.to_str()
+
+
+def folder_of(path, family, template, **config):
+    """A folder with a tokenizer whose special tokens are those of chats."""
+    (path / "tokenizer.json").write_text(tokenizer_of(family))
+    written = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", **config}
+    if template:
+        written["chat_template"] = template
+    (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in written.items() if v != "absent"}))
+
+
+@pytest.mark.parametrize("family", [text_tokenizers.gpt2, text_tokenizers.llama, text_tokenizers.llama3], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["LLAMA2", "CHATML", "QWEN3", "ZEPHYR"])
+def test_ids(tmp_path, family, name):
+    """The ids of a rendered conversation: the template's own special tokens, and no others."""
+    folder_of(tmp_path, family, chat_templates.TEMPLATES[name])
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    chat, mine = Chat(tmp_path), HeftTokenizer(tmp_path)
+    rng = chat_templates.generator(7)
+    compared = 0
+    while compared < 50:
+        messages = chat_templates.messages(rng)
+        try:
+            expected = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except Exception:  # noqa: BLE001
+            continue
+        assert mine.encode(chat.render(messages), add_special=False) == list(expected), messages
+        compared += 1
+
+
+ADDED = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+TOKENS_OF = "{{ messages[0].content }}|{{ bos_token }}|{{ eos_token }}|{{ image_token }}|{{ boi_token }}|{{ pad_token }}"
+CONFIGS = {
+    "plain": {},
+    "added": {"bos_token": ADDED},
+    "null": {"bos_token": None, "eos_token": None},
+    "absent": {"bos_token": "absent", "eos_token": "absent"},
+    "backend": {"bos_token": "absent", "tokenizer_class": "TokenizersBackend"},
+    "no class": {"tokenizer_class": "absent"},
+    "no class, absent": {"tokenizer_class": "absent", "bos_token": "absent"},
+    "llama": {"tokenizer_class": "LlamaTokenizer", "bos_token": "absent", "eos_token": "absent"},
+    "qwen2": {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "absent"},
+    "gemma": {"tokenizer_class": "GemmaTokenizer", "bos_token": "absent", "pad_token": "absent"},
+    "custom": {"image_token": "<i>", "boi_token": {**ADDED, "content": "<b>"}},
+    "extra": {"extra_special_tokens": {"image_token": "<i>"}},
+    "list": {"additional_special_tokens": ["<i>"]},
+    "named": {"chat_template": [{"name": "default", "template": TOKENS_OF}, {"name": "rag", "template": "rag"}]},
+    "older": {"map": {"eos_token": {"content": "<e>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}, "bos_token": "<b>"}},
+    "newer": {"added_tokens_decoder": {"0": {"content": "<unk>", "special": True}}, "map": {"eos_token": "<e>"}},
+    "jinja": {"files": {"chat_template.jinja": "jinja " + TOKENS_OF + "\n"}},
+    "jinja and more": {"files": {"chat_template.jinja": "jinja", "additional_chat_templates/rag.jinja": "rag"}},
+    "default of more": {"files": {"additional_chat_templates/default.jinja": "more", "additional_chat_templates/rag.jinja": "rag"}},
+    "no default": {"files": {"additional_chat_templates/rag.jinja": "rag"}},
+    "crlf": {"files": {"chat_template.jinja": "{% if 1 %}\r\nx\r\n\r\n{% endif %}\r\n"}},
+    "json only": {"chat_template": None, "files": {"chat_template.json": '{"chat_template": "of a processor"}'}},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_folders(tmp_path, kind):
+    """Which template a folder has, and which special tokens the template sees: as AutoTokenizer, or a refusal."""
+    config = {"chat_template": TOKENS_OF, **CONFIGS[kind]}
+    files, token_map = config.pop("files", {}), config.pop("map", None)
+    folder_of(tmp_path, text_tokenizers.llama, None, **config)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, newline="")
+    if token_map:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(token_map))
+    messages = [{"role": "user", "content": "x"}]
+    results = []
+    for render in (lambda: AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False), lambda: Chat(tmp_path).render(messages, add_generation_prompt=False)):
+        try:
+            results.append(render())
+        except Exception as error:  # noqa: BLE001
+            results.append(error)
+    expected, mine = results
+    if kind == "json only":  # which Transformers reads for processors
+        assert mine == "of a processor"
+    elif isinstance(mine, HeftError):
+        assert isinstance(expected, Exception) or "the default of its tokenizer is not known" in str(mine), (expected, mine)
+    else:
+        assert mine == expected
+    assert isinstance(mine, str) or kind in ("no class", "no class, absent", "llama", "qwen2", "gemma", "no default"), mine
+
+
+def test_time():
+    now = 1700050000
+    for directive in "YymdHIMSpBbAaj%":
+        expected = datetime.fromtimestamp(now).strftime(f"x%{directive}y")
+        assert Chat(template="{{ strftime_now('x%" + directive + "y') }}").render([{}], now=now) == expected
