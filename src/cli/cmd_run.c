@@ -633,6 +633,16 @@ static heft_status print_results(const struct running *r, heft_error *err)
     return status;
 }
 
+/* Tokens of the steps behind the first pass: texts that end take part in no more of them. */
+static size_t step_tokens(const struct running *r)
+{
+    size_t count = 0;
+    for (size_t i = 0; r->text && i < r->inputs.count; i++) {
+        count += r->length[i] - r->first[i] - 1;
+    }
+    return count;
+}
+
 static void print_summary(const cli_run *run, const struct running *r,
                           const heft_session_counts *facts)
 {
@@ -644,8 +654,7 @@ static void print_summary(const cli_run *run, const struct running *r,
             r->inputs.count == 1 ? "" : "s");
     if (r->steps) {
         fprintf(stderr, "generation  %.4f s a step, %.1f tokens/s\n",
-                r->step_seconds / (double)r->steps,
-                (double)r->steps * (double)r->inputs.count / r->step_seconds);
+                r->step_seconds / (double)r->steps, (double)step_tokens(r) / r->step_seconds);
     }
     fprintf(stderr, "read        %s of weights\n", cli_bytes(facts->read_bytes, bytes));
     fprintf(stderr, "memory      %s\n", cli_memory_text(&run->memory, memory));
