@@ -37,17 +37,16 @@ static node *strings(heft__jinja_parser *p)
         made->value = heft__jinja_string(p->token.text.text, p->token.text.length);
         heft__parse_advance(p);
     }
-    if (made && joined.size != made->value.string.length) { /* several */
+    if (made && joined.failed) {
+        p->status = heft__fail_nomem(p->err, made->value.string.length);
+    } else if (made && joined.size != made->value.string.length) { /* several */
         char *copy = heft__jinja_tree_alloc(p->tree, joined.size, p->err);
-        if (!copy) {
-            p->status = p->err->status;
-        } else {
+        if (copy) {
             memcpy(copy, joined.data, joined.size);
             made->value = heft__jinja_string(copy, joined.size);
+        } else {
+            p->status = p->err->status;
         }
-    }
-    if (made && joined.failed) {
-        p->status = heft__fail_nomem(p->err, 0);
     }
     heft__buffer_fini(&joined);
     return made;
