@@ -1,0 +1,41 @@
+/* predict.h - how long a pass takes: what it does, and how fast this machine does it; for predict.c,
+ * probe.c, probe_files.c and tests. */
+#ifndef HEFT__RUN_PREDICT_H
+#define HEFT__RUN_PREDICT_H
+
+#include "run/session_state.h"
+
+/* What a pass does. */
+typedef struct heft__effort {
+    heft__tally tally;
+    uint64_t read_bytes; /* of weights, from files */
+    size_t blocks;       /* that are read and computed one after the other; at least 1 */
+} heft__effort;
+
+typedef struct heft__duration {
+    double seconds, read_seconds, compute_seconds;
+    heft_bound bound;
+} heft__duration;
+
+/* t = max(D / r, C), where C is the time of products and attention. If the two are within 25 % of each other,
+ * what one block adds before they overlap counts too: the smaller one's share of a block. Reading from the
+ * page cache takes the CPUs' time, so it is added to C. */
+heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rates *rates);
+
+/* Bytes that a pass reads in the long run: `all` are those of the units that it uses, one after the other;
+ * `two` those of the largest neighbors, for which room is kept; experts are kept as far as there is room
+ * beside all others. */
+uint64_t heft__steady_read(uint64_t all, uint64_t two, uint64_t budget, const heft__tally *tally);
+
+/* ---- probe.c, probe_files.c: this machine ----------------------------------------------------------- */
+#define HEFT__PROBE_BYTES ((size_t)64 << 20) /* at most, of memory that is read */
+
+/* How fast products are, in a buffer: [bytes], of which each byte has been written. 0.2 s at most. */
+heft_status heft__probe_products(heft__pass *pass, uint8_t *memory, size_t bytes,
+                                 heft__rates *rates, heft_error *err);
+/* How fast the residency reads what it has to bring in, into the same buffer. 0.25 s at most. */
+heft_status heft__probe_files(heft_residency *residency, uint8_t *memory, size_t bytes,
+                              heft__rates *rates, heft_error *err);
+double heft__probe_clock(void);
+
+#endif
