@@ -44,16 +44,11 @@ heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rate
     return d;
 }
 
-uint64_t heft__steady_read(uint64_t all, uint64_t two, uint64_t budget, const heft__tally *tally)
+uint64_t heft__steady_experts(uint64_t others, uint64_t budget, const heft__tally *tally)
 {
     const double experts = (double)tally->expert_bytes;
-    if (all <= budget && experts <= (double)(budget - all)) {
-        return 0;
-    }
-    const uint64_t stay = budget > two ? budget - two : 0;
-    const uint64_t read = all > budget ? all - (stay < all ? stay : all) : 0;
-    const double room = all > budget ? 0 : (double)(budget - all);
-    return read + (experts > 0 ? (uint64_t)(tally->expert_read_bytes * (1 - room / experts)) : 0);
+    const double room = others < budget ? (double)(budget - others) : 0;
+    return room >= experts ? 0 : (uint64_t)(tally->expert_read_bytes * (1 - room / experts));
 }
 
 /* ---- what a pass does ------------------------------------------------------------------------------ */
@@ -100,36 +95,41 @@ static heft_status dry(struct predicting *work, const struct kind *kind, heft_er
     return heft__pass_run_once(work->pass, &run, err);
 }
 
-struct units {                  /* of a pass, that are brought in */
-    uint64_t all, largest, two; /* bytes: of all, of one, of the largest neighbors */
+struct units {             /* of a pass, that are brought in */
+    uint64_t all, largest; /* bytes: of all, of one */
     size_t count;
+    uint64_t *bytes; /* [unit_count of the residency] of all that there are; owned */
 };
 
 static heft_status measure_units(struct predicting *work, struct units *out, heft_error *err)
 {
     const heft__pass *p = work->pass;
     const heft_residency *r = p->residency;
-    heft__schedule schedule;
     *out = (struct units){0};
-    if (p->order_count == 0) {
-        return HEFT_OK;
-    }
+    out->bytes = heft__alloc(p->ctx, r->unit_count * sizeof *out->bytes);
+    bool *counted = heft__alloc_zero(p->ctx, r->unit_count, sizeof *counted);
     heft_status status =
-        heft__schedule_make(p->ctx, p->order, p->order_count, 0, r->unit_count, &schedule, err);
-    if (status != HEFT_OK) {
-        return status;
+        out->bytes && counted ? HEFT_OK : heft__fail_nomem(err, r->unit_count * sizeof *out->bytes);
+    for (size_t i = 0; i < r->unit_count && status == HEFT_OK; i++) {
+        out->bytes[i] = r->units[i].shown.brought_bytes;
     }
-    for (size_t i = 0; i < r->unit_count; i++) {
-        const uint64_t bytes = r->units[i].shown.brought_bytes;
-        if (heft__schedule_has(&schedule, i) && bytes > 0) {
-            out->all += bytes;
-            out->largest = larger(out->largest, bytes);
+    for (size_t i = 0; i < p->order_count && status == HEFT_OK; i++) {
+        const size_t unit = p->order[i];
+        if (!counted[unit] && out->bytes[unit] > 0) {
+            counted[unit] = true;
+            out->all += out->bytes[unit];
+            out->largest = larger(out->largest, out->bytes[unit]);
             out->count++;
         }
     }
-    out->two = heft__units_two_neighbors(r, &schedule);
-    heft__schedule_fini(&schedule);
-    return HEFT_OK;
+    heft__free(p->ctx, counted, r->unit_count * sizeof *counted);
+    return status;
+}
+
+static void drop_units(const struct predicting *work, struct units *units)
+{
+    heft__free(work->pass->ctx, units->bytes,
+               work->pass->residency->unit_count * sizeof *units->bytes);
 }
 
 /* Add what `times` passes do to the prediction. */
@@ -137,11 +137,14 @@ static void add_effort(struct predicting *work, const struct units *units,
                        const heft__effort *effort, uint64_t left, uint64_t times)
 {
     const heft__tally *tally = &effort->tally;
-    const heft__duration d = heft__effort_seconds(effort, &work->session->rates);
+    heft__effort whole = *effort;
+    whole.read_bytes += heft__steady_experts(units->all, left, tally);
+    const heft__duration d = heft__effort_seconds(&whole, &work->session->rates);
     heft_prediction *sum = &work->sum;
     const uint64_t everything = units->all + tally->expert_bytes;
-    const uint64_t kept = left > units->two ? left - units->two : 0;
-    const uint64_t stays = everything < left ? everything : units->all > left ? kept : left;
+    const uint64_t stays = everything < left   ? everything
+                           : units->all > left ? units->all - effort->read_bytes
+                                               : left;
     sum->ready_bytes = larger(sum->ready_bytes, stays);
     sum->peak_bytes = larger(sum->peak_bytes, work->scratch + work->caches +
                                                   (everything < left ? everything : left));
@@ -149,40 +152,58 @@ static void add_effort(struct predicting *work, const struct units *units,
     sum->read_seconds += d.read_seconds * (double)times;
     sum->compute_seconds += d.compute_seconds * (double)times;
     sum->bound = d.bound;
-    sum->read_bytes += (effort->read_bytes + tally->row_bytes) * times;
+    sum->read_bytes += (whole.read_bytes + tally->row_bytes) * times;
     sum->weight_bytes += tally->weight_bytes * times;
     sum->cache_bytes += tally->cache_bytes * times;
     sum->operations += (tally->flops + tally->attend_flops[0] + tally->attend_flops[1]) * times;
     sum->passes += times;
 }
 
+/* What is read in the long run, where weights may take `left` of the budget. */
+static heft_status count_reads(const struct predicting *work, const struct units *units,
+                               uint64_t left, uint64_t *read, heft_error *err)
+{
+    const heft__pass *p = work->pass;
+    *read = 0;
+    return units->all <= left ? HEFT_OK
+                              : heft__steady_units(p->ctx, p->order, p->order_count, units->bytes,
+                                                   p->residency->unit_count, left, read, err);
+}
+
+static heft_status add_measured(struct predicting *work, const struct units *units, uint64_t times,
+                                heft_error *err)
+{
+    heft__effort effort = {.tally = work->pass->tally, .blocks = units->count ? units->count : 1};
+    work->scratch = larger(work->scratch, effort.tally.scratch_bytes);
+    const uint64_t budget = heft__session_budget(work->session),
+                   taken = work->scratch + work->caches, left = budget > taken ? budget - taken : 0;
+    if (taken > budget || units->largest > left) {
+        return heft__fail(err, HEFT_LIMIT,
+                          "%llu bytes of caches and intermediate results and %llu of one block "
+                          "do not fit in %llu",
+                          (unsigned long long)taken, (unsigned long long)units->largest,
+                          (unsigned long long)budget);
+    }
+    heft_status status = count_reads(work, units, left, &effort.read_bytes, err);
+    if (status == HEFT_OK) {
+        add_effort(work, units, &effort, left, times);
+    }
+    return status;
+}
+
 static heft_status add_passes(struct predicting *work, const struct kind *kind, uint64_t times,
                               heft_error *err)
 {
-    heft__effort effort = {0};
     struct units units = {0};
     heft_status status = dry(work, kind, err);
     if (status == HEFT_OK) {
         status = measure_units(work, &units, err);
+        if (status == HEFT_OK) {
+            status = add_measured(work, &units, times, err);
+        }
+        drop_units(work, &units);
     }
-    if (status != HEFT_OK) {
-        return status;
-    }
-    effort.tally = work->pass->tally;
-    effort.blocks = units.count ? units.count : 1;
-    work->scratch = larger(work->scratch, effort.tally.scratch_bytes);
-    const uint64_t budget = heft__session_budget(work->session),
-                   taken = work->scratch + work->caches, left = budget > taken ? budget - taken : 0;
-    if (taken > budget || units.largest > left) {
-        return heft__fail(err, HEFT_LIMIT,
-                          "%llu bytes of caches and intermediate results and %llu of one block "
-                          "do not fit in %llu",
-                          (unsigned long long)taken, (unsigned long long)units.largest,
-                          (unsigned long long)budget);
-    }
-    effort.read_bytes = heft__steady_read(units.all, units.two, left, &effort.tally);
-    add_effort(work, &units, &effort, left, times);
-    return HEFT_OK;
+    return status;
 }
 
 /* The full passes of one long sequence: they differ in what is kept before them, so the first and the last

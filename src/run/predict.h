@@ -22,10 +22,15 @@ typedef struct heft__duration {
  * page cache takes the CPUs' time, so it is added to C. */
 heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rates *rates);
 
-/* Bytes that a pass reads in the long run: `all` are those of the units that it uses, one after the other;
- * `two` those of the largest neighbors, for which room is kept; experts are kept as far as there is room
- * beside all others. */
-uint64_t heft__steady_read(uint64_t all, uint64_t two, uint64_t budget, const heft__tally *tally);
+/* Bytes that experts add to what a pass reads: those that are used are kept as far as there is room in the
+ * budget beside all other units. */
+uint64_t heft__steady_experts(uint64_t others, uint64_t budget, const heft__tally *tally);
+
+/* ---- steady.c: bytes that a pass over these units reads in the long run, again and again in this order ----
+ * order: [count], units below unit_count; bytes: [unit_count] */
+heft_status heft__steady_units(heft_ctx *ctx, const size_t *order, size_t count,
+                               const uint64_t *bytes, size_t unit_count, uint64_t budget,
+                               uint64_t *read, heft_error *err);
 
 /* ---- probe.c, probe_files.c: this machine ----------------------------------------------------------- */
 #define HEFT__PROBE_BYTES ((size_t)64 << 20) /* at most, of memory that is read */

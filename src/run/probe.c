@@ -2,15 +2,18 @@
  *
  * A buffer is used as a weight of the model's dtype, [rows][2048], in pieces of 8 MB: larger than caches as a
  * whole, so that the time of one token is that of memory, and the time of 64 that of computing. Each knot of
- * tally.c gets a fixed time, and at most two passes over the buffer.
+ * tally.c gets a fixed time, and the median of its pieces counts: a thread that had to wait for a CPU does not.
  * Attention is taken for a product with float32 keys that are in a cache: its scores and its sums are two such.
  * Not done here: reading files (probe_files.c). */
 #include "run/predict.h"
 
+#include <stdlib.h>
 #include <time.h>
 
 #define KNOT_SECONDS 0.015
 #define ATTEND_SECONDS 0.005
+#define SAMPLES 128
+#define PASSES_MOST 16 /* over the buffer */
 #define PIECE_BYTES ((size_t)8 << 20)
 #define COLUMNS ((size_t)2048)
 #define ITEMS_PER_THREAD ((size_t)8)
@@ -92,23 +95,35 @@ static heft__matrix piece_of(const struct probe *probe, uint8_t *memory, size_t 
                           .stride = COLUMNS};
 }
 
-/* Seconds per byte of weights that are multiplied with so many tokens. */
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds per byte of weights that are multiplied with so many tokens: the median of some pieces. */
 static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
                     size_t tokens)
 {
     const size_t items = probe->p->lane_count * ITEMS_PER_THREAD;
     const size_t element = heft_dtype_bits(dtype) / 8;
-    double seconds = 0, done = 0;
+    double each[SAMPLES], seconds = 0, done = 0;
+    size_t count = 0;
     heft__matrix w = piece_of(probe, memory, bytes, dtype, 0);
     if (tokens == heft__knots[0]) {
         (void)run_piece(probe, &w, tokens, items); /* threads are created, caches filled */
     }
-    for (size_t i = 1; done == 0 || (seconds < KNOT_SECONDS && done < 2 * (double)bytes); i++) {
-        w = piece_of(probe, memory, bytes, dtype, i);
-        seconds += run_piece(probe, &w, tokens, items);
-        done += (double)(w.rows * w.columns * element);
+    while (count == 0 ||
+           (count < SAMPLES && seconds < KNOT_SECONDS && done < PASSES_MOST * (double)bytes)) {
+        w = piece_of(probe, memory, bytes, dtype, count + 1);
+        const double taken = run_piece(probe, &w, tokens, items);
+        const double piece = (double)(w.rows * w.columns * element);
+        each[count++] = taken / piece;
+        seconds += taken;
+        done += piece;
     }
-    return seconds / done;
+    qsort(each, count, sizeof *each, compare);
+    return each[count / 2];
 }
 
 /* Operations a second of attention in which so many rows share the keys of a head. */

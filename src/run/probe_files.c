@@ -1,10 +1,11 @@
 /* probe_files.c - how fast a residency's weights are read: some of them are, as the residency does it.
  *
- * Requests are those of bring.c: up to 16 MB, past the page cache unless most of a range is there, on the same
- * number of threads, cast as they are needed. They come from eight places of the files in turn, neighbors
- * together, because some of the files may be in the page cache. A disk that is slow gets smaller requests,
- * so that the probe ends in time.
- * Not done here: units that are used in place in the page cache: those cost nothing but their faults. */
+ * A unit is read after the other, small ones together, by requests as those of bring.c: up to 16 MB, past the
+ * page cache unless most of a range is there, on the same number of threads, cast as they are needed. The
+ * units come from eight places of the model in turn, because some of the files may be in the page cache. A disk
+ * that is slow gets smaller requests, so that the probe ends in time.
+ * Not done here: units that are used in place in the page cache, which costs their faults only; weights that
+ * are computed, as those that were stored quantized. */
 #include "run/predict.h"
 
 #define PROBE_SECONDS 0.2
@@ -19,10 +20,17 @@ struct slice { /* of a parameter */
     uint64_t first, elems;
 };
 
+struct group { /* of slices that are read together */
+    size_t first, count;
+};
+
 struct reading {
     heft_residency *r;
-    struct slice *slices; /* [count] by files and offsets */
+    struct slice *slices; /* [count] by units */
     size_t count, cap;
+    struct group *groups; /* [group_count] */
+    size_t group_count, group_cap;
+    size_t first;    /* slice of the group that is being read */
     uint8_t *memory; /* [lanes][lane_bytes] */
     size_t lanes, lane_bytes;
     atomic_bool taken[LANES_MOST];
@@ -47,21 +55,19 @@ static bool is_plain(const heft_residency *r, const heft__brought *brought, uint
     return bytes[0] > 0 && bytes[1] > 0 && brought->offset != HEFT_NO_OFFSET;
 }
 
-/* Cut all that is brought in into requests of at most so many bytes. */
-static heft_status cut(struct reading *reading, size_t most, heft_error *err)
+/* Cut what a unit brings in into requests of at most so many bytes. */
+static heft_status cut_unit(struct reading *reading, const heft__unit *unit, size_t most,
+                            heft_error *err)
 {
     const heft_residency *r = reading->r;
-    reading->count = 0;
-    for (size_t i = 0; i < r->placed_count; i++) {
-        const size_t parameter = r->placed[i];
-        const heft__unit *unit = &r->units[r->unit_of[parameter]];
-        const heft__brought *brought = &unit->brought[r->brought_at[parameter]];
+    for (size_t i = 0; i < unit->brought_count; i++) {
+        const heft__brought *brought = &unit->brought[i];
         uint64_t each[2];
         if (!is_plain(r, brought, each)) {
             continue;
         }
         const uint64_t step = most / (each[0] > each[1] ? each[0] : each[1]);
-        const uint64_t elems = r->views[parameter].size_bytes / each[0];
+        const uint64_t elems = r->views[brought->parameter].size_bytes / each[0];
         for (uint64_t first = 0; first < elems; first += step) {
             if (!heft__array_reserve(r->ctx, (void **)&reading->slices, reading->count,
                                      &reading->cap, sizeof *reading->slices)) {
@@ -72,6 +78,30 @@ static heft_status cut(struct reading *reading, size_t most, heft_error *err)
         }
     }
     return HEFT_OK;
+}
+
+static heft_status cut(struct reading *reading, size_t most, heft_error *err)
+{
+    const heft_residency *r = reading->r;
+    heft_status status = HEFT_OK;
+    uint64_t bytes = 0;
+    size_t first = 0;
+    reading->count = reading->group_count = 0;
+    for (size_t i = 0; i < r->unit_count && status == HEFT_OK; i++) {
+        status = cut_unit(reading, &r->units[i], most, err);
+        bytes += r->units[i].shown.brought_bytes;
+        if (reading->count == first || (bytes < HEFT__READ_BYTES && i + 1 < r->unit_count)) {
+            continue; /* small ones come together */
+        }
+        if (!heft__array_reserve(r->ctx, (void **)&reading->groups, reading->group_count,
+                                 &reading->group_cap, sizeof *reading->groups)) {
+            return heft__fail_nomem(err, sizeof *reading->groups);
+        }
+        reading->groups[reading->group_count++] = (struct group){first, reading->count - first};
+        first = reading->count;
+        bytes = 0;
+    }
+    return status;
 }
 
 static uint8_t *take_lane(struct reading *reading)
@@ -115,24 +145,18 @@ static heft_status read_slice(struct reading *reading, const struct slice *slice
     return status;
 }
 
-/* The next slice in turn: some neighbors at one place, then some at the next one. */
 static heft_status read_item(void *user, size_t item, heft_error *err)
 {
     struct reading *reading = user;
-    const size_t lanes = reading->lanes, per = (reading->count + PLACES - 1) / PLACES;
-    const size_t round = item / lanes, at = round / PLACES * lanes + item % lanes;
-    const size_t i = round % PLACES * per + at;
+    const struct slice *slice = &reading->slices[reading->first + item];
+    const heft_parameter *shown = &reading->r->model->parameters[slice->brought->parameter];
+    const double bytes = (double)(slice->elems * (heft_dtype_bits(shown->dtype) / 8));
     double cached = 0;
-    if (at >= per || i >= reading->count || heft__probe_clock() > reading->deadline) {
+    if (heft__probe_clock() > reading->deadline) {
         return HEFT_OK;
     }
-    const struct slice *slice = &reading->slices[i];
-    const double bytes =
-        (double)slice->elems *
-        (double)(heft_dtype_bits(reading->r->model->parameters[slice->brought->parameter].dtype) /
-                 8);
     uint8_t *lane = take_lane(reading);
-    heft_status status = read_slice(reading, slice, lane, &cached, err);
+    const heft_status status = read_slice(reading, slice, lane, &cached, err);
     give_lane(reading, lane);
     pthread_mutex_lock(&reading->lock);
     reading->bytes += bytes;
@@ -142,20 +166,39 @@ static heft_status read_item(void *user, size_t item, heft_error *err)
     return status;
 }
 
-static heft_status read_some(struct reading *reading, size_t most, bool one, heft_error *err)
+static void begin(struct reading *reading)
 {
-    heft_status status = cut(reading, most, err);
-    if (status != HEFT_OK || reading->count == 0) {
-        return status;
-    }
-    const size_t per = (reading->count + PLACES - 1) / PLACES;
-    const size_t rounds = (per + reading->lanes - 1) / reading->lanes * PLACES;
     reading->bytes = reading->cached = reading->seconds = 0;
     reading->started = heft__probe_clock();
     reading->deadline = reading->started + PROBE_SECONDS;
-    return one ? read_item(reading, 0, err)
-               : heft__parallel_on(reading->r->ctx, reading->lanes, rounds * reading->lanes,
-                                   read_item, reading, err);
+}
+
+/* Groups from all places in turn, until the time is over. */
+static heft_status read_groups(struct reading *reading, heft_error *err)
+{
+    const size_t step = reading->group_count > PLACES ? reading->group_count / PLACES : 1;
+    heft_status status = HEFT_OK;
+    begin(reading);
+    for (size_t start = 0; start < step; start++) {
+        for (size_t g = start; g < reading->group_count; g += step) {
+            if (status != HEFT_OK || heft__probe_clock() > reading->deadline) {
+                return status;
+            }
+            reading->first = reading->groups[g].first;
+            status = heft__parallel_on(reading->r->ctx, reading->lanes, reading->groups[g].count,
+                                       read_item, reading, err);
+        }
+    }
+    return status;
+}
+
+/* The first request alone, to know how large the others may be. */
+static heft_status read_first(struct reading *reading, size_t most, heft_error *err)
+{
+    heft_status status = cut(reading, most, err);
+    begin(reading);
+    reading->first = 0;
+    return status == HEFT_OK && reading->count > 0 ? read_item(reading, 0, err) : status;
 }
 
 heft_status heft__probe_files(heft_residency *r, uint8_t *memory, size_t bytes, heft__rates *rates,
@@ -171,14 +214,15 @@ heft_status heft__probe_files(heft_residency *r, uint8_t *memory, size_t bytes, 
     }
     most = most < reading.lane_bytes - beside ? most : reading.lane_bytes - beside;
     pthread_mutex_init(&reading.lock, NULL);
-    heft_status status = read_some(&reading, most < FIRST_BYTES ? most : FIRST_BYTES, true, err);
+    heft_status status = read_first(&reading, most < FIRST_BYTES ? most : FIRST_BYTES, err);
     if (status == HEFT_OK && reading.count > 0) {
         const double slowest = (double)most / reading.bytes * reading.seconds;
         if (slowest > REQUEST_SECONDS) {
             const size_t fewer = (size_t)((double)most * REQUEST_SECONDS / slowest);
             most = fewer > LEAST_BYTES ? fewer : most < LEAST_BYTES ? most : LEAST_BYTES;
         }
-        status = read_some(&reading, most, false, err);
+        status = cut(&reading, most, err);
+        status = status == HEFT_OK ? read_groups(&reading, err) : status;
     }
     if (status == HEFT_OK && reading.seconds > 0) {
         rates->read = reading.bytes / reading.seconds;
@@ -186,5 +230,6 @@ heft_status heft__probe_files(heft_residency *r, uint8_t *memory, size_t bytes, 
     }
     pthread_mutex_destroy(&reading.lock);
     heft__free(r->ctx, reading.slices, reading.cap * sizeof *reading.slices);
+    heft__free(r->ctx, reading.groups, reading.group_cap * sizeof *reading.groups);
     return status;
 }
