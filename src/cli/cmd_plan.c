@@ -18,7 +18,7 @@
     X(RESERVE, "reserve", "S",                                                                     \
       "memory that stays free on each accelerator (default: a tenth of it; 0 with --context)")     \
     X(MEMORY, "memory", "SIZE",                                                                    \
-      "how long heft run --memory SIZE would take (default: all weights in memory)")               \
+      "how long heft run --memory SIZE would take (default: with what the machine has left)")      \
     X(CHECK, "check", NULL, "exit with 1 if the model does not fit in memory")                     \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; int4, int8 or fp8: as if they were quantized (default: from the "     \
@@ -601,9 +601,7 @@ static void print_forecast(const cli_forecast *f)
                seconds_text(step->best_batch_seconds / (double)step->best_batch, a));
     }
     printf("             %s of memory at most, weights %s\n", cli_bytes(f->peak_bytes, bytes),
-           strcmp(f->weights, "disk") == 0     ? "stay in their files"
-           : strcmp(f->weights, "mapped") == 0 ? "mapped"
-                                               : "in memory");
+           strcmp(f->weights, "disk") == 0 ? "stay in their files" : "in memory");
 }
 
 static bool print_text(const cli_run *run, const struct answer *answer)

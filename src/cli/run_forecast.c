@@ -7,14 +7,25 @@
 /* Of what is computed instead of read. More than this are weights that would be made up. */
 #define RESIDENT_MOST ((uint64_t)16 << 20)
 
+/* What the process may use: --memory, or what the machine or a container has left, less an eighth for
+ * others. 0: not known. */
+static uint64_t memory_of(uint64_t memory_bytes)
+{
+    heft_machine machine = HEFT_SIZED(heft_machine);
+    if (memory_bytes || heft_machine_memory(&machine, NULL) != HEFT_OK) {
+        return memory_bytes;
+    }
+    return machine.bytes - machine.bytes / 8;
+}
+
 cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes)
 {
-    if (memory_bytes == 0) {
-        return (cli_run_mode){0};
+    const uint64_t memory = memory_of(memory_bytes);
+    const uint64_t room = memory > CLI_RUN_BESIDE ? memory - CLI_RUN_BESIDE : 0;
+    if (memory > 0 && model_bytes > room - room / 8) { /* the rest: caches and results */
+        return (cli_run_mode){true, room};
     }
-    const uint64_t room = memory_bytes - CLI_RUN_BESIDE;
-    const bool disk = model_bytes > room - room / 8; /* the rest is for caches and results */
-    return (cli_run_mode){disk, disk ? room : room - model_bytes};
+    return (cli_run_mode){false, memory_bytes ? room - model_bytes : 0};
 }
 
 heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err)
@@ -99,18 +110,12 @@ heft_status cli_run_forecast(heft_source *source, const heft_load_options *load,
     heft_session *session = NULL;
     heft_error why = {0};
     bool lacks = false;
-    heft_machine machine = HEFT_SIZED(heft_machine);
-    *out = (cli_forecast){.context = context, .weights = "memory"};
-    if (cli_run_choose(memory_bytes, model_bytes).disk) {
-        out->weights = "disk";
-    } else if (memory_bytes == 0 && heft_machine_memory(&machine, NULL) == HEFT_OK &&
-               model_bytes > machine.bytes && machine.bytes > CLI_RUN_BESIDE) {
-        out->weights = "mapped"; /* the page cache holds as much of it as there is memory */
-        memory_bytes = machine.bytes;
-    }
-    const heft_session_options options = HEFT_OPTIONS(
-        heft_session_options, .memory_bytes = memory_bytes ? memory_bytes - CLI_RUN_BESIDE : 0,
-        .over_limit = true);
+    const cli_run_mode mode = cli_run_choose(memory_bytes, model_bytes);
+    const uint64_t budget =
+        mode.disk || memory_bytes == 0 ? mode.session_bytes : mode.session_bytes + model_bytes;
+    *out = (cli_forecast){.context = context, .weights = mode.disk ? "disk" : "memory"};
+    const heft_session_options options =
+        HEFT_OPTIONS(heft_session_options, .memory_bytes = budget, .over_limit = true);
     heft_status status = open_model(source, load, &model, &lacks, &why);
     if (status == HEFT_OK && !lacks) {
         status = heft_session_new(model, &options, &session, &why);

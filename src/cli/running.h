@@ -41,13 +41,13 @@ char *cli_text_read(const char *path, const char *option, heft_error *err);
 /* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
 #define CLI_RUN_BESIDE ((uint64_t)24 << 20)
 
-/* Where the weights are, with --memory. */
+/* Where the weights are. */
 typedef struct cli_run_mode {
     bool disk;              /* they stay in their files; otherwise they are copied into memory */
     uint64_t session_bytes; /* heft_session_options.memory_bytes; 0: no maximum */
 } cli_run_mode;
 
-/* memory_bytes: 0: no maximum, otherwise more than CLI_RUN_BESIDE. */
+/* memory_bytes: of --memory, more than CLI_RUN_BESIDE; 0: what the machine has left. */
 cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes);
 /* A plan in which everything stays in its files. */
 heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err);
@@ -59,7 +59,7 @@ typedef struct cli_forecast {
     bool has_input;      /* the model has so many positions */
     uint64_t context;    /* tokens of the input */
     uint64_t peak_bytes; /* of the process, at most */
-    const char *weights; /* where they are: "memory", "mapped", "disk"; static */
+    const char *weights; /* where they are: "memory" or "disk"; static */
 } cli_forecast;
 
 /* Predict a run of a source whose skeleton has so many bytes: an input of `context` tokens, and a token
