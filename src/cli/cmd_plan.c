@@ -573,11 +573,16 @@ static const char *seconds_text(double seconds, char text[32])
     return text;
 }
 
+static const char *wait_text(const heft_prediction *p)
+{
+    return p->bound == HEFT_BOUND_COMPUTE  ? "computing"
+           : p->bound == HEFT_BOUND_MEMORY ? "reading from memory"
+           : p->cached >= 0.5              ? "reading from the page cache"
+                                           : "reading from the disk";
+}
+
 static void print_forecast(const cli_forecast *f)
 {
-    static const char *const waits[] = {[HEFT_BOUND_DISK] = "reading from the disk",
-                                        [HEFT_BOUND_MEMORY] = "reading from memory",
-                                        [HEFT_BOUND_COMPUTE] = "computing"};
     const heft_prediction *step = &f->step;
     char a[32], b[32], bytes[32];
     if (!f->known) {
@@ -586,19 +591,20 @@ static void print_forecast(const cli_forecast *f)
         putchar('\n');
         return;
     }
-    printf("running      ready in %s", seconds_text(step->ready_seconds, a));
+    printf("running      ready in %s%s", seconds_text(step->ready_seconds, a),
+           step->cached >= 0.5 ? " (the files are in the page cache)" : "");
     if (f->has_input) {
         printf(", %llu tokens of input in %s", (unsigned long long)f->context,
                seconds_text(f->input.seconds, b));
     }
     if (step->continues) {
-        printf(", then %s a token (%s)", seconds_text(step->seconds, a), waits[step->bound]);
+        printf(", then %s a token (%s)", seconds_text(step->seconds, a), wait_text(step));
     }
     putchar('\n');
     if (step->continues && step->best_batch > 1) {
-        printf("             a batch of %llu takes %s a token, for each of its tokens\n",
-               (unsigned long long)step->best_batch,
-               seconds_text(step->best_batch_seconds / (double)step->best_batch, a));
+        printf("             a batch of %llu takes %s a step, %s for each of its tokens\n",
+               (unsigned long long)step->best_batch, seconds_text(step->best_batch_seconds, a),
+               seconds_text(step->best_batch_seconds / (double)step->best_batch, b));
     }
     printf("             %s of memory at most, weights %s\n", cli_bytes(f->peak_bytes, bytes),
            strcmp(f->weights, "disk") == 0 ? "stay in their files" : "in memory");

@@ -95,7 +95,7 @@ typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
 } heft__rope_memory;
 
 /* ---- tally.c: what a dry run counts --------------------------------------------------------------- */
-#define HEFT__KNOTS 7 /* numbers of tokens at which the time of a product is known */
+#define HEFT__KNOTS 8 /* numbers of tokens at which the time of a product is known */
 extern const size_t heft__knots[HEFT__KNOTS];
 
 typedef struct heft__tally {

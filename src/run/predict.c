@@ -340,7 +340,7 @@ static heft_status probe(struct predicting *work, heft_error *err)
     }
     memset(memory, 0x3c, size); /* a small number in each dtype; and the pages are there */
     rates.attend_rows[0] = work->pass->tally.attend_rows[0];
-    rates.attend_rows[1] = heft__knots[HEFT__KNOTS - 1];
+    rates.attend_rows[1] = UINT64_MAX; /* as many as are measured */
     status = heft__probe_products(work->pass, memory, size, &rates, err);
     if (status == HEFT_OK) {
         status = heft__probe_files(session->residency, memory, size, &rates, err);

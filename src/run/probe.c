@@ -1,7 +1,7 @@
 /* probe.c - how fast products are on this machine, on all threads.
  *
- * A buffer is used as a weight of the model's dtype, [rows][2048], in pieces of 8 MB: larger than caches as a
- * whole, so that the time of one token is that of memory, and the time of 64 that of computing. Each knot of
+ * A buffer is used as a weight of the model's dtype, [rows][2048], in pieces of 16 MB: larger than caches as a
+ * whole, so that the time of one token is that of memory, and the time of 256 that of computing. Each knot of
  * tally.c gets a fixed time, and the median of its pieces counts: a thread that had to wait for a CPU does not.
  * Attention is taken for a product with float32 keys that are in a cache: its scores and its sums are two such.
  * Not done here: reading files (probe_files.c). */
@@ -12,13 +12,15 @@
 
 #define KNOT_SECONDS 0.015
 #define ATTEND_SECONDS 0.005
-#define SAMPLES 128
+#define SAMPLES_LEAST 3
+#define SAMPLES 256
 #define PASSES_MOST 16 /* over the buffer */
-#define PIECE_BYTES ((size_t)8 << 20)
+#define PIECE_BYTES ((size_t)16 << 20)
 #define COLUMNS ((size_t)2048)
 #define ITEMS_PER_THREAD ((size_t)8)
 #define ATTEND_KEYS ((size_t)512)
 #define ATTEND_WIDTH ((size_t)128)
+#define ATTEND_ROWS ((size_t)64) /* at most */
 
 double heft__probe_clock(void)
 {
@@ -33,8 +35,9 @@ struct probe {
     heft__operand operand;
     float *x, *y; /* [tokens][columns], [tokens][rows] */
     void *packed; /* [packed_bytes] of the operand */
-    size_t tokens, chunk, rows_most, packed_bytes;
-    bool whole; /* each item does all rows, into rows of its own */
+    size_t tokens, chunk, packed_bytes;
+    size_t rows_most; /* of a piece */
+    bool whole;       /* each item does all rows, into rows of its own */
 };
 
 static heft_status fill_item(void *user, size_t item, heft_error *err)
@@ -113,7 +116,7 @@ static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dty
     if (tokens == heft__knots[0]) {
         (void)run_piece(probe, &w, tokens, items); /* threads are created, caches filled */
     }
-    while (count == 0 ||
+    while (count < SAMPLES_LEAST ||
            (count < SAMPLES && seconds < KNOT_SECONDS && done < PASSES_MOST * (double)bytes)) {
         w = piece_of(probe, memory, bytes, dtype, count + 1);
         const double taken = run_piece(probe, &w, tokens, items);
@@ -153,8 +156,7 @@ static double attend_rate(struct probe *probe, uint8_t *memory, size_t rows)
 /* How many rows are measured for attention: 0 queries have 1. */
 static size_t rows_of(uint64_t rows)
 {
-    const size_t most = heft__knots[HEFT__KNOTS - 1];
-    return rows < 1 ? 1 : rows > most ? most : (size_t)rows;
+    return rows < 1 ? 1 : rows > ATTEND_ROWS ? ATTEND_ROWS : (size_t)rows;
 }
 
 static heft_status make(struct probe *probe, heft_dtype dtype, heft_error *err)

@@ -14,7 +14,7 @@
 
 #include <math.h>
 
-const size_t heft__knots[HEFT__KNOTS] = {1, 2, 4, 8, 16, 32, 64};
+const size_t heft__knots[HEFT__KNOTS] = {1, 2, 4, 8, 16, 32, 64, 256};
 
 static void add_weight(heft__tally *tally, double bytes, double tokens)
 {

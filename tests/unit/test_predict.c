@@ -120,7 +120,7 @@ static void seconds_of_a_pass(void **state)
         rates.read = rows[r].rate;
         rates.cached = rows[r].cached;
         effort.tally.weight_at[0] = rows[r].weight_at_1;
-        effort.tally.weight_at[HEFT__KNOTS - 1] = rows[r].weight_at_64;
+        effort.tally.weight_at[6] = rows[r].weight_at_64;
         effort.tally.weight_bytes = (uint64_t)(rows[r].weight_at_1 + rows[r].weight_at_64);
         effort.tally.row_bytes = rows[r].row;
         effort.tally.cache_bytes = rows[r].cache;
@@ -213,14 +213,15 @@ static void products_are_split_over_the_knots(void **state)
         double at, next; /* bytes at the knot, and at the one after it */
         uint64_t flops, bytes;
     } rows[] = {
-        {"one_token",             1,   false, 1,    1,    0, 200000, 0,      200000,   200000},
-        {"on_a_knot",             8,   false, 1,    1,    2, 0,      200000, 1600000,  200000},
-        {"between_two",           3,   false, 1,    1,    1, 100000, 100000, 600000,   200000},
-        {"a_quarter_of_the_way",  20,  false, 1,    1,    4, 150000, 50000,  4000000,  200000},
-        {"beyond_the_last",       256, false, 1,    1,    6, 800000, 0,      51200000, 200000},
-        {"no_token",              0,   false, 1,    1,    0, 0,      0,      0,        0     },
-        {"an_expert_of_two",      16,  true,  0.25, 0.5,  2, 0,      100000, 800000,   100000},
-        {"an_expert_seldom_used", 1,   true,  0.25, 0.25, 0, 50000,  0,      50000,    50000 },
+        {"one_token",             1,    false, 1,    1,    0, 200000, 0,      200000,    200000},
+        {"on_a_knot",             8,    false, 1,    1,    2, 0,      200000, 1600000,   200000},
+        {"between_two",           3,    false, 1,    1,    1, 100000, 100000, 600000,    200000},
+        {"a_quarter_of_the_way",  20,   false, 1,    1,    4, 150000, 50000,  4000000,   200000},
+        {"beyond_the_last",       1024, false, 1,    1,    7, 800000, 0,      204800000, 200000},
+        {"between_the_last_two",  160,  false, 1,    1,    6, 100000, 100000, 32000000,  200000},
+        {"no_token",              0,    false, 1,    1,    0, 0,      0,      0,         0     },
+        {"an_expert_of_two",      16,   true,  0.25, 0.5,  2, 0,      100000, 800000,    100000},
+        {"an_expert_seldom_used", 1,    true,  0.25, 0.25, 0, 50000,  0,      50000,     50000 },
     };
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         heft__pass pass = {
