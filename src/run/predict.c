@@ -206,23 +206,40 @@ static heft_status add_passes(struct predicting *work, const struct kind *kind, 
     return status;
 }
 
-/* The full passes of one long sequence: they differ in what is kept before them, so the first and the last
- * one are counted, each for half of them. */
+/* The full passes of long sequences: they differ in what is kept before them, so the first and the last one are
+ * counted, each for half of them. */
 static heft_status add_full(struct predicting *work, struct kind kind, uint64_t full, bool ends,
-                            heft_error *err)
+                            uint64_t sequences, heft_error *err)
 {
     const uint64_t kept = kind.kept;
     heft_status status = HEFT_OK;
     kind.ends = false;
     if (full > 1 || !ends) {
         const uint64_t first = ends ? full / 2 : (full + 1) / 2;
-        status = add_passes(work, &kind, first, err);
+        status = add_passes(work, &kind, first * sequences, err);
     }
     if (status == HEFT_OK && (ends || full > 1)) {
         const uint64_t last = ends ? full - full / 2 : full / 2;
         kind.kept = kept + (full - 1) * kind.tokens;
         kind.ends = ends;
-        status = add_passes(work, &kind, last, err);
+        status = add_passes(work, &kind, last * sequences, err);
+    }
+    return status;
+}
+
+/* Sequences that are longer than a pass, one after the other. */
+static heft_status add_long(struct predicting *work, struct kind kind, heft_error *err)
+{
+    const uint64_t room = heft__session_pass_tokens(work->session), sequences = kind.sequences;
+    const uint64_t full = kind.tokens / room, rest = kind.tokens % room;
+    kind.sequences = 1;
+    kind.tokens = room;
+    heft_status status = add_full(work, kind, full, rest == 0, sequences, err);
+    if (status == HEFT_OK && rest > 0) {
+        kind.tokens = rest;
+        kind.kept += full * room;
+        kind.ends = true;
+        status = add_passes(work, &kind, sequences, err);
     }
     return status;
 }
@@ -233,24 +250,9 @@ static heft_status add_call(struct predicting *work, struct kind kind, heft_erro
     const heft_session *session = work->session;
     const uint64_t room = heft__session_pass_tokens(session), tokens = kind.tokens;
     const uint64_t sequences = kind.sequences;
-    const bool splits = session->causal && !kind.encode;
     heft_status status = HEFT_OK;
-    if (tokens > room && splits) {
-        const uint64_t full = tokens / room, rest = tokens % room;
-        kind.sequences = 1;
-        for (uint64_t i = 0; i < sequences && status == HEFT_OK; i++) {
-            const uint64_t kept = kind.kept;
-            kind.tokens = room;
-            status = add_full(work, kind, full, rest == 0, err);
-            if (status == HEFT_OK && rest > 0) {
-                kind.tokens = rest;
-                kind.kept += full * room;
-                kind.ends = true;
-                status = add_passes(work, &kind, 1, err);
-            }
-            kind.kept = kept;
-        }
-        return status;
+    if (tokens > room && session->causal && !kind.encode) {
+        return add_long(work, kind, err);
     }
     const uint64_t together = tokens < room ? room / tokens : 1;
     const uint64_t full = sequences / together, rest = sequences % together;
@@ -287,7 +289,7 @@ static heft_status count_caches(struct predicting *work, const struct kind *kind
 static heft_status predict(struct predicting *work, const struct kind *shape, heft_error *err)
 {
     const heft_session *session = work->session;
-    const bool encodes = session->has_encoder && !session->dual;
+    const bool encodes = session->has_encoder;
     struct kind kind = *shape, encoder = *shape,
                 least = {.sequences = 1, .tokens = 1, .ends = true};
     heft_status status = HEFT_OK;

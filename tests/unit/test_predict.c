@@ -406,12 +406,13 @@ static void long_inputs_are_several_passes(void **state)
     static const struct {
         uint64_t sequences, tokens, pass_tokens, passes;
     } rows[] = {
-        {1, 10, 4,   3},
-        {1, 12, 4,   3},
-        {2, 10, 4,   6},
-        {5, 3,  7,   3}, /* two sequences each, and one */
-        {5, 3,  512, 1},
-        {3, 1,  2,   2},
+        {1,          10, 4,   3         },
+        {1,          12, 4,   3         },
+        {2,          10, 4,   6         },
+        {5,          3,  7,   3         }, /* two sequences each, and one */
+        {5,          3,  512, 1         },
+        {3,          1,  2,   2         },
+        {2000000000, 20, 8,   6000000000}, /* counted, not tried */
     };
     (void)state;
     heft_model *model = open_model(ctx, "llama_gqa", false);
