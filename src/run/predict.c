@@ -1,8 +1,9 @@
 /* predict.c - how long a call takes, before it is made.
  *
- *   t(B) = max(D / r, C(B)),  C(B) = sum of products + attention
+ *   t(B) = max(D / r, s C(B)) + (1 - s) C(B),  C(B) = sum of products + attention
  *
- * D bytes are read from files at r bytes a second while C computes. A dry run of each kind of pass counts what
+ * D bytes are read from files at r bytes a second while a share s of the pass computes: that of the units which
+ * are read. Those that stay are computed in a row, and the reader does not go further ahead than one unit. A dry run of each kind of pass counts what
  * it does (tally.c); the residency's units and the budget tell D; probes tell the rates. A long input is several
  * passes, whose time grows evenly with the tokens before them: the first and the last one are counted.
  * What is not counted: norms and activations, 1 or 2 % of a pass.
@@ -31,10 +32,14 @@ heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rate
     }
     const double caches = (double)tally->cache_bytes * rates->weight[0];
     d.compute_seconds += attend > caches ? attend : caches;
-    const double busy = d.compute_seconds + d.read_seconds * rates->cached;
+    const double beside = effort->read_bytes >= effort->used_bytes
+                              ? effort->read_bytes > 0
+                              : (double)effort->read_bytes / (double)effort->used_bytes;
+    const double computing = d.compute_seconds * beside;
+    const double busy = computing + d.read_seconds * rates->cached;
     const double most = d.read_seconds > busy ? d.read_seconds : busy;
     const double least = d.read_seconds > busy ? busy : d.read_seconds;
-    d.seconds = most;
+    d.seconds = most + d.compute_seconds - computing;
     if (least > (1 - NEAR) * most && effort->blocks > 0 && rates->cached < 1) {
         d.seconds += least * (1 - rates->cached) / (double)effort->blocks;
     }
@@ -139,6 +144,7 @@ static void add_effort(struct predicting *work, const struct units *units,
     const heft__tally *tally = &effort->tally;
     heft__effort whole = *effort;
     whole.read_bytes += heft__steady_experts(units->all, left, tally);
+    whole.used_bytes = units->all + (uint64_t)tally->expert_read_bytes;
     const heft__duration d = heft__effort_seconds(&whole, &work->session->rates);
     heft_prediction *sum = &work->sum;
     const uint64_t everything = units->all + tally->expert_bytes;

@@ -9,6 +9,7 @@
 typedef struct heft__effort {
     heft__tally tally;
     uint64_t read_bytes; /* of weights, from files */
+    uint64_t used_bytes; /* of all weights that are brought in: these, and those that have stayed */
     size_t blocks;       /* that are read and computed one after the other; at least 1 */
 } heft__effort;
 
@@ -17,9 +18,10 @@ typedef struct heft__duration {
     heft_bound bound;
 } heft__duration;
 
-/* t = max(D / r, C), where C is the time of products and attention. If the two are within 25 % of each other,
- * what one block adds before they overlap counts too: the smaller one's share of a block. Reading from the
- * page cache takes the CPUs' time, so it is added to C. */
+/* t = max(D / r, s C) + (1 - s) C, where C is the time of products and attention, and s the share of the weights
+ * in use that is read. If the two in the maximum are within 25 % of each other, what one block adds before they
+ * overlap counts too: the smaller one's share of a block. Reading from the page cache takes the CPUs' time, so it
+ * is added to s C. */
 heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rates *rates);
 
 /* Bytes that experts add to what a pass reads: those that are used are kept as far as there is room in the
