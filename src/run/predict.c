@@ -332,7 +332,7 @@ static heft_status probe(struct predicting *work, heft_error *err)
     heft_ledger_counts counts = HEFT_SIZED(heft_ledger_counts);
     heft__rates rates = {0};
     const uint64_t used = work->pass->tally.weight_bytes;
-    const size_t least = (size_t)1 << 20;
+    const size_t least = (size_t)256 << 10;
     heft_status status = heft_ledger_facts(session->ledger, &counts, err);
     if (status != HEFT_OK) {
         return status;

@@ -13,6 +13,7 @@
 #define KNOT_SECONDS 0.015
 #define ATTEND_SECONDS 0.005
 #define SAMPLES_LEAST 3
+#define LATE 4 /* times of a knot, after which fewer are enough */
 #define SAMPLES 256
 #define PASSES_MOST 16 /* over the buffer */
 #define PIECE_BYTES ((size_t)16 << 20)
@@ -116,7 +117,7 @@ static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dty
     if (tokens == heft__knots[0]) {
         (void)run_piece(probe, &w, tokens, items); /* threads are created, caches filled */
     }
-    while (count < SAMPLES_LEAST ||
+    while (count == 0 || (count < SAMPLES_LEAST && seconds < LATE * KNOT_SECONDS) ||
            (count < SAMPLES && seconds < KNOT_SECONDS && done < PASSES_MOST * (double)bytes)) {
         w = piece_of(probe, memory, bytes, dtype, count + 1);
         const double taken = run_piece(probe, &w, tokens, items);
