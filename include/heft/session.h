@@ -193,6 +193,77 @@ HEFT_API const char *heft_session_isa(const heft_session *session);
  * by the session. */
 HEFT_API const char *heft_session_output_name(const heft_session *session, size_t i);
 
+/* ---- how long it takes ----------------------------------------------------------------------- */
+
+/** A call of heft_session_run() whose time is to be predicted. */
+typedef struct heft_pass_shape {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    uint64_t sequences; /* of equal length; 0: 1 */
+    /* That the call adds to each of them; 0: 1. Not used for images and sound. */
+    uint64_t tokens;
+    uint64_t kept; /* tokens that each has seen before */
+    /* Tokens of each encoder's input, for a model with an encoder: it runs if `kept` is 0. 0: 1. Not used
+     * for images and sound. */
+    uint64_t encoded;
+    heft_logits logits;
+} heft_pass_shape;
+
+/** What a pass waits for most of its time. */
+typedef enum heft_bound {
+    HEFT_BOUND_DISK,   /* weights that are read from files */
+    HEFT_BOUND_MEMORY, /* weights that are read from memory */
+    HEFT_BOUND_COMPUTE
+} heft_bound;
+
+/** Times and sizes of a call, as they are expected when the session has made some passes: the weights that
+ * stay in memory are there. Seconds are estimates. */
+typedef struct heft_prediction {
+    size_t struct_size;     /* set by HEFT_SIZED */
+    double seconds;         /* of the call */
+    double read_seconds;    /* of reading weights, which goes on while others compute */
+    double compute_seconds; /* of products and attention */
+    heft_bound bound;       /* of the call's last pass */
+    double ready_seconds;   /* of reading the weights that then stay in memory */
+    double first_seconds;   /* of the call if no weight that has to be read is in memory yet */
+    uint64_t ready_bytes;   /* that then stay in memory */
+    uint64_t read_bytes;    /* from files, in the call */
+    uint64_t weight_bytes;  /* that products use; an expert counts by its probability */
+    uint64_t cache_bytes;   /* of keys and values that attention uses */
+    uint64_t operations;    /* additions and multiplications of products and attention */
+    uint64_t peak_bytes;    /* of the session's budget: weights, caches, intermediate results */
+    uint64_t passes;        /* that the call is made of */
+    bool continues;         /* a sequence can go on after the call */
+    /* The largest number of sequences for which a call takes at most a tenth longer than for one, within the
+     * budget; 1 if there is none. And its time. */
+    uint64_t best_batch;
+    double best_batch_seconds;
+    /* What was measured, on all threads. */
+    double disk_rate;    /* bytes of weights a second, from their files; 0: none have to be read */
+    double memory_rate;  /* bytes of weights a second, from memory */
+    double compute_rate; /* operations a second of products of many tokens */
+    double cached; /* 0 to 1: how much of what was read was in the page cache, which is faster */
+} heft_prediction;
+
+/**
+ * Predict how long a call takes, from the operations and bytes that the model's class counts for it.
+ *
+ * @param session  borrowed
+ * @param shape    borrowed; NULL: one token of one sequence
+ * @param out      filled; initialized with HEFT_SIZED by the caller
+ * @param err      filled on failure; may be NULL
+ *
+ * The first prediction of a session measures the machine, in at most half a second: reads of the model's
+ * files, products in memory.
+ *
+ * Memory   up to 64 MB for the measurement, within the budget; freed.
+ * Errors   INVALID_ARG for more tokens than the model has positions; LIMIT if the budget is too small for
+ *          such a call; IO, NOMEM.
+ * Source   docs/running.md [6].
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_predict(heft_session *session,
+                                                          const heft_pass_shape *shape,
+                                                          heft_prediction *out, heft_error *err);
+
 /* ---- embeddings of texts --------------------------------------------------------------------- */
 
 typedef enum heft_pooling_mode {

@@ -37,7 +37,14 @@ bool heft__on_pool_thread(void)
 
 /* ---- threads --------------------------------------------------------------------------------- */
 /* The default, 8 MiB as a rule, would be most of what a load takes beside its model. */
+#ifndef __has_feature
+#define __has_feature(x) 0 /* clang has it */
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define STACK_BYTES ((size_t)4 << 20) /* the frames of kernels are many times as large then */
+#else
 #define STACK_BYTES (HEFT__THREAD_BYTES - ((size_t)8 << 10)) /* beside a guard page */
+#endif
 
 /* Signals for the process are for the program's own threads. Those that a thread raises itself, and
  * a profiler's, stay as they are. */

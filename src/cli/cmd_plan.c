@@ -1,6 +1,6 @@
 /* cmd_plan.c - heft plan PATH: which module would live where, whether all fits, and what each dtype would
  * need. */
-#include "cli/cli.h"
+#include "cli/running.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -17,6 +17,8 @@
     X(BATCH, "batch", "B", "of B sequences (default: 1)")                                          \
     X(RESERVE, "reserve", "S",                                                                     \
       "memory that stays free on each accelerator (default: a tenth of it; 0 with --context)")     \
+    X(MEMORY, "memory", "SIZE",                                                                    \
+      "how long heft run --memory SIZE would take (default: with what the machine has left)")      \
     X(CHECK, "check", NULL, "exit with 1 if the model does not fit in memory")                     \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; int4, int8 or fp8: as if they were quantized (default: from the "     \
@@ -47,6 +49,7 @@ struct request {
     heft_budget *budgets;  /* owned */
     const char **no_split; /* owned; texts lie in `words` */
     char *words;           /* owned */
+    uint64_t memory_bytes; /* of a run; 0: no maximum */
     cli_dtypes dtypes;
 };
 
@@ -55,8 +58,12 @@ struct answer {
     heft_plan *plan;         /* owned */
     char *class_name, *type; /* owned */
     heft_dtype dtype;        /* of what stays plain */
+    uint64_t bytes;
     heft_load_needs needs;
+    cli_forecast forecast;
 };
+
+#define CONTEXT_TOKENS 512 /* of a run's input without --context */
 
 /* ---- what is asked --------------------------------------------------------------------------- */
 /* "no-split" names, cut at commas. */
@@ -109,6 +116,13 @@ static bool read_room(const cli_run *run, struct request *request, heft_error *e
         !cli_value_count(run, OPTION_BATCH, &plan->batch, err) ||
         !cli_value_size_or_none(run, OPTION_RESERVE, &reserve, err)) {
         return false;
+    }
+    if (!cli_value_size(run, OPTION_MEMORY, &request->memory_bytes, err)) {
+        return false;
+    }
+    if (request->memory_bytes && request->memory_bytes <= CLI_RUN_BESIDE) {
+        return cli_refuse(err, "--memory", "is not more than the %u MiB that heft itself takes",
+                          (unsigned)(CLI_RUN_BESIDE >> 20));
     }
     if (run->values[OPTION_BATCH] && !run->values[OPTION_CONTEXT]) {
         return cli_refuse(err, "--batch", "requires --context");
@@ -166,6 +180,15 @@ static void put_bytes(cli_json *json, const char *key, double bytes)
 {
     if (isfinite(bytes)) {
         cli_json_u64(json, key, (uint64_t)bytes);
+    } else {
+        cli_json_null(json, key);
+    }
+}
+
+static void put_known(cli_json *json, const char *key, bool known, double seconds)
+{
+    if (known) {
+        cli_json_double(json, key, seconds);
     } else {
         cli_json_null(json, key);
     }
@@ -317,6 +340,45 @@ static void put_dtypes(cli_json *json, heft_plan *plan)
     cli_json_close(json, ']');
 }
 
+/* How long `heft run` takes, and what it is made of. */
+static void put_seconds(cli_json *json, const cli_forecast *f)
+{
+    const heft_prediction *step = &f->step, *input = &f->input;
+    if (!f->known) {
+        cli_json_null(json, "seconds");
+        cli_json_string(json, "seconds_unknown", f->why);
+        cli_json_null(json, "run");
+        return;
+    }
+    const bool goes_on = step->continues;
+    cli_json_open(json, "seconds", '{');
+    cli_json_double(json, "ready", step->ready_seconds);
+    put_known(json, "per_token", goes_on, step->seconds);
+    if (goes_on) {
+        cli_json_u64(json, "best_batch", step->best_batch);
+    } else {
+        cli_json_null(json, "best_batch");
+    }
+    put_known(json, "per_token_at_best_batch", goes_on,
+              step->best_batch_seconds / (double)step->best_batch);
+    put_known(json, "prefill", f->has_input, input->seconds);
+    cli_json_u64(json, "prefill_tokens", f->context);
+    cli_json_close(json, '}');
+    cli_json_null(json, "seconds_unknown");
+    cli_json_open(json, "run", '{');
+    cli_json_string(json, "weights", f->weights);
+    cli_json_string(json, "bound", cli_bound_name(step->bound));
+    cli_json_u64(json, "peak_bytes", f->peak_bytes);
+    cli_json_u64(json, "read_bytes_per_token", step->read_bytes);
+    cli_json_double(json, "read_seconds", step->read_seconds);
+    cli_json_double(json, "compute_seconds", step->compute_seconds);
+    cli_json_double(json, "disk_rate", step->disk_rate);
+    cli_json_double(json, "cached", step->cached);
+    cli_json_double(json, "memory_rate", step->memory_rate);
+    cli_json_double(json, "compute_rate", step->compute_rate);
+    cli_json_close(json, '}');
+}
+
 static void print_json(const cli_run *run, const struct answer *answer)
 {
     heft_plan *plan = answer->plan;
@@ -355,7 +417,8 @@ static void print_json(const cli_run *run, const struct answer *answer)
                         "the cache of this model type is unknown: no room is kept for it");
     }
     cli_json_close(&json, ']');
-    cli_json_double(&json, "seconds", cli_now() - run->started);
+    put_seconds(&json, &answer->forecast);
+    cli_json_double(&json, "plan_seconds", cli_now() - run->started);
     cli_json_close(&json, '}');
     cli_json_end(&json);
 }
@@ -497,6 +560,56 @@ static void print_needs(const heft_plan *plan, const heft_load_needs *needs)
     }
 }
 
+/* "850 ms", "1.2 s", "3.4 min" */
+static const char *seconds_text(double seconds, char text[32])
+{
+    if (seconds < 1) {
+        snprintf(text, 32, "%.3g ms", seconds * 1000);
+    } else if (seconds < 120) {
+        snprintf(text, 32, "%.3g s", seconds);
+    } else {
+        snprintf(text, 32, "%.3g min", seconds / 60);
+    }
+    return text;
+}
+
+static const char *wait_text(const heft_prediction *p)
+{
+    return p->bound == HEFT_BOUND_COMPUTE  ? "computing"
+           : p->bound == HEFT_BOUND_MEMORY ? "reading from memory"
+           : p->cached >= 0.5              ? "reading from the page cache"
+                                           : "reading from the disk";
+}
+
+static void print_forecast(const cli_forecast *f)
+{
+    const heft_prediction *step = &f->step;
+    char a[32], b[32], bytes[32];
+    if (!f->known) {
+        printf("running      unknown: ");
+        cli_put(stdout, f->why);
+        putchar('\n');
+        return;
+    }
+    printf("running      ready in %s%s", seconds_text(step->ready_seconds, a),
+           step->cached >= 0.5 ? " (the files are in the page cache)" : "");
+    if (f->has_input) {
+        printf(", %llu tokens of input in %s", (unsigned long long)f->context,
+               seconds_text(f->input.seconds, b));
+    }
+    if (step->continues) {
+        printf(", then %s a token (%s)", seconds_text(step->seconds, a), wait_text(step));
+    }
+    putchar('\n');
+    if (step->continues && step->best_batch > 1) {
+        printf("             a batch of %llu takes %s a step, %s for each of its tokens\n",
+               (unsigned long long)step->best_batch, seconds_text(step->best_batch_seconds, a),
+               seconds_text(step->best_batch_seconds / (double)step->best_batch, b));
+    }
+    printf("             %s of memory at most, weights %s\n", cli_bytes(f->peak_bytes, bytes),
+           strcmp(f->weights, "disk") == 0 ? "stay in their files" : "in memory");
+}
+
 static bool print_text(const cli_run *run, const struct answer *answer)
 {
     heft_plan *plan = answer->plan;
@@ -522,6 +635,7 @@ static bool print_text(const cli_run *run, const struct answer *answer)
     if (!find_quantized(run)) { /* there is nothing to load */
         print_needs(plan, &answer->needs);
     }
+    print_forecast(&answer->forecast);
     measure_dtypes(plan, rows);
     printf("\n%-9s %10s %14s %19s\n", "dtype", "total", "largest block", "training with Adam");
     for (size_t i = 0; i < DTYPES; i++) {
@@ -555,6 +669,19 @@ static int print_plan(cli_run *run, const struct answer *answer)
     return run->values[OPTION_CHECK] && !fits ? CLI_EXIT_NO : 0;
 }
 
+static heft_status forecast(const cli_run *run, heft_source *source, const struct request *request,
+                            struct answer *answer, heft_error *err)
+{
+    if (find_quantized(run)) {
+        snprintf(answer->forecast.why, sizeof answer->forecast.why,
+                 "weights that are quantized cannot be computed with");
+        return HEFT_OK;
+    }
+    return cli_run_forecast(source, &request->load, answer->bytes, request->memory_bytes,
+                            request->plan.context ? request->plan.context : CONTEXT_TOKENS,
+                            &answer->forecast, err);
+}
+
 /* The skeleton is gone before the needs are computed, as it is when a load begins. */
 static heft_status make_plan(const cli_run *run, struct request *request, struct answer *answer,
                              heft_error *err)
@@ -573,12 +700,16 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
         answer->class_name = strdup(heft_model_class(skeleton));
         answer->type = strdup(heft_model_type(skeleton));
         answer->dtype = heft_model_dtype(skeleton);
+        answer->bytes = heft_model_bytes(skeleton);
     }
     heft_model_free(skeleton);
     if (status == HEFT_OK) {
         request->load.plan = answer->plan;
         answer->needs = HEFT_SIZED(heft_load_needs);
         status = heft_model_needs(source, &request->load, &answer->needs, err);
+    }
+    if (status == HEFT_OK && (run->json || !run->quiet)) {
+        status = forecast(run, source, request, answer, err);
     }
     heft_source_close(source);
     return status;

@@ -48,8 +48,6 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
 #define CHAT_TOKENS 256 /* of an answer, unless --new-tokens says otherwise */
 #define OUTPUTS_MOST 64
-/* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
-#define BESIDE_BYTES ((uint64_t)24 << 20)
 
 struct running {
     cli_inputs inputs;
@@ -78,6 +76,8 @@ struct running {
     char *name_text; /* owned: what `names` point into */
     size_t logits_shape[3];
     double prefill_seconds, step_seconds;
+    heft_prediction input, step; /* of the first pass, and of a further one */
+    bool predicted[2];           /* they are known */
     uint64_t steps;
 };
 
@@ -152,9 +152,9 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         real_value(run, OPTION_REPETITION_PENALTY, 1000, &r->sampling.repetition_penalty, err) &&
         cli_value_count(run, OPTION_TOP_K, &top_k, err);
     r->sampling.top_k = (uint32_t)top_k;
-    if (good && r->memory_bytes && r->memory_bytes <= BESIDE_BYTES) {
+    if (good && r->memory_bytes && r->memory_bytes <= CLI_RUN_BESIDE) {
         return cli_refuse(err, "--memory", "is not more than the %u MiB that heft itself takes",
-                          (unsigned)(BESIDE_BYTES >> 20));
+                          (unsigned)(CLI_RUN_BESIDE >> 20));
     }
     return good;
 }
@@ -199,50 +199,18 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------- */
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
-/* Everything stays in its files. */
-static heft_status plan_disk(struct running *r, const heft_model *skeleton, heft_error *err)
-{
-    const heft_plan_options wanted =
-        HEFT_OPTIONS(heft_plan_options, .device_map_json = "{\"\": \"disk\"}");
-    heft_status status = heft_plan_new(skeleton, &wanted, &r->plan, err);
-    r->load.plan = r->plan;
-    return status;
-}
-
-/* What the process may use: --memory, or what the machine or a container has left, less an eighth for
- * others. */
-static uint64_t memory_of(const struct running *r)
-{
-    heft_machine machine = HEFT_SIZED(heft_machine);
-    if (r->memory_bytes || heft_machine_memory(&machine, NULL) != HEFT_OK) {
-        return r->memory_bytes;
-    }
-    return machine.bytes - machine.bytes / 8;
-}
-
 /* Copied into memory if it fits, else left in its files. */
 static heft_status choose_mode(struct running *r, heft_error *err)
 {
-    const uint64_t memory = memory_of(r), room = memory - least(memory, BESIDE_BYTES);
     heft_model *skeleton = NULL;
     r->load.mode = HEFT_LOAD_COPY;
-    if (memory == 0) {
-        return HEFT_OK;
-    }
     heft_status status = heft_model_skeleton(r->source, &r->load, &skeleton, err);
     if (status == HEFT_OK) {
-        const uint64_t bytes = heft_model_bytes(skeleton);
-        const bool fits = bytes <= room - room / 8; /* the rest: caches and intermediate results */
-        if (!fits) {
-            r->session_options.memory_bytes = room;
-            status = plan_disk(r, skeleton, err);
-        } else if (r->memory_bytes) {
-            r->session_options.memory_bytes = room - bytes;
+        const cli_run_mode mode = cli_run_choose(r->memory_bytes, heft_model_bytes(skeleton));
+        r->session_options.memory_bytes = mode.session_bytes;
+        if (mode.disk) {
+            status = cli_run_plan_disk(skeleton, &r->plan, err);
+            r->load.plan = r->plan;
         }
     }
     heft_model_free(skeleton);
@@ -283,6 +251,28 @@ static heft_status load(struct running *r, heft_error *err)
         status = heft_session_ids(r->session, &r->ids, err);
     }
     return status;
+}
+
+/* How long it will take, before it begins: for those who read it, or who wait for the disk. */
+static void predict(const cli_run *run, struct running *r)
+{
+    const bool encodes = heft_session_has_encoder(r->session);
+    const heft_input *first = &r->inputs.inputs[0];
+    heft_pass_shape shape = HEFT_OPTIONS(
+        heft_pass_shape, .sequences = r->inputs.count, .tokens = r->inputs.width,
+        .encoded = first->count, .logits = r->new_tokens ? HEFT_LOGITS_LAST : HEFT_LOGITS_ALL);
+    if (!run->json && (run->quiet || !r->plan)) {
+        return;
+    }
+    if (encodes && !first->decoder_ids && r->new_tokens) {
+        shape.tokens = 1; /* it starts with the id that the config gives */
+    }
+    r->input = r->step = HEFT_SIZED(heft_prediction);
+    r->predicted[0] = heft_session_predict(r->session, &shape, &r->input, NULL) == HEFT_OK;
+    shape.kept = shape.tokens + r->new_tokens / 2; /* of the step in the middle */
+    shape.tokens = 1;
+    r->predicted[1] =
+        r->new_tokens > 1 && heft_session_predict(r->session, &shape, &r->step, NULL) == HEFT_OK;
 }
 
 /* ---- outputs ------------------------------------------------------------------------------------------ */
@@ -571,6 +561,15 @@ static heft_status put_texts(cli_json *json, const struct running *r, heft_error
     return status;
 }
 
+static void put_predicted(cli_json *json, const char *key, bool known, double seconds)
+{
+    if (known) {
+        cli_json_double(json, key, seconds);
+    } else {
+        cli_json_null(json, key);
+    }
+}
+
 static heft_status print_json(const cli_run *run, const struct running *r,
                               const heft_session_counts *facts, heft_error *err)
 {
@@ -608,6 +607,8 @@ static heft_status print_json(const cli_run *run, const struct running *r,
     cli_json_u64(&json, "peak_bytes", facts->peak_bytes);
     cli_json_string(&json, "isa", heft_session_isa(r->session));
     cli_json_memory(&json, "memory", &run->memory);
+    put_predicted(&json, "predicted_prefill_seconds", r->predicted[0], r->input.first_seconds);
+    put_predicted(&json, "predicted_seconds_per_token", r->predicted[1], r->step.seconds);
     cli_json_close(&json, '}');
     cli_json_end(&json);
     return status;
@@ -643,6 +644,22 @@ static size_t step_tokens(const struct running *r)
     return count;
 }
 
+/* Where reading takes longer than computing: what that was expected to be, and which batch would use it. */
+static void print_waiting(const struct running *r)
+{
+    const heft_prediction *step = &r->step;
+    if (!r->steps || !r->predicted[1] || step->bound != HEFT_BOUND_DISK) {
+        return;
+    }
+    fprintf(stderr, "predicted   %.2g s a step: reading takes %.2g s, computing %.2g s",
+            step->seconds, step->read_seconds, step->compute_seconds);
+    if (step->best_batch > r->inputs.count) {
+        fprintf(stderr, "; a batch of %llu takes about the same time",
+                (unsigned long long)step->best_batch);
+    }
+    fprintf(stderr, "\n");
+}
+
 static void print_summary(const cli_run *run, const struct running *r,
                           const heft_session_counts *facts)
 {
@@ -656,6 +673,7 @@ static void print_summary(const cli_run *run, const struct running *r,
         fprintf(stderr, "generation  %.4f s a step, %.1f tokens/s\n",
                 r->step_seconds / (double)r->steps, (double)step_tokens(r) / r->step_seconds);
     }
+    print_waiting(r);
     fprintf(stderr, "read        %s of weights\n", cli_bytes(facts->read_bytes, bytes));
     fprintf(stderr, "memory      %s\n", cli_memory_text(&run->memory, memory));
 }
@@ -717,6 +735,7 @@ static int run_run(cli_run *run)
         status = load(&r, &err);
     }
     if (status == HEFT_OK) {
+        predict(run, &r);
         status = r.new_tokens ? generate(run, &r, &err) : run_once(run, &r, &err);
     }
     cli_progress_clear(run);

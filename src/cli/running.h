@@ -1,4 +1,4 @@
-/* running.h - what `heft run` is given, for cmd_run.c and run_inputs.c. */
+/* running.h - what `heft run` is given and what it will take, for cmd_run.c, cmd_plan.c and run_*.c. */
 #ifndef HEFT__CLI_RUNNING_H
 #define HEFT__CLI_RUNNING_H
 
@@ -59,6 +59,40 @@ heft_status cli_chat_render(const cli_prompts *prompts, size_t number, const cha
 /* The id that ends a turn besides those of the model's config: the eos_token of the tokenizer's. -1: none.
  * `chat` may be NULL. */
 int32_t cli_chat_stop(const heft_chat *chat, const heft_tokenizer *tokenizer);
+
+/* ---- run_forecast.c: how a model is run, and how long that takes ---- */
+/* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
+#define CLI_RUN_BESIDE ((uint64_t)24 << 20)
+
+/* Where the weights are. */
+typedef struct cli_run_mode {
+    bool disk;              /* they stay in their files; otherwise they are copied into memory */
+    uint64_t session_bytes; /* heft_session_options.memory_bytes; 0: no maximum */
+} cli_run_mode;
+
+/* memory_bytes: of --memory, more than CLI_RUN_BESIDE; 0: what the machine has left. */
+cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes);
+/* A plan in which everything stays in its files. */
+heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err);
+
+typedef struct cli_forecast {
+    bool known;
+    char why[512]; /* it is not */
+    heft_prediction step, input;
+    bool has_input;      /* the model has so many positions */
+    uint64_t context;    /* tokens of the input */
+    uint64_t peak_bytes; /* of the process, at most */
+    const char *weights; /* where they are: "memory" or "disk"; static */
+} cli_forecast;
+
+/* Predict a run of a source whose skeleton has so many bytes: an input of `context` tokens, and a token
+ * after it. load: as for a load; its plan is not used. Fails only without memory: whatever else keeps a model
+ * from being run is in `why`. */
+heft_status cli_run_forecast(heft_source *source, const heft_load_options *load,
+                             uint64_t model_bytes, uint64_t memory_bytes, uint64_t context,
+                             cli_forecast *out, heft_error *err);
+/* "disk", "memory", "compute"; static. */
+const char *cli_bound_name(heft_bound bound);
 
 /* Save results of the session's last pass as tensors: a row of padding for tokens that were not computed. */
 heft_status cli_outputs_save(const cli_inputs *inputs, const heft_session *session, heft_ctx *ctx,

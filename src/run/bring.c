@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #define WARM 0.9      /* of a unit in the page cache: mapped, from there on */
-#define COLD 0.5      /* less than that: read past the page cache */
 #define GAP_MOST 4096 /* between neighbors in a file */
 #define MAPPED_LEAST                                                                               \
     ((uint64_t)1 << 20)             /* of a unit: copying less takes no longer than mapping it */
@@ -189,13 +188,10 @@ void heft__unit_forget(const heft_residency *r, const heft__unit *unit, bool aro
 }
 
 /* ---- read ------------------------------------------------------------------------------------ */
-/* Place a parameter in the unit's buffer, and split it into pieces. */
-static heft_status place(struct bringing *b, const heft__unit *unit, size_t i, bool cold,
-                         heft_error *err)
+heft__part heft__brought_part(const heft_residency *r, const heft__brought *brought, bool cold)
 {
-    const heft__homes *homes = heft__model_homes(b->r->model);
-    heft__brought *brought = &unit->brought[i];
-    const heft_parameter *parameter = &b->r->model->parameters[brought->parameter];
+    const heft__homes *homes = heft__model_homes(r->model);
+    const heft_parameter *parameter = &r->model->parameters[brought->parameter];
     const size_t tensor = homes->source[brought->parameter];
     const heft_tensor_info *info = &homes->ckpt->infos[tensor];
     const uint64_t offset = brought->offset;
@@ -207,10 +203,19 @@ static heft_status place(struct bringing *b, const heft__unit *unit, size_t i, b
     (void)heft__shape_elems(parameter->shape, parameter->rank, &part.elems);
     part.spare = part.direct && info->dtype == parameter->dtype &&
                  offset % (heft_dtype_bits(info->dtype) / 8) == 0;
+    return part;
+}
+
+/* Place a parameter in the unit's buffer, and split it into pieces. */
+static heft_status place(struct bringing *b, const heft__unit *unit, size_t i, bool cold,
+                         heft_error *err)
+{
+    heft__brought *brought = &unit->brought[i];
+    const heft__part part = heft__brought_part(b->r, brought, cold);
     uint8_t *room = unit->stay->memory + brought->at;
     /* aligned to 64 bytes, for computations */
-    brought->data =
-        part.spare ? heft__in_phase(room, offset) : room + (64 - (uintptr_t)room % 64) % 64;
+    brought->data = part.spare ? heft__in_phase(room, brought->offset)
+                               : room + (64 - (uintptr_t)room % 64) % 64;
     return heft__pieces_add(&b->pieces, &part, brought->parameter, err);
 }
 
@@ -246,7 +251,7 @@ static heft_status add_unit(struct bringing *b, heft__unit *unit, heft_error *er
         stay->memory = heft__alloc(b->r->ctx, stay->room);
         status = stay->memory ? HEFT_OK : heft__fail_nomem(err, stay->room);
     }
-    const bool cold = cached < COLD && !is_far(b->r, unit);
+    const bool cold = cached < HEFT__UNIT_COLD && !is_far(b->r, unit);
     for (size_t i = 0; i < unit->brought_count && status == HEFT_OK; i++) {
         status = place(b, unit, i, cold, err);
     }

@@ -425,6 +425,7 @@ static void note_unit(heft__pass *p, size_t parameter)
     const size_t unit = heft_residency_find_parameter(p->residency, parameter);
     for (size_t i = p->depth; i-- > 0;) {
         if (p->scopes[i].data_decides) {
+            heft__tally_expert(p, parameter);
             return;
         }
     }
@@ -642,6 +643,8 @@ static void begin(heft__pass *p, const heft__pass_run *run)
     p->dry = run->dry;
     p->most_keys = run->most_keys;
     p->appends = run->appends;
+    p->cross_kept = run->cross_kept;
+    p->expected = (heft__expected){.share = 1, .used = 1};
     p->order_count = run->dry ? 0 : p->order_count;
     p->status = HEFT_OK;
     p->bad_block = NULL;

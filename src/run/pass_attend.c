@@ -122,11 +122,6 @@ static const heft__slot *next_slot(heft__pass *p, const heft__slot *wanted, size
     return &p->slots[*number];
 }
 
-static uint64_t attention_flops(const heft__attention *a, size_t queries, size_t keys)
-{
-    return 2 * (uint64_t)queries * keys * a->heads * (a->key_width + a->value_width);
-}
-
 static void append_all(struct attention *work)
 {
     heft__pass *p = work->p;
@@ -164,7 +159,7 @@ heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
             append_all(&work);
         }
     }
-    p->tally.flops += attention_flops(a, q.count, p->in.sequences ? q.count / p->in.sequences : 0);
+    heft__tally_attention(p, a, q.count, p->most_keys, work.slot);
     attend_all(&work);
     return work.y;
 }
@@ -182,6 +177,7 @@ static void fill_cross(heft__pass *p, const struct attention *work, const char *
     }
     width = p->dry ? p->encoded_width : width;
     const size_t mark = heft__mark(p);
+    const heft__tally before = p->tally;
     heft__rows x = heft__pass_rows(p, rows, width);
     float *at = x.x;
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
@@ -206,6 +202,7 @@ static void fill_cross(heft__pass *p, const struct attention *work, const char *
             }
         }
     }
+    p->tally = p->cross_kept ? before : p->tally; /* they are not computed again */
     heft__release(p, mark);
 }
 
@@ -224,7 +221,7 @@ heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, cons
     work.slot = next_slot(p, &wanted, &work.slot_number);
     if (work.slot) {
         fill_cross(p, &work, key, value);
-        p->tally.flops += attention_flops(a, q.count, p->encoded_tokens);
+        heft__tally_attention(p, a, q.count, p->encoded_tokens, work.slot);
         attend_all(&work);
     }
     return work.y;

@@ -110,8 +110,7 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
     struct product product = {.p = p, .w = w, .x = x};
     product.y = heft__pass_rows(p, x.count, w.rows);
     const size_t mark = heft__mark(p);
-    p->tally.flops += 2 * (uint64_t)x.count * w.rows * w.columns;
-    p->tally.weight_bytes += (uint64_t)w.rows * w.columns * (heft_dtype_bits(w.dtype) / 8);
+    heft__tally_product(p, x.count, &w);
     if (bias != HEFT__NONE && (p->dry || x.count > 0)) {
         uint64_t all = 0;
         (void)heft__shape_elems(p->model->parameters[bias].shape, p->model->parameters[bias].rank,
@@ -250,6 +249,7 @@ heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size
         const size_t mark = heft__mark(p);
         (void)heft__pass_take(p, y.width, heft_dtype_bits(shown->dtype) / 8);
         heft__release(p, mark);
+        heft__tally_rows(p, table, count);
     }
     if (!heft__pass_live(p) || !ids_are_good(p, table, ids, count, offset)) {
         return y;

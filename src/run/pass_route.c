@@ -128,6 +128,7 @@ heft__routes heft__route(heft__pass *p, heft__rows logits, const heft__routing *
                             .order = heft__pass_take(p, r->experts, sizeof(float))};
     heft__release(p, mark);
     if (!good_routing(p, logits, r) || !heft__pass_live(p)) {
+        heft__tally_route(p, tokens, r);
         return routes;
     }
     memset(routes.count, 0, r->experts * sizeof *routes.count);
@@ -154,6 +155,7 @@ size_t heft__routed_count(const heft__pass *p, const heft__routes *routes, size_
 heft__rows heft__routed(heft__pass *p, heft__rows x, const heft__routes *routes, size_t expert)
 {
     const size_t first = heft__pass_live(p) ? routes->first[expert] : 0;
+    p->expected.expert = true;
     return heft__pick(p, x, routes->rows ? routes->rows + first : NULL,
                       heft__routed_count(p, routes, expert));
 }
@@ -162,6 +164,7 @@ void heft__add_routed(heft__pass *p, heft__rows y, const heft__routes *routes, s
                       heft__rows x)
 {
     const size_t first = heft__pass_live(p) ? routes->first[expert] : 0;
+    p->expected.expert = false;
     for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
         const size_t row = (size_t)routes->rows[first + i];
         p->kernels->add_scaled(y.x + row * y.width, x.x + i * x.width, routes->weights[first + i],

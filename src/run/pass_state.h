@@ -94,9 +94,30 @@ typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
     float *frequencies, factor;
 } heft__rope_memory;
 
-typedef struct heft__tally { /* of a dry run */
-    uint64_t flops, weight_bytes, scratch_bytes;
+/* ---- tally.c: what a dry run counts --------------------------------------------------------------- */
+#define HEFT__KNOTS 8 /* numbers of tokens at which the time of a product is known */
+extern const size_t heft__knots[HEFT__KNOTS];
+
+typedef struct heft__tally {
+    uint64_t scratch_bytes;
+    uint64_t flops, weight_bytes; /* of products; of an expert, what is expected of it */
+    /* The bytes of weights, split over the two knots beside the tokens of each product: the time of all
+     * products is the sum over the knots of these times the seconds per byte at the knot. */
+    double weight_at[HEFT__KNOTS];
+    uint64_t attend_flops[2]; /* of one query of a sequence, and of several */
+    uint64_t attend_rows[2];  /* the most queries of one key head that are computed together */
+    uint64_t cache_bytes;     /* of keys and values, each once */
+    uint64_t row_bytes;       /* of embeddings that are read by row */
+    uint64_t expert_bytes;    /* of all experts that are brought in by themselves */
+    double expert_read_bytes; /* of those that are expected to be used */
 } heft__tally;
+
+/* Where routing sends tokens, while the products of an expert are counted. */
+typedef struct heft__expected {
+    bool expert;  /* between heft__routed() and heft__add_routed() */
+    double share; /* of the tokens that go to one expert */
+    double used;  /* probability that any does */
+} heft__expected;
 
 struct heft__pass {
     heft_ctx *ctx;
@@ -147,6 +168,8 @@ struct heft__pass {
     heft__result *results; /* [result_count] */
     size_t result_count;
     heft__tally tally;
+    heft__expected expected;
+    bool cross_kept; /* dry runs: keys of the encoder's output are there already */
 };
 
 /* exact: products round nothing to bfloat16. */
@@ -165,13 +188,25 @@ typedef struct heft__pass_run {
     size_t most_keys;      /* dry runs: that a sequence can have */
     bool appends;          /* results go after those of earlier runs */
     bool dry;
-    bool encode; /* the encoder's forward */
+    bool cross_kept; /* dry runs: it is not the first pass behind the encoder */
+    bool encode;     /* the encoder's forward */
 } heft__pass_run;
 /* Run the forward function of the model's class. After a dry run of at least as many tokens, in as many
  * sequences, memory for a real one is there. */
 heft_status heft__pass_run_once(heft__pass *pass, const heft__pass_run *run, heft_error *err);
 /* The result of a name; NULL if it was not asked for. */
 const heft__result *heft__pass_result(const heft__pass *pass, const char *name);
+
+/* Count, in a dry run: a product of so many tokens; rows of a table that may be read from its file; what is
+ * brought in for an expert; attention of `queries` of all sequences to `keys` of each, the queries' own
+ * tokens included, `kept` in a cache. */
+void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w);
+void heft__tally_rows(heft__pass *p, size_t table, size_t rows);
+void heft__tally_expert(heft__pass *p, size_t parameter);
+void heft__tally_attention(heft__pass *p, const heft__attention *a, size_t queries, size_t keys,
+                           const heft__slot *kept);
+/* Expect tokens to be spread evenly over the experts. */
+void heft__tally_route(heft__pass *p, size_t tokens, const heft__routing *routing);
 
 /* ---- for the operations: pass.c ------------------------------------------------------------------ */
 /* Whether there is something to compute: a real run without an error. */

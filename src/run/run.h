@@ -187,6 +187,10 @@ heft_status heft__residency_check_limit(heft_residency *residency, bool alone, b
  * use a unit where the page cache has it: its stay has no memory then. Tensors have data then. The lock is
  * not held. */
 heft_status heft__units_bring(heft_residency *residency, size_t count, heft_error *err);
+#define HEFT__UNIT_COLD 0.5 /* less than that in the page cache: read past it */
+/* How a parameter is read into a buffer. */
+heft__part heft__brought_part(const heft_residency *residency, const heft__brought *brought,
+                              bool cold);
 /* Drop the pages of a unit that is used in the page cache from the page tables, and those around it that
  * no unit in memory has; or these only. */
 void heft__unit_forget(const heft_residency *residency, const heft__unit *unit, bool around_only);

@@ -84,9 +84,8 @@ heft_status heft__session_plan(heft_session *session, const struct heft__pass_sh
 /* ---- sessions ------------------------------------------------------------------------------------- */
 static heft_status make_residency(heft_session *session, heft_error *err)
 {
-    const uint64_t budget =
-        session->options.memory_bytes ? session->options.memory_bytes : HEFT__NO_BUDGET;
-    heft_status status = heft_ledger_new(session->ctx, budget, &session->ledger, err);
+    heft_status status =
+        heft_ledger_new(session->ctx, heft__session_budget(session), &session->ledger, err);
     if (status == HEFT_OK) {
         const heft_residency_options options =
             HEFT_OPTIONS(heft_residency_options, .ledger = session->ledger,

@@ -1,4 +1,4 @@
-/* session_state.h - the inside of a session, for session.c and session_run.c. */
+/* session_state.h - the inside of a session, for session.c, session_run.c and predict.c. */
 #ifndef HEFT__RUN_SESSION_STATE_H
 #define HEFT__RUN_SESSION_STATE_H
 
@@ -12,6 +12,17 @@
 struct heft__pass_shape { /* what scratch has been planned for */
     size_t tokens, sequences, wanted, keys, encoded;
 };
+
+/* How fast this machine is; of a session, measured once. (probe.c, probe_files.c) */
+typedef struct heft__rates {
+    bool known;
+    double read;                /* bytes of weights a second from their files; 0: nothing is read */
+    double cached;              /* the share of what was read that was in the page cache */
+    double weight[HEFT__KNOTS]; /* seconds per byte of weights, by the tokens of a product */
+    double attend[2];           /* operations a second, as in heft__tally */
+    uint64_t attend_rows[2];    /* for which these are */
+    double memory, operations;  /* of products: bytes a second, operations a second at most */
+} heft__rates;
 
 struct heft_session {
     heft_ctx *ctx;
@@ -30,6 +41,7 @@ struct heft_session {
     uint64_t reserved;                  /* of the ledger, for scratch */
     uint64_t positions; /* that a sequence can have; UINT64_MAX: no limit is known */
     uint64_t passes, tokens;
+    heft__rates rates;
     heft__arena arena; /* of `ids` */
     heft_generation_ids ids;
 };
@@ -51,6 +63,11 @@ static inline size_t heft__larger(size_t a, size_t b)
 static inline size_t heft__session_pass_tokens(const heft_session *session)
 {
     return session->options.pass_tokens ? (size_t)session->options.pass_tokens : HEFT__PASS_TOKENS;
+}
+
+static inline uint64_t heft__session_budget(const heft_session *session)
+{
+    return session->options.memory_bytes ? session->options.memory_bytes : HEFT__NO_BUDGET;
 }
 
 /* Have scratch memory for a pass of this shape, and the schedule of its units. */

@@ -291,3 +291,50 @@ fails 2 "has two budgets for device cpu" plan "$config" --max-memory cpu=4GB,0=5
 run 0 plan "$config" --reserve 0 --max-memory '0=4GB, cpu=8GB ,disk' --json
 shows "$out" '"max_memory": [{]"0": 4000000000, "cpu": 8000000000, "disk": null[}]'
 fails 2 'is not a list of budgets' plan "$config" --max-memory '0=4GB,'
+
+# ---- how long a run takes -----------------------------------------------------------------------------------------
+models=$source_dir/tests/data/models
+bytes=$(stat -c %s "$models/llama_gqa/model.safetensors")
+run 0 plan "$models/llama_gqa" --context 20 --json
+json 'd["seconds"]["ready"] > 0 and d["seconds"]["per_token"] > 0 and d["seconds"]["prefill"] > 0'
+json 'd["seconds"]["prefill_tokens"] == 20 and 1 <= d["seconds"]["best_batch"] <= 512'
+json 'd["seconds"]["per_token_at_best_batch"] > 0 and d["seconds_unknown"] is None'
+json 'd["run"]["weights"] == "memory" and d["run"]["bound"] in ("memory", "compute")'
+json 'd["run"]["read_bytes_per_token"] == 0 and d["run"]["peak_bytes"] > '"$bytes"
+json 'd["plan_seconds"] > 0'
+run 0 plan "$models/llama_gqa" --context 20
+shows "$out" '^running +ready in .*, 20 tokens of input in .*, then .* a token [(]'
+shows "$out" ' of memory at most, weights in memory$'
+run 0 plan "$models/llama_gqa" --json # more tokens than it has positions
+json 'd["seconds"]["per_token"] > 0 and d["seconds"]["prefill"] is None'
+run 0 plan "$models/bert_mlm" --context 20 --json # it does not generate
+json 'd["seconds"]["per_token"] is None and d["seconds"]["best_batch"] is None and d["seconds"]["prefill"] > 0'
+# there is none, and that is not an error
+unknown() { # unknown TEXT ARGUMENTS...
+    local why=$1
+    shift
+    run 0 plan "$@" --json
+    json 'd["seconds"] is None and d["run"] is None and "'"$why"'" in d["seconds_unknown"]'
+    run 0 plan "$@"
+    shows "$out" "^running +unknown: .*$why"
+}
+unknown "without weights" "$config"
+unknown "quantized" "$models/llama_gqa" --dtype int4
+unknown "budget" "$models/llama_gqa" --memory 25168000
+cp -r "$models/llama_gqa" "$work/lacks"
+sed -i 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 5/' "$work/lacks/config.json"
+unknown "lack weights" "$work/lacks"
+fails 2 "24 MiB" plan "$models/llama_gqa" --memory 1MB
+# a model that stays on the disk
+cat >"$work/llama.json" <<EOF
+{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 1536,
+ "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 4000, "max_position_embeddings": 64}
+EOF
+"$heft" init "$work/llama.json" "$work/streamed" -q
+run 0 plan "$work/streamed" --memory 80MB --context 8 --json
+json 'd["run"]["weights"] == "disk" and d["run"]["peak_bytes"] <= 80e6'
+json '0 < d["run"]["read_bytes_per_token"] < 200e6 and d["run"]["disk_rate"] > 0 and d["seconds"]["best_batch"] >= 1'
+run 0 plan "$work/streamed" --memory 80MB
+shows "$out" ' of memory at most, weights stay in their files$'
+run 0 run "$work/streamed" --ids 1,2,3 --new-tokens 3 --ignore-eos --memory 80MB --json
+shows "$out" '"predicted_seconds_per_token": [0-9.e-]+[}]$'

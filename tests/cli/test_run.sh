@@ -29,6 +29,7 @@ run 0 run "$llama" --ids 5,17,3 --new-tokens 3 --temperature 1 --seed 7 -q
 run 0 run "$llama" --ids 5,17,3 --save "$work/all.safetensors" --json
 shows "$out" '"class": "LlamaForCausalLM", "logits_shape": \[1, 3, 200\], "prefill_seconds": '
 shows "$out" '"seconds_per_token": null, "bytes_read": 0, "resident_bytes": [0-9]+, "peak_bytes": [0-9]+, "isa": "[a-z0-9_]+", "memory": [{]'
+shows "$out" '"predicted_prefill_seconds": [0-9.e-]+, "predicted_seconds_per_token": null[}]$'
 run 0 inspect "$work/all.safetensors" --json
 shows "$out" '"name": "logits", "dtype": "float32", "shape": \[1, 3, 200\]'
 shows "$out" '"name": "last_hidden_state", "dtype": "float32", "shape": \[1, 3, 64\]'
@@ -36,6 +37,12 @@ run 0 run "$llama" --ids 5,17,3 --save "$work/some.safetensors" --outputs hidden
 run 0 inspect "$work/some.safetensors" --json
 shows "$out" '"name": "hidden_states.1"'
 lacks "$out" '"name": "logits"'
+
+# ---- how long it was expected to take; what it is in a model that waits for the disk depends on the machine ----
+run 0 run "$llama" --ids 5,17,3 --new-tokens 4 --json
+shows "$out" '"predicted_prefill_seconds": [0-9.e-]+, "predicted_seconds_per_token": [0-9.e-]+[}]$'
+run 0 run "$models/t5_gated" --ids 5,17,3 --new-tokens 3 --ignore-eos --json
+shows "$out" '"predicted_prefill_seconds": [0-9.e-]+, "predicted_seconds_per_token": [0-9.e-]+[}]$'
 
 # ---- text ---------------------------------------------------------------------------------------------------------
 cp -r "$llama" "$work/text"
