@@ -75,6 +75,8 @@ heft_status heft__sequence_new(heft_ctx *ctx, const heft__slot *slots, size_t sl
         kept->keys = at;
         kept->values = at + parts[0];
         kept->at = (int32_t *)(void *)(at + parts[0] + parts[1]);
+        kept->page = (heft__key_page){kept->keys, slots[i].value_width ? kept->values : kept->keys,
+                                      kept->at};
         at += parts[0] + parts[1] + parts[2];
     }
     *out = sequence;
@@ -123,15 +125,14 @@ void heft__kept_append(heft__kept *kept, const heft__slot *slot, heft_dtype dtyp
 heft__keys heft__kept_keys(const heft__kept *kept, const heft__slot *slot, heft_dtype dtype)
 {
     const size_t vw = slot->value_width;
-    return (heft__keys){.keys = kept->keys,
-                        .values = vw ? kept->values : kept->keys,
+    return (heft__keys){.pages = &kept->page,
+                        .page_keys = kept->capacity,
                         .dtype = dtype,
                         .key_head = kept->capacity * slot->key_width,
                         .value_head = kept->capacity * (vw ? vw : slot->key_width),
                         .key_stride = slot->key_width,
                         .value_stride = vw ? vw : slot->key_width,
-                        .count = kept->count,
-                        .at = kept->at};
+                        .count = kept->count};
 }
 
 /* ---- a sequence that continues another ------------------------------------------------------------ */

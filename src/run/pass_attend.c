@@ -23,22 +23,26 @@ static size_t blocks_of(size_t queries)
     return (queries + QUERIES_OF_ITEM - 1) / QUERIES_OF_ITEM;
 }
 
-static heft__keys keys_of(const struct attention *work, const heft__span *span)
+/* Keys of a sequence: kept, or rows of this pass, which are one page. */
+static heft__keys keys_of(const struct attention *work, const heft__span *span,
+                          heft__key_page *page)
 {
     const heft__attention *a = work->a;
     if (work->slot) {
         return heft__kept_keys(&span->sequence->kept[work->slot_number], work->slot,
                                work->p->cache_dtype);
     }
-    return (heft__keys){.keys = work->k.x + span->first * work->k.width,
-                        .values = work->v.x + span->first * work->v.width,
+    *page = (heft__key_page){.keys = work->k.x + span->first * work->k.width,
+                             .values = work->v.x + span->first * work->v.width,
+                             .at = work->p->seen_at + span->first};
+    return (heft__keys){.pages = page,
+                        .page_keys = span->count + 1,
                         .dtype = HEFT_DTYPE_F32,
                         .key_head = a->key_width,
                         .value_head = a->value_width,
                         .key_stride = work->k.width,
                         .value_stride = work->v.width,
-                        .count = span->count,
-                        .at = work->p->seen_at + span->first};
+                        .count = span->count};
 }
 
 static heft_status attend_item(void *user, size_t item, heft_error *err)
@@ -54,7 +58,8 @@ static heft_status attend_item(void *user, size_t item, heft_error *err)
     const size_t local = item - work->items[s], blocks = blocks_of(span->count);
     const size_t head = local / blocks, first = local % blocks * QUERIES_OF_ITEM;
     const size_t left = span->count - first;
-    const heft__keys keys = keys_of(work, span);
+    heft__key_page page;
+    const heft__keys keys = keys_of(work, span, &page);
     const heft__queries queries = {.q = work->q.x + span->first * work->q.width,
                                    .out = work->y.x + span->first * work->y.width,
                                    .q_stride = work->q.width,
@@ -83,7 +88,8 @@ static void attend_all(struct attention *work)
     work->items[0] = 0;
     for (size_t s = 0; s < sequences; s++) {
         const heft__span *span = &p->spans[s];
-        const size_t keys = keys_of(work, span).count;
+        heft__key_page page;
+        const size_t keys = keys_of(work, span, &page).count;
         work->items[s + 1] = work->items[s] + work->a->kv_heads * blocks_of(span->count);
         most = keys > most ? keys : most;
     }

@@ -22,6 +22,7 @@ typedef struct heft__slot {
 typedef struct heft__kept { /* of one sequence by one attention */
     uint8_t *keys, *values; /* [kv_heads][capacity][width] in the cache's dtype */
     int32_t *at;            /* [capacity] positions; negative: not seen */
+    heft__key_page page;    /* all of these */
     size_t capacity, count; /* tokens; of a ring, those that are there */
     size_t next;            /* where the next one goes */
 } heft__kept;
