@@ -61,15 +61,14 @@ static bool page_bytes(const heft__slot *slot, heft_dtype dtype, size_t tokens, 
     return true;
 }
 
-/* The slot's numbers of pages and bytes, as in a new sequence. */
+/* What a new sequence keeps by a slot: nothing, and credit for all pages. */
 static bool plan_slot(const heft__slot *slot, heft_dtype dtype, const heft__sequence_size *size,
                       heft__kept *kept)
 {
     const size_t tokens = tokens_of(slot, size);
     size_t parts[2];
-    *kept = (heft__kept){.capacity = tokens, .most_pages = most_pages(slot, size)};
+    *kept = (heft__kept){.capacity = tokens, .credit = most_pages(slot, size)};
     kept->page_tokens = tokens < HEFT__PAGE_TOKENS ? tokens : HEFT__PAGE_TOKENS;
-    kept->credit = kept->most_pages;
     return page_bytes(slot, dtype, kept->page_tokens, parts, &kept->page_bytes);
 }
 
@@ -85,7 +84,7 @@ bool heft__sequence_bytes(const heft__pass *pass, const heft__sequence_size *siz
     bool good = encoded_bytes(size->encoded, pass->encoded_width, &sum);
     for (size_t i = 0; good && i < pass->slot_count; i++) {
         good = plan_slot(&pass->slots[i], pass->cache_dtype, size, &kept) &&
-               heft__mul_u64(kept.most_pages, kept.page_bytes, &part) &&
+               heft__mul_u64(kept.credit, kept.page_bytes, &part) &&
                heft__add_u64(sum, part, &sum) && sum < (uint64_t)SIZE_MAX / 2;
     }
     *bytes = sum;
@@ -132,6 +131,15 @@ static void set_page(heft__kept *kept, const heft__slot *slot, size_t i, heft__p
         (heft__key_page){page->keys, slot->value_width ? page->values : page->keys, page->at};
 }
 
+/* Whether there is a place for one more page in the lists. */
+static bool has_place(heft_ctx *ctx, heft__kept *kept)
+{
+    return heft__array_reserve(ctx, (void **)&kept->pages, kept->page_count, &kept->pages_cap,
+                               sizeof(heft__page *)) &&
+           heft__array_reserve(ctx, (void **)&kept->views, kept->page_count, &kept->views_cap,
+                               sizeof *kept->views);
+}
+
 /* Whether a sequence leaves page i before it is full: writes into it, or has it behind its window. */
 static bool is_left(const heft__kept *kept, const heft__slot *slot, size_t i)
 {
@@ -149,69 +157,49 @@ static size_t used_pages(const heft__kept *kept)
 }
 
 /* ---- sequences -------------------------------------------------------------------------------------- */
-static void free_kept(heft_ctx *ctx, heft__kept *kept)
-{
-    heft__free(ctx, kept->pages, kept->most_pages * sizeof *kept->pages);
-    heft__free(ctx, kept->views, kept->most_pages * sizeof *kept->views);
-}
-
+/* Free all but pages. */
 static void free_lists(heft__sequence *sequence)
 {
     heft_ctx *ctx = sequence->ctx;
     for (size_t i = 0; sequence->kept && i < sequence->slot_count; i++) {
-        free_kept(ctx, &sequence->kept[i]);
+        heft__kept *kept = &sequence->kept[i];
+        heft__free(ctx, kept->pages, kept->pages_cap * sizeof *kept->pages);
+        heft__free(ctx, kept->views, kept->views_cap * sizeof *kept->views);
     }
     heft__free(ctx, sequence->kept, sequence->slot_count * sizeof *sequence->kept);
     heft__free(ctx, sequence, sizeof *sequence);
     heft_ctx_free(ctx);
 }
 
-/* One with lists of pages of the sizes in `like`, all empty. */
-static heft_status make_lists(heft_ctx *ctx, const heft__kept *like, size_t slot_count,
-                              heft__sequence **out, heft_error *err)
+/* One without pages and credit; NULL: no memory. */
+static heft__sequence *make_empty(heft_ctx *ctx, size_t slot_count)
 {
     heft__sequence *sequence = heft__alloc_zero(ctx, 1, sizeof *sequence);
-    if (!sequence) {
-        return heft__fail_nomem(err, sizeof *sequence);
+    if (sequence) {
+        *sequence = (heft__sequence){.ctx = heft__ctx_ref(ctx), .slot_count = slot_count};
+        sequence->kept = heft__alloc_zero(ctx, slot_count, sizeof *sequence->kept);
     }
-    *sequence = (heft__sequence){.ctx = heft__ctx_ref(ctx), .slot_count = slot_count};
-    sequence->kept = heft__alloc_zero(ctx, slot_count, sizeof *sequence->kept);
-    bool good = sequence->kept != NULL;
-    for (size_t i = 0; good && i < slot_count; i++) {
-        heft__kept *kept = &sequence->kept[i];
-        *kept = like[i];
-        kept->page_count = 0;
-        kept->pages = heft__alloc_zero(ctx, kept->most_pages, sizeof *kept->pages);
-        kept->views = heft__alloc_zero(ctx, kept->most_pages, sizeof *kept->views);
-        good = kept->pages && kept->views;
-    }
-    if (!good) {
+    if (sequence && !sequence->kept) {
         free_lists(sequence);
-        return heft__fail_nomem(err, slot_count * sizeof *sequence->kept);
+        sequence = NULL;
     }
-    *out = sequence;
-    return HEFT_OK;
+    return sequence;
 }
 
 heft_status heft__sequence_new(const heft__pass *pass, const heft__sequence_size *size,
                                heft__sequence **out, heft_error *err)
 {
-    heft__sequence *sequence = NULL;
-    heft__kept *plan = heft__alloc_zero(pass->ctx, pass->slot_count, sizeof *plan);
-    if (!plan) {
-        return heft__fail_nomem(err, pass->slot_count * sizeof *plan);
+    heft__sequence *sequence = make_empty(pass->ctx, pass->slot_count);
+    if (!sequence) {
+        return heft__fail_nomem(err, pass->slot_count * sizeof *sequence->kept);
     }
     for (size_t i = 0; i < pass->slot_count; i++) {
-        (void)plan_slot(&pass->slots[i], pass->cache_dtype, size, &plan[i]);
+        (void)plan_slot(&pass->slots[i], pass->cache_dtype, size, &sequence->kept[i]);
     }
-    heft_status status = make_lists(pass->ctx, plan, pass->slot_count, &sequence, err);
-    heft__free(pass->ctx, plan, pass->slot_count * sizeof *plan);
-    if (status == HEFT_OK) {
-        sequence->capacity = size->capacity;
-        (void)encoded_bytes(size->encoded, pass->encoded_width, &sequence->encoded_credit);
-        *out = sequence;
-    }
-    return status;
+    (void)encoded_bytes(size->encoded, pass->encoded_width, &sequence->encoded_credit);
+    sequence->capacity = size->capacity;
+    *out = sequence;
+    return HEFT_OK;
 }
 
 static uint64_t leave_encoded(heft_ctx *ctx, heft__encoded *encoded)
@@ -263,24 +251,47 @@ uint64_t heft__sequence_fork_bytes(const heft__pass *pass, const heft__sequence 
     return bytes;
 }
 
+/* The same pages in the lists of a fork, which does not share them yet. */
+static bool list_pages(heft_ctx *ctx, const heft__slot *slot, const heft__kept *kept,
+                       heft__kept *fork)
+{
+    const size_t pages = used_pages(kept);
+    *fork = *kept;
+    fork->pages = NULL;
+    fork->views = NULL;
+    fork->page_count = fork->pages_cap = fork->views_cap = 0;
+    fork->credit = fork_credit(kept);
+    while (fork->page_count < pages && has_place(ctx, fork)) {
+        set_page(fork, slot, fork->page_count, kept->pages[fork->page_count]);
+        fork->page_count++;
+    }
+    return fork->page_count == pages;
+}
+
+static void share_pages(const heft__slot *slot, const heft__kept *fork)
+{
+    for (size_t k = 0; k < fork->page_count; k++) {
+        fork->pages[k]->sharers++;
+        fork->pages[k]->paid += is_left(fork, slot, k);
+    }
+}
+
 heft_status heft__sequence_fork(const heft__pass *pass, const heft__sequence *from,
                                 heft__sequence **out, heft_error *err)
 {
-    heft__sequence *fork = NULL;
-    const heft_status status = make_lists(from->ctx, from->kept, from->slot_count, &fork, err);
-    if (status != HEFT_OK) {
-        return status;
+    heft__sequence *fork = make_empty(from->ctx, from->slot_count);
+    bool good = fork != NULL;
+    for (size_t i = 0; good && i < from->slot_count; i++) {
+        good = list_pages(from->ctx, &pass->slots[i], &from->kept[i], &fork->kept[i]);
+    }
+    if (!good) {
+        if (fork) {
+            free_lists(fork);
+        }
+        return heft__fail_nomem(err, from->slot_count * sizeof *from->kept);
     }
     for (size_t i = 0; i < from->slot_count; i++) {
-        const heft__kept *kept = &from->kept[i];
-        heft__kept *copy = &fork->kept[i];
-        copy->credit = fork_credit(kept);
-        for (; copy->page_count < used_pages(kept); copy->page_count++) {
-            heft__page *page = kept->pages[copy->page_count];
-            page->sharers++;
-            page->paid += is_left(kept, &pass->slots[i], copy->page_count);
-            set_page(copy, &pass->slots[i], copy->page_count, page);
-        }
+        share_pages(&pass->slots[i], &fork->kept[i]);
     }
     fork->capacity = from->capacity;
     fork->length = from->length;
@@ -352,11 +363,11 @@ static heft_status make_room(heft_ctx *ctx, heft__kept *kept, const heft__slot *
     }
     const size_t pages = pages_for(kept->count + count, kept->page_tokens) - kept->gone;
     while (status == HEFT_OK && kept->page_count < pages) {
-        heft__page *page = page_new(ctx, kept, slot, dtype);
+        heft__page *page = has_place(ctx, kept) ? page_new(ctx, kept, slot, dtype) : NULL;
         if (!page) {
             status = heft__fail_nomem(err, kept->page_bytes);
         } else {
-            assert(kept->credit > 0 && kept->page_count < kept->most_pages);
+            assert(kept->credit > 0);
             kept->credit--;
             set_page(kept, slot, kept->page_count++, page);
         }

@@ -30,9 +30,9 @@ typedef struct heft__page {
 } heft__page;
 
 typedef struct heft__kept { /* of one sequence by one attention */
-    heft__page **pages;     /* [page_count] of most_pages */
-    heft__key_page *views;  /* [page_count] where they are */
-    size_t page_count, most_pages;
+    heft__page **pages;     /* [page_count] of pages_cap */
+    heft__key_page *views;  /* [page_count] of views_cap: where they are */
+    size_t page_count, pages_cap, views_cap;
     size_t page_tokens, page_bytes;
     size_t credit;   /* pages of the budget that are not taken yet */
     size_t capacity; /* tokens */
