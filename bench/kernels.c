@@ -173,6 +173,7 @@ static const struct {
 } attentions[] = {
     {"decode 32/4 64, 1024",      32, 4,  64,  64,  1,    1024},
     {"decode 32/4 64, 4096",      32, 4,  64,  64,  1,    4096},
+    {"decode 32/8 128, 1024",     32, 8,  128, 128, 1,    1024},
     {"decode 32/8 128, 4096",     32, 8,  128, 128, 1,    4096},
     {"decode 32/32 128, 4096",    32, 32, 128, 128, 1,    4096},
     {"decode 16/1 576/512, 4096", 16, 1,  576, 512, 1,    4096},
@@ -180,6 +181,8 @@ static const struct {
     {"prompt 32/4 64, 2048",      32, 4,  64,  64,  2048, 2048},
     {"prompt 12/12 64, 512",      12, 12, 64,  64,  512,  512 },
 };
+
+#define PAGE ((size_t)64) /* keys, as in a sequence's cache */
 
 static void attention(const heft__kernels *k, const float *source, const void *cache, size_t i)
 {
@@ -195,10 +198,15 @@ static void attention(const heft__kernels *k, const float *source, const void *c
     a.value_width = value_width, a.scale = 0.1F, a.causal = true;
     heft__queries q = {source, out, heads * width, heads * value_width, queries, NULL};
     q.at = at + keys - queries;
-    heft__keys c = {.keys = cache, .values = (const uint16_t *)cache + ROOM / 8};
-    c.dtype = HEFT_DTYPE_BF16, c.count = keys, c.at = at;
-    c.key_stride = width, c.value_stride = value_width;
-    c.key_head = keys * width, c.value_head = keys * value_width;
+    heft__key_page pages[4096 / PAGE];
+    const size_t page_keys = keys < PAGE ? keys : PAGE;
+    for (size_t j = 0; j < keys; j += page_keys) {
+        const uint16_t *page = (const uint16_t *)cache + j * kv_heads * (width + value_width);
+        pages[j / page_keys] = (heft__key_page){page, page + page_keys * kv_heads * width, at + j};
+    }
+    heft__keys c = {.pages = pages, .page_keys = page_keys, .dtype = HEFT_DTYPE_BF16};
+    c.count = keys, c.key_stride = width, c.value_stride = value_width;
+    c.key_head = page_keys * width, c.value_head = page_keys * value_width;
     void *scratch = aligned_alloc(64, (k->attend_scratch(&a, keys) + 63) / 64 * 64);
     double best = 1e9;
     for (int run = 0; run < (queries > 1 ? 3 : 15); run++) {

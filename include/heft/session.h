@@ -70,27 +70,31 @@ typedef struct heft_sequence heft_sequence;
  * @param out       filled with an owned sequence; free it with heft_sequence_free()
  * @param err       filled on failure; may be NULL
  *
- * Memory   the cache of all its tokens, reserved in the session's budget. The system provides pages as
- *          they are used.
- * Errors   INVALID_ARG for a capacity of 0 or one beyond the model's positions; LIMIT if the cache does
- *          not fit in the budget; NOMEM.
+ * Memory   pages of 64 tokens, taken as the sequence grows, and the encoder's output. The session's budget
+ *          reserves all that the sequence takes until it is full, so it always reaches its capacity.
+ * Errors   INVALID_ARG for a capacity of 0 or one beyond the model's positions; LIMIT, with both sizes, if
+ *          the cache does not fit in the budget; NOMEM.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_new(heft_session *session, uint64_t capacity,
                                                        uint64_t encoded, heft_sequence **out,
                                                        heft_error *err);
 /**
- * Create a sequence that continues another one: it has the same tokens so far.
+ * Create a sequence that continues another one: it has the same tokens so far, and the same capacity.
  *
- * @param sequence  borrowed
+ * @param sequence  borrowed; may be freed before the fork
  * @param out       filled with an owned sequence
  * @param err       filled on failure; may be NULL
  *
- * Memory   as much as the other sequence reserves; its cache is copied.
- * Errors   LIMIT, NOMEM.
+ * Memory   both share the pages of these tokens and the encoder's output. A page that is not full is copied when
+ *          one of them adds a token. The budget reserves that copy and all pages that the fork can add; of a
+ *          sliding window also those that it will have in the place of shared ones. So both always reach
+ *          their capacity.
+ * Errors   LIMIT, with both sizes, if these pages do not fit in the budget; NOMEM. The fork of a sequence that a
+ *          failed pass has left unusable is unusable too.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_fork(const heft_sequence *sequence,
                                                         heft_sequence **out, heft_error *err);
-/** Free a sequence. NULL is allowed. */
+/** Free a sequence. What it shares with others stays until the last one is freed. NULL is allowed. */
 HEFT_API void heft_sequence_free(heft_sequence *sequence);
 /** Return the number of tokens so far. */
 HEFT_API uint64_t heft_sequence_length(const heft_sequence *sequence);
@@ -136,9 +140,11 @@ typedef struct heft_input {
  * @param output_count  number of results
  * @param err           filled on failure; may be NULL. A failed pass leaves its sequences unusable.
  *
- * Memory   intermediate results, and the results, within the budget.
+ * Memory   intermediate results, and the results, within the budget; pages of its sequences, which are
+ *          reserved.
  * Errors   INVALID_ARG for ids that are not in the vocabulary, more tokens than a sequence's capacity or
- *          the model's positions, features of a wrong shape, and inputs that the model does not take;
+ *          the model's positions, a sequence in two inputs, features of a wrong shape, and inputs that the
+ *          model does not take;
  *          NOT_FOUND for an output that the class does not have; MISMATCH for a weight without a value;
  *          FORMAT, with the first block that made them, for logits that are not finite; LIMIT, IO,
  *          NOMEM; CANCELLED by the context's progress callback, which is called for every block.

@@ -5,10 +5,26 @@
 #include "kernel/act.h"
 #include "kernel/level.h"
 
-#define BLOCK_KEYS ((size_t)96) /* a multiple of the rows of a tile */
+#define BLOCK_KEYS HEFT__BLOCK_KEYS
 /* Up to this many rows (queries times heads of a group), a row's keys are dot products: lanes of a panel would be
  * empty. */
 #define FEW_ROWS ((size_t)LANES / 2)
+
+/* The next block of keys: of one page. */
+struct block {
+    heft__key_page page;
+    size_t first, count; /* keys of the page */
+};
+
+/* Where key `at` is the first one; at < keys->count. */
+INLINE struct block block_of(const heft__keys *keys, size_t at)
+{
+    const size_t first = at % keys->page_keys, in_page = keys->page_keys - first;
+    const size_t left = keys->count - at, most = left < in_page ? left : in_page;
+    return (struct block){.page = keys->pages[at / keys->page_keys],
+                          .first = first,
+                          .count = most < BLOCK_KEYS ? most : BLOCK_KEYS};
+}
 
 struct sight {
     bool some, all; /* seen by some row; every key by every row */

@@ -10,7 +10,7 @@
  *     top[row], sum[row]: the largest score so far, the sum of exp(score - top); out is scaled to a new top
  *     out[element][row] += values^T * exp(scores - top)
  *
- * Blocks of keys begin at multiples of BLOCK_KEYS, and a block that a row does not see adds nothing to it, not
+ * Blocks of keys begin at multiples of BLOCK_KEYS of a page, and a block that a row does not see adds nothing to it, not
  * even a rounding, so a row's result does not depend on the rows beside it. */
 #include "kernel/attend.h"
 #include "kernel/tile.h"
@@ -38,7 +38,7 @@ struct rows {
 
 /* Keys of a block. */
 struct span {
-    size_t first, count;
+    struct block block;
     struct sight sight;
     struct tile_weights keys, values;
     bool finite; /* the values */
@@ -143,14 +143,15 @@ static struct tile_weights widened(float *to, const void *from, size_t at, size_
 static void widen_span(const struct rows *r, struct span *span)
 {
     const heft__keys *k = r->keys;
-    const size_t key = r->head * k->key_head + span->first * k->key_stride;
-    const size_t value = r->head * k->value_head + span->first * k->value_stride;
-    span->keys =
-        widened(r->wide_keys, k->keys, key, k->key_stride, k->dtype, span->count, r->a->key_width);
-    span->values = widened(r->wide_values, k->values, value, k->value_stride, k->dtype, span->count,
-                           r->a->value_width);
+    const struct block *block = &span->block;
+    const size_t key = r->head * k->key_head + block->first * k->key_stride;
+    const size_t value = r->head * k->value_head + block->first * k->value_stride;
+    span->keys = widened(r->wide_keys, block->page.keys, key, k->key_stride, k->dtype, block->count,
+                         r->a->key_width);
+    span->values = widened(r->wide_values, block->page.values, value, k->value_stride, k->dtype,
+                           block->count, r->a->value_width);
     span->finite = true;
-    for (size_t j = 0; j < span->count && span->finite; j++) {
+    for (size_t j = 0; j < block->count && span->finite; j++) {
         span->finite =
             HEFT__KERNEL(finite)(span->values.w + j * span->values.row_step, r->a->value_width);
     }
@@ -179,10 +180,10 @@ static void finish_scores(const struct rows *r, const struct span *span, float *
     const ints at = load_ints(r->at + row);
     const floats slopes = load(r->slopes + row), scale = splat(a->scale);
     const bool plain = a->cap == 0 && !a->slopes && !a->bias && span->sight.all;
-    for (size_t j = 0; j < span->count; j++, scores += width) {
+    for (size_t j = 0; j < span->block.count; j++, scores += width) {
         floats s = load(scores) * scale;
         if (!plain) {
-            const int32_t key = r->keys->at[span->first + j];
+            const int32_t key = span->block.page.at[span->block.first + j];
             const ints ahead = key - at;
             s = a->cap != 0 ? capped(s, splat(a->cap)) : s;
             s = a->slopes ? multiply_add(slopes, __builtin_convertvector(ahead, floats), s) : s;
@@ -199,11 +200,11 @@ static void take_scores(struct rows *r, const struct span *span, float *scores, 
 {
     const floats before = load(r->top + row);
     floats top = before, sum = {0};
-    for (size_t j = 0; j < span->count; j++) {
+    for (size_t j = 0; j < span->block.count; j++) {
         top = larger(load(scores + j * width), top);
     }
     const floats from = choose(top == splat(-INFINITY), (floats){0}, top);
-    for (size_t j = 0; j < span->count; j++) {
+    for (size_t j = 0; j < span->block.count; j++) {
         const floats p = exp_of(load(scores + j * width) - from);
         store(scores + j * width, p);
         sum += p;
@@ -243,17 +244,17 @@ static void attend_span(struct rows *r, struct span *span)
     for (size_t panel = 0; panel < r->count; panel += TILE_TOKENS) {
         const size_t width = width_of(r, panel);
         float *out = r->out + panel * value_width;
-        memset(r->scores, 0, span->count * width * sizeof *r->scores);
-        tiles(r->scores, r->q + panel * key_width, span->keys, key_width, span->count,
+        memset(r->scores, 0, span->block.count * width * sizeof *r->scores);
+        tiles(r->scores, r->q + panel * key_width, span->keys, key_width, span->block.count,
               width / LANES);
         for (size_t v = 0; v < width; v += LANES) {
             finish_scores(r, span, r->scores + v, width, panel + v);
             take_scores(r, span, r->scores + v, width, panel + v, out + v);
         }
         if (span->finite) {
-            tiles(out, r->scores, span->values, span->count, value_width, width / LANES);
+            tiles(out, r->scores, span->values, span->block.count, value_width, width / LANES);
         } else {
-            add_not_finite(out, r->scores, span->values, span->count, width, value_width);
+            add_not_finite(out, r->scores, span->values, span->block.count, width, value_width);
         }
     }
 }
@@ -263,10 +264,10 @@ static void attend_rows(struct rows *r)
 {
     struct span span = {0};
     begin_rows(r);
-    for (span.first = 0; span.first < r->keys->count; span.first += BLOCK_KEYS) {
-        const size_t left = r->keys->count - span.first;
-        span.count = left < BLOCK_KEYS ? left : BLOCK_KEYS;
-        span.sight = look(r->a, r->keys->at + span.first, span.count, r->nearest, r->farthest);
+    for (size_t j = 0; j < r->keys->count; j += span.block.count) {
+        span.block = block_of(r->keys, j);
+        span.sight = look(r->a, span.block.page.at + span.block.first, span.block.count, r->nearest,
+                          r->farthest);
         if (span.sight.some) {
             widen_span(r, &span);
             attend_span(r, &span);

@@ -65,17 +65,23 @@ typedef struct heft__attention {
     int32_t bias_reach;
 } heft__attention;
 
-/* What one sequence keeps of one layer. Element e of key j of kv head g:
- * keys[g * key_head + j * key_stride + e]. Values may lie in the keys' memory. */
-typedef struct heft__keys {
+/* Keys and values of some tokens. Values may lie in the keys' memory. */
+typedef struct heft__key_page {
     const void *keys, *values;
-    heft_dtype dtype;                /* F32, BF16, F16 */
-    size_t key_head, value_head;     /* elements from one head to the next */
+    const int32_t *at; /* positions; negative: not seen */
+} heft__key_page;
+
+/* What one sequence keeps of one layer, in pages of the same number of keys; the last may have fewer. Element e
+ * of key j of kv head g: pages[j / page_keys].keys[g * key_head + j % page_keys * key_stride + e]. */
+typedef struct heft__keys {
+    const heft__key_page *pages;
+    size_t page_keys;            /* a multiple of HEFT__BLOCK_KEYS where there are several pages */
+    heft_dtype dtype;            /* F32, BF16, F16 */
+    size_t key_head, value_head; /* elements from one head to the next */
     size_t key_stride, value_stride; /* from one token to the next */
-    size_t count;
-    const int32_t
-        *at; /* [count] positions, ascending but for negative ones; of a ring, in any order */
+    size_t count;                    /* of all pages */
 } heft__keys;
+#define HEFT__BLOCK_KEYS ((size_t)64) /* that are attended to at a time */
 
 typedef struct heft__queries {
     const float *q;              /* [count][heads][key_width] */

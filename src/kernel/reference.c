@@ -74,10 +74,11 @@ static bool sees(const heft__attention *a, int64_t query, int64_t key)
 static double logit(const heft__attention *a, const float *q, const heft__keys *keys, size_t j,
                     size_t head, int64_t ahead)
 {
-    const size_t from = head * a->kv_heads / a->heads * keys->key_head + j * keys->key_stride;
+    const size_t from =
+        head * a->kv_heads / a->heads * keys->key_head + j % keys->page_keys * keys->key_stride;
     double s = 0;
     for (size_t e = 0; e < a->key_width; e++) {
-        s += (double)q[e] * element(keys->keys, keys->dtype, from + e);
+        s += (double)q[e] * element(keys->pages[j / keys->page_keys].keys, keys->dtype, from + e);
     }
     s *= (double)a->scale;
     if (a->cap != 0) {
@@ -103,8 +104,9 @@ static void attend_one(const heft__attention *a, const heft__queries *queries,
     double sum = 0;
     for (size_t j = 0; j < keys->count; j++) {
         weights[j] = -(double)INFINITY;
-        if (sees(a, queries->at[i], keys->at[j])) {
-            const int64_t ahead = (int64_t)keys->at[j] - queries->at[i];
+        const int32_t at = keys->pages[j / keys->page_keys].at[j % keys->page_keys];
+        if (sees(a, queries->at[i], at)) {
+            const int64_t ahead = (int64_t)at - queries->at[i];
             weights[j] = logit(a, q, keys, j, head, ahead);
             top = weights[j] > top ? weights[j] : top;
         }
@@ -120,8 +122,8 @@ static void attend_one(const heft__attention *a, const heft__queries *queries,
         double v = 0;
         for (size_t j = 0; j < keys->count; j++) {
             if (weights[j] != 0) {
-                v += weights[j] *
-                     element(keys->values, keys->dtype, from + j * keys->value_stride + e);
+                v += weights[j] * element(keys->pages[j / keys->page_keys].values, keys->dtype,
+                                          from + j % keys->page_keys * keys->value_stride + e);
             }
         }
         out[e] = sum == 0 ? 0.0F : (float)(v / sum);

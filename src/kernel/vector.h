@@ -174,6 +174,75 @@ INLINE float sum_of(floats v)
     return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
+/* Lanes of a and b by number; those of b begin at LANES. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
+/* fold_N: a sum has 2 N neighboring lanes of a, and another one of b. Their halves are added, so that each has N. */
+#if LANES == 16
+INLINE floats fold_8(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+INLINE floats fold_4(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+INLINE floats fold_2(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+INLINE floats fold_1(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+           SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+}
+#elif LANES == 8
+INLINE floats fold_4(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+INLINE floats fold_2(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+INLINE floats fold_1(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+}
+#else
+INLINE floats fold_2(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
+}
+INLINE floats fold_1(floats a, floats b)
+{
+    return SHUFFLE(a, b, 0, 2, 4, 6) + SHUFFLE(a, b, 1, 3, 5, 7);
+}
+#endif
+
+/* Lane i: sum_of(v[i]), with the same additions. */
+INLINE floats sums_of(const floats v[LANES])
+{
+    floats part[4];
+    for (int i = 0; i < 4; i++) {
+#if LANES == 16
+        part[i] = fold_4(fold_8(v[i], v[i + 4]), fold_8(v[i + 8], v[i + 12]));
+#elif LANES == 8
+        part[i] = fold_4(v[i], v[i + 4]);
+#else
+        part[i] = v[i];
+#endif
+    }
+    return fold_1(fold_2(part[0], part[1]), fold_2(part[2], part[3]));
+}
+
 INLINE float largest_of(floats v)
 {
     float part[LANES];

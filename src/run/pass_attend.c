@@ -23,22 +23,26 @@ static size_t blocks_of(size_t queries)
     return (queries + QUERIES_OF_ITEM - 1) / QUERIES_OF_ITEM;
 }
 
-static heft__keys keys_of(const struct attention *work, const heft__span *span)
+/* Keys of a sequence: kept, or rows of this pass, which are one page. */
+static heft__keys keys_of(const struct attention *work, const heft__span *span,
+                          heft__key_page *page)
 {
     const heft__attention *a = work->a;
     if (work->slot) {
         return heft__kept_keys(&span->sequence->kept[work->slot_number], work->slot,
                                work->p->cache_dtype);
     }
-    return (heft__keys){.keys = work->k.x + span->first * work->k.width,
-                        .values = work->v.x + span->first * work->v.width,
+    *page = (heft__key_page){.keys = work->k.x + span->first * work->k.width,
+                             .values = work->v.x + span->first * work->v.width,
+                             .at = work->p->seen_at + span->first};
+    return (heft__keys){.pages = page,
+                        .page_keys = span->count + 1,
                         .dtype = HEFT_DTYPE_F32,
                         .key_head = a->key_width,
                         .value_head = a->value_width,
                         .key_stride = work->k.width,
                         .value_stride = work->v.width,
-                        .count = span->count,
-                        .at = work->p->seen_at + span->first};
+                        .count = span->count};
 }
 
 static heft_status attend_item(void *user, size_t item, heft_error *err)
@@ -54,7 +58,8 @@ static heft_status attend_item(void *user, size_t item, heft_error *err)
     const size_t local = item - work->items[s], blocks = blocks_of(span->count);
     const size_t head = local / blocks, first = local % blocks * QUERIES_OF_ITEM;
     const size_t left = span->count - first;
-    const heft__keys keys = keys_of(work, span);
+    heft__key_page page;
+    const heft__keys keys = keys_of(work, span, &page);
     const heft__queries queries = {.q = work->q.x + span->first * work->q.width,
                                    .out = work->y.x + span->first * work->y.width,
                                    .q_stride = work->q.width,
@@ -83,7 +88,8 @@ static void attend_all(struct attention *work)
     work->items[0] = 0;
     for (size_t s = 0; s < sequences; s++) {
         const heft__span *span = &p->spans[s];
-        const size_t keys = keys_of(work, span).count;
+        heft__key_page page;
+        const size_t keys = keys_of(work, span, &page).count;
         work->items[s + 1] = work->items[s] + work->a->kv_heads * blocks_of(span->count);
         most = keys > most ? keys : most;
     }
@@ -165,40 +171,43 @@ heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
 }
 
 /* ---- to the encoder's rows ---------------------------------------------------------------------------- */
+/* What the encoder made of a sequence, where an attention has no keys of it yet; NULL: it has. */
+static const heft__encoded *missing(const heft__span *span, const struct attention *work)
+{
+    const heft__sequence *sequence = span->sequence;
+    return sequence->kept[work->slot_number].count == 0 ? sequence->encoded : NULL;
+}
+
 /* Keys and values of sequences that have none yet: one product for all of them. */
 static void fill_cross(heft__pass *p, const struct attention *work, const char *key,
                        const char *value)
 {
-    size_t rows = p->dry ? p->encoded_tokens : 0, width = 0;
+    size_t rows = p->dry ? p->encoded_tokens : 0;
     for (size_t s = 0; !p->dry && s < p->in.sequences; s++) {
-        const heft__sequence *sequence = p->spans[s].sequence;
-        width = sequence->encoded_width;
-        rows += sequence->kept[work->slot_number].count == 0 ? sequence->encoded_count : 0;
+        const heft__encoded *encoded = missing(&p->spans[s], work);
+        rows += encoded ? encoded->count : 0;
     }
-    width = p->dry ? p->encoded_width : width;
     const size_t mark = heft__mark(p);
     const heft__tally before = p->tally;
-    heft__rows x = heft__pass_rows(p, rows, width);
-    float *at = x.x;
+    heft__rows x = heft__pass_rows(p, rows, p->encoded_width);
+    float *to = x.x;
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
-        const heft__sequence *sequence = p->spans[s].sequence;
-        if (sequence->kept[work->slot_number].count == 0) {
-            const size_t numbers = sequence->encoded_count * width;
-            memcpy(at, sequence->encoded, numbers * sizeof *at);
-            at += numbers;
+        const heft__encoded *encoded = missing(&p->spans[s], work);
+        if (encoded) {
+            memcpy(to, encoded->rows, encoded->count * encoded->width * sizeof *to);
+            to += encoded->count * encoded->width;
         }
     }
     if (rows > 0) {
         const heft__rows k = heft__linear(p, key, x), v = heft__linear(p, value, x);
         size_t first = 0;
         for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
-            heft__sequence *sequence = p->spans[s].sequence;
-            heft__kept *kept = &sequence->kept[work->slot_number];
-            if (kept->count == 0) {
-                heft__kept_append(kept, work->slot, p->cache_dtype, p->kernels,
-                                  k.x + first * k.width, v.x + first * v.width,
-                                  sequence->encoded_at, sequence->encoded_count);
-                first += sequence->encoded_count;
+            const heft__encoded *encoded = missing(&p->spans[s], work);
+            if (encoded) {
+                heft__kept_append(&p->spans[s].sequence->kept[work->slot_number], work->slot,
+                                  p->cache_dtype, p->kernels, k.x + first * k.width,
+                                  v.x + first * v.width, encoded->at, encoded->count);
+                first += encoded->count;
             }
         }
     }
@@ -229,25 +238,16 @@ heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, cons
 
 void heft__keep_encoded(heft__pass *p, heft__rows x)
 {
-    p->encoded_width = x.width;
+    if (heft__pass_going(p)) {
+        p->encoded_width = x.width;
+    }
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
         const heft__span *span = &p->spans[s];
-        heft__sequence *sequence = span->sequence;
-        const size_t bytes = span->count * x.width * sizeof *x.x;
-        sequence->encoded = heft__alloc(p->ctx, bytes);
-        sequence->encoded_at = heft__alloc(p->ctx, span->count * sizeof *sequence->encoded_at);
-        sequence->encoded_ids = heft__alloc(p->ctx, span->count * sizeof *sequence->encoded_ids);
-        sequence->encoded_count = span->count;
-        sequence->encoded_width = x.width;
-        if (!sequence->encoded || !sequence->encoded_at || !sequence->encoded_ids) {
+        const heft__rows rows = {x.x + span->first * x.width, span->count, x.width};
+        if (heft__sequence_encode(span->sequence, rows, p->in.ids + span->first,
+                                  p->seen_at + span->first, NULL) != HEFT_OK) {
             heft__pass_fail(p, HEFT_NOMEM, "no memory for an encoder's output");
-            return;
         }
-        memcpy(sequence->encoded, x.x + span->first * x.width, bytes);
-        memcpy(sequence->encoded_ids, p->in.ids + span->first,
-               span->count * sizeof *sequence->encoded_ids);
-        memcpy(sequence->encoded_at, p->seen_at + span->first,
-               span->count * sizeof *sequence->encoded_at);
     }
 }
 

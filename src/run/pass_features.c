@@ -196,9 +196,9 @@ const int32_t *heft__rows_of_encoded(heft__pass *p, int32_t id)
     int32_t *rows = heft__pass_take(p, p->in.sequences, sizeof *rows);
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
         const heft__span *span = &p->spans[s];
-        const heft__sequence *sequence = span->sequence;
-        size_t at = sequence->encoded_count;
-        while (at > 0 && sequence->encoded_ids[at - 1] != id) {
+        const heft__encoded *encoded = span->sequence->encoded;
+        size_t at = encoded ? encoded->count : 0;
+        while (at > 0 && encoded->ids[at - 1] != id) {
             at--;
         }
         if (at == 0 || at > span->count) {

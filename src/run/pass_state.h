@@ -11,6 +11,8 @@
 #define HEFT__NONE SIZE_MAX /* no such parameter, module or slot */
 
 /* ---- cache.c: what a sequence keeps -------------------------------------------------------------- */
+#define HEFT__PAGE_TOKENS HEFT__BLOCK_KEYS
+
 /* What one attention keeps of a token; found by the dry run. */
 typedef struct heft__slot {
     size_t kv_heads, key_width;
@@ -19,44 +21,76 @@ typedef struct heft__slot {
     bool cross;         /* of the encoder's tokens */
 } heft__slot;
 
+/* Keys and values of some tokens of one attention. Sequences share it; one that writes into it has it alone. */
+typedef struct heft__page {
+    size_t sharers;         /* sequences that have it */
+    size_t paid;            /* pages of the budget that it stands for: 1, or one for each sharer */
+    uint8_t *keys, *values; /* [kv_heads][page_tokens][width] in the cache's dtype */
+    int32_t *at;            /* [page_tokens] positions; negative: not seen */
+} heft__page;
+
 typedef struct heft__kept { /* of one sequence by one attention */
-    uint8_t *keys, *values; /* [kv_heads][capacity][width] in the cache's dtype */
-    int32_t *at;            /* [capacity] positions; negative: not seen */
-    size_t capacity, count; /* tokens; of a ring, those that are there */
-    size_t next;            /* where the next one goes */
+    heft__page **pages;     /* [page_count] of pages_cap */
+    heft__key_page *views;  /* [page_count] of views_cap: where they are */
+    size_t page_count, pages_cap, views_cap;
+    size_t page_tokens, page_bytes;
+    size_t credit;   /* pages of the budget that are not taken yet */
+    size_t capacity; /* tokens */
+    size_t count;    /* tokens so far, those that have left the window included */
+    size_t gone;     /* pages that have left the window, before the first one of `pages` */
 } heft__kept;
+
+/* An encoder's output; sequences share it. */
+typedef struct heft__encoded {
+    size_t sharers;
+    uint64_t paid; /* bytes of the budget that it stands for */
+    size_t count, width, bytes;
+    float *rows;  /* [count][width] */
+    int32_t *at;  /* [count] -1: masked */
+    int32_t *ids; /* [count] */
+} heft__encoded;
 
 typedef struct heft__sequence {
     heft_ctx *ctx;
     heft__kept *kept; /* [slot_count] */
     size_t slot_count;
-    uint8_t *memory; /* of all that is kept */
-    size_t bytes;
-    size_t capacity;      /* tokens */
-    int32_t length;       /* tokens so far */
-    int32_t reach;        /* their largest position + 1 */
-    float *encoded;       /* [encoded_count][encoded_width] of the encoder; NULL: none */
-    int32_t *encoded_at;  /* [encoded_count] -1: masked */
-    int32_t *encoded_ids; /* [encoded_count] */
-    size_t encoded_count, encoded_width;
+    size_t capacity;         /* tokens */
+    int32_t length;          /* tokens so far */
+    int32_t reach;           /* their largest position + 1 */
+    heft__encoded *encoded;  /* NULL: none yet */
+    uint64_t encoded_credit; /* bytes of the budget for it */
 } heft__sequence;
 
-/* Bytes that a sequence of `capacity` tokens takes, `chunk` of them at most in one pass, `encoded` of the
- * encoder's. false: more than there is address space. */
-bool heft__sequence_bytes(const heft__slot *slots, size_t slot_count, heft_dtype dtype,
-                          size_t capacity, size_t chunk, size_t encoded, size_t *bytes);
-heft_status heft__sequence_new(heft_ctx *ctx, const heft__slot *slots, size_t slot_count,
-                               heft_dtype dtype, size_t capacity, size_t chunk, size_t encoded,
+/* What a new sequence takes: `capacity` tokens, `chunk` of them at most in one pass, `encoded` of the encoder's. */
+typedef struct heft__sequence_size {
+    size_t capacity, chunk, encoded;
+} heft__sequence_size;
+
+/* Bytes of the budget that a sequence takes in the end. false: more than there is address space. */
+bool heft__sequence_bytes(const heft__pass *pass, const heft__sequence_size *size, uint64_t *bytes);
+/* heft__sequence_bytes() are reserved for it. */
+heft_status heft__sequence_new(const heft__pass *pass, const heft__sequence_size *size,
                                heft__sequence **out, heft_error *err);
-void heft__sequence_free(heft__sequence *sequence);
-/* Append the keys and values of tokens: k[count][kv_heads * key_width]; v NULL with slot->value_width 0. */
+/* Bytes of the budget that a fork takes in the end beside its origin. */
+uint64_t heft__sequence_fork_bytes(const heft__pass *pass, const heft__sequence *from);
+/* A sequence with the same tokens so far; heft__sequence_fork_bytes() are reserved for it. */
+heft_status heft__sequence_fork(const heft__pass *pass, const heft__sequence *from,
+                                heft__sequence **out, heft_error *err);
+/* Returns the bytes of the budget that nobody stands for any more. NULL is allowed. */
+uint64_t heft__sequence_free(heft__sequence *sequence);
+/* Take the pages that the next `count` tokens, and those of the encoder, are written into; drop those that the next
+ * tokens do not see. */
+heft_status heft__sequence_prepare(const heft__pass *pass, heft__sequence *sequence, size_t count,
+                                   heft_error *err);
+/* Append the keys and values of tokens for which there are pages: k[count][kv_heads * key_width]; v NULL with
+ * slot->value_width 0. */
 void heft__kept_append(heft__kept *kept, const heft__slot *slot, heft_dtype dtype,
                        const heft__kernels *kernels, const float *k, const float *v,
                        const int32_t *at, size_t count);
-/* `to` is new and of the same capacity. */
-heft_status heft__sequence_copy(heft__sequence *to, const heft__sequence *from,
-                                const heft__pass *pass, heft_error *err);
 heft__keys heft__kept_keys(const heft__kept *kept, const heft__slot *slot, heft_dtype dtype);
+/* Keep `count` rows of an encoder, with their ids and positions. */
+heft_status heft__sequence_encode(heft__sequence *sequence, heft__rows rows, const int32_t *ids,
+                                  const int32_t *at, heft_error *err);
 
 /* ---- the pass ----------------------------------------------------------------------------------- */
 typedef struct heft__span { /* the tokens of one sequence */

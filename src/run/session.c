@@ -266,32 +266,52 @@ heft_status heft_session_facts(const heft_session *session, heft_session_counts 
 }
 
 /* ---- sequences -------------------------------------------------------------------------------------- */
-heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
-                                       heft_sequence **out, heft_error *err)
+/* An empty one whose bytes are reserved; NULL after a failure. */
+static heft_sequence *take_sequence(heft_session *session, uint64_t bytes, heft_status *status,
+                                    heft_error *err)
 {
-    const heft__pass *p = session->pass;
-    size_t bytes = 0;
-    if (!heft__sequence_bytes(p->slots, p->slot_count, p->cache_dtype, capacity,
-                              heft__session_pass_tokens(session), encoded, &bytes)) {
-        return heft__fail(err, HEFT_LIMIT, "a cache for %zu tokens is larger than memory can be",
-                          capacity);
-    }
     heft_sequence *sequence = heft__alloc_zero(session->ctx, 1, sizeof *sequence);
     if (!sequence) {
-        return heft__fail_nomem(err, sizeof *sequence);
+        *status = heft__fail_nomem(err, sizeof *sequence);
+        return NULL;
     }
-    *sequence = (heft_sequence){.session = session, .encoded = encoded};
-    heft_status status = heft_ledger_reserve(session->ledger, bytes, err);
-    if (status == HEFT_OK) {
-        sequence->reserved = bytes;
-        status =
-            heft__sequence_new(session->ctx, p->slots, p->slot_count, p->cache_dtype, capacity,
-                               heft__session_pass_tokens(session), encoded, &sequence->kept, err);
+    *status = heft_ledger_reserve(session->ledger, bytes, err);
+    if (*status != HEFT_OK) {
+        heft__free(session->ctx, sequence, sizeof *sequence);
+        return NULL;
     }
+    sequence->session = session;
+    return sequence;
+}
+
+/* Give it to the caller if its cache was made. */
+static heft_status give_sequence(heft_sequence *sequence, heft_status status, uint64_t bytes,
+                                 heft_sequence **out)
+{
     if (status == HEFT_OK) {
         *out = sequence;
     } else {
+        heft_ledger_give_back(sequence->session->ledger, bytes);
         heft_sequence_free(sequence);
+    }
+    return status;
+}
+
+heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
+                                       heft_sequence **out, heft_error *err)
+{
+    const heft__sequence_size size = {capacity, heft__session_pass_tokens(session), encoded};
+    heft_status status = HEFT_OK;
+    uint64_t bytes = 0;
+    if (!heft__sequence_bytes(session->pass, &size, &bytes)) {
+        return heft__fail(err, HEFT_LIMIT, "a cache for %zu tokens is larger than memory can be",
+                          capacity);
+    }
+    heft_sequence *sequence = take_sequence(session, bytes, &status, err);
+    if (sequence) {
+        sequence->encoded = encoded;
+        status = heft__sequence_new(session->pass, &size, &sequence->kept, err);
+        status = give_sequence(sequence, status, bytes, out);
     }
     return status;
 }
@@ -318,23 +338,21 @@ heft_status heft_sequence_new(heft_session *session, uint64_t capacity, uint64_t
 
 heft_status heft_sequence_fork(const heft_sequence *sequence, heft_sequence **out, heft_error *err)
 {
-    heft_sequence *copy = NULL;
+    heft_status status = HEFT_OK;
     if (!sequence || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "sequence or result is NULL");
     }
-    heft_status status = heft__session_new_sequence(sequence->session, sequence->kept->capacity,
-                                                    sequence->encoded, &copy, err);
-    if (status == HEFT_OK) {
-        status = heft__sequence_copy(copy->kept, sequence->kept, sequence->session->pass, err);
+    heft_session *session = sequence->session;
+    const uint64_t bytes = heft__sequence_fork_bytes(session->pass, sequence->kept);
+    heft_sequence *fork = take_sequence(session, bytes, &status, err);
+    if (fork) {
+        fork->encoded = sequence->encoded;
+        fork->counted = sequence->counted;
+        fork->broken = sequence->broken;
+        status = heft__sequence_fork(session->pass, sequence->kept, &fork->kept, err);
+        status = give_sequence(fork, status, bytes, out);
     }
-    if (status != HEFT_OK) {
-        heft_sequence_free(copy);
-        return status;
-    }
-    copy->counted = sequence->counted;
-    copy->broken = sequence->broken;
-    *out = copy;
-    return HEFT_OK;
+    return status;
 }
 
 void heft_sequence_free(heft_sequence *sequence)
@@ -342,8 +360,7 @@ void heft_sequence_free(heft_sequence *sequence)
     if (!sequence) {
         return;
     }
-    heft__sequence_free(sequence->kept);
-    heft_ledger_give_back(sequence->session->ledger, sequence->reserved);
+    heft_ledger_give_back(sequence->session->ledger, heft__sequence_free(sequence->kept));
     heft__free(sequence->session->ctx, sequence, sizeof *sequence);
 }
 

@@ -183,7 +183,10 @@ static heft_status take_sequence(struct call *call, size_t i, size_t tokens, siz
                                  heft_error *err)
 {
     const heft_session *session = call->session;
-    const heft_sequence *sequence = call->inputs[i].sequence;
+    heft_sequence *sequence = call->inputs[i].sequence;
+    if (sequence && sequence->running) {
+        return heft__fail(err, HEFT_INVALID_ARG, "two inputs have the same sequence");
+    }
     if (sequence && tokens > sequence->kept->capacity - (size_t)sequence->kept->length) {
         return heft__fail(err, HEFT_INVALID_ARG,
                           "%zu tokens after %d, the sequence has room for %zu", tokens,
@@ -198,8 +201,9 @@ static heft_status take_sequence(struct call *call, size_t i, size_t tokens, siz
         return heft__fail(err, HEFT_INVALID_ARG, "%zu tokens, the model has %llu positions", tokens,
                           (unsigned long long)session->positions);
     }
-    call->sequences[i] = call->inputs[i].sequence;
+    call->sequences[i] = sequence;
     if (sequence) {
+        sequence->running = true;
         return HEFT_OK;
     }
     heft_status status = heft__session_new_sequence(call->session, tokens ? tokens : 1, encoded,
@@ -331,7 +335,7 @@ static void add_section(struct packed *out, const heft_session *session, const s
                numbers * sizeof(float));
     }
     out->most_keys = heft__larger(out->most_keys, job->sequence->kept->capacity);
-    out->encoded += job->sequence->kept->encoded_count;
+    out->encoded += job->sequence->kept->encoded ? job->sequence->kept->encoded->count : 0;
 }
 
 static heft_status run_packed(heft_session *session, const struct packed *in, bool encode,
@@ -358,6 +362,10 @@ static heft_status run_packed(heft_session *session, const struct packed *in, bo
     };
     memcpy(run.inputs.feature_shape, session->feature_shape, sizeof session->feature_shape);
     heft_status status = heft__session_plan(session, &wanted, encode, err);
+    for (size_t s = 0; !encode && status == HEFT_OK && s < in->sequences; s++) {
+        const heft__span *span = &in->spans[s];
+        status = heft__sequence_prepare(session->pass, span->sequence, span->count, err);
+    }
     if (status == HEFT_OK) {
         status = heft__pass_run_once(session->pass, &run, err);
     }
@@ -491,10 +499,12 @@ heft_status heft_session_run(heft_session *session, const heft_input *inputs, si
         status = check_results(session, err);
     }
     for (size_t i = 0; good && i < count; i++) {
+        heft_sequence *sequence = call.sequences[i];
         if (call.made[i]) {
-            heft_sequence_free(call.sequences[i]);
-        } else if (call.sequences[i] && status != HEFT_OK) {
-            call.sequences[i]->broken = true;
+            heft_sequence_free(sequence);
+        } else if (sequence) {
+            sequence->running = false;
+            sequence->broken = sequence->broken || status != HEFT_OK;
         }
     }
     heft__arena_fini(&call.arena);

@@ -50,9 +50,9 @@ struct heft_sequence {
     heft_session *session;
     heft__sequence *kept;
     size_t encoded;
-    uint64_t reserved;
     int32_t counted; /* tokens so far that are not masked */
     bool broken;     /* a pass has failed with it */
+    bool running;    /* it is an input of the call */
 };
 
 static inline size_t heft__larger(size_t a, size_t b)

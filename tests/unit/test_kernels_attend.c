@@ -36,6 +36,9 @@ static const struct attention_case cases[] = {
     {"decode_group_of_8",     8,  1,  64,  64,  1,   300,  BF16, 0, 0,   0,  -1,  0                     },
     {"decode_one_head_each",  3,  3,  64,  64,  1,   129,  F16,  0, 0,   0,  -1,  0                     },
     {"decode_f32_wide",       4,  2,  256, 256, 1,   65,   F32,  0, 0,   0,  -1,  0                     },
+    {"decode_group_of_2",     4,  2,  80,  80,  1,   141,  BF16, 0, 0,   0,  -1,  0                     },
+    {"decode_group_of_3",     6,  2,  40,  24,  1,   203,  F16,  0, 0,   0,  -1,  0                     },
+    {"decode_two_tokens",     6,  2,  64,  64,  2,   192,  BF16, 0, 0,   0,  -1,  0                     },
     {"decode_many_keys",      4,  1,  32,  32,  1,   5000, BF16, 0, 0,   0,  -1,  0                     },
     {"prefill",               8,  2,  64,  64,  100, 100,  BF16, 0, 0,   0,  -1,  0                     },
     {"prefill_after_a_cache", 4,  4,  48,  48,  33,  190,  F16,  0, 0,   0,  -1,  0                     },
@@ -75,6 +78,7 @@ struct attending {
     heft__attention a;
     heft__queries queries;
     heft__keys keys;
+    heft__key_page page; /* of all keys */
     test_guarded q, k, v, at_keys, at_queries, slopes, sinks, bias;
 };
 
@@ -147,11 +151,12 @@ static void attending_begin(struct attending *t, const struct attention_case *c)
                              .sinks = (c->flags & SINKS) ? t->sinks.data : NULL,
                              .bias = c->reach ? t->bias.data : NULL,
                              .bias_reach = c->reach};
-    t->keys.keys = t->k.data, t->keys.values = t->v.data, t->keys.dtype = c->dtype;
-    t->keys.count = c->keys, t->keys.at = t->at_keys.data;
+    t->page = (heft__key_page){t->k.data, t->v.data, t->at_keys.data};
+    t->keys.pages = &t->page, t->keys.page_keys = c->keys + 1;
+    t->keys.dtype = c->dtype, t->keys.count = c->keys;
     punch_holes(t, c);
     if (c->flags & ALIASED) {
-        t->keys.values = t->k.data;
+        t->page.values = t->k.data;
         t->keys.value_head = t->keys.key_head, t->keys.value_stride = t->keys.key_stride;
     }
     t->queries.q = t->q.data, t->queries.q_stride = c->heads * c->key_width + 2;
@@ -186,6 +191,64 @@ static test_guarded attending_run(struct attending *t, const heft__kernels *k, s
     return out;
 }
 
+/* ---- pages ---------------------------------------------------------------------------------------- */
+#define MOST_PAGES 80
+
+/* Keys, or values, first .. first + count - 1 of all heads; nothing behind the last one can be read. */
+static test_guarded part_of(const void *from, heft_dtype dtype, const struct attention_case *c,
+                            const size_t whole[2], const size_t page[2], size_t first, size_t count,
+                            size_t width)
+{
+    const size_t size = test_dtype_bytes(dtype);
+    const size_t elems = (c->kv_heads - 1) * page[0] + (count - 1) * page[1] + width;
+    test_guarded made = test_guarded_new(elems * size, 1);
+    for (size_t h = 0; h < c->kv_heads; h++) {
+        for (size_t j = 0; j < count; j++) {
+            memcpy((char *)made.data + (h * page[0] + j * page[1]) * size,
+                   (const char *)from + (h * whole[0] + (first + j) * whole[1]) * size,
+                   width * size);
+        }
+    }
+    return made;
+}
+
+/* The same keys in pages, each by itself in memory, give the same bits. */
+static void check_pages(struct attending *t, const heft__kernels *k, const struct attention_case *c,
+                        size_t page_keys, const test_guarded *expected)
+{
+    const heft__keys whole = t->keys;
+    const size_t whole_key[] = {whole.key_head, whole.key_stride};
+    const size_t whole_value[] = {whole.value_head, whole.value_stride};
+    const size_t key[] = {page_keys * (c->key_width + 1), c->key_width + 1};
+    const size_t value[] = {page_keys * c->value_width + 3, c->value_width};
+    test_guarded keys[MOST_PAGES], values[MOST_PAGES];
+    heft__key_page pages[MOST_PAGES];
+    size_t count = 0;
+    for (size_t j = 0; j < c->keys; j += page_keys, count++) {
+        const size_t some = c->keys - j < page_keys ? c->keys - j : page_keys;
+        assert_true(count < MOST_PAGES);
+        keys[count] = part_of(t->page.keys, c->dtype, c, whole_key, key, j, some, c->key_width);
+        values[count] =
+            part_of(t->page.values, c->dtype, c, whole_value, value, j, some, c->value_width);
+        pages[count] = (heft__key_page){keys[count].data, values[count].data, t->page.at + j};
+    }
+    t->keys = (heft__keys){pages, page_keys, c->dtype, key[0], value[0], key[1], value[1], c->keys};
+    test_guarded found = attending_run(t, k, 0);
+    const size_t width = c->heads * c->value_width;
+    for (size_t i = 0; i < c->queries; i++) {
+        if (memcmp((float *)found.data + i * (width + 1), (float *)expected->data + i * (width + 1),
+                   width * sizeof(float)) != 0) {
+            fail_msg("%s %s: pages of %zu keys give other bits", k->isa, c->name, page_keys);
+        }
+    }
+    test_guarded_free(&found);
+    for (size_t i = 0; i < count; i++) {
+        test_guarded_free(&keys[i]);
+        test_guarded_free(&values[i]);
+    }
+    t->keys = whole;
+}
+
 static void check_case(const heft__kernels *k, const struct attention_case *c)
 {
     struct attending t;
@@ -215,6 +278,8 @@ static void check_case(const heft__kernels *k, const struct attention_case *c)
         }
         test_guarded_free(&cut);
     }
+    check_pages(&t, k, c, HEFT__BLOCK_KEYS, &whole);
+    check_pages(&t, k, c, 3 * HEFT__BLOCK_KEYS, &whole);
     test_guarded_free(&whole);
     test_guarded_free(&expected);
     attending_end(&t);
