@@ -356,7 +356,7 @@ bool heft__is_weights_ending(const char *name);
  * "model-00001-of-00002.safetensors". */
 bool heft__is_weights_name(const char *name);
 /* The same, or that of a whole model or adapter in another library's files: "tf_model.h5",
- * "consolidated.00.pth", "adapter_model.bin". */
+ * "consolidated.00.pth", "adapter_model.bin", "pytorch_lora_weights.bin". */
 bool heft__is_model_name(const char *name);
 
 /* ---- files that are no weights for heft (strangers.c) ------------------------------------------ */
