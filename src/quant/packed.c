@@ -312,13 +312,7 @@ heft_status heft__quant_find_packed(heft__quant_finder *finder, size_t i, size_t
     weight.part[SCALES] = scales;
     weight.part[ZEROS] = zeros;
     weight.part[GROUPS] = index;
-    status = heft__quant_add(finder, &weight, err);
-    if (status == HEFT_OK) {
-        static const char *const companions[] = {".weight_shape", ".input_scale",
-                                                 ".input_zero_point", ".output_scale", NULL};
-        for (const char *const *name = companions; *name; name++) {
-            heft__quant_companion(finder, heft__quant_sibling(table, i, prefix, *name));
-        }
-    }
-    return status;
+    static const char *const companions[] = {".weight_shape", ".input_scale", ".input_zero_point",
+                                             ".output_scale", NULL};
+    return heft__quant_add_with(finder, &weight, i, prefix, companions, err);
 }

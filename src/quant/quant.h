@@ -215,6 +215,11 @@ heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, f
 /* Take the weight with its parts. FORMAT if a part belongs to another weight. */
 heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
                             heft_error *err);
+/* The same with its companions: tensors whose names are the first `prefix` bytes of tensor i's name and one of the
+ * suffixes, the last of which is NULL. */
+heft_status heft__quant_add_with(heft__quant_finder *finder, const heft__quant_weight *weight,
+                                 size_t i, size_t prefix, const char *const *companions,
+                                 heft_error *err);
 /* Tensor i, if it is there, goes with the weight that was added last, but is not needed for its values. */
 void heft__quant_companion(heft__quant_finder *finder, size_t i);
 /* A member of an object that must be an integer from low to high; `standard` if it is absent or null. */

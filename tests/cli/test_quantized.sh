@@ -122,6 +122,27 @@ run 0 convert "$work/edited" "$work/v1" --dequantize
 equal "$work/v1/model.safetensors" "$work/v2/model.safetensors"
 rm -rf "$work/v1" "$work/v2"
 
+# AutoRound writes the layouts of other methods; of its own the zero points are not known
+for case in gptq_4bit:auto_round:auto_gptq awq_4bit:auto_round:auto_awq awq_4bit:auto_awq; do
+    fresh "${case%%:*}"
+    edited "$work/edited" "
+q = c['quantization_config']
+c['quantization_config'] = {'quant_method': 'auto-round', 'packing_format': '${case#*:}', 'bits': 4, 'group_size': q['group_size'],
+                            'sym': False, 'autoround_version': '0.12.3', 'extra_config': {'model.layers.9.mlp': {'bits': 8}}}"
+    run 0 load "$work/edited" --strict -q
+    run 0 convert "$work/edited" "$work/plain" --dequantize -q
+    equal "$work/plain/model.safetensors" "$data/${case%%:*}/expected.safetensors"
+    lacks "$work/plain/config.json" quantization_config
+    rm -rf "$work/plain"
+done
+for format in auto_round auto_round:gptqmodel; do
+    fresh gptq_4bit
+    edited "$work/edited" "c['quantization_config'] = {'quant_method': 'auto-round', 'packing_format': '$format', 'bits': 4, 'group_size': 32}"
+    fails 7 'quantized with "auto-round' load "$work/edited" --dequantize
+    run 0 convert "$work/edited" "$work/plain"
+    rm -rf "$work/plain"
+done
+
 # settings beside the config
 fresh gptq_4bit
 edited "$work/edited" 'json.dump(c.pop("quantization_config"), open(folder + "/quantize_config.json", "w"))'
