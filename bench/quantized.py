@@ -16,6 +16,10 @@ LINEARS = {
     "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KV, HIDDEN), "self_attn.v_proj": (KV, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
     "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
 }
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]
 SETTINGS = {
     "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False, "checkpoint_format": "gptq"},
@@ -31,13 +35,11 @@ def packed(method, name, out, size, torch):
         return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32)
 
     if method == "nf4":
-        import bitsandbytes.functional as bnb
-
         state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [out, size]}
         return {
             name + ".weight": torch.randint(0, 256, (out * size // 2, 1), dtype=torch.uint8),
             name + ".weight.absmax": torch.rand(out * size // 64),
-            name + ".weight.quant_map": bnb.get_4bit_type("nf4", device="cpu"),
+            name + ".weight.quant_map": torch.tensor(NF4),
             name + ".weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
         }
     if method == "fp8":

@@ -1,16 +1,17 @@
 /* find.c - the weights of a folder that has none under the names of Transformers' models.
  *
  * In this order: the file that config.json names; diffusers' and PEFT's names; an index with the variant
- * before its extension; the one index of another name; shards that are complete without an index; the one
- * weight file that is there. Variants are not taken unasked. Whatever is not plain is an error that lists
- * what is there. Nothing but names is looked at, and config.json.
+ * before its extension; the one index of another name; the one variant; shards that are complete without an
+ * index; the one weight file that is there. Whatever is not plain is an error that lists what is there.
+ * Nothing but names is looked at, and config.json.
  * Source: docs/formats/folders.md. */
 #include "checkpoint/checkpoint.h"
 
 #include <ctype.h>
 #include <stdlib.h>
 
-static const char *const stems[] = {"diffusion_pytorch_model", "adapter_model"};
+static const char *const stems[] = {"diffusion_pytorch_model", "adapter_model",
+                                    "pytorch_lora_weights"};
 #define STEM_COUNT (sizeof stems / sizeof stems[0])
 static const char *const extensions[] = {"safetensors", "bin", "pt", "pth", "ckpt"};
 #define EXTENSION_COUNT (sizeof extensions / sizeof extensions[0])
@@ -394,31 +395,57 @@ static const char *variant_of(heft__arena *arena, const char *name, const heft__
     return end ? heft__arena_text(arena, at, end) : NULL;
 }
 
-/* Variants are not taken unasked, as Transformers does not: the error names them. */
-static heft_status refuse_variants(struct search *s, heft_error *err)
+/* Whether a name is that of a shard of no variant: model-00001-of-00002.safetensors. */
+static bool is_plain_shard(const char *name, const heft__format *format)
 {
-    const char *first = NULL, *second = NULL;
+    struct shard shard;
+    return read_shard(name, &shard) && strcmp(shard.extension, format->extension) == 0 &&
+           shard.stem == strlen(format->stem) && memcmp(name, format->stem, shard.stem) == 0;
+}
+
+/* The variants of weights that the folder has (NULL: there are not as many), none where it has shards of no
+ * variant. */
+static void list_variants(struct search *s, const char *found[2])
+{
     const heft__format *format;
-    for (size_t k = 0; k <= STEM_COUNT && !second; k++) {
-        for (size_t f = 0; !second && (format = next_format(s, &f));) {
+    for (size_t k = 0; k <= STEM_COUNT; k++) {
+        for (size_t f = 0; (format = next_format(s, &f));) {
             format = k ? heft__format_with_stem(s->arena, format, stems[k - 1]) : format;
-            for (size_t i = 0; format && i < s->count && !second; i++) {
+            for (size_t i = 0; format && i < s->count; i++) {
+                if (is_plain_shard(s->names[i], format)) {
+                    found[0] = found[1] = NULL;
+                    return;
+                }
                 const char *variant = variant_of(s->arena, s->names[i], format);
-                if (variant && !first) {
-                    first = variant;
-                } else if (variant && strcmp(variant, first) != 0) {
-                    second = variant;
+                if (variant && !found[0]) {
+                    found[0] = variant;
+                } else if (variant && strcmp(variant, found[0]) != 0) {
+                    found[1] = variant;
                 }
             }
         }
     }
-    if (!first) {
-        return HEFT_OK;
+}
+
+/* A variant is taken unasked only where it is the only one: of several, the error names two. */
+static heft_status try_only_variant(struct search *s, heft_error *err)
+{
+    const char *found[2] = {NULL, NULL};
+    heft_status status = HEFT_OK;
+    list_variants(s, found);
+    if (found[1]) {
+        heft__fail(err, HEFT_NOT_FOUND,
+                   "found only weights of variants: select one with --variant %.60s or "
+                   "--variant %.60s",
+                   found[0], found[1]);
+        return fail_here(s, err);
     }
-    heft__fail(err, HEFT_NOT_FOUND,
-               "found only weights of a variant: select it with --variant %.60s%s%.60s", first,
-               second ? " or --variant " : "", second ? second : "");
-    return heft__add_path(HEFT_NOT_FOUND, err, s->out->folder);
+    for (size_t i = 0; found[0] && i <= STEM_COUNT && status == HEFT_OK && !is_found(s); i++) {
+        status = try_stem(s, i ? stems[i - 1] : NULL, found[0], err);
+    }
+    return status == HEFT_OK && is_found(s) ? note(s, "the only variant in the folder",
+                                                   s->out->file ? s->out->file : s->out->index, err)
+                                            : status;
 }
 
 /* Of the safetensors files, if there are any; else of the others. */
@@ -565,11 +592,11 @@ heft_status heft__find_other_weights(heft__arena *arena, const heft_checkpoint_o
     if (status == HEFT_OK && !is_found(&s) && !variant) {
         status = try_odd_index(&s, err);
     }
+    if (status == HEFT_OK && !is_found(&s) && !variant) {
+        status = try_only_variant(&s, err);
+    }
     if (status == HEFT_OK && !is_found(&s)) {
         status = try_sets(&s, err);
-    }
-    if (status == HEFT_OK && !is_found(&s) && !variant) {
-        status = refuse_variants(&s, err);
     }
     if (status == HEFT_OK && !is_found(&s) && !variant) {
         status = try_one_file(&s, err);

@@ -243,6 +243,9 @@ typedef struct cli_listing {
     size_t *tied_ends; /* owned; [tied_count]: where in `tied` each group ends */
     size_t tied_count;
     uint64_t total_size, total_parameters;
+    const heft_tensor_info *
+        *shown; /* owned; [shown_count] of infos, in the order of a list; NULL: none yet */
+    size_t shown_count;
 } cli_listing;
 
 /* False without memory. Either way cli_listing_fini() is called. */

@@ -3,6 +3,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,8 @@
 #define OPTIONS(X)                                                                                 \
     X(CLASS, "class", "NAME", "class of the empty model (default: from the config)")               \
     X(TREE, "tree", NULL, "show modules with totals instead of tensors")                           \
+    X(FILTER, "filter", "GLOB", "list only tensors whose names match, such as '*.mlp.*'")          \
+    X(SORT, "sort", "KEY", "order of the list: name, or bytes, the largest first")                 \
     X(HTML, "html", "FILE",                                                                        \
       "write an HTML treemap of the tensors instead of a list; -: to stdout")                      \
     X(VARIANT, "variant", "V", "read model.V.safetensors, ...")                                    \
@@ -78,6 +81,48 @@ static void print_dtypes(const cli_listing *list)
     }
 }
 
+/* ---- which tensors, in which order ----------------------------------------------------------- */
+static int by_name(const void *left, const void *right)
+{
+    return strcmp((*(const heft_tensor_info *const *)left)->name,
+                  (*(const heft_tensor_info *const *)right)->name);
+}
+
+/* The largest first, equal ones in their order. */
+static int by_bytes(const void *left, const void *right)
+{
+    const heft_tensor_info *a = *(const heft_tensor_info *const *)left,
+                           *b = *(const heft_tensor_info *const *)right;
+    return a->size_bytes != b->size_bytes ? (a->size_bytes < b->size_bytes ? 1 : -1)
+                                          : (a > b) - (a < b);
+}
+
+/* False without memory. */
+static bool choose_tensors(const cli_run *run, cli_listing *list)
+{
+    const char *filter = run->values[OPTION_FILTER], *sort = run->values[OPTION_SORT];
+    list->shown = calloc(list->count + 1, sizeof *list->shown);
+    for (size_t i = 0; list->shown && i < list->count; i++) {
+        if (!filter || fnmatch(filter, list->infos[i].name, 0) == 0) {
+            list->shown[list->shown_count++] = &list->infos[i];
+        }
+    }
+    if (list->shown && sort) {
+        qsort(list->shown, list->shown_count, sizeof *list->shown,
+              strcmp(sort, "name") == 0 ? by_name : by_bytes);
+    }
+    return list->shown != NULL;
+}
+
+static bool check_sort(const cli_run *run, heft_error *err)
+{
+    const char *sort = run->values[OPTION_SORT];
+    if (sort && strcmp(sort, "name") != 0 && strcmp(sort, "bytes") != 0) {
+        return cli_refuse(err, "--sort", "'%.60s' is not a key: expected name or bytes", sort);
+    }
+    return true;
+}
+
 /* ---- JSON ------------------------------------------------------------------------------------ */
 static void put_files(cli_json *json, const heft_checkpoint *ckpt)
 {
@@ -96,8 +141,8 @@ static void put_files(cli_json *json, const heft_checkpoint *ckpt)
 static void put_tensors(cli_json *json, const cli_listing *list)
 {
     cli_json_open(json, "tensors", '[');
-    for (size_t i = 0; i < list->count; i++) {
-        const heft_tensor_info *info = &list->infos[i];
+    for (size_t i = 0; i < list->shown_count; i++) {
+        const heft_tensor_info *info = list->shown[i];
         cli_json_open(json, NULL, '{');
         cli_json_string(json, "name", info->name);
         cli_json_string(json, "dtype", heft_dtype_name(info->dtype));
@@ -284,8 +329,8 @@ static bool print_tensors(const cli_listing *list)
     cli_table table = {.titles = stored, .columns = list->ckpt ? 6 : 4, .has_head = true};
     table.optional = list->ckpt ? 2 : 0; /* file and offset */
     char text[32], shape[256];
-    for (size_t i = 0; i < list->count; i++) {
-        const heft_tensor_info *info = &list->infos[i];
+    for (size_t i = 0; i < list->shown_count; i++) {
+        const heft_tensor_info *info = list->shown[i];
         cli_table_add(&table, info->name);
         cli_table_add(&table, heft_dtype_name(info->dtype));
         cli_table_add(&table, cli_shape(info->shape, info->rank, shape));
@@ -310,6 +355,9 @@ static bool print_text(cli_run *run, const cli_listing *list, const heft_quantiz
         cli_warn(run, quantization->warning);
     }
     print_summary(list, quantization);
+    if (run->values[OPTION_FILTER]) {
+        printf("listed      %zu of %zu tensors\n", list->shown_count, list->count);
+    }
     if (list->ckpt) {
         putchar('\n');
         if (!print_files(list->ckpt)) {
@@ -328,6 +376,7 @@ static int print_listing(cli_run *run, cli_listing *list, const heft_quantizatio
 {
     const char *page = run->values[OPTION_HTML];
     heft_error err = {0};
+    good = good && choose_tensors(run, list);
     if (good && page && !cli_treemap_write(run, list, run->arguments[0], page, &err)) {
         cli_listing_fini(list);
         return cli_fail(run, &err);
@@ -381,7 +430,7 @@ static int run_inspect(cli_run *run)
     heft_checkpoint_options where =
         HEFT_OPTIONS(heft_checkpoint_options, .variant = run->values[OPTION_VARIANT],
                      .subfolder = run->values[OPTION_SUBFOLDER]);
-    if (!cli_value_format(run, OPTION_FORMAT, &where.prefer, &err)) {
+    if (!cli_value_format(run, OPTION_FORMAT, &where.prefer, &err) || !check_sort(run, &err)) {
         return cli_fail(run, &err);
     }
     const char *page = run->values[OPTION_HTML];

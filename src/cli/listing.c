@@ -180,5 +180,6 @@ void cli_listing_fini(cli_listing *list)
     free(list->parameters);
     free(list->tied);
     free(list->tied_ends);
+    free(list->shown);
     *list = (cli_listing){0};
 }

@@ -11,6 +11,8 @@
  * A part that does not stand in its file as it is used (deflated, strided, other byte order) is held
  * whole. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and the parts that are held; decoders may leave
  * it to each other, so that the kernel does not clear fresh pages for each.
+ * Large results that stay where they are put are stored around the caches: they would push out what is read, and
+ * memory would be read before it is written.
  * Source: docs/formats/quantized.md. */
 #include "format/format.h"
 
@@ -21,6 +23,7 @@
 #define LENT_TILE_BYTES                                                                            \
     ((uint64_t)1 << 20)                  /* of rows that are computed from where parts are held */
 #define PIECE_BYTES ((uint64_t)16 << 20) /* of elements that are read at once by one thread */
+#define STREAM_BYTES ((uint64_t)1 << 20) /* of elements that are stored around the caches */
 #define ALIGNMENT 64
 
 struct held {
@@ -32,6 +35,7 @@ struct held {
 struct heft__decoder {
     heft_ctx *ctx;
     const heft__decoded *decoded;
+    heft__quant_weight weight;    /* as it is computed: perhaps of another dtype */
     heft__decoder_memory *memory; /* NULL: none */
     uint64_t columns, matrix_rows, row_bytes;
     uint64_t tile_rows;
@@ -243,6 +247,7 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded,
     }
     *d = (heft__decoder){.ctx = ctx,
                          .decoded = decoded,
+                         .weight = *weight,
                          .memory = memory,
                          .columns = heft__quant_columns(weight),
                          .matrix_rows = heft__quant_matrix_rows(weight),
@@ -270,6 +275,19 @@ heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded,
     d->parts_bytes = (size_t)parts;
     *out = d;
     return HEFT_OK;
+}
+
+bool heft__decoder_cast(heft__decoder *d, heft_dtype to)
+{
+    const heft__quant_weight *weight = d->decoded->weight;
+    const bool can = to == weight->dtype || (weight->layout->is_cast && to == HEFT_DTYPE_BF16 &&
+                                             weight->dtype == HEFT_DTYPE_F16);
+    if (can && to != d->weight.dtype) {
+        d->weight.through = to == weight->dtype ? HEFT_DTYPE_NONE : weight->dtype;
+        d->weight.dtype = to;
+        d->held_rows = 0;
+    }
+    return can;
 }
 
 void heft__decoder_free(heft__decoder *d)
@@ -372,9 +390,9 @@ static heft_status reserve_parts(heft__decoder *d, const heft__quant_region *reg
 
 /* Rows first .. first + rows - 1, of one tile, into dst. */
 static heft_status decode_rows(heft__decoder *d, uint64_t first, uint64_t rows, void *dst,
-                               heft_error *err)
+                               bool stream, heft_error *err)
 {
-    const heft__quant_weight *weight = d->decoded->weight;
+    const heft__quant_weight *weight = &d->weight;
     heft__quant_region regions[HEFT__QUANT_REGIONS];
     heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{0}};
     const size_t count = weight->layout->regions(weight, first, rows, regions);
@@ -389,8 +407,12 @@ static heft_status decode_rows(heft__decoder *d, uint64_t first, uint64_t rows, 
             is_lent(d->decoded, regions[k].part) ? 0 : aligned(regions[k].length * regions[k].runs);
     }
     if (status == HEFT_OK) {
-        status = heft__add_item(weight->layout->decode(weight, first, rows, bytes, dst, err), err,
-                                weight->name);
+        status =
+            heft__add_item(weight->layout->decode(weight, first, rows, bytes, dst, stream, err),
+                           err, weight->name);
+    }
+    if (stream) {
+        heft__nibble_lanes()->settle();
     }
     return status;
 }
@@ -424,7 +446,7 @@ heft_status heft__decoder_lend(heft__decoder *d, uint64_t first, const void **ro
     }
     if (d->held_rows == 0 || d->held_first != tile.first) {
         d->held_rows = 0;
-        const heft_status status = decode_rows(d, tile.first, tile.rows, d->rows, err);
+        const heft_status status = decode_rows(d, tile.first, tile.rows, d->rows, false, err);
         if (status != HEFT_OK) {
             return status;
         }
@@ -437,16 +459,17 @@ heft_status heft__decoder_lend(heft__decoder *d, uint64_t first, const void **ro
 }
 
 heft_status heft__decoder_read(heft__decoder *d, uint64_t first, uint64_t count, void *dst,
-                               heft_error *err)
+                               bool stay, heft_error *err)
 {
     const size_t width = heft_dtype_bits(d->decoded->weight->dtype) / 8;
     heft_status status = HEFT_OK;
+    const bool stream = stay && count * width >= STREAM_BYTES;
     uint8_t *to = dst;
     while (count > 0 && status == HEFT_OK) {
         const struct tile tile = tile_of(d, first);
         uint64_t some = tile.rows * d->columns;
         if (first == tile.first * d->columns && count >= some && (uintptr_t)to % width == 0) {
-            status = decode_rows(d, tile.first, tile.rows, to, err);
+            status = decode_rows(d, tile.first, tile.rows, to, stream, err);
         } else {
             const void *rows = NULL;
             status = heft__decoder_lend(d, first, &rows, &some, err);

@@ -173,9 +173,12 @@ typedef struct heft__decoder heft__decoder;
 heft_status heft__decoder_new(heft_ctx *ctx, const heft__decoded *decoded,
                               heft__decoder_memory *memory, heft__decoder **out, heft_error *err);
 void heft__decoder_free(heft__decoder *decoder); /* NULL allowed */
-/* Compute elements first .. first + count - 1, row by row. Path and item of an error are filled. */
+/* Compute elements of another dtype from now on, rounded to the weight's and then cast. False: it cannot. */
+bool heft__decoder_cast(heft__decoder *decoder, heft_dtype to);
+/* Compute elements first .. first + count - 1, row by row. stay: they are not read again soon. Path and item
+ * of an error are filled. */
 heft_status heft__decoder_read(heft__decoder *decoder, uint64_t first, uint64_t count, void *dst,
-                               heft_error *err);
+                               bool stay, heft_error *err);
 /* Lend elements from `first` on to the end of their tile, at least one: until the next call. */
 heft_status heft__decoder_lend(heft__decoder *decoder, uint64_t first, const void **elements,
                                uint64_t *count, heft_error *err);
@@ -356,7 +359,7 @@ bool heft__is_weights_ending(const char *name);
  * "model-00001-of-00002.safetensors". */
 bool heft__is_weights_name(const char *name);
 /* The same, or that of a whole model or adapter in another library's files: "tf_model.h5",
- * "consolidated.00.pth", "adapter_model.bin". */
+ * "consolidated.00.pth", "adapter_model.bin", "pytorch_lora_weights.bin". */
 bool heft__is_model_name(const char *name);
 
 /* ---- files that are no weights for heft (strangers.c) ------------------------------------------ */

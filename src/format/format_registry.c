@@ -131,6 +131,8 @@ bool heft__is_model_name(const char *name)
         {"consolidated",            "pth"        },
         {"adapter_model",           "safetensors"},
         {"adapter_model",           "bin"        },
+        {"pytorch_lora_weights",    "safetensors"},
+        {"pytorch_lora_weights",    "bin"        },
         {"diffusion_pytorch_model", "safetensors"},
         {"diffusion_pytorch_model", "bin"        },
     };

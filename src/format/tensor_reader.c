@@ -188,7 +188,7 @@ heft_status heft__tensor_reader_next(heft__tensor_reader *reader, void *dst, siz
         status = heft__strided_next(reader->strided, dst, piece, &piece, err);
     } else if (piece && reader->decoder) {
         status = heft__decoder_read(reader->decoder, reader->done / reader->elem_bytes,
-                                    piece / reader->elem_bytes, dst, err);
+                                    piece / reader->elem_bytes, dst, false, err);
     } else if (piece && reader->inflater) {
         status = heft__inflater_read(reader->inflater, dst, piece, err);
     } else if (piece) {

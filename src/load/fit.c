@@ -359,7 +359,8 @@ heft_status heft__fit_warn(heft__loading *l, heft_error *err)
     }
     if (match->unwrapped_count > 0 &&
         !heft__warn(&l->memory->warnings,
-                    "%zu tensor name%s matched without '%s', which a wrapper around the model adds",
+                    "%zu tensor name%s matched without the prefix '%s', which a wrapper around the "
+                    "model adds",
                     match->unwrapped_count, match->unwrapped_count > 1 ? "s were" : " was",
                     match->unwrapped)) {
         return heft__fail_nomem(err, 0);

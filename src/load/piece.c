@@ -188,7 +188,7 @@ static heft_status read_cast(const heft_checkpoint *ckpt, const heft__piece *pie
     return status;
 }
 
-/* Computed; where it is cast, tile by tile from the decoder's memory. */
+/* Computed; where it is cast, by the decoder if it can, else tile by tile from its memory. */
 static heft_status read_decoded(const heft__pieces *pieces, const heft__piece *piece, uint8_t *dst,
                                 heft_error *err)
 {
@@ -198,10 +198,11 @@ static heft_status read_decoded(const heft__pieces *pieces, const heft__piece *p
     heft__decoder *decoder = NULL;
     heft_status status = heft__decoder_new(ckpt->ctx, ckpt->entries[piece->tensor]->decoded,
                                            pieces->memory, &decoder, err);
-    if (status == HEFT_OK && from == piece->to) {
-        status = heft__decoder_read(decoder, piece->offset, piece->count, dst, err);
+    const bool cast = status == HEFT_OK && !heft__decoder_cast(decoder, piece->to);
+    if (status == HEFT_OK && !cast) {
+        status = heft__decoder_read(decoder, piece->offset, piece->count, dst, true, err);
     }
-    for (uint64_t done = 0; done < piece->count && from != piece->to && status == HEFT_OK;) {
+    for (uint64_t done = 0; done < piece->count && cast && status == HEFT_OK;) {
         const void *elements = NULL;
         uint64_t some = 0;
         status = heft__decoder_lend(decoder, piece->offset + done, &elements, &some, err);

@@ -54,6 +54,11 @@ static heft_status read_config(heft_source *source, heft_error *err)
                    "contains an adapter, not a model: load its base model, which "
                    "adapter_config.json names; inspect, verify and convert accept adapters");
         heft__add_path(status, &why, source->survey->where.folder);
+    } else if (status == HEFT_NOT_FOUND && stem && strcmp(stem, "pytorch_lora_weights") == 0) {
+        heft__fail(&why, status,
+                   "contains a LoRA of diffusers, not a model: load the model that it was made "
+                   "for; inspect, verify and convert accept LoRAs");
+        heft__add_path(status, &why, source->survey->where.folder);
     } else if (status == HEFT_NOT_FOUND) { /* the path stays */
         (void)snprintf(why.message, sizeof why.message,
                        "does not exist: a model is loaded with the config.json beside its weights");

@@ -24,11 +24,12 @@ static size_t int8_regions(const heft__quant_weight *weight, uint64_t first, uin
 
 static heft_status int8_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                               heft_error *err)
+                               bool stream, heft_error *err)
 {
     const uint64_t columns = heft__quant_columns(weight);
     float *to = dst;
     (void)first;
+    (void)stream;
     (void)err;
     for (uint64_t r = 0; r < rows; r++) {
         const uint8_t *q = bytes[0].at + r * columns;

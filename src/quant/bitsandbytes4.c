@@ -100,7 +100,7 @@ static void decode_run(const struct blocks *b, heft_dtype dtype, const uint8_t *
     }
     if (count > 0) {
         heft__nibble_lanes()->lookup16((uint16_t *)(void *)dst, (const uint16_t *)table,
-                                       values + (at / 2 - start / 2), count, true);
+                                       values + (at / 2 - start / 2), count, true, false);
     }
 }
 
@@ -108,6 +108,7 @@ struct tile {
     const heft__quant_bytes *bytes;
     uint64_t start, end, first; /* numbers of its values; its first block */
     uint8_t *dst;
+    bool stream;
 };
 
 /* What is left of a block from number `at` on; returns the next number, as decode_whole() does. */
@@ -135,7 +136,7 @@ static uint64_t decode_whole(const struct blocks *b, heft_dtype dtype, const str
         heft__nibble_lanes()->lookup_blocks(
             (uint16_t *)(void *)(tile->dst + (at - tile->start) * 2), b->map, absmax,
             dtype == HEFT_DTYPE_F16, tile->bytes[0].at + (at / 2 - tile->start / 2), some,
-            (size_t)b->size);
+            (size_t)b->size, tile->stream);
         at += some * b->size;
     }
     return at;
@@ -143,7 +144,7 @@ static uint64_t decode_whole(const struct blocks *b, heft_dtype dtype, const str
 
 static heft_status blocks_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                  const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                 heft_error *err)
+                                 bool stream, heft_error *err)
 {
     const struct blocks *b = weight->detail;
     const uint64_t columns = heft__quant_columns(weight), start = first * columns;
@@ -151,7 +152,8 @@ static heft_status blocks_decode(const heft__quant_weight *weight, uint64_t firs
                               .start = start,
                               .end = (first + rows) * columns,
                               .first = start / b->size,
-                              .dst = dst};
+                              .dst = dst,
+                              .stream = stream};
     const bool in_vectors = heft_dtype_bits(weight->dtype) == 16 && b->size % 32 == 0;
     (void)err;
     for (uint64_t at = start; at < tile.end;) {

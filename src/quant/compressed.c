@@ -87,16 +87,6 @@ static const heft__json_value *arguments_of(const heft__quant_finder *finder, si
 }
 
 /* ---- weights ---------------------------------------------------------------------------------- */
-static heft_status add(heft__quant_finder *finder, const heft__quant_weight *weight, size_t i,
-                       size_t prefix, heft_error *err)
-{
-    const heft_status status = heft__quant_add(finder, weight, err);
-    for (const char *const *name = companions; status == HEFT_OK && *name; name++) {
-        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
-    }
-    return status;
-}
-
 /* NVFP4 and MXFP4. */
 static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t prefix,
                                    heft_error *err)
@@ -123,7 +113,7 @@ static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t 
             heft__quant_grouped4(finder, &weight, i, scales, nvfp4 ? 16 : 32, divisor, 1.0F, err);
     }
     if (status == HEFT_OK) {
-        status = add(finder, &weight, i, prefix, err);
+        status = heft__quant_add_with(finder, &weight, i, prefix, companions, err);
     }
     if (status == HEFT_OK) {
         heft__quant_companion(finder, global);
@@ -304,7 +294,8 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
             unsure ? "several config_groups match its scales, and none of them names its module"
                    : "no config gives the dtype of its dequantized values";
     }
-    return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
+    return status == HEFT_OK ? heft__quant_add_with(finder, &weight, i, prefix, companions, err)
+                             : status;
 }
 
 /* ---- formats that are not computed ------------------------------------------------------------- */
@@ -328,7 +319,7 @@ static heft_status keep_as_it_is(heft__quant_finder *finder, size_t i, size_t pr
     }
     weight.part[0] = i;
     weight.why = why;
-    status = add(finder, &weight, i, prefix, err);
+    status = heft__quant_add_with(finder, &weight, i, prefix, companions, err);
     for (const char *const *name = rest; status == HEFT_OK && *name; name++) {
         heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
     }

@@ -149,16 +149,6 @@ static heft_status set_layout(const heft__quant_finder *finder, heft__quant_weig
                                                             HEFT__NO_PART, block[0], block[1], err);
 }
 
-static heft_status add(heft__quant_finder *finder, const heft__quant_weight *weight, size_t i,
-                       size_t prefix, heft_error *err)
-{
-    const heft_status status = heft__quant_add(finder, weight, err);
-    for (const char *const *name = companions; status == HEFT_OK && *name; name++) {
-        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
-    }
-    return status;
-}
-
 /* Experts in one tensor: NAME, NAME_scale_inv or NAME_scale. */
 static heft_status find_stacked(heft__quant_finder *finder, size_t i, heft_error *err)
 {
@@ -193,7 +183,8 @@ static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t 
     if (status == HEFT_OK) {
         status = heft__quant_grouped4(finder, &weight, i, scales, MX_GROUP, 1.0F, 1.0F, err);
     }
-    return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
+    return status == HEFT_OK ? heft__quant_add_with(finder, &weight, i, prefix, companions, err)
+                             : status;
 }
 
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
@@ -218,7 +209,8 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     if (status == HEFT_OK) {
         status = set_layout(finder, &weight, i, scales, err);
     }
-    return status == HEFT_OK ? add(finder, &weight, i, prefix, err) : status;
+    return status == HEFT_OK ? heft__quant_add_with(finder, &weight, i, prefix, companions, err)
+                             : status;
 }
 
 const heft__quant_method heft__quant_fp8 = {

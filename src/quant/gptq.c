@@ -79,11 +79,13 @@ static heft_status read_version(const heft__quant_finder *finder, struct heft__t
 }
 
 /* ---- settings of single modules ----------------------------------------------------------------- */
-/* `dynamic`: expressions of modules with settings of their own. The expressions are not evaluated: which
- * settings a module has shows in the shapes of its tensors. */
+/* `dynamic`, or AutoRound's `extra_config`: expressions of modules with settings of their own. The expressions are
+ * not evaluated: which settings a module has shows in the shapes of its tensors. */
 static const heft__json_value *overrides_in(const heft__quant_finder *finder)
 {
-    const heft__json_value *dynamic = heft__json_member(finder->settings->config, "dynamic");
+    const heft__json_value *config = finder->settings->config,
+                           *own = heft__json_member(config, "dynamic"),
+                           *dynamic = own ? own : heft__json_member(config, "extra_config");
     return dynamic && dynamic->type == HEFT__JSON_TYPE_OBJECT ? dynamic->first : NULL;
 }
 

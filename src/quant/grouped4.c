@@ -41,7 +41,7 @@ static void results(const struct groups *g, float table[256][16])
 
 static heft_status grouped_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                   const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                  heft_error *err)
+                                  bool stream, heft_error *err)
 {
     const struct groups *g = weight->detail;
     const bool wide = weight->dtype == HEFT_DTYPE_F32;
@@ -57,7 +57,7 @@ static heft_status grouped_decode(const heft__quant_weight *weight, uint64_t fir
     const uint64_t groups = rows * g->count;
     if (!wide) {
         heft__nibble_lanes()->lookup_groups(dst, (const uint16_t(*)[16])short_table, bytes[1].at,
-                                            bytes[0].at, (size_t)groups, size);
+                                            bytes[0].at, (size_t)groups, size, stream);
     }
     for (uint64_t k = 0; wide && k < groups; k++) {
         const uint8_t *values = bytes[0].at + k * size / 2, scale = bytes[1].at[k];

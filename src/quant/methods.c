@@ -23,6 +23,29 @@ static bool has(const heft__json_value *config, const char *key)
     return heft__json_member(config, key) != NULL;
 }
 
+/* AutoRound writes the layouts of other methods, and says which. Of its own, "auto_round" and
+ * "auto_round:gptqmodel", the zero points are not known. */
+static const char *packed_as(const heft__json_value *config)
+{
+    static const char *const formats[][2] = {
+        {"auto_round:auto_gptq", "gptq"},
+        {"auto_round:gptq",      "gptq"},
+        {"auto_gptq",            "gptq"},
+        {"auto_round:auto_awq",  "awq" },
+        {"auto_round:awq",       "awq" },
+        {"auto_awq",             "awq" },
+        {"auto_round:fp8",       "fp8" },
+    };
+    const heft__json_value *format = heft__json_member(config, "packing_format");
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        if (format && format->type == HEFT__JSON_TYPE_STRING &&
+            strcmp(format->text, formats[i][0]) == 0) {
+            return formats[i][1];
+        }
+    }
+    return NULL;
+}
+
 /* What the settings call it; NULL if they do not say. */
 static const char *declared_name(const heft__quant_settings *settings)
 {
@@ -32,7 +55,10 @@ static const char *declared_name(const heft__quant_settings *settings)
     }
     const heft__json_value *name = heft__json_member(config, "quant_method");
     if (name && name->type == HEFT__JSON_TYPE_STRING) {
-        return name->text;
+        const bool packed =
+            strcmp(name->text, "auto-round") == 0 || strcmp(name->text, "intel/auto-round") == 0;
+        const char *as = packed ? packed_as(config) : NULL;
+        return as ? as : name->text;
     }
     if (has(config, "quant_algo") || has(config, "producer")) {
         return "modelopt";
@@ -341,6 +367,17 @@ heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight
     }
     found->weights[found->count++] = *weight;
     return HEFT_OK;
+}
+
+heft_status heft__quant_add_with(heft__quant_finder *finder, const heft__quant_weight *weight,
+                                 size_t i, size_t prefix, const char *const *companions,
+                                 heft_error *err)
+{
+    const heft_status status = heft__quant_add(finder, weight, err);
+    for (const char *const *name = companions; status == HEFT_OK && *name; name++) {
+        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
+    }
+    return status;
 }
 
 void heft__quant_companion(heft__quant_finder *finder, size_t i)

@@ -151,13 +151,10 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         weight.why = what_else(finder->table, i, prefix);
     }
     if (status == HEFT_OK) {
-        status = heft__quant_add(finder, &weight, err);
+        status = heft__quant_add_with(finder, &weight, i, prefix, rest, err);
     }
     if (status == HEFT_OK) {
         heft__quant_companion(finder, second);
-    }
-    for (const char *const *name = rest; status == HEFT_OK && *name; name++) {
-        heft__quant_companion(finder, heft__quant_sibling(finder->table, i, prefix, *name));
     }
     return status;
 }

@@ -6,8 +6,8 @@
  *
  *   W[e][i][o] = value(e, o, i) * 2^(scale[e][o][i / 32] - 127)
  *
- * Computed for 16 bytes of a block, that is 32 rows of W: for 32 rows of blocks at once (turned_lanes.c), so that each
- * row of W gets 64 bytes, or for eight.
+ * Computed for 16 bytes of a block, that is 32 rows of W: for up to 128 rows of blocks at once (turned_lanes.c), so
+ * that each row of W gets 256 bytes, or for eight.
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
@@ -15,7 +15,7 @@ enum { BLOCKS, SCALES };
 
 #define GROUP 32 /* elements of a block */
 #define LINE 4   /* blocks in a cache line */
-#define BAND 32  /* rows of blocks at once */
+#define BAND 32  /* rows of blocks, which the loops take some of at once */
 
 struct experts {
     uint64_t rows, groups; /* of one expert's blocks */
@@ -79,6 +79,7 @@ struct tile {
     heft__quant_bytes blocks, scales;
     uint16_t (*table)[16];
     uint16_t *dst;
+    bool stream;
 };
 
 /* Blocks g of up to eight rows of blocks from o on, so that each row of W gets 16 bytes. */
@@ -91,8 +92,8 @@ static void decode_eight(const struct tile *tile, uint64_t o, uint64_t g)
     for (uint64_t k = 0; k < some; k++) {
         const uint8_t *from = tile->blocks.at + (o + k) * tile->blocks.line + g * (GROUP / 2);
         const uint16_t *results = tile->table[tile->scales.at[(o + k) * tile->scales.line + g]];
-        lanes->lookup16(values[0][k], results, from, GROUP / 2, false);
-        lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false);
+        lanes->lookup16(values[0][k], results, from, GROUP / 2, false, false);
+        lanes->lookup16(values[1][k], results, from + GROUP / 4, GROUP / 2, false, false);
     }
     const uint64_t left = tile->rows - g * GROUP < GROUP ? tile->rows - g * GROUP : GROUP;
     uint16_t *to = tile->dst + g * GROUP * x->rows + o;
@@ -104,38 +105,43 @@ static void decode_eight(const struct tile *tile, uint64_t o, uint64_t g)
     }
 }
 
-/* The same of BAND rows of blocks, if there are as many and their scales are not extreme. */
-static bool decode_band(const struct tile *tile, uint64_t o, uint64_t g)
+/* The same of some rows of blocks at once, if there are whole bands of them and their scales are not extreme.
+ * Returns how many. */
+static uint64_t decode_bands(const struct tile *tile, uint64_t o, uint64_t g)
 {
     const struct heft__turned_lanes *lanes = heft__turned_lanes();
-    uint8_t scales[BAND], least = UINT8_MAX, most = 0;
-    if (!lanes->turn_e2m1 || tile->x->rows - o < BAND || tile->rows - g * GROUP < GROUP) {
-        return false;
+    const uint64_t left = (tile->x->rows - o) / BAND * BAND,
+                   some = left < HEFT__E2M1_COLUMNS ? left : HEFT__E2M1_COLUMNS;
+    uint8_t scales[HEFT__E2M1_COLUMNS], least = UINT8_MAX, most = 0;
+    if (!lanes->turn_e2m1 || tile->rows - g * GROUP < GROUP) {
+        return 0;
     }
-    for (uint64_t k = 0; k < BAND; k++) {
+    for (uint64_t k = 0; k < some; k++) {
         scales[k] = tile->scales.at[(o + k) * tile->scales.line + g];
+    }
+    for (uint64_t k = 0; k < some; k++) {
         least = scales[k] < least ? scales[k] : least;
         most = scales[k] > most ? scales[k] : most;
     }
-    if (least < HEFT__E2M1_LEAST || most > HEFT__E2M1_MOST) {
-        return false;
+    if (some == 0 || least < HEFT__E2M1_LEAST || most > HEFT__E2M1_MOST) {
+        return 0;
     }
     lanes->turn_e2m1(tile->dst + g * GROUP * tile->x->rows + o, (size_t)tile->x->rows,
                      tile->blocks.at + o * tile->blocks.line + g * (GROUP / 2),
-                     (size_t)tile->blocks.line, scales);
-    return true;
+                     (size_t)tile->blocks.line, scales, (size_t)some, tile->stream);
+    return some;
 }
 
 /* The four blocks of a cache line one after the other, in all rows of blocks. */
 static void decode_tile(const struct tile *tile)
 {
+    const uint64_t step = HEFT__E2M1_COLUMNS;
     for (uint64_t first = 0; first < tile->groups; first += LINE) {
         const uint64_t end = first + LINE < tile->groups ? first + LINE : tile->groups;
-        for (uint64_t o = 0; o < tile->x->rows; o += BAND) {
-            const uint64_t last = tile->x->rows - o < BAND ? tile->x->rows : o + BAND;
+        for (uint64_t o = 0; o < tile->x->rows; o += step) {
+            const uint64_t last = tile->x->rows - o < step ? tile->x->rows : o + step;
             for (uint64_t g = first; g < end; g++) {
-                const bool done = decode_band(tile, o, g);
-                for (uint64_t k = o; k < last && !done; k += 8) {
+                for (uint64_t k = o + decode_bands(tile, o, g); k < last; k += 8) {
                     decode_eight(tile, k, g);
                 }
             }
@@ -145,7 +151,7 @@ static void decode_tile(const struct tile *tile)
 
 static heft_status mxfp4_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                heft_error *err)
+                                bool stream, heft_error *err)
 {
     const struct experts *x = weight->detail;
     uint16_t table[256][16];
@@ -158,7 +164,8 @@ static heft_status mxfp4_decode(const heft__quant_weight *weight, uint64_t first
                                .blocks = bytes[0],
                                .scales = bytes[1],
                                .table = table,
-                               .dst = dst});
+                               .dst = dst,
+                               .stream = stream});
     return HEFT_OK;
 }
 

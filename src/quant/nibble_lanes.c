@@ -8,11 +8,11 @@
 #include "quant/nibble_table.h"
 
 static inline void lookup(uint16_t *restrict dst, const uint16_t table[16],
-                          const uint8_t *restrict src, size_t count, bool high_first)
+                          const uint8_t *restrict src, size_t count, bool high_first, bool stream)
 {
     const unsigned even = high_first ? 4 : 0, odd = 4 - even;
     const nibble_entries entries = entries_load(table);
-    size_t k = lookup_vectors(dst, &entries, src, count, high_first);
+    size_t k = lookup_vectors(dst, &entries, src, count, high_first, stream);
     uint8_t *to = (uint8_t *)dst;
     for (; k + 2 <= count; k += 2) {
         const uint8_t pair = src[k / 2];
@@ -25,34 +25,37 @@ static inline void lookup(uint16_t *restrict dst, const uint16_t table[16],
 }
 
 static void lookup16(uint16_t *restrict dst, const uint16_t table[16], const uint8_t *restrict src,
-                     size_t count, bool high_first)
+                     size_t count, bool high_first, bool stream)
 {
+    stream = stream && heft__can_stream(dst);
     if (high_first) {
-        lookup(dst, table, src, count, true);
+        lookup(dst, table, src, count, true, stream);
     } else {
-        lookup(dst, table, src, count, false);
+        lookup(dst, table, src, count, false, stream);
     }
 }
 
 /* Blocks of a multiple of 32 values, each by map[value] * its factor; the high half of a byte first. */
 static void lookup_blocks(uint16_t *restrict dst, const float map[16],
                           const float *restrict factors, bool half, const uint8_t *restrict src,
-                          size_t blocks, size_t block)
+                          size_t blocks, size_t block, bool stream)
 {
+    stream = stream && heft__can_stream(dst);
     for (size_t b = 0; b < blocks; b++) {
         const nibble_entries entries =
             half ? entries_scaled(map, factors[b], true) : entries_scaled(map, factors[b], false);
-        (void)lookup_vectors(dst + b * block, &entries, src + b * block / 2, block, true);
+        (void)lookup_vectors(dst + b * block, &entries, src + b * block / 2, block, true, stream);
     }
 }
 
 /* Groups of an even number of values, each by the table of its scale; the low half first. */
 static void lookup_groups(uint16_t *restrict dst, const uint16_t tables[][16],
                           const uint8_t *restrict scales, const uint8_t *restrict src,
-                          size_t groups, size_t group)
+                          size_t groups, size_t group, bool stream)
 {
+    stream = stream && heft__can_stream(dst) && group % (HEFT__STREAM_LINE / sizeof *dst) == 0;
     for (size_t g = 0; g < groups; g++) {
-        lookup(dst + g * group, tables[scales[g]], src + g * group / 2, group, false);
+        lookup(dst + g * group, tables[scales[g]], src + g * group / 2, group, false, stream);
     }
 }
 
@@ -238,6 +241,13 @@ static void along_out(uint16_t *restrict dst, const uint8_t *restrict words, siz
 #endif
 }
 
+static void settle(void)
+{
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {.lookup16 = lookup16,
                                                                    .lookup_blocks = lookup_blocks,
                                                                    .lookup_groups = lookup_groups,
@@ -245,4 +255,5 @@ const struct heft__nibble_lanes HEFT__LANES(heft__nibble_lanes) = {.lookup16 = l
                                                                    .turn16 = turn16,
                                                                    .unpack16 = unpack16,
                                                                    .along_in = along_in,
-                                                                   .along_out = along_out};
+                                                                   .along_out = along_out,
+                                                                   .settle = settle};

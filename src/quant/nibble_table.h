@@ -29,6 +29,14 @@ static inline void store256(void *to, __m256i x)
 {
     _mm256_storeu_si256((__m256i *)to, x);
 }
+static inline void put256(void *to, __m256i x, bool stream)
+{
+    if (stream) {
+        _mm256_stream_si256((__m256i *)to, x);
+    } else {
+        store256(to, x);
+    }
+}
 static inline void store128(void *to, __m128i x)
 {
     _mm_storeu_si128((__m128i *)to, x);
@@ -77,16 +85,16 @@ static inline struct nibble_bytes bytes_scaled(__m256 first, __m256 last, bool h
 }
 /* 32 values in order by a vector of their codes, of which either half has eight for dst and eight for dst + 16. */
 static inline void lookup_codes(uint16_t *restrict dst, const struct nibble_bytes *entries,
-                                __m256i codes)
+                                __m256i codes, bool stream)
 {
     const __m256i lows = _mm256_shuffle_epi8(entries->low, codes),
                   highs = _mm256_shuffle_epi8(entries->high, codes);
-    store256(dst, _mm256_unpacklo_epi8(lows, highs));
-    store256(dst + 16, _mm256_unpackhi_epi8(lows, highs));
+    put256(dst, _mm256_unpacklo_epi8(lows, highs), stream);
+    put256(dst + 16, _mm256_unpackhi_epi8(lows, highs), stream);
 }
 /* 64 values in 32 bytes. */
 static inline void lookup_64(uint16_t *restrict dst, const struct nibble_bytes *entries,
-                             __m256i pairs, bool high_first)
+                             __m256i pairs, bool high_first, bool stream)
 {
     const __m256i mask = _mm256_set1_epi8(15);
     /* 4 bytes have 8 values: those of a store go to the same place of either half. */
@@ -94,14 +102,15 @@ static inline void lookup_64(uint16_t *restrict dst, const struct nibble_bytes *
     const __m256i low = _mm256_and_si256(pairs, mask),
                   high = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
     const __m256i even = high_first ? high : low, odd = high_first ? low : high;
-    lookup_codes(dst, entries, _mm256_unpacklo_epi8(even, odd));
-    lookup_codes(dst + 32, entries, _mm256_unpackhi_epi8(even, odd));
+    lookup_codes(dst, entries, _mm256_unpacklo_epi8(even, odd), stream);
+    lookup_codes(dst + 32, entries, _mm256_unpackhi_epi8(even, odd), stream);
 }
 #endif
 
 /* entries_load: from memory.
  * entries_scaled: map[e] * factor, rounded to bfloat16, or to float16 where `half` is set.
- * lookup_vectors: as heft__lookup4_fn, whole vectors only; returns how many values that were, an even number. */
+ * lookup_vectors: as heft__lookup4_fn, whole vectors only; returns how many values that were, an even number.
+ * Where `stream` is set, dst begins a cache line. */
 #if defined(__AVX512BW__)
 typedef __m512i nibble_entries;
 
@@ -124,7 +133,8 @@ static inline nibble_entries entries_scaled(const float map[16], float factor, b
     return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries *entries,
-                                    const uint8_t *restrict src, size_t count, bool high_first)
+                                    const uint8_t *restrict src, size_t count, bool high_first,
+                                    bool stream)
 {
     const __m512i mask = _mm512_set1_epi32(0x000f000f);
     /* A byte in 32 bits becomes two indices of 16 bits. */
@@ -135,7 +145,12 @@ static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries
         const __m512i pairs = _mm512_cvtepu8_epi32(load128(src + k / 2));
         const __m512i codes = _mm512_and_si512(
             _mm512_or_si512(_mm512_srl_epi32(pairs, down), _mm512_sll_epi32(pairs, up)), mask);
-        _mm512_storeu_si512((void *)(dst + k), _mm512_permutexvar_epi16(codes, *entries));
+        const __m512i found = _mm512_permutexvar_epi16(codes, *entries);
+        if (stream) {
+            _mm512_stream_si512((void *)(dst + k), found);
+        } else {
+            _mm512_storeu_si512((void *)(dst + k), found);
+        }
     }
     return k;
 }
@@ -152,12 +167,13 @@ static inline nibble_entries entries_scaled(const float map[16], float factor, b
                         _mm256_mul_ps(_mm256_loadu_ps(map + 8), _mm256_set1_ps(factor)), half);
 }
 static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries *entries,
-                                    const uint8_t *restrict src, size_t count, bool high_first)
+                                    const uint8_t *restrict src, size_t count, bool high_first,
+                                    bool stream)
 {
     const __m256i mask = _mm256_set1_epi8(15);
     size_t k = 0;
     for (; k + 64 <= count; k += 64) {
-        lookup_64(dst + k, entries, load256(src + k / 2), high_first);
+        lookup_64(dst + k, entries, load256(src + k / 2), high_first, stream);
     }
     if (k + 32 <= count) {
         const __m256i pairs =
@@ -166,7 +182,8 @@ static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries
         const __m256i low = _mm256_and_si256(pairs, mask),
                       high = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask);
         lookup_codes(dst + k, entries,
-                     _mm256_unpacklo_epi8(high_first ? high : low, high_first ? low : high));
+                     _mm256_unpacklo_epi8(high_first ? high : low, high_first ? low : high),
+                     stream);
         k += 32;
     }
     return k;
@@ -180,8 +197,10 @@ static inline nibble_entries entries_load(const uint16_t table[16])
     return vld2q_u8((const uint8_t *)table);
 }
 static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries *entries,
-                                    const uint8_t *restrict src, size_t count, bool high_first)
+                                    const uint8_t *restrict src, size_t count, bool high_first,
+                                    bool stream)
 {
+    (void)stream;
     size_t k = 0;
     for (; k + 32 <= count; k += 32) {
         const uint8x16_t pairs = vld1q_u8(src + k / 2);
@@ -209,9 +228,11 @@ static inline nibble_entries entries_load(const uint16_t table[16])
     return entries;
 }
 static inline size_t lookup_vectors(uint16_t *restrict dst, const nibble_entries *entries,
-                                    const uint8_t *restrict src, size_t count, bool high_first)
+                                    const uint8_t *restrict src, size_t count, bool high_first,
+                                    bool stream)
 {
     const unsigned even = high_first ? 4 : 0, odd = 4 - even;
+    (void)stream;
     uint8_t *to = (uint8_t *)dst;
     for (size_t k = 0; k + 2 <= count; k += 2) {
         const uint8_t pair = src[k / 2];

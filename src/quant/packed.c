@@ -92,30 +92,37 @@ static float zero_of(const struct packing *p, const uint8_t *zeros, uint64_t fir
     return (float)(both >> shift & ((1U << p->bits) - 1));
 }
 
-/* Some columns with one scale. */
-static void decode_run(const heft__quant_weight *weight, const uint8_t *row, uint64_t column,
-                       size_t count, float zero, float scale, uint8_t *dst)
+/* Some columns of a row with one scale. */
+struct run {
+    const uint8_t *row;
+    uint64_t column;
+    size_t count;
+    float zero, scale;
+};
+
+static void decode_run(const heft__quant_weight *weight, const struct run *run, uint8_t *dst,
+                       bool stream)
 {
     const struct packing *p = weight->detail;
     const size_t width = heft_dtype_bits(weight->dtype) / 8;
-    if (p->bits == 4 && width == 2 && column % 2 == 0) {
+    if (p->bits == 4 && width == 2 && run->column % 2 == 0) {
         float results[16];
         uint16_t table[16];
         for (unsigned q = 0; q < 16; q++) {
-            results[q] = ((float)q - zero) * scale;
+            results[q] = ((float)q - run->zero) * run->scale;
         }
         heft__cast(weight->dtype, table, HEFT_DTYPE_F32, results, 16);
-        heft__nibble_lanes()->lookup16((uint16_t *)(void *)dst, table, row + column / 2, count,
-                                       false);
+        heft__nibble_lanes()->lookup16((uint16_t *)(void *)dst, table, run->row + run->column / 2,
+                                       run->count, false, stream);
         return;
     }
-    for (size_t done = 0; done < count;) {
+    for (size_t done = 0; done < run->count;) {
         uint8_t values[PIECE];
         float results[PIECE];
-        const size_t some = count - done < PIECE ? count - done : PIECE;
-        heft__quant_unpack(row, column + done, some, p->bits, values);
+        const size_t some = run->count - done < PIECE ? run->count - done : PIECE;
+        heft__quant_unpack(run->row, run->column + done, some, p->bits, values);
         for (size_t k = 0; k < some; k++) {
-            results[k] = ((float)values[k] - zero) * scale;
+            results[k] = ((float)values[k] - run->zero) * run->scale;
         }
         heft__cast(weight->dtype, dst + done * width, HEFT_DTYPE_F32, results, some);
         done += some;
@@ -124,7 +131,7 @@ static void decode_run(const heft__quant_weight *weight, const uint8_t *row, uin
 
 static heft_status packed_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                  const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                 heft_error *err)
+                                 bool stream, heft_error *err)
 {
     const struct packing *p = weight->detail;
     const uint64_t columns = heft__quant_columns(weight);
@@ -140,15 +147,16 @@ static heft_status packed_decode(const heft__quant_weight *weight, uint64_t firs
             const uint64_t group = index ? heft__le32(index + c * 4) : c / p->group;
             const uint64_t end = index ? c + 1 : (group + 1) * p->group;
             const size_t some = (size_t)((end < columns ? end : columns) - c);
-            float scale;
+            struct run run = {.row = row, .column = c, .count = some};
             if (group >= p->groups) {
                 return heft__fail(err, HEFT_FORMAT,
                                   "weight_g_idx[%llu] is %llu, expected less than %llu",
                                   (unsigned long long)c, (unsigned long long)group,
                                   (unsigned long long)p->groups);
             }
-            heft__cast(HEFT_DTYPE_F32, &scale, p->scales, scales + group * scale_bytes, 1);
-            decode_run(weight, row, c, some, zero_of(p, zeros, first, first + r, group), scale, to);
+            heft__cast(HEFT_DTYPE_F32, &run.scale, p->scales, scales + group * scale_bytes, 1);
+            run.zero = zero_of(p, zeros, first, first + r, group);
+            decode_run(weight, &run, to, stream);
             to += some * width;
             c += some;
         }
@@ -304,13 +312,7 @@ heft_status heft__quant_find_packed(heft__quant_finder *finder, size_t i, size_t
     weight.part[SCALES] = scales;
     weight.part[ZEROS] = zeros;
     weight.part[GROUPS] = index;
-    status = heft__quant_add(finder, &weight, err);
-    if (status == HEFT_OK) {
-        static const char *const companions[] = {".weight_shape", ".input_scale",
-                                                 ".input_zero_point", ".output_scale", NULL};
-        for (const char *const *name = companions; *name; name++) {
-            heft__quant_companion(finder, heft__quant_sibling(table, i, prefix, *name));
-        }
-    }
-    return status;
+    static const char *const companions[] = {".weight_shape", ".input_scale", ".input_zero_point",
+                                             ".output_scale", NULL};
+    return heft__quant_add_with(finder, &weight, i, prefix, companions, err);
 }

@@ -74,10 +74,11 @@ typedef struct heft__quant_weight {
     const char *why;
     uint32_t rank; /* of the plain weight; 0: not known */
     uint64_t shape[4];
-    heft_dtype dtype; /* of the dequantized values: what the method's own library yields */
-    uint32_t bits;    /* of a stored value */
-    uint64_t group;   /* elements of a row that share a scale, for messages; 0: a row or more */
-    uint64_t lines;   /* rows that share it, where that is a block; 0: it is none */
+    heft_dtype dtype;   /* of the dequantized values: what the method's own library yields */
+    heft_dtype through; /* values are rounded to it first, then to dtype; NONE: at once */
+    uint32_t bits;      /* of a stored value */
+    uint64_t group;     /* elements of a row that share a scale, for messages; 0: a row or more */
+    uint64_t lines;     /* rows that share it, where that is a block; 0: it is none */
     /* Numbers in the table, each in the place that the layout gives it; HEFT__NO_PART: absent. */
     size_t part[HEFT__QUANT_PARTS];
     const void *detail; /* of the layout, in the finder's arena; may be NULL */
@@ -102,16 +103,19 @@ struct heft__quant_layout {
     const char *name;
     /* Calls begin at multiples of so many rows of the matrix (at least 1). */
     uint32_t row_step;
+    bool is_cast; /* decode() heeds `through`, where that is F16 and dtype is BF16 */
     /* Runs may be far apart: whole cache lines of each are used at once. Else they are copied to be near. */
     bool in_place;
     /* The bytes that rows first .. first + rows - 1 need; returns how many regions. */
     size_t (*regions)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                       heft__quant_region regions[HEFT__QUANT_REGIONS]);
     /* Compute these rows. bytes[k]: of region k. dst: rows * columns elements of
-     * weight->dtype, aligned for it. FORMAT for a value that is out of range (item is set by the caller). */
+     * weight->dtype, aligned for it. stream: a wish, whole cache lines are stored around the caches; then the
+     * caller settles them (heft__nibble_lanes). FORMAT for a value that is out of range (item is set by the
+     * caller). */
     heft_status (*decode)(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                           const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                          heft_error *err);
+                          bool stream, heft_error *err);
 };
 
 /* ---- finding ---------------------------------------------------------------------------------- */
@@ -211,6 +215,11 @@ heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, f
 /* Take the weight with its parts. FORMAT if a part belongs to another weight. */
 heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
                             heft_error *err);
+/* The same with its companions: tensors whose names are the first `prefix` bytes of tensor i's name and one of the
+ * suffixes, the last of which is NULL. */
+heft_status heft__quant_add_with(heft__quant_finder *finder, const heft__quant_weight *weight,
+                                 size_t i, size_t prefix, const char *const *companions,
+                                 heft_error *err);
 /* Tensor i, if it is there, goes with the weight that was added last, but is not needed for its values. */
 void heft__quant_companion(heft__quant_finder *finder, size_t i);
 /* A member of an object that must be an integer from low to high; `standard` if it is absent or null. */
@@ -265,11 +274,20 @@ void heft__quant_unpack(const uint8_t *stream, uint64_t first, size_t count, uns
                         uint8_t *dst);
 
 /* ---- loops over plain arrays: *_lanes.c ------------------------------------------------------- */
+/* Results that nobody reads soon are stored around the caches, with instructions that do not read the line first
+ * ("streaming"): whole lines, so only to places that begin one. */
+#define HEFT__STREAM_LINE 64
+static inline bool heft__can_stream(const void *dst)
+{
+    return (uintptr_t)dst % HEFT__STREAM_LINE == 0;
+}
+
 /* Look up half-byte values: dst[k] = table[value k] for k < count. Value k is in byte k / 2 of src, in
  * the low half for even k (in the high half for even k where high_first is set). 16-bit entries of any
- * dtype. */
+ * dtype. Here and below, stream: what fills whole cache lines is stored around the caches, if dst allows it. */
 typedef void (*heft__lookup4_fn)(uint16_t *restrict dst, const uint16_t table[16],
-                                 const uint8_t *restrict src, size_t count, bool high_first);
+                                 const uint8_t *restrict src, size_t count, bool high_first,
+                                 bool stream);
 
 struct heft__nibble_lanes {
     heft__lookup4_fn lookup16;
@@ -277,11 +295,11 @@ struct heft__nibble_lanes {
      * where `half` is set; the high half of a byte first. */
     void (*lookup_blocks)(uint16_t *restrict dst, const float map[16],
                           const float *restrict factors, bool half, const uint8_t *restrict src,
-                          size_t blocks, size_t block);
+                          size_t blocks, size_t block, bool stream);
     /* Groups of an even number of values, each by tables[scales[g]]; the low half of a byte first. */
     void (*lookup_groups)(uint16_t *restrict dst, const uint16_t tables[][16],
                           const uint8_t *restrict scales, const uint8_t *restrict src,
-                          size_t groups, size_t group);
+                          size_t groups, size_t group, bool stream);
     /* dst[k] = table[src[k] >> shift & mask], mask at most 15. */
     void (*lookup_bits)(uint16_t *restrict dst, const uint16_t table[16],
                         const uint8_t *restrict src, size_t count, unsigned shift, uint8_t mask);
@@ -302,30 +320,38 @@ struct heft__nibble_lanes {
     void (*along_out)(uint16_t *restrict dst, const uint8_t *restrict words, size_t stride,
                       const uint8_t order[8], const float *const zeros[8],
                       const float *const scales[8]);
+    /* Whatever a thread has stored around the caches becomes visible to others before what it stores next. */
+    void (*settle)(void);
 };
 extern const struct heft__nibble_lanes heft__nibble_lanes_base;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx2;
 extern const struct heft__nibble_lanes heft__nibble_lanes_avx512;
 const struct heft__nibble_lanes *heft__nibble_lanes(void); /* the one in use */
 
+/* What results are rounded to; the last one first to float16, and that to bfloat16. */
+enum heft__turned_result { HEFT__AS_BF16, HEFT__AS_F16, HEFT__AS_BF16_OF_F16 };
+
 /* Loops over half-bytes that are stored the other way round, many columns of some rows at once; row o begins at
  * dst + o * stride. All NULL: this level has no such loops. */
 struct heft__turned_lanes {
-    /* 16 rows of (value - zeros[o]) * scales[o], rounded to bfloat16, or to float16 where `half` is set.
+    /* 16 rows of (value - zeros[o]) * scales[o], rounded.
      * Along `in`: a multiple of 64 columns; eight columns of all rows are in 16 words, `line` bytes after the
      * eight before. Along `out`: a multiple of 32 columns; a column of all rows is in two words, `line` bytes
      * after that before; row o is in half-byte order[o % 8]. */
     void (*rows_along_in)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict words,
                           size_t line, size_t columns, const float zeros[16],
-                          const float scales[16], bool half);
+                          const float scales[16], enum heft__turned_result as, bool stream);
     void (*rows_along_out)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict words,
                            size_t line, size_t columns, const uint8_t order[8],
-                           const float zeros[16], const float scales[16], bool half);
-    /* 32 blocks of 32 E2M1 values with exponents from HEFT__E2M1_LEAST to HEFT__E2M1_MOST as bfloat16: block k,
-     * which is at blocks + k * line, becomes column k of 32 rows. */
+                           const float zeros[16], const float scales[16],
+                           enum heft__turned_result as, bool stream);
+    /* Blocks of 32 E2M1 values with exponents from HEFT__E2M1_LEAST to HEFT__E2M1_MOST as bfloat16: block k,
+     * which is at blocks + k * line, becomes column k of 32 rows. columns: a multiple of 32, at most
+     * HEFT__E2M1_COLUMNS. */
     void (*turn_e2m1)(uint16_t *restrict dst, size_t stride, const uint8_t *restrict blocks,
-                      size_t line, const uint8_t scales[32]);
+                      size_t line, const uint8_t *restrict scales, size_t columns, bool stream);
 };
+#define HEFT__E2M1_COLUMNS 128
 #define HEFT__E2M1_LEAST 2 /* with these, results are neither subnormal nor infinite */
 #define HEFT__E2M1_MOST 252
 extern const struct heft__turned_lanes heft__turned_lanes_base;
@@ -336,7 +362,7 @@ const struct heft__turned_lanes *heft__turned_lanes(void);
 /* Loops over scaled 8-bit values: dst[k] = (src[k] - zero) * scale, rounded to the type in the name. The
  * scale is not NaN; float8 has no zero. NULL: this level has no such loop. */
 typedef void (*heft__scaled_fn)(void *restrict dst, const uint8_t *restrict src, size_t count,
-                                float scale, float zero);
+                                float scale, float zero, bool stream);
 
 struct heft__scaled_lanes {
     heft__scaled_fn e4m3_bf16, e4m3_f16, e4m3_f32, i8_bf16, i8_f16, i8_f32;

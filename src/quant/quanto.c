@@ -117,13 +117,14 @@ static void decode_line(const struct lines *l, const uint8_t *row, unsigned low,
 
 static heft_status lines_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                 const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                heft_error *err)
+                                bool stream, heft_error *err)
 {
     const struct lines *l = weight->detail;
     const size_t width = heft_dtype_bits(l->dtype) / 8, shift_width = heft_dtype_bits(l->shift) / 8;
     float table[LINES][16]; /* of l->dtype */
     uint64_t from, to;
     size_t region = 2;
+    (void)stream;
     (void)err;
     line_range(weight, first, rows, &from, &to);
     for (uint64_t line = from; line < to; region++) {

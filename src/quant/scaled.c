@@ -77,6 +77,7 @@ static void widen(float *dst, heft_dtype dtype, const uint8_t *src, size_t count
 struct row {
     const uint8_t *values, *scales, *zeros; /* zeros may be NULL */
     uint8_t *dst;
+    bool stream;
 };
 
 /* Values from column `begin` on, which are in `piece`, by the blocks that they are in. What a scale that is
@@ -138,7 +139,7 @@ static void by_blocks(const heft__quant_weight *weight, heft__scaled_fn loop, co
             step_by_step(weight, row, done, done + some);
         } else {
             loop(row->dst + done * width, row->values + done, (size_t)some, factor,
-                 row->zeros ? (float)(int8_t)row->zeros[block] : 0.0F);
+                 row->zeros ? (float)(int8_t)row->zeros[block] : 0.0F, row->stream);
         }
         done += some;
     }
@@ -146,7 +147,7 @@ static void by_blocks(const heft__quant_weight *weight, heft__scaled_fn loop, co
 
 static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                  const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                 heft_error *err)
+                                 bool stream, heft_error *err)
 {
     const struct grid *grid = weight->detail;
     const uint64_t columns = heft__quant_columns(weight), top = line_of(grid, first);
@@ -159,7 +160,8 @@ static heft_status scaled_decode(const heft__quant_weight *weight, uint64_t firs
         const struct row row = {.values = bytes[0].at + r * columns,
                                 .scales = bytes[1].at + line * scale_bytes,
                                 .zeros = grid->zeros ? bytes[2].at + line : NULL,
-                                .dst = (uint8_t *)dst + r * row_bytes};
+                                .dst = (uint8_t *)dst + r * row_bytes,
+                                .stream = stream};
         if (loop) {
             by_blocks(weight, loop, &row);
         } else {

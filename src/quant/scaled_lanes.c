@@ -78,27 +78,35 @@ static inline ints rounded(floats x)
     const ints odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
-static inline void join_bf16(uint16_t *dst, floats even, floats odd)
+static inline void store(void *dst, ints x, bool stream)
+{
+    if (stream) {
+        _mm512_stream_si512(dst, x);
+    } else {
+        _mm512_storeu_si512(dst, x);
+    }
+}
+static inline void join_bf16(uint16_t *dst, floats even, floats odd, bool stream)
 {
     const ints low = _mm512_srli_epi32(rounded(even), 16);
-    _mm512_storeu_si512(dst, _mm512_mask_mov_epi16(low, 0xaaaaaaaaU, rounded(odd)));
+    store(dst, _mm512_mask_mov_epi16(low, 0xaaaaaaaaU, rounded(odd)), stream);
 }
-static inline void join_f32(float *dst, floats even, floats odd)
+static inline void join_f32(float *dst, floats even, floats odd, bool stream)
 {
     const floats low = _mm512_unpacklo_ps(even, odd), high = _mm512_unpackhi_ps(even, odd);
     const ints first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
                last = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
     const __m512d a = _mm512_castps_pd(low), b = _mm512_castps_pd(high);
-    _mm512_storeu_pd(dst, _mm512_permutex2var_pd(a, first, b));
-    _mm512_storeu_pd(dst + 16, _mm512_permutex2var_pd(a, last, b));
+    store(dst, _mm512_castpd_si512(_mm512_permutex2var_pd(a, first, b)), stream);
+    store(dst + 16, _mm512_castpd_si512(_mm512_permutex2var_pd(a, last, b)), stream);
 }
-static inline void join_f16(uint16_t *dst, floats even, floats odd)
+static inline void join_f16(uint16_t *dst, floats even, floats odd, bool stream)
 {
     const ints low = _mm512_cvtepu16_epi32(
                    _mm512_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)),
                high = _mm512_cvtepu16_epi32(
                    _mm512_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    _mm512_storeu_si512(dst, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    store(dst, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)), stream);
 }
 #else
 typedef __m256 floats;
@@ -166,25 +174,30 @@ static inline ints rounded(floats x)
     const ints odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
 }
-static inline void store(void *dst, ints x)
+static inline void store(void *dst, ints x, bool stream)
 {
-    _mm256_storeu_si256(dst, x);
+    if (stream) {
+        _mm256_stream_si256(dst, x);
+    } else {
+        _mm256_storeu_si256(dst, x);
+    }
 }
-static inline void join_bf16(uint16_t *dst, floats even, floats odd)
+static inline void join_bf16(uint16_t *dst, floats even, floats odd, bool stream)
 {
-    store(dst, _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xaa));
+    store(dst, _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xaa),
+          stream);
 }
-static inline void join_f32(float *dst, floats even, floats odd)
+static inline void join_f32(float *dst, floats even, floats odd, bool stream)
 {
     const floats low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
-    _mm256_storeu_ps(dst, _mm256_permute2f128_ps(low, high, 0x20));
-    _mm256_storeu_ps(dst + 8, _mm256_permute2f128_ps(low, high, 0x31));
+    store(dst, _mm256_castps_si256(_mm256_permute2f128_ps(low, high, 0x20)), stream);
+    store(dst + 8, _mm256_castps_si256(_mm256_permute2f128_ps(low, high, 0x31)), stream);
 }
-static inline void join_f16(uint16_t *dst, floats even, floats odd)
+static inline void join_f16(uint16_t *dst, floats even, floats odd, bool stream)
 {
     const ints low = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(even, _MM_FROUND_TO_NEAREST_INT)),
                high = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(odd, _MM_FROUND_TO_NEAREST_INT));
-    store(dst, _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+    store(dst, _mm256_or_si256(low, _mm256_slli_epi32(high, 16)), stream);
 }
 #endif
 
@@ -192,28 +205,36 @@ static inline void join_f16(uint16_t *dst, floats even, floats odd)
 /* What is less than 32 values at the end goes through buffers. */
 #define SCALED_LOOP(name, type, widen, join, even_of, odd_of)                                      \
     static inline void name##_some(type *restrict dst, const uint8_t *restrict src, floats factor, \
-                                   floats zero)                                                    \
+                                   floats zero, bool stream)                                       \
     {                                                                                              \
         (void)zero;                                                                                \
         for (size_t v = 0; v < VECTORS; v++) {                                                     \
             const ints x = widen(src + 2 * HALF * v);                                              \
-            join(dst + 2 * HALF * v, even_of, odd_of);                                             \
+            join(dst + 2 * HALF * v, even_of, odd_of, stream);                                     \
         }                                                                                          \
     }                                                                                              \
+    static inline size_t name##_whole(type *restrict dst, const uint8_t *restrict src,             \
+                                      size_t count, floats factor, floats zero, bool stream)       \
+    {                                                                                              \
+        size_t k = 0;                                                                              \
+        for (; k + WIDTH <= count; k += WIDTH) {                                                   \
+            name##_some(dst + k, src + k, factor, zero, stream);                                   \
+        }                                                                                          \
+        return k;                                                                                  \
+    }                                                                                              \
     static void name(void *restrict dst, const uint8_t *restrict src, size_t count, float scale,   \
-                     float offset)                                                                 \
+                     float offset, bool stream)                                                    \
     {                                                                                              \
         const floats factor = all(scale), zero = all(offset);                                      \
         type *to = dst;                                                                            \
-        size_t k = 0;                                                                              \
-        for (; k + WIDTH <= count; k += WIDTH) {                                                   \
-            name##_some(to + k, src + k, factor, zero);                                            \
-        }                                                                                          \
+        const size_t k = stream && heft__can_stream(dst)                                           \
+                             ? name##_whole(to, src, count, factor, zero, true)                    \
+                             : name##_whole(to, src, count, factor, zero, false);                  \
         if (k < count) {                                                                           \
             uint8_t last[WIDTH] = {0};                                                             \
             type results[WIDTH];                                                                   \
             memcpy(last, src + k, count - k);                                                      \
-            name##_some(results, last, factor, zero);                                              \
+            name##_some(results, last, factor, zero, false);                                       \
             memcpy(to + k, results, (count - k) * sizeof *to);                                     \
         }                                                                                          \
     }

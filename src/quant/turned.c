@@ -55,6 +55,7 @@ struct strip {
     uint64_t value_line, zero_line, scale_line; /* bytes of one line of each */
     uint64_t row, count;                        /* first row in the tile; rows, at most 16 */
     uint64_t bit; /* of the first row in the first word of a line of zeros */
+    bool stream;
 };
 
 /* A word of zero points. Those that are stored one less are counted up as they were counted down: all of a
@@ -146,14 +147,21 @@ static size_t slot_of(const struct strip *s, struct held *held, uint64_t group)
     return held->all ? (size_t)group : 0;
 }
 
+/* To which results are rounded before any other. */
+static heft_dtype first_dtype(const heft__quant_weight *weight)
+{
+    return weight->through == HEFT_DTYPE_NONE ? weight->dtype : weight->through;
+}
+
 /* Round eight columns, and put them into their rows. */
 static void place(const heft__quant_weight *weight, const struct strip *s, uint64_t column,
                   uint64_t count, float (*results)[ROWS], uint8_t *dst)
 {
     const uint64_t columns = heft__quant_columns(weight);
     const size_t width = heft_dtype_bits(weight->dtype) / 8;
-    uint8_t rounded[COLUMNS * ROWS * 4];
-    heft__cast(weight->dtype, rounded, HEFT_DTYPE_F32, results, COLUMNS * ROWS);
+    uint8_t first[COLUMNS * ROWS * 4], rounded[COLUMNS * ROWS * 4];
+    heft__cast(first_dtype(weight), first, HEFT_DTYPE_F32, results, COLUMNS * ROWS);
+    heft__cast(weight->dtype, rounded, first_dtype(weight), first, COLUMNS * ROWS);
     uint8_t *to = dst + (s->row * columns + column) * width;
     if (width == 2 && count == COLUMNS && s->count == ROWS) {
         s->lanes->turn16((uint16_t *)(void *)to, (size_t)columns,
@@ -186,7 +194,7 @@ static void decode_block(const heft__quant_weight *weight, const struct strip *s
 {
     const struct heft__nibble_lanes *lanes = s->lanes;
     const uint64_t columns = heft__quant_columns(weight);
-    uint16_t results[COLUMNS * ROWS];
+    uint16_t results[COLUMNS * ROWS], cast[COLUMNS * ROWS];
     if (s->t->along_in) {
         lanes->along_in(results, s->values + column / 8 * s->value_line + s->row * 4, zeros,
                         scales);
@@ -194,8 +202,9 @@ static void decode_block(const heft__quant_weight *weight, const struct strip *s
         lanes->along_out(results, s->values + column * s->value_line + s->row / 2,
                          (size_t)s->value_line, s->t->order, zeros, scales);
     }
+    heft__cast(weight->dtype, cast, HEFT_DTYPE_F16, results, COLUMNS * ROWS);
     lanes->turn16((uint16_t *)(void *)(dst + (s->row * columns + column) * 2), (size_t)columns,
-                  results);
+                  cast);
 }
 
 static heft_status decode_strip(const heft__quant_weight *weight, const struct strip *s,
@@ -204,7 +213,8 @@ static heft_status decode_strip(const heft__quant_weight *weight, const struct s
 {
     const struct heft__turned *t = s->t;
     const uint64_t columns = heft__quant_columns(weight);
-    const bool quick = t->bits == 4 && weight->dtype == HEFT_DTYPE_F16 && s->count == ROWS;
+    const bool quick = t->bits == 4 && first_dtype(weight) == HEFT_DTYPE_F16 &&
+                       heft_dtype_bits(weight->dtype) == 16 && s->count == ROWS;
     hold_groups(s, held);
     for (uint64_t c = 0; c < columns; c += COLUMNS) {
         const uint64_t some = columns - c < COLUMNS ? columns - c : COLUMNS;
@@ -257,33 +267,70 @@ static bool has_whole_groups(const heft__quant_weight *weight, const uint8_t *in
            is_in_order(t, index, columns);
 }
 
-static void decode_groups(const heft__quant_weight *weight, const struct strip *s, uint8_t *dst)
+/* Zero points of a group for 16 outputs, of 4 bits and 16 rows: without steps for what is not there. */
+static void read_zeros(const struct strip *s, uint64_t group, float zeros[ROWS])
+{
+    const uint8_t *at = s->zeros + group * s->zero_line + (s->bit + s->row * 4) / 8;
+    for (unsigned h = 0; h < ROWS; h += 8) {
+        const uint32_t word = zero_word(s->t, at + h / 2);
+        for (unsigned k = 0; k < 8; k++) {
+            zeros[h + k] = (float)(word >> 4 * (s->t->order ? s->t->order[k] : k) & 15);
+        }
+    }
+}
+
+#define STRIPS 16        /* whose scales are widened at once */
+#define COLUMNS_MOST 256 /* of all rows, one after the other: the lines of their values stay near */
+
+/* Some columns of a group, and of strips of 16 rows from s->row on, which is moved behind them. */
+static void decode_group(const heft__quant_weight *weight, struct strip *s, uint64_t column,
+                         size_t some, uint64_t strips, uint8_t *dst)
 {
     const struct heft__turned *t = s->t;
     const struct heft__turned_lanes *lanes = heft__turned_lanes();
-    const uint64_t columns = heft__quant_columns(weight);
-    const bool half = weight->dtype == HEFT_DTYPE_F16;
-    const size_t line = (size_t)s->value_line;
-    uint16_t *rows = (uint16_t *)(void *)dst + s->row * columns;
-    float zeros[ROWS], scales[ROWS];
-    for (uint64_t g = 0, c = 0; c < columns; g++, c += t->group) {
-        const size_t some = (size_t)(columns - c < t->group ? columns - c : t->group);
-        read_group(s, g, zeros, scales);
+    const uint64_t columns = heft__quant_columns(weight), g = column / t->group;
+    const size_t line = (size_t)s->value_line, width = heft_dtype_bits(t->scales) / 8;
+    const enum heft__turned_result as = weight->dtype == HEFT_DTYPE_F16     ? HEFT__AS_F16
+                                        : weight->through == HEFT_DTYPE_F16 ? HEFT__AS_BF16_OF_F16
+                                                                            : HEFT__AS_BF16;
+    float zeros[ROWS], scales[STRIPS][ROWS];
+    heft__cast(HEFT_DTYPE_F32, scales, t->scales, s->scales + g * s->scale_line + s->row * width,
+               (size_t)strips * ROWS);
+    for (uint64_t k = 0; k < strips; k++, s->row += ROWS) {
+        uint16_t *to = (uint16_t *)(void *)dst + s->row * columns + column;
+        read_zeros(s, g, zeros);
         if (t->along_in) {
-            lanes->rows_along_in(rows + c, (size_t)columns,
-                                 s->values + c / 8 * s->value_line + s->row * 4, line, some, zeros,
-                                 scales, half);
+            lanes->rows_along_in(to, (size_t)columns,
+                                 s->values + column / 8 * s->value_line + s->row * 4, line, some,
+                                 zeros, scales[k], as, s->stream);
         } else {
-            lanes->rows_along_out(rows + c, (size_t)columns,
-                                  s->values + c * s->value_line + s->row / 2, line, some, t->order,
-                                  zeros, scales, half);
+            lanes->rows_along_out(to, (size_t)columns,
+                                  s->values + column * s->value_line + s->row / 2, line, some,
+                                  t->order, zeros, scales[k], as, s->stream);
         }
+    }
+}
+
+/* As many strips as there are; what is left is for decode_strip(). */
+static void decode_groups(const heft__quant_weight *weight, struct strip *s, uint64_t rows,
+                          uint8_t *dst)
+{
+    const uint64_t columns = heft__quant_columns(weight), group = s->t->group, all = rows / ROWS;
+    for (uint64_t c = 0; c < columns;) {
+        const uint64_t left = (c / group + 1) * group - c,
+                       end = c + (left < COLUMNS_MOST ? left : COLUMNS_MOST);
+        const size_t some = (size_t)((end < columns ? end : columns) - c);
+        s->row = 0;
+        for (uint64_t done = 0; done < all; done += STRIPS) {
+            decode_group(weight, s, c, some, all - done < STRIPS ? all - done : STRIPS, dst);
+        }
+        c += some;
     }
 }
 
 static heft_status turned_decode(const heft__quant_weight *weight, uint64_t first, uint64_t rows,
                                  const heft__quant_bytes bytes[HEFT__QUANT_REGIONS], void *dst,
-                                 heft_error *err)
+                                 bool stream, heft_error *err)
 {
     const struct heft__turned *t = weight->detail;
     struct held held;
@@ -295,23 +342,25 @@ static heft_status turned_decode(const heft__quant_weight *weight, uint64_t firs
                       .value_line = bytes[0].line,
                       .zero_line = bytes[1].line,
                       .scale_line = bytes[2].line,
-                      .bit = first * t->bits % 32};
+                      .count = ROWS,
+                      .bit = first * t->bits % 32,
+                      .stream = stream};
     const uint8_t *index = t->indexed ? bytes[3].at : NULL;
-    const bool in_groups = has_whole_groups(weight, index);
     heft_status status = HEFT_OK;
-    for (s.row = 0; s.row < rows && status == HEFT_OK; s.row += ROWS) {
+    if (has_whole_groups(weight, index)) {
+        decode_groups(weight, &s, rows, dst);
+    }
+    for (; s.row < rows && status == HEFT_OK; s.row += ROWS) {
         s.count = rows - s.row < ROWS ? rows - s.row : ROWS;
-        if (in_groups && s.count == ROWS) {
-            decode_groups(weight, &s, dst);
-        } else {
-            status = decode_strip(weight, &s, index, &held, dst, err);
-        }
+        status = decode_strip(weight, &s, index, &held, dst, err);
     }
     return status;
 }
 
 const heft__quant_layout heft__turned_layout = {.name = "words along the outputs",
                                                 .row_step = 32,
+                                                .is_cast = true,
+                                                .in_place = true,
                                                 .regions = turned_regions,
                                                 .decode = turned_decode};
 

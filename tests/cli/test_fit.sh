@@ -66,7 +66,7 @@ while read -r prefix words; do
     run 0 load "$work/wrapped$n" --json
     has missing '[]'
     has unexpected '[]'
-    shows "$out" "tensor names were matched without '$words'"
+    shows "$out" "tensor names were matched without the prefix '$words'"
     run 0 load "$work/wrapped$n" --strict
 done <<'END'
 module. module\.

@@ -132,21 +132,40 @@ named named ..\\/one\\/model.safetensors
 fails 8 'transformers_weights must name a weight file' load "$work/named"
 
 # ---- one of a kind --------------------------------------------------------------------------------------------------
-folder only $st=pytorch_lora_weights.safetensors one/config.json=config.json
+folder only $st=weights.safetensors one/config.json=config.json
 echo x >"$work/only/training_args.bin"
 echo x >"$work/only/optimizer.pt"
 run 0 load "$work/only" --strict
-shows "$err" "using 'pytorch_lora_weights\.safetensors', the only weight file in the folder"
+shows "$err" "using 'weights\.safetensors', the only weight file in the folder"
 cp "$work/$st" "$work/only/another.safetensors"
-fails 4 "no weights found: .*weight files: 'another\.safetensors', 'pytorch_lora_weights\.safetensors' \(pass one of them as PATH\)" inspect "$work/only"
+fails 4 "no weights found: .*weight files: 'another\.safetensors', 'weights\.safetensors' \(pass one of them as PATH\)" inspect "$work/only"
 folder variant half/model.fp16.safetensors=model.fp16.safetensors one/config.json=config.json
 for command in load inspect verify plan; do
-    run 4 $command "$work/variant"
-    shows "$err" 'select it with --variant fp16$'
+    run 0 $command "$work/variant"
+    [[ $command = [vp]* ]] || shows "$err" "using 'model\.fp16\.safetensors', the only variant in the folder$"
 done
 run 0 load "$work/variant" --variant fp16
 cp "$work/variant/model.fp16.safetensors" "$work/variant/model.int8.safetensors"
-fails 4 'select it with --variant fp16 or --variant int8' load "$work/variant"
+fails 4 'select one with --variant fp16 or --variant int8' load "$work/variant"
+
+rm "$work/variant/model.fp16.safetensors"
+run 0 load "$work/variant" --strict
+"$heft" init -q "$config" "$work/variant_shards" --variant fp16 --max-shard-size 40KB
+run 0 load "$work/variant_shards" --strict
+shows "$err" "using 'model\.safetensors\.index\.fp16\.json', the only variant in the folder$"
+cp "$work"/shards/model-* "$work/variant_shards"
+fails 4 'shards of several checkpoints' load "$work/variant_shards"
+rm "$work"/variant_shards/model.fp16-*
+run 0 load "$work/variant_shards" --strict
+shows "$err" "found no weights index: using all 3 shards, starting with 'model-00001"
+# a LoRA of diffusers: its name stays, and it is no model
+folder diffusers_lora $st=pytorch_lora_weights.safetensors bin/pytorch_model.bin=pytorch_lora_weights.bin
+tensors 39 diffusers_lora
+silent "$err"
+run 0 convert "$work/diffusers_lora" "$work/lora_copy"
+cmp "$work/lora_copy/pytorch_lora_weights.safetensors" "$work/$st"
+run 0 verify "$work/lora_copy"
+fails 4 'contains a LoRA of diffusers, not a model' load "$work/diffusers_lora"
 
 # ---- a format that is asked for is the only one ----------------------------------------------------------------------
 bin=pytorch_model.bin

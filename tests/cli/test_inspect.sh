@@ -167,3 +167,20 @@ for width in 200 80 50; do
     50) shows "$out" '^encoder[^ ]*…[^ ]*Norm.weight +float32 +\[32\] +128$' ;;
     esac
 done
+
+# which tensors are listed, in which order: sums are those of all
+"$heft" init -q "$config" "$work/listed"
+run 0 inspect "$work/listed" --filter '*LayerNorm.weight' --sort name
+shows "$out" '^listed +5 of 39 tensors$'
+shows "$out" '^parameters +23,392$'
+[ "$(grep -c '^[a-z].*LayerNorm\.weight ' "$out")" = 5 ] || fail "$last: not 5 tensors"
+lacks "$out" '^pooler'
+run 0 inspect "$work/listed" --sort bytes --json
+python3 - "$out" <<'END'
+import json, sys
+sizes = [t["bytes"] for t in json.load(open(sys.argv[1]))["tensors"]]
+assert len(sizes) == 39 and sizes == sorted(sizes, reverse=True), sizes
+END
+run 0 inspect "$work/listed" --filter nothing
+shows "$out" '^listed +0 of 39 tensors$'
+fails 2 "'foo' is not a key: expected name or bytes" inspect "$work/listed" --sort foo

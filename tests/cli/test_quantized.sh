@@ -2,48 +2,10 @@
 # test_quantized - weights that are stored quantized: they are named, loaded as they are, or dequantized.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=tests/cli/quantized_lib.sh
+. "$(dirname "$0")/quantized_lib.sh"
 data=$source_dir/tests/data/quant
 
-# equal TENSORS OF TWO FILES: names, dtypes, shapes and bytes; the rest of the header may differ
-equal() {
-    python3 - "$1" "$2" <<'END'
-import json, struct, sys
-def read(path):
-    blob = open(path, "rb").read()
-    length = struct.unpack("<Q", blob[:8])[0]
-    header = json.loads(blob[8:8 + length])
-    header.pop("__metadata__", None)
-    return {name: (t["dtype"], t["shape"], blob[8 + length + t["data_offsets"][0]:8 + length + t["data_offsets"][1]])
-            for name, t in header.items()}
-left, right = read(sys.argv[1]), read(sys.argv[2])
-assert left.keys() == right.keys(), sorted(left.keys() ^ right.keys())
-different = [name for name in left if left[name] != right[name]]
-assert not different, different
-END
-}
-
-# edited FOLDER EXPRESSION: change config.json, which is `c`, and the tensors t: {name: (dtype, shape, bytes)}
-edited() {
-    python3 - "$1" "$2" <<'END'
-import json, struct, sys
-folder = sys.argv[1]
-blob = open(folder + "/model.safetensors", "rb").read()
-length = struct.unpack("<Q", blob[:8])[0]
-header = json.loads(blob[8:8 + length])
-header.pop("__metadata__", None)
-t = {n: (v["dtype"], v["shape"], blob[8 + length + v["data_offsets"][0]:8 + length + v["data_offsets"][1]]) for n, v in header.items()}
-c = json.load(open(folder + "/config.json"))
-exec(sys.argv[2])
-at, header, data = 0, {}, b""
-for name, (dtype, shape, raw) in t.items():
-    header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
-    at += len(raw)
-    data += raw
-head = json.dumps(header).encode()
-open(folder + "/model.safetensors", "wb").write(struct.pack("<Q", len(head)) + head + data)
-json.dump(c, open(folder + "/config.json", "w"))
-END
-}
 fresh() { # fresh CASE: a copy to be edited, in $work/edited
     rm -rf "$work/edited"
     cp -r "$data/$1" "$work/edited"
@@ -99,7 +61,7 @@ done
 # only the quantization decides: a copy of the shared dequantized weights is not that of other settings
 fresh gptq_4bit
 run 0 load "$work/edited" --dequantize --mode shared
-edited "$work/edited" 'c["quantization_config"]["checkpoint_format"] = "gptq_v2"'
+edit "$work/edited" 'c["quantization_config"]["checkpoint_format"] = "gptq_v2"'
 run 0 convert "$work/edited" "$work/v2" --dequantize
 if equal "$work/v2/model.safetensors" "$data/gptq_4bit/expected.safetensors" 2>/dev/null; then
     fail "gptq_v2 gives the values of gptq"
@@ -108,12 +70,12 @@ rm -rf "$work/v2"
 
 # zero points of gptq were counted down by whole words: a z of 0 borrows from the next, and comes back
 fresh gptq_4bit_v2
-edited "$work/edited" "
+edit "$work/edited" "
 for n in t:
     if n.endswith('.qzeros'):
         t[n] = ('I32', t[n][1], struct.pack('<I', 0x70f10020) * (len(t[n][2]) // 4))"
 run 0 convert "$work/edited" "$work/v2" --dequantize
-edited "$work/edited" "
+edit "$work/edited" "
 for n in t:
     if n.endswith('.qzeros'):
         t[n] = ('I32', t[n][1], struct.pack('<I', (0x70f10020 - 0x11111111) % 2**32) * (len(t[n][2]) // 4))
@@ -122,26 +84,47 @@ run 0 convert "$work/edited" "$work/v1" --dequantize
 equal "$work/v1/model.safetensors" "$work/v2/model.safetensors"
 rm -rf "$work/v1" "$work/v2"
 
+# AutoRound writes the layouts of other methods; of its own the zero points are not known
+for case in gptq_4bit:auto_round:auto_gptq awq_4bit:auto_round:auto_awq awq_4bit:auto_awq; do
+    fresh "${case%%:*}"
+    edit "$work/edited" "
+q = c['quantization_config']
+c['quantization_config'] = {'quant_method': 'auto-round', 'packing_format': '${case#*:}', 'bits': 4, 'group_size': q['group_size'],
+                            'sym': False, 'autoround_version': '0.12.3', 'extra_config': {'model.layers.9.mlp': {'bits': 8}}}"
+    run 0 load "$work/edited" --strict -q
+    run 0 convert "$work/edited" "$work/plain" --dequantize -q
+    equal "$work/plain/model.safetensors" "$data/${case%%:*}/expected.safetensors"
+    lacks "$work/plain/config.json" quantization_config
+    rm -rf "$work/plain"
+done
+for format in auto_round auto_round:gptqmodel; do
+    fresh gptq_4bit
+    edit "$work/edited" "c['quantization_config'] = {'quant_method': 'auto-round', 'packing_format': '$format', 'bits': 4, 'group_size': 32}"
+    fails 7 'quantized with "auto-round' load "$work/edited" --dequantize
+    run 0 convert "$work/edited" "$work/plain"
+    rm -rf "$work/plain"
+done
+
 # settings beside the config
 fresh gptq_4bit
-edited "$work/edited" 'json.dump(c.pop("quantization_config"), open(folder + "/quantize_config.json", "w"))'
+edit "$work/edited" 'json.dump(c.pop("quantization_config"), open(folder + "/quantize_config.json", "w"))'
 run 0 convert "$work/edited" "$work/beside" --dequantize
 equal "$work/beside/model.safetensors" "$data/gptq_4bit/expected.safetensors"
 [ ! -e "$work/beside/quantize_config.json" ] || fail "quantize_config.json was kept"
 rm -rf "$work/beside"
 # no settings at all: recognized by the tensors; what they do not say is not guessed
 fresh fp8_block
-edited "$work/edited" 'c.pop("quantization_config")'
+edit "$work/edited" 'c.pop("quantization_config")'
 run 0 inspect "$work/edited"
 shows "$out" '^quantized   fp8, 8 bits'
 run 0 load "$work/edited" --strict -q
 fails 7 'cannot be dequantized: no config gives the block size' load "$work/edited" --dequantize
 fresh gptq_4bit
-edited "$work/edited" 'c.pop("quantization_config")'
+edit "$work/edited" 'c.pop("quantization_config")'
 run 0 load "$work/edited" --strict -q
 fails 7 'cannot be dequantized: no config gives' load "$work/edited" --dequantize
 # a method that nobody here has heard of: its name, for what would need it
-edited "$work/edited" 'c["quantization_config"] = {"quant_method": "hqq3"}'
+edit "$work/edited" 'c["quantization_config"] = {"quant_method": "hqq3"}'
 fails 7 'quantized with "hqq3"' load "$work/edited"
 fails 7 'quantized with "hqq3"' load "$work/edited" --dequantize
 fails 7 'quantized with "hqq3"' convert "$work/edited" "$work/never" --dtype float32
@@ -156,7 +139,7 @@ rm -rf "$work/copy"
 # what contradicts itself is told, and nothing is guessed
 bad() { # bad CASE EXPRESSION ITEM WORDS: of load, dequantized or not
     fresh "$1"
-    edited "$work/edited" "$2"
+    edit "$work/edited" "$2"
     fails 5 "$3.*: $4" load "$work/edited"
     fails 5 "$3.*: $4" load "$work/edited" --dequantize
     run 1 verify "$work/edited"
@@ -204,7 +187,7 @@ t[n] = ('U8', [len(text)], text)" "$q.weight.quant_state" '.*expected "quant_typ
 
 # settings of single modules (gptq), which show in the shapes
 fresh gptq_4bit
-edited "$work/edited" "
+edit "$work/edited" "
 p = 'model.layers.0.mlp.up_proj'
 out, size = t[p + '.scales'][1][1], t[p + '.g_idx'][1][0]
 t[p + '.qweight'] = ('I32', [size // 4, out], bytes(range(256)) * (size * out // 256))
@@ -232,18 +215,18 @@ for o in (0, 1, out - 1):
         assert weight[2 * (o * size + i):2 * (o * size + i) + 2] == expected, (o, i)
 END
 rm -rf "$work/dynamic"
-edited "$work/edited" "del c['quantization_config']['dynamic']"
+edit "$work/edited" "del c['quantization_config']['dynamic']"
 fails 5 'up_proj.qzeros: .*expected shape' load "$work/edited"
 
 # layouts that are not known are named
 for version in gemv exllama; do
     fresh awq_4bit
-    edited "$work/edited" "c['quantization_config']['version'] = '$version'"
+    edit "$work/edited" "c['quantization_config']['version'] = '$version'"
     run 0 load "$work/edited" -q
     fails 7 "its version \"$version\" is not supported" load "$work/edited" --dequantize
 done
 fresh gptq_4bit
-edited "$work/edited" "c['quantization_config']['checkpoint_format'] = 'marlin'"
+edit "$work/edited" "c['quantization_config']['checkpoint_format'] = 'marlin'"
 fails 7 'its checkpoint_format "marlin" is not supported' convert "$work/edited" "$work/never" --dequantize
 
 # a config without weights, weights without a config, symmetric weights of the other version: a warning
@@ -259,13 +242,13 @@ warned() { # warned WORDS: of load, inspect and convert
 for method in gptq fp8 compressed-tensors; do
     fresh gptq_4bit
     mv "$work/edited/expected.safetensors" "$work/edited/model.safetensors"
-    edited "$work/edited" "c['quantization_config'] = {'quant_method': '$method'}"
+    edit "$work/edited" "c['quantization_config'] = {'quant_method': '$method'}"
     warned "config.json declares that weights are quantized \($method\), but none of them is"
 done
 for case in fp8_tensor ct_int8 awq_4bit; do
     fresh $case
     rm "$work/edited/expected.safetensors"
-    edited "$work/edited" "c.pop('quantization_config')"
+    edit "$work/edited" "c.pop('quantization_config')"
     warned 'no config declares that weights are quantized'
     run 0 convert "$work/edited" "$work/plain" --dequantize -q
     equal "$work/plain/model.safetensors" "$data/$case/expected.safetensors"
@@ -273,13 +256,13 @@ for case in fp8_tensor ct_int8 awq_4bit; do
 done
 fresh gptq_4bit
 rm "$work/edited/expected.safetensors"
-edited "$work/edited" "c['quantization_config']['checkpoint_format'] = 'gptq_v2'"
+edit "$work/edited" "c['quantization_config']['checkpoint_format'] = 'gptq_v2'"
 warned 'symmetric .*8.*7'
 
 # state: kept, told, and left out with a line
 fresh fp8_block
 rm "$work/edited/expected.safetensors"
-edited "$work/edited" "
+edit "$work/edited" "
 t['model.layers.0.self_attn.k_scale'] = ('F32', [], struct.pack('<f', 2))
 t['model.layers.0.self_attn.v_proj.v_scale'] = ('F32', [1], struct.pack('<f', 3))"
 run 0 load "$work/edited" --strict
@@ -297,7 +280,7 @@ rm -rf "${work:?}/cast" "$work/plain"
 
 # an index out of range is seen when the values are computed
 fresh gptq_4bit
-edited "$work/edited" "t['$q.g_idx'] = ('I32', [64], struct.pack('<i', 9) * 64)"
+edit "$work/edited" "t['$q.g_idx'] = ('I32', [64], struct.pack('<i', 9) * 64)"
 fails 5 'q_proj.weight: g_idx\[0\] is 9, expected less than 2' load "$work/edited" --dequantize
 fails 5 'g_idx\[0\] is 9' convert "$work/edited" "$work/never" --dequantize
 [ ! -e "$work/never" ] || fail "something was written"
@@ -324,7 +307,7 @@ shows "$err" 'model\.norm\.weight'
 renamed() { # renamed CASE EXPRESSION: new names of its tensors, n each
     fresh "$1"
     rm "$work/edited/expected.safetensors"
-    edited "$work/edited" "t = {$2: v for n, v in t.items()}"
+    edit "$work/edited" "t = {$2: v for n, v in t.items()}"
 }
 for case in awq_4bit bnb_nf4 fp8_block quanto_int4 quanto_int8; do
     run 0 load "$data/$case" --json
@@ -340,7 +323,7 @@ for case in awq_4bit bnb_nf4 fp8_block quanto_int4 quanto_int8; do
     done
     # state of a module comes along
     renamed $case "'module.' + n"
-    edited "$work/edited" "t['module.model.layers.0.self_attn.k_scale'] = ('F32', [], struct.pack('<f', 2))"
+    edit "$work/edited" "t['module.model.layers.0.self_attn.k_scale'] = ('F32', [], struct.pack('<f', 2))"
     run 0 load "$work/edited" --strict -q
     # a quantized weight without a place is refused, not replaced by random values
     renamed $case "n.replace('model.layers.0.', 'model.blocks.0.') if 'q_proj' in n else n"

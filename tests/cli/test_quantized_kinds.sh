@@ -3,27 +3,11 @@
 # values: quantized.py makes them, and the values that are right.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=tests/cli/quantized_lib.sh
+. "$(dirname "$0")/quantized_lib.sh"
 made=$work/made
 mkdir "$made"
 python3 "$(dirname "$0")/quantized.py" "$made"
-
-# equal FILE FILE: names, dtypes, shapes and bytes
-equal() {
-    python3 - "$1" "$2" <<'END_OF_PYTHON'
-import json, struct, sys
-def read(path):
-    blob = open(path, "rb").read()
-    length = struct.unpack("<Q", blob[:8])[0]
-    header = json.loads(blob[8:8 + length])
-    header.pop("__metadata__", None)
-    return {name: (t["dtype"], t["shape"], blob[8 + length + t["data_offsets"][0]:8 + length + t["data_offsets"][1]])
-            for name, t in header.items()}
-left, right = read(sys.argv[1]), read(sys.argv[2])
-assert left.keys() == right.keys(), sorted(left.keys() ^ right.keys())
-different = [name for name in left if left[name] != right[name]]
-assert not different, different
-END_OF_PYTHON
-}
 
 for folder in "$made"/*/; do
     case=$(basename "$folder")
@@ -53,19 +37,7 @@ done
 edited() {
     rm -rf "$work/edited"
     cp -r "$made/$1" "$work/edited"
-    PYTHONPATH=$(dirname "$0") python3 - "$work/edited" "$2" <<'END_OF_PYTHON'
-import json, struct, sys
-import quantized
-folder = sys.argv[1]
-blob = open(folder + "/model.safetensors", "rb").read()
-length = struct.unpack("<Q", blob[:8])[0]
-t = {n: (v["dtype"], v["shape"], blob[8 + length + v["data_offsets"][0]:8 + length + v["data_offsets"][1]])
-     for n, v in json.loads(blob[8:8 + length]).items()}
-c = json.load(open(folder + "/config.json"))
-exec(sys.argv[2])
-quantized.write(folder + "/model.safetensors", t)
-json.dump(c, open(folder + "/config.json", "w"))
-END_OF_PYTHON
+    edit "$work/edited" "$2"
 }
 layer=model.layers.0
 

@@ -35,7 +35,7 @@ static void read_view(const heft_checkpoint *view)
         for (uint64_t first = 0; first < elems && budget > sizeof piece; first += 997) {
             const uint64_t some = elems - first < 997 ? elems - first : 997;
             budget -= sizeof piece;
-            if (heft__decoder_read(decoder, first, some, piece, &err) != HEFT_OK) {
+            if (heft__decoder_read(decoder, first, some, piece, false, &err) != HEFT_OK) {
                 break;
             }
         }

@@ -53,6 +53,14 @@ static const struct quant_case {
     {"torchao_nvfp4",        "torchao",            4, 16,  NULL                                           },
 };
 
+/* `bytes` bytes from the start of a cache line on, to be freed. */
+static void *line_start(size_t bytes)
+{
+    void *found = NULL;
+    assert_int_equal(posix_memalign(&found, HEFT__STREAM_LINE, bytes), 0);
+    return found;
+}
+
 /* ---- a folder opened -------------------------------------------------------------------------- */
 struct opened {
     heft_checkpoint *packed, *expected;
@@ -217,15 +225,18 @@ static void compare_tiles(const struct opened *o, const heft__quant_weight *weig
             runs[k] = gather(o, weight, &regions[k]);
             bytes[k] = (heft__quant_bytes){runs[k], regions[k].length};
         }
-        uint8_t *out = malloc(count * row_bytes);
-        assert_non_null(out);
-        test_expect_status(weight->layout->decode(weight, first, count, bytes, out, &err), HEFT_OK,
-                           &err, weight->name);
-        if (memcmp(out, expected + first * row_bytes, count * row_bytes) != 0) {
-            fail_msg("%s: rows %llu to %llu differ", weight->name, (unsigned long long)first,
-                     (unsigned long long)(first + count));
+        for (int stream = 0; stream < 2; stream++) {
+            uint8_t *out = line_start(count * row_bytes);
+            test_expect_status(
+                weight->layout->decode(weight, first, count, bytes, out, stream, &err), HEFT_OK,
+                &err, weight->name);
+            heft__nibble_lanes()->settle();
+            if (memcmp(out, expected + first * row_bytes, count * row_bytes) != 0) {
+                fail_msg("%s: rows %llu to %llu differ", weight->name, (unsigned long long)first,
+                         (unsigned long long)(first + count));
+            }
+            free(out);
         }
-        free(out);
         for (size_t k = 0; k < n; k++) {
             free(runs[k]);
         }
@@ -308,11 +319,12 @@ static void every_case_is_dequantized(void **state)
 }
 
 /* ---- loops ------------------------------------------------------------------------------------ */
-/* Every count up to some vectors, both orders, pointers at odd addresses, and nothing past the end. */
+/* Every count up to some vectors, both orders, pointers at odd addresses and at the start of a cache line, around
+ * the caches or not, and nothing past the end. */
 static void lookup_is_the_same_at_every_level(void **state)
 {
     enum { MOST = 130, GUARD = 0xa5 };
-    uint8_t packed[MOST / 2 + 2], out[2 * MOST + 5];
+    uint8_t packed[MOST / 2 + 2], out[2 * MOST + 5] __attribute__((aligned(HEFT__STREAM_LINE)));
     uint16_t table[16];
     (void)state;
     for (unsigned e = 0; e < 16; e++) {
@@ -322,12 +334,13 @@ static void lookup_is_the_same_at_every_level(void **state)
         packed[b] = (uint8_t)(b * 167 + 29);
     }
     for (int level = 0; level < HEFT__LEVEL_COUNT; level++) {
-        for (size_t n = 0; heft__lanes_force(level) && n < 4 * (MOST + 1); n++) {
-            const size_t count = n / 4, shift = n % 2;
-            const bool high_first = n % 4 >= 2;
+        for (size_t n = 0; heft__lanes_force(level) && n < 8 * (MOST + 1); n++) {
+            const size_t count = n / 8, shift = n % 2;
+            const bool high_first = n % 4 >= 2, stream = n % 8 >= 4;
             memset(out, GUARD, sizeof out);
             heft__nibble_lanes()->lookup16((void *)(out + shift), table, packed + shift, count,
-                                           high_first);
+                                           high_first, stream);
+            heft__nibble_lanes()->settle();
             for (size_t k = 0; k < count; k++) {
                 const bool high = (k % 2 == 0) == high_first;
                 const uint16_t want = table[packed[shift + k / 2] >> (high ? 4 : 0) & 15];
@@ -383,6 +396,31 @@ static const struct made_case {
      "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[160,5]", 3200, NULL},
       {"w.qzeros", "I32", "[3,5]", 60, NULL},
       {"w.scales", "F16", "[3,40]", 240, NULL}}                                              },
+    {"gptq_large",
+     "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 512}",                      {{"w.qweight", "I32", "[120,600]", 288000, NULL},
+      {"w.qzeros", "I32", "[2,75]", 600, NULL},
+      {"w.scales", "F16", "[2,600]", 2400, NULL}}                                                                 },
+    {"awq_large",
+     "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 96, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[960,75]", 288000, NULL},
+      {"w.qzeros", "I32", "[10,75]", 3000, NULL},
+      {"w.scales", "F16", "[10,600]", 12000, NULL}}                                          },
+    {"nf4_large",
+     "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("bfloat16", "[701,1000]", 350500, 10954)}                                              },
+    {"fp8_large",
+     "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 96]}",                       {{"w.weight", "F8_E4M3", "[600,1000]", 600000, NULL},
+      {"w.weight_scale_inv", "F32", "[5,11]", 220, NULL}}                                                          },
+    {"packed_large",
+     "{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", "
+     "\"config_groups\": {\"a\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 4, "
+     "\"strategy\": \"group\", \"group_size\": 32}}}}",                                     {{"w.weight_packed", "I32", "[600,120]", 288000, NULL},
+      {"w.weight_scale", "BF16", "[600,30]", 36000, NULL},
+      {"w.weight_shape", "I64", "[2]", 16, "\x58\2\0\0\0\0\0\0\xc0\3\0\0\0\0\0"}}                                                },
+    {"mxfp4_large",
+     "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[1,1080,20,16]", 345600, NULL},
+      {"w_scales", "U8", "[1,1080,20]", 21600, NULL}}                                                                                              },
+    {"mxfp4_large_in_lines",
+     "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[1,1088,20,16]", 348160, NULL},
+      {"w_scales", "U8", "[1,1088,20]", 21760, NULL}}                                                                                              },
     {"mxfp4_extreme_scales",
      "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[3,76,5,16]", 18240, NULL}, {"w_scales", "U8", "[3,76,5]", 1140, NULL}}},
 };
@@ -425,6 +463,53 @@ static void write_made(const struct made_case *row, const char *folder)
     test_write_file(folder, "config.json", config, (size_t)text);
 }
 
+/* Into memory in which results stay: if there is enough of them, they are stored around the caches. */
+static void check_streamed(const heft_checkpoint *view, const uint8_t *expected)
+{
+    const heft_tensor_info *info = &view->infos[0];
+    heft__decoder *decoder = NULL;
+    heft_error err = {0};
+    uint8_t *out = line_start((size_t)info->size_bytes);
+    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, NULL, &decoder, &err),
+                       HEFT_OK, &err, "decoder");
+    test_expect_status(heft__decoder_read(decoder, 0,
+                                          info->size_bytes / (heft_dtype_bits(info->dtype) / 8),
+                                          out, true, &err),
+                       HEFT_OK, &err, "streamed");
+    assert_memory_equal(out, expected, info->size_bytes);
+    heft__decoder_free(decoder);
+    free(out);
+}
+
+/* Half-precision results as bfloat16, by the decoder itself or not: as a cast makes them. */
+static void check_cast(const heft_checkpoint *view, const uint8_t *expected)
+{
+    const heft_tensor_info *info = &view->infos[0];
+    const size_t count = (size_t)info->size_bytes / 2;
+    heft__decoder *decoder = NULL;
+    heft_error err = {0};
+    if (info->dtype != HEFT_DTYPE_F16) {
+        return;
+    }
+    uint16_t *out = line_start(count * 2), *cast = line_start(count * 2);
+    test_expect_status(heft__decoder_new(ctx, view->entries[0]->decoded, NULL, &decoder, &err),
+                       HEFT_OK, &err, "decoder");
+    if (heft__decoder_cast(decoder, HEFT_DTYPE_BF16)) {
+        test_expect_status(heft__decoder_read(decoder, 0, count, out, true, &err), HEFT_OK, &err,
+                           "cast");
+        heft__cast(HEFT_DTYPE_BF16, cast, HEFT_DTYPE_F16, expected, count);
+        assert_memory_equal(out, cast, count * 2);
+    }
+    assert_true(heft__decoder_cast(decoder, HEFT_DTYPE_F16));
+    test_expect_status(heft__decoder_read(decoder, 0, count, out, false, &err), HEFT_OK, &err,
+                       "as it is");
+    assert_memory_equal(out, expected, count * 2);
+    assert_false(heft__decoder_cast(decoder, HEFT_DTYPE_F64));
+    heft__decoder_free(decoder);
+    free(out);
+    free(cast);
+}
+
 static void levels_agree(void **state)
 {
     const heft_source_options how = HEFT_OPTIONS(heft_source_options, .dequantize = true);
@@ -446,6 +531,8 @@ static void levels_agree(void **state)
                 continue;
             }
             uint8_t *got = whole_tensor(view, 0);
+            check_streamed(view, got);
+            check_cast(view, got);
             if (expected) {
                 assert_memory_equal(got, expected, view->infos[0].size_bytes);
                 free(got);
@@ -540,8 +627,8 @@ static void a_view_is_read_from_anywhere(void **state)
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
             const uint64_t left = (uint64_t)ROWS * COLUMNS - firsts[f],
                            count = counts[c] < left ? counts[c] : left;
-            test_expect_status(heft__decoder_read(decoder, firsts[f], count, some, &err), HEFT_OK,
-                               &err, "some");
+            test_expect_status(heft__decoder_read(decoder, firsts[f], count, some, f % 2, &err),
+                               HEFT_OK, &err, "some");
             assert_memory_equal(some, all + firsts[f], count * sizeof *some);
         }
     }

@@ -358,10 +358,11 @@ static float value_of(heft_dtype dtype, uint8_t byte)
     return value;
 }
 
-static void check_rows(const char *line, heft_dtype dtype, heft_dtype results, int level)
+static void check_rows(const char *line, heft_dtype dtype, heft_dtype results, int level,
+                       bool stream)
 {
     static uint8_t values[FACTORS * COLUMNS + 64] __attribute__((aligned(64)));
-    static float out[FACTORS * COLUMNS];
+    static float out[FACTORS * COLUMNS] __attribute__((aligned(HEFT__STREAM_LINE)));
     uint8_t scales[sizeof factors], expected[4];
     struct tensors t;
     heft__quant_found found;
@@ -378,8 +379,9 @@ static void check_rows(const char *line, heft_dtype dtype, heft_dtype results, i
         values[k] = (uint8_t)(k * 5 + k / 256);
     }
     const heft__quant_bytes bytes[HEFT__QUANT_REGIONS] = {{.at = values}, {.at = scales}};
-    test_expect_status(weight.layout->decode(&weight, 0, FACTORS, bytes, out, &err), HEFT_OK, &err,
-                       line);
+    test_expect_status(weight.layout->decode(&weight, 0, FACTORS, bytes, out, stream, &err),
+                       HEFT_OK, &err, line);
+    heft__nibble_lanes()->settle();
     const size_t width = heft_dtype_bits(results) / 8;
     for (size_t k = 0; k < FACTORS * COLUMNS; k++) {
         const float factor = factors[k / COLUMNS], value = value_of(dtype, values[k]);
@@ -400,10 +402,12 @@ static void every_byte_times_every_scale(void **state)
     (void)state;
     for (int level = 0; level < HEFT__LEVEL_COUNT; level++) {
         for (size_t d = 0; d < 3 && heft__lanes_force(level); d++) {
-            for (int whole = 0; whole < 2; whole++) {
+            for (int n = 0; n < 4; n++) {
+                const bool whole = n % 2;
                 (void)snprintf(line, sizeof line, "a.weight %s %zu,%d;a.weight_scale F32 %zu,1",
                                whole ? "I8" : "F8_E4M3", FACTORS, COLUMNS, FACTORS);
-                check_rows(line, whole ? HEFT_DTYPE_I8 : HEFT_DTYPE_F8_E4M3FN, results[d], level);
+                check_rows(line, whole ? HEFT_DTYPE_I8 : HEFT_DTYPE_F8_E4M3FN, results[d], level,
+                           n >= 2);
             }
         }
     }
