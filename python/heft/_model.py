@@ -52,7 +52,8 @@ class Model:
         path: a checkpoint folder, a weight file or an index with a config.json beside it, or the name of a model in the
             hub's cache.
         memory: bytes, or a str such as "4GB": if the weights take more than seven eighths of it, they stay in their
-            files, and sessions bring them in as they need them. None: everything is in memory.
+            files, and sessions bring them in as they need them. Each session may take what is left of it. None:
+            everything is in memory.
         threads: how many threads compute, for all sessions of the model together; None: one for each CPU. Results do
             not depend on it.
         dtype: of the weights: a name, or a dtype of torch or numpy; None or "auto": the config's, otherwise the files'.
@@ -71,7 +72,7 @@ class Model:
         LimitError, FormatError, RefusedError, IoError.
     """
 
-    __slots__ = ("facts", "_raw")
+    __slots__ = ("_facts", "_raw")
 
     def __init__(
         self,
@@ -102,52 +103,52 @@ class Model:
                 report,
                 allow_missing,
             )
-        self.facts: dict[str, Any] = raw.facts()
+        self._facts: dict[str, Any] = raw.facts()
         if not allow_missing:
             self._refuse_random()
         self._raw = raw
-        warn(self.facts["warnings"])
+        warn(self._facts["warnings"])
 
     def _refuse_random(self) -> None:
-        lacking = self.facts["initialized"]
+        lacking = self._facts["initialized"]
         if self.class_name.endswith("Model"):  # a base model: what follows its pooler is pooler_output alone
             lacking = [name for name in lacking if "pooler." not in name]
         if lacking:
             raise MismatchError(
                 f"the checkpoint lacks {len(lacking)} tensor{'s' if len(lacking) > 1 else ''} of {self.class_name}, "
                 "which would be random; allow_missing=True runs it nevertheless",
-                self.facts["path"],
+                self._facts["path"],
                 lacking[0],
             )
 
     @property
     def class_name(self) -> str:
         """The class, by Transformers' name."""
-        name: str = self.facts["class_name"]
+        name: str = self._facts["class_name"]
         return name
 
     @property
     def path(self) -> str:
         """Where it was loaded from."""
-        path: str = self.facts["path"]
+        path: str = self._facts["path"]
         return path
 
     @property
     def dtype(self) -> str:
         """The dtype of its weights, by PyTorch's name."""
-        name: str = self.facts["dtype"]
+        name: str = self._facts["dtype"]
         return name
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights."""
-        size: int = self.facts["bytes"]
+        size: int = self._facts["bytes"]
         return size
 
     @property
     def random_names(self) -> list[str]:
         """The weights that the checkpoint lacks, which are random."""
-        return list(self.facts["initialized"])
+        return list(self._facts["initialized"])
 
     def __repr__(self) -> str:
         return f"<heft.run.Model {self.class_name} of {self.path}>"

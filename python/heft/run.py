@@ -225,13 +225,13 @@ class Session:
             if given or dequantize or allow_missing or mode != "auto":
                 raise ValueError("the model is loaded: give options of loading to heft.run.Model()")
             self._model = source
-            budget = budget or source.facts["room_bytes"]
+            budget = budget or source._facts["room_bytes"]
         else:
             self._model = Model(
                 source, memory=memory, threads=threads, dtype=dtype, dequantize=dequantize, allow_missing=allow_missing,
                 class_name=class_name, variant=variant, subfolder=subfolder, mode=mode, progress=progress,
             )  # fmt: skip
-            budget = self._model.facts["room_bytes"]
+            budget = self._model._facts["room_bytes"]
         self._raw = _heft.Session(self._model._raw, budget, self._pass_tokens, exact, over_limit)
         self._about: dict[str, Any] = self._raw.describe()
 
@@ -389,13 +389,17 @@ class Session:
 
     def _names(self, outputs: Iterable[str] | None, batch: Batch, continues: bool) -> tuple[str, ...]:
         """The outputs that are asked for, or all that this pass has."""
-        lacks_pooler = any("pooler." in name for name in self._model.facts["initialized"]) and self.class_name.endswith("Model")
+        lacks_pooler = any("pooler." in name for name in self._model._facts["initialized"]) and self.class_name.endswith("Model")
         both = bool(batch.ids and batch.features)  # whose states would be one after the other
 
         def is_left_out(name: str) -> bool:
-            encoded = name.startswith("encoder_") and continues  # in the first pass of a sequence only
-            mixed = both and name in ("last_hidden_state", "pooler_output")
-            return encoded or mixed or (lacks_pooler and name == "pooler_output")
+            if both and name in ("last_hidden_state", "pooler_output"):
+                return True
+            if not both and "logits_per_image" in self.output_names:  # texts or images alone
+                return name.startswith(("logits_per", "image" if batch.ids else "text"))
+            if continues and name.startswith("encoder_"):  # in the first pass of a sequence only
+                return True
+            return lacks_pooler and name == "pooler_output"
 
         if outputs is None:
             return tuple(name for name in self.output_names if not is_left_out(name))

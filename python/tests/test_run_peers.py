@@ -215,9 +215,18 @@ def test_images_and_texts(tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         expected = model(**given, pixel_values=pixels)
-    found = heft.run.Session(tmp_path).forward(**given, pixel_values=pixels)
+    session = heft.run.Session(tmp_path)
+    found = session.forward(**given, pixel_values=pixels)
     for name in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"):
         same(found[name], getattr(expected, name))
+    texts, images = session.forward(**given), session.forward(pixel_values=pixels)
+    same(texts.text_embeds, expected.text_embeds)
+    same(images.image_embeds, expected.image_embeds)
+    same(texts.last_hidden_state, expected.text_model_output.last_hidden_state)
+    same(images.last_hidden_state, expected.vision_model_output.last_hidden_state)
+    assert "image_embeds" not in texts and "logits_per_text" not in images
+    with pytest.raises(ValueError, match="two calls"):
+        session.forward(**given, pixel_values=pixels, outputs=["last_hidden_state"])
 
 
 # ---- texts -----------------------------------------------------------------------------------------------
