@@ -1,7 +1,7 @@
 /* model.c - the type Model: a loaded model, for sessions (session.c).
  *
- * With a maximum of memory, weights that do not fit stay in their files, and sessions bring them in; else
- * they are copied, or mapped if there is not enough memory for that: as `heft run` does. */
+ * Weights that do not fit in the memory stay in their files, and sessions bring them in; else they are
+ * copied: as `heft run` does. */
 #include "ext.h"
 
 #include <string.h>
@@ -13,7 +13,7 @@ struct loading {
     const char *mode;
     unsigned threads;
     unsigned long long memory_bytes; /* 0: no maximum */
-    uint64_t room_bytes;             /* of it, what the model leaves for a session */
+    uint64_t room_bytes; /* what the model leaves of a maximum for a session; 0: no maximum */
     heft_source_options source;
     heft_checkpoint_options checkpoint;
     heft_load_options load;
@@ -66,43 +66,55 @@ static bool read_arguments(struct loading *l, PyObject *args, PyObject *kwargs)
 }
 
 /* ---- loading --------------------------------------------------------------------------------- */
-/* Weights that do not fit in the memory, with an eighth of it for caches and results, stay in their files. */
+/* Refuse weights that are stored quantized, before they are loaded. */
+static heft_status check_plain(const heft_source *source, heft_error *error)
+{
+    const heft_quantization *found = heft_source_quantization(source);
+    if (!found || found->weights == 0 || found->dequantized) {
+        return HEFT_OK;
+    }
+    *error = (heft_error){.status = HEFT_UNSUPPORTED, .offset = HEFT_NO_OFFSET};
+    snprintf(error->path, sizeof error->path, "%s", heft_source_path(source));
+    snprintf(error->message, sizeof error->message,
+             "%zu weights are stored quantized (%.60s) and heft computes with plain weights: "
+             "dequantize=True makes them while loading",
+             found->weights, found->method);
+    return HEFT_UNSUPPORTED;
+}
+
+/* The maximum of memory: what is given, or what the machine or a container has left, less an eighth for
+ * others. 0: none, or not known. */
+static uint64_t memory_of(const struct loading *l)
+{
+    heft_machine machine = HEFT_SIZED(heft_machine);
+    if (l->memory_bytes || strcmp(l->mode, "auto") != 0 ||
+        heft_machine_memory(&machine, NULL) != HEFT_OK) {
+        return l->memory_bytes;
+    }
+    return machine.bytes - machine.bytes / 8;
+}
+
+/* Weights that do not fit, with an eighth of the memory for caches and results, stay in their files. */
 static heft_status divide_memory(struct loading *l, const heft_source *source, heft_error *error)
 {
     static const heft_device_entry all = {"", HEFT_DEVICE_DISK};
+    const uint64_t memory = memory_of(l);
     heft_model *skeleton = NULL;
-    if (l->memory_bytes == 0) {
+    if (memory == 0) {
         return HEFT_OK;
     }
     heft_status status = heft_model_skeleton(source, &l->load, &skeleton, error);
     const uint64_t bytes = status == HEFT_OK ? heft_model_bytes(skeleton) : 0;
-    l->room_bytes = l->memory_bytes;
-    if (status == HEFT_OK && bytes > l->memory_bytes - l->memory_bytes / 8) {
+    if (status == HEFT_OK && bytes > memory - memory / 8) {
+        l->room_bytes = memory;
         status = heft_plan_new(
             skeleton, &HEFT_OPTIONS(heft_plan_options, .device_map = &all, .device_map_count = 1),
             &l->plan, error);
         l->load.plan = l->plan;
-    } else if (status == HEFT_OK) {
-        l->room_bytes -= bytes;
+    } else if (status == HEFT_OK && l->memory_bytes) {
+        l->room_bytes = memory - bytes;
     }
     heft_model_free(skeleton);
-    return status;
-}
-
-static heft_status load(struct loading *l, const heft_source *source, heft_model **out,
-                        heft_error *error)
-{
-    heft_error first = {.offset = HEFT_NO_OFFSET};
-    heft_status status = heft_model_load(source, &l->load, out, &l->report, &first);
-    if (status == HEFT_LIMIT && strcmp(l->mode, "auto") == 0 && !l->memory_bytes) {
-        heft_load_report_free(l->report);
-        l->report = NULL;
-        l->load.mode = HEFT_LOAD_MAP;
-        return heft_model_load(source, &l->load, out, &l->report, error);
-    }
-    if (status != HEFT_OK) {
-        *error = first;
-    }
     return status;
 }
 
@@ -146,10 +158,13 @@ static bool open(Model *self, struct loading *l)
         heft_source_open(self->ctx ? self->ctx : call_ctx(), PyBytes_AsString(l->path), &l->source,
                          &source, &call.error);
     if (status == HEFT_OK) {
+        status = check_plain(source, &call.error);
+    }
+    if (status == HEFT_OK) {
         status = divide_memory(l, source, &call.error);
     }
     if (status == HEFT_OK) {
-        status = load(l, source, &self->model, &call.error);
+        status = heft_model_load(source, &l->load, &self->model, &l->report, &call.error);
     }
     heft_plan_free(l->plan);
     if (call_end(&call, status)) {

@@ -52,23 +52,23 @@ class Model:
         path: a checkpoint folder, a weight file or an index with a config.json beside it, or the name of a model in the
             hub's cache.
         memory: bytes, or a str such as "4GB": if the weights take more than seven eighths of it, they stay in their
-            files, and sessions bring them in as they need them. Each session may take what is left of it. None:
-            everything is in memory.
+            files, and sessions bring them in as they need them. Each session may take what is left of it. None: the
+            same with what the machine has left, less an eighth of it.
         threads: how many threads compute, for all sessions of the model together; None: one for each CPU. Results do
             not depend on it.
         dtype: of the weights: a name, or a dtype of torch or numpy; None or "auto": the config's, otherwise the files'.
-        dequantize: dequantize quantized weights, which cannot be computed with otherwise.
+        dequantize: dequantize weights that are stored quantized, which cannot be computed with otherwise.
         allow_missing: load although the checkpoint lacks weights, which are random then.
         class_name: "BertForMaskedLM", "AutoModel", ...; None: the first of the config's ``architectures``.
         variant: "fp16" reads ``model.fp16.safetensors``.
         subfolder: relative to the path.
-        mode: "copy" the weights into memory, "map" the files, or "auto": copy them if there is the memory.
+        mode: "copy" the weights into memory, "map" the files, or "auto": copy them if they fit in the memory.
         progress: as in :func:`heft.load`.
 
     Raises:
         NotFoundError: no such path, no weights or no config.json.
         MismatchError: the checkpoint lacks weights (``item`` is the first one), or has others.
-        UnsupportedError: a class that heft does not know.
+        UnsupportedError: a class that heft does not know, and weights that are stored quantized.
         LimitError, FormatError, RefusedError, IoError.
     """
 

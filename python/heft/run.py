@@ -180,7 +180,8 @@ class Session:
         source: a path, as for :class:`Model`, or a :class:`Model`, whose weights the session shares; with it, options
             of loading are a ValueError.
         memory: bytes, or a str such as "4GB": the most that weights, caches of sequences and intermediate results may
-            take; results are the same. Weights that a given model has in memory do not count. None: no maximum.
+            take; results are the same. Weights that a given model has in memory do not count. None: no maximum, if the
+            model fits in the memory that the machine has left.
         threads: as for :class:`Model`.
         exact: activations are not rounded to bfloat16 where they are multiplied with weights of bfloat16, and caches
             are float32.
@@ -191,7 +192,7 @@ class Session:
         over_limit: go on although the weights need more memory than the machine has.
 
     Raises:
-        as :class:`Model`; UnsupportedError: a class without a forward pass, and weights that are stored quantized;
+        as :class:`Model`; UnsupportedError: a class without a forward pass;
         LimitError: a maximum in which one block with its results does not fit, with both sizes.
     """
 

@@ -370,6 +370,14 @@ def test_what_cannot_be_run(llama: Path, bert: Path, tmp_path: Path) -> None:
     assert bad.value.status in ("UNSUPPORTED", "FORMAT") and bad.value.path == str(other / "tokenizer.json")
 
 
+def test_quantized_weights() -> None:
+    place = Path(__file__).parents[2] / "tests" / "data" / "quant" / "ct_int8"
+    if not place.is_dir():
+        pytest.skip("the data are not beside the tests")
+    with pytest.raises(heft.UnsupportedError, match="dequantize=True"):
+        heft.run.Session(place)
+
+
 def test_closed(llama: Path) -> None:
     session = heft.run.Session(llama)
     sequence = session.sequence(8)
