@@ -78,15 +78,16 @@ static void on_log(void *user, const char *line)
     }
 }
 
+heft_ctx *call_new_ctx(unsigned threads)
+{
+    heft_ctx *ctx = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .threads = threads,
+                                               .progress = on_progress, .log = on_log));
+    return ctx ? ctx : (heft_ctx *)PyErr_NoMemory();
+}
+
 bool call_setup(void)
 {
-    if (!the_ctx) {
-        the_ctx =
-            heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .progress = on_progress, .log = on_log));
-    }
-    if (!the_ctx) {
-        PyErr_NoMemory();
-    }
+    the_ctx = the_ctx ? the_ctx : call_new_ctx(0);
     return the_ctx != NULL;
 }
 

@@ -21,6 +21,8 @@
 #include <heft/dlpack.h>
 #include <heft/heft.h>
 
+#include <sys/types.h>
+
 /* ---- calls (call.c) -------------------------------------------------------------------------- */
 /* One call of heft, on the thread that made it. */
 struct call {
@@ -37,6 +39,8 @@ struct call {
 /* Create the context of the process. Returns false with an exception. */
 bool call_setup(void);
 heft_ctx *call_ctx(void);
+/* A context of its own, with so many threads that compute; NULL with an exception. */
+heft_ctx *call_new_ctx(unsigned threads);
 /* Release the GIL for a call. progress: borrowed; NULL or None for none. */
 void call_begin(struct call *call, PyObject *progress);
 /* Take the GIL again. Returns true if the call succeeded; false with an exception, also where heft
@@ -95,12 +99,41 @@ typedef struct {
     uint64_t *shape; /* [rank] in one block with dims */
 } Tensor;
 
+typedef struct {
+    PyObject ob_base;
+    heft_ctx *ctx; /* its own, where the number of threads is given; NULL: that of the process */
+    heft_model *model;
+    PyObject *facts; /* dict */
+} Model;
+
+typedef struct Session {
+    PyObject ob_base;
+    Model *owner;
+    heft_session *session;  /* NULL: closed */
+    struct Sequence *first; /* of its sequences, which are freed before it */
+    bool busy;              /* a call uses it now */
+    pid_t process;          /* that made it */
+} Session;
+
+typedef struct Sequence {
+    PyObject ob_base;
+    Session *owner;
+    heft_sequence *sequence; /* NULL: closed */
+    struct Sequence *next, *previous;
+} Sequence;
+
 extern PyTypeObject *checkpoint_type, *tensor_type, *writer_type, *residency_type, *lease_type;
+extern PyTypeObject *model_type, *session_type, *sequence_type, *tokenizer_type, *text_stream_type;
 PyTypeObject *checkpoint_make_type(PyObject *module);
 PyTypeObject *tensor_make_type(PyObject *module);
 PyTypeObject *writer_make_type(PyObject *module);
 PyTypeObject *residency_make_type(PyObject *module);
 PyTypeObject *lease_make_type(PyObject *module);
+PyTypeObject *model_make_type(PyObject *module);
+PyTypeObject *session_make_type(PyObject *module);
+PyTypeObject *sequence_make_type(PyObject *module);
+PyTypeObject *tokenizer_make_type(PyObject *module);
+PyTypeObject *text_stream_make_type(PyObject *module);
 
 /* ---- checkpoints (checkpoint.c) -------------------------------------------------------------- */
 /* Lend the checkpoint to a call until checkpoint_leave(). NULL with an exception if it is closed. */
@@ -148,5 +181,24 @@ PyObject *convert(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *plan(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *write_report(const heft_write_report *report);
+
+/* ---- running models (model.c, session.c, inputs.c) ------------------------------------------- */
+/* Lend the session to a call until session_leave(). NULL with an exception if it is closed or in use. */
+heft_session *session_use(Session *self);
+void session_leave(Session *self);
+/* What a pass is given: buffers of Python objects, for one call. */
+struct inputs {
+    PyObject *rows; /* tuple of tuples, owned: keeps sequences alive */
+    heft_input *list;
+    size_t count;
+    Py_buffer *buffers;
+    size_t buffer_count;
+};
+/* Free with inputs_fini(), also after a failure. Returns false with an exception. */
+bool inputs_read(PyObject *object, const Session *session, struct inputs *inputs);
+void inputs_fini(struct inputs *inputs);
+/* A buffer of int32; the caller releases the view if that succeeds. */
+bool int32_buffer(PyObject *object, const char *what, Py_buffer *view, size_t *count);
+PyObject *pooling(PyObject *module, PyObject *args);
 
 #endif

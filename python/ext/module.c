@@ -46,16 +46,21 @@ static int execute(PyObject *module)
         writer_type = writer_make_type(module);
         residency_type = residency_make_type(module);
         lease_type = lease_make_type(module);
+        model_type = model_make_type(module);
+        session_type = session_make_type(module);
+        sequence_type = sequence_make_type(module);
+        tokenizer_type = tokenizer_make_type(module);
+        text_stream_type = text_stream_make_type(module);
     }
-    if (!checkpoint_type || !tensor_type || !writer_type || !residency_type || !lease_type) {
-        return -1;
+    PyTypeObject *const types[] = {checkpoint_type, tensor_type,     writer_type,  residency_type,
+                                   lease_type,      model_type,      session_type, sequence_type,
+                                   tokenizer_type,  text_stream_type};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (!types[i] || PyModule_AddType(module, types[i]) != 0) {
+            return -1;
+        }
     }
-    const bool ok = PyModule_AddType(module, checkpoint_type) == 0 &&
-                    PyModule_AddType(module, tensor_type) == 0 &&
-                    PyModule_AddType(module, writer_type) == 0 &&
-                    PyModule_AddType(module, residency_type) == 0 &&
-                    PyModule_AddType(module, lease_type) == 0 &&
-                    PyModule_AddStringConstant(module, "VERSION", heft_version()) == 0 &&
+    const bool ok = PyModule_AddStringConstant(module, "VERSION", heft_version()) == 0 &&
                     PyModule_AddIntConstant(module, "WRITABLE", HEFT_TENSOR_WRITABLE) == 0 &&
                     PyModule_AddIntConstant(module, "MAPPED", HEFT_TENSOR_MAPPED) == 0 &&
                     PyModule_AddIntConstant(module, "SHARED", HEFT_TENSOR_SHARED) == 0 &&
@@ -147,6 +152,9 @@ PyDoc_STRVAR(plan_doc, "plan(path, strategy='best', budgets=None, dtype=None, cl
                        "     no_split=None, mode='map', fallback=False, dequantize=False,\n"
                        "     variant=None, subfolder=None, progress=None)\n--\n\n"
                        "Make a device map.");
+PyDoc_STRVAR(pooling_doc,
+             "pooling(folder, /)\n--\n\n"
+             "Return how sentence-transformers pools: (mode, normalize, known, most tokens).");
 PyDoc_STRVAR(memory_doc, "memory()\n--\n\nReturn heft's own allocations: (bytes now, most bytes).");
 PyDoc_STRVAR(parse_size_doc,
              "parse_size(text, /)\n--\n\nReturn the bytes of '200MB', '1.5GiB', ...");
@@ -165,6 +173,7 @@ static PyMethodDef methods[] = {
     {"convert",      WITH_KEYWORDS(convert),               METH_VARARGS | METH_KEYWORDS, convert_doc    },
     {"verify",       WITH_KEYWORDS(verify),                METH_VARARGS | METH_KEYWORDS, verify_doc     },
     {"plan",         WITH_KEYWORDS(plan),                  METH_VARARGS | METH_KEYWORDS, plan_doc       },
+    {"pooling",      pooling,                              METH_VARARGS,                 pooling_doc    },
     {"memory",       memory,                               METH_NOARGS,                  memory_doc     },
     {"parse_size",   parse_size,                           METH_O,                       parse_size_doc },
     {"dtype_name",   dtype_name,                           METH_O,                       dtype_name_doc },

@@ -1,7 +1,8 @@
 """heft: big pretrained models with little memory.
 
 ``heft.open(path)`` is a lazy mapping of names to tensors; ``heft.load(path)`` loads all of them, cast once;
-``heft.safetensors``, ``heft.torch`` have the interfaces of the libraries of these names. Nothing but this
+``heft.safetensors``, ``heft.torch`` have the interfaces of the libraries of these names; ``heft.run`` runs models.
+Nothing but this
 package is needed to import it: torch and numpy are imported when a tensor of theirs is asked for.
 """
 
@@ -30,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from . import run as run
     from . import safetensors as safetensors
     from . import torch as torch
     from ._dispatch import dispatch as dispatch
@@ -87,7 +89,7 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module("." + _LAZY[name], __name__), name)
-    if name in ("safetensors", "torch"):
+    if name in ("run", "safetensors", "torch"):
         import importlib
 
         return importlib.import_module("." + name, __name__)
@@ -95,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY, "safetensors", "torch"])
+    return sorted([*__all__, *_LAZY, "run", "safetensors", "torch"])

@@ -44,6 +44,15 @@ def bert(place: Path) -> None:
         model.save(str(place / "sentences"))
 
 
+def words(place: Path) -> None:
+    """words: a tokenizer that needs no library."""
+    from run_models import tokenizer_json
+
+    (place / "words").mkdir()
+    (place / "words" / "tokenizer.json").write_text(tokenizer_json(around=True))
+    (place / "words" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
 def unet(place: Path) -> None:
     """unet: a component of diffusers."""
     import diffusers
@@ -68,7 +77,7 @@ def net(place: Path) -> None:
 
 
 MAKERS: list[tuple[str, Callable[[Path], None]]] = [
-    ("safetensors", net), ("transformers", llama), ("transformers", bert), ("diffusers", unet),
+    ("safetensors", net), ("transformers", llama), ("transformers", bert), ("transformers", words), ("diffusers", unet),
 ]  # fmt: skip
 
 

@@ -121,6 +121,21 @@ def test_one_tensor(models: Path) -> None:
     assert first == "float32 [32, 16]" and values == str(state["0.weight"][:2].tolist())
 
 
+def test_run(models: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32)
+    exact = model.generate(
+        torch.tensor([[5, 9, 20]]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, 3:].tolist()  # fmt: skip
+    place = models.parent / "llama-float32"
+    model.save_pretrained(place)
+    done = run("run.py", place, "5,9,20")
+    assert [int(part) for part in done.stdout.split()] == exact
+    assert "16 passes, 0 bytes read" in done.stderr
+    assert "LIMIT" in run("run.py", place, "5,9,20", "10KB", status=1).stderr
+    assert "NOT_FOUND" in run("run.py", place, "the cat", status=1).stderr  # no tokenizer.json
+
+
 def test_each_example_is_listed_and_run() -> None:
     files = {path.name for path in EXAMPLES.glob("*.py")}
     assert set(re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text())) == files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import sys
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import run_models
 from test_operations import CONFIG
 
 import heft
+import heft.run
 from heft import _heft
 
 
@@ -97,6 +100,43 @@ def load(simple: Path) -> None:
 def test_nothing_grows(simple: Path, work: Callable[[Path], None], times: int) -> None:
     blocks, bytes_, maps, files = growth(lambda: work(simple), times)
     assert blocks < times and bytes_ == 0 and maps <= 3 and files == 0, (blocks, bytes_, maps, files)
+
+
+def test_nothing_grows_in_sessions(tmp_path: Path) -> None:
+    place = run_models.make(tmp_path / "llama", run_models.LLAMA, around=False)
+    (place / "other").mkdir()
+    numpy = importlib.util.find_spec("numpy") is not None
+    model = heft.run.Model(place)
+
+    def work() -> None:
+        with heft.run.Session(model) as session:
+            session.generate("the cat", max_new_tokens=3, ignore_eos=True, temperature=1.0).text
+            next(session.stream([5, 6], max_new_tokens=5))
+            kept = session.sequence(8)
+            if numpy:
+                session.forward([[5, 6], [7, 8]], attention_mask=[[1, 1], [1, 0]]).logits
+                session.forward([[5, 6], [7]], sequence=[kept, session.sequence(4)])
+                session.embed([[5, 6]], pooling="mean")
+                raises(heft.NotFoundError, lambda: session.forward([5], outputs=["nope"]))
+            kept.fork().close()
+            raises(ValueError, lambda: session.generate([64]))
+            raises(ValueError, lambda: session.generate([5] * 70))
+            raises(ValueError, lambda: session._raw.run([(kept._raw, b"abc", *[None] * 6, 0)], ["logits"]))
+            raises(TypeError, lambda: session._raw.run([(3, *[None] * 7, 0)], ["logits"]))
+            raises(TypeError, lambda: session._raw.sample(0, [5], 0, (0, 0, 0, 0, 0, 0)))
+            session.generate([5], max_new_tokens=1)
+            raises(IndexError, lambda: session._raw.sample(5, b"", 0, (0, 0, 0, 0, 0, 0)))
+            session.facts, session.output_names, repr(session)
+        raises(heft.LimitError, lambda: heft.run.Session(model, memory=1000).generate([5], max_new_tokens=1))
+        raises(heft.NotFoundError, lambda: heft.run.Tokenizer(place / "other"))
+        tokenizer = heft.run.Tokenizer(place)
+        tokenizer.decode(tokenizer.encode("the cat")), tokenizer.special_ids, tokenizer.token(6), tokenizer.id("the")
+        raises(ValueError, lambda: tokenizer.decode([-1]))
+        heft.run.Session(place, threads=1).generate([5], max_new_tokens=1)
+        raises(heft.HeftError, lambda: heft.run.Model(place, class_name="Nope"))
+
+    blocks, bytes_, maps, files = growth(work, 10)
+    assert blocks < 10 and bytes_ == 0 and maps <= 3 and files == 0, (blocks, bytes_, maps, files)
 
 
 def test_nothing_grows_in_torch(simple: Path) -> None:
