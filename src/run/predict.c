@@ -277,12 +277,11 @@ static heft_status add_call(struct predicting *work, struct kind kind, heft_erro
 /* The caches of all sequences, by what the last dry run has found to be kept. */
 static heft_status count_caches(struct predicting *work, const struct kind *kind, heft_error *err)
 {
-    const heft__pass *p = work->pass;
-    size_t bytes = 0;
-    uint64_t all = 0;
-    if (!heft__sequence_bytes(
-            p->slots, p->slot_count, p->cache_dtype, (size_t)(kind->kept + kind->tokens),
-            heft__session_pass_tokens(work->session), (size_t)kind->encoded, &bytes) ||
+    const heft__sequence_size size = {(size_t)(kind->kept + kind->tokens),
+                                      heft__session_pass_tokens(work->session),
+                                      (size_t)kind->encoded};
+    uint64_t bytes = 0, all = 0;
+    if (!heft__sequence_bytes(work->pass, &size, &bytes) ||
         !heft__mul_u64(bytes, kind->sequences, &all)) {
         return heft__fail(err, HEFT_LIMIT, "caches for %llu sequences are too large",
                           (unsigned long long)kind->sequences);
