@@ -125,19 +125,19 @@ def venv_python(data, name):
     return os.path.join(data, name + "-venv", "bin", "python")
 
 
-def make_venv(data, name, package, *installs):
+def make_venv(data, name, package, *installs, **environment):
     python = venv_python(data, name)
     if has(python, package):
         return
     print(f"making the environment of {name}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", os.path.dirname(os.path.dirname(python))], check=True)
     for words in installs:
-        subprocess.run([python, "-m", "pip", "--quiet", "install", *words], check=True)
+        subprocess.run([python, "-m", "pip", "--quiet", "install", *words], check=True, env=dict(os.environ, **environment))
 
 
 def prepare_environments(data):
     make_venv(data, "airllm", "airllm", [TORCH], [AIRLLM, *AIRLLM_WITH])
-    make_venv(data, "llamacpp", "llama_cpp", ["--no-binary", "llama-cpp-python", LLAMACPP, "gguf"])
+    make_venv(data, "llamacpp", "llama_cpp", ["--no-binary", "llama-cpp-python", LLAMACPP, "gguf"], CMAKE_ARGS="-DLLAVA_BUILD=OFF")
 
 
 def prepare_files(data, quick):
@@ -545,9 +545,13 @@ def part_mixture(b):
     return part
 
 
-def planned_bytes(answer):
-    """What `heft run` had planned to take, if this build says so."""
-    return next((value for key, value in answer.items() if key.startswith(("planned_", "predicted_")) and key.endswith("bytes")), None)
+def planned_bytes(model, budget, tokens):
+    """The peak of `heft run` that `heft plan` tells, for one sequence; None if this build does not."""
+    words = [run.HEFT, "plan", model.folder, "--json", "--context", str(tokens), *(["--memory", str(budget)] if budget else [])]
+    try:
+        return (case(words).get("run") or {}).get("peak_bytes")
+    except Failed:
+        return None
 
 
 def part_predicted(b):
@@ -563,24 +567,24 @@ def part_predicted(b):
             if answer:
                 part.add(name, answer["seconds_per_token"])
     good = told = 0
-    for name, (budget, _) in settings.items():
+    for name, (budget, batch) in settings.items():
         answers = part.runs.get(name, [])
         predicted = [a["predicted_seconds_per_token"] for a in answers if a.get("predicted_seconds_per_token")]
         if predicted:
             ratio, told = part.middle(name) / statistics.median(predicted), told + 1
             good += 1 / 1.15 <= ratio <= 1.15
             part.figure(f"{name}: measured / predicted", ratio, f"{statistics.median(predicted):.4f} s predicted", "0.87 to 1.15")
-        figure_memory(part, name, budget, answers)
+        planned = planned_bytes(model, budget, 5 + steps) if batch == 1 else None
+        figure_memory(part, name, budget, planned, answers)
     part.figure("settings within 15 %", f"{good} of {told}" if told else "none: this build predicts nothing", f"{len(settings)} settings", "10 of 12")
     return part
 
 
-def figure_memory(part, name, budget, answers):
+def figure_memory(part, name, budget, planned, answers):
     peak = max((a["memory"]["peak_anon_bytes"] for a in answers), default=0)
-    planned = next((planned_bytes(a) for a in answers), None)
-    if planned:
+    if planned and answers:
         near = abs(peak - planned) <= max(planned / 20, 16 << 20)
-        part.figure(f"{name}: peak of anonymous memory / planned", peak / planned, f"{planned / 1e6:.0f} MB", "5 % or 16 MB: " + ("yes" if near else "no"))
+        part.figure(f"{name}: peak of anonymous memory / planned", peak / planned, f"{planned / 1e6:.0f} MB of `heft plan`", "5 % or 16 MB: " + ("yes" if near else "no"))
     if budget and answers:
         part.figure(f"{name}: peak of anonymous memory / --memory", peak / budget, f"{budget / 1e6:.0f} MB", "1")
 
