@@ -161,6 +161,8 @@ void cli_json_error(cli_json *json, const heft_error *err);
 /* ---- quantized_text.c; NULL: nothing is quantized */
 void cli_put_quantization(cli_json *json, const heft_quantization *quantization);
 void cli_print_quantization(const char *title, const heft_quantization *quantization);
+/* Refuse a source whose weights are quantized, and not dequantized, by the method's name. */
+heft_status cli_check_plain(const heft_source *source, heft_error *err);
 
 /* ---- placing.c */
 /* "0", "cpu", ...; dst holds the text of a number. */

@@ -15,6 +15,7 @@
     X(THREADS, "threads", "N", "maximum number of threads that compute (default: all CPUs)")       \
     X(DTYPE, "dtype", "D",                                                                         \
       "dtype of the weights; auto: from the config, else from the files (default: auto)")          \
+    X(DEQUANTIZE, "dequantize", NULL, "dequantize quantized weights")                              \
     X(SUBFOLDER, "subfolder", "DIR", "read the checkpoint in PATH/DIR")
 
 enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
@@ -108,7 +109,10 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
 
 static heft_status load(struct embedding *e, heft_error *err)
 {
-    heft_status status = heft_model_load(e->source, &e->load, &e->model, &e->report, err);
+    heft_status status = cli_check_plain(e->source, err);
+    if (status == HEFT_OK) {
+        status = heft_model_load(e->source, &e->load, &e->model, &e->report, err);
+    }
     for (size_t i = 0; status == HEFT_OK && i < e->report->initialized_count; i++) {
         if (!strstr(e->report->initialized[i], "pooler.")) { /* which embeddings do not use */
             cli_refuse(err, e->report->initialized[i],
@@ -217,8 +221,9 @@ static int run_embed(cli_run *run)
     if (!read_options(run, &e, &err)) {
         return cli_fail(run, &err);
     }
-    const heft_source_options how = HEFT_OPTIONS(heft_source_options, .class_name = "AutoModel",
-                                                 .checkpoint = &e.where, .dtype = e.load.dtype);
+    const heft_source_options how =
+        HEFT_OPTIONS(heft_source_options, .class_name = "AutoModel", .checkpoint = &e.where,
+                     .dtype = e.load.dtype, .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
     heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &e.source, &err);
     if (status == HEFT_OK) {
         status = choose_pooling(run, &e, &err);

@@ -16,7 +16,7 @@
     X(IGNORE_EOS, "ignore-eos", NULL, "do not stop at the ids that end a text")                    \
     X(MEMORY, "memory", "SIZE",                                                                    \
       "memory that the process may use; weights that do not fit are read from the files as "       \
-      "needed")                                                                                    \
+      "needed (default: 7/8 of what is available)")                                                \
     X(COMPUTE, "compute", "C",                                                                     \
       "auto, or f32: do not round activations of a bfloat16 model (default: auto)")                \
     X(THREADS, "threads", "N", "maximum number of threads that compute (default: all CPUs)")       \
@@ -175,6 +175,11 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------- */
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* Everything stays in its files. */
 static heft_status plan_disk(struct running *r, const heft_model *skeleton, heft_error *err)
 {
@@ -185,21 +190,34 @@ static heft_status plan_disk(struct running *r, const heft_model *skeleton, heft
     return status;
 }
 
-/* Copied into memory if it fits; with a budget that it does not fit in, left in its files. */
+/* What the process may use: --memory, or what the machine or a container has left, less an eighth for
+ * others. */
+static uint64_t memory_of(const struct running *r)
+{
+    heft_machine machine = HEFT_SIZED(heft_machine);
+    if (r->memory_bytes || heft_machine_memory(&machine, NULL) != HEFT_OK) {
+        return r->memory_bytes;
+    }
+    return machine.bytes - machine.bytes / 8;
+}
+
+/* Copied into memory if it fits, else left in its files. */
 static heft_status choose_mode(struct running *r, heft_error *err)
 {
+    const uint64_t memory = memory_of(r), room = memory - least(memory, BESIDE_BYTES);
     heft_model *skeleton = NULL;
     r->load.mode = HEFT_LOAD_COPY;
-    if (!r->memory_bytes) {
+    if (memory == 0) {
         return HEFT_OK;
     }
     heft_status status = heft_model_skeleton(r->source, &r->load, &skeleton, err);
     if (status == HEFT_OK) {
-        const uint64_t room = r->memory_bytes - BESIDE_BYTES, bytes = heft_model_bytes(skeleton);
-        r->session_options.memory_bytes = room;
-        if (bytes > room - room / 8) { /* the rest is for caches and intermediate results */
+        const uint64_t bytes = heft_model_bytes(skeleton);
+        const bool fits = bytes <= room - room / 8; /* the rest: caches and intermediate results */
+        if (!fits) {
+            r->session_options.memory_bytes = room;
             status = plan_disk(r, skeleton, err);
-        } else {
+        } else if (r->memory_bytes) {
             r->session_options.memory_bytes = room - bytes;
         }
     }
@@ -217,14 +235,11 @@ static heft_status open_source(const cli_run *run, struct running *r, heft_error
 
 static heft_status load(struct running *r, heft_error *err)
 {
-    heft_status status = choose_mode(r, err);
+    heft_status status = cli_check_plain(r->source, err);
     if (status == HEFT_OK) {
-        status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
+        status = choose_mode(r, err);
     }
-    if (status == HEFT_LIMIT && !r->memory_bytes) { /* too large to be copied: mapped */
-        heft_load_report_free(r->report);
-        r->report = NULL;
-        r->load.mode = HEFT_LOAD_MAP;
+    if (status == HEFT_OK) {
         status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
     }
     if (status == HEFT_OK && r->report->initialized_count > 0 && !r->load.allow_missing) {
@@ -260,8 +275,16 @@ static heft_status choose_outputs(const cli_run *run, struct running *r, heft_er
         return HEFT_OK;
     }
     r->name_text = strdup(list);
-    for (char *at = r->name_text; at && *at && r->name_count < OUTPUTS_MOST;) {
+    if (!r->name_text) {
+        cli_refuse(err, "--outputs", "not enough memory for the names");
+        return HEFT_NOMEM;
+    }
+    for (char *at = r->name_text; at && *at;) {
         char *comma = strchr(at, ',');
+        if (r->name_count == OUTPUTS_MOST) {
+            cli_refuse(err, "--outputs", "names more than %d outputs", OUTPUTS_MOST);
+            return HEFT_INVALID_ARG;
+        }
         r->names[r->name_count++] = at;
         if (comma) {
             *comma = '\0';

@@ -31,6 +31,24 @@ void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
     cli_json_close(json, '}');
 }
 
+heft_status cli_check_plain(const heft_source *source, heft_error *err)
+{
+    const heft_quantization *found = heft_source_quantization(source);
+    char bits[24] = "";
+    if (!found || found->weights == 0 || found->dequantized) {
+        return HEFT_OK;
+    }
+    if (found->bits) {
+        snprintf(bits, sizeof bits, ", %u bits", found->bits);
+    }
+    cli_refuse(err, NULL,
+               "%zu weights are stored quantized (%.60s%s) and heft computes with plain weights: "
+               "--dequantize makes them while loading, heft convert --dequantize once for all",
+               found->weights, found->method, bits);
+    err->status = HEFT_UNSUPPORTED;
+    return HEFT_UNSUPPORTED;
+}
+
 void cli_print_quantization(const char *title, const heft_quantization *quantization)
 {
     if (!quantization) {

@@ -108,6 +108,9 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
 heft__rows heft__frames(heft__pass *p); /* features [channels][frames] as rows [frames][channels] */
 /* Patches of features [channels][height][width], row by row: [patches][channels * high * wide]. */
 heft__rows heft__patches(heft__pass *p, size_t high, size_t wide);
+/* And back: of each sequence, rows after the first `skipped`, of a square, as [channels][height][width] in
+ * one row; a row holds [channels][stride][stride]. */
+heft__rows heft__pixels(heft__pass *p, heft__rows x, size_t skipped, size_t stride);
 /* What a convolution sees: of every `stride`-th of a sequence's `count` rows, that row and `span` / 2 on
  * both sides (zeros beyond the ends), as [width][span]. */
 heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span, size_t stride);
@@ -174,6 +177,8 @@ heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
  * for a sequence and kept. */
 heft__rows heft__attend_cross(heft__pass *p, heft__rows q, const char *key, const char *value,
                               const heft__attention *a);
+/* As many key heads as heads, keys and values of `width` numbers, the scale 1 / sqrt(width). */
+heft__attention heft__attention_of(size_t heads, size_t width, bool causal);
 /* Slopes of ALiBi for so many heads. */
 float *heft__alibi_slopes(heft__pass *p, size_t heads);
 

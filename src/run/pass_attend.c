@@ -269,3 +269,13 @@ float *heft__alibi_slopes(heft__pass *p, size_t heads)
     }
     return slopes;
 }
+
+heft__attention heft__attention_of(size_t heads, size_t width, bool causal)
+{
+    return (heft__attention){.heads = heads,
+                             .kv_heads = heads,
+                             .key_width = width,
+                             .value_width = width,
+                             .scale = (float)(1 / sqrt((double)width)),
+                             .causal = causal};
+}

@@ -57,6 +57,32 @@ heft__rows heft__patches(heft__pass *p, size_t high, size_t wide)
     return y;
 }
 
+heft__rows heft__pixels(heft__pass *p, heft__rows x, size_t skipped, size_t stride)
+{
+    const size_t each = rows_each(p, x), patches = each > skipped ? each - skipped : 0;
+    const size_t square = stride * stride, channels = square ? x.width / square : 0;
+    size_t side = 0;
+    while ((side + 1) * (side + 1) <= patches) {
+        side++;
+    }
+    heft__rows y = heft__pass_rows(p, p->in.sequences, patches * channels * square);
+    if (patches == 0 || side * side != patches || square == 0 || x.width % square != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "%zu patches of %zu numbers do not make a square image", patches, x.width);
+    }
+    for (size_t i = 0; heft__pass_live(p) && i < x.count; i++) {
+        const size_t patch = i % each - skipped, top = patch / side * stride,
+                     left = patch % side * stride;
+        float *image = y.x + i / each * y.width;
+        for (size_t n = 0; i % each >= skipped && n < channels * stride; n++) {
+            const size_t row = (n / stride * side * stride) + top + n % stride;
+            memcpy(image + row * side * stride + left, x.x + i * x.width + n * stride,
+                   stride * sizeof *image);
+        }
+    }
+    return y;
+}
+
 heft__rows heft__windows(heft__pass *p, heft__rows x, size_t count, size_t span, size_t stride)
 {
     const size_t made = (count + stride - 1) / stride, half = span / 2;

@@ -23,8 +23,8 @@ static size_t find_weight(heft__pass *p, const char *name, const char *role)
     }
     if (i == HEFT__NONE) {
         heft__pass_fail(p, HEFT_UNSUPPORTED,
-                        p->model->packed ? "'%s' has no plain weight: it is stored quantized; "
-                                           "convert the checkpoint with --dequantize first"
+                        p->model->packed ? "'%s' has no plain weight: it is stored quantized; load "
+                                           "the model dequantized"
                                          : "the forward pass needs a parameter '%s' here",
                         name);
         return HEFT__NONE;

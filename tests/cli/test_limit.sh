@@ -44,6 +44,14 @@ else
         run 0 load "$work/st" --json
         has mapped_bytes "$size"
     )
+    (
+        ulimit -v 190000
+        run 0 run "$work/st" --ids 5,6,7 --threads 1 --save "$work/limited.safetensors" --json # reads what does not fit
+        has bytes_read "$size"
+    )
+    run 0 run "$work/st" --ids 5,6,7 --save "$work/copied.safetensors" --json
+    has bytes_read 0
+    cmp "$work/limited.safetensors" "$work/copied.safetensors" || fail "a run within a limit differs"
 fi
 
 # ---- a container's memory ----------------------------------------------------------------------------------------
@@ -88,6 +96,11 @@ if [ -n "$group" ]; then
         run 0 load "$work/st" --device-map auto --max-memory cpu=100MB,disk --json
         cat "$work/st"/*.safetensors >/dev/null
         refused "cgroup v$version limit" "$work/st" --mode copy
+        for memory in "" "--memory 150MB" "--memory 100MB"; do # a run reads what does not fit
+            # shellcheck disable=SC2086
+            run 0 run "$work/st" --ids 5,6,7 $memory --json
+            has bytes_read "$size"
+        done
         # and this is what a refusal spares
         code=0
         "$heft" load "$work/st" --mode copy --over-limit >"$out" 2>"$err" || code=$?

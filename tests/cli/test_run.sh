@@ -93,8 +93,11 @@ END
 refused 6 'the checkpoint lacks 1 tensor .*--allow-missing' "$work/headless" --ids 1
 run 0 run "$work/headless" --ids 1 --allow-missing -q
 quantized=$(find "$source_dir/tests/data/quant" -maxdepth 1 -name 'gptq*' | LC_ALL=C sort | head -n 1)
-run 7 run "$quantized" --ids 1
-shows "$err" 'quantized'
+for command in run embed; do
+    run 7 "$command" "$quantized" --ids 1 --save "$work/none.safetensors"
+    shows "$err" '[0-9]+ weights are stored quantized \(gptq, [0-9] bits\) .*--dequantize makes them while loading'
+done
+run 0 embed "$quantized" --ids 1 --dequantize --save "$work/plain.safetensors" -q
 run 0 run "$quantized" --ids 1 --dequantize -q
 
 # ---- embeddings ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from forwards import BASE, DECODER_HEADS, ROPE, SMALL, check, check_greedy, make, padded, positions
+from forwards import BASE, DECODER_HEADS, ROPE, SMALL, check, check_greedy, compare, make, padded, positions, refused, run
 
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
 LATENT = dict(intermediate_size=64, moe_intermediate_size=24, num_key_value_heads=4, n_routed_experts=8, kv_lora_rank=16, qk_rope_head_dim=8,
@@ -103,7 +103,6 @@ def test_multiple_choice_is_a_row_for_each_choice(name, tmp_path):
     inputs = padded("none", rows=3)
     with torch.no_grad():
         expected = model(**{key: value[None] for key, value in inputs.items()}).logits.reshape(3, 1).numpy()
-    from forwards import compare, run
 
     compare(run(tmp_path, inputs, ["logits"]), {"logits": expected}, None)
 
@@ -166,6 +165,34 @@ def test_vit(size, head, tmp_path):
     torch.manual_seed(3)
     height, width = size[0] if isinstance(size[0], tuple) else (size[0], size[0])
     check(model, tmp_path, {"pixel_values": torch.randn(2, 3, height, width)})
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_vit_reconstructs(stride, tmp_path):
+    config = tf.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=72, image_size=12, patch_size=4, encoder_stride=stride)
+    model = make("ViTForMaskedImageModeling", config)
+    model.save_pretrained(tmp_path)
+    inputs = {"pixel_values": torch.randn(2, 3, 12, 12)}
+    with torch.no_grad():
+        expected = model(**inputs).reconstruction.flatten(1).numpy()
+    compare(run(tmp_path, inputs, ["reconstruction"]), {"reconstruction": expected}, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"summary_activation": "tanh", "summary_proj_to_labels": False}, {"summary_use_proj": False}, {"summary_type": "last"}])
+def test_gpt2_double_heads(options, tmp_path):
+    model = make("GPT2DoubleHeadsModel", tf.GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=64, **BASE, **options))
+    model.save_pretrained(tmp_path)
+    inputs = {"input_ids": torch.randint(3, 110, (3, 9))}
+    with torch.no_grad():
+        result = model(**inputs)
+    expected = {"logits": result.logits.numpy(), "mc_logits": result.mc_logits.reshape(3, -1).numpy()}
+    compare(run(tmp_path, inputs, expected), expected, None)
+
+
+def test_gpt2_double_heads_that_take_a_mean(tmp_path):
+    make("GPT2DoubleHeadsModel", tf.GPT2Config(n_embd=48, n_layer=1, n_head=4, n_positions=64, summary_type="mean", **BASE)).save_pretrained(tmp_path)
+    code, line = refused(tmp_path, "--ids", "3,4,5")
+    assert code == 7 and "summary_type is 'mean'" in line
 
 
 CLIP_TEXT = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=20, vocab_size=120,

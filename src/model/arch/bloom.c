@@ -8,8 +8,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/decoder.h"
 
-#include <math.h>
-
 struct bloom {
     uint64_t vocab, hidden, layers;
     bool tied;
@@ -144,13 +142,8 @@ static heft__rows body_forward(heft__pass *p)
     b.head = (size_t)b.c.hidden / heads;
     b.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
     b.after_norm = heft__sk_flag(s, "apply_residual_connection_post_layernorm", false);
-    b.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = b.head,
-                                 .value_width = b.head,
-                                 .scale = (float)(1 / sqrt((double)b.head)),
-                                 .causal = true,
-                                 .slopes = heft__alibi_slopes(p, heads)};
+    b.attend = heft__attention_of(heads, b.head, true);
+    b.attend.slopes = heft__alibi_slopes(p, heads);
     heft__rows x = heft__embed(p, "word_embeddings", in->ids, in->tokens, 0);
     x = heft__layer_norm(p, "word_embeddings_layernorm", x, b.eps);
     heft__out_hidden(p, 0, x);

@@ -205,12 +205,7 @@ static struct clip_pass begin(heft__pass *p, bool text)
                  width = count ? (size_t)t.c.hidden / count : 0;
     t.eps = heft__sk_real(s, "layer_norm_eps", 1e-5);
     t.act = heft__act_of(p, "hidden_act", "quick_gelu");
-    t.attend = (heft__attention){.heads = count,
-                                 .kv_heads = count,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = (float)(1 / sqrt((double)width)),
-                                 .causal = text};
+    t.attend = heft__attention_of(count, width, text);
     return t;
 }
 

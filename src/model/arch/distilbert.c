@@ -5,8 +5,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/encoder.h"
 
-#include <math.h>
-
 struct distilbert {
     uint64_t vocab, hidden, layers, intermediate, positions;
     int64_t padding_row; /* of the word embeddings, -1 for none */
@@ -174,11 +172,7 @@ static struct distilbert_pass begin(heft__pass *p)
     struct distilbert_pass d = {.c = read_config(s)};
     const size_t heads = heft__sk_count(s, "n_heads", 12), width = (size_t)d.c.hidden / heads;
     d.act = heft__act_of(p, "activation", "gelu");
-    d.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = (float)(1 / sqrt((double)width))};
+    d.attend = heft__attention_of(heads, width, false);
     return d;
 }
 

@@ -3,8 +3,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/encoder.h"
 
-#include <math.h>
-
 struct encoder encoder_read(heft__skeleton *s, const struct encoder *standard)
 {
     struct encoder c = {
@@ -127,12 +125,7 @@ struct encoder_pass encoder_begin(heft__pass *p, const struct encoder *standard)
     const size_t width = (size_t)(e.c.hidden / e.c.heads);
     e.eps = heft__sk_real(s, "layer_norm_eps", 1e-12);
     e.act = heft__act_of(p, "hidden_act", "gelu");
-    e.attend = (heft__attention){.heads = (size_t)e.c.heads,
-                                 .kv_heads = (size_t)e.c.heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = (float)(1 / sqrt((double)width)),
-                                 .causal = e.c.decoder};
+    e.attend = heft__attention_of((size_t)e.c.heads, width, e.c.decoder);
     return e;
 }
 

@@ -5,8 +5,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/decoder.h"
 
-#include <math.h>
-
 struct falcon {
     uint64_t vocab, hidden, layers, heads, intermediate, qkv;
     int64_t norms; /* in front of attention and MLP, where those are parallel */
@@ -188,12 +186,8 @@ static struct falcon_pass begin(heft__pass *p)
     f.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
     f.act = heft__act_of(p, "activation", "gelu");
     f.alibi = heft__sk_flag(s, "alibi", false);
-    f.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = (f.c.qkv / head - heads) / 2,
-                                 .key_width = head,
-                                 .value_width = head,
-                                 .scale = (float)(1 / sqrt((double)head)),
-                                 .causal = true};
+    f.attend = heft__attention_of(heads, head, true);
+    f.attend.kv_heads = (f.c.qkv / head - heads) / 2;
     if (f.alibi) {
         float *slopes = heft__alibi_slopes(p, heads);
         for (size_t h = 0; slopes && h < heads; h++) { /* they are scaled with the logits */

@@ -178,14 +178,9 @@ static struct gpt2_pass begin(heft__pass *p)
     g.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
     g.act = heft__act_of(p, "activation_function", "gelu_new");
     g.by_layer = heft__sk_flag(s, "scale_attn_by_inverse_layer_idx", false);
-    g.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = 1,
-                                 .causal = true};
-    if (heft__sk_flag(s, "scale_attn_weights", true)) {
-        g.attend.scale = (float)(1 / sqrt((double)width));
+    g.attend = heft__attention_of(heads, width, true);
+    if (!heft__sk_flag(s, "scale_attn_weights", true)) {
+        g.attend.scale = 1;
     }
     return g;
 }
@@ -211,10 +206,34 @@ static heft__rows body_forward(heft__pass *p)
     return x;
 }
 
+/* The head of choices looks at each sequence's last token, where the cls token belongs. */
+static void double_heads_forward(heft__pass *p)
+{
+    heft__skeleton *s = heft__pass_config(p);
+    const char *type = heft__sk_text(s, "summary_type", "cls_index"),
+               *act = heft__sk_text(s, "summary_activation", NULL);
+    heft__rows x = heft__body(p);
+    heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "lm_head", heft__wanted(p, x)));
+    if (strcmp(type, "cls_index") != 0 && strcmp(type, "last") != 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "summary_type is '%s'; heft computes 'cls_index' and 'last'", type);
+        return;
+    }
+    const heft__pass_inputs *in = heft__inputs(p);
+    heft__rows choices = heft__pick(p, x, in->last, in->sequences);
+    if (heft__has(p, "multiple_choice_head.summary")) {
+        choices = heft__linear(p, "multiple_choice_head.summary", choices);
+    }
+    if (act) {
+        heft__activate(p, heft__act_of(p, "summary_activation", act), choices);
+    }
+    heft__out(p, HEFT__OUT_SEQUENCES, "mc_logits", choices);
+}
+
 static const heft__class classes[] = {
     {"GPT2Model",                     "AutoModel",                          base_model,         heft__base_forward       },
     {"GPT2LMHeadModel",               "AutoModelForCausalLM",               lm_head,            decoder_causal_lm_forward},
-    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads,       NULL                     },
+    {"GPT2DoubleHeadsModel",          NULL,                                 double_heads,       double_heads_forward     },
     {"GPT2ForSequenceClassification", "AutoModelForSequenceClassification", sequence_classes,
      decoder_sequence_classes_forward                                                                                    },
     {"GPT2ForTokenClassification",    "AutoModelForTokenClassification",    token_classes,

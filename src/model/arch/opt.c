@@ -8,8 +8,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/decoder.h"
 
-#include <math.h>
-
 struct opt {
     uint64_t vocab, hidden, embedding, layers, intermediate, positions;
     int64_t padding_row; /* of the word embeddings, -1 for none */
@@ -166,12 +164,7 @@ static struct opt_pass begin(heft__pass *p)
                  width = (size_t)o.c.hidden / heads;
     o.before = heft__sk_flag(s, "do_layer_norm_before", true);
     o.act = heft__act_of(p, "activation_function", "relu");
-    o.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = (float)(1 / sqrt((double)width)),
-                                 .causal = true};
+    o.attend = heft__attention_of(heads, width, true);
     return o;
 }
 

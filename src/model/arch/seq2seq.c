@@ -3,8 +3,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/seq2seq.h"
 
-#include <math.h>
-
 static void check_heads(heft__skeleton *s, const char *key, uint64_t hidden)
 {
     const uint64_t heads = heft__sk_count(s, key, 1);
@@ -79,12 +77,7 @@ struct seq2seq_pass seq2seq_begin(heft__pass *p, const struct seq2seq *standard,
     const char *key = decoder ? "decoder_attention_heads" : "encoder_attention_heads";
     const size_t heads = heft__sk_count(s, key, 1), width = heads ? (size_t)q.c.hidden / heads : 0;
     q.act = heft__act_of(p, "activation_function", "gelu");
-    q.attend = (heft__attention){.heads = heads,
-                                 .kv_heads = heads,
-                                 .key_width = width,
-                                 .value_width = width,
-                                 .scale = (float)(1 / sqrt((double)width)),
-                                 .causal = decoder};
+    q.attend = heft__attention_of(heads, width, decoder);
     return q;
 }
 

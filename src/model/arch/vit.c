@@ -5,8 +5,6 @@
  * Source: config keys, names and order as Transformers saves them; docs/models.md. */
 #include "model/arch/encoder.h"
 
-#include <math.h>
-
 struct vit {
     uint64_t hidden, layers, intermediate, channels, image[2], patch[2];
     bool bias;
@@ -165,11 +163,7 @@ static heft__rows body_forward(heft__pass *p)
                  width = heads ? (size_t)c.hidden / heads : 0;
     const double eps = heft__sk_real(s, "layer_norm_eps", 1e-12);
     const heft__act act = heft__act_of(p, "hidden_act", "gelu");
-    const heft__attention attend = {.heads = heads,
-                                    .kv_heads = heads,
-                                    .key_width = width,
-                                    .value_width = width,
-                                    .scale = (float)(1 / sqrt((double)width))};
+    const heft__attention attend = heft__attention_of(heads, width, false);
     heft__enter(p, "embeddings");
     heft__rows x = heft__linear(p, "patch_embeddings.projection",
                                 heft__patches(p, (size_t)c.patch[0], (size_t)c.patch[1]));
@@ -199,6 +193,13 @@ static void image_classes_forward(heft__pass *p)
     heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
 }
 
+static void masked_image_forward(heft__pass *p)
+{
+    const uint64_t stride = heft__sk_layers(heft__pass_config(p), "encoder_stride", 16);
+    heft__rows x = heft__linear(p, "decoder.0", heft__body(p));
+    heft__out(p, HEFT__OUT_SEQUENCES, "reconstruction", heft__pixels(p, x, 1, (size_t)stride));
+}
+
 /* An image of the config's size: a token for each patch, and one for its class. */
 static size_t features(heft__skeleton *s, size_t shape[3])
 {
@@ -213,7 +214,8 @@ static const heft__class classes[] = {
     {"ViTModel",                  "AutoModel",                       base_model,    heft__base_forward},
     {"ViTForImageClassification", "AutoModelForImageClassification", image_classes,
      image_classes_forward                                                                            },
-    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,  NULL              },
+    {"ViTForMaskedImageModeling", "AutoModelForMaskedImageModeling", masked_image,
+     masked_image_forward                                                                             },
     {NULL,                        NULL,                              NULL,          NULL              },
 };
 
