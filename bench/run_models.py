@@ -42,7 +42,7 @@ SECONDS_MOST = 300  # of one process
 PROMPT, BATCHES = 128, (1, 8, 32)
 ENCODED = (8, 128)  # sequences, tokens of each
 STREAMED_PART, MIXTURE_PART = 0.6 / 2.2, 1.0 / 4.1  # of the weights, in memory
-SPARE_BYTES = 32 << 20  # for page tables of a mapping
+SPARE_BYTES = 32_000_000  # for page tables of a mapping
 CGROUP_PARTS = (0.14, STREAMED_PART, 0.5, 0.8, 0.97, 1.02, 1.1)
 LLAMACPP, AIRLLM = "llama-cpp-python==0.3.36", "airllm==4.0.0"
 AIRLLM_WITH = ["transformers==5.23.0", "accelerate==1.15.0"]
