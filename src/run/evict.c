@@ -3,7 +3,9 @@
  * A unit that no lease holds is idle: it may be dropped. The one whose next use is farthest goes first: by
  * the places of its residency's schedule until then, and by the acquires that other residencies of the
  * ledger have had since its own had one. Units that a schedule is through with come before all others,
- * then those that are in no schedule, the least recently used first.
+ * then those that are in no schedule, the least recently used first. Among these, experts of a layer in the
+ * schedule go last, and their next use can be estimated: when their layer comes again, if they were chosen
+ * each time that it came, else as many times later.
  *
  * A unit of a writable residency is not idle after its use but worn: it is dropped at once, and its memory is kept
  * for the next unit of its size as long as the budget has room for it.
@@ -232,14 +234,32 @@ static bool goes_first(const heft__victim *a, const heft__victim *b)
     return a->key != b->key ? a->key > b->key : a->used < b->used;
 }
 
-/* How far a unit's next use is. Less than NEVER, and than NEVER - 1 for units in no schedule, else. */
-static uint64_t key_of(const heft_residency *r, size_t unit)
+/* How far the next use of an expert is: the way to its layer, and as many rounds more as the layer has been
+ * used oftener than itself; CHOICE more, as it may not be chosen at all. NEVER - 1: nothing is known. */
+#define CHOICE (HEFT__NEVER / 2)
+static uint64_t distance_of_choice(const heft_residency *r, const heft__unit *unit)
 {
-    if (!heft__schedule_has(&r->schedule, unit)) {
+    const heft__schedule *s = &r->schedule;
+    const uint32_t host = r->host[unit->group];
+    const uint64_t way =
+        host == HEFT__NO_HOST ? HEFT__NEVER : heft__schedule_distance(s, (size_t)host);
+    if (unit->expected) {
+        return unit->expected;
+    }
+    if (way == HEFT__NEVER || s->repeat == HEFT__NO_PLACE) {
         return HEFT__NEVER - 1;
     }
-    const uint64_t distance = heft__schedule_distance(&r->schedule, unit);
-    return distance == HEFT__NEVER ? HEFT__NEVER : distance + (r->ledger->tick - r->tick);
+    const uint64_t visits = (uint64_t)r->units[host].uses + 1, uses = (uint64_t)unit->uses + 1;
+    return CHOICE + way + (visits > uses ? (visits - uses) * (s->count - s->repeat) / uses : 0);
+}
+
+/* How far a unit's next use is; NEVER: there is none. */
+static uint64_t key_of(const heft_residency *r, size_t unit)
+{
+    const uint64_t distance = heft__schedule_has(&r->schedule, unit)
+                                  ? heft__schedule_distance(&r->schedule, unit)
+                                  : distance_of_choice(r, &r->units[unit]);
+    return distance >= HEFT__NEVER - 1 ? distance : distance + (r->ledger->tick - r->tick);
 }
 
 static void sink(heft__victim *heap, size_t count, size_t at)

@@ -269,6 +269,11 @@ size_t heft__pass_find(heft__pass *p, const char *name, const char *role)
     return look_up(p, name, 0, role, true);
 }
 
+size_t heft__pass_find_item(heft__pass *p, const char *list, size_t i)
+{
+    return look_up(p, list, i, NULL, false);
+}
+
 bool heft__has(heft__pass *p, const char *name)
 {
     return look_up(p, name, ITEM_MODULE, NULL, false) != HEFT__NONE ||

@@ -206,6 +206,8 @@ typedef struct heft__routes { /* rows and their weights, sorted by expert */
 } heft__routes;
 
 heft__routes heft__route(heft__pass *p, heft__rows logits, const heft__routing *routing);
+/* The experts list.i with rows are used next, in their order: they are read meanwhile. */
+void heft__expect(heft__pass *p, const char *list, const heft__routes *routes, size_t experts);
 /* How many rows go to an expert (in a dry run, all could), these rows, and what it made of them back
  * to where they belong: y[row] += weight * x. */
 size_t heft__routed_count(const heft__pass *p, const heft__routes *routes, size_t expert);

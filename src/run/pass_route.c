@@ -168,3 +168,21 @@ void heft__add_routed(heft__pass *p, heft__rows y, const heft__routes *routes, s
                                x.width);
     }
 }
+
+void heft__expect(heft__pass *p, const char *list, const heft__routes *routes, size_t experts)
+{
+    const size_t mark = heft__mark(p);
+    size_t *units = heft__pass_take(p, experts, sizeof *units), count = 0;
+    for (size_t i = 0; heft__pass_live(p) && i < experts; i++) {
+        const size_t module = routes->count[i] > 0 ? heft__pass_find_item(p, list, i) : HEFT__NONE;
+        const size_t unit =
+            module == HEFT__NONE ? SIZE_MAX : heft_residency_find_module(p->residency, module);
+        if (unit != SIZE_MAX) {
+            units[count++] = unit;
+        }
+    }
+    if (heft__pass_live(p)) {
+        heft__residency_expect(p->residency, units, count);
+    }
+    heft__release(p, mark);
+}

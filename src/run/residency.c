@@ -12,6 +12,7 @@
 #include "run/run.h"
 
 #define BATCH_BYTES HEFT__READ_BYTES /* of small units that come together */
+#define USES_MOST 256                /* of a unit, before they are halved */
 #define STALE                                                                                      \
     16 /* acquires of others on the ledger, after which a residency reads no further ahead */
 
@@ -57,33 +58,49 @@ static bool is_near(const heft_residency *r, const heft__unit *unit, uint64_t be
     return between < unit->shown.brought_bytes || between < small;
 }
 
+struct ahead {               /* what has been promised on the way through what comes next */
+    uint64_t between, total; /* bytes passed, and promised */
+    heft__stay *dropped;
+    size_t places, taken;
+};
+
+/* Promise the unit in the next place if it is away; false: there is no room. */
+static bool take_next(heft_residency *r, struct ahead *a, heft__unit *unit)
+{
+    const uint64_t bytes = unit->shown.brought_bytes;
+    if (bytes > 0 && unit->state == HEFT__UNIT_AWAY) {
+        /* as far as it is itself, and as the residency is behind others */
+        const uint64_t reach = a->places + (r->ledger->tick - r->tick);
+        if (!heft__make_room(r->ledger, bytes,
+                             is_near(r, unit, a->between) ? reach : HEFT__NEVER - 1, &a->dropped) ||
+            heft__unit_promise(r, unit, &a->dropped, NULL) != HEFT_OK) {
+            return false;
+        }
+        r->batch[a->taken++] = unit;
+        a->total += bytes;
+    }
+    a->between += bytes;
+    a->places++;
+    return true;
+}
+
 /* Promise the next units that are away and have room: one, or several small ones. Returns how many. */
 static size_t take_ahead(heft_residency *r)
 {
     const heft__schedule *s = &r->schedule;
     const size_t most =
         s->count - s->next + (s->repeat == HEFT__NO_PLACE ? 0 : s->count - s->repeat);
-    uint64_t between = 0, total = 0;
-    heft__stay *dropped = NULL;
-    size_t taken = 0;
-    for (size_t i = 0; i < most && total < BATCH_BYTES; i++) {
-        heft__unit *unit = &r->units[heft__schedule_ahead(s, i)];
-        const uint64_t bytes = unit->shown.brought_bytes;
-        if (bytes > 0 && unit->state == HEFT__UNIT_AWAY) {
-            /* as far as it is itself, and as the residency is behind others */
-            const uint64_t reach = i + (r->ledger->tick - r->tick);
-            if (!heft__make_room(r->ledger, bytes,
-                                 is_near(r, unit, between) ? reach : HEFT__NEVER - 1, &dropped) ||
-                heft__unit_promise(r, unit, &dropped, NULL) != HEFT_OK) {
-                break;
-            }
-            r->batch[taken++] = unit;
-            total += bytes;
-        }
-        between += bytes;
+    struct ahead a = {0};
+    bool room = true;
+    for (size_t i = 0; i < r->expected_count && room && a.total < BATCH_BYTES; i++) {
+        heft__unit *unit = &r->units[r->expected[i]];
+        room = unit->expected == 0 || take_next(r, &a, unit);
     }
-    heft__stays_free(dropped);
-    return taken;
+    for (size_t i = 0; i < most && room && a.total < BATCH_BYTES; i++) {
+        room = take_next(r, &a, &r->units[heft__schedule_ahead(s, i)]);
+    }
+    heft__stays_free(a.dropped);
+    return a.taken;
 }
 
 /* Read ahead until told to stop. A unit that cannot be read stays away: acquiring it will return
@@ -114,9 +131,33 @@ static void *run_reader(void *user)
 
 static void begin_reader(heft_residency *r)
 {
-    if (!r->reading && !r->closed && r->away > 0) {
+    if (!r->reading && !r->closed && (r->away > 0 || r->expected_count > 0)) {
         r->reading = heft__thread_begin(&r->reader, run_reader, r);
     }
+}
+
+static void expect_nothing(heft_residency *r)
+{
+    for (size_t i = 0; i < r->expected_count; i++) {
+        r->units[r->expected[i]].expected = 0;
+    }
+    r->expected_count = 0;
+}
+
+void heft__residency_expect(heft_residency *r, const size_t *units, size_t count)
+{
+    pthread_mutex_lock(&r->ledger->lock);
+    expect_nothing(r);
+    for (size_t i = 0; i < count; i++) {
+        heft__unit *unit = &r->units[units[i]];
+        if (unit->expected == 0 && unit->shown.brought_bytes > 0) {
+            r->expected[r->expected_count] = (uint32_t)units[i];
+            unit->expected = (uint32_t)++r->expected_count;
+        }
+    }
+    begin_reader(r);
+    heft__reader_wake(r);
+    pthread_mutex_unlock(&r->ledger->lock);
 }
 
 void heft__residency_settle(heft_residency *r)
@@ -299,12 +340,23 @@ static size_t count_away(const heft_residency *r, const heft_lease *lease, size_
     return away;
 }
 
+/* Count an acquire. What was long ago counts less: all of the layer's counts are halved in time. */
+static void count_use(heft_residency *r, heft__unit *unit)
+{
+    for (size_t i = 0; unit->uses >= USES_MOST && i < r->unit_count; i++) {
+        r->units[i].uses /= r->units[i].group == unit->group ? 2 : 1;
+    }
+    unit->uses++;
+    unit->expected = 0;
+}
+
 /* Move the position along, and have the reader look again. */
 static void move_on(heft_residency *r, const heft_lease *lease)
 {
     r->tick = ++r->ledger->tick;
     r->failed = false;
     for (size_t i = 0; i < lease->count; i++) {
+        count_use(r, &r->units[lease->units[i]]);
         heft__schedule_advance(&r->schedule, lease->units[i]);
     }
 }
@@ -444,13 +496,18 @@ static heft_status check_room(const heft_residency *r, const heft__schedule *sch
     return HEFT_OK;
 }
 
-/* Count the units of the schedule that are away. */
+/* Count the units of the schedule that are away, and find one of each layer. */
 static void count_scheduled(heft_residency *r)
 {
     r->away = 0;
+    memset(r->host, 0xff, r->module_count * sizeof *r->host); /* HEFT__NO_HOST */
     for (size_t i = 0; i < r->unit_count; i++) {
-        r->away += r->units[i].state == HEFT__UNIT_AWAY && r->units[i].shown.brought_bytes > 0 &&
-                   heft__schedule_has(&r->schedule, i);
+        const heft__unit *unit = &r->units[i];
+        if (heft__schedule_has(&r->schedule, i)) {
+            r->away += unit->state == HEFT__UNIT_AWAY && unit->shown.brought_bytes > 0;
+            uint32_t *host = &r->host[unit->group];
+            *host = *host == HEFT__NO_HOST ? (uint32_t)i : *host;
+        }
     }
 }
 
@@ -471,6 +528,7 @@ heft_status heft_residency_set_schedule(heft_residency *r, const size_t *schedul
         r->schedule = made;
         made = old;
         count_scheduled(r);
+        expect_nothing(r);
         heft__reader_wake(r);
         pthread_mutex_unlock(&r->ledger->lock);
     }
@@ -519,9 +577,15 @@ static heft_status make(heft_residency *r, const heft_residency_options *options
     if (status == HEFT_OK) {
         r->idle = heft__arena_array(&r->arena, r->unit_count, sizeof *r->idle);
         r->batch = heft__arena_array(&r->arena, r->unit_count, sizeof *r->batch);
+        r->expected = heft__arena_array(&r->arena, r->unit_count, sizeof *r->expected);
+        r->host = heft__arena_array(&r->arena, r->module_count, sizeof *r->host);
+        status = r->idle && r->batch && r->expected && r->host
+                     ? HEFT_OK
+                     : heft__fail_nomem(err, r->unit_count * sizeof *r->idle);
+    }
+    if (status == HEFT_OK) {
         count_scheduled(r);
-        status = r->idle && r->batch ? heft__ledger_attach(r->ledger, r, err)
-                                     : heft__fail_nomem(err, r->unit_count * sizeof *r->idle);
+        status = heft__ledger_attach(r->ledger, r, err);
     }
     return status;
 }

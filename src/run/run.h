@@ -87,9 +87,11 @@ typedef struct heft__unit {
     heft_unit shown; /* first: the public pointer is this one */
     heft__brought *brought;
     size_t brought_count;
-    uint64_t room;  /* that its buffer needs */
-    uint32_t group; /* the same for a layer and its experts */
-    bool mappable;  /* all of it is mapped */
+    uint64_t room;     /* that its buffer needs */
+    uint32_t group;    /* the same for a layer and its experts */
+    uint32_t uses;     /* acquires, of late */
+    uint32_t expected; /* 1 + its place in what is expected; 0: it is not */
+    bool mappable;     /* all of it is mapped */
     heft__unit_state state;
     size_t users; /* leases, and requests that have been granted it */
     bool worn;    /* of a writable residency: it was used, and is dropped when nothing holds it */
@@ -145,8 +147,11 @@ struct heft_residency {
     uint64_t tick;      /* of the ledger, at which it was used last */
     heft__unit **batch; /* [unit_count] what is coming; owned by the thread that set `coming` */
     bool coming;
-    size_t wanting; /* threads that wait for a unit: the reader lets them go first */
-    size_t away;    /* units of the schedule that are: without any the reader need not look */
+    size_t wanting;     /* threads that wait for a unit: the reader lets them go first */
+    size_t away;        /* units of the schedule that are: without any the reader need not look */
+    uint32_t *host;     /* [module_count] by group: the unit of the schedule; HEFT__NO_HOST: none */
+    uint32_t *expected; /* [expected_count] units that come next, before those of the schedule */
+    size_t expected_count;
 
     pthread_t reader;    /* reads ahead */
     pthread_cond_t look; /* the reader may find something to do */
@@ -159,6 +164,12 @@ struct heft_residency {
     const char *warning;  /* that memory may be short; NULL: none */
     heft_residency *next; /* of the ledger */
 };
+
+#define HEFT__NO_HOST UINT32_MAX
+
+/* Experts that a router has chosen: they come next, in this order, though they are in no schedule. What was
+ * expected before no longer is. */
+void heft__residency_expect(heft_residency *residency, const size_t *units, size_t count);
 
 /* ---- units.c: what is brought in together ---------------------------------------------------- */
 heft_status heft__units_make(heft_residency *residency, heft_error *err);
@@ -240,7 +251,7 @@ static inline uint64_t heft__ledger_left(const heft_ledger *ledger)
 /* The reader may have something to do. */
 static inline void heft__reader_wake(heft_residency *residency)
 {
-    if (residency->away > 0) {
+    if (residency->away > 0 || residency->expected_count > 0) {
         residency->resting = false;
         pthread_cond_signal(&residency->look);
     }

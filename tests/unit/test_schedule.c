@@ -311,6 +311,88 @@ static void what_is_in_no_schedule_comes_on_demand(void **state)
     heft_residency_free(r);
 }
 
+/* ---- experts: in no schedule, but of layers that are in one ------------------------------------- */
+#define MIXTURE_LAYERS 6
+#define EXPERTS 8
+
+struct mixture {
+    heft_model *model;
+    heft_residency *r;
+    size_t layers[MIXTURE_LAYERS], experts[MIXTURE_LAYERS][EXPERTS];
+};
+
+/* Room for all layers without their experts, and for so many experts. */
+static struct mixture begin_mixture(size_t room)
+{
+    struct mixture m = {.model =
+                            test_load_on_disk(ctx, at("mixtral"), "model.layers", HEFT_DTYPE_NONE)};
+    char name[100];
+    m.r = test_residency(m.model, NULL);
+    for (size_t i = 0; i < MIXTURE_LAYERS; i++) {
+        snprintf(name, sizeof name, "model.layers.%zu.input_layernorm.weight", i);
+        m.layers[i] = test_unit(m.r, m.model, name);
+        for (size_t e = 0; e < EXPERTS; e++) {
+            snprintf(name, sizeof name, "model.layers.%zu.block_sparse_moe.experts.%zu.w1.weight",
+                     i, e);
+            m.experts[i][e] = test_unit(m.r, m.model, name);
+        }
+    }
+    const uint64_t layer = heft_residency_unit(m.r, m.layers[0])->brought_bytes,
+                   expert = heft_residency_unit(m.r, m.experts[0][0])->brought_bytes;
+    heft_residency_free(m.r);
+    const heft_residency_options options =
+        HEFT_OPTIONS(heft_residency_options, .budget_bytes = MIXTURE_LAYERS * layer + room * expert,
+                     .schedule = m.layers, .schedule_count = MIXTURE_LAYERS, .repeat_from = 0);
+    m.r = test_residency(m.model, &options);
+    return m;
+}
+
+/* Two experts of a layer are used, as many times as not the first two, which are `usual`. */
+static void use_layer(struct mixture *m, size_t layer, bool usual, unsigned *seed)
+{
+    const size_t a = usual ? 0 : 2 + next_random(seed) % 3,
+                 b = usual ? 1 : 5 + next_random(seed) % 3;
+    const size_t chosen[2] = {m->experts[layer][a], m->experts[layer][b]};
+    use(m->r, m->layers[layer]);
+    heft__residency_expect(m->r, chosen, 2);
+    heft__residency_settle(m->r);
+    use(m->r, chosen[0]);
+    use(m->r, chosen[1]);
+}
+
+/* The reader brings experts that are expected, also where all layers are in memory already. */
+static void experts_that_are_expected_are_read_ahead(void **state)
+{
+    (void)state;
+    unsigned seed = 3;
+    struct mixture m = begin_mixture(4);
+    for (size_t i = 0; i < 20 * MIXTURE_LAYERS; i++) {
+        use_layer(&m, i % MIXTURE_LAYERS, next_random(&seed) % 2, &seed);
+    }
+    assert_int_equal(test_counts(m.r).waited, 1); /* the first layer */
+    heft_residency_free(m.r);
+    heft_model_free(m.model);
+}
+
+/* With room for the usual experts and two more, the usual ones stay, though others were used later. */
+static void experts_that_are_used_often_stay(void **state)
+{
+    (void)state;
+    unsigned seed = 5;
+    struct mixture m = begin_mixture(2 * MIXTURE_LAYERS + 2);
+    size_t unusual = 0;
+    for (size_t i = 0; i < 40 * MIXTURE_LAYERS; i++) {
+        const bool usual = next_random(&seed) % 4 > 0;
+        use_layer(&m, i % MIXTURE_LAYERS, usual, &seed);
+        unusual += !usual;
+    }
+    /* all layers, the usual experts once or twice, and at most each of the others each time */
+    assert_in_range(brought(m.r), MIXTURE_LAYERS,
+                    MIXTURE_LAYERS + 4 * MIXTURE_LAYERS + 2 * unusual);
+    heft_residency_free(m.r);
+    heft_model_free(m.model);
+}
+
 /* After a schedule is replaced, read-ahead starts at the beginning of the new one. */
 static void a_schedule_can_be_replaced(void **state)
 {
@@ -368,6 +450,11 @@ static int set_up(void **state)
     test_save_layers(ctx, at("model"), LAYERS, HIDDEN);
     test_file_cache(at("model/model.safetensors"), true);
     model = test_load_on_disk(ctx, at("model"), "encoder.layer", HEFT_DTYPE_NONE);
+    test_save_random(ctx,
+                     "{\"model_type\":\"mixtral\",\"hidden_size\":32,\"num_hidden_layers\":6,"
+                     "\"num_attention_heads\":2,\"num_key_value_heads\":2,\"intermediate_size\":64,"
+                     "\"vocab_size\":50,\"num_local_experts\":8,\"dtype\":\"float32\"}",
+                     "MixtralForCausalLM", at("mixtral"), NULL);
     heft_residency *r = test_residency(model, NULL);
     first = test_unit(r, model, "encoder.layer.0.output.dense.weight");
     assert_int_equal(heft_residency_unit(r, first)->brought_bytes, test_layer_bytes(HIDDEN));
@@ -394,6 +481,8 @@ int main(void)
         cmocka_unit_test(a_loop_larger_than_the_budget_keeps_a_part),
         cmocka_unit_test(random_schedules_are_read_as_seldom_as_possible),
         cmocka_unit_test(what_is_in_no_schedule_comes_on_demand),
+        cmocka_unit_test(experts_that_are_expected_are_read_ahead),
+        cmocka_unit_test(experts_that_are_used_often_stay),
         cmocka_unit_test(a_schedule_can_be_replaced),
         cmocka_unit_test(memory_can_run_out_anywhere),
     };

@@ -50,6 +50,7 @@ heft__rows mixture_forward(heft__pass *p, const struct experts *e, const heft__r
 {
     heft__rows y = heft__zeros(p, h.count, h.width);
     const heft__routes routes = heft__route(p, logits, routing);
+    heft__expect(p, "experts", &routes, routing->experts);
     for (size_t i = 0; i < routing->experts && heft__pass_going(p); i++) {
         if (heft__routed_count(p, &routes, i) == 0) {
             continue;
