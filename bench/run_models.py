@@ -97,6 +97,7 @@ class Model:
         embedding = next(facts for name, facts in self.tensors.items() if "embed_tokens" in name or "word_embeddings" in name)
         first, end = embedding["data_offsets"]
         self.pass_bytes = self.bytes - (end - first)  # that a pass reads, but for rows of the embedding
+        self.expert_bytes = sum(facts["data_offsets"][1] - facts["data_offsets"][0] for name, facts in self.tensors.items() if ".experts." in name)
 
     def flops(self, sequences, tokens, causal):
         """Of the products with weights, the head for one token, and attention."""
@@ -538,6 +539,9 @@ def part_mixture(b):
     config = model.config
     routed = config["num_experts_per_tok"] / config["num_local_experts"]
     part.figure("bytes read for a token, of the model's", needed / model.bytes, f"{model.bytes / GB:.2f} GB; {routed:.2f} of the experts compute", "0.4")
+    routed_bytes = model.pass_bytes - model.expert_bytes * (1 - routed)
+    part.figure("bytes that a token computes with, of the model's", routed_bytes / model.bytes, "what it would read if nothing stayed in memory")
+    part.notes.append("a router of random weights prefers some experts, so more of them are in memory than in a trained model")
     if row in part.rows:
         times = row + ", times the disk's"
         part.figure("seconds / (bytes read / rate of direct reads)", part.middle(times), f"{needed / GB:.2f} GB at {part.middle(DISK):.2f} GB/s", "",
