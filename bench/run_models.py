@@ -541,7 +541,7 @@ def part_mixture(b):
     part.figure("bytes read for a token, of the model's", needed / model.bytes, f"{model.bytes / GB:.2f} GB; {routed:.2f} of the experts compute", "0.4")
     routed_bytes = model.pass_bytes - model.expert_bytes * (1 - routed)
     part.figure("bytes that a token computes with, of the model's", routed_bytes / model.bytes, "what it would read if nothing stayed in memory")
-    part.notes.append("a router of random weights prefers some experts, so more of them are in memory than in a trained model")
+    part.notes.append("the router has random weights: a trained one may choose experts more evenly, so that fewer of those chosen are in memory")
     if row in part.rows:
         times = row + ", times the disk's"
         part.figure("seconds / (bytes read / rate of direct reads)", part.middle(times), f"{needed / GB:.2f} GB at {part.middle(DISK):.2f} GB/s", "",
