@@ -151,6 +151,7 @@ typedef struct heft_limits {
         small_tensors; /* tensors of a checkpoint, beyond one for each 1,024 bytes of its files:
                               * 100,000 */
     uint64_t tokenizer_bytes; /* a tokenizer.json: 128 MiB */
+    uint64_t chat_bytes;      /* memory for a chat template, and for each rendering of it: 64 MiB */
 } heft_limits;
 
 typedef struct heft_progress {

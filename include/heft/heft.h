@@ -3,6 +3,7 @@
 #define HEFT_HEFT_H
 
 #include <heft/base.h>
+#include <heft/chat.h>
 #include <heft/checkpoint.h>
 #include <heft/load.h>
 #include <heft/model.h>

@@ -90,6 +90,7 @@ static void fill_limits(heft_limits *limits)
         .value_bytes = (uint64_t)24 << 20,
         .small_tensors = 100000,
         .tokenizer_bytes = (uint64_t)128 << 20,
+        .chat_bytes = (uint64_t)64 << 20,
     };
 #define LIMIT(member) limits->member = limits->member ? limits->member : defaults.member
     LIMIT(header_bytes);
@@ -108,6 +109,7 @@ static void fill_limits(heft_limits *limits)
     LIMIT(value_bytes);
     LIMIT(small_tensors);
     LIMIT(tokenizer_bytes);
+    LIMIT(chat_bytes);
 #undef LIMIT
 }
 

@@ -99,8 +99,9 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
     } else {
         status = cli_tokenizer_open(run->ctx, e->source, &e->tokenizer, err);
         if (status == HEFT_OK) {
-            status = cli_prompts_encode(&e->inputs, e->tokenizer, text, true,
-                                        e->pooling.most_tokens, &e->cut, err);
+            cli_prompts prompts = {.tokenizer = e->tokenizer, .most = e->pooling.most_tokens};
+            status = cli_prompts_encode(&e->inputs, &prompts, text, true, err);
+            e->cut = prompts.cut;
         }
     }
     free(text);

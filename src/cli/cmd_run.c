@@ -7,12 +7,15 @@
 #define OPTIONS(X)                                                                                 \
     X(PROMPT, "prompt", "TEXT", "the text to continue, by the tokenizer.json in the folder")       \
     X(BATCH, "batch", "FILE", "a file with a prompt per line; - for stdin")                        \
+    X(CHAT, "chat", NULL, "prompts are messages of a user, for the folder's chat template")        \
+    X(SYSTEM, "system", "TEXT", "with --chat: the system message before each prompt")              \
     X(IDS, "ids", "LIST",                                                                          \
       "input ids, such as 1,2,3; - reads them from stdin, a sequence per line")                    \
     X(IDS_FILE, "ids-file", "FILE",                                                                \
       "safetensors file of inputs: input_ids, attention_mask, token_type_ids, position_ids, "      \
       "decoder_input_ids, pixel_values, input_features")                                           \
-    X(NEW_TOKENS, "new-tokens", "N", "tokens to generate; 0: one forward pass (default: 0)")       \
+    X(NEW_TOKENS, "new-tokens", "N",                                                               \
+      "tokens to generate; 0: one forward pass (default: 0; 256 with --chat)")                     \
     X(IGNORE_EOS, "ignore-eos", NULL, "do not stop at the ids that end a text")                    \
     X(MEMORY, "memory", "SIZE",                                                                    \
       "memory that the process may use; weights that do not fit are read from the files as "       \
@@ -43,6 +46,7 @@ enum { OPTIONS(CLI_OPTION_ID) OPTION_COUNT };
 
 static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
+#define CHAT_TOKENS 256 /* of an answer, unless --new-tokens says otherwise */
 #define OUTPUTS_MOST 64
 /* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
 #define BESIDE_BYTES ((uint64_t)24 << 20)
@@ -56,6 +60,8 @@ struct running {
     uint64_t new_tokens, memory_bytes;
     heft_source *source;
     heft_tokenizer *tokenizer; /* NULL: inputs are ids */
+    heft_chat *chat;           /* NULL: prompts are texts */
+    int32_t turn_end;          /* ends a text as well; -1: none */
     heft_text_stream *stream;  /* of the only prompt, which is printed as it grows; NULL: none */
     heft_plan *plan;
     heft_model *model;
@@ -97,8 +103,12 @@ static bool real_value(const cli_run *run, size_t option, double most, float *va
 static bool tokens_value(const cli_run *run, struct running *r, heft_error *err)
 {
     const char *text = run->values[OPTION_NEW_TOKENS];
-    return (text && strcmp(text, "0") == 0) ||
-           cli_value_count(run, OPTION_NEW_TOKENS, &r->new_tokens, err);
+    r->new_tokens = run->values[OPTION_CHAT] ? CHAT_TOKENS : 0;
+    if (text && strcmp(text, "0") == 0) {
+        r->new_tokens = 0;
+        return true;
+    }
+    return cli_value_count(run, OPTION_NEW_TOKENS, &r->new_tokens, err);
 }
 
 static bool compute_value(const cli_run *run, struct running *r, heft_error *err)
@@ -123,6 +133,13 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
                         (run->values[OPTION_PROMPT] != NULL) + (run->values[OPTION_BATCH] != NULL);
     if (sources != 1) {
         return cli_refuse(err, "--prompt", "give one of --prompt, --batch, --ids and --ids-file");
+    }
+    const bool prompts = run->values[OPTION_PROMPT] || run->values[OPTION_BATCH];
+    if (run->values[OPTION_CHAT] && !prompts) {
+        return cli_refuse(err, "--chat", "takes --prompt or --batch");
+    }
+    if (run->values[OPTION_SYSTEM] && !run->values[OPTION_CHAT]) {
+        return cli_refuse(err, "--system", "takes --chat");
     }
     const bool good =
         tokens_value(run, r, err) && compute_value(run, r, err) &&
@@ -149,7 +166,6 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
                *prompt = run->values[OPTION_PROMPT], *batch = run->values[OPTION_BATCH];
     const char *from = ids ? ids : batch;
     char *text = NULL;
-    size_t cut;
     if (file) {
         return cli_inputs_read(&r->inputs, run->ctx, file, err);
     }
@@ -165,9 +181,17 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
                                                                                : HEFT_INVALID_ARG;
     } else {
         status = cli_tokenizer_open(run->ctx, r->source, &r->tokenizer, err);
+        if (status == HEFT_OK && run->values[OPTION_CHAT]) {
+            status = cli_chat_open(run->ctx, r->source, &r->chat, err);
+        }
         if (status == HEFT_OK) {
-            status = cli_prompts_encode(&r->inputs, r->tokenizer, text ? text : prompt,
-                                        batch != NULL, 0, &cut, err);
+            cli_prompts prompts = {.tokenizer = r->tokenizer,
+                                   .chat = r->chat,
+                                   .system = run->values[OPTION_SYSTEM],
+                                   .lists = batch != NULL};
+            r->turn_end = cli_chat_stop(r->chat, r->tokenizer);
+            status =
+                cli_prompts_encode(&r->inputs, &prompts, text ? text : prompt, batch != NULL, err);
         }
     }
     free(text);
@@ -328,6 +352,9 @@ static heft_status run_once(const cli_run *run, struct running *r, heft_error *e
 /* ---- generation ------------------------------------------------------------------------------------------ */
 static bool is_stop(const struct running *r, int32_t id)
 {
+    if (id == r->turn_end) {
+        return true;
+    }
     for (size_t i = 0; i < r->ids.stop_count; i++) {
         if (r->ids.stop[i] == id) {
             return true;
@@ -606,6 +633,16 @@ static heft_status print_results(const struct running *r, heft_error *err)
     return status;
 }
 
+/* Tokens of the steps behind the first pass: texts that end take part in no more of them. */
+static size_t step_tokens(const struct running *r)
+{
+    size_t count = 0;
+    for (size_t i = 0; r->text && i < r->inputs.count; i++) {
+        count += r->length[i] - r->first[i] - 1;
+    }
+    return count;
+}
+
 static void print_summary(const cli_run *run, const struct running *r,
                           const heft_session_counts *facts)
 {
@@ -617,8 +654,7 @@ static void print_summary(const cli_run *run, const struct running *r,
             r->inputs.count == 1 ? "" : "s");
     if (r->steps) {
         fprintf(stderr, "generation  %.4f s a step, %.1f tokens/s\n",
-                r->step_seconds / (double)r->steps,
-                (double)r->steps * (double)r->inputs.count / r->step_seconds);
+                r->step_seconds / (double)r->steps, (double)step_tokens(r) / r->step_seconds);
     }
     fprintf(stderr, "read        %s of weights\n", cli_bytes(facts->read_bytes, bytes));
     fprintf(stderr, "memory      %s\n", cli_memory_text(&run->memory, memory));
@@ -656,6 +692,7 @@ static void free_all(struct running *r)
     free(r->at);
     free(r->name_text);
     heft_text_stream_free(r->stream);
+    heft_chat_close(r->chat);
     heft_tokenizer_close(r->tokenizer);
     heft_session_free(r->session);
     heft_load_report_free(r->report);
@@ -667,7 +704,7 @@ static void free_all(struct running *r)
 
 static int run_run(cli_run *run)
 {
-    struct running r = {0};
+    struct running r = {.turn_end = -1};
     heft_error err = {0};
     if (!read_options(run, &r, &err)) {
         return cli_fail(run, &err);

@@ -22,6 +22,7 @@ static const struct limit {
     ROW(tensors),      ROW(name_bytes),   ROW(shards),         ROW(json_depth),
     ROW(pickle_depth), ROW(rank),         ROW(expanded_bytes), ROW(missing_bytes),
     ROW(modules),      ROW(value_bytes),  ROW(small_tensors),  ROW(tokenizer_bytes),
+    ROW(chat_bytes),
 };
 #define LIMIT_COUNT (sizeof limits_known / sizeof limits_known[0])
 

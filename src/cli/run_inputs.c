@@ -126,7 +126,14 @@ static heft_status read_matrix(const heft_checkpoint *file, const char *name, he
     }
     if (info->rank != 2 || (*count && info->shape[0] != *count) ||
         (*width && info->shape[1] != *width)) {
-        cli_refuse(err, name, "has another shape than the other inputs: expected [rows, tokens]");
+        char expected[64], found[256];
+        snprintf(expected, sizeof expected,
+                 *width   ? "[%zu, %zu]"
+                 : *count ? "[%zu, tokens]"
+                          : "[rows, tokens]",
+                 *count, *width);
+        cli_refuse(err, name, "shape %s in the file, expected %s",
+                   cli_shape(info->shape, info->rank, found), expected);
         return HEFT_INVALID_ARG;
     }
     *count = (size_t)info->shape[0];
@@ -147,9 +154,13 @@ static heft_status read_features(cli_inputs *inputs, const heft_checkpoint *file
     inputs->features = data;
     if (status == HEFT_OK && data) {
         if (info->rank < 3 || info->rank > 4 || (*count && info->shape[0] != *count)) {
-            cli_refuse(err, info->name,
-                       "has another number of rows than the other inputs, or "
-                       "another rank than 3 or 4");
+            char rows[24] = "rows", found[256];
+            if (*count) {
+                snprintf(rows, sizeof rows, "%zu", *count);
+            }
+            cli_refuse(err, info->name, "shape %s in the file, expected [%s, %s]",
+                       cli_shape(info->shape, info->rank, found), rows,
+                       info->name[0] == 'p' ? "channels, height, width" : "mels, frames");
             return HEFT_INVALID_ARG;
         }
         *count = (size_t)info->shape[0];

@@ -7,21 +7,29 @@
 
 #define MOST_BYTES ((size_t)1 << 28)
 
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, heft_tokenizer **out,
-                               heft_error *err)
+char *cli_source_folder(const heft_source *source)
 {
     const char *path = heft_source_path(source);
     const char *slash = strrchr(path, '/');
     struct stat facts;
     if (stat(path, &facts) != 0 || S_ISDIR(facts.st_mode)) {
-        return heft_tokenizer_open(ctx, path, out, err);
+        return strdup(path);
     }
-    char *folder = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+    if (slash == path) {
+        return strdup("/");
+    }
+    return slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+}
+
+heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, heft_tokenizer **out,
+                               heft_error *err)
+{
+    char *folder = cli_source_folder(source);
     if (!folder) {
         cli_refuse(err, "", "not enough memory");
         return HEFT_NOMEM;
     }
-    const heft_status status = heft_tokenizer_open(ctx, *folder ? folder : "/", out, err);
+    const heft_status status = heft_tokenizer_open(ctx, folder, out, err);
     free(folder);
     return status;
 }
@@ -57,23 +65,44 @@ char *cli_text_read(const char *path, const char *option, heft_error *err)
     return text;
 }
 
-/* Ids of one prompt into place i. */
-static heft_status encode(cli_inputs *inputs, size_t i, const heft_tokenizer *tokenizer,
-                          const char *text, size_t length, uint64_t most, size_t *cut,
-                          heft_error *err)
+/* A chat template writes its special tokens itself. */
+static heft_status tokenize(const cli_prompts *prompts, size_t i, const char *text, size_t length,
+                            uint32_t **ids, size_t *count, heft_error *err)
 {
+    char *rendered = NULL;
+    size_t bytes = 0;
+    heft_status status = HEFT_OK;
+    if (!prompts->chat) {
+        return heft_tokenizer_encode(prompts->tokenizer, text, length, true, ids, count, err);
+    }
+    status = cli_chat_render(prompts, i + 1, text, length, &rendered, &bytes, err);
+    if (status == HEFT_OK) {
+        status = heft_tokenizer_encode(prompts->tokenizer, rendered, bytes, false, ids, count, err);
+    }
+    heft_chat_free_text(prompts->chat, rendered, bytes);
+    return status;
+}
+
+/* Ids of one prompt into place i. */
+static heft_status encode(cli_inputs *inputs, size_t i, cli_prompts *prompts, const char *text,
+                          size_t length, heft_error *err)
+{
+    const heft_tokenizer *tokenizer = prompts->tokenizer;
     uint32_t *ids = NULL;
     size_t count = 0;
-    heft_status status = heft_tokenizer_encode(tokenizer, text, length, true, &ids, &count, err);
+    heft_status status = tokenize(prompts, i, text, length, &ids, &count, err);
     if (status != HEFT_OK) {
+        if (!err->item[0]) {
+            snprintf(err->item, sizeof err->item, "prompt %zu", i + 1);
+        }
         return status;
     }
     const size_t all = count;
-    if (most > 0 && count > most) {
-        count = (size_t)most;
+    if (prompts->most > 0 && count > prompts->most) {
+        count = (size_t)prompts->most;
         ids[count - 1] =
             heft_tokenizer_is_special(tokenizer, ids[all - 1]) ? ids[all - 1] : ids[count - 1];
-        (*cut)++;
+        prompts->cut++;
     }
     inputs->ids[i] = malloc((count ? count : 1) * sizeof **inputs->ids);
     for (size_t t = 0; inputs->ids[i] && t < count; t++) {
@@ -102,14 +131,13 @@ static size_t count_lines(const char *text)
     return lines;
 }
 
-heft_status cli_prompts_encode(cli_inputs *inputs, const heft_tokenizer *tokenizer,
-                               const char *text, bool by_line, uint64_t most, size_t *cut,
-                               heft_error *err)
+heft_status cli_prompts_encode(cli_inputs *inputs, cli_prompts *prompts, const char *text,
+                               bool by_line, heft_error *err)
 {
     const size_t count = by_line ? count_lines(text) : 1;
     heft_status status = HEFT_OK;
     const char *at = text;
-    *cut = 0;
+    prompts->cut = 0;
     if (count == 0) {
         cli_refuse(err, "--batch", "has no prompts");
         return HEFT_INVALID_ARG;
@@ -122,7 +150,7 @@ heft_status cli_prompts_encode(cli_inputs *inputs, const heft_tokenizer *tokeniz
         const char *newline = by_line ? strchr(at, '\n') : NULL;
         const size_t length = newline ? (size_t)(newline - at) : strlen(at);
         const bool carriage = by_line && length > 0 && at[length - 1] == '\r';
-        status = encode(inputs, i, tokenizer, at, length - carriage, most, cut, err);
+        status = encode(inputs, i, prompts, at, length - carriage, err);
         at = newline ? newline + 1 : at + length;
     }
     return status;

@@ -7,17 +7,17 @@ bool heft__string_is(heft__string string, const char *text)
     return string.text && string.length == length && memcmp(string.text, text, length) == 0;
 }
 
-static bool in_list(const char *names, const char *name, size_t length)
+size_t heft__place_in(const char *names, heft__string name)
 {
-    while (*names) {
+    for (size_t place = 0; *names; place++) {
         const size_t span = strcspn(names, " ");
-        if (span == length && memcmp(names, name, length) == 0) {
-            return true;
+        if (span == name.length && memcmp(names, name.text, span) == 0) {
+            return place;
         }
         names += span;
         names += strspn(names, " ");
     }
-    return false;
+    return SIZE_MAX;
 }
 
 heft_status heft__fields_known(const heft__json_value *object, const char *names, heft_error *err)
@@ -26,7 +26,7 @@ heft_status heft__fields_known(const heft__json_value *object, const char *names
         return heft__fail_at(err, HEFT_FORMAT, object->offset, "expected an object");
     }
     for (const heft__json_value *m = object->first; m; m = m->next) {
-        if (!in_list(names, m->key, m->key_length)) {
+        if (heft__place_in(names, (heft__string){m->key, m->key_length}) == SIZE_MAX) {
             return heft__fail_at(err, HEFT_UNSUPPORTED, m->offset, "member '%.64s' is not known",
                                  m->key);
         }

@@ -1,7 +1,7 @@
 /* The internal header of the text layer.
  *
  * What it does: reads a tokenizer.json, turns text into the ids that a model takes, and ids into
- * text.
+ * text; renders messages by a chat template.
  * May include: base, io (opening the file only), json.
  * Rules: a tokenizer does what `tokenizers` does with its file, id by id, or is refused, naming
  * what is not known; the file and the text are both hostile: nothing takes time or memory beyond

@@ -36,6 +36,8 @@ heft_status heft__field_text(const heft__json_value *object, const char *key, he
 heft_status heft__field_needed(const heft__json_value *object, const char *key, heft__string *out,
                                heft_error *err);
 bool heft__string_is(heft__string string, const char *text);
+/* The place of a name in a list that is separated by spaces, SIZE_MAX if it is not there. */
+size_t heft__place_in(const char *names, heft__string name);
 /* The number of a name in a list that ends with NULL. UNSUPPORTED, naming it, if it is not there. */
 heft_status heft__field_choice(heft__string name, const char *const *names, uint64_t offset,
                                size_t *out, heft_error *err);
