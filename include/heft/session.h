@@ -24,7 +24,7 @@ typedef struct heft_session_options {
      * brought in stay. */
     uint64_t memory_bytes;
     /* Maximum tokens in one pass. Longer inputs of a decoder are computed in several passes; a sequence of
-     * an encoder is never split. 0: 512. */
+     * an encoder is never split. 0: 512. A decoder takes fewer if memory_bytes has no room for so many. */
     uint64_t pass_tokens;
     /* Do not round activations to bfloat16 where they are multiplied with bfloat16 weights, and keep caches
      * in float32. */

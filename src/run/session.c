@@ -54,6 +54,16 @@ static heft_status dry_run(heft_session *session, const struct heft__pass_shape 
     return heft__pass_run_once(session->pass, &run, err);
 }
 
+/* The shape of both. */
+static struct heft__pass_shape larger_shape(const struct heft__pass_shape *a,
+                                            const struct heft__pass_shape *b)
+{
+    return (struct heft__pass_shape){
+        heft__larger(a->tokens, b->tokens), heft__larger(a->sequences, b->sequences),
+        heft__larger(a->wanted, b->wanted), heft__larger(a->keys, b->keys),
+        heft__larger(a->encoded, b->encoded)};
+}
+
 heft_status heft__session_plan(heft_session *session, const struct heft__pass_shape *wanted,
                                bool encode, heft_error *err)
 {
@@ -63,11 +73,7 @@ heft_status heft__session_plan(heft_session *session, const struct heft__pass_sh
     if (same && session->encodes == (int)encode) {
         return HEFT_OK;
     }
-    *planned = (struct heft__pass_shape){heft__larger(planned->tokens, wanted->tokens),
-                                         heft__larger(planned->sequences, wanted->sequences),
-                                         heft__larger(planned->wanted, wanted->wanted),
-                                         heft__larger(planned->keys, wanted->keys),
-                                         heft__larger(planned->encoded, wanted->encoded)};
+    *planned = larger_shape(planned, wanted);
     status = dry_run(session, planned, encode, err);
     if (status == HEFT_OK) {
         status = reserve_scratch(session, err);
@@ -78,6 +84,47 @@ heft_status heft__session_plan(heft_session *session, const struct heft__pass_sh
                                         session->pass->order_count, encode ? SIZE_MAX : 0, err);
     }
     session->encodes = status == HEFT_OK ? (int)encode : -1;
+    return status;
+}
+
+/* Of the units of the last dry run. */
+static uint64_t largest_unit(const heft_session *session)
+{
+    uint64_t most = 0;
+    for (size_t i = 0; i < session->pass->order_count; i++) {
+        const heft_unit *unit = heft_residency_unit(session->residency, session->pass->order[i]);
+        most = unit->brought_bytes > most ? unit->brought_bytes : most;
+    }
+    return most;
+}
+
+heft_status heft__session_fit(heft_session *session, const struct heft__pass_shape *wanted,
+                              size_t *tokens, heft_error *err)
+{
+    struct heft__pass_shape shape = *wanted;
+    heft_ledger_counts ledger = HEFT_SIZED(heft_ledger_counts);
+    if (!session->options.memory_bytes || covers(&session->planned[0], wanted)) {
+        return HEFT_OK;
+    }
+    heft_status status = heft_ledger_facts(session->ledger, &ledger, err);
+    const uint64_t others = ledger.reserved_bytes - session->reserved;
+    const uint64_t room = ledger.budget_bytes > others ? ledger.budget_bytes - others : 0;
+    const size_t scratch = session->pass->scratch_most, lane = session->pass->lane_most;
+    bool fits = false;
+    session->encodes = -1; /* a dry run leaves another plan */
+    while (status == HEFT_OK && !fits && shape.tokens > 0) {
+        const struct heft__pass_shape both = larger_shape(&session->planned[0], &shape);
+        session->pass->scratch_most = scratch; /* not of what did not fit */
+        session->pass->lane_most = lane;
+        status = dry_run(session, &both, false, err);
+        fits = session->pass->tally.scratch_bytes + largest_unit(session) <= room;
+        if (!fits) {
+            shape.tokens /= 2;
+            shape.sequences = shape.sequences < shape.tokens ? shape.sequences : shape.tokens;
+            shape.wanted = shape.wanted < shape.tokens ? shape.wanted : shape.tokens;
+        }
+    }
+    *tokens = fits ? shape.tokens : 1;
     return status;
 }
 

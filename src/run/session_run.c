@@ -24,6 +24,7 @@ struct call {
     bool *made;                /* [count] for this call only */
     struct job *jobs[2];       /* [job_count] of the decoder, or all there is; of the encoder */
     size_t job_count[2];
+    size_t room[2]; /* tokens of a pass of each */
     heft__arena arena;
 };
 
@@ -379,13 +380,32 @@ static heft_status run_packed(heft_session *session, const struct packed *in, bo
  * whole. */
 static size_t most_tokens(const struct call *call, bool encode, size_t job)
 {
-    const size_t room = heft__session_pass_tokens(call->session);
+    const size_t room = call->room[encode];
     size_t tokens = 0;
     for (size_t i = job; i < call->job_count[encode] && tokens < room; i++) {
         const size_t count = call->jobs[encode][i].count;
         tokens = tokens == 0 || count <= room - tokens ? tokens + count : room;
     }
     return call->session->causal && !encode && tokens > room ? room : tokens;
+}
+
+/* In a tight budget, a decoder's passes have fewer tokens. */
+static heft_status fit_passes(struct call *call, heft_error *err)
+{
+    heft_session *session = call->session;
+    if (!session->causal || session->has_encoder) {
+        return HEFT_OK;
+    }
+    const size_t tokens = most_tokens(call, false, 0);
+    struct heft__pass_shape shape = {.tokens = tokens};
+    for (size_t i = 0; i < call->count; i++) {
+        const size_t all = call->inputs[i].logits == HEFT_LOGITS_ALL ? tokens : 1;
+        shape.wanted = heft__larger(shape.wanted, all);
+        shape.keys = heft__larger(shape.keys, call->sequences[i]->kept->capacity);
+    }
+    shape.sequences = call->count < tokens ? call->count : tokens;
+    shape.wanted = heft__larger(shape.wanted, shape.sequences);
+    return heft__session_fit(session, &shape, &call->room[false], err);
 }
 
 /* Fill a pass with the next tokens of a kind of jobs: *job and *token say where they begin, and then where
@@ -395,7 +415,7 @@ static heft_status pack_next(const struct call *call, bool encode, heft__arena *
 {
     const heft_session *session = call->session;
     const bool splits = session->causal && !encode;
-    size_t room = heft__session_pass_tokens(session);
+    size_t room = call->room[encode];
     heft_status status = make_packed(session, arena, most_tokens(call, encode, *job),
                                      call->job_count[encode] - *job, out, err);
     while (status == HEFT_OK && *job < call->job_count[encode]) {
@@ -435,6 +455,9 @@ static heft_status run_call(struct call *call, heft_error *err)
 {
     bool appends = false;
     heft_status status = take_inputs(call, err);
+    if (status == HEFT_OK) {
+        status = fit_passes(call, err);
+    }
     for (int encode = 1; encode >= 0; encode--) {
         size_t job = 0, token = 0;
         while (status == HEFT_OK && job < call->job_count[encode]) {
@@ -481,7 +504,10 @@ heft_status heft_session_run(heft_session *session, const heft_input *inputs, si
     if (!session || !inputs || count == 0 || (output_count > 0 && !outputs)) {
         return heft__fail(err, HEFT_INVALID_ARG, "session or inputs are NULL");
     }
-    struct call call = {.session = session, .inputs = inputs, .count = count};
+    const size_t room = heft__session_pass_tokens(session);
+    struct call call = {
+        .session = session, .inputs = inputs, .count = count, .room = {room, room}
+    };
     heft__arena_init(&call.arena, session->ctx);
     call.sequences = heft__arena_array(&call.arena, count, sizeof *call.sequences);
     call.made = heft__arena_array(&call.arena, count, sizeof *call.made);

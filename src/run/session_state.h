@@ -73,6 +73,10 @@ static inline uint64_t heft__session_budget(const heft_session *session)
 /* Have scratch memory for a pass of this shape, and the schedule of its units. */
 heft_status heft__session_plan(heft_session *session, const struct heft__pass_shape *wanted,
                                bool encode, heft_error *err);
+/* Cut the tokens of a pass of a decoder, until the budget has room for its scratch memory and its largest
+ * unit beside what sequences have reserved; to 1 if even that is too much. */
+heft_status heft__session_fit(heft_session *session, const struct heft__pass_shape *wanted,
+                              size_t *tokens, heft_error *err);
 heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
                                        heft_sequence **out, heft_error *err);
 

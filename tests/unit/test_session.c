@@ -539,6 +539,65 @@ static void a_budget_that_is_too_small_is_refused(void **state)
     heft_model_free(model);
 }
 
+/* Logits of the last of `count` tokens within a budget, in a sequence with room for 40. */
+static heft_status run_within(const heft_model *model, uint64_t budget, size_t count, float *logits,
+                              uint64_t *passes)
+{
+    static const char *const wanted[] = {"logits"};
+    const heft_session_options options = HEFT_OPTIONS(heft_session_options, .memory_bytes = budget);
+    heft_session *session = NULL;
+    heft_sequence *sequence = NULL;
+    heft_output output = HEFT_SIZED(heft_output);
+    heft_session_counts facts = HEFT_SIZED(heft_session_counts);
+    int32_t ids[40];
+    for (size_t i = 0; i < 40; i++) {
+        ids[i] = (int32_t)(3 + i * 7 % 90);
+    }
+    heft_status status = heft_session_new(model, &options, &session, NULL);
+    if (status == HEFT_OK) {
+        status = heft_sequence_new(session, 40, 0, &sequence, NULL);
+    }
+    if (status == HEFT_OK) {
+        const heft_input input =
+            HEFT_OPTIONS(heft_input, .sequence = sequence, .ids = ids, .count = count);
+        status = heft_session_run(session, &input, 1, wanted, 1, NULL);
+    }
+    if (status == HEFT_OK) {
+        assert_int_equal(heft_session_output(session, "logits", &output, NULL), HEFT_OK);
+        assert_int_equal(heft_session_facts(session, &facts, NULL), HEFT_OK);
+        assert_true(facts.peak_bytes <= budget);
+        memcpy(logits, output.data, (output.width < 64 ? output.width : 64) * sizeof *logits);
+        *passes = facts.passes;
+    }
+    heft_sequence_free(sequence);
+    heft_session_free(session);
+    return status;
+}
+
+static void passes_are_cut_to_the_budget(void **state)
+{
+    float expected[64] = {0}, found[64] = {0};
+    uint64_t passes, least = 0, enough = (uint64_t)4 << 20;
+    heft_model *model = NULL;
+    heft_error err = {0};
+    (void)state;
+    test_expect_status(load(ctx, "llama_gqa", true, &model, &err), HEFT_OK, &err, "load");
+    assert_int_equal(run_within(model, enough, 40, expected, &passes), HEFT_OK);
+    assert_int_equal(passes, 1);
+    while (enough - least > 64) { /* the least budget for one token */
+        const uint64_t middle = least + (enough - least) / 2;
+        const heft_status status = run_within(model, middle, 1, found, &passes);
+        assert_true(status == HEFT_OK || status == HEFT_LIMIT);
+        *(status == HEFT_OK ? &enough : &least) = middle;
+    }
+    assert_int_equal(run_within(model, enough + 1024, 40, found, &passes), HEFT_OK);
+    assert_true(passes > 1);
+    for (size_t i = 0; i < 64; i++) {
+        assert_true(fabsf(found[i] - expected[i]) < 1e-4F);
+    }
+    heft_model_free(model);
+}
+
 /* Allocation n fails: NOMEM, nothing leaked. */
 static void every_allocation_may_fail(void **state)
 {
@@ -595,6 +654,7 @@ int main(void)
         cmocka_unit_test(wrong_inputs_are_refused),
         cmocka_unit_test(numbers_that_are_not_finite_name_their_block),
         cmocka_unit_test(a_budget_that_is_too_small_is_refused),
+        cmocka_unit_test(passes_are_cut_to_the_budget),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
