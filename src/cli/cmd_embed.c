@@ -10,6 +10,9 @@
     X(POOLING, "pooling", "P",                                                                     \
       "mean, cls, last, or auto: as modules.json says, else mean (default: auto)")                 \
     X(SAVE, "save", "FILE", "the safetensors file to write: embeddings [texts, width]")            \
+    X(MEMORY, "memory", "SIZE",                                                                    \
+      "memory that the process may use; weights that do not fit are read from the files as "       \
+      "needed (default: 7/8 of what is available)")                                                \
     X(COMPUTE, "compute", "C",                                                                     \
       "auto, or f32: do not round activations of a bfloat16 model (default: auto)")                \
     X(THREADS, "threads", "N", "maximum number of threads that compute (default: all CPUs)")       \
@@ -25,13 +28,11 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 struct embedding {
     cli_inputs inputs;
     heft_checkpoint_options where;
-    heft_load_options load;
-    heft_session_options session_options;
+    cli_run_weights weights;
+    uint64_t memory_bytes;
     heft_pooling pooling;
     heft_source *source;
     heft_tokenizer *tokenizer;
-    heft_model *model;
-    heft_load_report *report;
     heft_session *session;
     float *vectors; /* [inputs.count][width] */
     size_t width, cut;
@@ -40,21 +41,19 @@ struct embedding {
 
 static bool read_options(const cli_run *run, struct embedding *e, heft_error *err)
 {
-    const char *compute = run->values[OPTION_COMPUTE];
     e->where = HEFT_SIZED(heft_checkpoint_options);
-    e->load = HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_AUTO);
-    e->session_options = HEFT_SIZED(heft_session_options);
+    e->weights.load = HEFT_SIZED(heft_load_options);
+    e->weights.session = HEFT_SIZED(heft_session_options);
     e->pooling = HEFT_SIZED(heft_pooling);
     e->where.subfolder = run->values[OPTION_SUBFOLDER];
-    e->session_options.exact = compute && strcmp(compute, "f32") == 0;
-    if (compute && !e->session_options.exact && strcmp(compute, "auto") != 0) {
-        return cli_refuse(err, "--compute", "'%.20s' is not auto or f32", compute);
-    }
     if (!run->values[OPTION_BATCH] == !run->values[OPTION_IDS]) {
         return cli_refuse(err, "--batch", "give either --batch or --ids");
     }
     return (run->values[OPTION_SAVE] || cli_refuse(err, "--save", "is required")) &&
-           cli_value_dtype(run, OPTION_DTYPE, true, &e->load.dtype, err);
+           cli_run_read_compute(run->values[OPTION_COMPUTE], &e->weights.session, err) &&
+           cli_value_size(run, OPTION_MEMORY, &e->memory_bytes, err) &&
+           cli_run_read_memory(run->values[OPTION_MEMORY], e->memory_bytes, err) &&
+           cli_value_dtype(run, OPTION_DTYPE, true, &e->weights.load.dtype, err);
 }
 
 /* By the folder, and what --pooling says instead. */
@@ -110,19 +109,18 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
 
 static heft_status load(struct embedding *e, heft_error *err)
 {
-    heft_status status = cli_check_plain(e->source, err);
-    if (status == HEFT_OK) {
-        status = heft_model_load(e->source, &e->load, &e->model, &e->report, err);
-    }
-    for (size_t i = 0; status == HEFT_OK && i < e->report->initialized_count; i++) {
-        if (!strstr(e->report->initialized[i], "pooler.")) { /* which embeddings do not use */
-            cli_refuse(err, e->report->initialized[i],
+    heft_status status = cli_run_load(e->source, e->memory_bytes, &e->weights, err);
+    for (size_t i = 0; status == HEFT_OK && i < e->weights.report->initialized_count; i++) {
+        if (!strstr(e->weights.report->initialized[i],
+                    "pooler.")) { /* which embeddings do not use */
+            cli_refuse(err, e->weights.report->initialized[i],
                        "the checkpoint lacks this tensor, which would be random");
             err->status = status = HEFT_MISMATCH;
         }
     }
-    return status == HEFT_OK ? heft_session_new(e->model, &e->session_options, &e->session, err)
-                             : status;
+    return status == HEFT_OK
+               ? heft_session_new(e->weights.model, &e->weights.session, &e->session, err)
+               : status;
 }
 
 static heft_status embed(struct embedding *e, heft_error *err)
@@ -197,7 +195,7 @@ static void report(cli_run *run, const struct embedding *e)
     cli_memory_finish(&run->memory);
     if (run->json) {
         cli_json_open(&json, NULL, '{');
-        cli_json_string(&json, "class", e->report->class_name);
+        cli_json_string(&json, "class", e->weights.report->class_name);
         cli_json_u64(&json, "texts", e->inputs.count);
         cli_json_u64(&json, "width", e->width);
         cli_json_string(&json, "pooling", mode_name(e->pooling.mode));
@@ -222,9 +220,9 @@ static int run_embed(cli_run *run)
     if (!read_options(run, &e, &err)) {
         return cli_fail(run, &err);
     }
-    const heft_source_options how =
-        HEFT_OPTIONS(heft_source_options, .class_name = "AutoModel", .checkpoint = &e.where,
-                     .dtype = e.load.dtype, .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
+    const heft_source_options how = HEFT_OPTIONS(
+        heft_source_options, .class_name = "AutoModel", .checkpoint = &e.where,
+        .dtype = e.weights.load.dtype, .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
     heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &e.source, &err);
     if (status == HEFT_OK) {
         status = choose_pooling(run, &e, &err);
@@ -250,8 +248,7 @@ static int run_embed(cli_run *run)
     }
     free(e.vectors);
     heft_session_free(e.session);
-    heft_load_report_free(e.report);
-    heft_model_free(e.model);
+    cli_run_weights_fini(&e.weights);
     heft_tokenizer_close(e.tokenizer);
     heft_source_close(e.source);
     cli_inputs_fini(&e.inputs);

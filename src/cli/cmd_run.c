@@ -14,6 +14,9 @@
     X(IDS_FILE, "ids-file", "FILE",                                                                \
       "safetensors file of inputs: input_ids, attention_mask, token_type_ids, position_ids, "      \
       "decoder_input_ids, pixel_values, input_features")                                           \
+    X(IMAGE, "image", "FILE",                                                                      \
+      "safetensors file with pixel_values [rows, channels, height, width]")                        \
+    X(AUDIO, "audio", "FILE", "safetensors file with input_features [rows, mels, frames]")         \
     X(NEW_TOKENS, "new-tokens", "N",                                                               \
       "tokens to generate; 0: one forward pass (default: 0; 256 with --chat)")                     \
     X(IGNORE_EOS, "ignore-eos", NULL, "do not stop at the ids that end a text")                    \
@@ -51,9 +54,8 @@ static const cli_option options[] = {OPTIONS(CLI_OPTION_ROW)};
 
 struct running {
     cli_inputs inputs;
-    heft_load_options load;
+    cli_run_weights weights;
     heft_checkpoint_options where;
-    heft_session_options session_options;
     heft_sampling sampling;
     uint64_t new_tokens, memory_bytes;
     heft_source *source;
@@ -61,9 +63,6 @@ struct running {
     heft_chat *chat;           /* NULL: prompts are texts */
     int32_t turn_end;          /* ends a text as well; -1: none */
     heft_text_stream *stream;  /* of the only prompt, which is printed as it grows; NULL: none */
-    heft_plan *plan;
-    heft_model *model;
-    heft_load_report *report;
     heft_session *session;
     heft_generation_ids ids;
     heft_sequence **sequences; /* [inputs.count] */
@@ -111,28 +110,25 @@ static bool tokens_value(const cli_run *run, struct running *r, heft_error *err)
     return cli_value_count(run, OPTION_NEW_TOKENS, &r->new_tokens, err);
 }
 
-static bool compute_value(const cli_run *run, struct running *r, heft_error *err)
-{
-    const char *text = run->values[OPTION_COMPUTE];
-    r->session_options.exact = text && strcmp(text, "f32") == 0;
-    return !text || r->session_options.exact || strcmp(text, "auto") == 0 ||
-           cli_refuse(err, "--compute", "'%.20s' is not auto or f32", text);
-}
-
 static bool read_options(const cli_run *run, struct running *r, heft_error *err)
 {
     uint64_t top_k = 0;
     r->where = HEFT_SIZED(heft_checkpoint_options);
-    r->load = HEFT_SIZED(heft_load_options);
-    r->session_options = HEFT_SIZED(heft_session_options);
+    r->weights.load = HEFT_SIZED(heft_load_options);
+    r->weights.session = HEFT_SIZED(heft_session_options);
     r->sampling = HEFT_SIZED(heft_sampling);
-    r->load.allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
+    r->weights.load.allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
     r->where.variant = run->values[OPTION_VARIANT];
     r->where.subfolder = run->values[OPTION_SUBFOLDER];
     const int sources = (run->values[OPTION_IDS] != NULL) + (run->values[OPTION_IDS_FILE] != NULL) +
                         (run->values[OPTION_PROMPT] != NULL) + (run->values[OPTION_BATCH] != NULL);
-    if (sources != 1) {
+    const int features = (run->values[OPTION_IMAGE] != NULL) + (run->values[OPTION_AUDIO] != NULL);
+    if (sources > 1 || sources + features == 0) {
         return cli_refuse(err, "--prompt", "give one of --prompt, --batch, --ids and --ids-file");
+    }
+    if (features && (features == 2 || run->values[OPTION_IDS_FILE] || run->values[OPTION_CHAT])) {
+        return cli_refuse(err, run->values[OPTION_IMAGE] ? "--image" : "--audio",
+                          "goes with none of --ids-file, --chat, --image and --audio");
     }
     const bool prompts = run->values[OPTION_PROMPT] || run->values[OPTION_BATCH];
     if (run->values[OPTION_CHAT] && !prompts) {
@@ -142,9 +138,10 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         return cli_refuse(err, "--system", "takes --chat");
     }
     const bool good =
-        tokens_value(run, r, err) && compute_value(run, r, err) &&
+        tokens_value(run, r, err) &&
+        cli_run_read_compute(run->values[OPTION_COMPUTE], &r->weights.session, err) &&
         cli_value_size(run, OPTION_MEMORY, &r->memory_bytes, err) &&
-        cli_value_dtype(run, OPTION_DTYPE, true, &r->load.dtype, err) &&
+        cli_value_dtype(run, OPTION_DTYPE, true, &r->weights.load.dtype, err) &&
         cli_value_seed(run, OPTION_SEED, &r->sampling.seed, err) &&
         real_value(run, OPTION_TEMPERATURE, 1000, &r->sampling.temperature, err) &&
         real_value(run, OPTION_TOP_P, 1, &r->sampling.top_p, err) &&
@@ -152,15 +149,11 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         real_value(run, OPTION_REPETITION_PENALTY, 1000, &r->sampling.repetition_penalty, err) &&
         cli_value_count(run, OPTION_TOP_K, &top_k, err);
     r->sampling.top_k = (uint32_t)top_k;
-    if (good && r->memory_bytes && r->memory_bytes <= CLI_RUN_BESIDE) {
-        return cli_refuse(err, "--memory", "is not more than the %u MiB that heft itself takes",
-                          (unsigned)(CLI_RUN_BESIDE >> 20));
-    }
-    return good;
+    return good && cli_run_read_memory(run->values[OPTION_MEMORY], r->memory_bytes, err);
 }
 
 /* Ids, or the text of a prompt or of a file of prompts. */
-static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
+static heft_status read_texts(const cli_run *run, struct running *r, heft_error *err)
 {
     const char *ids = run->values[OPTION_IDS], *file = run->values[OPTION_IDS_FILE],
                *prompt = run->values[OPTION_PROMPT], *batch = run->values[OPTION_BATCH];
@@ -168,6 +161,9 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
     char *text = NULL;
     if (file) {
         return cli_inputs_read(&r->inputs, run->ctx, file, err);
+    }
+    if (!ids && !prompt && !batch) {
+        return HEFT_OK;
     }
     if (batch || (ids && strcmp(ids, "-") == 0)) {
         text = cli_text_read(from, ids ? "--ids" : "--batch", err);
@@ -198,53 +194,40 @@ static heft_status read_inputs(const cli_run *run, struct running *r, heft_error
     return status;
 }
 
-/* ---- loading ---------------------------------------------------------------------------------------- */
-/* Copied into memory if it fits, else left in its files. */
-static heft_status choose_mode(struct running *r, heft_error *err)
+static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
 {
-    heft_model *skeleton = NULL;
-    r->load.mode = HEFT_LOAD_COPY;
-    heft_status status = heft_model_skeleton(r->source, &r->load, &skeleton, err);
-    if (status == HEFT_OK) {
-        const cli_run_mode mode = cli_run_choose(r->memory_bytes, heft_model_bytes(skeleton));
-        r->session_options.memory_bytes = mode.session_bytes;
-        if (mode.disk) {
-            status = cli_run_plan_disk(skeleton, &r->plan, err);
-            r->load.plan = r->plan;
-        }
+    const char *image = run->values[OPTION_IMAGE], *audio = run->values[OPTION_AUDIO];
+    heft_status status = read_texts(run, r, err);
+    if (status == HEFT_OK && (image || audio)) {
+        status = cli_inputs_add_features(&r->inputs, run->ctx, image ? image : audio, !image, err);
     }
-    heft_model_free(skeleton);
     return status;
 }
 
+/* ---- loading ---------------------------------------------------------------------------------------- */
 static heft_status open_source(const cli_run *run, struct running *r, heft_error *err)
 {
     const heft_source_options how = HEFT_OPTIONS(
         heft_source_options, .class_name = run->values[OPTION_CLASS], .checkpoint = &r->where,
-        .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = r->load.dtype);
+        .dequantize = run->values[OPTION_DEQUANTIZE] != NULL, .dtype = r->weights.load.dtype);
     return heft_source_open(run->ctx, run->arguments[0], &how, &r->source, err);
 }
 
 static heft_status load(struct running *r, heft_error *err)
 {
-    heft_status status = cli_check_plain(r->source, err);
-    if (status == HEFT_OK) {
-        status = choose_mode(r, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft_model_load(r->source, &r->load, &r->model, &r->report, err);
-    }
-    if (status == HEFT_OK && r->report->initialized_count > 0 && !r->load.allow_missing) {
+    heft_status status = cli_run_load(r->source, r->memory_bytes, &r->weights, err);
+    if (status == HEFT_OK && r->weights.report->initialized_count > 0 &&
+        !r->weights.load.allow_missing) {
         cli_refuse(
-            err, r->report->initialized[0],
+            err, r->weights.report->initialized[0],
             "the checkpoint lacks %zu tensor%s of %s, which would be random; --allow-missing "
             "runs it nevertheless",
-            r->report->initialized_count, r->report->initialized_count == 1 ? "" : "s",
-            r->report->class_name);
+            r->weights.report->initialized_count,
+            r->weights.report->initialized_count == 1 ? "" : "s", r->weights.report->class_name);
         err->status = status = HEFT_MISMATCH;
     }
     if (status == HEFT_OK) {
-        status = heft_session_new(r->model, &r->session_options, &r->session, err);
+        status = heft_session_new(r->weights.model, &r->weights.session, &r->session, err);
     }
     if (status == HEFT_OK) {
         r->ids = HEFT_SIZED(heft_generation_ids);
@@ -261,7 +244,7 @@ static void predict(const cli_run *run, struct running *r)
     heft_pass_shape shape = HEFT_OPTIONS(
         heft_pass_shape, .sequences = r->inputs.count, .tokens = r->inputs.width,
         .encoded = first->count, .logits = r->new_tokens ? HEFT_LOGITS_LAST : HEFT_LOGITS_ALL);
-    if (!run->json && (run->quiet || !r->plan)) {
+    if (!run->json && (run->quiet || !r->weights.plan)) {
         return;
     }
     if (encodes && !first->decoder_ids && r->new_tokens) {
@@ -465,7 +448,8 @@ static heft_status choose(const cli_run *run, struct running *r, size_t *going, 
     heft_status status = heft_session_output(r->session, "logits", &logits, err);
     size_t row = 0;
     if (status == HEFT_OK && logits.kind != HEFT_OUTPUT_LOGITS) {
-        cli_refuse(err, "--new-tokens", "%s is not a language model", r->report->class_name);
+        cli_refuse(err, "--new-tokens", "%s is not a language model",
+                   r->weights.report->class_name);
         return HEFT_INVALID_ARG;
     }
     *going = 0;
@@ -576,7 +560,7 @@ static heft_status print_json(const cli_run *run, const struct running *r,
     heft_status status = HEFT_OK;
     cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');
-    cli_json_string(&json, "class", r->report->class_name);
+    cli_json_string(&json, "class", r->weights.report->class_name);
     if (r->text) {
         cli_json_open(&json, "ids", '[');
         for (size_t i = 0; i < r->inputs.count; i++) {
@@ -682,8 +666,8 @@ static int report(cli_run *run, const struct running *r)
 {
     heft_session_counts facts = HEFT_SIZED(heft_session_counts);
     heft_error err = {0};
-    for (size_t i = 0; i < r->report->warning_count; i++) {
-        cli_warn(run, r->report->warnings[i]);
+    for (size_t i = 0; i < r->weights.report->warning_count; i++) {
+        cli_warn(run, r->weights.report->warnings[i]);
     }
     if (heft_session_facts(r->session, &facts, &err) != HEFT_OK) {
         return cli_fail(run, &err);
@@ -713,9 +697,7 @@ static void free_all(struct running *r)
     heft_chat_close(r->chat);
     heft_tokenizer_close(r->tokenizer);
     heft_session_free(r->session);
-    heft_load_report_free(r->report);
-    heft_model_free(r->model);
-    heft_plan_free(r->plan);
+    cli_run_weights_fini(&r->weights);
     heft_source_close(r->source);
     cli_inputs_fini(&r->inputs);
 }

@@ -35,6 +35,47 @@ heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft
     return heft_plan_new(skeleton, &wanted, plan, err);
 }
 
+bool cli_run_read_memory(const char *text, uint64_t bytes, heft_error *err)
+{
+    return !text || bytes > CLI_RUN_BESIDE ||
+           cli_refuse(err, "--memory", "is not more than the %u MiB that heft itself takes",
+                      (unsigned)(CLI_RUN_BESIDE >> 20));
+}
+
+bool cli_run_read_compute(const char *text, heft_session_options *session, heft_error *err)
+{
+    session->exact = text && strcmp(text, "f32") == 0;
+    return !text || session->exact || strcmp(text, "auto") == 0 ||
+           cli_refuse(err, "--compute", "'%.20s' is not auto or f32", text);
+}
+
+heft_status cli_run_load(const heft_source *source, uint64_t memory_bytes, cli_run_weights *out,
+                         heft_error *err)
+{
+    heft_model *skeleton = NULL;
+    heft_status status = cli_check_plain(source, err);
+    out->load.mode = HEFT_LOAD_COPY;
+    if (status == HEFT_OK) {
+        status = heft_model_skeleton(source, &out->load, &skeleton, err);
+    }
+    if (status == HEFT_OK) {
+        const cli_run_mode mode = cli_run_choose(memory_bytes, heft_model_bytes(skeleton));
+        out->session.memory_bytes = mode.session_bytes;
+        status = mode.disk ? cli_run_plan_disk(skeleton, &out->plan, err) : HEFT_OK;
+        out->load.plan = out->plan;
+    }
+    heft_model_free(skeleton);
+    return status == HEFT_OK ? heft_model_load(source, &out->load, &out->model, &out->report, err)
+                             : status;
+}
+
+void cli_run_weights_fini(cli_run_weights *weights)
+{
+    heft_model_free(weights->model);
+    heft_load_report_free(weights->report);
+    heft_plan_free(weights->plan);
+}
+
 const char *cli_bound_name(heft_bound bound)
 {
     return bound == HEFT_BOUND_DISK ? "disk" : bound == HEFT_BOUND_MEMORY ? "memory" : "compute";

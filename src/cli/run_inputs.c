@@ -141,15 +141,16 @@ static heft_status read_matrix(const heft_checkpoint *file, const char *name, he
     return HEFT_OK;
 }
 
-static heft_status read_features(cli_inputs *inputs, const heft_checkpoint *file, size_t *count,
-                                 uint64_t shape[3], heft_error *err)
+/* Images or sound, whichever there is of `names`, which ends with NULL. */
+static heft_status read_features(cli_inputs *inputs, const heft_checkpoint *file,
+                                 const char *const *names, size_t *count, uint64_t shape[3],
+                                 heft_error *err)
 {
-    static const char *const names[] = {"pixel_values", "input_features"};
     const heft_tensor_info *info = NULL;
     heft_status status = HEFT_OK;
     void *data = NULL;
-    for (size_t i = 0; i < 2 && status == HEFT_OK && !data; i++) {
-        status = read_tensor(file, names[i], HEFT_DTYPE_F32, &data, &info, err);
+    for (; *names && status == HEFT_OK && !data; names++) {
+        status = read_tensor(file, *names, HEFT_DTYPE_F32, &data, &info, err);
     }
     inputs->features = data;
     if (status == HEFT_OK && data) {
@@ -242,7 +243,8 @@ static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, hef
     inputs->types = types;
     inputs->positions = positions;
     if (status == HEFT_OK) {
-        status = read_features(inputs, file, &shapes.features, shapes.feature, err);
+        static const char *const names[] = {"pixel_values", "input_features", NULL};
+        status = read_features(inputs, file, names, &shapes.features, shapes.feature, err);
     }
     size_t rows = ids ? shapes.texts : shapes.features;
     if (status == HEFT_OK) {
@@ -270,6 +272,80 @@ heft_status cli_inputs_read(cli_inputs *inputs, heft_ctx *ctx, const char *path,
     }
     heft_checkpoint_close(file);
     return status;
+}
+
+/* Room for `more` inputs behind those that there are. */
+static bool make_more(cli_inputs *inputs, size_t more)
+{
+    cli_inputs made = {0};
+    if (!cli_inputs_make(&made, inputs->count + more)) {
+        free(made.inputs);
+        free(made.ids);
+        free(made.tokens);
+        return false;
+    }
+    for (size_t i = 0; i < inputs->count; i++) {
+        made.inputs[i] = inputs->inputs[i];
+        made.ids[i] = inputs->ids[i];
+        made.tokens[i] = inputs->tokens[i];
+    }
+    free(inputs->inputs);
+    free(inputs->ids);
+    free(inputs->tokens);
+    inputs->inputs = made.inputs;
+    inputs->ids = made.ids;
+    inputs->tokens = made.tokens;
+    inputs->count = made.count;
+    return true;
+}
+
+/* Behind the texts, if there are any; or, of sound, beside them: a text is what the decoder begins with. */
+static heft_status place_features(cli_inputs *inputs, const struct shapes *shapes, bool beside,
+                                  heft_error *err)
+{
+    const size_t each = (size_t)(shapes->feature[0] * shapes->feature[1] * shapes->feature[2]);
+    const size_t first = beside ? 0 : inputs->count;
+    if (beside && inputs->count != shapes->features) {
+        cli_refuse(err, "--audio", "has %zu rows, for %zu texts", shapes->features, inputs->count);
+        return HEFT_INVALID_ARG;
+    }
+    if (!beside && !make_more(inputs, shapes->features)) {
+        no_memory(err);
+        return HEFT_NOMEM;
+    }
+    for (size_t i = 0; i < shapes->features; i++) {
+        heft_input *input = &inputs->inputs[first + i];
+        if (beside) {
+            input->decoder_ids = input->ids;
+            input->decoder_count = input->count;
+            input->ids = NULL;
+            input->count = 0;
+        } else {
+            *input = HEFT_SIZED(heft_input);
+        }
+        input->features = inputs->features + i * each;
+        memcpy(input->feature_shape, shapes->feature, sizeof shapes->feature);
+    }
+    return HEFT_OK;
+}
+
+heft_status cli_inputs_add_features(cli_inputs *inputs, heft_ctx *ctx, const char *path, bool audio,
+                                    heft_error *err)
+{
+    const char *const names[] = {audio ? "input_features" : "pixel_values", NULL};
+    heft_checkpoint *file = NULL;
+    struct shapes shapes = {0};
+    heft_status status = heft_checkpoint_open(ctx, path, NULL, &file, err);
+    if (status == HEFT_OK) {
+        status = read_features(inputs, file, names, &shapes.features, shapes.feature, err);
+    }
+    heft_checkpoint_close(file);
+    if (status == HEFT_OK && !inputs->features) {
+        cli_refuse(err, audio ? "--audio" : "--image", "%s has no tensor %s", path, names[0]);
+        return HEFT_INVALID_ARG;
+    }
+    return status == HEFT_OK ? place_features(inputs, &shapes, audio && inputs->count > 0, err)
+                             : status;
 }
 
 void cli_inputs_fini(cli_inputs *inputs)

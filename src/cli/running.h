@@ -23,6 +23,10 @@ bool cli_inputs_make(cli_inputs *inputs, size_t count);
 bool cli_inputs_parse(cli_inputs *inputs, const char *text, const char *what, heft_error *err);
 /* A safetensors file whose tensors are the inputs by the reference's names. */
 heft_status cli_inputs_read(cli_inputs *inputs, heft_ctx *ctx, const char *path, heft_error *err);
+/* Images (pixel_values) or sound (input_features) of a safetensors file. Images are inputs behind the texts
+ * that there are; sound needs one row for each text, with which the decoder begins, or no texts. */
+heft_status cli_inputs_add_features(cli_inputs *inputs, heft_ctx *ctx, const char *path, bool audio,
+                                    heft_error *err);
 void cli_inputs_fini(cli_inputs *inputs);
 
 /* ---- run_text.c: prompts ---- */
@@ -74,6 +78,22 @@ typedef struct cli_run_mode {
 cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes);
 /* A plan in which everything stays in its files. */
 heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err);
+
+typedef struct cli_run_weights {
+    heft_load_options load;       /* in */
+    heft_session_options session; /* in; the memory that is left for it out */
+    heft_plan *plan;
+    heft_model *model;
+    heft_load_report *report;
+} cli_run_weights;
+
+/* The values of --memory and --compute; NULL: not given. */
+bool cli_run_read_memory(const char *text, uint64_t bytes, heft_error *err);
+bool cli_run_read_compute(const char *text, heft_session_options *session, heft_error *err);
+/* Copied into memory if they fit in memory_bytes, else left in their files. Quantized ones are refused. */
+heft_status cli_run_load(const heft_source *source, uint64_t memory_bytes, cli_run_weights *out,
+                         heft_error *err);
+void cli_run_weights_fini(cli_run_weights *weights);
 
 typedef struct cli_forecast {
     bool known;

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers as tf
+from helpers import heft
+from safetensors.numpy import load_file, save_file
 from forwards import BASE, DECODER_HEADS, ROPE, SMALL, check, check_greedy, compare, make, padded, positions, refused, run
 
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
@@ -221,3 +223,40 @@ def test_clip(head, eos, tmp_path):
     if not head.startswith("CLIPText"):
         inputs["pixel_values"] = torch.randn(3, 3, 12, 12)
     check(model, tmp_path, inputs)
+
+
+def run_features(folder, name, value, outputs, *arguments):
+    save_file({name: value.numpy()}, folder / "features.safetensors")
+    option = "--image" if name == "pixel_values" else "--audio"
+    heft("run", folder, option, folder / "features.safetensors", "--save", folder / "option.safetensors", "--outputs", ",".join(outputs), *arguments)
+    return load_file(folder / "option.safetensors")
+
+
+def same(found, expected):
+    assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_image_alone(tmp_path):
+    make("AutoModel", tf.ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=72, image_size=12, patch_size=4)).save_pretrained(tmp_path)
+    pixels, outputs = torch.randn(2, 3, 12, 12), ["last_hidden_state", "pooler_output"]
+    same(run_features(tmp_path, "pixel_values", pixels, outputs), run(tmp_path, {"pixel_values": pixels}, outputs))
+
+
+def test_image_beside_texts(tmp_path):
+    config = tf.CLIPConfig(text_config=dict(CLIP_TEXT, eos_token_id=98), vision_config=CLIP_VISION, projection_dim=24)
+    make("CLIPModel", config).save_pretrained(tmp_path)
+    pixels, outputs = torch.randn(2, 3, 12, 12), ["logits_per_image", "text_embeds"]
+    inputs = {"input_ids": torch.tensor([[5, 6, 98], [7, 8, 98], [9, 9, 98]]), "pixel_values": pixels}
+    same(run_features(tmp_path, "pixel_values", pixels, outputs, "--ids", "5,6,98\n7,8,98\n9,9,98"), run(tmp_path, inputs, outputs))
+
+
+def test_audio_with_what_the_decoder_begins_with(tmp_path):
+    make("WhisperForConditionalGeneration", tf.WhisperConfig(**WHISPER)).save_pretrained(tmp_path)
+    sound, outputs = torch.randn(2, 20, 30), ["logits"]
+    ids = torch.tensor([[5, 6], [7, 8]])
+    expected = run(tmp_path, {"input_features": sound, "decoder_input_ids": ids}, outputs)
+    same(run_features(tmp_path, "input_features", sound, outputs, "--ids", "5,6\n7,8"), expected)
+    code, line = refused(tmp_path, "--audio", tmp_path / "features.safetensors", "--ids", "5,6")
+    assert code == 2 and "has 2 rows, for 1 texts" in line
+    code, line = refused(tmp_path, "--image", tmp_path / "features.safetensors")
+    assert code == 2 and "has no tensor pixel_values" in line
