@@ -677,6 +677,11 @@ static heft_status forecast(const cli_run *run, heft_source *source, const struc
                  "weights that are quantized cannot be computed with");
         return HEFT_OK;
     }
+    if (!heft_source_checkpoint(source)) {
+        snprintf(answer->forecast.why, sizeof answer->forecast.why,
+                 "without weights, it cannot be known how fast they are read");
+        return HEFT_OK;
+    }
     return cli_run_forecast(source, &request->load, answer->bytes, request->memory_bytes,
                             request->plan.context ? request->plan.context : CONTEXT_TOKENS,
                             &answer->forecast, err);
