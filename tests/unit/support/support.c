@@ -3,23 +3,28 @@
 #include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Files are read by threads of their own, whatever the number of threads that compute. */
+static pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static void *heap_alloc(void *user, size_t bytes)
 {
     test_heap *heap = user;
-    if (heap->count++ == heap->fail_at) {
-        return NULL;
-    }
-    void *block = malloc(bytes);
+    pthread_mutex_lock(&heap_lock);
+    void *block = heap->count++ == heap->fail_at ? NULL : malloc(bytes);
     if (block) {
-        memset(block, 0xA5, bytes); /* what is used before it is set shows */
         heap->blocks++;
         heap->bytes += bytes;
         heap->peak = heap->bytes > heap->peak ? heap->bytes : heap->peak;
+    }
+    pthread_mutex_unlock(&heap_lock);
+    if (block) {
+        memset(block, 0xA5, bytes); /* what is used before it is set shows */
     }
     return block;
 }
@@ -27,8 +32,10 @@ static void *heap_alloc(void *user, size_t bytes)
 static void heap_free(void *user, void *block, size_t bytes)
 {
     test_heap *heap = user;
+    pthread_mutex_lock(&heap_lock);
     heap->blocks--;
     heap->bytes -= bytes;
+    pthread_mutex_unlock(&heap_lock);
     memset(block, 0x5A, bytes);
     free(block);
 }
