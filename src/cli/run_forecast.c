@@ -135,6 +135,9 @@ static heft_status predict(heft_session *session, cli_forecast *out, heft_error 
 /* Everything has been copied into memory, rows of embeddings too: nothing is read any more. */
 static void settle(heft_prediction *p, uint64_t model_bytes)
 {
+    if (model_bytes > p->ready_bytes) { /* embeddings that would be read by row */
+        p->peak_bytes += model_bytes - p->ready_bytes;
+    }
     p->ready_bytes = model_bytes;
     p->ready_seconds = p->disk_rate > 0 ? (double)model_bytes / p->disk_rate : 0;
     p->seconds = p->compute_seconds;
@@ -167,14 +170,14 @@ heft_status cli_run_forecast(heft_source *source, const heft_load_options *load,
     out->known = status == HEFT_OK && !lacks;
     snprintf(out->why, sizeof out->why, "%s",
              lacks ? "the files lack weights of the model" : why.message);
-    const uint64_t peak = out->has_input && out->input.peak_bytes > out->step.peak_bytes
-                              ? out->input.peak_bytes
-                              : out->step.peak_bytes;
-    out->peak_bytes = out->known ? CLI_RUN_BESIDE + peak : 0;
     if (strcmp(out->weights, "memory") == 0) {
         settle(&out->step, model_bytes);
         settle(&out->input, model_bytes);
     }
+    const uint64_t peak = out->has_input && out->input.peak_bytes > out->step.peak_bytes
+                              ? out->input.peak_bytes
+                              : out->step.peak_bytes;
+    out->peak_bytes = out->known ? CLI_RUN_BESIDE + peak : 0;
     heft_session_free(session);
     heft_model_free(model);
     if (status == HEFT_NOMEM || status == HEFT_CANCELLED) {
