@@ -343,7 +343,8 @@ static size_t count_away(const heft_residency *r, const heft_lease *lease, size_
 /* Count an acquire. What was long ago counts less: all of the layer's counts are halved in time. */
 static void count_use(heft_residency *r, heft__unit *unit)
 {
-    for (size_t i = 0; unit->uses >= USES_MOST && i < r->unit_count; i++) {
+    const bool halve = unit->uses >= USES_MOST;
+    for (size_t i = 0; halve && i < r->unit_count; i++) {
         r->units[i].uses /= r->units[i].group == unit->group ? 2 : 1;
     }
     unit->uses++;

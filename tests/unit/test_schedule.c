@@ -381,7 +381,7 @@ static void experts_that_are_used_often_stay(void **state)
     unsigned seed = 5;
     struct mixture m = begin_mixture(2 * MIXTURE_LAYERS + 2);
     size_t unusual = 0;
-    for (size_t i = 0; i < 40 * MIXTURE_LAYERS; i++) {
+    for (size_t i = 0; i < 1000 * MIXTURE_LAYERS; i++) { /* counts are halved on the way */
         const bool usual = next_random(&seed) % 4 > 0;
         use_layer(&m, i % MIXTURE_LAYERS, usual, &seed);
         unusual += !usual;
