@@ -148,12 +148,7 @@ bool heft__pass_need_lanes(heft__pass *p, size_t bytes)
 void *heft__pass_lane_take(heft__pass *p)
 {
     uint8_t *first = (uint8_t *)aligned((size_t)p->lane_block);
-    for (size_t i = 0;; i = (i + 1) % p->lane_count) { /* as many as threads: one is free */
-        bool taken = false;
-        if (atomic_compare_exchange_strong(&p->lanes[i], &taken, true)) {
-            return first + i * p->lane_bytes;
-        }
-    }
+    return first + heft__lane_take(p->lanes, p->lane_count) * p->lane_bytes;
 }
 
 void heft__pass_lane_give(heft__pass *p, void *lane)

@@ -73,11 +73,6 @@ struct predicting {
     heft_prediction sum;
 };
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 static heft_status dry(struct predicting *work, const struct kind *kind, heft_error *err)
 {
     const heft_session *session = work->session;
@@ -123,7 +118,7 @@ static heft_status measure_units(struct predicting *work, struct units *out, hef
         if (!counted[unit] && out->bytes[unit] > 0) {
             counted[unit] = true;
             out->all += out->bytes[unit];
-            out->largest = larger(out->largest, out->bytes[unit]);
+            out->largest = heft__larger_u64(out->largest, out->bytes[unit]);
             out->count++;
         }
     }
@@ -151,9 +146,9 @@ static void add_effort(struct predicting *work, const struct units *units,
     const uint64_t stays = everything < left   ? everything
                            : units->all > left ? units->all - effort->read_bytes
                                                : left;
-    sum->ready_bytes = larger(sum->ready_bytes, stays);
-    sum->peak_bytes = larger(sum->peak_bytes, work->scratch + work->caches +
-                                                  (everything < left ? everything : left));
+    sum->ready_bytes = heft__larger_u64(sum->ready_bytes, stays);
+    sum->peak_bytes = heft__larger_u64(
+        sum->peak_bytes, work->scratch + work->caches + (everything < left ? everything : left));
     sum->seconds += d.seconds * (double)times;
     sum->read_seconds += d.read_seconds * (double)times;
     sum->compute_seconds += d.compute_seconds * (double)times;
@@ -180,7 +175,7 @@ static heft_status add_measured(struct predicting *work, const struct units *uni
                                 heft_error *err)
 {
     heft__effort effort = {.tally = work->pass->tally, .blocks = units->count ? units->count : 1};
-    work->scratch = larger(work->scratch, effort.tally.scratch_bytes);
+    work->scratch = heft__larger_u64(work->scratch, effort.tally.scratch_bytes);
     const uint64_t budget = heft__session_budget(work->session),
                    taken = work->scratch + work->caches, left = budget > taken ? budget - taken : 0;
     if (taken > budget || units->largest > left) {

@@ -106,12 +106,7 @@ static heft_status cut(struct reading *reading, size_t most, heft_error *err)
 
 static uint8_t *take_lane(struct reading *reading)
 {
-    for (size_t i = 0;; i = (i + 1) % reading->lanes) { /* as many as threads: one is free */
-        bool taken = false;
-        if (atomic_compare_exchange_strong(&reading->taken[i], &taken, true)) {
-            return reading->memory + i * reading->lane_bytes;
-        }
-    }
+    return reading->memory + heft__lane_take(reading->taken, reading->lanes) * reading->lane_bytes;
 }
 
 static void give_lane(struct reading *reading, const uint8_t *lane)

@@ -49,15 +49,6 @@ static heft_status bring(heft_residency *r, size_t count, heft_error *err)
 }
 
 /* ---- reading ahead ----------------------------------------------------------------------------- */
-/* Whether units can be dropped for one that has so many bytes of others before it in the schedule. Only
- * if it would else be late: each unit that goes too early has to be read once more. */
-static bool is_near(const heft_residency *r, const heft__unit *unit, uint64_t between)
-{
-    const uint64_t sixteenth = r->ledger->budget / 16,
-                   small = sixteenth < BATCH_BYTES ? sixteenth : BATCH_BYTES;
-    return between < unit->shown.brought_bytes || between < small;
-}
-
 struct ahead {               /* what has been promised on the way through what comes next */
     uint64_t between, total; /* bytes passed, and promised */
     heft__stay *dropped;
@@ -72,7 +63,9 @@ static bool take_next(heft_residency *r, struct ahead *a, heft__unit *unit)
         /* as far as it is itself, and as the residency is behind others */
         const uint64_t reach = a->places + (r->ledger->tick - r->tick);
         if (!heft__make_room(r->ledger, bytes,
-                             is_near(r, unit, a->between) ? reach : HEFT__NEVER - 1, &a->dropped) ||
+                             heft__is_near(r->ledger->budget, bytes, a->between) ? reach
+                                                                                 : HEFT__NEVER - 1,
+                             &a->dropped) ||
             heft__unit_promise(r, unit, &a->dropped, NULL) != HEFT_OK) {
             return false;
         }

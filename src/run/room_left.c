@@ -15,11 +15,6 @@ struct sums {
     uint64_t scratch;
 };
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 static uint64_t scratch_of(const heft_residency *r, const heft__unit *unit)
 {
     const heft__homes *homes = heft__model_homes(r->model);
@@ -29,7 +24,7 @@ static uint64_t scratch_of(const heft_residency *r, const heft__unit *unit)
         const heft__part part = {.tensor = homes->source[unit->brought[i].parameter],
                                  .to = parameter->dtype,
                                  .direct = parameter->size_bytes >= HEFT__DIRECT_TENSOR};
-        most = larger(most, heft__part_scratch(homes->ckpt, &part));
+        most = heft__larger_u64(most, heft__part_scratch(homes->ckpt, &part));
     }
     return most;
 }
@@ -44,10 +39,10 @@ static struct sums sum_up(const heft_residency *r)
         if (bytes > 0 && heft__schedule_has(&r->schedule, i)) {
             sums.all += bytes;
             sums.own += own;
-            sums.largest = larger(sums.largest, bytes);
-            sums.largest_own = larger(sums.largest_own, own);
+            sums.largest = heft__larger_u64(sums.largest, bytes);
+            sums.largest_own = heft__larger_u64(sums.largest_own, own);
             sums.beside += unit->room - bytes;
-            sums.scratch = larger(sums.scratch, scratch_of(r, unit));
+            sums.scratch = heft__larger_u64(sums.scratch, scratch_of(r, unit));
         }
     }
     return sums;
@@ -61,7 +56,7 @@ static uint64_t certain_bytes(const struct sums *sums, uint64_t budget, bool alo
     }
     /* the next unit did not fit, and is at most the largest */
     const bool full = alone && sums->own == sums->all;
-    return larger(sums->largest_own, full ? budget - sums->largest : 0);
+    return heft__larger_u64(sums->largest_own, full ? budget - sums->largest : 0);
 }
 
 heft_status heft__residency_check_limit(heft_residency *r, bool alone, bool over_limit,

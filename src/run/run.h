@@ -167,6 +167,31 @@ struct heft_residency {
 
 #define HEFT__NO_HOST UINT32_MAX
 
+static inline uint64_t heft__larger_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Whether units can be dropped for one of so many bytes that has `between` bytes of others before it in the
+ * schedule. Only if it would else be late: each unit that goes too early has to be read once more. */
+static inline bool heft__is_near(uint64_t budget, uint64_t bytes, uint64_t between)
+{
+    const uint64_t sixteenth = budget / 16,
+                   small = sixteenth < HEFT__READ_BYTES ? sixteenth : HEFT__READ_BYTES;
+    return between < bytes || between < small;
+}
+
+/* A place of [count] that nobody has, for as many threads at most: one is free. */
+static inline size_t heft__lane_take(atomic_bool *taken, size_t count)
+{
+    for (size_t i = 0;; i = (i + 1) % count) {
+        bool before = false;
+        if (atomic_compare_exchange_strong(&taken[i], &before, true)) {
+            return i;
+        }
+    }
+}
+
 /* Experts that a router has chosen: they come next, in this order, though they are in no schedule. What was
  * expected before no longer is. */
 void heft__residency_expect(heft_residency *residency, const size_t *units, size_t count);

@@ -64,14 +64,12 @@ static void read_ahead(struct steady *s, bool *dropped)
 {
     const heft__schedule *schedule = &s->schedule;
     const size_t most = schedule->count - schedule->next + schedule->count;
-    const uint64_t sixteenth = s->budget / 16,
-                   small = sixteenth < HEFT__READ_BYTES ? sixteenth : HEFT__READ_BYTES;
     uint64_t between = 0;
     for (size_t i = 0; i < most; i++) {
         const size_t unit = heft__schedule_ahead(schedule, i);
         const uint64_t bytes = s->bytes[unit];
         if (bytes > 0 && !s->here[unit]) {
-            const bool near = between < bytes || between < small;
+            const bool near = heft__is_near(s->budget, bytes, between);
             if (!make_room(s, bytes, near ? i : HEFT__NEVER - 1, dropped)) {
                 return;
             }
