@@ -5,6 +5,7 @@ from __future__ import annotations
 from _collections_abc import Mapping  # collections.abc's, without the time that importing collections takes
 
 from . import _heft
+from ._closing import Closing
 from ._convert import dtype_name, to_numpy, torch_dict
 from ._errors import warn
 from ._heft import Tensor
@@ -14,7 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
-    from types import TracebackType
     from typing import Any, Literal
 
     from ._progress import Progress as Progress
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(Closing, Mapping[str, Tensor]):
     """An open checkpoint: a mapping of names to lazy tensors, in the order of the files.
 
     Opening it reads metadata only. Any number of threads may use it at once. A lazy tensor keeps its checkpoint
@@ -57,14 +57,6 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __hash__(self) -> int:
         return id(self)
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<heft.Checkpoint of {len(self)} tensors{', closed' if self.closed else ''}>"

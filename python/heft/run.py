@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from . import _heft
 from ._batch import Batch, array_of, as_rows, unpack
+from ._closing import Closing
 from ._errors import InvalidArgError, MismatchError, UnsupportedError, warn
 from ._generation import Piece, Sampling, Text, Texts, number_tokens
 from ._heft import TextStream, Tokenizer
@@ -26,7 +27,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Sequence as SequenceOf
-    from types import TracebackType
     from typing import Any, Literal
 
     from ._batch import Array
@@ -110,7 +110,7 @@ class Generation:
 # ---- sequences -----------------------------------------------------------------------------------------
 
 
-class Sequence:
+class Sequence(Closing):
     """Tokens so far, as keys and values that later passes attend to. ``Session.sequence()`` makes it.
 
     ``len()`` is the number of tokens so far. A pass that fails, or is cancelled, leaves it unusable.
@@ -128,20 +128,12 @@ class Sequence:
         return True
 
     def fork(self) -> Sequence:
-        """Return a sequence that has the same tokens so far, and goes on by itself. The cache is copied."""
+        """Return a sequence that has the same tokens so far, and goes on by itself. They share the cache of these tokens."""
         return Sequence(self._raw.fork())
 
     def close(self) -> None:
         """Free its cache."""
         self._raw.close()
-
-    def __enter__(self) -> Sequence:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<heft.run.Sequence{', closed' if self._raw.closed else f' of {len(self)} tokens'}>"
@@ -169,7 +161,7 @@ class _Lock:
         self._lock.release()
 
 
-class Session:
+class Session(Closing):
     """Runs one model. The GIL is released during every pass.
 
     One thread at a time uses a session; a call while another one runs is a RuntimeError. Threads that run at the same
@@ -294,14 +286,6 @@ class Session:
         """Free what the session brought in, and its sequences. The model stays for its other sessions."""
         with self._lock:
             self._raw.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<heft.run.Session of {self.class_name}{', closed' if self.closed else ''}>"
