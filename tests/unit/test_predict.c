@@ -1,6 +1,6 @@
 /* How long a pass takes: the arithmetic with given rates, what dry runs count, and what a session then reads. No
  * time is compared with a clock. */
-#include "support.h"
+#include "scratch.h"
 
 #include <heft/session.h>
 
@@ -8,8 +8,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-
-static heft_ctx *ctx;
 
 static void expect_near(double found, double expected, const char *label)
 {
@@ -603,20 +601,6 @@ static void every_allocation_may_fail(void **state)
     (void)state;
     sweep(true);
     sweep(false);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    return ctx ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

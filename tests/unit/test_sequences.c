@@ -1,6 +1,6 @@
 /* Sequences that share their cache: forks, windows, an encoder's rows, and what the budget counts. Results must be those of
  * sequences that were computed alone, bit for bit. */
-#include "support.h"
+#include "scratch.h"
 
 #include "run/session_state.h"
 
@@ -9,8 +9,6 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define VOCABULARY 64
-
-static heft_ctx *ctx;
 
 /* ---- models -------------------------------------------------------------------------------------- */
 enum kind { FULL, HALF, WINDOW, LATENT, CROSS };
@@ -587,20 +585,6 @@ static void sessions_do_not_share_pages(void **state)
     assert_non_null(good);
     heft_session_free(second);
     tear_down_session(&made);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    return ctx ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

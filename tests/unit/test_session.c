@@ -1,6 +1,6 @@
 /* Forward passes of golden models, all at once or in pieces, in memory or from the disk: results are the
  * reference's, and the same whatever the budget, the passes and the threads. */
-#include "support.h"
+#include "scratch.h"
 
 #include <heft/session.h>
 
@@ -8,8 +8,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-
-static heft_ctx *ctx;
 
 /* ---- models and their inputs --------------------------------------------------------------------- */
 static const char *model_path(const char *name)
@@ -625,20 +623,6 @@ static void every_allocation_may_fail(void **state)
         heft_ctx_free(with);
         assert_int_equal(heap.blocks, 0);
     }
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    ctx = heft_ctx_new(NULL);
-    return ctx ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    heft_ctx_free(ctx);
-    return 0;
 }
 
 int main(void)

@@ -12,7 +12,7 @@ static inline int set_up(void **state)
     (void)state;
     ctx = heft_ctx_new(NULL);
     test_folder_make(folder);
-    return 0;
+    return ctx ? 0 : -1;
 }
 
 static inline int tear_down(void **state)
