@@ -2,13 +2,14 @@
  *
  *   page   keys [kv heads][tokens of a page][key width], values, positions     of one attention
  *
- * Pages are taken as a sequence grows. A fork has the same pages; the first of its sharers that writes into the last
- * one, which is not full, copies it. With a window, pages that have left it are dropped. Where a token is, is told by its
- * number: page number / HEFT__PAGE_TOKENS.
+ * Pages are taken as a sequence grows. A fork shares its origin's pages; whichever first writes into the last one, which
+ * is not full, copies it. With a window, pages that have left it are dropped. Token number n lies in page
+ * n / HEFT__PAGE_TOKENS.
  *
- * The budget: a sequence has credit for the pages that it will take, so it always reaches its capacity. A page stands for
- * one page of the budget. One that its sharers will leave before the sequence is full (it is written into, or leaves the
- * window) stands for one page each, since each will need another one in its place: who leaves takes it along. */
+ * The budget: a sequence has credit for all pages that it will take, so it always reaches its capacity. A page uses one
+ * page of the budget, however many sequences share it. There is an exception: a shared page that each sharer will replace
+ * before it is full (because it writes into the page, or its window moves on) uses one page for each sharer, and a
+ * sharer that leaves takes that one along as credit. */
 #include "run/pass_state.h"
 
 #include <assert.h>

@@ -2,10 +2,13 @@
  *
  *   t(B) = max(D / r, s C(B)) + (1 - s) C(B),  C(B) = sum of products + attention
  *
- * D bytes are read from files at r bytes a second while a share s of the pass computes: that of the units which
- * are read. Those that stay are computed in a row, and the reader does not go further ahead than one unit. A dry run of each kind of pass counts what
- * it does (tally.c); the residency's units and the budget tell D; probes tell the rates. A long input is several
- * passes, whose time grows evenly with the tokens before them: the first and the last one are counted.
+ * D is the number of bytes that are read from files, r the bytes that can be read in a second. The reader is one unit
+ * ahead at most, so reading overlaps only with the computing of units that are read: the share s of C. The rest of C,
+ * units that stay in memory, is added.
+ *
+ * A dry run of each kind of pass counts what it does (tally.c); the residency's units and the budget give D; probes
+ * give the rates. A long input takes several passes, whose time grows evenly with the tokens before them: only the
+ * first and the last one are counted.
  * What is not counted: norms and activations, 1 or 2 % of a pass.
  * Source: docs/running.md [6]. */
 #include "run/predict.h"

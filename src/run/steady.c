@@ -17,13 +17,13 @@ struct steady {
     uint64_t budget, held, read;
 };
 
-/* The unit here whose next use is farthest, and farther than `reach`; HEFT__NO_UNIT. */
-static size_t farthest(const struct steady *s, uint64_t reach, const bool * not )
+/* The unit that is here, and not dropped, whose next use is farthest and farther than `reach`; HEFT__NO_UNIT. */
+static size_t farthest(const struct steady *s, uint64_t reach, const bool *dropped)
 {
     size_t found = HEFT__NO_UNIT;
     uint64_t most = reach;
     for (size_t i = 0; i < s->unit_count; i++) {
-        if (s->here[i] && i != s->used && !not [i]) {
+        if (s->here[i] && i != s->used && !dropped[i]) {
             const uint64_t distance = heft__schedule_distance(&s->schedule, i);
             found = distance > most || (reach == 0 && found == HEFT__NO_UNIT) ? i : found;
             most = distance > most ? distance : most;
