@@ -30,7 +30,8 @@ def main() -> None:
         first += 1
     dist.barrier()
     mine = "changed" if not torch.equal(first, before) else "unchanged"
-    print(f"rank {rank}: equal {all(torch.equal(t, total) for t in totals)}, {mine}", flush=True)
+    # in one write, so that lines of several ranks do not mix
+    sys.stdout.write(f"rank {rank}: equal {all(torch.equal(t, total) for t in totals)}, {mine}\n")
     dist.destroy_process_group()
 
 
