@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+
 from . import _heft
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     import numpy
@@ -20,6 +23,23 @@ _NUMPY = frozenset(
 
 # dtypes that DLPack has no code for, which torch takes from a buffer
 _NO_DLPACK = frozenset("bits8 bits16 bits1x8 bits2x4 bits4x2".split())
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector while many tensors are made, all of which stay.
+
+    Their number alone would start collections, which visit every object of the program: with torch imported, that
+    takes as long as it takes to make 20,000 tensors.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def dtype_name(dtype: Any) -> str | None:
@@ -137,6 +157,11 @@ def to_torch(tensor: Tensor, dtype: Any = None, device: Any = None, copy: bool |
 
 def torch_dict(tensors: dict[str, Tensor]) -> dict[str, torch.Tensor]:
     """Import tensors in memory: those of one storage get one torch storage."""
+    with collector_paused():
+        return _torch_dict(tensors)
+
+
+def _torch_dict(tensors: dict[str, Tensor]) -> dict[str, torch.Tensor]:
     keys: dict[str, int] = {}
     counts: dict[int, int] = {}
     for name, tensor in tensors.items():

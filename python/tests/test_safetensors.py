@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,33 @@ def test_parts_of_a_storage_are_no_model(tmp_path: Path) -> None:
             self.a, self.b = torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[2:])
 
     agree(*(outcome(lambda m=m: m.torch.save_model(Parts(), str(tmp_path / "x"))) for m in (theirs, ours)))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("call", ["load_file", "load", "broken"])
+def test_the_garbage_collector_is_as_it_was(call: str, enabled: bool, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    import_torch = ours.import_torch
+
+    def watched(*args: Any) -> Any:
+        seen.append(gc.isenabled())
+        if call == "broken":
+            raise KeyboardInterrupt
+        return import_torch(*args)
+
+    monkeypatch.setattr(ours, "import_torch", watched)
+    monkeypatch.setattr(ours.torch, "import_torch", watched)
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        if call == "load":
+            ours.torch.load(file.read_bytes())
+        elif call == "load_file":
+            ours.torch.load_file(file)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                ours.torch.load_file(file)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen and not any(seen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from .. import _heft
-from .._convert import import_torch, to_numpy
+from .._convert import collector_paused, import_torch, to_numpy
 from .._errors import HeftError, IoError
 from .._progress import Reporting
 
@@ -186,7 +186,8 @@ class safe_open:
 
     def get_tensors(self) -> dict[str, Any]:
         """Return all tensors, in the order of their bytes."""
-        return {name: self.get_tensor(name) for name in self.offset_keys()}
+        with collector_paused():
+            return {name: self.get_tensor(name) for name in self.offset_keys()}
 
     def get_slice(self, name: str) -> _Slice:
         """Return an object that gives a part of the tensor when it is indexed."""

@@ -8,7 +8,7 @@ import torch
 
 from . import SafetensorError as SafetensorError
 from . import open_bytes, safe_open, write_bytes, write_file
-from .._convert import import_torch
+from .._convert import collector_paused, import_torch
 from .._heft import DTYPES
 
 TYPE_CHECKING = False
@@ -119,7 +119,8 @@ def load(data: bytes) -> dict[str, torch.Tensor]:
     """Load all tensors from the content of a file, each into memory of its own."""
     checkpoint = open_bytes(data)
     try:
-        return {name: import_torch(checkpoint.tensor(number).read()) for name, number in checkpoint.names().items()}
+        with collector_paused():
+            return {name: import_torch(checkpoint.tensor(number).read()) for name, number in checkpoint.names().items()}
     finally:
         checkpoint.close()
 
