@@ -202,13 +202,21 @@ static void add_part(const struct product *p, size_t first, size_t last)
 static void write_sums(const struct product *p, float *y, size_t y_stride, const float *bias,
                        size_t first, size_t last)
 {
-    for (size_t t = first; t < last; t++) {
+    for (size_t t = first; t < last; t += LANES) {
         const size_t panel = (t - first) / TILE_TOKENS * TILE_TOKENS;
         const size_t width = width_of(p, first + panel);
         const float *sums = p->sums + panel * HEFT__PANEL_ROWS + (t - first - panel);
-        float *to = y + t * y_stride + p->row;
-        for (size_t r = 0; r < p->rows; r++) {
-            to[r] = sums[r * width] + (bias ? bias[p->row + r] : 0.0F);
+        for (size_t r = 0; r < p->rows; r += LANES) {
+            const size_t left = p->rows - r;
+            const floats more = bias ? load_some(bias + p->row + r, left) : (floats){0};
+            floats v[LANES];
+            for (size_t i = 0; i < LANES; i++) {
+                v[i] = i < left ? load(sums + (r + i) * width) : (floats){0};
+            }
+            turn(v);
+            for (size_t i = 0; i < LANES && t + i < last; i++) {
+                store_some(y + (t + i) * y_stride + p->row + r, v[i] + more, left);
+            }
         }
     }
 }

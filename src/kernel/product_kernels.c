@@ -125,19 +125,27 @@ struct columns {
     bool round;
 };
 
+/* LANES tokens from t on, and as many columns from c on, of what is there; else 0. */
+INLINE void load_block(const struct columns *part, size_t t, size_t c, floats v[LANES])
+{
+    for (size_t i = 0; i < LANES; i++) {
+        v[i] = t + i < part->tokens && c < part->count
+                   ? load_some(part->x + (t + i) * part->stride + c, part->count - c)
+                   : (floats){0};
+    }
+}
+
 static void fill_floats(const struct columns *part)
 {
     float *to = (float *)(void *)part->to;
     for (size_t c = 0; c < part->count; c += LANES) {
         const size_t left = part->count - c < LANES ? part->count - c : LANES;
-        for (size_t t = 0; t < part->width; t++) {
-            float some[LANES] = {0};
-            if (t < part->tokens) {
-                const floats v = load_some(part->x + t * part->stride + c, left);
-                store(some, part->round ? round_bf16(v) : v);
-            }
+        for (size_t t = 0; t < part->width; t += LANES) {
+            floats v[LANES];
+            load_block(part, t, c, v);
+            turn(v);
             for (size_t i = 0; i < left; i++) {
-                to[(c + i) * part->width + t] = some[i];
+                store(to + (c + i) * part->width + t, part->round ? round_bf16(v[i]) : v[i]);
             }
         }
     }
@@ -145,17 +153,20 @@ static void fill_floats(const struct columns *part)
 
 static void fill_pairs(const struct columns *part)
 {
-    for (size_t c = 0; c < part->count; c += LANES) {
-        const size_t left = part->count - c < LANES ? part->count - c : LANES;
-        for (size_t t = 0; t < part->width; t++) {
-            uint16_t some[LANES] = {0};
-            if (t < part->tokens) {
-                const floats v = load_some(part->x + t * part->stride + c, left);
-                const halves h = __builtin_convertvector(narrow_bf16(v), halves);
-                memcpy(some, &h, sizeof some);
+    float *to = (float *)(void *)part->to;
+    for (size_t c = 0; c < part->count; c += 2 * LANES) {
+        const size_t left = part->count - c < 2 * LANES ? part->count - c : 2 * LANES;
+        for (size_t t = 0; t < part->width; t += LANES) {
+            floats v[LANES], more[LANES];
+            load_block(part, t, c, v);
+            load_block(part, t, c + LANES, more);
+            for (size_t i = 0; i < LANES; i++) {
+                const words first = narrow_bf16(evens(v[i], more[i]));
+                v[i] = (floats)(first | narrow_bf16(odds(v[i], more[i])) << 16);
             }
-            for (size_t i = 0; i < left; i += 2) {
-                memcpy(part->to + ((c + i) / 2 * part->width + t) * 4, some + i, 4);
+            turn(v);
+            for (size_t i = 0; i < (left + 1) / 2; i++) {
+                store(to + (c / 2 + i) * part->width + t, v[i]);
             }
         }
     }

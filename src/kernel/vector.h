@@ -243,6 +243,47 @@ INLINE floats sums_of(const floats v[LANES])
     return fold_1(fold_2(part[0], part[1]), fold_2(part[2], part[3]));
 }
 
+/* ZIP: lanes of a and b in turns, of their first or last halves. evens, odds: those lanes of a, then those of b. */
+#if LANES == 16
+#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#define ODDS 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#define EVENS 0, 2, 4, 6
+#define ODDS 1, 3, 5, 7
+#endif
+INLINE floats evens(floats a, floats b)
+{
+    return SHUFFLE(a, b, EVENS);
+}
+INLINE floats odds(floats a, floats b)
+{
+    return SHUFFLE(a, b, ODDS);
+}
+
+/* Transpose: lane j of v[i] becomes lane i of v[j]. */
+INLINE void turn(floats v[LANES])
+{
+    for (int step = LANES; step > 1; step /= 2) {
+        floats next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = SHUFFLE(v[i], v[i + LANES / 2], ZIP_LOW);
+            next[2 * i + 1] = SHUFFLE(v[i], v[i + LANES / 2], ZIP_HIGH);
+        }
+        for (int i = 0; i < LANES; i++) {
+            v[i] = next[i];
+        }
+    }
+}
+
 INLINE float largest_of(floats v)
 {
     float part[LANES];
