@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import assert_same, heft
+from helpers import assert_same, heft, load_safetensors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -234,6 +234,32 @@ def test_there_and_back(family, round_number, tmp_path):
         again, info = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same(model.state_dict(), again.state_dict())
+
+
+KEPT = {  # what of the names stays float32, and in which dtypes: the families that have such a list at all
+    ("deepseek_v3", "float16"): "e_score_correction_bias",
+    ("deepseek_v3", "bfloat16"): "e_score_correction_bias",
+    ("gpt_oss", "float16"): "norm",
+    ("t5", "float16"): ".wo.",
+}
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_is_kept_where_theirs_is(family, dtype, tmp_path):
+    """`_keep_in_fp32_modules` and `_strict`, by what they do to every tensor: a list that changes fails here."""
+    drawn = {**FAMILIES[family](random.Random(family)), **({"first_k_dense_replace": 0} if family == "deepseek_v3" else {})}
+    auto = AUTO.get(family, AutoModelForCausalLM)
+    auto.from_config(AutoConfig.for_model(family, **drawn)).save_pretrained(tmp_path / "float32")
+    auto.from_pretrained(tmp_path / "float32", dtype=getattr(torch, dtype)).save_pretrained(tmp_path / "theirs")
+    theirs = load_safetensors(tmp_path / "theirs")
+    kept = [name for name, tensor in theirs.items() if tensor.dtype == torch.float32]
+    part = KEPT.get((family, dtype))
+    assert kept == ([name for name in theirs if part in name] if part else []) and bool(kept) == bool(part)
+    heft("convert", tmp_path / "float32", tmp_path / "ours", "--dtype", dtype)
+    assert_same(theirs, load_safetensors(tmp_path / "ours"))
+    loaded = heft("load", tmp_path / "float32", "--dtype", dtype, "--mode", "copy")
+    assert loaded["bytes"] == sum(tensor.nbytes for tensor in theirs.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
