@@ -44,9 +44,8 @@ typedef struct heft_checkpoint_options {
      * of it; TORCH stands for all of PyTorch's. AUTO: any, safetensors first. */
     heft_format prefer;
     /* Report an index that disagrees with its shards as a warning, not as an error. The shards
-     * then take precedence: a listed tensor that no shard contains does not exist, a tensor that is
-     * in another shard than the index says is read from there, and if several shards contain a
-     * name, the last one wins. */
+     * then take precedence: a listed tensor that no shard contains does not exist, and a tensor
+     * that is in another shard than the index says is read from there. */
     bool trust_shards;
 } heft_checkpoint_options;
 
@@ -86,9 +85,10 @@ typedef struct heft_file_info {
  * shards without an index, if they are complete; one other weight file; each of the last three with
  * a warning (docs/formats/folders.md).
  *
- * An index must agree with its shards: a listed tensor that its shard does not contain, or that
- * several shards contain, is an error. A tensor that is in a shard but not in the index is used,
- * with a warning. The index of an offload folder must give the actual dtype, shape and size of each
+ * An index must agree with its shards: a listed tensor that its shard does not contain is an error. Of
+ * a name in several shards, the tensor that the index lists is used, with a warning; where it lists none
+ * of them, or there is no index, copies with other values are an error. A tensor that is in a shard but
+ * not in the index is used, with a warning. The index of an offload folder must give the actual dtype, shape and size of each
  * tensor.
  *
  * @param ctx      borrowed; kept alive by the checkpoint

@@ -142,9 +142,10 @@ struct heft_checkpoint {
     size_t file_count;
     size_t storage_count;    /* of all files */
     bool expanded;           /* the tensors exceed the limit: they must not be read */
-    heft_tensor_info *infos; /* [count], file after file; of two with one name the later file's */
+    heft_tensor_info *infos; /* [count], file after file; of one name in several files: doubled.c */
     const heft__file_tensor **entries;
-    bool *doubled; /* [count] an earlier file has one of this name too; NULL: none */
+    bool *
+        doubled; /* [count] several files have this name, and the index does not choose; NULL: none */
     size_t count;
     heft__map names;
     uint64_t total_bytes;
@@ -269,7 +270,18 @@ heft_status heft__aliases_choose(heft_ctx *ctx, const char *const *list, size_t 
 /* Before the table is made: keep what an index with claims names, under its names, and compare what it
  * says of each. */
 heft_status heft__compare_claims(heft_checkpoint *ckpt, heft_error *err);
-/* After it: what is listed, what is not, the total. */
+/* After it: of a name in several files, the tensor that the index lists. The others are findings. (doubled.c) */
+heft_status heft__settle_doubled(heft_checkpoint *ckpt, heft_error *err);
+/* Then, of names about which the index says nothing: copies must have equal values. Reads them. */
+heft_status heft__compare_doubled(heft_checkpoint *ckpt, heft_error *err);
+/* Whether two tensors have the same dtype and bytes, row by row. */
+heft_status heft__file_tensors_equal(heft_ctx *ctx, const heft__file *const files[2],
+                                     const heft__file_tensor *const tensors[2], bool *equal,
+                                     heft_error *err);
+/* Tensor `at` of the table is this one of file f. (open.c) */
+void heft__checkpoint_place(heft_checkpoint *ckpt, size_t at, size_t f,
+                            const heft__file_tensor *tensor);
+/* What is listed, what is not, the total. */
 heft_status heft__compare_index(heft_checkpoint *ckpt, const heft__index *index, heft_error *err);
 /* Files in the folder that look like weights or remains of a save, and do not belong to this checkpoint. */
 heft_status heft__compare_folder(const heft_checkpoint *ckpt, const char *variant,

@@ -196,9 +196,7 @@ static heft_status compare_listed(heft_checkpoint *ckpt, const heft__index *inde
     for (size_t i = 0; i < index->entry_count && status == HEFT_OK; i++) {
         const heft__shard_entry *entry = &index->entries[i];
         const size_t at = find_entry(ckpt, entry, next);
-        const bool here = at != HEFT__MAP_NONE && (ckpt->infos[at].file_index == entry->file ||
-                                                   (ckpt->doubled && ckpt->doubled[at]));
-        if (!here) {
+        if (at == HEFT__MAP_NONE || ckpt->infos[at].file_index != entry->file) {
             status = misplaced(ckpt, index, entry, at, err);
         }
         if (at != HEFT__MAP_NONE) {

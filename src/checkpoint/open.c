@@ -321,45 +321,11 @@ bool heft__file_is_local(const heft_checkpoint *ckpt, size_t f)
 }
 
 /* ---- the table of names ---------------------------------------------------------------------- */
-/* Tensor `at` of the table is in a later file too; the table has room for `most`. */
-static heft_status doubled(heft_checkpoint *ckpt, const heft__checkpoint_file *slot,
-                           const heft__file_tensor *tensor, size_t at, size_t most, heft_error *err)
+void heft__checkpoint_place(heft_checkpoint *ckpt, size_t at, size_t f,
+                            const heft__file_tensor *tensor)
 {
-    const heft__finding finding = {.kind = "duplicate_tensor",
-                                   .severity = HEFT__CONTRADICTION,
-                                   .status = HEFT_FORMAT,
-                                   .file = slot->info.name,
-                                   .tensor = tensor->name,
-                                   .path = slot->info.path,
-                                   .offset = tensor->item_offset};
-    if (!ckpt->doubled) {
-        ckpt->doubled = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->doubled);
-        if (!ckpt->doubled) {
-            return heft__fail_nomem(err, most * sizeof *ckpt->doubled);
-        }
-    }
-    ckpt->doubled[at] = true;
-    return heft__find(&ckpt->findings, &finding, err, "is also in '%.100s'", ckpt->infos[at].file);
-}
-
-/* At the end of the table, or in the place of one of the same name. */
-static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
-                              size_t most, heft_error *err)
-{
-    const heft__checkpoint_file *slot = &ckpt->files[file];
-    size_t found, at = ckpt->count;
+    const heft__checkpoint_file *slot = &ckpt->files[f];
     uint64_t offset;
-    if (!heft__map_put(&ckpt->names, tensor->name, strlen(tensor->name), at, &found)) {
-        return heft__fail_nomem(err, strlen(tensor->name));
-    }
-    if (found != HEFT__MAP_NONE) {
-        heft_status status = doubled(ckpt, slot, tensor, found, most, err);
-        if (status != HEFT_OK) {
-            return status;
-        }
-        at = found;
-    }
-    ckpt->count += at == ckpt->count;
     if (!heft__tensor_is_plain(slot->file, tensor, &offset)) {
         offset = HEFT_NO_OFFSET;
     }
@@ -370,11 +336,33 @@ static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__fi
         .rank = tensor->rank,
         .shape = tensor->shape,
         .file = slot->info.name,
-        .file_index = file,
+        .file_index = f,
         .offset = offset,
         .size_bytes = tensor->size_bytes,
         .storage = slot->first_storage + tensor->storage,
     };
+}
+
+/* At the end of the table, which has room for `most`, or in the place of one of the same name. */
+static heft_status add_tensor(heft_checkpoint *ckpt, size_t file, const heft__file_tensor *tensor,
+                              size_t most, heft_error *err)
+{
+    size_t found, at = ckpt->count;
+    if (!heft__map_put(&ckpt->names, tensor->name, strlen(tensor->name), at, &found)) {
+        return heft__fail_nomem(err, strlen(tensor->name));
+    }
+    if (found != HEFT__MAP_NONE && !ckpt->doubled) {
+        ckpt->doubled = heft__arena_array(&ckpt->arena, most, sizeof *ckpt->doubled);
+        if (!ckpt->doubled) {
+            return heft__fail_nomem(err, most * sizeof *ckpt->doubled);
+        }
+    }
+    if (found != HEFT__MAP_NONE) {
+        ckpt->doubled[found] = true;
+        at = found;
+    }
+    ckpt->count += at == ckpt->count;
+    heft__checkpoint_place(ckpt, at, file, tensor);
     return HEFT_OK;
 }
 
@@ -507,9 +495,15 @@ static heft_status make_table(heft_checkpoint *ckpt, heft_error *err)
         status = build_table(ckpt, err);
     }
     if (status == HEFT_OK) {
+        status = heft__settle_doubled(ckpt, err);
+    }
+    if (status == HEFT_OK) {
         status = sum_bytes(ckpt, err);
     }
-    return status == HEFT_OK ? check_expansion(ckpt, err) : status;
+    if (status == HEFT_OK) {
+        status = check_expansion(ckpt, err);
+    }
+    return status == HEFT_OK ? heft__compare_doubled(ckpt, err) : status;
 }
 
 static heft_status survey(heft_checkpoint *ckpt, heft_error *err)

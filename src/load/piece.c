@@ -281,30 +281,7 @@ bool heft__file_is_cold(const heft_checkpoint *ckpt, size_t file)
 heft_status heft__tensors_equal(const heft_checkpoint *ckpt, size_t a, size_t b, bool *equal,
                                 heft_error *err)
 {
-    const size_t numbers[2] = {a, b};
-    heft__tensor_reader *readers[2] = {NULL, NULL};
-    heft_status status = HEFT_OK;
-    uint8_t *scratch = heft__alloc(ckpt->ctx, 2 * SCRATCH_BYTES);
-    if (!scratch) {
-        return heft__fail_nomem(err, 2 * SCRATCH_BYTES);
-    }
-    *equal = ckpt->infos[a].dtype == ckpt->infos[b].dtype &&
-             ckpt->infos[a].size_bytes == ckpt->infos[b].size_bytes;
-    for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
-        status = heft__tensor_reader_new(ckpt->ctx, heft__file_of(ckpt, numbers[k]),
-                                         ckpt->entries[numbers[k]], &readers[k], err);
-    }
-    for (uint64_t done = 0; done < ckpt->infos[a].size_bytes && *equal && status == HEFT_OK;) {
-        uint64_t left = ckpt->infos[a].size_bytes - done;
-        size_t wanted = left < SCRATCH_BYTES ? (size_t)left : SCRATCH_BYTES;
-        for (size_t k = 0; k < 2 && status == HEFT_OK; k++) {
-            status = heft__tensor_reader_fill(readers[k], scratch + k * SCRATCH_BYTES, wanted, err);
-        }
-        *equal = memcmp(scratch, scratch + SCRATCH_BYTES, wanted) == 0;
-        done += wanted;
-    }
-    heft__tensor_reader_free(readers[0]);
-    heft__tensor_reader_free(readers[1]);
-    heft__free(ckpt->ctx, scratch, 2 * SCRATCH_BYTES);
-    return status;
+    const heft__file *const files[2] = {heft__file_of(ckpt, a), heft__file_of(ckpt, b)};
+    const heft__file_tensor *const tensors[2] = {ckpt->entries[a], ckpt->entries[b]};
+    return heft__file_tensors_equal(ckpt->ctx, files, tensors, equal, err);
 }

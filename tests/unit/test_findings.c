@@ -4,6 +4,7 @@
 #include "support.h"
 #include "support_model.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
@@ -33,7 +34,7 @@ static int remove_folder(void **state)
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */
-/* A safetensors file with two bytes for each letter of `names`. */
+/* A safetensors file with two bytes for each letter of `names`; a capital one is the same name with other bytes. */
 static void write_file(const char *file, const char *names)
 {
     uint8_t bytes[1024];
@@ -43,12 +44,14 @@ static void write_file(const char *file, const char *names)
         length +=
             (size_t)snprintf(header + length, sizeof header - length,
                              "%s\"%c\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[%zu,%zu]}",
-                             i ? "," : "", names[i], 2 * i, 2 * i + 2);
+                             i ? "," : "", tolower((unsigned char)names[i]), 2 * i, 2 * i + 2);
     }
     length += (size_t)snprintf(header + length, sizeof header - length, "}");
     heft__put_le64(bytes, length);
     memcpy(bytes + 8, header, length);
-    memset(bytes + 8 + length, 7, 2 * strlen(names));
+    for (size_t i = 0; names[i]; i++) {
+        memset(bytes + 8 + length + 2 * i, isupper((unsigned char)names[i]) ? 8 : 7, 2);
+    }
     test_write_file(folder, file, bytes, 8 + length + 2 * strlen(names));
 }
 
@@ -83,7 +86,7 @@ struct row {
 };
 
 static const struct row rows[] = {
-    {.name = "sound",                                                                  .one = "ab", .two = "c", .index = "a1 b1 c2"},
+    {.name = "sound",                                                            .one = "ab", .two = "c", .index = "a1 b1 c2"},
     { .name = "listed_and_missing",
      .one = "ab",
      .two = "c",
@@ -92,21 +95,30 @@ static const struct row rows[] = {
                 false}},
      .open = HEFT_FORMAT,
      .trusted_warnings = 1},
-    {                                                                                                            .name = "in_another_shard",
+    {                                                                                                      .name = "in_another_shard",
      .one = "ab",
      .two = "c",
      .index = "a1 b2 c2",
      .found = {{"index_wrong", INDEX, "b", "', where the index lists it, but in '" ONE "'", false}},
      .open = HEFT_FORMAT,
      .trusted_warnings = 1},
-    {                                                                                                              .name = "in_two_shards",
+    {                                                                                                        .name = "in_two_shards",
      .one = "ab",
      .two = "cb",
      .index = "a1 b1 c2",
-     .found = {{"duplicate_tensor", TWO, "b", "is also in '" ONE "'", false}},
-     .open = HEFT_FORMAT,
+     .found = {{"duplicate_tensor", TWO, "b",
+                "a stale copy: the index lists it in '" ONE "', which is used", false}},
+     .warnings = 1,
      .trusted_warnings = 1},
-    {                                                         .name = "not_listed",
+    {                                         .name = "in_two_shards_and_listed_in_neither",
+     .one = "ab",
+     .two = "cB",
+     .index = "a1 c2",
+     .found = {{"duplicate_tensor", ONE, "b", "is also in '" TWO "' with other values", false},
+               {"not_in_index", TWO, "b", "not listed in the index", false}},
+     .open = HEFT_FORMAT,
+     .trusted = HEFT_FORMAT},
+    {                                                                                                           .name = "not_listed",
      .one = "ab",
      .two = "c",
      .index = "a1 c2",
@@ -122,38 +134,38 @@ static const struct row rows[] = {
                 "total_size is 7 in the index, but the tensors have 6 bytes", false}},
      .warnings = 1,
      .trusted_warnings = 1},
-    {                                                                                                                       .name = "total_size_as_a_float",
+    {                                                                                                                .name = "total_size_as_a_float",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .total = "7.5e9",
      .found = {{"total_size", INDEX, "", "total_size is 7.5e9 in the index", true}}},
-    {.name = "total_size_that_is_right_as_a_float",
+    {                                                                                                    .name = "total_size_that_is_right_as_a_float",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .total = "0.6e1"},
-    {                                                .name = "missing_shard",
+    {                                           .name = "missing_shard",
      .one = "ab",
      .index = "a1 b1 c2",
      .found = {{"missing_file", TWO, "c", "shard '" TWO "' is missing", false}},
      .open = HEFT_NOT_FOUND,
      .trusted = HEFT_NOT_FOUND},
-    {                                                                                                                      .name = "malformed_shard",
+    {                                      .name = "malformed_shard",
      .one = "!",
      .two = "c",
      .index = "a1 b1 c2",
      .found = {{"malformed_file", ONE, "", "file has 1 bytes", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {                                                                                                                       .name = "malformed_index",
+    {                                .name = "malformed_index",
      .one = "ab",
      .two = "c",
      .index = "!",
      .found = {{"index", INDEX, "", "", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {.name = "everything_at_once",
+    {                                                                                                   .name = "everything_at_once",
      .one = "!",
      .two = "cx",
      .index = "a1 c2 d2",
@@ -163,24 +175,24 @@ static const struct row rows[] = {
                {"not_in_index", TWO, "x", "", false}},
      .open = HEFT_FORMAT,
      .trusted = HEFT_FORMAT},
-    {                                                                                                         .name = "a_shard_too_many",
+    {                                                                                                     .name = "a_shard_too_many",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = "model-00001-of-00009.safetensors",
      .found = {{"stale_file", "model-00001-of-00009.safetensors", "", "does not use", true}}},
-    {                                                                                                              .name = "rest_of_a_save",
+    {                                                        .name = "rest_of_a_save",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = ".heft-tmp-abc",
      .found = {{"stale_file", ".heft-tmp-abc", "", "left by an interrupted save", true}}},
-    {                                                                                      .name = "a_dat_means_nothing_here",
+    {                                                                                                        .name = "a_dat_means_nothing_here",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
      .extra = "notes.dat"},
-    {                                                                                                         .name = "config_that_is_none",
+    {                                                                                                        .name = "config_that_is_none",
      .one = "ab",
      .two = "c",
      .index = "a1 b1 c2",
@@ -276,24 +288,62 @@ static void what_is_found_is_judged(void **state)
     }
 }
 
-/* The tensor of the later file is used, in the position of the first. */
-static void of_two_the_later_counts(void **state)
+/* Of a name in both shards the tensor that the index lists is used, in the position of the first. */
+static void of_two_the_listed_one_counts(void **state)
 {
-    const heft_checkpoint_options options =
+    static const struct {
+        const char *index, *file;
+    } cases[] = {
+        {"a1 b1 c2", ONE},
+        {"a2 b1 c2", TWO},
+    };
+    (void)state;
+    write_file(ONE, "ab");
+    write_file(TWO, "cA");
+    for (size_t i = 0; i < 2 * COUNT(cases); i++) {
+        const heft_checkpoint_options options =
+            HEFT_OPTIONS(heft_checkpoint_options, .trust_shards = i % 2 != 0);
+        heft_checkpoint *ckpt = NULL;
+        heft_error err;
+        write_index(cases[i / 2].index, "6");
+        test_expect_status(heft_checkpoint_open(ctx, folder, &options, &ckpt, &err), HEFT_OK, &err,
+                           cases[i / 2].index);
+        assert_int_equal(heft_checkpoint_count(ckpt), 3);
+        assert_string_equal(heft_checkpoint_info(ckpt, 0)->name, "a");
+        assert_string_equal(heft_checkpoint_info(ckpt, 0)->file, cases[i / 2].file);
+        assert_int_equal(heft_checkpoint_total_bytes(ckpt), 6);
+        assert_non_null(strstr(heft_checkpoint_warning(ckpt, 0), "a stale copy"));
+        heft_checkpoint_close(ckpt);
+    }
+}
+
+/* Without an index copies of equal values are one tensor; others are refused, whatever is trusted. */
+static void copies_without_an_index(void **state)
+{
+    static const struct expected equal[] = {
+        {"duplicate_tensor", ONE, "a", "is also in '" TWO "', with equal values", true}
+    };
+    static const struct expected other[] = {
+        {"duplicate_tensor", ONE, "a", "is also in '" TWO "' with other values", false}
+    };
+    const heft_checkpoint_options trusting =
         HEFT_OPTIONS(heft_checkpoint_options, .trust_shards = true);
     heft_checkpoint *ckpt = NULL;
-    heft_error err;
+    heft_error err = {0};
     (void)state;
     write_file(ONE, "ab");
     write_file(TWO, "ca");
-    write_index("a1 b1 c2", "6");
-    test_expect_status(heft_checkpoint_open(ctx, folder, &options, &ckpt, &err), HEFT_OK, &err,
-                       "trusted");
+    test_expect_status(heft_checkpoint_open(ctx, folder, NULL, &ckpt, &err), HEFT_OK, &err,
+                       "equal");
     assert_int_equal(heft_checkpoint_count(ckpt), 3);
-    assert_string_equal(heft_checkpoint_info(ckpt, 0)->name, "a");
-    assert_string_equal(heft_checkpoint_info(ckpt, 0)->file, TWO);
-    assert_int_equal(heft_checkpoint_total_bytes(ckpt), 6);
     heft_checkpoint_close(ckpt);
+    expect_report("equal", equal, COUNT(equal));
+    write_file(TWO, "cA");
+    test_expect_status(heft_checkpoint_open(ctx, folder, &trusting, &ckpt, &err), HEFT_FORMAT, &err,
+                       "other");
+    assert_string_equal(err.item, "a");
+    assert_non_null(strstr(err.path, ONE));
+    expect_report("other", other, COUNT(other));
 }
 
 /* A link into a cache whose file is gone: the link exists, so its target is reported. */
@@ -467,10 +517,10 @@ static void every_allocation_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_is_found_is_judged),      IN_FOLDER(of_two_the_later_counts),
-        IN_FOLDER(a_dangling_link_is_no_missing_shard), IN_FOLDER(single_file_and_index),
-        IN_FOLDER(claims_are_compared_one_by_one),      IN_FOLDER(every_file_is_opened_once),
-        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(what_is_found_is_judged), IN_FOLDER(of_two_the_listed_one_counts),
+        IN_FOLDER(copies_without_an_index),        IN_FOLDER(a_dangling_link_is_no_missing_shard),
+        IN_FOLDER(single_file_and_index),          IN_FOLDER(claims_are_compared_one_by_one),
+        IN_FOLDER(every_file_is_opened_once),      cmocka_unit_test(every_allocation_may_fail),
     };
     ctx = heft_ctx_new(NULL);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
