@@ -490,18 +490,48 @@ static const char *list_there(const struct search *s)
     }
     for (size_t i = 0; i < s->count && text && files <= LISTED_MOST; i++) {
         if (heft__is_weight_name(s->names[i])) {
-            text = files++ < LISTED_MOST ? heft__arena_format(s->arena, "%s%s'%.60s'", text,
-                                                              files > 1 ? ", "
-                                                              : *text   ? "; weight files: "
-                                                                        : "weight files: ",
-                                                              s->names[i])
-                                         : heft__arena_format(s->arena, "%s, ...", text);
+            const char *before = files++ ? ", "
+                                 : *text ? "; weight files: "
+                                         : "weight files: ",
+                       *more = heft__is_browser_copy(s->names[i])
+                                   ? " (a further download of a browser)"
+                                   : "";
+            text = files <= LISTED_MOST ? heft__arena_format(s->arena, "%s%s'%.60s'%s", text,
+                                                             before, s->names[i], more)
+                                        : heft__arena_format(s->arena, "%s, ...", text);
         }
     }
     if (text && files) {
         text = heft__arena_format(s->arena, "%s (pass one of them as PATH)", text);
     }
     return text;
+}
+
+/* Where huggingface_hub writes what it has not finished: of a local folder, and of a snapshot in its cache. */
+static const char *list_unfinished(const struct search *s)
+{
+    static const char *const places[] = {".cache/huggingface/download", "../../blobs"};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        const char *path = heft__path_join(s->arena, s->out->folder, places[i]), *const *names =
+                                                                                     NULL;
+        size_t count = 0, found = 0;
+        if (!path) {
+            return NULL;
+        }
+        if (!heft__path_is_folder(path) ||
+            heft__folder_names(s->arena, path, &names, &count, NULL) != HEFT_OK) {
+            continue;
+        }
+        for (size_t k = 0; k < count; k++) {
+            found += heft__ends_with(names[k], ".incomplete");
+        }
+        if (found > 0) {
+            return heft__arena_format(s->arena,
+                                      "; %zu unfinished download%s of huggingface_hub in %s", found,
+                                      found == 1 ? "" : "s", places[i]);
+        }
+    }
+    return "";
 }
 
 /* Whether a folder below this one has weights. */
@@ -560,13 +590,14 @@ heft_status heft__describe_folder(heft__arena *arena, const heft__resolved *wher
     struct search s = {.arena = arena, .out = &copy};
     heft_status status = heft__folder_names(arena, where->folder, &s.names, &s.count, err);
     const char *there = status == HEFT_OK ? list_there(&s) : "",
-               *components = there ? list_components(&s) : NULL;
+               *unfinished = there ? list_unfinished(&s) : NULL,
+               *components = unfinished ? list_components(&s) : NULL;
     if (status == HEFT_OK && !components) {
         return heft__fail_nomem(err, 0);
     }
     if (status == HEFT_OK) {
-        status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: %s%s%s%s%s", looked_for,
-                            *there ? "; " : "", there,
+        status = heft__fail(err, HEFT_NOT_FOUND, "no weights found: %s%s%s%s%s%s", looked_for,
+                            *there ? "; " : "", there, unfinished,
                             !*components ? ""
                             : has(&s, "model_index.json")
                                 ? "; a diffusers pipeline: select one of its "

@@ -367,6 +367,8 @@ bool heft__is_model_name(const char *name);
 const char *heft__stranger_by_head(const uint8_t *head, size_t length);
 /* The same by its base name. whatever: only where the content is not to be asked. */
 const char *heft__stranger_by_name(const char *name, bool whatever);
+/* "model (1).safetensors", as browsers name a further download of a file. */
+bool heft__is_browser_copy(const char *name);
 /* Whether a name is that of an optimizer's, a scheduler's or another state of a training run. */
 bool heft__is_training_state(const char *name);
 

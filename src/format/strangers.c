@@ -65,6 +65,71 @@ const char *heft__stranger_by_head(const uint8_t *head, size_t length)
                                      : NULL;
 }
 
+/* ---- by what follows the name of a weight file ------------------------------------------------ */
+#define UNFINISHED "an unfinished download"
+#define COPY "a copy of a weight file under another name: rename it if it is the one to load"
+
+static const struct tail {
+    const char *end, *what;
+    bool whatever; /* the content is not asked */
+} tails[] = {
+    {".filepart",    UNFINISHED,                                                              true },
+    {".opdownload",  UNFINISHED " of a browser",                                              true },
+    {".download",    UNFINISHED " of a browser",                                              true },
+    {".aria2__temp", "the state of " UNFINISHED " of aria2",                                  true },
+    {".st",          "the state of " UNFINISHED " of axel",                                   true },
+    {".!qB",         UNFINISHED " of a torrent",                                              true },
+    {".tmp",         "a temporary file, perhaps of " UNFINISHED " or of an interrupted save", false},
+    {".temp",        "a temporary file, perhaps of " UNFINISHED " or of an interrupted save", false},
+    {".bak",         COPY,                                                                    false},
+    {".old",         COPY,                                                                    false},
+    {".orig",        COPY,                                                                    false},
+    {".save",        COPY,                                                                    false},
+    {".copy",        COPY,                                                                    false},
+    {"~",            COPY,                                                                    false},
+};
+
+/* Of "model.safetensors.part" the length of "model.safetensors"; 0 for other names. */
+static size_t weight_part(const char *name)
+{
+    static const char *const extensions[] = {".safetensors", ".bin",  ".pt",        ".pth",
+                                             ".ckpt",        ".gguf", ".index.json"};
+    size_t most = 0;
+    for (size_t e = 0; e < sizeof extensions / sizeof extensions[0]; e++) {
+        const size_t length = strlen(extensions[e]);
+        for (const char *at = strstr(name, extensions[e]); at; at = strstr(at + 1, extensions[e])) {
+            const size_t end = (size_t)(at - name) + length;
+            const bool whole = name[end] == '\0' || strchr(".~ ", name[end]);
+            most = at > name && whole && end > most ? end : most;
+        }
+    }
+    return most;
+}
+
+static const char *by_tail(const char *name, bool whatever)
+{
+    const size_t length = weight_part(name);
+    const char *tail = name + length;
+    for (size_t i = 0; length && i < sizeof tails / sizeof tails[0]; i++) {
+        if (strcmp(tail, tails[i].end) == 0 && (tails[i].whatever || !whatever)) {
+            return tails[i].what;
+        }
+    }
+    if (length == 0 || whatever || tail[0] != '.' || tail[1] == '\0' ||
+        tail[1 + strspn(tail + 1, "0123456789")] != '\0') {
+        return NULL;
+    }
+    return "a second download of wget, which leaves an older file of that name as it was";
+}
+
+bool heft__is_browser_copy(const char *name)
+{
+    const char *at = strstr(name, " (");
+    at = at ? at + 2 : "";
+    const size_t digits = strspn(at, "0123456789");
+    return digits > 0 && at[digits] == ')' && at[digits + 1] == '.';
+}
+
 /* ---- by name --------------------------------------------------------------------------------- */
 static const struct named {
     const char *start, *end, *what;
@@ -96,11 +161,11 @@ static const struct named {
      "a TensorFlow 1 checkpoint, which from_pretrained(from_tf=True) of Transformers 4 reads",                               false},
     {"",              ".msgpack",         "Flax weights, which from_pretrained(from_flax=True) of Transformers 4 reads",
      false                                                                                                                        },
-    {"",              ".incomplete",      "an unfinished download",                                                          true },
-    {"",              ".part",            "an unfinished download",                                                          true },
-    {"",              ".partial",         "an unfinished download",                                                          true },
-    {"",              ".crdownload",      "an unfinished download",                                                          true },
-    {"",              ".aria2",           "an unfinished download",                                                          true },
+    {"",              ".incomplete",      UNFINISHED " of huggingface_hub",                                                  true },
+    {"",              ".part",            UNFINISHED,                                                                        true },
+    {"",              ".partial",         UNFINISHED,                                                                        true },
+    {"",              ".crdownload",      UNFINISHED " of a browser",                                                        true },
+    {"",              ".aria2",           "the state of " UNFINISHED " of aria2, which continues it with -c",                true },
     {"openvino_",     ".bin",             "weights of an OpenVINO model",                                                    false},
     {"openvino_",     ".xml",             "an OpenVINO model",                                                               false},
     {"",              ".tflite",          "a TensorFlow Lite file",                                                          false},
@@ -123,7 +188,7 @@ const char *heft__stranger_by_name(const char *name, bool whatever)
             return named[i].what;
         }
     }
-    return NULL;
+    return by_tail(name, whatever);
 }
 
 /* What a training run leaves beside the weights. */

@@ -210,9 +210,29 @@ tf_model.h5 TensorFlow
 flax_model.msgpack Flax
 model.safetensors.incomplete unfinished download
 model.safetensors.part unfinished download
-model.safetensors.crdownload unfinished download
+model.safetensors.crdownload unfinished download of a browser
+model.safetensors.aria2 unfinished download of aria2
+model-00001-of-00002.safetensors.1 a second download of wget
+pytorch_model.bin.tmp a temporary file, perhaps of an unfinished download
+model.safetensors.filepart unfinished download
+model.safetensors.opdownload unfinished download of a browser
+model.safetensors.bak a copy of a weight file under another name
+pytorch_model.bin~ a copy of a weight file under another name
 openvino_model.bin OpenVINO
 END
+# what browsers add to a name; where huggingface_hub writes what it has not finished
+rm -rf "$work/strange"
+mkdir -p "$work/strange/.cache/huggingface/download"
+cp "$config" "$work/strange"
+touch "$work/strange/.cache/huggingface/download/abc=.def.incomplete"
+fails 4 'no weights found: .*; 1 unfinished download of huggingface_hub in \.cache/huggingface/download$' load "$work/strange"
+cp "$work/$st" "$work/strange/model (1).safetensors"
+run 0 load "$work/strange"
+shows "$err" "using 'model \(1\)\.safetensors', the only weight file"
+cp "$work/$st" "$work/strange/model (2).safetensors"
+fails 4 "weight files: 'model \(1\)\.safetensors' \(a further download of a browser\), 'model \(2\)" load "$work/strange"
+cp "$work/$st" "$work/strange/model.safetensors.1"
+run 0 inspect "$work/strange/model.safetensors.1"
 cp "$work/bin/pytorch_model.bin" "$work/__0_0.distcp"
 fails 7 'a part of a torch\.distributed checkpoint \(DCP\)' inspect "$work/__0_0.distcp"
 mkdir -p "$work/run/checkpoint-500"
