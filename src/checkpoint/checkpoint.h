@@ -420,9 +420,10 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
                                      heft_write_report **report, heft_error *err);
 /* What a source knows of a checkpoint beside its files; each with status OK if there is nothing to say. */
 typedef struct heft__suspicions {
-    const heft_error *config; /* of config.json */
-    const heft_error *quant;  /* of quantized weights */
-    const heft_error *model;  /* what of the config's model is missing */
+    const heft_error *config;          /* of config.json */
+    const heft_error *quant;           /* of quantized weights */
+    const heft_error *model;           /* what of the config's model is missing */
+    const heft__findings *contradicts; /* that model and the tensors contradict each other */
 } heft__suspicions;
 /* As heft_source_verify(), for a survey with any findings; options of this version. variant: of the
  * names beside which nothing stale may lie; NULL for none. config: the error of reading config.json;

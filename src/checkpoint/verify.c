@@ -19,9 +19,10 @@ struct inspection {
     const heft_checkpoint *survey;
     const heft_verify_options *options;
     const char *variant;
-    const heft_error *config; /* that reading config.json gave, or NULL */
-    const heft_error *model;  /* what is missing of the config's model */
-    const heft_error *quant;  /* that looking for quantized weights gave, or NULL */
+    const heft_error *config;          /* that reading config.json gave, or NULL */
+    const heft_error *model;           /* what is missing of the config's model */
+    const heft_error *quant;           /* that looking for quantized weights gave, or NULL */
+    const heft__findings *contradicts; /* where that model and the tensors contradict each other */
     struct report_memory *memory;
     heft__arena *arena;      /* the report's */
     heft__findings findings; /* beside those of the survey */
@@ -68,9 +69,14 @@ static heft_status check_model(struct inspection *v, heft_error *err)
                                    .severity = layers ? HEFT__FAULT : HEFT__NOTE,
                                    .file = "config.json",
                                    .offset = HEFT_NO_OFFSET};
-    return v->model->status != HEFT_OK
-               ? heft__find(&v->findings, &finding, err, "%s", v->model->message)
-               : HEFT_OK;
+    heft_status status = v->model->status != HEFT_OK
+                             ? heft__find(&v->findings, &finding, err, "%s", v->model->message)
+                             : HEFT_OK;
+    for (size_t i = 0; i < v->contradicts->count && status == HEFT_OK; i++) {
+        const heft__finding *one = &v->contradicts->list[i];
+        status = heft__find(&v->findings, one, err, "%s", one->message);
+    }
+    return status;
 }
 
 /* What opening a file warned of, and tensors that are only placeholders for weights. */
@@ -434,7 +440,8 @@ heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *v
                            .variant = variant,
                            .config = beside->config,
                            .quant = beside->quant,
-                           .model = beside->model};
+                           .model = beside->model,
+                           .contradicts = beside->contradicts};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);

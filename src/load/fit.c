@@ -248,7 +248,8 @@ static bool lacks_layer(const heft__loading *l)
 }
 
 /* For a checkpoint that is only looked at: what of the config's model it lacks. */
-static heft_status match_only(heft__loading *l, heft_error *lacks, heft_error *err)
+static heft_status match_only(heft__loading *l, heft_error *lacks, heft__findings *findings,
+                              heft_error *err)
 {
     char names[256];
     size_t all;
@@ -265,11 +266,13 @@ static heft_status match_only(heft__loading *l, heft_error *lacks, heft_error *e
                              "%zu of %zu weights of the body of %s are missing: %s", lacking, all,
                              heft_model_class(l->model), names);
         }
+        status = heft__contradict_plain(l->model, &l->match, findings, err);
     }
     return status;
 }
 
-heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_error *err)
+heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft__findings *findings,
+                            heft_error *err)
 {
     const heft_load_options options = HEFT_SIZED(heft_load_options);
     heft__loading l = {
@@ -279,9 +282,13 @@ heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_e
     /* an offload folder has only what is on the disk, an adapter only what is added */
     const bool whole = where && source->config && !where->lone && !where->stem &&
                        !(where->index_format && where->index_format->index_name);
-    heft_status status = whole ? heft__loading_make_model(&l, &failure) : HEFT_OK;
+    const size_t before = findings->count;
+    heft_status status = whole ? heft__contradict_packed(source, findings, &failure) : HEFT_OK;
+    if (status == HEFT_OK && whole && findings->count == before) { /* else there is no such model */
+        status = heft__loading_make_model(&l, &failure);
+    }
     if (status == HEFT_OK && l.model && l.model->known_family) {
-        status = match_only(&l, lacks, &failure);
+        status = match_only(&l, lacks, findings, &failure);
     }
     heft__loading_fini(&l);
     const bool stops = status == HEFT_NOMEM || status == HEFT_CANCELLED;

@@ -143,9 +143,19 @@ heft_status heft__fit_warn(struct heft__loading *loading, heft_error *err);
 /* Of floating-point parameters that the checkpoint stores as integers. */
 heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error *err);
 /* Fill `lacks` if the checkpoint lacks weights of the body of the model that its config describes: MISMATCH
- * if it lacks a layer as a whole, else NOT_FOUND; unchanged if it lacks none, or if that cannot be told.
+ * if it lacks a layer as a whole, else NOT_FOUND; unchanged if it lacks none, or if that cannot be told. Add
+ * to `findings` what contradicts that model.
  * NOMEM; CANCELLED. */
-heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft_error *err);
+heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft__findings *findings,
+                            heft_error *err);
+
+/* ---- contradict.c: config.json's model against the tensors of its files ------------------------ */
+/* Shapes of quantized weights. NOMEM, CANCELLED; nothing is found of a model that cannot be made. */
+heft_status heft__contradict_packed(const heft_source *source, heft__findings *findings,
+                                    heft_error *err);
+/* Shapes of other tensors, and layers that the model does not have. */
+heft_status heft__contradict_plain(const heft_model *model, const heft__match *match,
+                                   heft__findings *findings, heft_error *err);
 
 /* ---- dtypes.c: other dtypes of parts of a model ------------------------------------------------ */
 /* Give the floating-point parameters that names match another dtype, as heft_plan_options.dtypes has it; tied

@@ -418,20 +418,24 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
 {
     heft_verify_options taken;
     heft_error lacks = {0};
+    heft__arena arena;
     if (!source || !report) {
         return heft__fail(err, HEFT_INVALID_ARG, "source or report is NULL");
     }
+    heft__arena_init(&arena, source->ctx);
+    heft__findings findings = {.arena = &arena};
     heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
     if (status == HEFT_OK) {
         status = source->survey ? HEFT_OK : tell(&source->no_weights, err);
     }
     if (status == HEFT_OK) {
-        status = heft__fit_lacks(source, &lacks, err);
+        status = heft__fit_lacks(source, &lacks, &findings, err);
     }
     if (status == HEFT_OK) {
-        const heft__suspicions beside = {&source->no_config, &source->no_quant, &lacks};
+        const heft__suspicions beside = {&source->no_config, &source->no_quant, &lacks, &findings};
         status =
             heft__checkpoint_verify(source->survey, source->variant, &beside, &taken, report, err);
     }
+    heft__arena_fini(&arena);
     return heft__add_path(status, err, source->path);
 }

@@ -136,6 +136,27 @@ equal "$work/copy/model.safetensors" "$work/edited/model.safetensors"
 run 0 verify "$work/edited"
 rm -rf "$work/copy"
 
+# a config whose widths or layers are not those of the tensors, packed or plain: with tensor, expected and found
+for case in gptq_4bit awq_4bit bnb_nf4 bnb_int8 fp8_channel ct_int4_pack ct_nvfp4 quanto_int8 fp8_block; do
+    for key in hidden_size intermediate_size num_attention_heads num_key_value_heads vocab_size; do
+        fresh "$case"
+        edit "$work/edited" "
+c['head_dim'] = c.get('head_dim') or c['hidden_size'] // c['num_attention_heads']
+c['$key'] *= 2"
+        run 1 verify "$work/edited"
+        shows "$out" '^shape: config\.json: [a-z0-9_.]+: .*shape \[[0-9, ]+\] in file, \[[0-9, ]+\] in the config.s model$'
+    done
+    fresh "$case"
+    edit "$work/edited" 'layers = c["num_hidden_layers"]; c["num_hidden_layers"] = layers + 1'
+    run 1 verify "$work/edited"
+    shows "$out" '^missing_weights: config\.json: '
+    [ "$(grep -o '"num_hidden_layers": *[0-9]*' "$data/$case/config.json" | grep -o '[0-9]*$')" -gt 1 ] || continue
+    fresh "$case"
+    edit "$work/edited" 'c["num_hidden_layers"] -= 1'
+    run 1 verify "$work/edited"
+    shows "$out" "^layers: config\\.json: model\\.layers\\.[0-9]+\\..*: layers up to number [0-9]+ of 'model\\.layers' in the files, [0-9]+ layers in the config"
+done
+
 # what contradicts itself is told, and nothing is guessed
 bad() { # bad CASE EXPRESSION ITEM WORDS: of load, dequantized or not
     fresh "$1"
