@@ -422,6 +422,8 @@ heft_status heft__checkpoint_convert(const heft_checkpoint *ckpt, const char *ds
 typedef struct heft__suspicions {
     const heft_error *config;          /* of config.json */
     const heft_error *quant;           /* of quantized weights */
+    const char *doubt;                 /* about their settings, which is no error; NULL: none */
+    bool doubt_is_wrong;               /* it is that settings and tensors contradict each other */
     const heft_error *model;           /* what of the config's model is missing */
     const heft__findings *contradicts; /* that model and the tensors contradict each other */
 } heft__suspicions;

@@ -19,9 +19,10 @@ struct inspection {
     const heft_checkpoint *survey;
     const heft_verify_options *options;
     const char *variant;
-    const heft_error *config;          /* that reading config.json gave, or NULL */
-    const heft_error *model;           /* what is missing of the config's model */
-    const heft_error *quant;           /* that looking for quantized weights gave, or NULL */
+    const heft_error *config; /* that reading config.json gave, or NULL */
+    const heft_error *model;  /* what is missing of the config's model */
+    const heft_error *quant;  /* that looking for quantized weights gave, or NULL */
+    const heft__suspicions *beside;
     const heft__findings *contradicts; /* where that model and the tensors contradict each other */
     struct report_memory *memory;
     heft__arena *arena;      /* the report's */
@@ -56,9 +57,14 @@ static heft_status check_config(struct inspection *v, heft_error *err)
 static heft_status check_quantized(struct inspection *v, heft_error *err)
 {
     const bool wrong = v->quant && v->quant->status != HEFT_OK;
+    const heft__finding doubt = {.kind = "quantization",
+                                 .severity = v->beside->doubt_is_wrong ? HEFT__FAULT : HEFT__NOTE,
+                                 .file = "",
+                                 .offset = HEFT_NO_OFFSET};
     return wrong ? heft__find_failure(&v->findings, "quantization", heft__path_base(v->quant->path),
                                       v->quant, err)
-                 : HEFT_OK;
+           : v->beside->doubt ? heft__find(&v->findings, &doubt, err, "%s", v->beside->doubt)
+                              : HEFT_OK;
 }
 
 /* The config describes a model that needs more than the files have. */
@@ -123,18 +129,19 @@ static heft_status check_files(struct inspection *v, heft_error *err)
 }
 
 /* ---- deep ------------------------------------------------------------------------------------ */
-/* How infinities and NaN look: all bits of the exponent set. E4M3FN has no infinity, and one
- * pattern of NaN. */
+/* How infinities and NaN look: all bits of the exponent set. E4M3FN and
+ * E8M0FNU have no infinity, and one pattern of NaN. */
 static const struct {
     heft_dtype dtype;
     uint64_t exponent, mantissa;
 } floats[] = {
-    {HEFT_DTYPE_F64,       0x7FF0000000000000, 0x000FFFFFFFFFFFFF},
-    {HEFT_DTYPE_F32,       0x7F800000,         0x007FFFFF        },
-    {HEFT_DTYPE_F16,       0x7C00,             0x03FF            },
-    {HEFT_DTYPE_BF16,      0x7F80,             0x007F            },
-    {HEFT_DTYPE_F8_E5M2,   0x7C,               0x03              },
-    {HEFT_DTYPE_F8_E4M3FN, 0x7F,               0x7F              },
+    {HEFT_DTYPE_F64,        0x7FF0000000000000, 0x000FFFFFFFFFFFFF},
+    {HEFT_DTYPE_F32,        0x7F800000,         0x007FFFFF        },
+    {HEFT_DTYPE_F16,        0x7C00,             0x03FF            },
+    {HEFT_DTYPE_BF16,       0x7F80,             0x007F            },
+    {HEFT_DTYPE_F8_E5M2,    0x7C,               0x03              },
+    {HEFT_DTYPE_F8_E4M3FN,  0x7F,               0x7F              },
+    {HEFT_DTYPE_F8_E8M0FNU, 0xFF,               0xFF              },
 };
 
 #define SCAN_BYTES ((size_t)4096)
@@ -441,7 +448,8 @@ heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *v
                            .config = beside->config,
                            .quant = beside->quant,
                            .model = beside->model,
-                           .contradicts = beside->contradicts};
+                           .contradicts = beside->contradicts,
+                           .beside = beside};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);

@@ -432,7 +432,13 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
         status = heft__fit_lacks(source, &lacks, &findings, err);
     }
     if (status == HEFT_OK) {
-        const heft__suspicions beside = {&source->no_config, &source->no_quant, &lacks, &findings};
+        const heft__suspicions beside = {
+            .config = &source->no_config,
+            .quant = &source->no_quant,
+            .doubt = source->no_quant.status == HEFT_OK ? source->told.warning : NULL,
+            .doubt_is_wrong = source->quant.doubt != NULL,
+            .model = &lacks,
+            .contradicts = &findings};
         status =
             heft__checkpoint_verify(source->survey, source->variant, &beside, &taken, report, err);
     }

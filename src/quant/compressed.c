@@ -86,7 +86,35 @@ static const heft__json_value *arguments_of(const heft__quant_finder *finder, si
     return first;
 }
 
+/* Where a group says other numbers than the tensors have, which decide: a line about the first such weight. group: 0:
+ * not compared. */
+static heft_status doubt_arguments(const heft__quant_finder *finder,
+                                   const heft__quant_weight *weight, size_t i, size_t prefix,
+                                   uint64_t bits, uint64_t group, heft_error *err)
+{
+    bool unsure = false;
+    const heft__json_value *arguments = arguments_of(finder, i, prefix, &unsure);
+    static const char *const keys[] = {"num_bits", "group_size"};
+    const uint64_t values[] = {bits, group};
+    for (size_t k = 0; k < 2 && arguments && !unsure && !finder->found->doubt; k++) {
+        const heft__json_value *value = heft__json_member(arguments, keys[k]);
+        if (value && value->type == HEFT__JSON_TYPE_NUMBER && values[k] &&
+            (!heft__json_as_u64(value, &group) || group != values[k])) {
+            finder->found->doubt = heft__arena_format(
+                finder->arena,
+                "'%.200s': the config says %s %.40s, and the tensors have %llu: they decide",
+                weight->name, keys[k], value->text, (unsigned long long)values[k]);
+            if (!finder->found->doubt) {
+                return heft__fail_nomem(err, 0);
+            }
+        }
+    }
+    return HEFT_OK;
+}
+
 /* ---- weights ---------------------------------------------------------------------------------- */
+#define MX_GROUP 32 /* columns that share an exponent */
+
 /* NVFP4 and MXFP4. */
 static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t prefix,
                                    heft_error *err)
@@ -103,14 +131,17 @@ static heft_status find_half_bytes(heft__quant_finder *finder, size_t i, size_t 
         status = heft__quant_need(finder, i, prefix, ".weight_global_scale", &missing, err);
     }
     if (status == HEFT_OK && global != HEFT__NO_PART) {
-        status = heft__quant_read_float(finder, global, &divisor, err);
+        status = heft__quant_read_factor(finder, global, true, &divisor, err);
     }
     if (status == HEFT_OK) {
         status = heft__quant_weight_init(finder, &weight, i, prefix, ".weight", err);
     }
     if (status == HEFT_OK) {
-        status =
-            heft__quant_grouped4(finder, &weight, i, scales, nvfp4 ? 16 : 32, divisor, 1.0F, err);
+        status = heft__quant_grouped4(finder, &weight, i, scales, nvfp4 ? 16 : MX_GROUP, divisor,
+                                      1.0F, err);
+    }
+    if (status == HEFT_OK) {
+        status = doubt_arguments(finder, &weight, i, prefix, 4, nvfp4 ? 16 : MX_GROUP, err);
     }
     if (status == HEFT_OK) {
         status = heft__quant_add_with(finder, &weight, i, prefix, companions, err);
@@ -281,6 +312,16 @@ static heft_status find_bytes(heft__quant_finder *finder, size_t i, size_t prefi
     }
     if (status == HEFT_OK && info->rank == 2 && info->shape[0] && info->shape[1]) {
         status = find_block(finder, i, scales, prefix, block, &unsure, err);
+    }
+    const bool exponents = heft_dtype_bits(finder->table->infos[scales].dtype) == 8;
+    if (status == HEFT_OK && exponents && info->rank == 2 &&
+        (info->dtype == HEFT_DTYPE_I8 || whole_side(block[1], info->shape[1]) > MX_GROUP)) {
+        return heft__quant_fail(finder, scales, err, "%s cannot be a scale of %s",
+                                heft_dtype_name(finder->table->infos[scales].dtype),
+                                heft_dtype_name(info->dtype));
+    }
+    if (status == HEFT_OK) {
+        status = doubt_arguments(finder, &weight, i, prefix, 8, 0, err);
     }
     if (status == HEFT_OK) {
         const heft_dtype dtype = finder->table->infos[scales].dtype, own = weight.dtype;

@@ -174,6 +174,10 @@ static heft_status find_bits(const heft__quant_finder *finder, size_t i, size_t 
     const heft_status status =
         heft__quant_integer(finder, finder->settings->config, "bits", 1, 8, 0, bits, err);
     const bool own = overrides_in(finder) && by_shape >= 1 && by_shape <= 8;
+    if (status == HEFT_OK && by_shape > 0 && by_shape < *bits && !own) {
+        return heft__quant_fail(finder, i, err, "expected values of %d bits, found room for %d",
+                                (int)*bits, (int)by_shape);
+    }
     *bits = own || !*bits ? by_shape : *bits;
     return status == HEFT_OK && (*bits < 1 || *bits > 8)
                ? heft__quant_fail(finder, i, err, "the bits of a value are not given")
@@ -210,6 +214,10 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     status = heft__turned_find(finder, i, prefix, bits, group, t, why_not, err);
     if (status != HEFT_OK || why_not) {
         return status;
+    }
+    if (heft__quant_flag(config, "desc_act", false) && !t->indexed && t->groups > 1) {
+        size_t missing; /* in which order the groups are is not known without it */
+        return heft__quant_need(finder, i, prefix, ".g_idx", &missing, err);
     }
     heft__quant_weight *weight = &finder->found->weights[finder->found->count - 1];
     if (unsure && !t->indexed) {

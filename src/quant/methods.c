@@ -318,8 +318,8 @@ heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quan
     return HEFT_OK;
 }
 
-heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, float *out,
-                                   heft_error *err)
+heft_status heft__quant_read_factor(const heft__quant_finder *finder, size_t i, bool divides,
+                                    float *out, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
     uint8_t bytes[4];
@@ -333,6 +333,15 @@ heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, f
     if (status == HEFT_OK) {
         const uint32_t bits = heft__le32(bytes);
         memcpy(out, &bits, sizeof *out);
+    }
+    /* what divides may be infinite: a matrix of zeros; what multiplies may be 0 */
+    if (status == HEFT_OK && (*out != *out || (divides ? *out == 0 : *out - *out != 0))) {
+        return heft__quant_fail(finder, i, err,
+                                divides
+                                    ? "expected a scale other than 0 and NaN, by which values are "
+                                      "divided, found %g"
+                                    : "expected a finite scale, found %g",
+                                (double)*out);
     }
     return status;
 }

@@ -37,13 +37,14 @@ static heft_status find_half_bytes(heft__quant_finder *finder, heft__quant_weigh
     }
     status = heft__quant_need(finder, i, prefix, ".weight_scale_2", second, err);
     if (status == HEFT_OK && finder->table->infos[i].rank != 3) {
-        status = heft__quant_read_float(finder, *second, &factor, err);
+        status = heft__quant_read_factor(finder, *second, false, &factor, err);
     }
     return status == HEFT_OK
                ? heft__quant_grouped4(finder, weight, i, scales, 16, 1.0F, factor, err)
                : status;
 }
 
+#define MX_GROUP 32
 #define BLOCK 128 /* of FP8_PB_WO, whose last blocks may be short */
 
 static uint64_t parts_of(uint64_t whole, uint64_t side)
@@ -59,6 +60,13 @@ static heft_status find_bytes(heft__quant_finder *finder, heft__quant_weight *we
     const heft_tensor_info *info = &finder->table->infos[i], *grid = &finder->table->infos[scales];
     const bool four = grid->rank == 4 && grid->shape[1] == 1 && grid->shape[3] == 1;
     uint64_t block[2] = {0, 0};
+    if (grid->dtype == HEFT_DTYPE_U8 && info->rank == 2) { /* MXFP8 */
+        return info->dtype == HEFT_DTYPE_F8_E4M3FN
+                   ? heft__quant_scaled(finder, weight, i, scales, HEFT__NO_PART, 1, MX_GROUP, err)
+                   : heft__quant_fail(finder, i, err,
+                                      "has exponents for scales: expected float8_e4m3fn, found %s",
+                                      heft_dtype_name(info->dtype));
+    }
     const uint64_t cells[2] = {grid->rank ? grid->shape[0] : 1, four             ? grid->shape[2]
                                                                 : grid->rank > 1 ? grid->shape[1]
                                                                                  : 1};

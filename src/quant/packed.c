@@ -235,7 +235,10 @@ static heft_status find_groups(const heft__quant_finder *finder, size_t scales,
     p->scales = info->dtype;
     heft_status status =
         heft__quant_integer(finder, arguments, "group_size", -1, INT32_MAX, 0, &group, err);
-    const uint64_t count = info->rank == 2 ? info->shape[1] : 1;
+    const heft__json_value *strategy = heft__json_member(arguments, "strategy");
+    const bool channel = strategy && strategy->type == HEFT__JSON_TYPE_STRING &&
+                         strcmp(strategy->text, "channel") == 0;
+    const uint64_t count = info->rank == 2 && !channel ? info->shape[1] : 1;
     if (status == HEFT_OK && (group <= 0 || count <= 1)) {
         group =
             count > 1 && shape[1] % count == 0 ? (int64_t)(shape[1] / count) : (int64_t)shape[1];

@@ -209,9 +209,10 @@ heft_status heft__quant_fail(const heft__quant_finder *finder, size_t i, heft_er
  * dtype that of the model, float32 where it is none of 16 bits. */
 heft_status heft__quant_weight_init(const heft__quant_finder *finder, heft__quant_weight *weight,
                                     size_t i, size_t prefix, const char *suffix, heft_error *err);
-/* The only element of tensor i, which must be float32. */
-heft_status heft__quant_read_float(const heft__quant_finder *finder, size_t i, float *out,
-                                   heft_error *err);
+/* The only element of tensor i, which must be float32: a scale of the whole weight. FORMAT for one that would make
+ * all values infinite or NaN: by which they are divided, 0 or NaN; by which they are multiplied, what is not finite. */
+heft_status heft__quant_read_factor(const heft__quant_finder *finder, size_t i, bool divides,
+                                    float *out, heft_error *err);
 /* Take the weight with its parts. FORMAT if a part belongs to another weight. */
 heft_status heft__quant_add(heft__quant_finder *finder, const heft__quant_weight *weight,
                             heft_error *err);

@@ -26,12 +26,13 @@ struct subject {
     heft__arena *trees; /* of its metadata; it ends with the subject */
     const char *type;   /* its class */
     const heft__json_value *data;
+    const heft__json_value *parts; /* the names of its tensors, without the prefix */
 };
 
-/* The bytes in front of "qdata" in "P._NAME_qdata"; SIZE_MAX: it is no such name. */
-static size_t before_qdata(const char *name)
+/* The bytes in front of "qdata" in "P._NAME_qdata", by its end "_qdata"; SIZE_MAX: it is no such name. */
+static size_t before(const char *name, const char *part)
 {
-    const size_t end = heft__quant_prefix(name, "_qdata");
+    const size_t end = heft__quant_prefix(name, part);
     if (end == SIZE_MAX) {
         return SIZE_MAX;
     }
@@ -40,6 +41,11 @@ static size_t before_qdata(const char *name)
         dot--;
     }
     return dot > 1 && name[dot] == '_' && dot + 1 < end ? end + 1 : SIZE_MAX;
+}
+
+static size_t before_qdata(const char *name)
+{
+    return before(name, "_qdata");
 }
 
 /* "P.NAME" of "P._NAME_qdata". */
@@ -124,6 +130,7 @@ static heft_status read_metadata(const heft__quant_finder *finder, struct subjec
     }
     s->type = type->text;
     s->data = heft__json_member(root, "_data");
+    s->parts = heft__json_member(root, "_tensor_data_names");
     return HEFT_OK;
 }
 
@@ -135,6 +142,10 @@ static heft_status find_bytes(const heft__quant_finder *finder, const struct sub
     const size_t zeros = tensor_of(finder, s, "zero_point");
     uint64_t block[2];
     heft_status status = block_in(finder, s, block, err);
+    if (status == HEFT_OK && heft_dtype_bits(finder->table->infos[scales].dtype) == 8) {
+        return heft__quant_fail(finder, scales, err, "%s cannot be a scale of %s",
+                                heft_dtype_name(finder->table->infos[scales].dtype), s->type);
+    }
     if (status == HEFT_OK && info->rank == 2 && block[1] == info->shape[1]) {
         block[1] = 0; /* rows have no groups */
     }
@@ -161,8 +172,12 @@ static heft_status find_nvfp4(const heft__quant_finder *finder, const struct sub
     if (status == HEFT_OK) {
         status = heft__quant_integer(finder, s->data, "block_size", 16, 16, 16, &block, err);
     }
+    if (status == HEFT_OK && finder->table->infos[scales].dtype != HEFT_DTYPE_F8_E4M3FN) {
+        return heft__quant_fail(finder, scales, err, "expected float8_e4m3fn, found %s",
+                                heft_dtype_name(finder->table->infos[scales].dtype));
+    }
     if (status == HEFT_OK && whole != HEFT__NO_PART && finder->table->infos[whole].rank != 3) {
-        status = heft__quant_read_float(finder, whole, &factor, err);
+        status = heft__quant_read_factor(finder, whole, false, &factor, err);
     }
     return status == HEFT_OK ? heft__quant_grouped4(finder, weight, s->i, scales, (uint64_t)block,
                                                     1.0F, factor, err)
@@ -181,10 +196,11 @@ static heft_status find_mx(const heft__quant_finder *finder, const struct subjec
         status = heft__quant_integer(finder, s->data, "block_size", 2, 1 << 20, 32, &block, err);
     }
     if (status == HEFT_OK) {
-        status = heft_dtype_bits(finder->table->infos[scales].dtype) == 8
+        const heft_dtype dtype = finder->table->infos[scales].dtype;
+        status = dtype == HEFT_DTYPE_F8_E8M0FNU || dtype == HEFT_DTYPE_U8
                      ? HEFT_OK
                      : heft__quant_fail(finder, scales, err, "expected exponents, found %s",
-                                        heft_dtype_name(finder->table->infos[scales].dtype));
+                                        heft_dtype_name(dtype));
     }
     if (status != HEFT_OK) {
         return status;
@@ -259,6 +275,45 @@ static bool is_marked(const heft__quant_table *table, size_t i)
             heft__quant_sibling(table, i, prefix, "scale_and_zero") != HEFT__NO_PART);
 }
 
+/* Every tensor that the metadata list must be there. */
+static heft_status check_parts(const heft__quant_finder *finder, const struct subject *s,
+                               heft_error *err)
+{
+    const bool list = s->parts && s->parts->type == HEFT__JSON_TYPE_ARRAY;
+    heft_status status = HEFT_OK;
+    for (const heft__json_value *part = list ? s->parts->first : NULL; part && status == HEFT_OK;
+         part = part->next) {
+        size_t found;
+        status = part->type == HEFT__JSON_TYPE_STRING
+                     ? heft__quant_need(finder, s->i, s->prefix, part->text, &found, err)
+                     : wrong_metadata(finder, s, "_tensor_data_names", err);
+    }
+    return status;
+}
+
+/* A part of a weight that the metadata describe is a fault without its values. */
+static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
+{
+    static const char *const parts[] = {"_scale", "_scale_and_zero", "_zero_point",
+                                        "_per_tensor_scale", NULL};
+    const heft__quant_table *table = finder->table;
+    for (const char *const *part = parts; *part && table->metadata; part++) {
+        const size_t prefix = before(table->infos[i].name, *part);
+        if (prefix == SIZE_MAX || heft__quant_sibling(table, i, prefix, "qdata") != HEFT__NO_PART) {
+            continue;
+        }
+        const char *name = plain_name(finder->arena, table->infos[i].name, prefix);
+        size_t missing;
+        if (!name) {
+            return heft__fail_nomem(err, prefix);
+        }
+        if (table->metadata(table->user, name)) {
+            return heft__quant_need(finder, i, prefix, "qdata", &missing, err);
+        }
+    }
+    return HEFT_OK;
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     static const char *const rest[] = {"scale",
@@ -275,11 +330,14 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         .i = i, .prefix = before_qdata(finder->table->infos[i].name), .trees = &trees};
     heft__quant_weight weight;
     if (s.prefix == SIZE_MAX) {
-        return HEFT_OK;
+        return check_orphan(finder, i, err);
     }
     heft__arena_init(&trees, finder->arena->ctx);
     s.name = plain_name(finder->arena, finder->table->infos[i].name, s.prefix);
     heft_status status = s.name ? read_metadata(finder, &s, err) : heft__fail_nomem(err, s.prefix);
+    if (status == HEFT_OK) {
+        status = check_parts(finder, &s, err);
+    }
     if (status == HEFT_OK) {
         status = heft__quant_weight_init(finder, &weight, i, s.prefix, "qdata", err);
     }

@@ -390,6 +390,10 @@ static heft_status check_groups(const heft__quant_finder *finder, size_t scales,
     } else {
         t->group = (uint64_t)group < columns ? (uint64_t)group : columns;
     }
+    if (!t->along_in && t->group && columns % t->group != 0) { /* awq: only whole groups */
+        return heft__quant_fail(finder, scales, err, "groups of %llu columns do not divide %llu",
+                                (unsigned long long)t->group, (unsigned long long)columns);
+    }
     const uint64_t expected = t->group ? (columns + t->group - 1) / t->group : 0;
     return expected == t->groups
                ? HEFT_OK

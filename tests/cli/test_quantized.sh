@@ -187,6 +187,41 @@ bad ct_int4_pack "t['$q.weight_shape'] = ('I64', [2], struct.pack('<qq', 64, 999
 bad ct_nvfp4 "del t['$q.weight_global_scale']" "$q.weight_packed" '.*weight_global_scale'
 bad mxfp4 "t['model.layers.0.mlp.experts.down_proj_scales'] = ('U8', [4, 64, 3], bytes(768))" 'down_proj_scales' '.*expected shape'
 bad bnb_int8 "t['$q.SCB'] = ('F32', [7], bytes(28))" "$q.SCB" '.*expected shape \[64\], found \[7\]'
+# a scale of the whole weight that would make all of its values infinite or NaN
+bad ct_nvfp4 "t['$q.weight_global_scale'] = ('F32', [1], struct.pack('<f', 0))" "$q.weight_global_scale" '.*expected a scale other than 0 and NaN, by which values are divided, found 0'
+bad ct_nvfp4 "t['$q.weight_global_scale'] = ('F32', [1], struct.pack('<f', float('nan')))" "$q.weight_global_scale" '.*found -?nan'
+bad modelopt_nvfp4 "t['$q.weight_scale_2'] = ('F32', [], struct.pack('<f', float('inf')))" "$q.weight_scale_2" '.*expected a finite scale, found inf'
+# of a block it is what the library makes of it, and a deep verification says so; infinite divisors make zeros
+fresh fp8_block_ue8m0
+edit "$work/edited" "t['$q.weight_scale_inv'] = (*t['$q.weight_scale_inv'][:2], b'\xff' + t['$q.weight_scale_inv'][2][1:])"
+run 0 load "$work/edited" --dequantize --touch
+run 0 verify "$work/edited"
+run 1 verify "$work/edited" --deep
+shows "$out" "^nan: model\.safetensors: $q.weight_scale_inv: contains 1 NaN and 0 infinities"
+fresh ct_nvfp4
+edit "$work/edited" "t['$q.weight_global_scale'] = ('F32', [1], struct.pack('<f', float('inf')))"
+run 0 convert "$work/edited" "$work/zeros" --dequantize
+run 0 verify "$work/zeros" --deep
+rm -rf "$work/zeros"
+# scales that are not those of the layout: of a wrong dtype, too many, of groups that the method does not have
+bad ct_int4_pack_channel "t['$q.weight_scale'] = ('F16', [t['$q.weight_scale'][1][0], 2], t['$q.weight_scale'][2] * 2)" "$q.weight_scale" '.*expected shape \[[0-9]+, 1\], found \[[0-9]+, 2\]'
+bad ct_int8 "t['$q.weight_scale'] = ('U8', t['$q.weight_scale'][1], bytes(len(t['$q.weight_scale'][2]) // 2))" "$q.weight_scale" '.*uint8 cannot be a scale of int8'
+bad fp8_channel "t['$q.weight_scale'] = ('U8', t['$q.weight_scale'][1], bytes(len(t['$q.weight_scale'][2]) // 2))" "$q.weight_scale" '.*uint8 cannot be a scale of float8'
+bad modelopt_mxfp8 "t['$q.weight_scale'] = ('U8', [t['$q.weight_scale'][1][0], 1], t['$q.weight_scale'][2][:t['$q.weight_scale'][1][0]])" "$q.weight_scale" '.*expected shape'
+bad modelopt_mxfp8 "t['$q.weight'] = ('I8', *t['$q.weight'][1:])" "$q.weight" '.*expected float8_e4m3fn, found int8'
+bad awq_4bit "c['quantization_config']['group_size'] = 33" "scales" '.*groups of 33 columns do not divide [0-9]+'
+# more bits than the words have room for; an order of groups that is declared and not there
+bad gptq_4bit "c['quantization_config']['bits'] = 5" '.*qweight' '.*expected values of 5 bits, found room for 4'
+bad gptq_4bit "c['quantization_config']['desc_act'] = True; del t['$q.g_idx']" "$q.qweight" '.*g_idx" is missing'
+# settings that the tensors contradict, and that no value depends on
+for wrong in num_bits=8 group_size=32; do
+    fresh ct_nvfp4
+    edit "$work/edited" "c['quantization_config']['config_groups']['group_0']['weights']['${wrong%=*}'] = ${wrong#*=}"
+    run 0 load "$work/edited" --dequantize
+    shows "$err" "warning: .*the config says ${wrong%=*} ${wrong#*=}, and the tensors have"
+    run 1 verify "$work/edited"
+    shows "$out" "^quantization: .*the config says ${wrong%=*} ${wrong#*=}, and the tensors have"
+done
 # tensors of another method than the one that is declared, and parts of weights that are not there
 bad bnb_nf4 "c['quantization_config'] = {'quant_method': 'gptq', 'bits': 4}" 'absmax' '.*expected tensors of gptq only, found one of bitsandbytes'
 bad gptq_4bit "c['quantization_config'] = {'quant_method': 'bitsandbytes', 'load_in_4bit': True}" '.*' '.*expected tensors of bitsandbytes only, found one of gptq'

@@ -393,7 +393,7 @@ static const struct made_case {
       {"w.qzeros", "I32", "[5,4]", 80, NULL},
       {"w.scales", "F16", "[5,32]", 320, NULL}}                                                                    },
     {"awq_rows_left_over",
-     "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[160,5]", 3200, NULL},
+     "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[192,5]", 3840, NULL},
       {"w.qzeros", "I32", "[3,5]", 60, NULL},
       {"w.scales", "F16", "[3,40]", 240, NULL}}                                              },
     {"gptq_large",

@@ -92,6 +92,9 @@ static heft__json_value *parsed(struct tensors *t, const char *text)
     "{\"_type\":\"Int8Tensor\",\"_data\":{\"dtype\":{\"_type\":\"torch.dtype\",\"_data\":"         \
     "\"int8\"}}}"
 #define QINT8 "{\"a\":{\"weights\":\"qint8\"}}"
+#define INT8_PARTS                                                                                 \
+    "{\"_type\":\"Int8Tensor\",\"_data\":{\"block_size\":[1,4]},\"_tensor_data_names\":["          \
+    "\"qdata\",\"scale\",\"zero_point\"]}"
 #define INT8_CLASS "{\"_type\":\"Int8Tensor\",\"_data\":{\"block_size\":[1,4]}}"
 
 static const struct bad {
@@ -140,6 +143,18 @@ static const struct bad {
     {"a modelopt scale without a weight",       "a.weight_scale_2 F32 -",                                            MODELOPT,   NULL,                              NULL,
      "a.weight_scale_2",                                                                                                                                                                                                                                 "\"a.weight\" is missing"                               },
 
+    {"torchao: a scale without its values",     "a._weight_scale F32 4,1",                                           TORCHAO,    NULL,                              INT8_CLASS,
+     "a._weight_scale",                                                                                                                                                                                                                                  "\"a._weight_qdata\" is missing"                        },
+    {"torchao: a listed part is missing",       "a._weight_qdata I8 4,4;a._weight_scale F32 4,1",                    TORCHAO,
+     NULL,                                                                                                                                                          INT8_PARTS,                                                  "a._weight_qdata",      "\"a._weight_zero_point\" is missing"                   },
+    {"torchao: exponents for integers",         "a._weight_qdata I8 4,4;a._weight_scale U8 4,1",                     TORCHAO,
+     NULL,                                                                                                                                                          INT8_CLASS,                                                  "a._weight_scale",      "uint8 cannot be a scale of Int8Tensor"                 },
+    {"torchao: nvfp4 with exponents",           "a._weight_qdata U8 2,8;a._weight_scale U8 2,1",                     TORCHAO,
+     NULL,                                                                                                                                                          "{\"_type\":\"NVFP4Tensor\",\"_data\":{}}",                  "a._weight_scale",
+     "expected float8_e4m3fn, found uint8"                                                                                                                                                                                                                                                                       },
+    {"torchao: mx without exponents",           "a._weight_qdata U8 2,16;a._weight_scale F8_E4M3 2,1",
+     TORCHAO,                                                                                                                    NULL,                              "{\"_type\":\"MXTensor\",\"_data\":{}}",                     "a._weight_scale",
+     "expected exponents, found float8_e4m3fn"                                                                                                                                                                                                                                                                   },
     {"int8 without a scale",                    "a.weight I8 4,4",                                                   COMPRESSED, NULL,                              NULL,                                                        "a.weight",
      "\"a.weight_scale\" is missing"                                                                                                                                                                                                                                                                             },
     {"a compressed scale without a weight",     "a.weight_scale F32 4,1",                                            COMPRESSED, NULL,                              NULL,
