@@ -161,17 +161,22 @@ static const heft__family *family_of(const heft_source *source, const struct ord
                             : NULL;
 }
 
-/* The same for a class that is not known, of a model type that is: by the names of the tensors. */
-static void find_float32_by_name(const heft_source *source, heft_dtype dtype, struct order *o)
+/* The same for a class or a model type that is not known: by the names of the tensors. */
+static heft_status find_float32_by_name(const heft_source *source, heft_dtype dtype,
+                                        struct order *o, heft_error *err)
 {
-    const heft__family *family = family_of(source, o);
-    const size_t count = o->ckpt->count;
-    for (size_t i = 0; family && i < count; i++) {
+    const heft__float32_list *kept = NULL;
+    heft__arena arena;
+    heft__arena_init(&arena, source->ctx);
+    const heft_status status = heft__config_float32(source->config, &arena, &kept, err);
+    for (size_t i = 0; status == HEFT_OK && kept && i < o->ckpt->count; i++) {
         if (heft_dtype_is_floating(o->ckpt->infos[i].dtype) &&
-            heft__family_keeps_float32(family, dtype, o->ckpt->infos[i].name)) {
+            heft__stays_float32(kept, dtype, o->ckpt->infos[i].name)) {
             o->dtypes[i] = HEFT_DTYPE_F32;
         }
     }
+    heft__arena_fini(&arena);
+    return status;
 }
 
 /* A model whose modules are those that the names make. */
@@ -243,7 +248,7 @@ static heft_status find_dtypes(const heft_source *source, const heft_convert_opt
     if (halves && o->model) {
         status = find_float32(source, options->dtype, o, err);
     } else if (halves) {
-        find_float32_by_name(source, options->dtype, o);
+        status = find_float32_by_name(source, options->dtype, o, err);
     }
     return status == HEFT_OK && options->dtype_count ? find_asked(source, options, o, err) : status;
 }

@@ -6,24 +6,24 @@
  * Source: docs/loading.md [8]. */
 #include "load/load.h"
 
-/* dtype: NONE: each as it is. family: of the model type, where only the class is not known; NULL: none. */
-static heft_dtype dtype_of(const heft_tensor_info *info, const heft__family *family,
+/* dtype: NONE: each as it is. */
+static heft_dtype dtype_of(const heft_tensor_info *info, const heft__float32_list *kept,
                            heft_dtype dtype)
 {
     const bool cast = dtype != HEFT_DTYPE_NONE && heft_dtype_is_floating(info->dtype) &&
                       heft__cast_known(info->dtype, dtype);
-    if (cast && family && heft__family_keeps_float32(family, dtype, info->name)) {
+    if (cast && heft__stays_float32(kept, dtype, info->name)) {
         return HEFT_DTYPE_F32;
     }
     return cast ? dtype : info->dtype;
 }
 
 /* What the options ask for, of tensor i. */
-static heft_dtype asked_dtype(const heft_checkpoint *ckpt, const heft__family *family,
+static heft_dtype asked_dtype(const heft_checkpoint *ckpt, const heft__float32_list *kept,
                               const heft_load_options *options, size_t i)
 {
     if (!options->tensor_dtypes) {
-        return dtype_of(&ckpt->infos[i], family, options->dtype);
+        return dtype_of(&ckpt->infos[i], kept, options->dtype);
     }
     const heft_dtype dtype = options->tensor_dtypes[i];
     return dtype == HEFT_DTYPE_NONE ? ckpt->infos[i].dtype : dtype;
@@ -75,10 +75,15 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
     heft_ctx *ctx = ckpt->ctx;
     const size_t count = ckpt->count, bytes = count * sizeof(heft_parameter_spec);
     const heft_dtype dtype = options->dtype;
-    const heft__family *family = config ? heft__family_find(heft_config_model_type(config)) : NULL;
+    const heft__float32_list *kept = NULL;
+    heft__arena arena;
+    heft__arena_init(&arena, ctx);
     size_t *aliases = NULL;
     heft_parameter_spec *list = heft__alloc(ctx, bytes);
     heft_status status = check_dtypes(ckpt, options, err);
+    if (status == HEFT_OK) {
+        status = heft__config_float32(config, &arena, &kept, err);
+    }
     if (status == HEFT_OK) {
         status =
             list ? heft__checkpoint_aliases(ckpt, &aliases, err) : heft__fail_nomem(err, bytes);
@@ -86,7 +91,7 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
     for (size_t i = 0; status == HEFT_OK && i < count; i++) {
         const heft_tensor_info *info = &ckpt->infos[i];
         list[i] = (heft_parameter_spec){.name = info->name,
-                                        .dtype = asked_dtype(ckpt, family, options, i),
+                                        .dtype = asked_dtype(ckpt, kept, options, i),
                                         .rank = info->rank,
                                         .shape = info->shape};
     }
@@ -105,6 +110,7 @@ heft_status heft__unknown_model(const heft_checkpoint *ckpt, const heft_config *
                                                                      : heft_config_dtype(config)};
         status = heft__named_model(ctx, &named, out, err);
     }
+    heft__arena_fini(&arena);
     heft__free(ctx, list, bytes);
     heft__free(ctx, aliases, count * sizeof *aliases);
     return status;

@@ -344,8 +344,18 @@ typedef struct heft__family {
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */
 const heft__family *
 heft__family_of_class(const char *class_name); /* by a concrete class; NULL if unknown */
-/* Whether a model of the family that is loaded in that dtype keeps the parameter in float32. (skeleton.c) */
-bool heft__family_keeps_float32(const heft__family *family, heft_dtype dtype, const char *name);
+
+/* What stays float32 where names alone are known. (keep_f32.c) */
+typedef struct heft__float32_list {
+    const char *const *half, *const *both; /* in float16; in float16 and bfloat16 */
+    const struct heft__float32_list *next;
+} heft__float32_list;
+
+/* The lists of all model types in a config, which may be NULL; in the arena. NULL: there are none. */
+heft_status heft__config_float32(const heft_config *config, heft__arena *arena,
+                                 const heft__float32_list **out, heft_error *err);
+/* Whether a cast to that dtype keeps a tensor of the file in float32. */
+bool heft__stays_float32(const heft__float32_list *kept, heft_dtype dtype, const char *name);
 /* The family of a config, and the class by its name, its Auto name, or (NULL) the config's
  * architecture. */
 heft_status heft__class_find(const heft_config *config, const char *class_name,

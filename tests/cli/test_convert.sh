@@ -216,6 +216,22 @@ run 0 inspect "$work/t5_custom" --json
 run 0 load "$work/t5" --dtype float16 --mode copy --json
 [ "$before" = "$(grep -o '"copied_bytes": [0-9]*' "$out")" ] || fail "a custom class takes other bytes than $before"
 
+# so it does in model types without a family, also in a part of the model, and nowhere else
+for config in '{"model_type": "umt5"}' '{"model_type": "llava", "text_config": {"model_type": "t5"}}' \
+    '{"model_type": "quux", "parts": {"text": {"model_type": "mt5"}}}'; do
+    printf '%s' "$config" >"$work/t5/config.json"
+    rm -rf "$work/t5_custom"
+    run 0 convert "$work/t5" "$work/t5_custom" --dtype float16
+    run 0 inspect "$work/t5_custom" --json
+    [ "$known" = "$(of_dtype float32)" ] || fail "float32 of $config: $(of_dtype float32)"
+    run 0 load "$work/t5" --dtype float16 --mode copy --json
+    [ "$before" = "$(grep -o '"copied_bytes": [0-9]*' "$out")" ] || fail "$config takes other bytes than $before"
+    rm -rf "$work/t5_custom"
+    run 0 convert "$work/t5" "$work/t5_custom" --dtype bfloat16
+    run 0 inspect "$work/t5_custom" --json
+    [ -z "$(of_dtype float32)" ] || fail "float32 of $config in bfloat16: $(of_dtype float32)"
+done
+
 # dtypes of parts: in a conversion, by a load and of a new model; sub-models by their key in the config
 python3 - "$source_dir/tests/data/skeletons/clip__base.json" "$work/clip.json" <<'END'
 import json, sys

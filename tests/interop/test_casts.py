@@ -1,6 +1,11 @@
 """Every pair of dtypes that Tensor.copy_() takes: the numbers that PyTorch gives, for random bits and for numbers at the edges."""
 
+import importlib
+import inspect
+import json
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +202,45 @@ def test_convert_casts_floating_point_tensors_only(tiny, wanted, tmp_path):
     assert_same(expected, load_safetensors(tmp_path / "out"))
     heft("load", tmp_path / "out")  # its config names a dtype that both can load
     AutoModel.from_pretrained(tmp_path / "out")
+
+
+def kept_types():
+    """Model type -> what its classes keep in float32: in float16, in bfloat16 as well."""
+    import transformers
+
+    models = Path(transformers.__file__).parent / "models"
+    types = {}
+    for path in models.glob("*/modeling_*.py"):
+        if not re.search("_keep_in_fp32_modules", path.read_text(encoding="utf-8")):
+            continue
+        module = importlib.import_module(f"transformers.models.{path.parent.name}.{path.stem}")
+        for kind in vars(module).values():
+            if not inspect.isclass(kind) or not issubclass(kind, transformers.PreTrainedModel):
+                continue
+            name = getattr(kind.config_class, "model_type", None)
+            if kind.__module__ == module.__name__ and name:
+                half, both = types.setdefault(name, (set(), set()))
+                half.update(kind._keep_in_fp32_modules or [])
+                both.update(kind._keep_in_fp32_modules_strict or [])
+    return {name: lists for name, lists in types.items() if lists[0] | lists[1]}
+
+
+def test_every_model_type_keeps_in_float32_what_transformers_does(tmp_path):
+    """Also those that heft has no family for, and those of a part of the model."""
+    types = kept_types()
+    assert len(types) > 20
+    for number, (name, (half, both)) in enumerate(sorted(types.items())):
+        tensors = {f"a.{entry}.b": torch.ones(2) for entry in half | both} | {"a.qqq.b": torch.ones(2)}
+        for part in (False, True):
+            source = tmp_path / f"{number}{part}"
+            source.mkdir()
+            save_file(tensors, source / "model.safetensors")
+            config = {"model_type": name, "architectures": ["Quux"]}
+            config = {"model_type": "quux", "text_config": config} if part else config
+            (source / "config.json").write_text(json.dumps(config))
+            for dtype, kept in (("float16", half | both), ("bfloat16", both)):
+                heft("convert", source, source / dtype, "--dtype", dtype)
+                found = load_file(source / dtype / "model.safetensors")
+                floats = {n for n, tensor in found.items() if tensor.dtype == torch.float32}
+                expected = {n for n in tensors if any(re.search(entry, n) for entry in kept)}
+                assert floats == expected, (name, dtype, part)
