@@ -396,10 +396,12 @@ static heft_status parse_text(heft_ctx *ctx, const char *folder, const void *byt
     heft__map_init(&p.names, ctx);
     heft__map_init(&p.files, ctx);
     heft__json_init(&p.json, bytes, length, 0, heft__limits(ctx)->json_depth);
+    p.json.python = true;
     heft_error why = {0}, other = {0};
     heft_status status = read_document(&p, &why);
     if (status == HEFT_FORMAT && !p.has_map && !p.has_metadata && p.whole) {
         heft__json_init(&p.json, bytes, length, 0, heft__limits(ctx)->json_depth);
+        p.json.python = true;
         const heft_status bare = read_bare(&p, &other);
         status = bare == HEFT_OK || bare == HEFT_NOMEM ? bare : status;
     }

@@ -46,8 +46,22 @@ static const struct head {
     {"\x80",                         PICKLE_NEXT, "a pickle not written by torch.save"                      },
 };
 
+/* Text may begin with a byte order mark and white space. */
+static size_t skip_blank(const uint8_t *head, size_t length)
+{
+    size_t at = length >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    while (at < length && head[at] && strchr(" \t\r\n", head[at])) {
+        at++;
+    }
+    return at < length && (head[at] == '<' || head[at] == '{') ? at : 0;
+}
+
 const char *heft__stranger_by_head(const uint8_t *head, size_t length)
 {
+    const size_t blank = skip_blank(head, length);
+    if (blank > 0) {
+        return heft__stranger_by_head(head + blank, length - blank);
+    }
     for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++) {
         const size_t start = strlen(heads[i].start);
         if (length >= start && memcmp(head, heads[i].start, start) == 0 &&
