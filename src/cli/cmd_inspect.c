@@ -281,6 +281,9 @@ static void print_summary(const cli_listing *list, const heft_quantization *quan
         print_pair("index", heft_checkpoint_index(list->ckpt));
     }
     cli_print_quantization("quantized   ", quantization);
+    if (!list->ckpt) {
+        print_pair("weights", "none: this is the empty model that the config describes");
+    }
     printf("tensors     %zu\n", list->count);
     printf("parameters  %s\n", cli_grouped(list->total_parameters, number));
     printf("total       %s (%s bytes)\n", cli_bytes(list->total_size, bytes),

@@ -177,6 +177,12 @@ static heft_status follow_config(heft_source *source, const heft_checkpoint_opti
     if (!path) {
         return heft__fail_nomem(err, strlen(name));
     }
+    if (!heft__path_exists(path)) { /* nor is it a name in the hub's cache */
+        status =
+            heft__fail(err, HEFT_NOT_FOUND,
+                       "transformers_weights names '%.200s', which is not in the folder", name);
+        return heft__add_path(status, err, source->config->path);
+    }
     start_over(source);
     heft_checkpoint_options here = *options;
     here.subfolder = NULL;

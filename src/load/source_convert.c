@@ -253,6 +253,27 @@ static heft_status find_dtypes(const heft_source *source, const heft_convert_opt
     return status == HEFT_OK && options->dtype_count ? find_asked(source, options, o, err) : status;
 }
 
+/* They are converted as they are, into a checkpoint that lacks these weights as the source does. */
+static heft_status warn_of_placeholders(const heft_source *source, heft__warnings *notes,
+                                        heft_error *err)
+{
+    const heft_checkpoint *ckpt = source->ckpt;
+    const char *first = NULL;
+    size_t count = 0;
+    for (size_t i = 0; ckpt && i < ckpt->count; i++) {
+        const heft_tensor_info *info = &ckpt->infos[i];
+        if (heft__is_placeholder(info->shape, info->rank) && count++ == 0) {
+            first = info->name;
+        }
+    }
+    return count == 0 || heft__warn(notes,
+                                    "found %zu tensor%s of shape [0], which DeepSpeed ZeRO-3 saves "
+                                    "in place of weights that were not gathered: '%.200s'%s",
+                                    count, count > 1 ? "s" : "", first, count > 1 ? ", ..." : "")
+               ? HEFT_OK
+               : heft__fail_nomem(err, 0);
+}
+
 /* ---- ties ------------------------------------------------------------------------------------ */
 static heft_status list_texts(const heft_checkpoint *ckpt, const char ***out, heft_error *err)
 {
@@ -408,6 +429,9 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     }
     if (status == HEFT_OK) {
         status = heft__source_warn_quantized(source, &notes, err);
+    }
+    if (status == HEFT_OK) {
+        status = warn_of_placeholders(source, &notes, err);
     }
     if (status == HEFT_OK) {
         o.known.notes = notes.lines;

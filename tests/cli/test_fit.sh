@@ -106,6 +106,12 @@ sed 's/"model_type": "bert"/"model_type": "unheard_of"/' "$config" >"$work/zero/
 run 0 load "$work/zero"
 shows "$err" "found 1 tensor of shape \[0\], which DeepSpeed ZeRO-3 .*'late'"
 
+# a conversion keeps them as they are, and says so
+run 0 convert "$work/placeholder" "$work/placeholder_again"
+shows "$err" "found 1 tensor of shape \[0\], which DeepSpeed ZeRO-3 .*'cls\.predictions\.bias'"
+run 0 convert "$work/base" "$work/base_again"
+silent "$err"
+
 # ---- classes of a config -------------------------------------------------------------------------------------------
 cp -r "$work/base" "$work/spelled"
 sed -i 's/"BertModel"/"BERTModel"/' "$work/spelled/config.json"

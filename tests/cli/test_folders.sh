@@ -128,6 +128,16 @@ run 0 load "$work/named" --strict
 named named none.safetensors
 run 4 load "$work/named"
 shows "$err" 'none\.safetensors'
+# beside other weights: they are not taken, nor is a model of that name in the hub's cache
+cp "$work/one/model.safetensors" "$work/named"
+mkdir -p "$work/hub/models--named--none.safetensors/refs" "$work/hub/models--named--none.safetensors/snapshots/1"
+printf 1 >"$work/hub/models--named--none.safetensors/refs/main"
+cp "$work/one"/* "$work/hub/models--named--none.safetensors/snapshots/1"
+(
+    cd "$work"
+    export HF_HUB_CACHE="$work/hub"
+    fails 4 "config.json: transformers_weights names 'none.safetensors', which is not in the folder" load named
+)
 named named ..\\/one\\/model.safetensors
 fails 8 'transformers_weights must name a weight file' load "$work/named"
 

@@ -44,6 +44,10 @@ for path in "$config" "$work/empty" "$work/empty/config.json"; do
     shows "$out" '[{]"name": "pooler.dense.bias", "dtype": "float32", "shape": \[32\], "file": null, "offset": null, "bytes": 128[}]'
     lacks "$out" position_ids
 done
+run 0 inspect "$work/empty"
+shows "$out" '^weights +none: this is the empty model that the config describes$'
+run 0 inspect "$work/a"
+lacks "$out" '^weights '
 run 0 inspect "$work" --subfolder empty --json
 has class '"BertModel"'
 run 0 inspect "$config" --class BertForMaskedLM --json
