@@ -118,6 +118,25 @@ def _with_ties(names: Iterable[str], tied: dict[str, list[str]]) -> dict[str, st
     return result
 
 
+def _bytes_of(tensor: _heft.Tensor) -> torch.Tensor:
+    return tensor.torch().contiguous().flatten().view(torch.uint8)
+
+
+def _warn_of_ties(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Say which tensors of the module get one of several values, as with ``load_state_dict()``."""
+    groups = {tuple(group): None for group in _tied_names(module).values()}
+    for group in groups:
+        *others, last = [name for name in group if name in checkpoint] or [""]
+        for name in others:
+            one, two = checkpoint[name], checkpoint[last]
+            alike = one.dtype == two.dtype and one.shape == two.shape
+            if not alike or not torch.equal(_bytes_of(one), _bytes_of(two)):
+                warn([
+                    f"{checkpoint.folder or 'the checkpoint'}: {name!r} and {last!r} have different values, but are"
+                    f" one tensor of the module, which gets that of {last!r}"
+                ])
+
+
 @contextlib.contextmanager
 def _on_meta(module: nn.Module) -> Iterator[None]:
     """Give the module tensors without memory, and then its own again."""
@@ -293,6 +312,7 @@ def load_sharded_checkpoint(
         lazy = _has_lazy(model)
         if not lazy:  # what has no shape yet is for torch to say
             _check(model, _empty_state(checkpoint, {name: name for name in checkpoint}), strict=False)
+            _warn_of_ties(model, checkpoint)
         if lazy or not _is_plain(model):
             model.load_state_dict({name: tensor.torch() for name, tensor in checkpoint.items()}, strict=False)
         else:
@@ -471,6 +491,8 @@ def _load_into(
         raise TypeError(f"{type(module).__name__} has lazy parameters without a shape: run the module once before loading")
     sources = _with_ties(checkpoint, _ties(module))
     report = _check(module, _empty_state(checkpoint, sources), strict, assign)
+    if not assign:
+        _warn_of_ties(module, checkpoint)
     plain = _is_plain(module)
     slots = list(_slots(module))
     missing = set(report.missing_keys)

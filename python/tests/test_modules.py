@@ -351,6 +351,30 @@ def test_into_a_model_of_transformers_that_lacks_a_head(tmp_path: Path) -> None:
     assert torch.equal(model.model.norm.weight, source.model.norm.weight)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("second", [1.0, 2.0])
+def test_two_values_for_one_tensor_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sharded: bool, second: float
+) -> None:
+    model = llama(tie=True)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["lm_head.weight"] = torch.full_like(state["lm_head.weight"], second)
+    state["model.embed_tokens.weight"] = torch.ones_like(state["lm_head.weight"])
+    folder = shard(state, tmp_path / "m")
+    caplog.set_level("WARNING", "heft")
+    if sharded:
+        heft.load_sharded_checkpoint(model, folder)
+    else:
+        heft.load_into(model, folder)
+    assert float(model.lm_head.weight.detach().max()) == second
+    expected = "'model.embed_tokens.weight' and 'lm_head.weight' have different values"
+    assert [expected in record.message for record in caplog.records] == [True] * (second != 1.0)
+    caplog.clear()
+    if not sharded:
+        heft.load_into(model, folder, assign=True)
+        assert not caplog.records
+
+
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("stored", ["float32", "float16"])
 def test_into_keeps_ties_if_the_checkpoint_has_both_names(tmp_path: Path, meta: bool, stored: str) -> None:
