@@ -199,6 +199,21 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_model_retype(heft_model *model,
                                                        const heft_module_dtype *dtypes,
                                                        size_t count, heft_error *err);
 
+/**
+ * Give an empty model the dtypes that a load gives it: what its family keeps in float32 is float32.
+ *
+ * heft_model_new() makes a model of one dtype, as Transformers does for a model without a
+ * checkpoint; heft_model_load(), heft_model_skeleton() and conversions keep float32 by themselves.
+ *
+ * @param model  changed; unchanged on failure
+ * @param err    filled on failure; may be NULL
+ *
+ * Memory   as many dtypes as the model has parameters, during the call.
+ * Errors   INVALID_ARG for a NULL pointer, or a model that has values.
+ * Source   docs/loading.md [4].
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_model_keep_float32(heft_model *model, heft_error *err);
+
 /** The memory that heft_model_load() needs, predicted before loading. */
 typedef struct heft_load_needs {
     size_t struct_size;      /* set by HEFT_SIZED */

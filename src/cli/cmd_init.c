@@ -68,6 +68,9 @@ static int run_init(cli_run *run)
         status = heft_model_new(run->ctx, config, run->values[OPTION_CLASS], dtype, &model, &err);
     }
     if (status == HEFT_OK) {
+        status = heft_model_keep_float32(model, &err);
+    }
+    if (status == HEFT_OK) {
         status = heft_model_retype(model, request.dtypes.list, request.dtypes.count, &err);
     }
     if (status == HEFT_OK) {

@@ -154,6 +154,20 @@ static void look_for_layer(struct stack *stacks, size_t count, const char *name)
     }
 }
 
+/* Layers behind the others that predict further tokens: the config counts them apart, and no model of Transformers
+ * has them. */
+static uint64_t predicting_layers(const heft_config *config)
+{
+    static const char *const key = "num_nextn_predict_layers";
+    uint64_t count = 0;
+    const heft__json_value *text = heft__json_member(config->root, "text_config");
+    const heft__json_value *value = heft__json_member(config->root, key);
+    if (!value && text && text->type == HEFT__JSON_TYPE_OBJECT) {
+        value = heft__json_member(text, key);
+    }
+    return value && heft__json_as_u64(value, &count) ? count : 0;
+}
+
 static heft_status find_layers(const heft_model *model, const heft__match *match,
                                heft__findings *findings, heft_error *err)
 {
@@ -169,7 +183,8 @@ static heft_status find_layers(const heft_model *model, const heft__match *match
                                        .file = CONFIG,
                                        .tensor = stacks[k].beyond,
                                        .offset = HEFT_NO_OFFSET};
-        if (stacks[k].beyond) {
+        if (stacks[k].beyond &&
+            stacks[k].last >= stacks[k].layers + predicting_layers(model->config)) {
             status =
                 heft__find(findings, &finding, err,
                            "layers up to number %lu of '%.*s' in the files, %zu layers in the "

@@ -117,12 +117,8 @@ heft_status heft__model_retype(heft_model *model, const heft_module_dtype *list,
     return status;
 }
 
-heft_status heft_model_retype(heft_model *model, const heft_module_dtype *dtypes, size_t count,
-                              heft_error *err)
+static heft_status check_empty(const heft_model *model, heft_error *err)
 {
-    if (!model || (!dtypes && count)) {
-        return heft__fail(err, HEFT_INVALID_ARG, "model or list is NULL");
-    }
     for (size_t i = 0; i < model->count; i++) {
         if (model->bindings[i].storage) {
             return heft__add_item(heft__fail(err, HEFT_INVALID_ARG,
@@ -130,7 +126,40 @@ heft_status heft_model_retype(heft_model *model, const heft_module_dtype *dtypes
                                   err, model->parameters[i].name);
         }
     }
-    return heft__model_retype(model, dtypes, count, err);
+    return HEFT_OK;
+}
+
+heft_status heft_model_retype(heft_model *model, const heft_module_dtype *dtypes, size_t count,
+                              heft_error *err)
+{
+    if (!model || (!dtypes && count)) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model or list is NULL");
+    }
+    const heft_status status = check_empty(model, err);
+    return status == HEFT_OK ? heft__model_retype(model, dtypes, count, err) : status;
+}
+
+heft_status heft_model_keep_float32(heft_model *model, heft_error *err)
+{
+    if (!model) {
+        return heft__fail(err, HEFT_INVALID_ARG, "model is NULL");
+    }
+    const size_t bytes = (model->count + 1) * sizeof(heft_dtype);
+    heft_status status = check_empty(model, err);
+    heft_dtype *dtypes = status == HEFT_OK ? heft__alloc(model->ctx, bytes) : NULL;
+    if (status == HEFT_OK && !dtypes) {
+        status = heft__fail_nomem(err, bytes);
+    }
+    if (status == HEFT_OK) {
+        for (size_t i = 0; i < model->count; i++) {
+            const heft_parameter *saved = &model->parameters[model->parameters[i].tied_to];
+            const bool keep = heft__family_keeps_float32(model->family, saved->dtype, saved->name);
+            dtypes[i] = keep ? HEFT_DTYPE_F32 : saved->dtype;
+        }
+        status = set_dtypes(model, dtypes, err);
+    }
+    heft__free(model->ctx, dtypes, bytes);
+    return status;
 }
 
 heft_status heft__packed_refuse_casts(const heft_source *source, const heft_model *model,

@@ -345,6 +345,9 @@ const heft__family *heft__family_find(const char *model_type); /* NULL if unknow
 const heft__family *
 heft__family_of_class(const char *class_name); /* by a concrete class; NULL if unknown */
 
+/* Whether a model of the family that is loaded in that dtype keeps the parameter in float32. (skeleton.c) */
+bool heft__family_keeps_float32(const heft__family *family, heft_dtype dtype, const char *name);
+
 /* What stays float32 where names alone are known. (keep_f32.c) */
 typedef struct heft__float32_list {
     const char *const *half, *const *both; /* in float16; in float16 and bfloat16 */

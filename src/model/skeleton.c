@@ -430,6 +430,11 @@ static bool keeps_float32(const heft__family *family, heft_dtype dtype, const ch
            ((half || brain) && has_part(path, name, family->keep_f32_strict));
 }
 
+bool heft__family_keeps_float32(const heft__family *family, heft_dtype dtype, const char *name)
+{
+    return keeps_float32(family, dtype, name, "");
+}
+
 /* The model's dtype, but where the family keeps float32. */
 static heft_dtype dtype_of(const heft__skeleton *s, const char *name)
 {

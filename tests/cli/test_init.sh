@@ -39,6 +39,22 @@ cmp -s "$work/a/model.safetensors" "$work/unpickled/model.safetensors" || fail "
 # dtype, class, variant; a folder as CONFIG
 run 0 init "$work/a" "$work/half" --dtype bf16 --json
 has total_size 46784
+# what a load keeps in float32 is float32, unless it is asked for; a load then casts nothing
+cat >"$work/.t5.json" <<'EOF'
+{"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 10}
+EOF
+run 0 init "$work/.t5.json" "$work/t5" --dtype f16 -q
+run 0 inspect "$work/t5"
+shows "$out" 'wo\.weight +float32'
+shows "$out" 'wi\.weight +float16'
+run 0 convert "$work/t5" "$work/t5-again" --dtype f16 -q
+cmp -s "$work/t5/model.safetensors" "$work/t5-again/model.safetensors" || fail "a cast changed what init wrote"
+run 0 init "$work/.t5.json" "$work/t5-half" --dtype f16 --dtype-of wo=float16 -q
+run 0 inspect "$work/t5-half"
+shows "$out" 'wo\.weight +float16'
+run 0 init "$work/.t5.json" "$work/t5-brain" --dtype bf16 -q
+run 0 inspect "$work/t5-brain"
+shows "$out" 'wo\.weight +bfloat16'
 run 0 init "$config" "$work/mlm" --class BertForMaskedLM --json
 has total_parameters 23576
 run 0 init "$config" "$work/variant" --variant fp16 -q

@@ -140,6 +140,10 @@ shows "$out" '^missing_weights: config\.json: [0-9]+ of [0-9]+ weights of the bo
 run 0 verify "$work/layers/model.safetensors" # a file alone need not be a whole model
 sed -i 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 1/' "$work/layers/config.json"
 run 1 verify "$work/layers"
+sed -i 's/"num_hidden_layers": 1/"num_nextn_predict_layers": 1, &/' "$work/layers/config.json"
+run 0 verify "$work/layers" # it predicts a further token
+sed -i 's/"num_nextn_predict_layers": 1, //' "$work/layers/config.json"
+run 1 verify "$work/layers"
 shows "$out" "^layers: config\\.json: encoder\\.layer\\.1\\..*: layers up to number [0-9]+ of 'encoder\\.layer' in the files, 1 layers in the config's model"
 run 0 init -q "$source_dir/tests/data/tiny-bert/config.json" "$work/widths"
 sed -i 's/"intermediate_size": [0-9]*/"intermediate_size": 12/' "$work/widths/config.json"
