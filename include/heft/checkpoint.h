@@ -1,5 +1,6 @@
 /* heft/checkpoint.h - a checkpoint: a weight file, or a folder of weight files, as one set of named
- * tensors. Open it, list and read its tensors; options and reports for converting and verifying. */
+ * tensors. Open it, list and read its tensors; options and reports for converting, verifying and
+ * comparing. */
 #ifndef HEFT_CHECKPOINT_H
 #define HEFT_CHECKPOINT_H
 
@@ -391,6 +392,43 @@ typedef struct heft_verify_options {
 
 /** Free a report. NULL is allowed. */
 HEFT_API void heft_verify_report_free(heft_verify_report *report);
+
+/* ---- diff: heft_source_diff() (heft/source.h) ------------------------------------------------- */
+typedef struct heft_diff_options {
+    size_t struct_size; /* set by HEFT_OPTIONS */
+    double tolerance;   /* values that differ by at most this are equal; finite, not negative */
+} heft_diff_options;
+
+/** A tensor that two checkpoints have and that differs in them. */
+typedef struct heft_change {
+    const char *name;
+    /* What differs, joined with "; ": "dtype float32 -> bfloat16", "shape [2, 3] -> [3, 2]",
+     * "values" */
+    const char *what;
+    /* Whether values were compared as numbers: shapes are equal and both dtypes can be converted to
+     * float64 or complex128. Otherwise the next three are NAN. */
+    bool measured;
+    double max_abs; /* largest |a - b|; NAN if NaN meets a number; infinity if infinity does */
+    double
+        max_rel; /* largest |a - b| / max(|a|, |b|), 0 where both are 0; NAN, infinity: as max_abs */
+    double cosine; /* of the angle between the tensors as vectors; NAN if it is undefined */
+} heft_change;
+
+/** How two checkpoints differ. Names are in natural order. Free it with heft_diff_report_free(). */
+typedef struct heft_diff_report {
+    bool equal;               /* nothing is added, removed or changed */
+    const char *const *added; /* [added_count] names in B only */
+    size_t added_count;
+    const char *const *removed; /* [removed_count] names in A only */
+    size_t removed_count;
+    const heft_change *changed;
+    size_t changed_count;
+    size_t common;       /* names in both */
+    uint64_t bytes_read; /* of tensors of both */
+} heft_diff_report;
+
+/** Free a report. NULL is allowed. */
+HEFT_API void heft_diff_report_free(heft_diff_report *report);
 
 #ifdef __cplusplus
 }

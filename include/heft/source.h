@@ -1,5 +1,5 @@
 /* heft/source.h - a source: an open checkpoint, its config.json and the class to instantiate.
- * Functions that load, plan, convert or verify take a source, so that each file is opened once. */
+ * Functions that load, plan, convert, verify or compare take a source, so that each file is opened once. */
 #ifndef HEFT_SOURCE_H
 #define HEFT_SOURCE_H
 
@@ -209,6 +209,36 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_source_verify(const heft_source *sourc
                                                         const heft_verify_options *options,
                                                         heft_verify_report **report,
                                                         heft_error *err);
+
+/**
+ * Compare the tensors of two checkpoints by name: which are in one only, and which differ in dtype,
+ * shape or values. Formats and shards may differ. Metadata, config.json and other files are not
+ * compared. The tensors of quantized weights are compared as stored, unless a source was opened with
+ * `dequantize`.
+ *
+ * Values are compared as float64, complex numbers as complex128, and two integers exactly. NaN equals
+ * NaN, infinity equals infinity of the same sign, and -0 equals 0. Values of dtypes that cannot be
+ * converted (float4, the 6-bit floats, quantized and bits dtypes) are compared byte by byte.
+ *
+ * @param a        borrowed; may be equal to b
+ * @param b        borrowed; may belong to another context
+ * @param options  borrowed; NULL for defaults
+ * @param report   filled with an owned report; a difference does not make the call fail
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   300 bytes per tensor, the names of what differs, 64 bytes per 2^20 elements that are compared
+ *          as numbers, and at most 1 MiB per thread; for a strided tensor in a deflated storage, the size
+ *          of that storage.
+ * Errors   NOT_FOUND for a source without weights; those of heft_source_check_index() and
+ *          heft_checkpoint_read(), with the file and the tensor; INVALID_ARG for a tolerance that is
+ *          negative or not finite; NOMEM; CANCELLED.
+ * Source   docs/commands/diff.md.
+ * Threads  reads and compares on the threads of the context of `a`; calls the progress callback of that
+ *          context on the caller's.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_source_diff(const heft_source *a, const heft_source *b,
+                                                      const heft_diff_options *options,
+                                                      heft_diff_report **report, heft_error *err);
 
 #ifdef __cplusplus
 }

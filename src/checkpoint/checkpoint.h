@@ -2,7 +2,7 @@
  *
  * What it does: treats a file, an index or a folder as one set of named tensors (resolve, survey,
  * open, read); splits tensors into shards by the rule of Transformers; writes a folder of shards
- * with its index, or one file; converts and verifies checkpoints. It knows names and bytes, but not
+ * with its index, or one file; converts, verifies and compares checkpoints. It knows names and bytes, but not
  * which parameters a model has. It knows about formats only what their tables say (heft__format).
  * May include: base, io, json, tensor, quant, format.
  * Rules: opening reads metadata only, and each file once. Writing streams through one staging
@@ -394,7 +394,7 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
 #define HEFT__SHARD_BYTES_STANDARD UINT64_C(50000000000)
 #define HEFT__PIECE_BYTES ((size_t)8 << 20) /* of one read and one write while streaming */
 
-/* ---- convert, verify: of what is open already -------------------------------------------------- */
+/* ---- convert, verify, diff: of what is open already -------------------------------------------- */
 typedef struct heft__names { /* in the order in which they are to be written, where it is known */
     const char *const *list;
     size_t count;
@@ -434,6 +434,10 @@ heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *v
                                     const heft__suspicions *beside,
                                     const heft_verify_options *options, heft_verify_report **report,
                                     heft_error *err);
+/* As heft_source_diff(), of checkpoints that were judged; options of this version. */
+heft_status heft__checkpoint_diff(const heft_checkpoint *a, const heft_checkpoint *b,
+                                  const heft_diff_options *options, heft_diff_report **report,
+                                  heft_error *err);
 /* `beyond` and twice the bytes of the files; UINT64_MAX if it is more. (open.c) */
 uint64_t heft__checkpoint_allowance(const heft_checkpoint *ckpt, uint64_t beyond);
 

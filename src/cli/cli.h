@@ -150,6 +150,8 @@ void cli_json_end(cli_json *json);                                       /* of t
 void cli_json_string(cli_json *json, const char *key, const char *text); /* NULL: null */
 void cli_json_u64(cli_json *json, const char *key, uint64_t value);
 void cli_json_double(cli_json *json, const char *key, double value);
+/* With all its digits; null for NaN and infinity, which JSON lacks. */
+void cli_json_real(cli_json *json, const char *key, double value);
 void cli_json_bool(cli_json *json, const char *key, bool value);
 void cli_json_null(cli_json *json, const char *key);
 void cli_json_strings(cli_json *json, const char *key, const char *const *texts, size_t count);
@@ -220,9 +222,10 @@ typedef struct cli_folded {
 
 /* Fold names whose numbers, where they are a whole part between dots, are all that differs. `notes`
  * may be NULL. Returns an owned array in the order of first appearance, its length in *folded; NULL
- * without memory. */
+ * without memory. groups: filled, [count], with the number of the result that stands for each name, or
+ * NULL. */
 cli_folded *cli_names_fold(const char *const *names, const char *const *notes, size_t count,
-                           size_t *folded);
+                           size_t *folded, size_t *groups);
 void cli_names_free(cli_folded *names, size_t count);
 /* Tell whether `length` bytes at text are a number that folds: digits, no leading zero, below
  * 10^9. */
@@ -294,6 +297,6 @@ void cli_progress_clear(cli_run *run);
 
 /* ---- the commands */
 extern const cli_command cli_cmd_init, cli_cmd_load, cli_cmd_inspect, cli_cmd_convert,
-    cli_cmd_verify, cli_cmd_plan, cli_cmd_run, cli_cmd_embed, cli_cmd_shared;
+    cli_cmd_verify, cli_cmd_diff, cli_cmd_plan, cli_cmd_run, cli_cmd_embed, cli_cmd_shared;
 
 #endif

@@ -178,7 +178,7 @@ static bool add_rows(cli_table *table, const char *what, const char *const *name
                      const char *const *notes, size_t count)
 {
     size_t folded = 0;
-    cli_folded *rows = cli_names_fold(names, notes, count, &folded);
+    cli_folded *rows = cli_names_fold(names, notes, count, &folded, NULL);
     for (size_t i = 0; rows && i < folded; i++) {
         cli_table_add(table, what);
         cli_table_add(table, rows[i].name);

@@ -439,7 +439,7 @@ static bool print_device(const heft_plan *plan, int32_t device)
             names[own++] = *name ? name : "(the whole model)";
         }
     }
-    cli_folded *rows = names ? cli_names_fold(names, NULL, own, &folded) : NULL;
+    cli_folded *rows = names ? cli_names_fold(names, NULL, own, &folded, NULL) : NULL;
     for (size_t i = 0; rows && i < folded; i++) {
         printf("  ");
         cli_put(stdout, rows[i].name);

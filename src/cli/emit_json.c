@@ -7,6 +7,8 @@
 #include "cli/cli.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
 
 static void put_string(FILE *out, const char *text)
 {
@@ -85,6 +87,23 @@ void cli_json_double(cli_json *json, const char *key, double value)
 {
     begin(json, key);
     fprintf(json->out, "%.6f", value);
+}
+
+void cli_json_real(cli_json *json, const char *key, double value)
+{
+    char text[32];
+    if (!isfinite(value)) {
+        cli_json_null(json, key);
+        return;
+    }
+    for (int digits = 15; digits <= 17; digits++) { /* the shortest that is this number */
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) {
+            break;
+        }
+    }
+    begin(json, key);
+    fputs(text, json->out);
 }
 
 void cli_json_bool(cli_json *json, const char *key, bool value)

@@ -11,7 +11,7 @@
 
 static const cli_command *const commands[] = {
     &cli_cmd_init, &cli_cmd_load, &cli_cmd_inspect, &cli_cmd_convert, &cli_cmd_verify,
-    &cli_cmd_plan, &cli_cmd_run,  &cli_cmd_embed,   &cli_cmd_shared,
+    &cli_cmd_diff, &cli_cmd_plan, &cli_cmd_run,     &cli_cmd_embed,   &cli_cmd_shared,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof commands[0])
 

@@ -16,6 +16,7 @@ struct item {
     const char *name; /* the first of those it stands for; borrowed */
     const char *note;
     size_t first, count;
+    size_t head, tail; /* of the list of names that it stands for */
     size_t slot_count;
     size_t starts[SLOTS], lengths[SLOTS]; /* in name */
     char *texts[SLOTS];                   /* owned; NULL: the digits of name */
@@ -149,23 +150,30 @@ static void item_fini(struct item *item)
     item->key = NULL;
 }
 
+struct scratch { /* both owned; [names] */
+    uint32_t *numbers;
+    size_t *next; /* name that follows in the list of an item */
+};
+
 /* Make one item of items[0..count), which are of one group, at items[0]; the others are gone
  * then. */
-static bool merge(struct item *items, size_t count, size_t slot, uint32_t *numbers)
+static bool merge(struct item *items, size_t count, size_t slot, const struct scratch *scratch)
 {
     size_t different = 0;
     for (size_t i = 0; i < count; i++) {
-        if (different == 0 || numbers[different - 1] != items[i].number) {
-            numbers[different++] = items[i].number;
+        if (different == 0 || scratch->numbers[different - 1] != items[i].number) {
+            scratch->numbers[different++] = items[i].number;
         }
     }
-    char *text = cli_names_range(numbers, different);
+    char *text = cli_names_range(scratch->numbers, different);
     if (!text) {
         return false;
     }
     items[0].texts[slot] = text;
     for (size_t i = 1; i < count; i++) {
         items[0].count += items[i].count;
+        scratch->next[items[0].tail] = items[i].head;
+        items[0].tail = items[i].tail;
         if (items[i].first < items[0].first) {
             items[0].first = items[i].first;
         }
@@ -176,7 +184,8 @@ static bool merge(struct item *items, size_t count, size_t slot, uint32_t *numbe
 
 /* Returns how many items are left, SIZE_MAX without memory; then all items still need
  * item_fini(). */
-static size_t fold_slot(struct item *items, size_t count, size_t slot, uint32_t *numbers)
+static size_t fold_slot(struct item *items, size_t count, size_t slot,
+                        const struct scratch *scratch)
 {
     for (size_t i = 0; i < count; i++) {
         if (slot < items[i].slot_count) {
@@ -195,7 +204,7 @@ static size_t fold_slot(struct item *items, size_t count, size_t slot, uint32_t 
              next < count && items[i].key && compare_groups(&items[i], &items[next]) == 0;) {
             next++;
         }
-        if (next - i > 1 && !merge(&items[i], next - i, slot, numbers)) {
+        if (next - i > 1 && !merge(&items[i], next - i, slot, scratch)) {
             return SIZE_MAX;
         }
         free(items[i].key);
@@ -235,30 +244,49 @@ void cli_names_free(cli_folded *names, size_t count)
     free(names);
 }
 
+static void list_groups(const struct item *items, size_t count, const size_t *next, size_t *groups)
+{
+    for (size_t i = 0; groups && i < count; i++) {
+        size_t name = items[i].head;
+        for (size_t k = 0; k < items[i].count; k++) {
+            groups[name] = i;
+            name = next[name];
+        }
+    }
+}
+
 cli_folded *cli_names_fold(const char *const *names, const char *const *notes, size_t count,
-                           size_t *folded)
+                           size_t *folded, size_t *groups)
 {
     struct item *items = calloc(count ? count : 1, sizeof *items);
-    uint32_t *numbers = calloc(count ? count : 1, sizeof *numbers);
+    struct scratch scratch = {calloc(count ? count : 1, sizeof *scratch.numbers),
+                              calloc(count ? count : 1, sizeof *scratch.next)};
+    const bool good = items && scratch.numbers && scratch.next;
     cli_folded *result = NULL;
     size_t left = count, slots = 0;
-    for (size_t i = 0; items && i < count; i++) {
-        items[i] = (struct item){
-            .name = names[i], .note = notes ? notes[i] : NULL, .first = i, .count = 1};
+    for (size_t i = 0; good && i < count; i++) {
+        items[i] = (struct item){.name = names[i],
+                                 .note = notes ? notes[i] : NULL,
+                                 .first = i,
+                                 .count = 1,
+                                 .head = i,
+                                 .tail = i};
         find_slots(&items[i]);
         slots = items[i].slot_count > slots ? items[i].slot_count : slots;
     }
-    for (size_t slot = 0; items && numbers && slot < slots && left != SIZE_MAX; slot++) {
-        left = fold_slot(items, left, slot, numbers);
+    for (size_t slot = 0; good && slot < slots && left != SIZE_MAX; slot++) {
+        left = fold_slot(items, left, slot, &scratch);
     }
-    if (items && numbers && left != SIZE_MAX) {
+    if (good && left != SIZE_MAX) {
+        list_groups(items, left, scratch.next, groups);
         result = finish(items, left);
         *folded = left;
     }
-    for (size_t i = 0; items && i < count; i++) {
+    for (size_t i = 0; good && i < count; i++) {
         item_fini(&items[i]); /* merged and moved ones are empty */
     }
-    free(numbers);
+    free(scratch.next);
+    free(scratch.numbers);
     free(items);
     return result;
 }

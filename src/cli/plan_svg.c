@@ -91,7 +91,7 @@ static bool label_run(struct column *c, size_t first, size_t count, bool *one)
                  height = from - c->tops[first + count - 1];
     char text[48];
     size_t folded = 0;
-    cli_folded *rows = cli_names_fold(c->thin + first, NULL, count, &folded);
+    cli_folded *rows = cli_names_fold(c->thin + first, NULL, count, &folded, NULL);
     snprintf(text, sizeof text, "%zu modules", count);
     if (rows && height >= LABEL_HEIGHT && (folded == 1 || !one)) {
         put_label(c->out, folded == 1 ? rows[0].name : text, from - height / 2);
@@ -109,7 +109,7 @@ static bool label_thin(struct column *c)
     size_t folded = 0, first = 0;
     bool good = true, one = true;
     if (c->thin_count > 0) {
-        cli_folded *rows = cli_names_fold(c->thin, NULL, c->thin_count, &folded);
+        cli_folded *rows = cli_names_fold(c->thin, NULL, c->thin_count, &folded, NULL);
         good = rows != NULL;
         for (size_t i = 0; good && one && i < folded; i++) {
             good = label_run(c, first, rows[i].count, &one);

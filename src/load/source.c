@@ -451,3 +451,22 @@ heft_status heft_source_verify(const heft_source *source, const heft_verify_opti
     heft__arena_fini(&arena);
     return heft__add_path(status, err, source->path);
 }
+
+heft_status heft_source_diff(const heft_source *a, const heft_source *b,
+                             const heft_diff_options *options, heft_diff_report **report,
+                             heft_error *err)
+{
+    const heft_source *const sides[] = {a, b};
+    heft_diff_options taken;
+    if (!a || !b || !report) {
+        return heft__fail(err, HEFT_INVALID_ARG, "source or report is NULL");
+    }
+    heft_status status = HEFT__TAKE_OPTIONS(&taken, options, err);
+    for (size_t i = 0; i < 2 && status == HEFT_OK; i++) {
+        status = sides[i]->ckpt ? heft_source_check_index(sides[i], err)
+                                : tell(&sides[i]->no_weights, err);
+        status = heft__add_path(status, err, sides[i]->path);
+    }
+    return status == HEFT_OK ? heft__checkpoint_diff(a->ckpt, b->ckpt, &taken, report, err)
+                             : status;
+}

@@ -6,7 +6,7 @@
     tests/cli/hostile.py build/release/heft --only PATTERN  kinds that match a regular expression
     tests/cli/hostile.py --make KIND FOLDER                 one of them
 
-A command may take 64 MB and twice the bytes of the files. The peak is the process's resident memory (ru_maxrss)
+A command may take 64 MB and twice the bytes of the files, those of both sides for `diff`. The peak is the process's resident memory (ru_maxrss)
 beyond that of `heft --version`. Times are for the reader: they depend on the machine and are not judged.
 """
 import argparse, io, json, os, re, shutil, struct, subprocess, sys, tempfile, zipfile
@@ -33,6 +33,7 @@ STANDARD = words("""
     inspect @ --json
     verify @
     verify @ --deep
+    diff @ @
     load @
     load @ --mode copy --touch --json
     plan @
@@ -701,9 +702,10 @@ def try_kind(heft, name, work, floor, options):
     folder, out = os.path.join(work, "in"), os.path.join(work, "out")
     os.mkdir(folder)
     subprocess.run([sys.executable, __file__, "--make", name, folder], check=True)
-    most, failed = BASE + 2 * folder_bytes(folder), 0
+    size, failed = folder_bytes(folder), 0
     for command in KINDS[name][1]:
         places = {"@": folder, "OUT": out, "MANIFEST": os.path.join(folder, "manifest.json")}
+        most = BASE + 2 * size * max(command.count("@"), 1)
         code, peak, seconds, err = measure([heft] + [places.get(word, word) for word in command])
         wrong = ("EXIT " if code not in EXITS else "") + ("MEMORY " if peak - floor > most else "")
         slow = "SLOW " if seconds > 1 else ""

@@ -70,6 +70,7 @@ for kind in single sharded bin bins offload mixed unknown; do
     once 0 plan "$source" --strategy balanced --max-memory 0=60KB,1=60KB --svg "$work/picture"
     once 0 plan "$source" --strategy "$work/disk.json" --dtype f16
     once 0 verify "$source" --deep --json
+    [ "$kind" = mixed ] || [ "$kind" = sharded ] || once 0 diff "$source" "$work/sharded" --json
     if [ "$manifests" = ON ]; then
         once 0 verify "$source" --write-manifest="$work/manifest"
         once 0 verify "$source" --manifest "$work/manifest" --json

@@ -20,7 +20,7 @@ shows "$out" '^heft [0-9]+\.[0-9]+\.[0-9]+$'
 run 0 --help
 silent "$err"
 cp "$out" "$work/help"
-for command in init load inspect convert verify plan shared; do
+for command in init load inspect convert verify diff plan shared; do
     shows "$out" "^  $command "
 done
 run 0 help
