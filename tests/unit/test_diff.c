@@ -344,6 +344,37 @@ static void storage_is_of_no_account(void **state)
     }
 }
 
+/* A source that was opened with `dequantize` has plain weights, which are computed while they are compared. */
+static void dequantized_weights(void **state)
+{
+    (void)state;
+    static const char *const methods[] = {"gptq_4bit", "bnb_nf4_nested", "fp8_block", "ct_int8"};
+    for (size_t i = 0; i < COUNT(methods); i++) {
+        char path[512], plain[560];
+        heft_source *packed = NULL, *expected = NULL;
+        heft_diff_report *report = NULL;
+        heft_error err = {0};
+        snprintf(path, sizeof path, HEFT_TEST_DATA "/quant/%s", methods[i]);
+        snprintf(plain, sizeof plain, "%s/expected.safetensors", path);
+        test_expect_status(heft_source_open(ctx, path,
+                                            &HEFT_OPTIONS(heft_source_options, .dequantize = true),
+                                            &packed, &err),
+                           HEFT_OK, &err, path);
+        test_expect_status(heft_source_open(ctx, plain, NULL, &expected, &err), HEFT_OK, &err,
+                           plain);
+        test_expect_status(heft_source_diff(packed, expected, NULL, &report, &err), HEFT_OK, &err,
+                           path);
+        if (report->changed_count > 0 || report->common == 0) {
+            fail_msg("%s: %zu changed of %zu: %s %s", methods[i], report->changed_count,
+                     report->common, report->changed_count ? report->changed->name : "",
+                     report->changed_count ? report->changed->what : "");
+        }
+        heft_diff_report_free(report);
+        heft_source_close(expected);
+        heft_source_close(packed);
+    }
+}
+
 /* ---- failures -------------------------------------------------------------------------------- */
 static void what_cannot_be(void **state)
 {
@@ -452,10 +483,15 @@ static void every_allocation_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pairs_of_tensors),         cmocka_unit_test(names_are_in_natural_order),
-        cmocka_unit_test(every_element_counts),     cmocka_unit_test(cancelling_ends_it),
-        cmocka_unit_test(storage_is_of_no_account), cmocka_unit_test(what_cannot_be),
-        cmocka_unit_test(files_that_shrink),        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(pairs_of_tensors),
+        cmocka_unit_test(names_are_in_natural_order),
+        cmocka_unit_test(every_element_counts),
+        cmocka_unit_test(cancelling_ends_it),
+        cmocka_unit_test(storage_is_of_no_account),
+        cmocka_unit_test(dequantized_weights),
+        cmocka_unit_test(what_cannot_be),
+        cmocka_unit_test(files_that_shrink),
+        cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
