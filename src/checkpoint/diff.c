@@ -316,6 +316,12 @@ static heft_status compare_chunk(struct item *item, uint64_t elems, heft__distan
     return status;
 }
 
+static heft_status tell(const struct diff *d, uint64_t done, heft_error *err)
+{
+    return heft__tell_progress(d->ctx, d->measures ? "measuring" : "comparing", done,
+                               d->total_bytes, err);
+}
+
 static heft_status compare_chunks(struct item *item, uint64_t elems, heft__distance *total,
                                   heft_error *err)
 {
@@ -333,8 +339,7 @@ static heft_status compare_chunks(struct item *item, uint64_t elems, heft__dista
         elems -= chunk;
         const uint64_t done = atomic_fetch_add(&d->done_bytes, bytes) + bytes;
         if (status == HEFT_OK) {
-            status = heft__tell_progress(d->ctx, d->measures ? "measuring" : "comparing", done,
-                                         d->total_bytes, err);
+            status = tell(d, done, err);
         }
     }
     return status;
@@ -386,6 +391,9 @@ static heft_status run_pass(struct diff *d, bool measures, heft_error *err)
     }
     for (size_t i = d->light_items; i < d->items && status == HEFT_OK; i++) {
         status = compare_item(d, i, err);
+    }
+    if (status == HEFT_OK && d->items > 0) { /* a helper may have had the last item */
+        status = tell(d, d->total_bytes, err);
     }
     for (size_t i = 0; i < d->listed && status == HEFT_OK && measures; i++) {
         struct pair *pair = d->list[i];

@@ -287,6 +287,46 @@ static void every_element_counts(void **state)
     free(values);
 }
 
+static bool note_end(void *user, const heft_progress *progress)
+{
+    const char **ends = user;
+    if (progress->done_bytes == progress->total_bytes) {
+        ends[strcmp(progress->what, "comparing") != 0] = progress->what;
+    }
+    return true;
+}
+
+/* Whichever thread has the last chunk. */
+static void progress_ends_with_all(void **state)
+{
+    (void)state;
+    const struct made a[] = {
+        {"x", "U8", "[3]", "abc", 3},
+        {"y", "U8", "[3]", "abc", 3}
+    };
+    const struct made b[] = {
+        {"x", "U8", "[3]", "abd", 3},
+        {"y", "U8", "[3]", "abd", 3}
+    };
+    write_made("a.safetensors", a, COUNT(a));
+    write_made("b.safetensors", b, COUNT(b));
+    for (unsigned threads = 1; threads <= 4; threads++) {
+        const char *ends[2] = {NULL, NULL};
+        heft_ctx *with = heft_ctx_new(&HEFT_OPTIONS(heft_ctx_options, .threads = threads,
+                                                    .progress = note_end, .progress_user = ends));
+        heft_diff_report *report = NULL;
+        heft_error err = {0};
+        test_expect_status(
+            diff_in(with, at("a.safetensors"), at("b.safetensors"), 0, &report, &err), HEFT_OK,
+            &err, "progress");
+        assert_non_null(ends[0]);
+        assert_non_null(ends[1]);
+        assert_string_equal(ends[1], "measuring");
+        heft_diff_report_free(report);
+        heft_ctx_free(with);
+    }
+}
+
 static bool cancel_late(void *user, const heft_progress *progress)
 {
     unsigned *calls = user;
@@ -483,15 +523,11 @@ static void every_allocation_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pairs_of_tensors),
-        cmocka_unit_test(names_are_in_natural_order),
-        cmocka_unit_test(every_element_counts),
-        cmocka_unit_test(cancelling_ends_it),
-        cmocka_unit_test(storage_is_of_no_account),
-        cmocka_unit_test(dequantized_weights),
-        cmocka_unit_test(what_cannot_be),
-        cmocka_unit_test(files_that_shrink),
-        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(pairs_of_tensors),       cmocka_unit_test(names_are_in_natural_order),
+        cmocka_unit_test(every_element_counts),   cmocka_unit_test(cancelling_ends_it),
+        cmocka_unit_test(progress_ends_with_all), cmocka_unit_test(storage_is_of_no_account),
+        cmocka_unit_test(dequantized_weights),    cmocka_unit_test(what_cannot_be),
+        cmocka_unit_test(files_that_shrink),      cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
