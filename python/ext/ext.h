@@ -179,6 +179,7 @@ PyObject *read_into(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *load_tensors(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *convert(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *diff(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *plan(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *write_report(const heft_write_report *report);
 

@@ -148,6 +148,8 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(verify_doc,
              "verify(path, deep=False, manifest=..., write_manifest=..., variant=None,\n"
              "       subfolder=None, progress=None)\n--\n\nCheck a checkpoint.");
+PyDoc_STRVAR(diff_doc, "diff(a, b, tolerance=0.0, variant=None, subfolder=None, format='auto',\n"
+                       "     progress=None)\n--\n\nCompare two checkpoints.");
 PyDoc_STRVAR(plan_doc, "plan(path, strategy='best', budgets=None, dtype=None, class_name=None,\n"
                        "     no_split=None, mode='map', fallback=False, dequantize=False,\n"
                        "     variant=None, subfolder=None, progress=None)\n--\n\n"
@@ -172,6 +174,7 @@ static PyMethodDef methods[] = {
     {"read_into",    WITH_KEYWORDS(read_into),             METH_VARARGS | METH_KEYWORDS, read_into_doc  },
     {"convert",      WITH_KEYWORDS(convert),               METH_VARARGS | METH_KEYWORDS, convert_doc    },
     {"verify",       WITH_KEYWORDS(verify),                METH_VARARGS | METH_KEYWORDS, verify_doc     },
+    {"diff",         WITH_KEYWORDS(diff),                  METH_VARARGS | METH_KEYWORDS, diff_doc       },
     {"plan",         WITH_KEYWORDS(plan),                  METH_VARARGS | METH_KEYWORDS, plan_doc       },
     {"pooling",      pooling,                              METH_VARARGS,                 pooling_doc    },
     {"memory",       memory,                               METH_NOARGS,                  memory_doc     },

@@ -1,4 +1,4 @@
-/* operations.c - convert and verify: the work of the commands, and their reports as dicts. */
+/* operations.c - convert, verify and diff: the work of the commands, and their reports as dicts. */
 #include "ext.h"
 
 #include <string.h>
@@ -227,5 +227,93 @@ PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_XDECREF(path);
     Py_XDECREF(manifest);
     Py_XDECREF(writes);
+    return result;
+}
+
+/* ---- diff ------------------------------------------------------------------------------------ */
+/* None where values were not compared as numbers. */
+static PyObject *number_of(const heft_change *change, double value)
+{
+    return change->measured ? PyFloat_FromDouble(value) : Py_NewRef(Py_None);
+}
+
+static PyObject *changes_of(const heft_diff_report *report)
+{
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < report->changed_count; i++) {
+        const heft_change *change = &report->changed[i];
+        PyObject *item = Py_BuildValue(
+            "{s:N,s:N,s:N,s:N,s:N}", "name", text_of(change->name), "what", text_of(change->what),
+            "max_abs", number_of(change, change->max_abs), "max_rel",
+            number_of(change, change->max_rel), "cosine", number_of(change, change->cosine));
+        if (!item || PyList_Append(list, item) != 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static const char *next_added(const void *object, size_t i)
+{
+    const heft_diff_report *report = object;
+    return i < report->added_count ? report->added[i] : NULL;
+}
+
+static const char *next_removed(const void *object, size_t i)
+{
+    const heft_diff_report *report = object;
+    return i < report->removed_count ? report->removed[i] : NULL;
+}
+
+static PyObject *diff_report(const heft_diff_report *report)
+{
+    PyObject *dict = PyDict_New();
+    if (dict && (!put(dict, "equal", PyBool_FromLong(report->equal)) ||
+                 !put(dict, "added", list_of_texts(next_added, report)) ||
+                 !put(dict, "removed", list_of_texts(next_removed, report)) ||
+                 !put(dict, "changed", changes_of(report)) ||
+                 !put(dict, "common", PyLong_FromSize_t(report->common)) ||
+                 !put(dict, "bytes_read", PyLong_FromUnsignedLongLong(report->bytes_read)))) {
+        Py_CLEAR(dict);
+    }
+    return dict;
+}
+
+PyObject *diff(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    (void)module;
+    static char *keywords[] = {"a",         "b",      "tolerance", "variant",
+                               "subfolder", "format", "progress",  NULL};
+    PyObject *paths[2] = {NULL, NULL}, *progress = NULL, *result = NULL;
+    const char *format = "auto";
+    heft_checkpoint_options checkpoint = HEFT_SIZED(heft_checkpoint_options);
+    heft_diff_options options = HEFT_SIZED(heft_diff_options);
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|dzzsO:diff", keywords,
+                                    PyUnicode_FSConverter, &paths[0], PyUnicode_FSConverter,
+                                    &paths[1], &options.tolerance, &checkpoint.variant,
+                                    &checkpoint.subfolder, &format, &progress) &&
+        take_format(format, &checkpoint.prefer)) {
+        const heft_source_options from =
+            HEFT_OPTIONS(heft_source_options, .checkpoint = &checkpoint);
+        const char *names[2] = {PyBytes_AsString(paths[0]), PyBytes_AsString(paths[1])};
+        heft_source *sources[2] = {NULL, NULL};
+        heft_diff_report *report = NULL;
+        heft_status status = HEFT_OK;
+        struct call call;
+        call_begin(&call, progress);
+        for (size_t i = 0; i < 2 && status == HEFT_OK; i++) {
+            status = heft_source_open(call_ctx(), names[i], &from, &sources[i], &call.error);
+        }
+        if (status == HEFT_OK) {
+            status = heft_source_diff(sources[0], sources[1], &options, &report, &call.error);
+        }
+        heft_source_close(sources[1]);
+        heft_source_close(sources[0]);
+        result = call_end(&call, status) ? diff_report(report) : NULL;
+        heft_diff_report_free(report);
+    }
+    Py_XDECREF(paths[0]);
+    Py_XDECREF(paths[1]);
     return result;
 }

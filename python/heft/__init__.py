@@ -25,7 +25,20 @@ from ._errors import (
 )
 from ._heft import VERSION as __version__
 from ._heft import Tensor
-from ._operations import Plan, Problem, VerifyReport, WriteReport, convert, plan, save_file, save_state_dict, verify
+from ._operations import (
+    Change,
+    DiffReport,
+    Plan,
+    Problem,
+    VerifyReport,
+    WriteReport,
+    convert,
+    diff,
+    plan,
+    save_file,
+    save_state_dict,
+    verify,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +57,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelledError",
+    "Change",
     "Checkpoint",
+    "DiffReport",
     "ExistsError",
     "FormatError",
     "HeftError",
@@ -63,6 +78,7 @@ __all__ = [
     "WriteReport",
     "__version__",
     "convert",
+    "diff",
     "load",
     "open",
     "plan",

@@ -231,6 +231,15 @@ def verify(
     subfolder: str | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> dict[str, Any]: ...
+def diff(
+    a: str | PathLike[str],
+    b: str | PathLike[str],
+    tolerance: float = 0.0,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    format: str = "auto",
+    progress: Callable[[str, int, int], object] | None = None,
+) -> dict[str, Any]: ...
 def plan(
     path: str | PathLike[str],
     strategy: str = "best",

@@ -1,4 +1,4 @@
-"""Whole checkpoints: write, convert, verify, plan."""
+"""Whole checkpoints: write, convert, verify, compare, plan."""
 
 from __future__ import annotations
 
@@ -100,6 +100,44 @@ class VerifyReport(_Report):
 
     def __bool__(self) -> bool:
         return self.ok
+
+
+class Change(_Report):
+    """A tensor that differs between two checkpoints."""
+
+    __slots__ = ("cosine", "max_abs", "max_rel", "name", "what")
+    name: str
+    #: "dtype float32 -> bfloat16", "shape [2, 3] -> [3, 2]", "values"; several are joined with "; "
+    what: str
+    #: the largest |a - b| and |a - b| / max(|a|, |b|): nan if NaN meets a number, inf if infinity does
+    #: None, as the others: not compared as numbers, since shapes differ or a dtype has none
+    max_abs: float | None
+    max_rel: float | None
+    #: of the angle between the two as vectors; nan if it is undefined
+    cosine: float | None
+
+
+class DiffReport(_Report):
+    """What diff() found. Names are in natural order."""
+
+    __slots__ = ("added", "bytes_read", "changed", "common", "equal", "removed")
+    #: nothing is added, removed or changed
+    equal: bool
+    #: names in the second checkpoint only
+    added: list[str]
+    #: names in the first checkpoint only
+    removed: list[str]
+    changed: list[Change]
+    #: how many names both have
+    common: int
+    bytes_read: int
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        super().__init__(facts)
+        self.changed = [Change(change) for change in facts["changed"]]
+
+    def __bool__(self) -> bool:
+        raise TypeError("a report of differences is neither true nor false: use its `equal`")
 
 
 class Plan(_Report):
@@ -320,6 +358,33 @@ def verify(
         import hashlib  # noqa: F401 - brings Python's own libcrypto into the process, which libheft then finds
     with Reporting(progress) as told:
         return VerifyReport(_heft.verify(path, deep, progress=told, **options))
+
+
+def diff(
+    a: Path,
+    b: Path,
+    *,
+    tolerance: float = 0.0,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    format: Literal["auto", "safetensors", "bin", "offload"] = "auto",
+    progress: Progress | None = None,
+) -> DiffReport:
+    """Compare the tensors of two checkpoints by name. Differences are in the report, not raised.
+
+    Formats and shards may differ. NaN equals NaN, and -0 equals 0. Metadata and config.json are not compared.
+
+    Args:
+        a, b: as for heft.open(), not bytes.
+        tolerance: values that differ by at most this are equal.
+        variant, subfolder, format: of both, as for heft.open().
+
+    Raises:
+        InvalidArgError (also a ValueError): a tolerance that is negative or not finite.
+        as heft.open() for what cannot be opened or read.
+    """
+    with Reporting(progress) as told:
+        return DiffReport(_heft.diff(a, b, tolerance, variant, subfolder, format, told))
 
 
 # ---- writing ----------------------------------------------------------------------------------------

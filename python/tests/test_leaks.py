@@ -83,6 +83,7 @@ def operate(simple: Path) -> None:
     target = simple.parent / "target"
     heft.convert(simple.parent / "simple.safetensors", target, force=True, metadata={"a": "b"})
     heft.verify(target, deep=True)
+    heft.diff(target, simple)
     config = simple.parent / "c" / "config.json"
     config.parent.mkdir(exist_ok=True)
     config.write_text(json.dumps(CONFIG))

@@ -67,6 +67,45 @@ def test_verify(folder: Path) -> None:
         heft.verify(folder / "nope")
 
 
+def test_diff(folder: Path, simple: Path, tmp_path: Path) -> None:
+    heft.convert(folder, tmp_path / "bin", format="bin")
+    report = heft.diff(folder, str(tmp_path / "bin"))
+    assert report.equal and (report.common, report.bytes_read) == (6, 192)
+    assert report.added == report.removed == report.changed == []
+    assert report == heft.diff(folder, folder) and "equal=True" in repr(report)
+    with pytest.raises(TypeError, match="use its `equal`"):
+        bool(report)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(
+        safetensors_bytes(
+            {
+                "grid": ("F32", [4, 6], struct.pack("<24f", *range(23), 25)),
+                "ids": ("I64", [1, 3], struct.pack("<3q", 7, 8, 9)),
+                "one": ("F32", [], struct.pack("<f", 2.5)),
+                "new": ("F32", [0, 3], b""),
+                "half": ("BF16", [2, 2], struct.pack("<4H", 0x3F80, 0x4000, 0x4040, 0x7FC0)),
+            }
+        )
+    )
+    report = heft.diff(simple, other)
+    assert not report.equal and report.added == ["new"] and report.removed == ["none"] and report.common == 4
+    found = {change.name: change for change in report.changed}
+    assert list(found) == ["grid", "half", "ids", "one"]
+    grid, half, ids, one = found.values()
+    assert (grid.what, grid.max_abs, grid.max_rel) == ("values", 2.0, 0.08) and grid.cosine and 0.99 < grid.cosine < 1
+    assert half.what == "values" and str((half.max_abs, half.max_rel, half.cosine)) == "(nan, nan, nan)"
+    assert (ids.what, ids.max_abs, ids.max_rel, ids.cosine) == ("shape [3] -> [1, 3]", None, None, None)
+    assert (one.what, one.max_abs, one.max_rel, one.cosine) == ("dtype float64 -> float32", 0.0, 0.0, 1.0)
+    assert [change.name for change in heft.diff(simple, other, tolerance=2).changed] == ["half", "ids", "one"]
+    told: list[tuple[str, int, int]] = []
+    heft.diff(simple, other, progress=lambda *facts: told.append(facts))
+    assert {what for what, _, _ in told} == {"comparing", "measuring"} and all(done <= total for _, done, total in told)
+    with pytest.raises(heft.NotFoundError):
+        heft.diff(folder, tmp_path / "nope")
+    with pytest.raises(heft.NotFoundError):
+        heft.diff(folder, tmp_path / "bin", format="safetensors")
+
+
 def test_plan(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG))
