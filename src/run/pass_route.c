@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#define LOWEST (-1e30F) /* instead of what is not a number: -inf is what has been taken */
+
 struct choice { /* of one token */
     const heft__routing *routing;
     const float *logits; /* [experts] */
@@ -59,6 +61,9 @@ static void score(const heft__kernels *kernels, const struct choice *choice)
     memcpy(choice->order, choice->scores, r->experts * sizeof *choice->order);
     for (size_t e = 0; r->bias && e < r->experts; e++) {
         choice->order[e] += r->bias[e];
+    }
+    for (size_t e = 0; e < r->experts; e++) { /* none is chosen twice */
+        choice->order[e] = choice->order[e] >= LOWEST ? choice->order[e] : LOWEST;
     }
     if (r->scoring == HEFT__SIGMOID_GROUPS && r->groups > 1) {
         keep_best_groups(choice);
@@ -177,10 +182,8 @@ void heft__expect(heft__pass *p, const char *list, const heft__routes *routes, s
     const size_t mark = heft__mark(p);
     size_t *units = heft__pass_take(p, experts, sizeof *units), count = 0;
     for (size_t i = 0; heft__pass_live(p) && i < experts; i++) {
-        const size_t module = routes->count[i] > 0 ? heft__pass_find_item(p, list, i) : HEFT__NONE;
-        const size_t unit =
-            module == HEFT__NONE ? SIZE_MAX : heft_residency_find_module(p->residency, module);
-        if (unit != SIZE_MAX) {
+        const size_t unit = routes->count[i] > 0 ? heft__pass_find_expert(p, list, i) : HEFT__NONE;
+        if (unit != HEFT__NONE) {
             units[count++] = unit;
         }
     }

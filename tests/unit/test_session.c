@@ -523,6 +523,32 @@ static void numbers_that_are_not_finite_name_their_block(void **state)
     heft_model_free(model);
 }
 
+/* Nor is an expert chosen twice then. */
+static void experts_of_such_numbers_are_chosen_too(void **state)
+{
+    static const char *const wanted[] = {"logits"};
+    const int32_t ids[] = {1, 2, 3};
+    const heft_input input = HEFT_OPTIONS(heft_input, .ids = ids, .count = 3);
+    heft_model *model = NULL;
+    heft_session *session = NULL;
+    heft_tensor *tensor = NULL;
+    heft_error err = {0};
+    (void)state;
+    test_expect_status(load(ctx, "mixtral", false, &model, &err), HEFT_OK, &err, "load");
+    const size_t i = heft_model_find(model, "model.layers.0.self_attn.v_proj.weight");
+    test_expect_status(heft_model_tensor(model, i, &tensor, &err), HEFT_OK, &err, "tensor");
+    for (size_t k = 0; k < tensor->size_bytes / sizeof(float); k++) {
+        ((float *)tensor->data)[k] = NAN;
+    }
+    heft_tensor_free(tensor);
+    test_expect_status(heft_session_new(model, NULL, &session, &err), HEFT_OK, &err, "session");
+    test_expect_status(heft_session_run(session, &input, 1, wanted, 1, &err), HEFT_FORMAT, &err,
+                       "NaN");
+    assert_non_null(strstr(err.message, "model.layers.0"));
+    heft_session_free(session);
+    heft_model_free(model);
+}
+
 static void a_budget_that_is_too_small_is_refused(void **state)
 {
     heft_model *model = NULL;
@@ -637,6 +663,7 @@ int main(void)
         cmocka_unit_test(samples_follow_their_options),
         cmocka_unit_test(wrong_inputs_are_refused),
         cmocka_unit_test(numbers_that_are_not_finite_name_their_block),
+        cmocka_unit_test(experts_of_such_numbers_are_chosen_too),
         cmocka_unit_test(a_budget_that_is_too_small_is_refused),
         cmocka_unit_test(passes_are_cut_to_the_budget),
         cmocka_unit_test(every_allocation_may_fail),
