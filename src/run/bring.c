@@ -32,10 +32,11 @@ struct bringing {
 static uint64_t file_bytes(const heft_residency *r, const heft__brought *brought)
 {
     const heft__homes *homes = heft__model_homes(r->model);
-    const heft_parameter *parameter = &r->model->parameters[brought->parameter];
+    const heft_tensor *view = &r->views[brought->parameter];
+    const size_t tensor = homes->source[heft__whole_of(r, brought->parameter)];
     uint64_t elems = 0;
-    (void)heft__shape_elems(parameter->shape, parameter->rank, &elems);
-    return elems * heft_dtype_bits(homes->ckpt->infos[homes->source[brought->parameter]].dtype) / 8;
+    (void)heft__shape_elems(view->shape, view->rank, &elems);
+    return elems * heft_dtype_bits(homes->ckpt->infos[tensor].dtype) / 8;
 }
 
 /* How much of a unit is in the page cache. Neighbors in a file are asked about together. */
@@ -58,7 +59,8 @@ static double share_cached(const heft_residency *r, const heft__unit *unit)
             }
             length = after->offset - first->offset + file_bytes(r, after);
         }
-        heft__input *input = heft__file_of(homes->ckpt, homes->source[first->parameter])->source;
+        const size_t tensor = homes->source[heft__whole_of(r, first->parameter)];
+        heft__input *input = heft__file_of(homes->ckpt, tensor)->source;
         cached += (double)length * heft__input_residency(input, first->offset, length);
         total += (double)length;
     }
@@ -108,7 +110,7 @@ static heft_status touch_one(const heft_residency *r, const heft__brought *broug
                : heft__add_item(
                      heft__fail(err, HEFT_IO,
                                 "its bytes cannot be read: the file has shrunk or the disk fails"),
-                     err, r->model->parameters[brought->parameter].name);
+                     err, r->model->parameters[heft__whole_of(r, brought->parameter)].name);
 }
 
 static heft_status touch(void *user, size_t i, heft_error *err)
@@ -191,17 +193,17 @@ void heft__unit_forget(const heft_residency *r, const heft__unit *unit, bool aro
 heft__part heft__brought_part(const heft_residency *r, const heft__brought *brought, bool cold)
 {
     const heft__homes *homes = heft__model_homes(r->model);
-    const heft_parameter *parameter = &r->model->parameters[brought->parameter];
-    const size_t tensor = homes->source[brought->parameter];
+    const heft_tensor *view = &r->views[brought->parameter];
+    const size_t whole = heft__whole_of(r, brought->parameter), tensor = homes->source[whole];
     const heft_tensor_info *info = &homes->ckpt->infos[tensor];
     const uint64_t offset = brought->offset;
     heft__part part = {.tensor = tensor,
-                       .first = homes->first[brought->parameter],
-                       .to = parameter->dtype,
+                       .first = homes->first[whole] + heft__slice_first(r, brought->parameter),
+                       .to = view->dtype,
                        .direct = cold && offset != HEFT_NO_OFFSET &&
-                                 parameter->size_bytes >= HEFT__DIRECT_TENSOR};
-    (void)heft__shape_elems(parameter->shape, parameter->rank, &part.elems);
-    part.spare = part.direct && info->dtype == parameter->dtype &&
+                                 view->size_bytes >= HEFT__DIRECT_TENSOR};
+    (void)heft__shape_elems(view->shape, view->rank, &part.elems);
+    part.spare = part.direct && info->dtype == view->dtype &&
                  offset % (heft_dtype_bits(info->dtype) / 8) == 0;
     return part;
 }
@@ -230,7 +232,7 @@ static heft_status read_piece(void *user, size_t i, heft_error *err)
 static bool is_far(const heft_residency *r, const heft__unit *unit)
 {
     const heft__homes *homes = heft__model_homes(r->model);
-    const size_t tensor = homes->source[unit->brought[0].parameter];
+    const size_t tensor = homes->source[heft__whole_of(r, unit->brought[0].parameter)];
     return heft__input_network(heft__file_of(homes->ckpt, tensor)->source) != NULL;
 }
 

@@ -113,7 +113,7 @@ void heft_lease_free(heft_lease *lease)
 static bool has_parameter(const heft_lease *lease, size_t parameter)
 {
     const heft_residency *r = lease->residency;
-    if (parameter >= r->count) {
+    if (parameter >= r->all) {
         return false;
     }
     bool found = r->brought_at[parameter] == SIZE_MAX;

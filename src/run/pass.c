@@ -269,6 +269,16 @@ size_t heft__pass_find_item(heft__pass *p, const char *list, size_t i)
     return look_up(p, list, i, NULL, false);
 }
 
+size_t heft__pass_find_expert(heft__pass *p, const char *list, size_t i)
+{
+    const size_t own = heft__pass_find_item(p, list, i);
+    const size_t stack =
+        own == HEFT__NONE ? look_up(p, list, ITEM_MODULE, NULL, false) : HEFT__NONE;
+    return own != HEFT__NONE     ? heft_residency_find_module(p->residency, own)
+           : stack != HEFT__NONE ? heft__unit_of_stacked(p->residency, stack, i)
+                                 : HEFT__NONE;
+}
+
 bool heft__has(heft__pass *p, const char *name)
 {
     return look_up(p, name, ITEM_MODULE, NULL, false) != HEFT__NONE ||
@@ -368,6 +378,11 @@ void heft__section(heft__pass *p, const char *list, size_t i)
     push(p, list, i, SCOPE_SECTION);
 }
 
+void heft__section_of_stack(heft__pass *p, const char *name)
+{
+    push(p, name, ITEM_MODULE, SCOPE_SECTION);
+}
+
 void heft__section_end(heft__pass *p)
 {
     pop(p);
@@ -417,7 +432,7 @@ static heft_lease *lease_of(heft__pass *p, size_t unit)
 /* In a dry run: the unit comes next. Experts are left out, as data decides which of them are used. */
 static void note_unit(heft__pass *p, size_t parameter)
 {
-    const size_t unit = heft_residency_find_parameter(p->residency, parameter);
+    const size_t unit = p->residency->unit_of[parameter];
     for (size_t i = p->depth; i-- > 0;) {
         if (p->scopes[i].data_decides) {
             heft__tally_expert(p, parameter);
@@ -437,7 +452,7 @@ static void note_unit(heft__pass *p, size_t parameter)
 
 const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter)
 {
-    const heft_parameter *shown = &p->model->parameters[parameter];
+    const heft_parameter *shown = &p->model->parameters[heft__whole_of(p->residency, parameter)];
     if (p->dry && p->status == HEFT_OK && p->residency->brought_at[parameter] != SIZE_MAX) {
         note_unit(p, parameter);
     }
@@ -451,7 +466,7 @@ const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter)
     }
     const heft_tensor *view = &p->residency->views[parameter];
     if (p->residency->brought_at[parameter] != SIZE_MAX) {
-        heft_lease *lease = lease_of(p, heft_residency_find_parameter(p->residency, parameter));
+        heft_lease *lease = lease_of(p, p->residency->unit_of[parameter]);
         view = lease ? heft_lease_view(lease, parameter) : NULL;
     }
     if (!view && p->status == HEFT_OK) {
@@ -470,20 +485,21 @@ void heft__pass_end_op(heft__pass *p)
 const float *heft__pass_vector(heft__pass *p, size_t parameter, size_t expected)
 {
     uint64_t elems = 0;
-    const heft_parameter *shown = &p->model->parameters[parameter];
+    const heft_tensor *shown = &p->residency->views[parameter];
+    const char *name = p->model->parameters[heft__whole_of(p->residency, parameter)].name;
     if (p->status != HEFT_OK) {
         return NULL;
     }
     (void)heft__shape_elems(shown->shape, shown->rank, &elems);
     if (elems != expected) {
-        heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' has %llu numbers, %zu expected",
-                        shown->name, (unsigned long long)elems, expected);
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' has %llu numbers, %zu expected", name,
+                        (unsigned long long)elems, expected);
         return NULL;
     }
     if (shown->dtype != HEFT_DTYPE_F32 && shown->dtype != HEFT_DTYPE_BF16 &&
         shown->dtype != HEFT_DTYPE_F16) {
         heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' is %s: heft cannot compute with it",
-                        shown->name, heft_dtype_name(shown->dtype));
+                        name, heft_dtype_name(shown->dtype));
         return NULL;
     }
     float *vector = heft__pass_take(p, expected, sizeof *vector);

@@ -65,6 +65,8 @@ void heft__block(heft__pass *p, const char *list, size_t i);
 void heft__block_end(heft__pass *p, heft__rows x);
 /* The same for an expert, which is brought in only if it is used. */
 void heft__section(heft__pass *p, const char *list, size_t i);
+/* The same for one expert of a module that stacks them: products with matrix `index` of its parameters. */
+void heft__section_of_stack(heft__pass *p, const char *name);
 void heft__section_end(heft__pass *p);
 bool heft__has(heft__pass *p, const char *name); /* whether there is such a module or parameter */
 
@@ -206,7 +208,7 @@ typedef struct heft__routes { /* rows and their weights, sorted by expert */
 } heft__routes;
 
 heft__routes heft__route(heft__pass *p, heft__rows logits, const heft__routing *routing);
-/* The experts list.i with rows are used next, in their order: they are read meanwhile. */
+/* The experts list.i with rows, or those of a stack, are used next, in their order: they are read meanwhile. */
 void heft__expect(heft__pass *p, const char *list, const heft__routes *routes, size_t experts);
 /* How many rows go to an expert (in a dry run, all could), these rows, and what it made of them back
  * to where they belong: y[row] += weight * x. */

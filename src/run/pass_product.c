@@ -103,7 +103,7 @@ static void run_product(struct product *product)
                         product);
 }
 
-/* y = x w^T + bias; `w` without its data: that of the parameter, from element `first` on. */
+/* y = x w^T + bias; `w` without its data: that of the parameter or slice, from element `first` on. */
 static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__matrix w,
                            size_t bias, uint64_t bias_first, heft__rows x)
 {
@@ -113,13 +113,14 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
     heft__tally_product(p, x.count, &w);
     if (bias != HEFT__NONE && (p->dry || x.count > 0)) {
         uint64_t all = 0;
-        (void)heft__shape_elems(p->model->parameters[bias].shape, p->model->parameters[bias].rank,
+        (void)heft__shape_elems(p->residency->views[bias].shape, p->residency->views[bias].rank,
                                 &all);
         const float *vector = heft__pass_vector(p, bias, (size_t)all);
         product.bias = vector ? vector + bias_first : NULL;
         if (all < bias_first + w.rows) {
             heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' has %llu numbers, %zu expected",
-                            p->model->parameters[bias].name, (unsigned long long)all, w.rows);
+                            p->model->parameters[heft__whole_of(p->residency, bias)].name,
+                            (unsigned long long)all, w.rows);
         }
     }
     const heft_tensor *view = p->dry || x.count > 0 ? heft__pass_view(p, weight) : NULL;
@@ -166,6 +167,13 @@ heft__rows heft__linear_turned(heft__pass *p, const char *name, heft__rows x)
     return linear(p, name, x, true);
 }
 
+/* Whether a parameter that is cut into slices has one for each matrix of a slab. */
+static bool matches_stack(const heft__pass *p, size_t parameter, const heft__slab *slab)
+{
+    return p->residency->slices[parameter] == SIZE_MAX ||
+           slab->count == p->model->parameters[parameter].shape[0];
+}
+
 heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x)
 {
     const size_t weight = find_weight(p, slab->weight, NULL);
@@ -186,6 +194,7 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
     const size_t used = slab->turned ? x.width : slab->rows ? slab->rows : lines - slab->first;
     if (stored == 0 || of_slab % stored != 0 || slab->first > lines || used > lines - slab->first ||
         (slab->count && elems % slab->count != 0) || (slab->count && slab->index >= slab->count) ||
+        !matches_stack(p, weight, slab) || (bias != HEFT__NONE && !matches_stack(p, bias, slab)) ||
         (part && slab->bias)) {
         heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' does not fit rows of %zu numbers",
                         shown->name, x.width);
@@ -196,10 +205,13 @@ heft__rows heft__linear_slab(heft__pass *p, const heft__slab *slab, heft__rows x
                             .columns = x.width,
                             .stride = stored,
                             .turned = slab->turned};
-    const uint64_t first = slab->index * of_slab + (uint64_t)slab->first * stored;
-    const uint64_t bias_first =
-        slab->index * (uint64_t)(slab->turned ? stored : lines) + (slab->turned ? 0 : slab->first);
-    return multiply(p, weight, first, w, bias, bias_first, x);
+    const size_t matrix = heft__slice_of(p->residency, weight, slab->index),
+                 vector =
+                     bias == HEFT__NONE ? bias : heft__slice_of(p->residency, bias, slab->index);
+    uint64_t first = (uint64_t)slab->first * stored, bias_first = slab->turned ? 0 : slab->first;
+    first += matrix == weight ? slab->index * of_slab : 0; /* a slice is this matrix alone */
+    bias_first += vector == bias ? slab->index * (uint64_t)(slab->turned ? stored : lines) : 0;
+    return multiply(p, matrix, first, w, vector, bias_first, x);
 }
 
 /* ---- rows of a table ---------------------------------------------------------------------------- */

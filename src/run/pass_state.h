@@ -262,6 +262,8 @@ const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter);
 void heft__pass_end_op(heft__pass *p);
 /* Number of module list.i below the one that is entered; HEFT__NONE. */
 size_t heft__pass_find_item(heft__pass *p, const char *list, size_t i);
+/* Unit of the expert list.i, or of number i of those that module `list` stacks; HEFT__NONE. */
+size_t heft__pass_find_expert(heft__pass *p, const char *list, size_t i);
 /* Do fn(user, i) for all i < count on all threads. */
 void heft__pass_parallel(heft__pass *p, size_t count, heft__work_fn fn, void *user);
 /* A small vector in float32: a bias, a norm's weight. NULL in a dry run or after an error. */

@@ -49,8 +49,8 @@ static size_t reading_lanes(const heft_residency *r)
 static bool is_plain(const heft_residency *r, const heft__brought *brought, uint64_t bytes[2])
 {
     const heft__homes *homes = heft__model_homes(r->model);
-    const size_t tensor = homes->source[brought->parameter];
-    bytes[0] = heft_dtype_bits(r->model->parameters[brought->parameter].dtype) / 8;
+    const size_t tensor = homes->source[heft__whole_of(r, brought->parameter)];
+    bytes[0] = heft_dtype_bits(r->views[brought->parameter].dtype) / 8;
     bytes[1] = heft_dtype_bits(homes->ckpt->infos[tensor].dtype) / 8;
     return bytes[0] > 0 && bytes[1] > 0 && brought->offset != HEFT_NO_OFFSET;
 }
@@ -119,7 +119,7 @@ static heft_status read_slice(struct reading *reading, const struct slice *slice
 {
     const heft_residency *r = reading->r;
     const heft__homes *homes = heft__model_homes(r->model);
-    const size_t tensor = homes->source[slice->brought->parameter];
+    const size_t tensor = homes->source[heft__whole_of(r, slice->brought->parameter)];
     heft__input *input = heft__file_of(homes->ckpt, tensor)->source;
     uint64_t each[2];
     heft__pieces pieces;
@@ -144,7 +144,7 @@ static heft_status read_item(void *user, size_t item, heft_error *err)
 {
     struct reading *reading = user;
     const struct slice *slice = &reading->slices[reading->first + item];
-    const heft_parameter *shown = &reading->r->model->parameters[slice->brought->parameter];
+    const heft_tensor *shown = &reading->r->views[slice->brought->parameter];
     const double bytes = (double)(slice->elems * (heft_dtype_bits(shown->dtype) / 8));
     double cached = 0;
     if (heft__probe_clock() > reading->deadline) {

@@ -587,6 +587,12 @@ static heft_status make(heft_residency *r, const heft_residency_options *options
 heft_status heft_residency_new(const heft_model *model, const heft_residency_options *options,
                                heft_residency **out, heft_error *err)
 {
+    return heft__residency_make(model, options, false, out, err);
+}
+
+heft_status heft__residency_make(const heft_model *model, const heft_residency_options *options,
+                                 bool by_expert, heft_residency **out, heft_error *err)
+{
     if (!model || !out) {
         return heft__fail(err, HEFT_INVALID_ARG, "model or result is NULL");
     }
@@ -603,6 +609,7 @@ heft_status heft_residency_new(const heft_model *model, const heft_residency_opt
     r->ctx = heft__ctx_ref(model->ctx);
     r->model = model;
     r->writable = taken.writable;
+    r->by_expert = by_expert;
     heft__arena_init(&r->arena, r->ctx);
     pthread_cond_init(&r->look, NULL);
     status = make(r, &taken, err);
@@ -621,7 +628,7 @@ void heft__residency_unref(heft_residency *r)
     }
     heft_ctx *ctx = r->ctx;
     heft__leases_free(r);
-    for (size_t i = 0; r->bound && i < r->count; i++) {
+    for (size_t i = 0; r->bound && i < r->all; i++) {
         heft_storage_unref(r->bound[i].storage);
     }
     heft__schedule_fini(&r->schedule);

@@ -20,10 +20,10 @@ static uint64_t scratch_of(const heft_residency *r, const heft__unit *unit)
     const heft__homes *homes = heft__model_homes(r->model);
     uint64_t most = 0;
     for (size_t i = 0; i < unit->brought_count; i++) {
-        const heft_parameter *parameter = &r->model->parameters[unit->brought[i].parameter];
-        const heft__part part = {.tensor = homes->source[unit->brought[i].parameter],
-                                 .to = parameter->dtype,
-                                 .direct = parameter->size_bytes >= HEFT__DIRECT_TENSOR};
+        const size_t number = unit->brought[i].parameter;
+        const heft__part part = {.tensor = homes->source[heft__whole_of(r, number)],
+                                 .to = r->views[number].dtype,
+                                 .direct = r->views[number].size_bytes >= HEFT__DIRECT_TENSOR};
         most = heft__larger_u64(most, heft__part_scratch(homes->ckpt, &part));
     }
     return most;

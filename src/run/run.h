@@ -54,7 +54,7 @@ size_t heft__schedule_ahead(const heft__schedule *schedule, size_t places);
 /* A parameter that is brought in with its unit; tied ones under one of their names. In the order of the
  * files. */
 typedef struct heft__brought {
-    size_t parameter; /* the one that others are tied to */
+    size_t parameter; /* the one that others are tied to; or a slice */
     size_t file;
     uint64_t offset; /* in the file; HEFT_NO_OFFSET after all that have one */
     uint64_t at;     /* of its room in the unit's buffer */
@@ -126,14 +126,17 @@ struct heft_residency {
     heft__unit *units; /* [unit_count] */
     size_t unit_count, unit_cap;
     size_t count;               /* of parameters */
-    size_t *unit_of;            /* [count] */
-    size_t *brought_at;         /* [count] number in its unit's list; SIZE_MAX: has memory */
-    heft_tensor *views;         /* [count] */
-    heft__bound *bound;         /* [count] */
+    size_t all;                 /* of parameters and slices: slices are numbered after parameters */
+    size_t *slices;             /* [count] the first of its slices; SIZE_MAX: it has none */
+    size_t *sliced;             /* [all - count] the parameter of each slice */
+    size_t *unit_of;            /* [all] */
+    size_t *brought_at;         /* [all] number in its unit's list; SIZE_MAX: has memory */
+    heft_tensor *views;         /* [all] */
+    heft__bound *bound;         /* [all] */
     heft__module_span *modules; /* [module_count] */
     uint32_t *tensors;          /* [count] parameters, by module */
     size_t module_count;
-    uint32_t *placed; /* [placed_count] parameters that are brought in, by files and offsets */
+    uint32_t *placed; /* [placed_count] what is brought in, by files and offsets */
     size_t placed_count;
     heft__mapping *mappings; /* [files of the checkpoint]; NULL: nothing is brought in */
     size_t *order;           /* [order_count] the standard schedule */
@@ -160,6 +163,7 @@ struct heft_residency {
     bool failed;         /* what it read last: it waits for the next acquire */
     bool closed;         /* its owner has freed it */
     bool writable;       /* as in the options */
+    bool by_expert;      /* experts that are stacked in one parameter are units of their own */
     heft_residency_counts counts;
     const char *warning;  /* that memory may be short; NULL: none */
     heft_residency *next; /* of the ledger */
@@ -198,6 +202,20 @@ void heft__residency_expect(heft_residency *residency, const size_t *units, size
 
 /* ---- units.c: what is brought in together ---------------------------------------------------- */
 heft_status heft__units_make(heft_residency *residency, heft_error *err);
+/* The parameter of a slice; a parameter itself. */
+static inline size_t heft__whole_of(const heft_residency *r, size_t number)
+{
+    return number < r->count ? number : r->sliced[number - r->count];
+}
+/* The slice of a parameter that belongs to an expert; the parameter itself where it is not sliced. */
+static inline size_t heft__slice_of(const heft_residency *r, size_t parameter, size_t expert)
+{
+    return r->slices[parameter] == SIZE_MAX ? parameter : r->slices[parameter] + expert;
+}
+/* The unit of an expert that a module has in stacked parameters; SIZE_MAX: there is none. */
+size_t heft__unit_of_stacked(const heft_residency *residency, size_t module, size_t expert);
+/* Elements of a parameter before a slice of it. */
+uint64_t heft__slice_first(const heft_residency *residency, size_t number);
 /* What the two largest neighbors of a schedule take, at least the largest unit of it. */
 uint64_t heft__units_two_neighbors(const heft_residency *residency, const heft__schedule *schedule);
 
@@ -344,6 +362,10 @@ void heft__lease_put(heft_lease *lease);
 void heft__leases_free(heft_residency *residency);
 
 /* ---- residency.c ------------------------------------------------------------------------------ */
+/* As heft_residency_new(). by_expert: where one parameter stacks the experts of a layer, each expert's slices of
+ * such parameters are a unit, whose `parameters` are numbers of slices. No lease has these parameters as a whole. */
+heft_status heft__residency_make(const heft_model *model, const heft_residency_options *options,
+                                 bool by_expert, heft_residency **out, heft_error *err);
 void heft__residency_unref(heft_residency *residency); /* the lock is not held */
 /* Not held: wait until the reader has found nothing to do. For tests. */
 void heft__residency_settle(heft_residency *residency);

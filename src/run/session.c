@@ -137,7 +137,7 @@ static heft_status make_residency(heft_session *session, heft_error *err)
         const heft_residency_options options =
             HEFT_OPTIONS(heft_residency_options, .ledger = session->ledger,
                          .over_limit = session->options.over_limit);
-        status = heft_residency_new(session->model, &options, &session->residency, err);
+        status = heft__residency_make(session->model, &options, true, &session->residency, err);
     }
     return status;
 }

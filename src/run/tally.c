@@ -58,13 +58,13 @@ void heft__tally_rows(heft__pass *p, size_t table, size_t rows)
 
 void heft__tally_expert(heft__pass *p, size_t parameter)
 {
-    const size_t unit = heft_residency_find_parameter(p->residency, parameter);
+    const size_t unit = p->residency->unit_of[parameter];
     if (p->order_count > 0 && p->order[p->order_count - 1] == unit) {
         return; /* it comes with its layer */
     }
-    const double bytes = (double)p->model->parameters[parameter].size_bytes;
-    p->tally.expert_bytes += p->model->parameters[parameter].size_bytes;
-    p->tally.expert_read_bytes += bytes * p->expected.used;
+    const uint64_t bytes = p->residency->views[parameter].size_bytes;
+    p->tally.expert_bytes += bytes;
+    p->tally.expert_read_bytes += (double)bytes * p->expected.used;
 }
 
 void heft__tally_route(heft__pass *p, size_t tokens, const heft__routing *routing)

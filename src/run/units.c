@@ -4,6 +4,12 @@
  * a unit. A tensor whose names lie in several sites is taken out of them: it is a unit under all the
  * modules that hold it, so that it comes once.
  *
+ * Experts may be stacked: module "experts" has parameters [experts, ...], one for all. By expert, these are cut
+ * along their first dimension, into slices. The slices of one expert are a unit:
+ *
+ *   gate_up_proj  [ e0 | e1 | e2 | ... ]      unit of expert 1: slice e1 of each
+ *   down_proj     [ e0 | e1 | e2 | ... ]
+ *
  * What is a layer and what an expert the model's module tree says (heft_module.unit).
  * Source: docs/residency.md [1]. */
 #include "run/run.h"
@@ -12,6 +18,7 @@
 #include <unistd.h>
 
 #define NONE UINT32_MAX
+#define STACK_MOST 4096 /* experts of a layer: lists are not made for whatever a file claims */
 
 struct making {
     heft_residency *r;
@@ -20,8 +27,10 @@ struct making {
     uint32_t *group;        /* [modules] the outermost layer that it lies in, else itself */
     uint32_t *unit_of_site; /* [modules] */
     uint32_t *unit_of_tie;  /* [tensors] by the first name's number */
-    uint32_t *last_module;  /* [tensors] by unit: that has given it a place in the order */
-    uint32_t *last_unit;    /* [model->count] by root: the unit that has counted it */
+    uint32_t *last_module;  /* [all] by unit: that has given it a place in the order */
+    uint32_t *last_unit;    /* [all] by root: the unit that has counted it */
+    uint32_t *stack;        /* [modules] experts that its parameters stack; 0: none */
+    uint32_t *first_expert; /* [modules] the unit of its first expert */
     uint32_t *holders;      /* [tensors] scratch: modules that hold a tied tensor */
     heft__map tied;         /* holders -> unit */
     heft__arena keys;       /* of the map */
@@ -38,6 +47,93 @@ static void mark_sites(struct making *m)
         const bool inside = i > 0 && (modules[parent].unit || m->site[parent] != parent);
         m->group[i] = inside ? m->group[parent] : i;
     }
+}
+
+/* ---- stacked experts --------------------------------------------------------------------------- */
+/* Whether a parameter is to be brought in: it stays in a file that the model knows. */
+static bool is_brought(const heft_model *model, size_t root)
+{
+    const heft__homes *homes = heft__model_homes(model);
+    const heft_parameter_state state = model->parameters[root].state;
+    return homes && homes->source[root] != HEFT__NO_TENSOR && !model->bindings[root].given &&
+           model->parameters[root].size_bytes > 0 &&
+           (state == HEFT_PARAMETER_MAPPED || state == HEFT_PARAMETER_DISK);
+}
+
+/* The experts that all of a module's own parameters stack; 0 if they do not, or if not all are to be brought
+ * in. A tied parameter may be used in another place too. */
+static uint32_t count_stacked(const struct making *m, uint32_t module)
+{
+    const heft_model *model = m->r->model;
+    const heft__tree_module *node = &m->tree->modules[module];
+    uint64_t count = 0;
+    bool stacked = node->tensor_count > 0 && model->modules[module].kind == HEFT_MODULE_EXPERTS;
+    for (uint32_t i = 0; i < node->tensor_count && stacked; i++) {
+        const size_t number = m->r->tensors[node->first_tensor + i];
+        const heft_parameter *parameter = &model->parameters[number];
+        const uint64_t length = parameter->rank >= 2 ? parameter->shape[0] : 0;
+        count = i == 0 ? length : count;
+        stacked = length == count && length > 1 && length <= STACK_MOST &&
+                  parameter->size_bytes % length == 0 && heft_dtype_bits(parameter->dtype) >= 8 &&
+                  is_brought(model, number);
+    }
+    return stacked ? (uint32_t)count : 0;
+}
+
+/* Find the modules whose parameters are cut, and number the slices. */
+static heft_status mark_stacks(struct making *m)
+{
+    heft_residency *r = m->r;
+    const heft__tree *tree = m->tree;
+    m->stack = heft__arena_array(&m->keys, tree->module_count, sizeof *m->stack);
+    m->first_expert = heft__arena_array(&m->keys, tree->module_count, sizeof *m->first_expert);
+    r->slices = heft__arena_array(&r->arena, r->count, sizeof *r->slices);
+    if (!m->stack || !m->first_expert || !r->slices) {
+        return heft__fail_nomem(m->err, r->count * sizeof *r->slices);
+    }
+    memset(r->slices, 0xff, r->count * sizeof *r->slices);
+    for (uint32_t i = 0; i < tree->module_count && r->by_expert; i++) {
+        m->stack[i] = count_stacked(m, i);
+    }
+    for (size_t i = 0; i < tree->tie_count; i++) {
+        m->stack[tree->tensors[tree->ties[i][1]].module] = 0;
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const uint32_t stacked = m->stack[tree->tensors[i].module];
+        if (stacked > 0) {
+            r->slices[r->tensors[i]] = r->all;
+            r->all += stacked;
+        }
+    }
+    r->sliced = heft__arena_array(&r->arena, r->all - r->count, sizeof *r->sliced);
+    if (!r->sliced) {
+        return heft__fail_nomem(m->err, (r->all - r->count) * sizeof *r->sliced);
+    }
+    for (uint32_t i = 0; i < tree->tensor_count; i++) {
+        const uint32_t stacked = m->stack[tree->tensors[i].module];
+        for (uint32_t e = 0; e < stacked; e++) {
+            r->sliced[r->slices[r->tensors[i]] + e - r->count] = r->tensors[i];
+        }
+    }
+    return HEFT_OK;
+}
+
+uint64_t heft__slice_first(const heft_residency *r, size_t number)
+{
+    const size_t whole = heft__whole_of(r, number);
+    uint64_t elems = 0;
+    if (number != whole) {
+        (void)heft__shape_elems(r->views[number].shape, r->views[number].rank, &elems);
+        elems *= number - r->slices[whole];
+    }
+    return elems;
+}
+
+/* Bytes of a parameter or a slice. */
+static uint64_t bytes_of(const heft_residency *r, size_t number)
+{
+    const heft_parameter *parameter = &r->model->parameters[heft__whole_of(r, number)];
+    return number < r->count ? parameter->size_bytes : parameter->size_bytes / parameter->shape[0];
 }
 
 /* ---- numbers --------------------------------------------------------------------------------- */
@@ -135,6 +231,33 @@ static uint32_t unit_of_tensor(struct making *m, uint32_t tensor, size_t *tie)
     return *unit;
 }
 
+/* Units of a module's experts, and the slices that they have. The name is a path with the expert's number. */
+static heft_status number_experts(struct making *m, uint32_t module)
+{
+    heft_residency *r = m->r;
+    const heft__tree_module *node = &m->tree->modules[module];
+    char name[300];
+    m->first_expert[module] = (uint32_t)r->unit_count;
+    for (uint32_t e = 0; e < m->stack[module]; e++) {
+        const uint32_t unit = add_unit(m, &module, 1);
+        snprintf(name, sizeof name, "%.250s[%u]", node->path, e);
+        const char *shown = heft__arena_text(&r->arena, name, strlen(name));
+        if (unit == NONE || !shown) {
+            return heft__fail_nomem(m->err, sizeof *r->units);
+        }
+        r->units[unit].shown.name = shown;
+        r->units[unit].shown.parameter_count = node->tensor_count;
+        r->order[r->order_count++] = unit;
+        for (uint32_t i = 0; i < node->tensor_count; i++) {
+            r->unit_of[r->slices[r->tensors[node->first_tensor + i]] + e] = unit;
+        }
+    }
+    for (uint32_t i = 0; i < node->tensor_count; i++) {
+        r->unit_of[r->tensors[node->first_tensor + i]] = m->first_expert[module];
+    }
+    return HEFT_OK;
+}
+
 /* Number units in the order of their first tensors. The order of use has each once, but a tied one at each
  * of its modules. */
 static heft_status number_units(struct making *m)
@@ -143,6 +266,14 @@ static heft_status number_units(struct making *m)
     size_t tie = 0;
     mark_ties(m);
     for (uint32_t i = 0; i < m->tree->tensor_count; i++) {
+        const uint32_t holder = m->tree->tensors[i].module;
+        if (m->stack[holder] > 0) {
+            if (i == m->tree->modules[holder].first_tensor &&
+                number_experts(m, holder) != HEFT_OK) {
+                return HEFT_NOMEM;
+            }
+            continue;
+        }
         const uint32_t unit = unit_of_tensor(m, i, &tie);
         if (unit == NONE) {
             return heft__fail_nomem(m->err, sizeof *r->units);
@@ -161,21 +292,17 @@ static heft_status number_units(struct making *m)
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */
-/* Whether a parameter is to be brought in: it stays in a file that the model knows. */
-static bool is_brought(const heft_model *model, size_t root)
+/* The bytes of a buffer that hold so many, wherever their file has them. */
+static uint64_t room_of(uint64_t bytes)
 {
-    const heft__homes *homes = heft__model_homes(model);
-    const heft_parameter_state state = model->parameters[root].state;
-    return homes && homes->source[root] != HEFT__NO_TENSOR && !model->bindings[root].given &&
-           model->parameters[root].size_bytes > 0 &&
-           (state == HEFT_PARAMETER_MAPPED || state == HEFT_PARAMETER_DISK);
+    const uint64_t spare = bytes < HEFT__DIRECT_TENSOR ? 64 : HEFT__SPARE_BYTES;
+    return (bytes + 63) / 64 * 64 + spare;
 }
 
-/* The bytes of a buffer that hold a parameter, wherever its file has it. */
-static uint64_t room_of(const heft_parameter *parameter)
+/* What a number of a unit's list stands for: the parameter that it is tied to, or a slice. */
+static size_t root_of(const heft_residency *r, size_t number)
 {
-    const uint64_t spare = parameter->size_bytes < HEFT__DIRECT_TENSOR ? 64 : HEFT__SPARE_BYTES;
-    return (parameter->size_bytes + 63) / 64 * 64 + spare;
+    return number < r->count ? r->model->parameters[number].tied_to : number;
 }
 
 static int by_place(const void *left, const void *right)
@@ -192,21 +319,23 @@ static void count_parameters(struct making *m, uint32_t number)
     heft__unit *unit = &m->r->units[number];
     const heft_model *model = m->r->model;
     for (size_t k = 0; k < unit->shown.parameter_count; k++) {
-        const size_t root = model->parameters[unit->shown.parameters[k]].tied_to;
+        const size_t root = root_of(m->r, unit->shown.parameters[k]),
+                     whole = heft__whole_of(m->r, root);
         if (m->last_unit[root] == number) {
             continue;
         }
         m->last_unit[root] = number;
-        unit->shown.bytes += model->parameters[root].size_bytes;
-        if (is_brought(model, root)) {
+        unit->shown.bytes += bytes_of(m->r, root);
+        if (is_brought(model, whole)) {
             const heft__homes *homes = heft__model_homes(model);
-            const size_t tensor = homes->source[root];
-            unit->mappable &= model->parameters[root].state == HEFT_PARAMETER_MAPPED;
-            unit->shown.brought_bytes += model->parameters[root].size_bytes;
-            unit->brought[unit->brought_count++] = (heft__brought){
-                .parameter = root,
-                .file = homes->ckpt->infos[tensor].file_index,
-                .offset = heft__part_offset(homes->ckpt, tensor, homes->first[root])};
+            const size_t tensor = homes->source[whole];
+            const uint64_t first = homes->first[whole] + heft__slice_first(m->r, root);
+            unit->mappable &= model->parameters[whole].state == HEFT_PARAMETER_MAPPED;
+            unit->shown.brought_bytes += bytes_of(m->r, root);
+            unit->brought[unit->brought_count++] =
+                (heft__brought){.parameter = root,
+                                .file = homes->ckpt->infos[tensor].file_index,
+                                .offset = heft__part_offset(homes->ckpt, tensor, first)};
         }
     }
 }
@@ -219,12 +348,27 @@ static void place_parameters(struct making *m, heft__unit *unit)
     for (size_t i = 0; i < unit->brought_count; i++) {
         heft__brought *brought = &unit->brought[i];
         brought->at = unit->room;
-        unit->room += room_of(&model->parameters[brought->parameter]);
+        unit->room += room_of(bytes_of(m->r, brought->parameter));
         m->last_unit[brought->parameter] = (uint32_t)i; /* its number in the list, from here on */
     }
     for (size_t k = 0; k < unit->shown.parameter_count; k++) {
-        const size_t number = unit->shown.parameters[k], root = model->parameters[number].tied_to;
-        m->r->brought_at[number] = is_brought(model, root) ? m->last_unit[root] : SIZE_MAX;
+        const size_t number = unit->shown.parameters[k], root = root_of(m->r, number);
+        m->r->brought_at[number] =
+            is_brought(model, heft__whole_of(m->r, root)) ? m->last_unit[root] : SIZE_MAX;
+    }
+}
+
+/* Put a tensor into the list of its unit; its slices into those of theirs. */
+static void list_tensor(struct making *m, size_t *numbers, uint32_t tensor)
+{
+    heft_residency *r = m->r;
+    const size_t parameter = parameter_of(m, tensor), first = r->slices[parameter];
+    const size_t count = m->stack[m->tree->tensors[tensor].module];
+    for (size_t i = 0; i < (count ? count : 1); i++) {
+        const size_t number = count ? first + i : parameter;
+        heft__unit *unit = &r->units[r->unit_of[number]];
+        numbers[(size_t)(unit->shown.parameters - numbers) + unit->shown.parameter_count++] =
+            number;
     }
 }
 
@@ -232,10 +376,10 @@ static void place_parameters(struct making *m, heft__unit *unit)
 static heft_status list_parameters(struct making *m)
 {
     heft_residency *r = m->r;
-    size_t *numbers = heft__arena_array(&r->arena, r->count, sizeof *numbers), filled = 0;
-    heft__brought *brought = heft__arena_array(&r->arena, r->count, sizeof *brought);
+    size_t *numbers = heft__arena_array(&r->arena, r->all, sizeof *numbers), filled = 0;
+    heft__brought *brought = heft__arena_array(&r->arena, r->all, sizeof *brought);
     if (!numbers || !brought) {
-        return heft__fail_nomem(m->err, r->count * sizeof *brought);
+        return heft__fail_nomem(m->err, r->all * sizeof *brought);
     }
     for (size_t u = 0; u < r->unit_count; u++) {
         r->units[u].shown.parameters = numbers + filled;
@@ -245,9 +389,7 @@ static heft_status list_parameters(struct making *m)
         r->units[u].shown.parameter_count = 0;
     }
     for (uint32_t i = 0; i < m->tree->tensor_count; i++) {
-        heft__unit *unit = &r->units[r->unit_of[parameter_of(m, i)]];
-        numbers[(size_t)(unit->shown.parameters - numbers) + unit->shown.parameter_count++] =
-            parameter_of(m, i);
+        list_tensor(m, numbers, i);
     }
     for (uint32_t u = 0; u < r->unit_count; u++) {
         count_parameters(m, u);
@@ -270,7 +412,7 @@ static heft_status find_mappings(heft_residency *r, heft_error *err)
         return heft__fail_nomem(err, homes->ckpt->file_count * sizeof *r->mappings);
     }
     for (size_t i = 0; i < r->placed_count; i++) {
-        const size_t parameter = r->placed[i], tensor = homes->source[parameter];
+        const size_t parameter = heft__whole_of(r, r->placed[i]), tensor = homes->source[parameter];
         heft__input *input = heft__file_of(homes->ckpt, tensor)->source;
         heft__mapping *mapping = &r->mappings[homes->ckpt->infos[tensor].file_index];
         const uint8_t *base;
@@ -333,28 +475,31 @@ static uint8_t nothing; /* where a tensor without elements begins */
 /* Tensors as they are lent: row by row, without memory yet. What they need outlives the model. */
 static heft_status make_views(heft_residency *r, heft_error *err)
 {
-    for (size_t i = 0; i < r->count; i++) {
-        const heft_parameter *parameter = &r->model->parameters[i];
-        const heft__binding *binding = &r->model->bindings[i];
-        const uint32_t rank = parameter->rank;
+    for (size_t i = 0; i < r->all; i++) {
+        const size_t whole = heft__whole_of(r, i),
+                     part = whole != i; /* without its first dimension */
+        const heft_parameter *parameter = &r->model->parameters[whole];
+        const heft__binding *binding = &r->model->bindings[whole];
+        const uint32_t rank = parameter->rank - (uint32_t)part;
         uint64_t *shape = heft__arena_array(&r->arena, 2 * (uint64_t)rank, sizeof *shape);
         if (!shape) {
             return heft__fail_nomem(err, 2 * rank * sizeof *shape);
         }
         int64_t *strides = (int64_t *)(shape + rank);
         for (uint32_t d = 0; d < rank; d++) {
-            shape[d] = parameter->shape[d];
+            shape[d] = parameter->shape[d + part];
         }
         heft__shape_strides(shape, rank, strides);
         r->bound[i] = (heft__bound){
-            binding->storage ? heft_storage_ref(binding->storage) : NULL, binding->byte_offset,
+            binding->storage ? heft_storage_ref(binding->storage) : NULL,
+            binding->byte_offset + (part ? (i - r->slices[whole]) * bytes_of(r, i) : 0),
             binding->storage && (heft_storage_flags(binding->storage) & HEFT_TENSOR_MAPPED)};
         r->views[i] = (heft_tensor){
             .dtype = parameter->dtype,
             .rank = rank,
             .shape = shape,
             .strides = strides,
-            .size_bytes = parameter->size_bytes,
+            .size_bytes = bytes_of(r, i),
         };
         if (binding->storage && r->brought_at[i] == SIZE_MAX) {
             r->views[i].flags = r->bound[i].mapped ? HEFT_TENSOR_MAPPED : 0;
@@ -373,33 +518,38 @@ static heft_status make_lists(struct making *m)
     heft_residency *r = m->r;
     heft__arena *arena = &r->arena;
     const size_t tensors = m->tree->tensor_count, modules = m->tree->module_count;
-    r->count = tensors;
+    r->count = r->all = tensors;
     r->module_count = modules;
-    r->order = heft__arena_array(arena, tensors, sizeof *r->order);
-    r->unit_of = heft__arena_array(arena, tensors, sizeof *r->unit_of);
-    r->brought_at = heft__arena_array(arena, tensors, sizeof *r->brought_at);
-    r->views = heft__arena_array(arena, tensors, sizeof *r->views);
-    r->bound = heft__arena_array(arena, tensors, sizeof *r->bound);
     r->tensors = heft__arena_array(arena, tensors, sizeof *r->tensors);
+    for (uint32_t i = 0; r->tensors && i < tensors; i++) {
+        r->tensors[i] = m->tree->tensors[i].parameter;
+    }
+    const heft_status status =
+        r->tensors ? mark_stacks(m) : heft__fail_nomem(m->err, tensors * sizeof *r->tensors);
+    if (status != HEFT_OK) {
+        return status;
+    }
+    r->order = heft__arena_array(arena, r->all, sizeof *r->order);
+    r->unit_of = heft__arena_array(arena, r->all, sizeof *r->unit_of);
+    r->brought_at = heft__arena_array(arena, r->all, sizeof *r->brought_at);
+    r->views = heft__arena_array(arena, r->all, sizeof *r->views);
+    r->bound = heft__arena_array(arena, r->all, sizeof *r->bound);
     r->modules = heft__arena_array(arena, modules, sizeof *r->modules);
     m->site = heft__arena_array(&m->keys, modules, sizeof *m->site);
     m->group = heft__arena_array(&m->keys, modules, sizeof *m->group);
     m->unit_of_site = heft__arena_array(&m->keys, modules, sizeof *m->unit_of_site);
     m->unit_of_tie = heft__arena_array(&m->keys, tensors, sizeof *m->unit_of_tie);
-    m->last_module = heft__arena_array(&m->keys, tensors, sizeof *m->last_module);
-    m->last_unit = heft__arena_array(&m->keys, tensors, sizeof *m->last_unit);
+    m->last_module = heft__arena_array(&m->keys, r->all, sizeof *m->last_module);
+    m->last_unit = heft__arena_array(&m->keys, r->all, sizeof *m->last_unit);
     m->holders = heft__arena_array(&m->keys, tensors, sizeof *m->holders);
-    if (!r->order || !r->unit_of || !r->brought_at || !r->views || !r->bound || !r->tensors ||
-        !r->modules || !m->site || !m->group || !m->unit_of_site || !m->unit_of_tie ||
-        !m->last_module || !m->last_unit || !m->holders) {
-        return heft__fail_nomem(m->err, tensors * sizeof *r->views);
+    if (!r->order || !r->unit_of || !r->brought_at || !r->views || !r->bound || !r->modules ||
+        !m->site || !m->group || !m->unit_of_site || !m->unit_of_tie || !m->last_module ||
+        !m->last_unit || !m->holders) {
+        return heft__fail_nomem(m->err, r->all * sizeof *r->views);
     }
     memset(m->unit_of_site, 0xff, modules * sizeof *m->unit_of_site);
     memset(m->unit_of_tie, 0xff, tensors * sizeof *m->unit_of_tie);
-    memset(m->last_unit, 0xff, tensors * sizeof *m->last_unit);
-    for (uint32_t i = 0; i < tensors; i++) {
-        r->tensors[i] = m->tree->tensors[i].parameter;
-    }
+    memset(m->last_unit, 0xff, r->all * sizeof *m->last_unit);
     return HEFT_OK;
 }
 
@@ -476,6 +626,19 @@ const heft_unit *heft_residency_unit(const heft_residency *r, size_t i)
 size_t heft_residency_find_parameter(const heft_residency *r, size_t parameter)
 {
     return parameter < r->count ? r->unit_of[parameter] : SIZE_MAX;
+}
+
+size_t heft__unit_of_stacked(const heft_residency *r, size_t module, size_t expert)
+{
+    const size_t last =
+        module + 1 < r->module_count ? r->modules[module + 1].first_tensor : r->count;
+    for (size_t i = r->modules[module].first_tensor; i < last; i++) {
+        const size_t parameter = r->tensors[i];
+        if (r->slices[parameter] != SIZE_MAX && expert < r->model->parameters[parameter].shape[0]) {
+            return r->unit_of[r->slices[parameter] + expert];
+        }
+    }
+    return SIZE_MAX;
 }
 
 size_t heft_residency_find_module(const heft_residency *r, size_t module)

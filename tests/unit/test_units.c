@@ -1,6 +1,8 @@
 /* What is brought in and dropped together: layers, experts one by one, modules outside layers, tied tensors. */
 #include "support_residency.h"
 
+#include <heft/session.h>
+
 #include <stdlib.h>
 
 static heft_ctx *ctx;
@@ -133,6 +135,154 @@ static void experts_come_as_they_are_asked_for(void **state)
     assert_int_equal(test_counts(r).brought_units, 3 + 8 * 3 * 2); /* layers stay, experts go */
     assert_true(test_counts(r).peak_bytes <= 3 * layer + 4 * expert);
     heft_residency_free(r);
+    heft_model_free(model);
+    heft_model_free(whole);
+}
+
+/* ---- experts that one parameter stacks --------------------------------------------------------- */
+#define STACKED_LAYERS 3
+#define STACKED_EXPERTS 16
+static const char gpt_oss[] =
+    "{\"model_type\":\"gpt_oss\",\"hidden_size\":64,\"num_hidden_layers\":3,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,\"intermediate_size\":96,"
+    "\"num_local_experts\":16,\"num_experts_per_tok\":2,\"vocab_size\":128,"
+    "\"max_position_embeddings\":64,\"initializer_range\":0.2,\"dtype\":\"float32\"}";
+
+static const char *const stacks[] = {"gate_up_proj", "gate_up_proj_bias", "down_proj",
+                                     "down_proj_bias"};
+
+static heft_residency *by_expert(const heft_model *model)
+{
+    heft_residency *r = NULL;
+    heft_error err = {0};
+    test_expect_status(heft__residency_make(model, NULL, true, &r, &err), HEFT_OK, &err,
+                       "residency");
+    return r;
+}
+
+static void compare_expert(const heft_residency *r, const heft_lease *lease,
+                           const heft_model *model, const heft_model *whole, unsigned layer,
+                           unsigned expert)
+{
+    char name[128];
+    heft_error err = {0};
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "model.layers.%u.mlp.experts.%s", layer, stacks[i]);
+        const size_t parameter = heft_model_find(model, name);
+        const heft_tensor *slice = heft_lease_view(lease, heft__slice_of(r, parameter, expert));
+        heft_tensor *all = NULL;
+        test_expect_status(heft_model_tensor(whole, parameter, &all, &err), HEFT_OK, &err, name);
+        assert_non_null(slice);
+        assert_null(heft_lease_view(lease, heft__slice_of(r, parameter, expert ? 0 : 1)));
+        assert_int_equal(slice->rank, all->rank - 1);
+        assert_int_equal(slice->size_bytes * STACKED_EXPERTS, all->size_bytes);
+        assert_memory_equal(slice->data, (uint8_t *)all->data + expert * slice->size_bytes,
+                            slice->size_bytes);
+        heft_tensor_free(all);
+    }
+}
+
+/* Each is a unit: its part of all four parameters, and nothing of the others. */
+static void stacked_experts_are_units_of_their_own(void **state)
+{
+    (void)state;
+    heft_model *model = placed(gpt_oss, "GptOssForCausalLM"),
+               *whole = test_load_whole(ctx, at("model"), HEFT_DTYPE_NONE);
+    heft_residency *r = by_expert(model);
+    char name[128];
+    /* embed_tokens, norm, rotary_emb, lm_head; 3 layers; their experts */
+    assert_int_equal(heft_residency_count(r), 4 + STACKED_LAYERS * (1 + STACKED_EXPERTS));
+    uint64_t bytes = 0;
+    for (unsigned warm = 0; warm < 2; warm++) {
+        char path[300];
+        snprintf(path, sizeof path, "%s/model.safetensors", at("model"));
+        test_file_cache(path, warm);
+        for (unsigned l = 0; l < STACKED_LAYERS; l++) {
+            snprintf(name, sizeof name, "model.layers.%u.mlp.experts", l);
+            const size_t module = module_of(model, name);
+            assert_int_equal(heft__unit_of_stacked(r, module, STACKED_EXPERTS), SIZE_MAX);
+            for (unsigned e = 0; e < STACKED_EXPERTS; e++) {
+                const size_t unit = heft__unit_of_stacked(r, module, e);
+                heft_lease *lease = test_acquire(r, unit);
+                compare_expert(r, lease, model, whole, l, e);
+                heft_lease_free(lease);
+                bytes = heft_residency_unit(r, unit)->brought_bytes;
+                assert_int_equal(bytes, 4 * (64 * 192 + 192 + 96 * 64 + 64));
+            }
+            snprintf(name, sizeof name, "model.layers.%u.mlp.experts[%u]", l, 5);
+            assert_string_equal(heft_residency_unit(r, heft__unit_of_stacked(r, module, 5))->name,
+                                name);
+        }
+    }
+    heft_residency_free(r);
+    r = test_residency(model, NULL); /* a caller's: the parameters as a whole */
+    assert_int_equal(heft_residency_count(r), 4 + STACKED_LAYERS);
+    heft_residency_free(r);
+    heft_model_free(model);
+    heft_model_free(whole);
+}
+
+/* Ids that a session chooses after one, and what it reads for them. */
+static uint64_t generate(const heft_model *model, uint64_t memory, int32_t ids[8])
+{
+    static const char *const wanted[] = {"logits"};
+    const heft_session_options options =
+        HEFT_OPTIONS(heft_session_options, .memory_bytes = memory, .pass_tokens = 1);
+    heft_session_counts counts = HEFT_SIZED(heft_session_counts);
+    heft_session *session = NULL;
+    heft_sequence *sequence = NULL;
+    heft_error err = {0};
+    int32_t id = 7;
+    test_expect_status(heft_session_new(model, &options, &session, &err), HEFT_OK, &err, "session");
+    test_expect_status(heft_sequence_new(session, 8, 0, &sequence, &err), HEFT_OK, &err,
+                       "sequence");
+    for (size_t t = 0; t < 8; t++) {
+        const heft_input input =
+            HEFT_OPTIONS(heft_input, .sequence = sequence, .ids = &id, .count = 1);
+        heft_output logits = HEFT_SIZED(heft_output);
+        test_expect_status(heft_session_run(session, &input, 1, wanted, 1, &err), HEFT_OK, &err,
+                           "run");
+        test_expect_status(heft_session_output(session, "logits", &logits, &err), HEFT_OK, &err,
+                           "logits");
+        test_expect_status(heft_session_sample(session, NULL, logits.data, logits.width, NULL, 0, 0,
+                                               &ids[t], &err),
+                           HEFT_OK, &err, "sample");
+        id = ids[t];
+    }
+    test_expect_status(heft_session_facts(session, &counts, &err), HEFT_OK, &err, "facts");
+    assert_true(memory == 0 || counts.peak_bytes <= memory);
+    heft_sequence_free(sequence);
+    heft_session_free(session);
+    return counts.read_bytes;
+}
+
+/* A session brings in those that tokens go to and no others, and its budget need not hold all of a layer's. */
+static void stacked_experts_come_as_they_are_chosen(void **state)
+{
+    (void)state;
+    heft_model *model = placed(gpt_oss, "GptOssForCausalLM"),
+               *whole = test_load_whole(ctx, at("model"), HEFT_DTYPE_NONE);
+    heft_residency *r = by_expert(model);
+    const uint64_t expert = heft_residency_unit(
+                                r, heft__unit_of_stacked(
+                                       r, module_of(model, "model.layers.0.mlp.experts"), 0))
+                                ->brought_bytes,
+                   layer = heft_residency_unit(
+                               r, heft_residency_find_module(r, module_of(model, "model.layers.0")))
+                               ->brought_bytes,
+                   head = 4 * 128 * 64 + 4 * 64; /* with norm */
+    int32_t expected[8], ids[8];
+    heft_residency_free(r);
+    assert_int_equal(generate(whole, 0, expected), 0);
+    /* everything stays: at most two more of each layer for each of the tokens */
+    const uint64_t all = generate(model, 0, ids);
+    assert_memory_equal(ids, expected, sizeof ids);
+    assert_in_range(all, STACKED_LAYERS * (layer + 2 * expert) + head,
+                    STACKED_LAYERS * (layer + 12 * expert) + head);
+    /* a layer, three experts, caches and intermediate results fit, but not the experts of a layer */
+    const uint64_t some = generate(model, layer + 3 * expert + 700000, ids);
+    assert_memory_equal(ids, expected, sizeof ids);
+    assert_in_range(some, all, 8 * (STACKED_LAYERS * (layer + 2 * expert) + head));
     heft_model_free(model);
     heft_model_free(whole);
 }
@@ -382,6 +532,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(experts_are_units_of_their_own),
         cmocka_unit_test(experts_come_as_they_are_asked_for),
+        cmocka_unit_test(stacked_experts_are_units_of_their_own),
+        cmocka_unit_test(stacked_experts_come_as_they_are_chosen),
         cmocka_unit_test(plans_count_units),
         cmocka_unit_test(best_leaves_room_for_units),
         cmocka_unit_test(tied_tensors_are_one_unit),

@@ -97,13 +97,13 @@ struct gpt_oss_pass {
 static heft__rows expert_forward(heft__pass *p, const struct gpt_oss_pass *m, size_t i,
                                  heft__rows z)
 {
-    const heft__slab in = {.weight = "experts.gate_up_proj",
-                           .bias = "experts.gate_up_proj_bias",
+    const heft__slab in = {.weight = "gate_up_proj",
+                           .bias = "gate_up_proj_bias",
                            .index = i,
                            .count = m->routing.experts,
                            .turned = true};
-    const heft__slab out = {.weight = "experts.down_proj",
-                            .bias = "experts.down_proj_bias",
+    const heft__slab out = {.weight = "down_proj",
+                            .bias = "down_proj_bias",
                             .index = i,
                             .count = m->routing.experts,
                             .turned = true};
@@ -122,12 +122,13 @@ static heft__rows experts_forward(heft__pass *p, const struct gpt_oss_pass *m, h
 {
     heft__rows y = heft__zeros(p, h.count, h.width);
     const heft__routes routes = heft__route(p, heft__linear(p, "router", h), &m->routing);
+    heft__expect(p, "experts", &routes, m->routing.experts);
     for (size_t i = 0; i < m->routing.experts && heft__pass_going(p); i++) {
         if (heft__routed_count(p, &routes, i) > 0) {
-            const size_t mark = heft__mark(p);
+            heft__section_of_stack(p, "experts");
             heft__add_routed(p, y, &routes, i,
                              expert_forward(p, m, i, heft__routed(p, h, &routes, i)));
-            heft__release(p, mark);
+            heft__section_end(p);
         }
     }
     return y;
