@@ -94,6 +94,21 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_new(heft_session *session, ui
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_fork(const heft_sequence *sequence,
                                                         heft_sequence **out, heft_error *err);
+/**
+ * Drop the last tokens of a sequence, so that it goes on after the first ones.
+ *
+ * @param sequence  borrowed; not changed on failure
+ * @param tokens    number of tokens to keep, at most heft_sequence_length()
+ * @param err       filled on failure; may be NULL
+ *
+ * Memory   pages that hold none of the kept tokens are freed; the budget still reserves them.
+ * Errors   INVALID_ARG for more tokens than there are, and after a pass that has failed; UNSUPPORTED if the
+ *          dropped tokens share a page with another sequence, if a sliding window has left tokens that the
+ *          next one would see, and for sequences with padding or positions of their own.
+ * Source   docs/running.md [2].
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_sequence_truncate(heft_sequence *sequence,
+                                                            uint64_t tokens, heft_error *err);
 /** Free a sequence. What it shares with others stays until the last one is freed. NULL is allowed. */
 HEFT_API void heft_sequence_free(heft_sequence *sequence);
 /** Return the number of tokens so far. */

@@ -427,6 +427,54 @@ heft__keys heft__kept_keys(const heft__kept *kept, const heft__slot *slot, heft_
                         .count = kept->count - kept->gone * kept->page_tokens};
 }
 
+/* ---- going back --------------------------------------------------------------------------------------- */
+/* Whether a slot can go on after its first `tokens`: what the next one sees is there, and no other sequence has the
+ * pages that would be written. */
+static bool can_truncate(const heft__kept *kept, const heft__slot *slot, size_t tokens)
+{
+    const size_t unseen = slot->window && tokens + 1 > slot->window ? tokens + 1 - slot->window : 0;
+    if (slot->cross || kept->page_tokens == 0) {
+        return true;
+    }
+    if (kept->gone * kept->page_tokens > unseen) {
+        return false;
+    }
+    for (size_t i = tokens / kept->page_tokens - kept->gone; i < kept->page_count; i++) {
+        if (kept->pages[i]->sharers > 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
+heft_status heft__sequence_truncate(const heft__pass *pass, heft__sequence *sequence, size_t tokens,
+                                    heft_error *err)
+{
+    bool good = sequence->reach == sequence->length;
+    for (size_t i = 0; i < sequence->slot_count && good; i++) {
+        good = can_truncate(&sequence->kept[i], &pass->slots[i], tokens);
+    }
+    if (!good) {
+        return heft__fail(
+            err, HEFT_UNSUPPORTED,
+            "a sequence of %d tokens cannot go back to %zu: its memory is shared, has "
+            "left a window, or has other positions",
+            (int)sequence->length, tokens);
+    }
+    for (size_t i = 0; i < sequence->slot_count; i++) {
+        heft__kept *kept = &sequence->kept[i];
+        if (pass->slots[i].cross || kept->page_tokens == 0) {
+            continue;
+        }
+        kept->count = tokens;
+        while (kept->page_count > used_pages(kept)) {
+            kept->credit += page_leave(sequence->ctx, kept, kept->pages[--kept->page_count]);
+        }
+    }
+    sequence->length = sequence->reach = (int32_t)tokens;
+    return HEFT_OK;
+}
+
 /* ---- the encoder's rows ------------------------------------------------------------------------------ */
 heft_status heft__sequence_encode(heft__sequence *sequence, heft__rows rows, const int32_t *ids,
                                   const int32_t *at, heft_error *err)

@@ -76,6 +76,10 @@ uint64_t heft__sequence_fork_bytes(const heft__pass *pass, const heft__sequence 
 /* A sequence with the same tokens so far; heft__sequence_fork_bytes() are reserved for it. */
 heft_status heft__sequence_fork(const heft__pass *pass, const heft__sequence *from,
                                 heft__sequence **out, heft_error *err);
+/* Drop the tokens from number `tokens` on. UNSUPPORTED with nothing dropped if their pages are shared, if a window
+ * has left tokens that the next one would see, or if positions are not those of plain text. */
+heft_status heft__sequence_truncate(const heft__pass *pass, heft__sequence *sequence, size_t tokens,
+                                    heft_error *err);
 /* Returns the bytes of the budget that nobody stands for any more. NULL is allowed. */
 uint64_t heft__sequence_free(heft__sequence *sequence);
 /* Take the pages that the next `count` tokens, and those of the encoder, are written into; drop those that the next

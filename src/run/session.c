@@ -402,6 +402,26 @@ heft_status heft_sequence_fork(const heft_sequence *sequence, heft_sequence **ou
     return status;
 }
 
+heft_status heft_sequence_truncate(heft_sequence *sequence, uint64_t tokens, heft_error *err)
+{
+    if (!sequence) {
+        return heft__fail(err, HEFT_INVALID_ARG, "sequence is NULL");
+    }
+    if (sequence->broken || tokens > heft_sequence_length(sequence)) {
+        return heft__fail(err, HEFT_INVALID_ARG,
+                          sequence->broken ? "a pass with this sequence has failed"
+                                           : "the sequence has fewer than %llu tokens",
+                          (unsigned long long)tokens);
+    }
+    if (sequence->counted != sequence->kept->length) {
+        return heft__fail(err, HEFT_UNSUPPORTED, "the sequence has padding");
+    }
+    const heft_status status =
+        heft__sequence_truncate(sequence->session->pass, sequence->kept, (size_t)tokens, err);
+    sequence->counted = status == HEFT_OK ? (int32_t)tokens : sequence->counted;
+    return status;
+}
+
 void heft_sequence_free(heft_sequence *sequence)
 {
     if (!sequence) {

@@ -446,6 +446,74 @@ static void a_sequence_reaches_its_capacity_beside_a_full_budget(void **state)
 }
 
 /* ---- what goes wrong ----------------------------------------------------------------------------------- */
+/* A sequence goes back, goes on with another text, and has the results of one that never had the first text's end. */
+static void a_sequence_goes_back(void **state)
+{
+    static const size_t lengths[] = {0, 1, 63, 64, 65, 100, 127, 128, 129, 150};
+    static const enum kind kinds[] = {FULL, HALF, LATENT};
+    heft_error err = {0};
+    float found[VOCABULARY], expected[VOCABULARY];
+    (void)state;
+    for (size_t k = 0; k < COUNT(kinds); k++) {
+        struct setting at = set_up_session(kinds[k], 0, 0);
+        for (size_t i = 0; i < COUNT(lengths); i++) {
+            heft_sequence *back = new_sequence(at.session, 200, 0),
+                          *alone = new_sequence(at.session, 200, 0);
+            run_text(at.session, back, 1, 0, 150, NULL);
+            test_expect_status(heft_sequence_truncate(back, lengths[i], &err), HEFT_OK, &err,
+                               "truncate");
+            assert_int_equal(heft_sequence_length(back), lengths[i]);
+            if (lengths[i] > 0) {
+                run_text(at.session, alone, 1, 0, lengths[i], NULL);
+            }
+            run_text(at.session, back, 2, 0, 200 - lengths[i], found); /* to its capacity */
+            run_text(at.session, alone, 2, 0, 200 - lengths[i], expected);
+            for (size_t c = 0; c < VOCABULARY; c++) { /* other passes: other last places */
+                assert_float_equal(found[c], expected[c], kinds[k] == HALF ? 0.1F : 1e-4F);
+            }
+            heft_sequence_free(back);
+            heft_sequence_free(alone);
+        }
+        tear_down_session(&at);
+    }
+}
+
+/* Where it cannot, it is as before. */
+static void a_sequence_does_not_go_back_too_far(void **state)
+{
+    struct setting at = set_up_session(WINDOW, 0, 40);
+    heft_sequence *sequence = new_sequence(at.session, 300, 0), *fork;
+    heft_error err = {0};
+    float found[VOCABULARY], expected[VOCABULARY];
+    (void)state;
+    run_text(at.session, sequence, 1, 0, 200, NULL);
+    test_expect_status(heft_sequence_truncate(sequence, 201, &err), HEFT_INVALID_ARG, &err, "more");
+    test_expect_status(heft_sequence_truncate(sequence, 100, &err), HEFT_UNSUPPORTED, &err,
+                       "left by the window");
+    assert_int_equal(heft_sequence_length(sequence), 200);
+    heft_sequence *alone = new_sequence(at.session, 300, 0);
+    run_text(at.session, alone, 1, 0, 200, NULL);
+    run_text(at.session, sequence, 1, 200, 20, found);
+    run_text(at.session, alone, 1, 200, 20, expected);
+    assert_memory_equal(found, expected, sizeof found);
+    test_expect_status(heft_sequence_truncate(sequence, 210, &err), HEFT_OK, &err, "some");
+    run_text(at.session, sequence, 1, 210, 10, found);
+    heft_sequence_free(alone);
+    alone = new_sequence(at.session, 300, 0);
+    run_text(at.session, alone, 1, 0, 200, NULL);
+    run_text(at.session, alone, 1, 200, 10, NULL);
+    run_text(at.session, alone, 1, 210, 10, expected);
+    assert_memory_equal(found, expected, sizeof found);
+    fork = fork_of(sequence);
+    test_expect_status(heft_sequence_truncate(sequence, 219, &err), HEFT_UNSUPPORTED, &err,
+                       "shared");
+    heft_sequence_free(fork);
+    test_expect_status(heft_sequence_truncate(sequence, 219, &err), HEFT_OK, &err, "alone again");
+    heft_sequence_free(alone);
+    heft_sequence_free(sequence);
+    tear_down_session(&at);
+}
+
 static void a_sequence_is_in_one_input(void **state)
 {
     static const char *const wanted[] = {"logits"};
@@ -595,6 +663,8 @@ int main(void)
         cmocka_unit_test(windows_drop_pages),
         cmocka_unit_test(forks_are_freed_in_any_order),
         cmocka_unit_test(a_sequence_reaches_its_capacity_beside_a_full_budget),
+        cmocka_unit_test(a_sequence_goes_back),
+        cmocka_unit_test(a_sequence_does_not_go_back_too_far),
         cmocka_unit_test(a_sequence_is_in_one_input),
         cmocka_unit_test(broken_sequences_are_freed),
         cmocka_unit_test(every_allocation_may_fail),
