@@ -290,6 +290,14 @@ double cli_now(void); /* seconds, monotonic */
  * the process. */
 void cli_signals_catch(void);
 bool cli_signals_caught(void);
+/* The same where interrupts (SIGINT) stop one answer: the work ends at the second one before they are cleared. All
+ * these signals end a read that waits. */
+void cli_interrupts_catch(void);
+unsigned cli_interrupts(void);
+void cli_interrupts_clear(void);
+/* Wait until a file can be read; false if a signal has come or comes before that. */
+bool cli_interrupts_await(int file);
+bool cli_signals_end(void); /* whether a signal other than an interrupt came */
 /* heft_ctx_options.progress and .log; user is the cli_run. */
 bool cli_progress_tell(void *user, const heft_progress *progress);
 void cli_progress_log(void *user, const char *line);

@@ -3,11 +3,14 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define OPTIONS(X)                                                                                 \
     X(PROMPT, "prompt", "TEXT", "the text to continue, by the tokenizer.json in the folder")       \
     X(BATCH, "batch", "FILE", "a file with a prompt per line; - for stdin")                        \
-    X(CHAT, "chat", NULL, "prompts are messages of a user, for the folder's chat template")        \
+    X(CHAT, "chat", NULL,                                                                          \
+      "prompts are messages of a user, for the folder's chat template; without a prompt, on a "    \
+      "terminal: a conversation")                                                                  \
     X(SYSTEM, "system", "TEXT", "with --chat: the system message before each prompt")              \
     X(IDS, "ids", "LIST",                                                                          \
       "input ids, such as 1,2,3; - reads them from stdin, a sequence per line")                    \
@@ -78,6 +81,7 @@ struct running {
     heft_prediction input, step; /* of the first pass, and of a further one */
     bool predicted[2];           /* they are known */
     uint64_t steps;
+    bool talks; /* a conversation on a terminal: there are no inputs */
 };
 
 /* ---- options -------------------------------------------------------------------------------------- */
@@ -123,7 +127,8 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
     const int sources = (run->values[OPTION_IDS] != NULL) + (run->values[OPTION_IDS_FILE] != NULL) +
                         (run->values[OPTION_PROMPT] != NULL) + (run->values[OPTION_BATCH] != NULL);
     const int features = (run->values[OPTION_IMAGE] != NULL) + (run->values[OPTION_AUDIO] != NULL);
-    if (sources > 1 || sources + features == 0) {
+    r->talks = run->values[OPTION_CHAT] && sources + features == 0;
+    if (sources > 1 || (sources + features == 0 && !r->talks)) {
         return cli_refuse(err, "--prompt", "give one of --prompt, --batch, --ids and --ids-file");
     }
     if (features && (features == 2 || run->values[OPTION_IDS_FILE] || run->values[OPTION_CHAT])) {
@@ -131,8 +136,10 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
                           "goes with none of --ids-file, --chat, --image and --audio");
     }
     const bool prompts = run->values[OPTION_PROMPT] || run->values[OPTION_BATCH];
-    if (run->values[OPTION_CHAT] && !prompts) {
-        return cli_refuse(err, "--chat", "takes --prompt or --batch");
+    if (run->values[OPTION_CHAT] && !prompts &&
+        (!r->talks || run->json || run->values[OPTION_SAVE] || !isatty(STDIN_FILENO))) {
+        return cli_refuse(err, "--chat",
+                          "takes --prompt or --batch, or a terminal, without --json and --save");
     }
     if (run->values[OPTION_SYSTEM] && !run->values[OPTION_CHAT]) {
         return cli_refuse(err, "--system", "takes --chat");
@@ -147,9 +154,23 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         real_value(run, OPTION_TOP_P, 1, &r->sampling.top_p, err) &&
         real_value(run, OPTION_MIN_P, 1, &r->sampling.min_p, err) &&
         real_value(run, OPTION_REPETITION_PENALTY, 1000, &r->sampling.repetition_penalty, err) &&
-        cli_value_count(run, OPTION_TOP_K, &top_k, err);
+        cli_value_count(run, OPTION_TOP_K, &top_k, err) &&
+        (!r->talks || r->new_tokens > 0 ||
+         cli_refuse(err, "--new-tokens", "is 0, but a conversation has answers"));
     r->sampling.top_k = (uint32_t)top_k;
     return good && cli_run_read_memory(run->values[OPTION_MEMORY], r->memory_bytes, err);
+}
+
+static heft_status open_texts(const cli_run *run, struct running *r, heft_error *err)
+{
+    heft_status status = cli_tokenizer_open(run->ctx, r->source, &r->tokenizer, err);
+    if (status == HEFT_OK && run->values[OPTION_CHAT]) {
+        status = cli_chat_open(run->ctx, r->source, &r->chat, err);
+    }
+    if (status == HEFT_OK) {
+        r->turn_end = cli_chat_stop(r->chat, r->tokenizer);
+    }
+    return status;
 }
 
 /* Ids, or the text of a prompt or of a file of prompts. */
@@ -176,16 +197,12 @@ static heft_status read_texts(const cli_run *run, struct running *r, heft_error 
         status = cli_inputs_parse(&r->inputs, text ? text : ids, "--ids", err) ? HEFT_OK
                                                                                : HEFT_INVALID_ARG;
     } else {
-        status = cli_tokenizer_open(run->ctx, r->source, &r->tokenizer, err);
-        if (status == HEFT_OK && run->values[OPTION_CHAT]) {
-            status = cli_chat_open(run->ctx, r->source, &r->chat, err);
-        }
+        status = open_texts(run, r, err);
         if (status == HEFT_OK) {
             cli_prompts prompts = {.tokenizer = r->tokenizer,
                                    .chat = r->chat,
                                    .system = run->values[OPTION_SYSTEM],
                                    .lists = batch != NULL};
-            r->turn_end = cli_chat_stop(r->chat, r->tokenizer);
             status =
                 cli_prompts_encode(&r->inputs, &prompts, text ? text : prompt, batch != NULL, err);
         }
@@ -197,7 +214,7 @@ static heft_status read_texts(const cli_run *run, struct running *r, heft_error 
 static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
 {
     const char *image = run->values[OPTION_IMAGE], *audio = run->values[OPTION_AUDIO];
-    heft_status status = read_texts(run, r, err);
+    heft_status status = r->talks ? open_texts(run, r, err) : read_texts(run, r, err);
     if (status == HEFT_OK && (image || audio)) {
         status = cli_inputs_add_features(&r->inputs, run->ctx, image ? image : audio, !image, err);
     }
@@ -512,6 +529,33 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
     return status;
 }
 
+/* A conversation. */
+static heft_status talk(cli_run *run, struct running *r, heft_error *err)
+{
+    cli_talk how = {.session = r->session,
+                    .tokenizer = r->tokenizer,
+                    .chat = r->chat,
+                    .system = run->values[OPTION_SYSTEM],
+                    .sampling = &r->sampling,
+                    .new_tokens = r->new_tokens,
+                    .stops = r->ids.stop,
+                    .stop_count = r->ids.stop_count,
+                    .turn_end = r->turn_end,
+                    .ignore_eos = run->values[OPTION_IGNORE_EOS] != NULL,
+                    .has_budget = r->weights.session.memory_bytes > 0};
+    if (heft_session_has_encoder(r->session)) {
+        cli_refuse(err, "--chat", "takes --prompt or --batch for a model with an encoder");
+        return HEFT_INVALID_ARG;
+    }
+    for (size_t i = 0; i < r->weights.report->warning_count; i++) {
+        cli_warn(run, r->weights.report->warnings[i]);
+    }
+    const heft_status status = cli_talk_run(run, &how, err);
+    r->steps = how.steps;
+    r->step_seconds = how.step_seconds;
+    return status;
+}
+
 /* ---- what is printed: of each sequence the new text, or the new ids ------------------------------------------------------------------------------------ */
 /* The new text of sequence i, owned by the tokenizer; NULL and OK without one. */
 static heft_status new_text(const struct running *r, size_t i, char **text, size_t *length,
@@ -651,11 +695,14 @@ static void print_summary(const cli_run *run, const struct running *r,
     if (run->quiet) {
         return;
     }
-    fprintf(stderr, "first pass  %.3f s over %zu sequence%s\n", r->prefill_seconds, r->inputs.count,
-            r->inputs.count == 1 ? "" : "s");
+    if (!r->talks) {
+        fprintf(stderr, "first pass  %.3f s over %zu sequence%s\n", r->prefill_seconds,
+                r->inputs.count, r->inputs.count == 1 ? "" : "s");
+    }
     if (r->steps) {
         fprintf(stderr, "generation  %.4f s a step, %.1f tokens/s\n",
-                r->step_seconds / (double)r->steps, (double)step_tokens(r) / r->step_seconds);
+                r->step_seconds / (double)r->steps,
+                (double)(r->talks ? r->steps : step_tokens(r)) / r->step_seconds);
     }
     print_waiting(r);
     fprintf(stderr, "read        %s of weights\n", cli_bytes(facts->read_bytes, bytes));
@@ -666,7 +713,7 @@ static int report(cli_run *run, const struct running *r)
 {
     heft_session_counts facts = HEFT_SIZED(heft_session_counts);
     heft_error err = {0};
-    for (size_t i = 0; i < r->weights.report->warning_count; i++) {
+    for (size_t i = 0; i < r->weights.report->warning_count && !r->talks; i++) {
         cli_warn(run, r->weights.report->warnings[i]);
     }
     if (heft_session_facts(r->session, &facts, &err) != HEFT_OK) {
@@ -716,7 +763,9 @@ static int run_run(cli_run *run)
     if (status == HEFT_OK) {
         status = load(&r, &err);
     }
-    if (status == HEFT_OK) {
+    if (status == HEFT_OK && r.talks) {
+        status = talk(run, &r, &err);
+    } else if (status == HEFT_OK) {
         predict(run, &r);
         status = r.new_tokens ? generate(run, &r, &err) : run_once(run, &r, &err);
     }

@@ -7,6 +7,7 @@
  * and cleared before anything else is printed. */
 #include "cli/cli.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ double cli_now(void)
 }
 
 /* ---- stopping -------------------------------------------------------------------------------- */
-static volatile sig_atomic_t caught; /* the one thing that a signal handler may touch */
+static volatile sig_atomic_t caught, interrupts; /* all that a signal handler may touch */
 
 static void on_signal(int number)
 {
@@ -47,9 +48,57 @@ void cli_signals_catch(void)
     }
 }
 
-bool cli_signals_caught(void)
+static void on_interrupt(int number)
+{
+    (void)number;
+    interrupts += interrupts < 100;
+}
+
+void cli_interrupts_catch(void)
+{
+    struct sigaction ends = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND},
+                     stops = {.sa_handler = on_interrupt};
+    sigemptyset(&ends.sa_mask);
+    sigemptyset(&stops.sa_mask);
+    sigaction(SIGINT, &stops, NULL);
+    sigaction(SIGTERM, &ends, NULL);
+    sigaction(SIGHUP, &ends, NULL);
+}
+
+unsigned cli_interrupts(void)
+{
+    return (unsigned)interrupts;
+}
+
+void cli_interrupts_clear(void)
+{
+    interrupts = 0;
+}
+
+/* A signal that comes after the look at what has come must end the wait: until then it is held back. Threads of the
+ * library take none. */
+bool cli_interrupts_await(int file)
+{
+    struct pollfd input = {.fd = file, .events = POLLIN};
+    sigset_t held, before;
+    sigemptyset(&held);
+    sigaddset(&held, SIGINT);
+    sigaddset(&held, SIGTERM);
+    sigaddset(&held, SIGHUP);
+    sigprocmask(SIG_BLOCK, &held, &before);
+    const bool good = interrupts == 0 && !caught && ppoll(&input, 1, NULL, &before) > 0;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return good;
+}
+
+bool cli_signals_end(void)
 {
     return caught != 0;
+}
+
+bool cli_signals_caught(void)
+{
+    return caught != 0 || interrupts > 1;
 }
 
 /* ---- the bar --------------------------------------------------------------------------------- */

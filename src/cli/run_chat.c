@@ -17,44 +17,62 @@ heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, heft_chat **
     return status;
 }
 
-static void put_message(FILE *out, const char *role, const char *text, size_t length)
+bool cli_is_utf8(const char *text)
 {
-    fprintf(out, "{\"role\": \"%s\", \"content\": \"", role);
-    for (size_t i = 0; i < length; i++) {
-        const unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\') {
-            putc('\\', out);
-        }
-        if (c < 0x20) {
-            fprintf(out, "\\u%04x", c);
-        } else {
-            putc(c, out);
-        }
+    uint32_t code;
+    size_t length = 1;
+    for (; *text && length > 0; text += length) {
+        length = cli_utf8(text, &code);
     }
-    fputs("\"}", out);
+    return length > 0;
 }
 
-/* One user message behind the system message as JSON, owned; NULL without memory. */
-static char *messages_of(const char *system, const char *text, size_t length, size_t *bytes)
+char *cli_chat_messages(const cli_message *messages, size_t count, size_t *bytes)
 {
-    char *json = NULL;
-    FILE *out = open_memstream(&json, bytes);
+    char *text = NULL;
+    FILE *out = open_memstream(&text, bytes);
+    cli_json json = {.out = out};
     if (!out) {
         return NULL;
     }
-    putc('[', out);
-    if (system) {
-        put_message(out, "system", system, strlen(system));
-        fputs(", ", out);
+    cli_json_open(&json, NULL, '[');
+    for (size_t i = 0; i < count; i++) {
+        cli_json_open(&json, NULL, '{');
+        cli_json_string(&json, "role", messages[i].role);
+        cli_json_string(&json, "content", messages[i].text);
+        cli_json_close(&json, '}');
     }
-    put_message(out, "user", text, length);
-    putc(']', out);
+    cli_json_close(&json, ']');
     const bool good = !ferror(out);
     if (fclose(out) != 0 || !good) {
-        free(json);
+        free(text);
         return NULL;
     }
-    return json;
+    return text;
+}
+
+/* One user message behind the system message as JSON, owned. INVALID_ARG for what is not UTF-8: as JSON, it would be
+ * another text. */
+static heft_status messages_of(const char *system, const char *text, size_t length, char **json,
+                               size_t *bytes, heft_error *err)
+{
+    char *own = strndup(text, length);
+    const cli_message messages[] = {
+        {"system", system},
+        {"user",   own   }
+    };
+    if (own && (!cli_is_utf8(own) || (system && !cli_is_utf8(system)))) {
+        free(own);
+        cli_refuse(err, "messages", "the text is not UTF-8");
+        return HEFT_INVALID_ARG;
+    }
+    *json = own ? cli_chat_messages(system ? messages : messages + 1, system ? 2 : 1, bytes) : NULL;
+    free(own);
+    if (!*json) {
+        cli_refuse(err, "", "not enough memory for the messages");
+        return HEFT_NOMEM;
+    }
+    return HEFT_OK;
 }
 
 heft_status cli_chat_render(const cli_prompts *prompts, size_t number, const char *text,
@@ -63,24 +81,22 @@ heft_status cli_chat_render(const cli_prompts *prompts, size_t number, const cha
 {
     const bool list = prompts->lists && length > 0 && *text == '[';
     size_t bytes = length;
-    char *json = list ? NULL : messages_of(prompts->system, text, length, &bytes);
+    char *json = NULL;
+    heft_status status = HEFT_OK;
     if (list && prompts->system) {
         cli_refuse(err, "--system", "prompt %zu is a list of messages, which has its own", number);
         return HEFT_INVALID_ARG;
     }
-    if (!list && !json) {
-        cli_refuse(err, "", "not enough memory for the messages");
-        return HEFT_NOMEM;
+    if (!list) {
+        status = messages_of(prompts->system, text, length, &json, &bytes, err);
     }
-    heft_status status = heft_chat_render(prompts->chat, list ? text : json, bytes, NULL, rendered,
-                                          rendered_length, err);
+    if (status == HEFT_OK) {
+        status = heft_chat_render(prompts->chat, list ? text : json, bytes, NULL, rendered,
+                                  rendered_length, err);
+    }
     free(json);
     if (status == HEFT_INVALID_ARG && strcmp(err->item, "messages") == 0) {
         snprintf(err->item, sizeof err->item, "prompt %zu", number);
-        if (!list) { /* the byte is one of the JSON above */
-            err->offset = HEFT_NO_OFFSET;
-            snprintf(err->message, sizeof err->message, "the text is not UTF-8");
-        }
     }
     return status;
 }

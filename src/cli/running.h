@@ -60,9 +60,34 @@ heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, heft_chat **
 heft_status cli_chat_render(const cli_prompts *prompts, size_t number, const char *text,
                             size_t length, char **rendered, size_t *rendered_length,
                             heft_error *err);
+typedef struct cli_message {
+    const char *role, *text;
+} cli_message;
+bool cli_is_utf8(const char *text);
+/* A list of messages as JSON, owned; NULL without memory. Texts are UTF-8. */
+char *cli_chat_messages(const cli_message *messages, size_t count, size_t *bytes);
 /* The id that ends a turn besides those of the model's config: the eos_token of the tokenizer's. -1: none.
  * `chat` may be NULL. */
 int32_t cli_chat_stop(const heft_chat *chat, const heft_tokenizer *tokenizer);
+
+/* ---- run_talk.c: --chat on a terminal ---- */
+typedef struct cli_talk { /* all are borrowed */
+    heft_session *session;
+    const heft_tokenizer *tokenizer;
+    const heft_chat *chat;
+    const char *system; /* NULL: none */
+    const heft_sampling *sampling;
+    uint64_t new_tokens; /* of an answer, at most; at least 1 */
+    const int32_t *stops;
+    size_t stop_count;
+    int32_t turn_end; /* ends an answer too; -1: none */
+    bool ignore_eos;
+    bool has_budget;     /* the session's memory has a maximum */
+    uint64_t steps;      /* out: passes of one token */
+    double step_seconds; /* out: of all answers */
+} cli_talk;
+/* Read messages from stdin and answer them, until its end or an interrupt at the prompt. */
+heft_status cli_talk_run(cli_run *run, cli_talk *talk, heft_error *err);
 
 /* ---- run_forecast.c: how a model is run, and how long that takes ---- */
 /* Of a process beyond what the session counts: the program, its heap, thread stacks, page tables. */
