@@ -112,6 +112,9 @@ HEFT_API void heft_source_close(heft_source *source);
 HEFT_API heft_source_kind heft_source_what(const heft_source *source);
 /** Return the path from which the source was opened, or "" if it was created from objects; lent. */
 HEFT_API const char *heft_source_path(const heft_source *source);
+/** Return the folder in which the source's files are: of a model's name, in the hub's cache, and with the
+ * subfolder that was asked for; "" if it was created from objects. Lent. */
+HEFT_API const char *heft_source_folder(const heft_source *source);
 /** Return the checkpoint, or NULL if there are no weights; lent. */
 HEFT_API const heft_checkpoint *heft_source_checkpoint(const heft_source *source);
 /** Return the config, or NULL if there is none; lent. */

@@ -56,6 +56,24 @@ static bool read_options(const cli_run *run, struct embedding *e, heft_error *er
            cli_value_dtype(run, OPTION_DTYPE, true, &e->weights.load.dtype, err);
 }
 
+/* Of the whole model's folder, above the one of the weights. */
+static heft_status read_pooling(const cli_run *run, struct embedding *e, heft_error *err)
+{
+    char *folder = cli_source_folder(e->source, e->where.subfolder, 0), *above = NULL;
+    for (size_t up = 1; folder && (above = cli_source_folder(e->source, e->where.subfolder, up));
+         up++) {
+        free(folder);
+        folder = above;
+    }
+    if (!folder) {
+        cli_refuse(err, "", "not enough memory");
+        return HEFT_NOMEM;
+    }
+    const heft_status status = heft_pooling_read(run->ctx, folder, &e->pooling, err);
+    free(folder);
+    return status;
+}
+
 /* By the folder, and what --pooling says instead. */
 static heft_status choose_pooling(const cli_run *run, struct embedding *e, heft_error *err)
 {
@@ -68,7 +86,7 @@ static heft_status choose_pooling(const cli_run *run, struct embedding *e, heft_
         {"last", HEFT_POOLING_LAST}
     };
     const char *name = run->values[OPTION_POOLING];
-    heft_status status = heft_pooling_read(run->ctx, heft_source_path(e->source), &e->pooling, err);
+    heft_status status = read_pooling(run, e, err);
     if (!name || strcmp(name, "auto") == 0 || (status != HEFT_OK && status != HEFT_UNSUPPORTED)) {
         return status;
     }
@@ -96,7 +114,7 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
         status = cli_inputs_parse(&e->inputs, text ? text : ids, "--ids", err) ? HEFT_OK
                                                                                : HEFT_INVALID_ARG;
     } else {
-        status = cli_tokenizer_open(run->ctx, e->source, &e->tokenizer, err);
+        status = cli_tokenizer_open(run->ctx, e->source, e->where.subfolder, &e->tokenizer, err);
         if (status == HEFT_OK) {
             cli_prompts prompts = {.tokenizer = e->tokenizer, .most = e->pooling.most_tokens};
             status = cli_prompts_encode(&e->inputs, &prompts, text, true, err);

@@ -163,9 +163,10 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
 
 static heft_status open_texts(const cli_run *run, struct running *r, heft_error *err)
 {
-    heft_status status = cli_tokenizer_open(run->ctx, r->source, &r->tokenizer, err);
+    const char *subfolder = r->where.subfolder;
+    heft_status status = cli_tokenizer_open(run->ctx, r->source, subfolder, &r->tokenizer, err);
     if (status == HEFT_OK && run->values[OPTION_CHAT]) {
-        status = cli_chat_open(run->ctx, r->source, &r->chat, err);
+        status = cli_chat_open(run->ctx, r->source, subfolder, &r->chat, err);
     }
     if (status == HEFT_OK) {
         r->turn_end = cli_chat_stop(r->chat, r->tokenizer);

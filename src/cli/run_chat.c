@@ -4,17 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, heft_chat **out,
-                          heft_error *err)
+struct opening {
+    heft_ctx *ctx;
+    heft_chat **out;
+};
+
+static heft_status open_chat(void *user, const char *folder, heft_error *err)
 {
-    char *folder = cli_source_folder(source);
-    if (!folder) {
-        cli_refuse(err, "", "not enough memory");
-        return HEFT_NOMEM;
-    }
-    const heft_status status = heft_chat_open(ctx, folder, NULL, out, err);
-    free(folder);
-    return status;
+    const struct opening *opening = user;
+    return heft_chat_open(opening->ctx, folder, NULL, opening->out, err);
+}
+
+heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+                          heft_chat **out, heft_error *err)
+{
+    struct opening opening = {ctx, out};
+    return cli_open_beside(source, subfolder, open_chat, &opening, err);
 }
 
 bool cli_is_utf8(const char *text)

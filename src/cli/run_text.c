@@ -3,35 +3,70 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define MOST_BYTES ((size_t)1 << 28)
 
-char *cli_source_folder(const heft_source *source)
+char *cli_source_folder(const heft_source *source, const char *subfolder, size_t up)
 {
-    const char *path = heft_source_path(source);
-    const char *slash = strrchr(path, '/');
-    struct stat facts;
-    if (stat(path, &facts) != 0 || S_ISDIR(facts.st_mode)) {
-        return strdup(path);
+    char *folder = strdup(heft_source_folder(source));
+    const char *rest = subfolder ? subfolder : "";
+    for (size_t end = folder ? strlen(folder) : 0; end > 1 && folder[end - 1] == '/'; end--) {
+        folder[end - 1] = '\0';
     }
-    if (slash == path) {
-        return strdup("/");
+    for (size_t i = 0; folder && i < up; i++) {
+        while (*rest == '/') {
+            rest++;
+        }
+        char *slash = strrchr(folder, '/');
+        if (!*rest || !slash || slash == folder) { /* there is none above that was named */
+            free(folder);
+            return NULL;
+        }
+        *slash = '\0';
+        rest += strcspn(rest, "/");
     }
-    return slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+    return folder;
 }
 
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, heft_tokenizer **out,
-                               heft_error *err)
+heft_status cli_open_beside(const heft_source *source, const char *subfolder,
+                            heft_status (*open)(void *user, const char *folder, heft_error *err),
+                            void *user, heft_error *err)
 {
-    char *folder = cli_source_folder(source);
+    char *folder = cli_source_folder(source, subfolder, 0);
+    heft_status status = HEFT_NOT_FOUND;
     if (!folder) {
         cli_refuse(err, "", "not enough memory");
         return HEFT_NOMEM;
     }
-    const heft_status status = heft_tokenizer_open(ctx, folder, out, err);
+    for (size_t up = 1; folder && status == HEFT_NOT_FOUND; up++) {
+        heft_error other = {0};
+        status = open(user, folder, up == 1 ? err : &other);
+        if (status != HEFT_OK && status != HEFT_NOT_FOUND && up > 1 && err) {
+            *err = other;
+        }
+        free(folder);
+        folder = cli_source_folder(source, subfolder, up);
+    }
     free(folder);
     return status;
+}
+
+struct opening {
+    heft_ctx *ctx;
+    heft_tokenizer **out;
+};
+
+static heft_status open_tokenizer(void *user, const char *folder, heft_error *err)
+{
+    const struct opening *opening = user;
+    return heft_tokenizer_open(opening->ctx, folder, opening->out, err);
+}
+
+heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+                               heft_tokenizer **out, heft_error *err)
+{
+    struct opening opening = {ctx, out};
+    return cli_open_beside(source, subfolder, open_tokenizer, &opening, err);
 }
 
 char *cli_text_read(const char *path, const char *option, heft_error *err)

@@ -30,11 +30,17 @@ heft_status cli_inputs_add_features(cli_inputs *inputs, heft_ctx *ctx, const cha
 void cli_inputs_fini(cli_inputs *inputs);
 
 /* ---- run_text.c: prompts ---- */
-/* The tokenizer of the folder in which a source is. */
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, heft_tokenizer **out,
-                               heft_error *err);
-/* The folder in which a source is; owned, NULL without memory. */
-char *cli_source_folder(const heft_source *source);
+/* The tokenizer beside a source: in its folder, else in those above it that --subfolder leads through. */
+heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+                               heft_tokenizer **out, heft_error *err);
+/* The folder in which a source is, or the one so far above it, up to where the subfolder (NULL: none) begins; owned,
+ * NULL if there is none or no memory. */
+char *cli_source_folder(const heft_source *source, const char *subfolder, size_t up);
+/* Open something in the first of these folders in which it is: `open` says NOT_FOUND elsewhere. The error of the first
+ * folder counts. */
+heft_status cli_open_beside(const heft_source *source, const char *subfolder,
+                            heft_status (*open)(void *user, const char *folder, heft_error *err),
+                            void *user, heft_error *err);
 
 /* How prompts become ids. */
 typedef struct cli_prompts {
@@ -53,9 +59,9 @@ heft_status cli_prompts_encode(cli_inputs *inputs, cli_prompts *prompts, const c
 char *cli_text_read(const char *path, const char *option, heft_error *err);
 
 /* ---- run_chat.c: --chat ---- */
-/* The chat template of the folder in which a source is. */
-heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, heft_chat **out,
-                          heft_error *err);
+/* The chat template, as cli_tokenizer_open(). */
+heft_status cli_chat_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+                          heft_chat **out, heft_error *err);
 /* The text of prompt `number`; free it with heft_chat_free_text(). */
 heft_status cli_chat_render(const cli_prompts *prompts, size_t number, const char *text,
                             size_t length, char **rendered, size_t *rendered_length,

@@ -23,12 +23,12 @@
 struct heft_source {
     heft_ctx *ctx;
     heft__arena arena;
-    const char *path;
-    const char *asked_class; /* NULL: from the config */
-    const char *variant;     /* NULL: none */
-    heft_checkpoint *survey; /* a reference; NULL: nothing was opened */
-    heft_checkpoint *ckpt;   /* the survey if it can be read; NULL: no_weights has the reason */
-    heft_config *config;     /* owned; NULL: no_config has the reason */
+    const char *path, *folder; /* folder: in which the files are; "" without files */
+    const char *asked_class;   /* NULL: from the config */
+    const char *variant;       /* NULL: none */
+    heft_checkpoint *survey;   /* a reference; NULL: nothing was opened */
+    heft_checkpoint *ckpt;     /* the survey if it can be read; NULL: no_weights has the reason */
+    heft_config *config;       /* owned; NULL: no_config has the reason */
     heft_error no_weights, no_config;
     /* quantization.c: what is quantized. found is of `ckpt`, and empty once that is dequantized. */
     heft__quant_settings quant_settings;

@@ -240,11 +240,30 @@ static heft_status source_new(heft_ctx *ctx, const char *path, const char *class
     source->ctx = heft__ctx_ref(ctx);
     heft__arena_init(&source->arena, ctx);
     *out = source;
+    source->folder = "";
     return copy_text(source, path, &source->path) &&
                    copy_text(source, class_name, &source->asked_class) &&
                    copy_text(source, variant && *variant ? variant : NULL, &source->variant)
                ? HEFT_OK
                : heft__fail_nomem(err, strlen(path));
+}
+
+/* The folder of the weights, or of a config without weights. */
+static heft_status find_folder(heft_source *source, heft_error *err)
+{
+    const char *path = source->survey   ? source->survey->where.folder
+                       : source->config ? source->config->path
+                                        : "";
+    const char *base = heft__path_base(path);
+    if (source->survey || !*path) {
+        return copy_text(source, path, &source->folder) ? HEFT_OK
+                                                        : heft__fail_nomem(err, strlen(path));
+    }
+    const size_t length = (size_t)(base - path); /* with its slash */
+    source->folder = length == 0   ? "."
+                     : length == 1 ? "/"
+                                   : heft__arena_text(&source->arena, path, length - 1);
+    return source->folder ? HEFT_OK : heft__fail_nomem(err, length);
 }
 
 heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_options *options,
@@ -266,6 +285,9 @@ heft_status heft_source_open(heft_ctx *ctx, const char *path, const heft_source_
     status = source_new(ctx, path, taken.class_name, how.variant, &source, err);
     if (status == HEFT_OK) {
         status = open_path(source, path, &how, taken.damaged, err);
+    }
+    if (status == HEFT_OK) {
+        status = find_folder(source, err);
     }
     if (status == HEFT_OK) {
         status = check_class(source, err);
@@ -386,6 +408,11 @@ heft_source_kind heft_source_what(const heft_source *source)
 const char *heft_source_path(const heft_source *source)
 {
     return source->path;
+}
+
+const char *heft_source_folder(const heft_source *source)
+{
+    return source->folder;
 }
 
 const heft_checkpoint *heft_source_checkpoint(const heft_source *source)

@@ -50,6 +50,29 @@ shows "$out" '"message": "[0-9]+ tokens asked for, the model has 64 positions"'
 run 0 run "$model" --chat --prompt a --new-tokens 0 --json
 shows "$out" '"logits_shape": \[1, [0-9]+, 200\]'
 
+# ---- the tokenizer and the template of a subfolder, else those of the folder above it; of a model's name, in the hub's cache ----
+run 0 run "$model" --chat --prompt a --new-tokens 4 -q
+plain=$(cat "$out")
+mkdir -p "$work/above/of/it"
+cp -r "$model" "$work/above/of/it/model"
+for folder in of/it/model of/it of .; do # of both files, where they lie now
+    run 0 run "$work/above" --subfolder of/it/model --chat --prompt a --new-tokens 4 -q
+    [ "$(cat "$out")" = "$plain" ] || fail "$last: with the tokenizer in $folder: $(cat "$out"), expected $plain"
+    [ "$folder" = . ] || mv "$work/above/$folder/"{tokenizer.json,chat_template.jinja} "$work/above/$(dirname "$folder")"
+done
+cp "$model/tokenizer.json" "$work/above/of/it/model"
+printf 'x' >"$work/above/tokenizer.json" # not looked at
+run 0 run "$work/above" --subfolder of/it/model/ --chat --prompt a --new-tokens 4 -q
+[ "$(cat "$out")" = "$plain" ] || fail "$last: $(cat "$out"), expected $plain"
+run 4 run "$work/above/of" --subfolder it/model --chat --prompt a --new-tokens 4 -q # no further up
+shows "$err" 'of/it/model: .*chat template'
+hub=$work/hub/models--org--model
+mkdir -p "$hub/refs" "$hub/snapshots"
+printf '%040d' 7 >"$hub/refs/main"
+cp -r "$model" "$hub/snapshots/$(printf '%040d' 7)"
+HF_HUB_CACHE=$work/hub run 0 run org/model --chat --prompt a --new-tokens 4 -q
+[ "$(cat "$out")" = "$plain" ] || fail "$last: $(cat "$out"), expected $plain"
+
 # ---- the end of a turn ------------------------------------------------------------------------------------------
 run 0 run "$model" --chat --prompt a --new-tokens 4 --json
 id=$(sed -nE 's/.*"ids": \[\[([0-9]+),.*/\1/p' "$out")
