@@ -28,7 +28,8 @@ cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes)
     return (cli_run_mode){false, memory_bytes ? room - model_bytes : 0};
 }
 
-heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err)
+/* A plan in which everything stays in its files. */
+static heft_status plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err)
 {
     const heft_plan_options wanted =
         HEFT_OPTIONS(heft_plan_options, .device_map_json = "{\"\": \"disk\"}");
@@ -49,22 +50,38 @@ bool cli_run_read_compute(const char *text, heft_session_options *session, heft_
            cli_refuse(err, "--compute", "'%.20s' is not auto or f32", text);
 }
 
+/* Complete the options of a load: weights are copied into memory, or stay in their files by *plan. memory_bytes:
+ * what decides that, as for cli_run_choose(), and *session_bytes is filled; NULL: they stay. */
+static heft_status plan_load(const heft_source *source, const uint64_t *memory_bytes,
+                             heft_load_options *load, heft_plan **plan, uint64_t *session_bytes,
+                             heft_error *err)
+{
+    heft_model *skeleton = NULL;
+    bool disk = true;
+    load->mode = HEFT_LOAD_COPY;
+    load->plan = NULL;
+    heft_status status = heft_model_skeleton(source, load, &skeleton, err);
+    if (status == HEFT_OK && memory_bytes) {
+        const cli_run_mode mode = cli_run_choose(*memory_bytes, heft_model_bytes(skeleton));
+        *session_bytes = mode.session_bytes;
+        disk = mode.disk;
+    }
+    if (status == HEFT_OK && disk) {
+        status = plan_disk(skeleton, plan, err);
+        load->plan = *plan;
+    }
+    heft_model_free(skeleton);
+    return status;
+}
+
 heft_status cli_run_load(const heft_source *source, uint64_t memory_bytes, cli_run_weights *out,
                          heft_error *err)
 {
-    heft_model *skeleton = NULL;
     heft_status status = cli_check_plain(source, err);
-    out->load.mode = HEFT_LOAD_COPY;
     if (status == HEFT_OK) {
-        status = heft_model_skeleton(source, &out->load, &skeleton, err);
+        status = plan_load(source, &memory_bytes, &out->load, &out->plan,
+                           &out->session.memory_bytes, err);
     }
-    if (status == HEFT_OK) {
-        const cli_run_mode mode = cli_run_choose(memory_bytes, heft_model_bytes(skeleton));
-        out->session.memory_bytes = mode.session_bytes;
-        status = mode.disk ? cli_run_plan_disk(skeleton, &out->plan, err) : HEFT_OK;
-        out->load.plan = out->plan;
-    }
-    heft_model_free(skeleton);
     return status == HEFT_OK ? heft_model_load(source, &out->load, &out->model, &out->report, err)
                              : status;
 }
@@ -85,19 +102,11 @@ const char *cli_bound_name(heft_bound bound)
 static heft_status open_model(heft_source *source, const heft_load_options *load,
                               heft_model **model, bool *lacks, heft_error *err)
 {
-    heft_model *skeleton = NULL;
     heft_plan *plan = NULL;
     heft_load_report *report = NULL;
     heft_load_needs needs = HEFT_SIZED(heft_load_needs);
     heft_load_options how = *load;
-    how.plan = NULL;
-    heft_status status = heft_model_skeleton(source, &how, &skeleton, err);
-    if (status == HEFT_OK) {
-        status = cli_run_plan_disk(skeleton, &plan, err);
-    }
-    heft_model_free(skeleton);
-    how.plan = plan;
-    how.mode = HEFT_LOAD_COPY;
+    heft_status status = plan_load(source, NULL, &how, &plan, NULL, err);
     if (status == HEFT_OK) {
         status = heft_model_needs(source, &how, &needs, err);
     }

@@ -107,8 +107,6 @@ typedef struct cli_run_mode {
 
 /* memory_bytes: of --memory, more than CLI_RUN_BESIDE; 0: what the machine has left. */
 cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes);
-/* A plan in which everything stays in its files. */
-heft_status cli_run_plan_disk(const heft_model *skeleton, heft_plan **plan, heft_error *err);
 
 typedef struct cli_run_weights {
     heft_load_options load;       /* in */
