@@ -6,6 +6,8 @@
  *   avx512_bf16  the same with products of bfloat16 pairs */
 #include "kernel/level.h"
 
+#include <stdatomic.h>
+
 #ifdef HEFT_KERNELS_X86
 #include <cpuid.h>
 #endif
@@ -24,7 +26,7 @@ static const heft__kernels *const tables[] = {
 #ifdef HEFT_KERNELS_X86
 /* Tables that this CPU supports. The compiler's own question also asks whether the operating system
  * keeps the wide registers; the bit of bfloat16 means nothing without AVX-512 F. */
-static size_t supported(void)
+static size_t find_supported(void)
 {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     __builtin_cpu_init();
@@ -42,11 +44,23 @@ static size_t supported(void)
     return 4;
 }
 #else
-static size_t supported(void)
+static size_t find_supported(void)
 {
     return 1;
 }
 #endif
+
+/* Asked once: a hypervisor may take 10 microseconds for each answer. */
+static size_t supported(void)
+{
+    static atomic_size_t known;
+    size_t count = atomic_load_explicit(&known, memory_order_relaxed);
+    if (count == 0) {
+        count = find_supported();
+        atomic_store_explicit(&known, count, memory_order_relaxed);
+    }
+    return count;
+}
 
 const heft__kernels *heft__kernels_at(size_t i)
 {

@@ -80,6 +80,7 @@ static void attend_all(struct attention *work)
     const size_t sequences = p->in.sequences, mark = heft__mark(p);
     work->items = heft__pass_take(p, sequences + 1, sizeof *work->items);
     if (!heft__pass_live(p)) {
+        heft__tally_split(p, sequences * work->a->kv_heads); /* or more */
         (void)heft__pass_need_lanes(p, p->kernels->attend_scratch(work->a, p->most_keys));
         heft__release(p, mark);
         return;

@@ -70,8 +70,8 @@ static heft_status product_item(void *user, size_t item, heft_error *err)
     return HEFT_OK;
 }
 
-/* Rows of the weight for one item: enough work for each, and a few items for each thread. */
-static size_t chunk_of(const heft__pass *p, const heft__matrix *w, size_t tokens)
+/* Enough work for each item, and a few items for each thread. */
+size_t heft__product_chunk(const heft__pass *p, const heft__matrix *w, size_t tokens)
 {
     const size_t unit = p->kernels->product_rows;
     const uint64_t of_row = (uint64_t)tokens * w->columns;
@@ -98,7 +98,7 @@ static void run_product(struct product *product)
         return;
     }
     heft__pass_parallel(p, p->kernels->operand_pieces(&product->operand), fill_item, product);
-    product->chunk = chunk_of(p, &product->w, product->x.count);
+    product->chunk = heft__product_chunk(p, &product->w, product->x.count);
     heft__pass_parallel(p, (product->w.rows + product->chunk - 1) / product->chunk, product_item,
                         product);
 }

@@ -119,6 +119,7 @@ void heft__rotate(heft__pass *p, heft__rows x, size_t heads, size_t first, const
                         "%zu heads in rows of %zu numbers cannot be turned by %zu", heads, x.width,
                         rope->width);
     }
+    heft__tally_split(p, x.count > 16 ? x.count : 1);
     if (!heft__pass_live(p)) {
         return;
     }

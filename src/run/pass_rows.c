@@ -30,11 +30,12 @@ static heft_status rows_item(void *user, size_t item, heft_error *err)
 static void run_rows(struct rows_work *work)
 {
     const size_t count = work->x.count, width = work->x.width ? work->x.width : 1;
-    if (!heft__pass_live(work->p) || count == 0) {
-        return;
-    }
     work->chunk = ITEM_NUMBERS / width + 1;
-    heft__pass_parallel(work->p, (count + work->chunk - 1) / work->chunk, rows_item, work);
+    const size_t items = (count + work->chunk - 1) / work->chunk;
+    heft__tally_split(work->p, items);
+    if (heft__pass_live(work->p) && count > 0) {
+        heft__pass_parallel(work->p, items, rows_item, work);
+    }
 }
 
 /* Both of the same shape? */

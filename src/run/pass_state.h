@@ -136,18 +136,22 @@ typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
 #define HEFT__KNOTS 8 /* numbers of tokens at which the time of a product is known */
 extern const size_t heft__knots[HEFT__KNOTS];
 
+/* How a product is computed: split among threads, or by one; the weight as [out, in], or turned. */
+enum { HEFT__FORM_LONE = 1, HEFT__FORM_TURNED = 2, HEFT__FORMS = 4 };
+
 typedef struct heft__tally {
     uint64_t scratch_bytes;
     uint64_t flops, weight_bytes; /* of products; of an expert, what is expected of it */
     /* The bytes of weights, split over the two knots beside the tokens of each product: the time of all
      * products is the sum over the knots of these times the seconds per byte at the knot. */
-    double weight_at[HEFT__KNOTS];
-    uint64_t attend_flops[2]; /* of one query of a sequence, and of several */
-    uint64_t attend_rows[2];  /* the most queries of one key head that are computed together */
-    uint64_t cache_bytes;     /* of keys and values, each once */
-    uint64_t row_bytes;       /* of embeddings that are read by row */
-    uint64_t expert_bytes;    /* of all experts that are brought in by themselves */
-    double expert_read_bytes; /* of those that are expected to be used */
+    double weight_at[HEFT__FORMS][HEFT__KNOTS];
+    double products, splits;   /* number of products; of jobs that are split among threads */
+    uint64_t attend_flops[2];  /* of one query of a sequence, and of several */
+    heft__attention attention; /* one of them; its arrays are not there */
+    uint64_t cache_bytes;      /* of keys and values, each once */
+    uint64_t row_bytes;        /* of embeddings that are read by row */
+    uint64_t expert_bytes;     /* of all experts that are brought in by themselves */
+    double expert_read_bytes;  /* of those that are expected to be used */
 } heft__tally;
 
 /* Where routing sends tokens, while the products of an expert are counted. */
@@ -245,6 +249,10 @@ void heft__tally_attention(heft__pass *p, const heft__attention *a, size_t queri
                            const heft__slot *kept);
 /* Expect tokens to be spread evenly over the experts. */
 void heft__tally_route(heft__pass *p, size_t tokens, const heft__routing *routing);
+/* Count a job of so many items, of all threads. */
+void heft__tally_split(heft__pass *p, size_t items);
+/* Rows of a weight that one item of a product of so many tokens does. (pass_product.c) */
+size_t heft__product_chunk(const heft__pass *p, const heft__matrix *w, size_t tokens);
 
 /* ---- for the operations: pass.c ------------------------------------------------------------------ */
 /* Whether there is something to compute: a real run without an error. */

@@ -1,6 +1,6 @@
 /* predict.c - how long a call takes, before it is made.
  *
- *   t(B) = max(D / r, s C(B)) + (1 - s) C(B),  C(B) = sum of products + attention
+ *   t(B) = max(D / r, s C(B)) + (1 - s) C(B),  C(B) = products + attention + what each job takes
  *
  * D is the number of bytes that are read from files, r the bytes that can be read in a second. The reader is one unit
  * ahead at most, so reading overlaps only with the computing of units that are read: the share s of C. The rest of C,
@@ -14,8 +14,11 @@
 #include "run/predict.h"
 
 #include <math.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#define NEAR 0.25        /* of the larger one: reading and computing do not fully overlap */
+#define NEAR 0.25 /* of the larger one: reading and computing do not fully overlap */
+#define HUGE_BYTES ((uint64_t)2 << 20)
 #define BEST_MORE 1.1    /* of the time of one sequence */
 #define MEMORY_MORE 1.25 /* of the time of products of one token: more is computing */
 
@@ -24,17 +27,21 @@ heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rate
 {
     const heft__tally *tally = &effort->tally;
     const double read_bytes = (double)effort->read_bytes + (double)tally->row_bytes;
-    const double memory = (double)(tally->weight_bytes + tally->cache_bytes) * rates->weight[0];
+    const double of_byte = rates->memory > 0 ? 1 / rates->memory : 0;
+    const double memory = (double)(tally->weight_bytes + tally->cache_bytes) * of_byte;
     heft__duration d = {.read_seconds = rates->read > 0 ? read_bytes / rates->read : 0};
     double attend = 0;
-    for (size_t i = 0; i < HEFT__KNOTS; i++) {
-        d.compute_seconds += tally->weight_at[i] * rates->weight[i];
+    for (size_t f = 0; f < HEFT__FORMS; f++) {
+        for (size_t i = 0; i < HEFT__KNOTS; i++) {
+            d.compute_seconds += tally->weight_at[f][i] * rates->weight[f][i];
+        }
     }
     for (size_t i = 0; i < 2; i++) {
         attend += rates->attend[i] > 0 ? (double)tally->attend_flops[i] / rates->attend[i] : 0;
     }
-    const double caches = (double)tally->cache_bytes * rates->weight[0];
+    const double caches = (double)tally->cache_bytes * of_byte;
     d.compute_seconds += attend > caches ? attend : caches;
+    d.compute_seconds += tally->products * rates->product + tally->splits * rates->split;
     const double beside = effort->read_bytes >= effort->used_bytes
                               ? effort->read_bytes > 0
                               : (double)effort->read_bytes / (double)effort->used_bytes;
@@ -322,6 +329,23 @@ static heft_status predict(struct predicting *work, const struct kind *shape, he
 }
 
 /* ---- the machine ------------------------------------------------------------------------------------ */
+/* Whether most of the weights lie in blocks that are too small for a huge page: reading them takes longer. */
+static bool lies_in_small_blocks(const heft_session *session)
+{
+    const heft_residency *r = session->residency;
+    uint64_t small = 0, all = 0;
+    for (size_t i = 0; i < session->model->count; i++) {
+        const heft_parameter *parameter = &session->model->parameters[i];
+        const bool brought = r->brought_at[i] != SIZE_MAX;
+        const uint64_t block = brought ? r->units[r->unit_of[i]].room : parameter->size_bytes;
+        if (parameter->tied_to == i) {
+            all += parameter->size_bytes;
+            small += block < HUGE_BYTES ? parameter->size_bytes : 0;
+        }
+    }
+    return small > all / 2;
+}
+
 /* A buffer of what products use in a pass, within what is left of the budget. */
 static heft_status probe(struct predicting *work, heft_error *err)
 {
@@ -343,9 +367,13 @@ static heft_status probe(struct predicting *work, heft_error *err)
     if (!memory) {
         return heft__fail_nomem(err, size);
     }
+    if (lies_in_small_blocks(session)) {
+        const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+        const uintptr_t start = ((uintptr_t)memory + page - 1) / page * page;
+        (void)madvise((void *)start, ((uintptr_t)memory + size - start) / page * page,
+                      MADV_NOHUGEPAGE);
+    }
     memset(memory, 0x3c, size); /* a small number in each dtype; and the pages are there */
-    rates.attend_rows[0] = work->pass->tally.attend_rows[0];
-    rates.attend_rows[1] = UINT64_MAX; /* as many as are measured */
     status = heft__probe_products(work->pass, memory, size, &rates, err);
     if (status == HEFT_OK) {
         status = heft__probe_files(session->residency, memory, size, &rates, err);

@@ -1,17 +1,20 @@
-/* probe.c - how fast products are on this machine, on all threads.
+/* probe.c - how fast products and attention are on this machine.
  *
  * A buffer is used as a weight of the model's dtype, [rows][2048], in pieces of 16 MB: larger than caches as a
  * whole, so that the time of one token is that of memory, and the time of 256 that of computing. Each knot of
  * tally.c gets a fixed time, and the median of its pieces counts: a thread that had to wait for a CPU does not.
- * Attention is taken for a product with float32 keys that are in a cache: its scores and its sums are two such.
+ * What one thread computes alone is measured so, in pieces of 256 KB; and in the orientations that the model has.
+ * The least product, and a job of all threads that does nothing, tell what each takes beside its weights.
+ * Attention is measured with keys and values in the buffer, of the model's widths and numbers of heads.
  * Not done here: reading files (probe_files.c). */
 #include "run/predict.h"
 
 #include <stdlib.h>
 #include <time.h>
 
-#define KNOT_SECONDS 0.015
-#define ATTEND_SECONDS 0.005
+#define KNOT_SECONDS 0.01
+#define LONE_SECONDS 0.004
+#define ATTEND_SECONDS 0.008
 #define SAMPLES_LEAST 3
 #define LATE 4 /* times of a knot, after which fewer are enough */
 #define SAMPLES 256
@@ -19,9 +22,10 @@
 #define PIECE_BYTES ((size_t)16 << 20)
 #define COLUMNS ((size_t)2048)
 #define ITEMS_PER_THREAD ((size_t)8)
-#define ATTEND_KEYS ((size_t)512)
-#define ATTEND_WIDTH ((size_t)128)
-#define ATTEND_ROWS ((size_t)64) /* at most */
+#define LONE_BYTES ((size_t)256 << 10)
+#define ATTEND_KEYS ((size_t)1024)
+#define ATTEND_PAGES (ATTEND_KEYS / HEFT__BLOCK_KEYS) /* at most */
+#define ATTEND_QUERIES ((size_t)64)                   /* of several */
 
 double heft__probe_clock(void)
 {
@@ -38,7 +42,6 @@ struct probe {
     void *packed; /* [packed_bytes] of the operand */
     size_t tokens, chunk, packed_bytes;
     size_t rows_most; /* of a piece */
-    bool whole;       /* each item does all rows, into rows of its own */
 };
 
 static heft_status fill_item(void *user, size_t item, heft_error *err)
@@ -53,13 +56,10 @@ static heft_status product_item(void *user, size_t item, heft_error *err)
 {
     struct probe *probe = user;
     heft__pass *p = probe->p;
-    const size_t rows = probe->w.rows;
-    const size_t first = probe->whole ? 0 : item * probe->chunk;
-    const size_t left = rows - first;
-    float *y = probe->y + (probe->whole ? item * probe->tokens * rows : 0);
+    const size_t rows = probe->w.rows, first = item * probe->chunk, left = rows - first;
     void *lane = heft__pass_lane_take(p);
     (void)err;
-    p->kernels->product(y, rows, &probe->operand, &probe->w, NULL, first,
+    p->kernels->product(probe->y, rows, &probe->operand, &probe->w, NULL, first,
                         first + (left < probe->chunk ? left : probe->chunk), lane);
     heft__pass_lane_give(p, lane);
     return HEFT_OK;
@@ -77,26 +77,26 @@ static double run_piece(struct probe *probe, const heft__matrix *w, size_t token
                                      .columns = w->columns,
                                      .dtype = w->dtype,
                                      .exact = probe->p->exact,
+                                     .turned = w->turned,
                                      .data = probe->packed};
     heft__pass_parallel(probe->p, kernels->operand_pieces(&probe->operand), fill_item, probe);
-    probe->chunk = probe->whole ? w->rows : (w->rows + items - 1) / items;
-    probe->chunk = (probe->chunk + unit - 1) / unit * unit;
-    const size_t count = probe->whole ? items : (w->rows + probe->chunk - 1) / probe->chunk;
-    heft__pass_parallel(probe->p, count, product_item, probe);
+    probe->chunk = ((w->rows + items - 1) / items + unit - 1) / unit * unit;
+    heft__pass_parallel(probe->p, (w->rows + probe->chunk - 1) / probe->chunk, product_item, probe);
     return heft__probe_clock() - started;
 }
 
-static heft__matrix piece_of(const struct probe *probe, uint8_t *memory, size_t bytes,
-                             heft_dtype dtype, size_t i)
+/* Piece i of the buffer as a weight: [rows][2048] of at most `most` bytes, or turned, [2048][rows]. */
+static heft__matrix piece_of(uint8_t *memory, size_t bytes, size_t most, heft_dtype dtype,
+                             bool turned, size_t i)
 {
     const size_t row = COLUMNS * heft_dtype_bits(dtype) / 8;
-    const size_t pieces = (bytes / row + probe->rows_most - 1) / probe->rows_most;
-    const size_t first = i % pieces * probe->rows_most, left = bytes / row - first;
-    return (heft__matrix){.data = memory + first * row,
+    const size_t rows = (bytes < most ? bytes : most) / row, pieces = bytes / row / rows;
+    return (heft__matrix){.data = memory + i % pieces * rows * row,
                           .dtype = dtype,
-                          .rows = left < probe->rows_most ? left : probe->rows_most,
+                          .rows = rows,
                           .columns = COLUMNS,
-                          .stride = COLUMNS};
+                          .stride = turned ? rows : COLUMNS,
+                          .turned = turned};
 }
 
 static int compare(const void *a, const void *b)
@@ -105,73 +105,197 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static double median(double *each, size_t count)
+{
+    qsort(each, count, sizeof *each, compare);
+    return each[count / 2];
+}
+
 /* Seconds per byte of weights that are multiplied with so many tokens: the median of some pieces. */
 static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
-                    size_t tokens)
+                    unsigned form, size_t tokens)
 {
-    const size_t items = probe->p->lane_count * ITEMS_PER_THREAD;
-    const size_t element = heft_dtype_bits(dtype) / 8;
+    const bool lone = form & HEFT__FORM_LONE, turned = form & HEFT__FORM_TURNED;
+    const size_t items = lone ? 1 : probe->p->lane_count * ITEMS_PER_THREAD;
+    const size_t element = heft_dtype_bits(dtype) / 8, most = lone ? LONE_BYTES : PIECE_BYTES;
+    const double enough = lone ? LONE_SECONDS : KNOT_SECONDS;
     double each[SAMPLES], seconds = 0, done = 0;
     size_t count = 0;
-    heft__matrix w = piece_of(probe, memory, bytes, dtype, 0);
+    heft__matrix w = piece_of(memory, bytes, most, dtype, turned, 0);
     if (tokens == heft__knots[0]) {
         (void)run_piece(probe, &w, tokens, items); /* threads are created, caches filled */
     }
-    while (count == 0 || (count < SAMPLES_LEAST && seconds < LATE * KNOT_SECONDS) ||
-           (count < SAMPLES && seconds < KNOT_SECONDS && done < PASSES_MOST * (double)bytes)) {
-        w = piece_of(probe, memory, bytes, dtype, count + 1);
+    while (count == 0 || (count < SAMPLES_LEAST && seconds < LATE * enough) ||
+           (count < SAMPLES && seconds < enough && done < PASSES_MOST * (double)bytes)) {
+        w = piece_of(memory, bytes, most, dtype, turned, count + 1);
         const double taken = run_piece(probe, &w, tokens, items);
         const double piece = (double)(w.rows * w.columns * element);
         each[count++] = taken / piece;
         seconds += taken;
         done += piece;
     }
-    qsort(each, count, sizeof *each, compare);
-    return each[count / 2];
+    return median(each, count);
 }
 
-/* Operations a second of attention in which so many rows share the keys of a head. */
-static double attend_rate(struct probe *probe, uint8_t *memory, size_t rows)
+/* The forms that the model's products have: the weights' orientations, split and by one thread. */
+static void weigh_forms(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
+                        const heft__tally *tally, heft__rates *rates)
 {
-    const heft__matrix w = {.data = memory,
-                            .dtype = HEFT_DTYPE_F32,
-                            .rows = ATTEND_KEYS,
-                            .columns = ATTEND_WIDTH,
-                            .stride = ATTEND_WIDTH};
-    const size_t items = probe->p->lane_count;
-    const double each = 2.0 * (double)(rows * ATTEND_KEYS * ATTEND_WIDTH) * (double)items;
-    double seconds = 0, done = 0;
-    probe->whole = true;
-    (void)run_piece(probe, &w, rows, items);
-    while (done == 0 || seconds < ATTEND_SECONDS) {
-        seconds += run_piece(probe, &w, rows, items);
-        done += each;
-        if (done > 1000 * each) {
-            break;
+    bool has[2] = {false, false};
+    for (size_t f = 0; f < HEFT__FORMS; f++) {
+        for (size_t i = 0; i < HEFT__KNOTS; i++) {
+            has[(f & HEFT__FORM_TURNED) != 0] |= tally->weight_at[f][i] > 0;
         }
     }
-    probe->whole = false;
-    return seconds > 0 ? done / seconds : 0;
+    has[0] = has[0] || !has[1];
+    for (unsigned f = 0; f < HEFT__FORMS; f++) {
+        for (size_t i = 0; i < HEFT__KNOTS && has[(f & HEFT__FORM_TURNED) != 0]; i++) {
+            rates->weight[f][i] = weigh(probe, memory, bytes, dtype, f, heft__knots[i]);
+        }
+    }
+    const double *split = rates->weight[has[0] ? 0 : HEFT__FORM_TURNED];
+    rates->memory = 1 / split[0];
+    rates->operations = 2 * (double)heft__knots[HEFT__KNOTS - 1] /
+                        ((double)(heft_dtype_bits(dtype) / 8) * split[HEFT__KNOTS - 1]);
 }
 
-/* How many rows are measured for attention: 0 queries have 1. */
-static size_t rows_of(uint64_t rows)
+/* ---- what each job takes ------------------------------------------------------------------------------ */
+static heft_status nothing_item(void *user, size_t item, heft_error *err)
 {
-    return rows < 1 ? 1 : rows > ATTEND_ROWS ? ATTEND_ROWS : (size_t)rows;
+    (void)user;
+    (void)item;
+    (void)err;
+    return HEFT_OK;
 }
 
+static void weigh_jobs(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
+                       heft__rates *rates)
+{
+    const size_t items = probe->p->lane_count * ITEMS_PER_THREAD, few = 64;
+    double each[SAMPLES];
+    heft__matrix w = piece_of(memory, bytes, LONE_BYTES, dtype, false, 0);
+    w.rows = probe->p->kernels->product_rows;
+    w.columns = w.stride = few;
+    for (size_t i = 0; i < SAMPLES; i++) {
+        each[i] = run_piece(probe, &w, 1, 1);
+    }
+    rates->product = median(each, SAMPLES);
+    for (size_t i = 0; i < SAMPLES && probe->p->lane_count > 1; i++) {
+        const double started = heft__probe_clock();
+        heft__pass_parallel(probe->p, items, nothing_item, NULL);
+        each[i] = heft__probe_clock() - started;
+    }
+    rates->split = probe->p->lane_count > 1 ? median(each, SAMPLES) : 0;
+}
+
+/* ---- attention ---------------------------------------------------------------------------------------- */
+struct attending {
+    heft__pass *p;
+    const heft__attention *a;
+    heft__queries queries;
+    heft__keys keys;
+};
+
+static heft_status attend_item(void *user, size_t item, heft_error *err)
+{
+    const struct attending *work = user;
+    heft__pass *p = work->p;
+    void *lane = heft__pass_lane_take(p);
+    (void)err;
+    p->kernels->attend(work->a, &work->queries, &work->keys, item, 0, work->queries.count, lane);
+    heft__pass_lane_give(p, lane);
+    return HEFT_OK;
+}
+
+/* Operations a second of so many queries, those of the last keys. The buffer holds some caches of as many keys,
+ * which are used in turn: caches of other layers come between two uses of one. */
+static double attend_rate(struct attending *work, uint8_t *memory, size_t bytes, size_t page_bytes,
+                          heft__key_page pages[ATTEND_PAGES], const int32_t *at, size_t queries)
+{
+    const heft__attention *a = work->a;
+    const size_t value =
+        a->kv_heads * HEFT__BLOCK_KEYS * a->key_width * (heft_dtype_bits(work->keys.dtype) / 8);
+    const size_t keys = work->keys.count, count_pages = keys / HEFT__BLOCK_KEYS;
+    const size_t caches = bytes / (count_pages * page_bytes);
+    const double seen = (double)keys - (double)(queries - 1) / 2;
+    const double flops =
+        2 * (double)queries * seen * (double)a->heads * (double)(a->key_width + a->value_width);
+    double each[SAMPLES], seconds = 0;
+    size_t count = 0;
+    work->queries.count = queries;
+    work->queries.at = at + keys - queries;
+    for (; count < SAMPLES && (count < 2 || seconds < ATTEND_SECONDS); count++) {
+        for (size_t i = 0; i < count_pages; i++) {
+            uint8_t *page = memory + (count % caches * count_pages + i) * page_bytes;
+            pages[i] = (heft__key_page){page, page + value, at + i * HEFT__BLOCK_KEYS};
+        }
+        const double started = heft__probe_clock();
+        heft__pass_parallel(work->p, a->kv_heads, attend_item, work);
+        each[count] = heft__probe_clock() - started;
+        seconds += each[count];
+    }
+    return flops / median(each, count);
+}
+
+static heft_status weigh_attention(struct probe *probe, uint8_t *memory, size_t bytes,
+                                   const heft__tally *tally, heft__rates *rates, heft_error *err)
+{
+    heft__attention a = tally->attention;
+    heft__pass *p = probe->p;
+    int32_t at[ATTEND_KEYS];
+    heft__key_page pages[ATTEND_PAGES];
+    a.window = 0;
+    a.causal = true;
+    const size_t query = a.heads * a.key_width, out = a.heads * a.value_width;
+    const size_t page = a.kv_heads * HEFT__BLOCK_KEYS * (a.key_width + a.value_width) *
+                        (heft_dtype_bits(p->cache_dtype) / 8);
+    if (page == 0 || bytes < page) {
+        return HEFT_OK; /* no attention, or no room for its keys */
+    }
+    const size_t most = bytes / page < ATTEND_PAGES ? bytes / page : ATTEND_PAGES;
+    const size_t numbers = ATTEND_QUERIES * (query + out);
+    float *q = heft__alloc_zero(p->ctx, numbers, sizeof *q);
+    if (!q || !heft__pass_need_lanes(p, p->kernels->attend_scratch(&a, ATTEND_KEYS))) {
+        heft__free(p->ctx, q, numbers * sizeof *q);
+        return heft__fail_nomem(err, numbers * sizeof *q);
+    }
+    for (size_t i = 0; i < ATTEND_KEYS; i++) {
+        at[i] = (int32_t)i;
+    }
+    struct attending work = {
+        .p = p,
+        .a = &a,
+        .queries = {.q = q,
+                    .out = q + ATTEND_QUERIES * query,
+                    .q_stride = query,
+                    .out_stride = out               },
+        .keys = { .pages = pages,
+                    .page_keys = HEFT__BLOCK_KEYS,
+                    .dtype = p->cache_dtype,
+                    .key_head = HEFT__BLOCK_KEYS * a.key_width,
+                    .value_head = HEFT__BLOCK_KEYS * a.value_width,
+                    .key_stride = a.key_width,
+                    .value_stride = a.value_width,
+                    .count = most * HEFT__BLOCK_KEYS}
+    };
+    rates->attend[0] = attend_rate(&work, memory, bytes, page, pages, at, 1);
+    rates->attend[1] = attend_rate(&work, memory, bytes, page, pages, at, ATTEND_QUERIES);
+    heft__free(p->ctx, q, numbers * sizeof *q);
+    return HEFT_OK;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------ */
 static heft_status make(struct probe *probe, heft_dtype dtype, heft_error *err)
 {
     const size_t most = heft__knots[HEFT__KNOTS - 1];
-    const size_t attend = probe->p->lane_count * ATTEND_KEYS; /* rows of results, if that is more */
     const heft__kernels *kernels = probe->p->kernels;
     const heft__matrix w = {.dtype = dtype, .columns = COLUMNS},
-                       keys = {.dtype = HEFT_DTYPE_F32, .columns = ATTEND_WIDTH};
-    const size_t a = kernels->operand_bytes(most, &w, probe->p->exact),
-                 b = kernels->operand_bytes(most, &keys, probe->p->exact);
-    probe->packed_bytes = heft__larger(a, b) + 64;
+                       turned = {.dtype = dtype, .columns = COLUMNS, .turned = true};
+    probe->packed_bytes = heft__larger(kernels->operand_bytes(most, &w, probe->p->exact),
+                                       kernels->operand_bytes(most, &turned, probe->p->exact)) +
+                          64;
     probe->rows_most = PIECE_BYTES / (COLUMNS * heft_dtype_bits(dtype) / 8);
-    const size_t results = most * heft__larger(probe->rows_most, attend) * sizeof(float);
+    const size_t results = most * probe->rows_most * sizeof(float);
     probe->x = heft__alloc(probe->p->ctx, most * COLUMNS * sizeof(float));
     probe->y = heft__alloc(probe->p->ctx, results);
     probe->packed = heft__alloc(probe->p->ctx, probe->packed_bytes);
@@ -187,10 +311,9 @@ static heft_status make(struct probe *probe, heft_dtype dtype, heft_error *err)
 static void drop(struct probe *probe, void *packed)
 {
     const size_t most = heft__knots[HEFT__KNOTS - 1];
-    const size_t attend = probe->p->lane_count * ATTEND_KEYS;
     heft_ctx *ctx = probe->p->ctx;
     heft__free(ctx, probe->x, most * COLUMNS * sizeof(float));
-    heft__free(ctx, probe->y, most * heft__larger(probe->rows_most, attend) * sizeof(float));
+    heft__free(ctx, probe->y, most * probe->rows_most * sizeof(float));
     heft__free(ctx, packed, probe->packed_bytes);
 }
 
@@ -200,6 +323,7 @@ heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, h
     const heft_dtype own = p->model->dtype;
     const bool computes = own == HEFT_DTYPE_F32 || own == HEFT_DTYPE_BF16 || own == HEFT_DTYPE_F16;
     const heft_dtype dtype = computes ? own : HEFT_DTYPE_F32;
+    const heft__tally tally = p->tally;
     struct probe probe = {.p = p};
     p->status = HEFT_OK;
     p->dry = false;
@@ -210,15 +334,9 @@ heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, h
     }
     if (status == HEFT_OK) {
         probe.packed = (uint8_t *)packed + (64 - (uintptr_t)packed % 64) % 64;
-        for (size_t i = 0; i < HEFT__KNOTS; i++) {
-            rates->weight[i] = weigh(&probe, memory, bytes, dtype, heft__knots[i]);
-        }
-        for (size_t i = 0; i < 2; i++) {
-            rates->attend[i] = attend_rate(&probe, memory, rows_of(rates->attend_rows[i]));
-        }
-        rates->memory = 1 / rates->weight[0];
-        rates->operations = 2 * (double)heft__knots[HEFT__KNOTS - 1] /
-                            ((double)(heft_dtype_bits(dtype) / 8) * rates->weight[HEFT__KNOTS - 1]);
+        weigh_forms(&probe, memory, bytes, dtype, &tally, rates);
+        weigh_jobs(&probe, memory, bytes, dtype, rates);
+        status = weigh_attention(&probe, memory, bytes, &tally, rates, err);
     }
     drop(&probe, packed);
     return status;

@@ -16,12 +16,14 @@ struct heft__pass_shape { /* what scratch has been planned for */
 /* How fast this machine is; of a session, measured once. (probe.c, probe_files.c) */
 typedef struct heft__rates {
     bool known;
-    double read;                /* bytes of weights a second from their files; 0: nothing is read */
-    double cached;              /* the share of what was read that was in the page cache */
-    double weight[HEFT__KNOTS]; /* seconds per byte of weights, by the tokens of a product */
-    double attend[2];           /* operations a second, as in heft__tally */
-    uint64_t attend_rows[2];    /* for which these are */
-    double memory, operations;  /* of products: bytes a second, operations a second at most */
+    double read;   /* bytes of weights a second from their files; 0: nothing is read */
+    double cached; /* the share of what was read that was in the page cache */
+    /* seconds per byte of weights, by the form and the tokens of a product */
+    double weight[HEFT__FORMS][HEFT__KNOTS];
+    double product,
+        split;        /* seconds that each product, each job of all threads takes beside that */
+    double attend[2]; /* operations a second, as in heft__tally */
+    double memory, operations; /* of products: bytes a second, operations a second at most */
 } heft__rates;
 
 struct heft_session {

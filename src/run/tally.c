@@ -16,7 +16,7 @@
 
 const size_t heft__knots[HEFT__KNOTS] = {1, 2, 4, 8, 16, 32, 64, 256};
 
-static void add_weight(heft__tally *tally, double bytes, double tokens)
+static void add_weight(double *weight_at, double bytes, double tokens)
 {
     size_t i = 0;
     while (i + 1 < HEFT__KNOTS && tokens > (double)heft__knots[i + 1]) {
@@ -24,12 +24,12 @@ static void add_weight(heft__tally *tally, double bytes, double tokens)
     }
     const double low = (double)heft__knots[i];
     if (i + 1 == HEFT__KNOTS) {
-        tally->weight_at[i] += bytes * tokens / low;
+        weight_at[i] += bytes * tokens / low;
         return;
     }
     const double f = (tokens - low) / ((double)heft__knots[i + 1] - low);
-    tally->weight_at[i] += bytes * (1 - f);
-    tally->weight_at[i + 1] += bytes * f;
+    weight_at[i] += bytes * (1 - f);
+    weight_at[i + 1] += bytes * f;
 }
 
 void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w)
@@ -44,7 +44,21 @@ void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w)
     const double each = (double)tokens * share / used; /* of an expert that is used */
     p->tally.flops += (uint64_t)(2 * elems * (double)tokens * share);
     p->tally.weight_bytes += (uint64_t)bytes;
-    add_weight(&p->tally, bytes, each > 1 ? each : 1);
+    const size_t whole = each > 1 ? (size_t)(each + 0.5) : 1;
+    const heft__operand operand = {
+        .tokens = whole, .columns = w->columns, .dtype = w->dtype, .turned = w->turned};
+    const bool lone = heft__product_chunk(p, w, whole) >= w->rows;
+    add_weight(p->tally.weight_at[lone * HEFT__FORM_LONE + w->turned * HEFT__FORM_TURNED], bytes,
+               each > 1 ? each : 1);
+    p->tally.products += used;
+    p->tally.splits += used * (!lone + (p->kernels->operand_pieces(&operand) > 1));
+}
+
+void heft__tally_split(heft__pass *p, size_t items)
+{
+    if (p->dry && items > 1) {
+        p->tally.splits += p->expected.expert ? p->expected.used : 1;
+    }
 }
 
 void heft__tally_rows(heft__pass *p, size_t table, size_t rows)
@@ -99,10 +113,9 @@ void heft__tally_attention(heft__pass *p, const heft__attention *a, size_t queri
     const size_t values = kept ? kept->value_width : a->value_width;
     const double width = (double)(a->kv_heads * (a->key_width + values) * element);
     const bool several = of_sequence > 1;
-    const uint64_t rows = (uint64_t)(of_sequence * (double)(a->heads / a->kv_heads));
     p->tally.attend_flops[several] += (uint64_t)(2 * (double)queries * seen * (double)a->heads *
                                                  (double)(a->key_width + a->value_width));
-    p->tally.attend_rows[several] =
-        rows > p->tally.attend_rows[several] ? rows : p->tally.attend_rows[several];
+    p->tally.attention = *a;
+    p->tally.attention.slopes = p->tally.attention.sinks = p->tally.attention.bias = NULL;
     p->tally.cache_bytes += (uint64_t)(held * (double)sequences * width);
 }

@@ -21,12 +21,20 @@ static void expect_near(double found, double expected, const char *label)
 static heft__rates simple_rates(void)
 {
     heft__rates rates = {
-        .known = true, .read = 1e9, .attend = {1e9, 2e9},
-                .memory = 1e10
+        .known = true,
+        .read = 1e9,
+        .attend = {1e9, 2e9},
+        .memory = 1e10,
+        .product = 1e-6,
+        .split = 1e-5
     };
     for (size_t i = 0; i < HEFT__KNOTS; i++) {
         const double tokens = (double)heft__knots[i];
-        rates.weight[i] = 1e-10 * (tokens > 4 ? tokens / 4 : 1);
+        for (size_t f = 0; f < HEFT__FORMS;
+             f++) { /* one thread takes twice as long, turned three times */
+            rates.weight[f][i] = 1e-10 * (tokens > 4 ? tokens / 4 : 1) *
+                                 (f & HEFT__FORM_LONE ? 2 : 1) * (f & HEFT__FORM_TURNED ? 3 : 1);
+        }
     }
     return rates;
 }
@@ -133,8 +141,8 @@ static void seconds_of_a_pass(void **state)
         effort.used_bytes = rows[r].read + rows[r].stays;
         rates.read = rows[r].rate;
         rates.cached = rows[r].cached;
-        effort.tally.weight_at[0] = rows[r].weight_at_1;
-        effort.tally.weight_at[6] = rows[r].weight_at_64;
+        effort.tally.weight_at[0][0] = rows[r].weight_at_1;
+        effort.tally.weight_at[0][6] = rows[r].weight_at_64;
         effort.tally.weight_bytes = (uint64_t)(rows[r].weight_at_1 + rows[r].weight_at_64);
         effort.tally.row_bytes = rows[r].row;
         effort.tally.cache_bytes = rows[r].cache;
@@ -147,6 +155,73 @@ static void seconds_of_a_pass(void **state)
         }
         if (d.bound != rows[r].bound) {
             fail_msg("%s: bound %d, expected %d", rows[r].name, (int)d.bound, (int)rows[r].bound);
+        }
+    }
+}
+
+/* Products of each form have their own rate; each product and each job of all threads takes some time beside. */
+static void small_products_take_longer(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t form;
+        double bytes, products, splits, seconds;
+    } rows[] = {
+        {"split",           0,                                   1e6, 0,   0,  1e-4},
+        {"lone",            HEFT__FORM_LONE,                     1e6, 0,   0,  2e-4},
+        {"turned",          HEFT__FORM_TURNED,                   1e6, 0,   0,  3e-4},
+        {"turned_and_lone", HEFT__FORM_TURNED | HEFT__FORM_LONE, 1e6, 0,   0,  6e-4},
+        {"products",        0,                                   0,   100, 0,  1e-4},
+        {"splits",          0,                                   0,   0,   10, 1e-4},
+    };
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        const heft__rates rates = simple_rates();
+        heft__effort effort = {.blocks = 1};
+        effort.tally.weight_at[rows[r].form][0] = rows[r].bytes;
+        effort.tally.products = rows[r].products;
+        effort.tally.splits = rows[r].splits;
+        expect_near(heft__effort_seconds(&effort, &rates).seconds, rows[r].seconds, rows[r].name);
+    }
+}
+
+/* A product that is too small for two threads is one thread's; one of many tokens is not. */
+static void products_have_forms(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t tokens, rows, columns;
+        bool turned;
+        size_t form;
+        double splits; /* the operand of several tokens is filled by all threads too */
+    } rows[] = {
+        {"small",             1,  256,  256,  false, HEFT__FORM_LONE,                     0},
+        {"small_turned",      1,  256,  256,  true,  HEFT__FORM_LONE | HEFT__FORM_TURNED, 0},
+        {"large",             1,  4096, 4096, false, 0,                                   1},
+        {"large_turned",      1,  4096, 4096, true,  HEFT__FORM_TURNED,                   1},
+        {"small_many_tokens", 64, 256,  256,  false, 0,                                   1},
+        {"large_few_tokens",  2,  4096, 4096, false, 0,                                   2},
+    };
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        heft__pass pass = {.dry = true, .kernels = heft__kernels_best(), .lane_count = 2};
+        const heft__matrix w = {.dtype = HEFT_DTYPE_F32,
+                                .rows = rows[r].rows,
+                                .columns = rows[r].columns,
+                                .turned = rows[r].turned};
+        heft__tally_product(&pass, rows[r].tokens, &w);
+        for (size_t f = 0; f < HEFT__FORMS; f++) {
+            double bytes = 0;
+            for (size_t k = 0; k < HEFT__KNOTS; k++) {
+                bytes += pass.tally.weight_at[f][k];
+            }
+            if ((bytes > 0) != (f == rows[r].form)) {
+                fail_msg("%s: %g bytes in form %zu", rows[r].name, bytes, f);
+            }
+        }
+        expect_near(pass.tally.products, 1, rows[r].name);
+        if (rows[r].splits > 0) {
+            expect_near(pass.tally.splits, rows[r].splits, rows[r].name);
         }
     }
 }
@@ -240,6 +315,8 @@ static void products_are_split_over_the_knots(void **state)
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         heft__pass pass = {
             .dry = true,
+            .kernels = heft__kernels_best(),
+            .lane_count = 2,
             .expected = {.expert = rows[r].expert, .share = rows[r].share, .used = rows[r].used}
         };
         const heft__matrix w = {.dtype = HEFT_DTYPE_BF16, .rows = 1000, .columns = 100};
@@ -248,9 +325,10 @@ static void products_are_split_over_the_knots(void **state)
             const double expected = k == rows[r].knot       ? rows[r].at
                                     : k == rows[r].knot + 1 ? rows[r].next
                                                             : 0;
-            if (!(fabs(pass.tally.weight_at[k] - expected) < 1e-6)) {
-                fail_msg("%s: knot %zu has %g, expected %g", rows[r].name, k,
-                         pass.tally.weight_at[k], expected);
+            const double found =
+                pass.tally.weight_at[0][k] + pass.tally.weight_at[HEFT__FORM_LONE][k];
+            if (!(fabs(found - expected) < 1e-6)) {
+                fail_msg("%s: knot %zu has %g, expected %g", rows[r].name, k, found, expected);
             }
         }
         assert_int_equal(pass.tally.flops, rows[r].flops);
@@ -607,6 +685,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(seconds_of_a_pass),
+        cmocka_unit_test(small_products_take_longer),
+        cmocka_unit_test(products_have_forms),
         cmocka_unit_test(units_that_a_pass_reads),
         cmocka_unit_test(experts_that_a_pass_reads),
         cmocka_unit_test(products_are_split_over_the_knots),
