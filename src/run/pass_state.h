@@ -152,6 +152,7 @@ typedef struct heft__tally {
     uint64_t row_bytes;        /* of embeddings that are read by row */
     uint64_t expert_bytes;     /* of all experts that are brought in by themselves */
     double expert_read_bytes;  /* of those that are expected to be used */
+    uint64_t routes, experts;  /* how often tokens were routed, and among how many experts in all */
 } heft__tally;
 
 /* Where routing sends tokens, while the products of an expert are counted. */

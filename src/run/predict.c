@@ -66,6 +66,21 @@ uint64_t heft__steady_experts(uint64_t others, uint64_t budget, const heft__tall
     return room >= experts ? 0 : (uint64_t)(tally->expert_read_bytes * (1 - room / experts));
 }
 
+uint64_t heft__experts_in_use(uint64_t budget, const heft__tally *tally)
+{
+    if (tally->routes == 0 || tally->expert_bytes == 0) {
+        return 0;
+    }
+    const double chosen = tally->expert_read_bytes / (double)tally->routes;
+    const uint64_t one = tally->expert_bytes / tally->experts, layer = (uint64_t)chosen;
+    uint64_t ahead = one;
+    while (ahead < layer && heft__is_near(budget, one, ahead)) {
+        ahead += one;
+    }
+    ahead += one; /* the one that is being used */
+    return ahead < layer ? ahead : layer > one ? layer : one;
+}
+
 /* ---- what a pass does ------------------------------------------------------------------------------ */
 struct kind { /* of passes: the tokens of each sequence, and those that it has before */
     uint64_t sequences, tokens, kept, encoded;
@@ -175,7 +190,9 @@ static heft_status count_reads(const struct predicting *work, const struct units
                                uint64_t left, uint64_t *read, heft_error *err)
 {
     const heft__pass *p = work->pass;
+    const uint64_t experts = heft__experts_in_use(left, &p->tally);
     *read = 0;
+    left = left > experts && left - experts > units->largest ? left - experts : units->largest;
     return units->all <= left ? HEFT_OK
                               : heft__steady_units(p->ctx, p->order, p->order_count, units->bytes,
                                                    p->residency->unit_count, left, read, err);

@@ -28,6 +28,10 @@ heft__duration heft__effort_seconds(const heft__effort *effort, const heft__rate
  * budget beside all other units. */
 uint64_t heft__steady_experts(uint64_t others, uint64_t budget, const heft__tally *tally);
 
+/* Bytes that the experts of one layer take while they are used: the units of the schedule have the rest of the budget.
+ * An expert that was used goes before any of these, and the reader drops them for an expert that comes soon. */
+uint64_t heft__experts_in_use(uint64_t budget, const heft__tally *tally);
+
 /* ---- steady.c: bytes that a pass over these units reads in the long run, again and again in this order ----
  * order: [count], units below unit_count; bytes: [unit_count] */
 heft_status heft__steady_units(heft_ctx *ctx, const size_t *order, size_t count,

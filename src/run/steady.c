@@ -2,7 +2,8 @@
  *
  * Its decisions are made once more, with sizes only: which units are dropped for the next one, and for those that
  * are read ahead (residency.c, evict.c). After a few passes they repeat. Reading ahead is taken to be as fast
- * as it has to be.
+ * as it has to be. Experts are in no schedule and go before its units: what they take while they are used the caller
+ * takes from the budget (predict.c).
  * Source: docs/residency.md [3]. */
 #include "run/predict.h"
 

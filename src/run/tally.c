@@ -86,6 +86,8 @@ void heft__tally_route(heft__pass *p, size_t tokens, const heft__routing *routin
     if (!p->dry || p->status != HEFT_OK) {
         return;
     }
+    p->tally.routes++;
+    p->tally.experts += routing->experts;
     p->expected.share = (double)routing->top / (double)routing->experts;
     p->expected.used = 1 - pow(1 - p->expected.share, (double)tokens);
 }

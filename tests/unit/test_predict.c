@@ -289,6 +289,40 @@ static void experts_that_a_pass_reads(void **state)
     }
 }
 
+/* While a layer computes, units of the schedule make room for its experts: the one in use, and those that are read ahead,
+ * but no more than are chosen. */
+static void experts_take_room_from_the_schedule(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        uint64_t budget, one, per_layer,
+            chosen;      /* experts of a layer, and of those that are chosen */
+        uint64_t in_use; /* experts */
+    } rows[] = {
+        {"none",                       1 << 20, 1 << 10, 0,   0,  0},
+        {"two_of_sixteen",             1 << 20, 1 << 18, 16,  2,  2},
+        {"one",                        1 << 20, 1 << 18, 16,  1,  1},
+        {"no_more_than_is_read_ahead", 1 << 20, 1 << 18, 16,  8,  2},
+        {"small_ones_come_together",   1 << 20, 1 << 12, 128, 64,
+         17                                                        }, /* a 16th of the budget, and the one in use */
+        {"and_all_of_these",           1 << 20, 1 << 12, 128, 8,  8},
+    };
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        const uint64_t layers = rows[r].per_layer ? 3 : 0;
+        const heft__tally tally = {.routes = layers,
+                                   .experts = layers * rows[r].per_layer,
+                                   .expert_bytes = layers * rows[r].per_layer * rows[r].one,
+                                   .expert_read_bytes =
+                                       (double)(layers * rows[r].chosen * rows[r].one)};
+        const uint64_t bytes = heft__experts_in_use(rows[r].budget, &tally);
+        if (bytes != rows[r].in_use * rows[r].one) {
+            fail_msg("%s: %llu bytes, expected %llu", rows[r].name, (unsigned long long)bytes,
+                     (unsigned long long)(rows[r].in_use * rows[r].one));
+        }
+    }
+}
+
 /* Of a weight of 1000 x 100 bfloat16. */
 static void products_are_split_over_the_knots(void **state)
 {
@@ -564,6 +598,7 @@ static void what_is_read_is_predicted(void **state)
         {"gpt_neox",  0  },
         {"gpt_neox",  0.7},
         {"mixtral",   0  },
+        {"mixtral",   0.3},
     };
     (void)state;
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
@@ -689,6 +724,7 @@ int main(void)
         cmocka_unit_test(products_have_forms),
         cmocka_unit_test(units_that_a_pass_reads),
         cmocka_unit_test(experts_that_a_pass_reads),
+        cmocka_unit_test(experts_take_room_from_the_schedule),
         cmocka_unit_test(products_are_split_over_the_knots),
         cmocka_unit_test(attention_counts_what_it_sees),
         cmocka_unit_test(tokens_are_expected_to_spread_over_experts),
