@@ -34,6 +34,14 @@ void heft__arena_fini(heft__arena *arena)
     arena->used = arena->cap = 0;
 }
 
+void heft__free_with_arena(heft__arena *arena, void *memory, size_t bytes)
+{
+    heft_ctx *ctx = arena->ctx;
+    heft__arena_fini(arena);
+    heft__free(ctx, memory, bytes);
+    heft_ctx_free(ctx);
+}
+
 static struct heft__arena_chunk *new_chunk(heft__arena *arena, size_t bytes)
 {
     struct heft__arena_chunk *chunk = heft__alloc(arena->ctx, bytes);

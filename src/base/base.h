@@ -131,6 +131,8 @@ typedef struct heft__arena {
 /* Allocates nothing; holds no reference on ctx. */
 void heft__arena_init(heft__arena *arena, heft_ctx *ctx);
 void heft__arena_fini(heft__arena *arena);
+/* Free memory that holds its own arena and a reference on the arena's context, as reports do. */
+void heft__free_with_arena(heft__arena *arena, void *memory, size_t bytes);
 void *heft__arena_alloc(heft__arena *arena, size_t bytes); /* aligned for any type; NULL if none */
 /* Aligned for pointers and for numbers of up to 64 bits. */
 void *heft__arena_words(heft__arena *arena, size_t bytes);

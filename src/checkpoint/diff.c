@@ -28,8 +28,7 @@
 
 struct report_memory {
     heft_diff_report report;
-    heft__arena arena;
-    heft_ctx *ctx;
+    heft__arena arena; /* holds a reference on its context */
 };
 
 struct names { /* a key of a map */
@@ -73,10 +72,7 @@ void heft_diff_report_free(heft_diff_report *report)
 {
     struct report_memory *memory = (struct report_memory *)report;
     if (memory) {
-        heft_ctx *ctx = memory->ctx;
-        heft__arena_fini(&memory->arena);
-        heft__free(ctx, memory, sizeof *memory);
-        heft_ctx_free(ctx);
+        heft__free_with_arena(&memory->arena, memory, sizeof *memory);
     }
 }
 
@@ -590,8 +586,7 @@ heft_status heft__checkpoint_diff(const heft_checkpoint *a, const heft_checkpoin
     if (!d.memory) {
         return heft__fail_nomem(err, sizeof *d.memory);
     }
-    d.memory->ctx = heft__ctx_ref(ctx);
-    heft__arena_init(&d.memory->arena, ctx);
+    heft__arena_init(&d.memory->arena, heft__ctx_ref(ctx));
     heft_status status = compare_all(&d, err);
     heft__free(ctx, d.list, a->count * sizeof *d.list);
     heft__free(ctx, d.pairs, a->count * sizeof *d.pairs);

@@ -10,8 +10,7 @@
 
 struct report_memory {
     heft_verify_report report;
-    heft__arena arena;
-    heft_ctx *ctx;
+    heft__arena arena; /* holds a reference on its context */
 };
 
 struct inspection {
@@ -19,11 +18,7 @@ struct inspection {
     const heft_checkpoint *survey;
     const heft_verify_options *options;
     const char *variant;
-    const heft_error *config; /* that reading config.json gave, or NULL */
-    const heft_error *model;  /* what is missing of the config's model */
-    const heft_error *quant;  /* that looking for quantized weights gave, or NULL */
     const heft__suspicions *beside;
-    const heft__findings *contradicts; /* where that model and the tensors contradict each other */
     struct report_memory *memory;
     heft__arena *arena;      /* the report's */
     heft__findings findings; /* beside those of the survey */
@@ -36,10 +31,7 @@ void heft_verify_report_free(heft_verify_report *report)
 {
     struct report_memory *memory = (struct report_memory *)report;
     if (memory) {
-        heft_ctx *ctx = memory->ctx;
-        heft__arena_fini(&memory->arena);
-        heft__free(ctx, memory, sizeof *memory);
-        heft_ctx_free(ctx);
+        heft__free_with_arena(&memory->arena, memory, sizeof *memory);
     }
 }
 
@@ -47,22 +39,23 @@ void heft_verify_report_free(heft_verify_report *report)
 /* What is wrong with config.json, if there is one. */
 static heft_status check_config(struct inspection *v, heft_error *err)
 {
-    const bool wrong =
-        v->config && v->config->status != HEFT_OK && v->config->status != HEFT_NOT_FOUND;
-    return wrong ? heft__find_failure(&v->findings, "config", "config.json", v->config, err)
+    const bool wrong = v->beside->config && v->beside->config->status != HEFT_OK &&
+                       v->beside->config->status != HEFT_NOT_FOUND;
+    return wrong ? heft__find_failure(&v->findings, "config", "config.json", v->beside->config, err)
                  : HEFT_OK;
 }
 
 /* Quantized weights that contradict each other or the settings. */
 static heft_status check_quantized(struct inspection *v, heft_error *err)
 {
-    const bool wrong = v->quant && v->quant->status != HEFT_OK;
+    const bool wrong = v->beside->quant && v->beside->quant->status != HEFT_OK;
     const heft__finding doubt = {.kind = "quantization",
                                  .severity = v->beside->doubt_is_wrong ? HEFT__FAULT : HEFT__NOTE,
                                  .file = "",
                                  .offset = HEFT_NO_OFFSET};
-    return wrong ? heft__find_failure(&v->findings, "quantization", heft__path_base(v->quant->path),
-                                      v->quant, err)
+    return wrong
+               ? heft__find_failure(&v->findings, "quantization",
+                                    heft__path_base(v->beside->quant->path), v->beside->quant, err)
            : v->beside->doubt ? heft__find(&v->findings, &doubt, err, "%s", v->beside->doubt)
                               : HEFT_OK;
 }
@@ -70,16 +63,17 @@ static heft_status check_quantized(struct inspection *v, heft_error *err)
 /* The config describes a model that needs more than the files have. */
 static heft_status check_model(struct inspection *v, heft_error *err)
 {
-    const bool layers = v->model->status == HEFT_MISMATCH;
+    const bool layers = v->beside->model->status == HEFT_MISMATCH;
     const heft__finding finding = {.kind = "missing_weights",
                                    .severity = layers ? HEFT__FAULT : HEFT__NOTE,
                                    .file = "config.json",
                                    .offset = HEFT_NO_OFFSET};
-    heft_status status = v->model->status != HEFT_OK
-                             ? heft__find(&v->findings, &finding, err, "%s", v->model->message)
-                             : HEFT_OK;
-    for (size_t i = 0; i < v->contradicts->count && status == HEFT_OK; i++) {
-        const heft__finding *one = &v->contradicts->list[i];
+    heft_status status =
+        v->beside->model->status != HEFT_OK
+            ? heft__find(&v->findings, &finding, err, "%s", v->beside->model->message)
+            : HEFT_OK;
+    for (size_t i = 0; i < v->beside->contradicts->count && status == HEFT_OK; i++) {
+        const heft__finding *one = &v->beside->contradicts->list[i];
         status = heft__find(&v->findings, one, err, "%s", one->message);
     }
     return status;
@@ -441,22 +435,14 @@ heft_status heft__checkpoint_verify(const heft_checkpoint *survey, const char *v
                                     heft_error *err)
 {
     heft_ctx *ctx = survey->ctx;
-    struct inspection v = {.ctx = ctx,
-                           .survey = survey,
-                           .options = options,
-                           .variant = variant,
-                           .config = beside->config,
-                           .quant = beside->quant,
-                           .model = beside->model,
-                           .contradicts = beside->contradicts,
-                           .beside = beside};
+    struct inspection v = {
+        .ctx = ctx, .survey = survey, .options = options, .variant = variant, .beside = beside};
     v.memory = heft__alloc_zero(ctx, 1, sizeof *v.memory);
     if (!v.memory) {
         return heft__fail_nomem(err, sizeof *v.memory);
     }
-    v.memory->ctx = heft__ctx_ref(ctx);
     v.arena = v.findings.arena = &v.memory->arena;
-    heft__arena_init(v.arena, ctx);
+    heft__arena_init(v.arena, heft__ctx_ref(ctx));
     heft_status status = inspect(&v, err);
     if (status == HEFT_OK) {
         status = publish(&v, err);

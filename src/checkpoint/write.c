@@ -34,18 +34,14 @@ struct session {
 
 struct report_memory { /* the report and the arena that it lives in */
     heft_write_report report;
-    heft__arena arena;
-    heft_ctx *ctx;
+    heft__arena arena; /* holds a reference on its context */
 };
 
 void heft_write_report_free(heft_write_report *report)
 {
     struct report_memory *memory = (struct report_memory *)report;
     if (memory) {
-        heft_ctx *ctx = memory->ctx;
-        heft__arena_fini(&memory->arena);
-        heft__free(ctx, memory, sizeof *memory);
-        heft_ctx_free(ctx);
+        heft__free_with_arena(&memory->arena, memory, sizeof *memory);
     }
 }
 
@@ -627,8 +623,7 @@ static heft_status report_new(struct session *s, heft_error *err)
     if (!memory) {
         return heft__fail_nomem(err, sizeof *memory);
     }
-    memory->ctx = heft__ctx_ref(s->ctx);
-    heft__arena_init(&memory->arena, s->ctx);
+    heft__arena_init(&memory->arena, heft__ctx_ref(s->ctx));
     s->report = &memory->report;
     return HEFT_OK;
 }

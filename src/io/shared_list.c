@@ -15,8 +15,7 @@
 
 struct memory {
     heft_shared_list list; /* first: the public pointer is this one */
-    heft__arena arena;
-    heft_ctx *ctx;
+    heft__arena arena;     /* holds a reference on its context */
 };
 
 struct listing {
@@ -35,7 +34,7 @@ static bool add_pid(struct listing *l, long pid)
             return true;
         }
     }
-    if (!heft__array_reserve(l->memory->ctx, (void **)&l->pids, l->pid_count, &l->pid_cap,
+    if (!heft__array_reserve(l->memory->arena.ctx, (void **)&l->pids, l->pid_count, &l->pid_cap,
                              sizeof *l->pids)) {
         return false;
     }
@@ -49,7 +48,7 @@ static bool add_copy(struct listing *l, heft_shared_copy copy, const char *name)
     int64_t *pids = heft__arena_array(arena, l->pid_count, sizeof *pids);
     copy.id = heft__arena_text(arena, name, strlen(name));
     if (!pids || !copy.id ||
-        !heft__array_reserve(l->memory->ctx, (void **)&l->copies, l->count, &l->cap,
+        !heft__array_reserve(l->memory->arena.ctx, (void **)&l->copies, l->count, &l->cap,
                              sizeof *l->copies)) {
         return false;
     }
@@ -153,10 +152,7 @@ void heft_shared_list_free(heft_shared_list *list)
 {
     struct memory *memory = (struct memory *)list;
     if (memory) {
-        heft_ctx *ctx = memory->ctx;
-        heft__arena_fini(&memory->arena);
-        heft__free(ctx, memory, sizeof *memory);
-        heft_ctx_free(ctx);
+        heft__free_with_arena(&memory->arena, memory, sizeof *memory);
     }
 }
 
@@ -169,8 +165,7 @@ heft_status heft_shared_list_read(heft_ctx *ctx, heft_shared_list **out, heft_er
     if (!l.memory) {
         return heft__fail_nomem(err, sizeof *l.memory);
     }
-    l.memory->ctx = heft__ctx_ref(ctx);
-    heft__arena_init(&l.memory->arena, ctx);
+    heft__arena_init(&l.memory->arena, heft__ctx_ref(ctx));
     l.text = heft__alloc(ctx, HEFT__REGISTER_BYTES);
     bool good = l.text && each_register(ctx, list_one, &l);
     heft_shared_copy *copies =

@@ -392,9 +392,8 @@ void heft__store_fini(heft__store *store);
 /* ---- report ---------------------------------------------------------------------------------- */
 typedef struct heft__report_memory {
     heft_load_report report; /* first: the public pointer is this one */
-    heft__arena arena;
+    heft__arena arena;       /* holds a reference on its context */
     heft__warnings warnings;
-    heft_ctx *ctx;
 } heft__report_memory;
 
 heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_error *err);

@@ -8,8 +8,7 @@ heft_status heft__report_new(heft_ctx *ctx, heft__report_memory **out, heft_erro
     if (!memory) {
         return heft__fail_nomem(err, sizeof *memory);
     }
-    memory->ctx = heft__ctx_ref(ctx);
-    heft__arena_init(&memory->arena, ctx);
+    heft__arena_init(&memory->arena, heft__ctx_ref(ctx));
     heft__warnings_init(&memory->warnings, &memory->arena);
     *out = memory;
     return HEFT_OK;
@@ -19,10 +18,7 @@ void heft_load_report_free(heft_load_report *report)
 {
     heft__report_memory *memory = (heft__report_memory *)report;
     if (memory) {
-        heft_ctx *ctx = memory->ctx;
-        heft__arena_fini(&memory->arena);
-        heft__free(ctx, memory, sizeof *memory);
-        heft_ctx_free(ctx);
+        heft__free_with_arena(&memory->arena, memory, sizeof *memory);
     }
 }
 
