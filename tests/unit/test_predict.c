@@ -559,7 +559,7 @@ static void long_inputs_are_several_passes(void **state)
     heft_model_free(model);
 }
 
-/* What a session reads for one more token of each of `count` sequences. */
+/* What a session reads for one more token, over the next eight. */
 static uint64_t read_by_a_step(heft_session *session, heft_sequence *sequence)
 {
     static const char *const wanted[] = {"logits"};
@@ -577,11 +577,29 @@ static uint64_t read_by_a_step(heft_session *session, heft_sequence *sequence)
     return (counts.read_bytes - before) / 8;
 }
 
+static int by_bytes(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median of five spans: how far the reader got ahead is a matter of the machine's load. */
+static uint64_t usually_read_by_a_step(heft_session *session, heft_sequence *sequence)
+{
+    uint64_t spans[5];
+    (void)read_by_a_step(session, sequence); /* until it is steady */
+    for (size_t i = 0; i < 5; i++) {
+        spans[i] = read_by_a_step(session, sequence);
+    }
+    qsort(spans, 5, sizeof *spans, by_bytes);
+    return spans[2];
+}
+
 /* A budget in which this share of a model's weights fits beside the rest. */
 static uint64_t budget_for(const heft_model *model, double share)
 {
     heft_session *session = open_session(model, 0);
-    const heft_prediction p = predict(session, (heft_pass_shape){.kept = 39}, "without a maximum");
+    const heft_prediction p = predict(session, (heft_pass_shape){.kept = 59}, "without a maximum");
     heft_session_free(session);
     return p.peak_bytes - p.ready_bytes + (uint64_t)(share * (double)p.ready_bytes);
 }
@@ -591,14 +609,16 @@ static void what_is_read_is_predicted(void **state)
     static const struct {
         const char *name;
         double share; /* of the weights that fit; 0: there is no maximum */
+        double
+            off; /* at most, of all bytes: the reader goes a unit further, tokens choose experts */
     } rows[] = {
-        {"llama_gqa", 0  },
-        {"llama_gqa", 0.5},
-        {"llama_gqa", 0.8},
-        {"gpt_neox",  0  },
-        {"gpt_neox",  0.7},
-        {"mixtral",   0  },
-        {"mixtral",   0.3},
+        {"llama_gqa", 0,   0  },
+        {"llama_gqa", 0.5, 0.1},
+        {"llama_gqa", 0.8, 0.1},
+        {"gpt_neox",  0,   0  },
+        {"gpt_neox",  0.7, 0.2},
+        {"mixtral",   0,   0  },
+        {"mixtral",   0.3, 0.3},
     };
     (void)state;
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
@@ -609,21 +629,20 @@ static void what_is_read_is_predicted(void **state)
         heft_error err = {0};
         const heft_pass_shape shape = {.kept = 15};
         const heft_prediction p = predict(session, shape, rows[r].name);
-        test_expect_status(heft_sequence_new(session, 40, 0, &sequence, &err), HEFT_OK, &err,
+        test_expect_status(heft_sequence_new(session, 60, 0, &sequence, &err), HEFT_OK, &err,
                            "sequence");
-        (void)read_by_a_step(session, sequence);
-        const uint64_t read = read_by_a_step(session, sequence);
+        const uint64_t read = usually_read_by_a_step(session, sequence);
         const uint64_t all = heft_model_bytes(model);
         assert_true(p.disk_rate > 0);
         if (budget == 0) { /* rows of the embedding aside */
             assert_true(p.read_bytes < all / 10);
             assert_int_equal(read, 0);
             assert_true(p.ready_bytes > all / 2 && p.ready_bytes <= all);
-        } else { /* the reader may have gone a unit further */
+        } else {
             assert_true(p.peak_bytes <= budget);
             assert_true(p.read_bytes > 0);
             const double off = fabs((double)read - (double)p.read_bytes);
-            if (off > 0.2 * (double)all) {
+            if (off > rows[r].off * (double)all) {
                 fail_msg("row %zu: %llu bytes are read, %llu predicted", r,
                          (unsigned long long)read, (unsigned long long)p.read_bytes);
             }
