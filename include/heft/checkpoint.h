@@ -327,7 +327,7 @@ typedef struct heft_convert_options {
     heft_dtype dtype;         /* cast floating-point tensors to this dtype; NONE: no cast */
     const char *variant;      /* in the names of the files written; NULL for none */
     bool force;               /* replace a checkpoint that the destination already holds */
-    bool dry_run;             /* report what would be written, and write nothing */
+    bool dry_run;             /* report what would be written, or why it cannot be; write nothing */
     bool resume; /* keep finished shards if interrupted, and reuse those kept earlier */
     /* true: natural order of names, in which Transformers saves a loaded model; false: order of the
      * state dict if the model is known, otherwise as heft_source_convert() says. */

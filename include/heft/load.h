@@ -319,7 +319,7 @@ typedef struct heft_save_options {
     /* true: the natural order of names, in which Transformers saves a loaded model; false: the
      * order of the state dict. */
     bool natural_order;
-    bool dry_run; /* report what would be written, and write nothing */
+    bool dry_run; /* report what would be written, or why it cannot be; write nothing */
     /* [metadata_count] Added to {"format": "pt"}; NULL for none. Only for safetensors. */
     const heft_metadata_pair *metadata;
     size_t metadata_count;

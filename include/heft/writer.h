@@ -37,7 +37,7 @@ typedef struct heft_writer_options {
     bool force;               /* replace an existing checkpoint or single file */
     /* true: natural order of names (numbers by value); false: the order in which they were added */
     bool natural_order;
-    bool dry_run; /* report what would be written, and write nothing */
+    bool dry_run; /* report what would be written, or why it cannot be; write nothing */
     heft_ties ties;
     /* [module_count] Copied. The paths of a model's modules, "" for the root: a `.bin` is then an
      * OrderedDict with `_metadata`, as from a model's state_dict(). NULL: a `.bin` is a plain

@@ -569,19 +569,13 @@ static void add_kept(heft_error *err)
     }
 }
 
-static heft_status write_folder(struct session *s, uint64_t needed, heft_error *err)
+/* Open the destination; refuse it where something would be lost, or where there is too little room. */
+static heft_status begin_folder(struct session *s, uint64_t needed, heft_error *err)
 {
-    s->scratch_bytes = heft__staging_bytes(s->ctx) / 4;
-    s->scratch_bytes = s->scratch_bytes > HEFT__PIECE_BYTES ? HEFT__PIECE_BYTES : s->scratch_bytes;
-    s->scratch_bytes -= s->scratch_bytes % HEFT__OUT_GRAIN;
-    s->scratch_bytes = s->scratch_bytes ? s->scratch_bytes : HEFT__OUT_GRAIN;
-    s->scratch = heft__alloc(s->ctx, s->scratch_bytes);
-    if (!s->scratch) {
-        return heft__fail_nomem(err, s->scratch_bytes);
-    }
     const heft__folder_options options = {.resume = s->job->resume,
                                           .single = s->job->single,
                                           .wait = s->job->wait,
+                                          .look = s->job->dry_run,
                                           .file_mode = s->job->file_mode,
                                           .folder_mode = s->job->folder_mode};
     heft_status status = heft__folder_begin(s->ctx, s->job->dst, &options, &s->folder, err);
@@ -595,9 +589,20 @@ static heft_status write_folder(struct session *s, uint64_t needed, heft_error *
         measure_sides(s);
         status = heft__folder_need(s->folder, needed + s->side_bytes, err);
     }
-    if (status == HEFT_OK) {
-        status = write_sides(s, err);
+    return status;
+}
+
+static heft_status write_folder(struct session *s, heft_error *err)
+{
+    s->scratch_bytes = heft__staging_bytes(s->ctx) / 4;
+    s->scratch_bytes = s->scratch_bytes > HEFT__PIECE_BYTES ? HEFT__PIECE_BYTES : s->scratch_bytes;
+    s->scratch_bytes -= s->scratch_bytes % HEFT__OUT_GRAIN;
+    s->scratch_bytes = s->scratch_bytes ? s->scratch_bytes : HEFT__OUT_GRAIN;
+    s->scratch = heft__alloc(s->ctx, s->scratch_bytes);
+    if (!s->scratch) {
+        return heft__fail_nomem(err, s->scratch_bytes);
     }
+    heft_status status = write_sides(s, err);
     for (size_t i = 0; i < s->file_count && status == HEFT_OK; i++) {
         status = write_weights(s, i, err);
     }
@@ -649,8 +654,11 @@ heft_status heft__write_checkpoint(heft_ctx *ctx, const heft__write_job *job,
     if (status == HEFT_OK) {
         status = fill_report(&s, &needed, err);
     }
+    if (status == HEFT_OK) {
+        status = begin_folder(&s, needed, err);
+    }
     if (status == HEFT_OK && !job->dry_run) {
-        status = write_folder(&s, needed, err);
+        status = write_folder(&s, err);
     }
     if (status == HEFT_OK && report) {
         *report = s.report;

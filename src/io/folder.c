@@ -191,6 +191,39 @@ static heft_status begin_single(heft__folder_writer *writer, heft_error *err)
                 : heft__fail_nomem(err, 0);
 }
 
+/* Open the nearest folder above the destination that is there: the parent, where nothing is made. */
+static heft_status open_above(heft__folder_writer *writer, heft_error *err)
+{
+    char *path = heft__arena_text(&writer->arena, writer->path, strlen(writer->path));
+    while (path && writer->parent < 0) {
+        char *slash = strrchr(path, '/');
+        const char *above = !slash ? "." : slash == path ? "/" : path;
+        *(slash ? slash : path) = '\0';
+        writer->parent = heft__open_at(AT_FDCWD, above, O_RDONLY | O_DIRECTORY, 0);
+        if (writer->parent < 0 && (errno != ENOENT || above != path)) {
+            return heft__fail_io(err, errno, "cannot open the parent folder");
+        }
+    }
+    return path ? HEFT_OK : heft__fail_nomem(err, strlen(writer->path));
+}
+
+/* Open what is there, and the folder in which a writer would work; make nothing, and take no lock. */
+static heft_status begin_looking(heft__folder_writer *writer, heft_error *err)
+{
+    struct stat facts;
+    heft_status status = HEFT_OK;
+    if (lstat(writer->path, &facts) != 0 && errno == ENOENT) {
+        status = open_above(writer, err);
+    } else {
+        status = writer->options.single ? HEFT_OK : locate(writer, err);
+        status = status == HEFT_OK ? open_folder(writer, err) : status;
+    }
+    writer->home = can_write(writer->parent) ? writer->parent : writer->folder;
+    return status == HEFT_OK && !can_write(writer->home)
+               ? heft__fail_io(err, errno, "cannot write to the destination")
+               : status;
+}
+
 struct widest {
     int dir;
     mode_t mode;
@@ -210,6 +243,9 @@ static bool note_mode(void *user, const char *name)
 static heft_status begin(heft__folder_writer *writer, heft_error *err)
 {
     heft_status status;
+    if (writer->options.look) {
+        return begin_looking(writer, err);
+    }
     if (writer->options.single) {
         status = begin_single(writer, err);
     } else {
@@ -280,8 +316,11 @@ void heft__folder_tidy(heft_ctx *ctx, const char *path)
 heft_status heft__folder_need(heft__folder_writer *writer, uint64_t bytes, heft_error *err)
 {
     struct statvfs facts;
+    if (writer->options.look && writer->options.resume) {
+        return HEFT_OK; /* what is kept is not known without the lock */
+    }
     bytes -= bytes < writer->kept_bytes ? bytes : writer->kept_bytes;
-    if (fstatvfs(writer->work, &facts) == 0) {
+    if (fstatvfs(writer->options.look ? writer->home : writer->work, &facts) == 0) {
         uint64_t room = (uint64_t)facts.f_bavail * facts.f_frsize;
         if (room < bytes) {
             heft_status status =

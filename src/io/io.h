@@ -223,6 +223,7 @@ typedef struct heft__folder_options {
                          * does not end; NULL: no */
     const char *single; /* write this one file of the folder, and nothing else of it; NULL: no */
     bool wait;          /* for another process that writes to the destination, instead of EXISTS */
+    bool look;          /* only look at what is there, and never write: a dry run */
     mode_t file_mode, folder_mode; /* permissions that the new ones may have at most; 0: no limit */
 } heft__folder_options;
 

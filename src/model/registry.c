@@ -109,11 +109,11 @@ static const heft__class *find_class(const heft__family *family, const char *nam
     return NULL;
 }
 
-/* Old configs spell a class in another case of letters: LLaMAForCausalLM. */
+/* Old configs spell a class in another case of letters, LLaMAForCausalLM, but all begin with a capital. */
 static const heft__class *find_old_spelling(const heft__family *family, const char *name)
 {
     const heft__class *one = family->classes;
-    while (one->name && strcasecmp(one->name, name) != 0) {
+    while (one->name && (*one->name != *name || strcasecmp(one->name, name) != 0)) {
         one++;
     }
     return one->name ? one : NULL;
@@ -187,7 +187,7 @@ heft_status heft__class_find(const heft_config *config, const char *class_name,
     const heft__class *chosen = NULL;
     if (status == HEFT_OK) {
         chosen = asked ? find_class(found, asked, true) : found->classes;
-        chosen = chosen || class_name ? chosen : find_old_spelling(found, asked);
+        chosen = chosen ? chosen : find_old_spelling(found, asked);
     }
     if (status == HEFT_OK && !chosen) {
         const heft__json_value *value =

@@ -60,6 +60,17 @@ cmp -s "$work/sub/model.safetensors" "$work/start/model.safetensors" || fail "--
 before=$(snapshot "$work/cut")
 fails 11 "$work/cut" convert "$work/start" "$work/cut"
 same "$before" "$work/cut"
+# --dry-run says what would be refused, and makes nothing
+fails 11 "already contains" convert "$work/start" "$work/cut" --dry-run
+fails 11 "already contains" init "$config" "$work/cut" --dry-run
+fails 2 "destination and source are the same" convert "$work/cut" "$work/cut" --force --dry-run
+fails 11 "destination is a file" convert "$work/start" "$config" --dry-run
+fails 3 "$config/new" convert "$work/start" "$config/new" --dry-run
+run 0 convert "$work/start" "$work/cut" --force --dry-run -q
+same "$before" "$work/cut"
+run 0 convert "$work/start" "$work/deep/er/and/deeper" --dry-run -q
+[ ! -e "$work/deep" ] || fail "--dry-run made folders"
+(cd "$work" && run 0 convert start below --dry-run -q)
 echo mine >"$work/cut/notes.txt"
 run 0 convert "$work/start" "$work/cut" --force -q
 [ "$(cd "$work/cut" && echo *)" = "config.json model.safetensors notes.txt" ] || fail "--force left $(ls "$work/cut")"

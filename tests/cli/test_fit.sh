@@ -122,4 +122,6 @@ run 0 load "$work/spelled"
 shows "$err" "unknown class 'MyBert' for model type 'bert': names, shapes and blocks are taken"
 sed -i 's/"MyBert"/"GPT2Model"/' "$work/spelled/config.json"
 fails 7 "class 'GPT2Model' belongs to model type 'gpt2'" load "$work/spelled"
+run 0 load "$work/base" --class BERTModel --json
+has class '"BertModel"'
 fails 7 'bertmodel' load "$work/base" --class bertmodel

@@ -295,6 +295,7 @@ static void classes_are_found_by_name_auto_name_and_config(void **state)
         {plain,   "AutoModelForQuestionAnswering",      "BertForQuestionAnswering"     },
         {plain,   "AutoModelForMultipleChoice",         "BertForMultipleChoice"        },
         {plain,   "AutoModelForSpeechSeq2Seq",          NULL                           },
+        {plain,   "BERTForMaskedLM",                    "BertForMaskedLM"              },
         {plain,   "bertmodel",                          NULL                           },
         {plain,   "",                                   NULL                           },
     };
