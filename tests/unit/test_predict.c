@@ -194,14 +194,14 @@ static void products_have_forms(void **state)
         size_t tokens, rows, columns;
         bool turned;
         size_t form;
-        double splits; /* the operand of several tokens is filled by all threads too */
+        bool splits; /* into jobs of all threads */
     } rows[] = {
-        {"small",             1,  256,  256,  false, HEFT__FORM_LONE,                     0},
-        {"small_turned",      1,  256,  256,  true,  HEFT__FORM_LONE | HEFT__FORM_TURNED, 0},
-        {"large",             1,  4096, 4096, false, 0,                                   1},
-        {"large_turned",      1,  4096, 4096, true,  HEFT__FORM_TURNED,                   1},
-        {"small_many_tokens", 64, 256,  256,  false, 0,                                   1},
-        {"large_few_tokens",  2,  4096, 4096, false, 0,                                   2},
+        {"small",             1,  256,  256,  false, HEFT__FORM_LONE,                     false},
+        {"small_turned",      1,  256,  256,  true,  HEFT__FORM_LONE | HEFT__FORM_TURNED, false},
+        {"large",             1,  4096, 4096, false, 0,                                   true },
+        {"large_turned",      1,  4096, 4096, true,  HEFT__FORM_TURNED,                   true },
+        {"small_many_tokens", 64, 256,  256,  false, 0,                                   true },
+        {"large_few_tokens",  2,  4096, 4096, false, 0,                                   true },
     };
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         heft__pass pass = {.dry = true, .kernels = heft__kernels_best(), .lane_count = 2};
@@ -220,9 +220,11 @@ static void products_have_forms(void **state)
             }
         }
         expect_near(pass.tally.products, 1, rows[r].name);
-        if (rows[r].splits > 0) {
-            expect_near(pass.tally.splits, rows[r].splits, rows[r].name);
-        }
+        /* the kernels of some machines have the operand of several tokens filled by all threads, too */
+        const heft__operand operand = {
+            .tokens = rows[r].tokens, .columns = w.columns, .dtype = w.dtype, .turned = w.turned};
+        const bool filled = pass.kernels->operand_pieces(&operand) > 1;
+        expect_near(pass.tally.splits, rows[r].splits + filled, rows[r].name);
     }
 }
 
@@ -613,8 +615,8 @@ static void what_is_read_is_predicted(void **state)
             off; /* at most, of all bytes: the reader goes a unit further, tokens choose experts */
     } rows[] = {
         {"llama_gqa", 0,   0  },
-        {"llama_gqa", 0.5, 0.1},
-        {"llama_gqa", 0.8, 0.1},
+        {"llama_gqa", 0.5, 0.2},
+        {"llama_gqa", 0.8, 0.2},
         {"gpt_neox",  0,   0  },
         {"gpt_neox",  0.7, 0.2},
         {"mixtral",   0,   0  },
