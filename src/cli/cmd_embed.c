@@ -258,6 +258,7 @@ static int run_embed(cli_run *run)
         status = save(run, &e, &err);
     }
     cli_progress_clear(run);
+    cli_run_explain(&err);
     int code = 0;
     if (status == HEFT_OK) {
         report(run, &e);

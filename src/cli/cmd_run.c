@@ -771,6 +771,7 @@ static int run_run(cli_run *run)
         status = r.new_tokens ? generate(run, &r, &err) : run_once(run, &r, &err);
     }
     cli_progress_clear(run);
+    cli_run_explain(&err);
     const int code = status == HEFT_OK ? report(run, &r) : cli_fail(run, &err);
     free_all(&r);
     return code;

@@ -43,6 +43,16 @@ bool cli_run_read_memory(const char *text, uint64_t bytes, heft_error *err)
                       (unsigned)(CLI_RUN_BESIDE >> 20));
 }
 
+void cli_run_explain(heft_error *err)
+{
+    const size_t length = strlen(err->message);
+    if (err->status == HEFT_LIMIT && strcmp(err->item, "memory_bytes") == 0) {
+        snprintf(err->item, sizeof err->item, "--memory");
+        snprintf(err->message + length, sizeof err->message - length,
+                 "; heft itself takes %u MiB beside it", (unsigned)(CLI_RUN_BESIDE >> 20));
+    }
+}
+
 bool cli_run_read_compute(const char *text, heft_session_options *session, heft_error *err)
 {
     session->exact = text && strcmp(text, "f32") == 0;

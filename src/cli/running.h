@@ -118,6 +118,8 @@ typedef struct cli_run_weights {
 
 /* The values of --memory and --compute; NULL: not given. */
 bool cli_run_read_memory(const char *text, uint64_t bytes, heft_error *err);
+/* An error about a session's budget in terms of --memory; others stay. */
+void cli_run_explain(heft_error *err);
 bool cli_run_read_compute(const char *text, heft_session_options *session, heft_error *err);
 /* Copied into memory if they fit in memory_bytes, else left in their files. Quantized ones are refused. */
 heft_status cli_run_load(const heft_source *source, uint64_t memory_bytes, cli_run_weights *out,

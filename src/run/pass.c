@@ -305,7 +305,17 @@ static void push(heft__pass *p, const char *name, size_t item, enum scope_kind k
     p->scopes[p->depth++] = (heft__scope){.module = module,
                                           .mark = p->scratch_used,
                                           .releases = kind != SCOPE_NAME,
-                                          .data_decides = kind == SCOPE_SECTION};
+                                          .data_decides = kind == SCOPE_SECTION,
+                                          .unit = HEFT__NONE};
+}
+
+/* Let go of a unit. */
+static void drop_hold(heft__pass *p, size_t unit, heft_lease *lease)
+{
+    if (p->dry && unit != HEFT__NONE) {
+        p->held_bytes -= heft_residency_unit(p->residency, unit)->brought_bytes;
+    }
+    heft_lease_free(lease);
 }
 
 static void pop(heft__pass *p)
@@ -314,7 +324,7 @@ static void pop(heft__pass *p)
         return; /* leases are freed with the pass */
     }
     heft__scope *scope = &p->scopes[--p->depth];
-    heft_lease_free(scope->lease);
+    drop_hold(p, scope->unit, scope->lease);
     scope->lease = NULL;
     if (scope->releases) {
         heft__release(p, scope->mark);
@@ -399,34 +409,81 @@ static bool unit_has_module(const heft_unit *unit, size_t module)
     return false;
 }
 
-/* A lease on a unit: that of a scope, or a new one, which the scope of its module or the operation
- * keeps. NULL after an error. */
-static heft_lease *lease_of(heft__pass *p, size_t unit)
+/* The scope that holds a unit, or NULL. *keeper is the one that can keep it then: the scope of its module, if
+ * that holds nothing yet; NULL is the operation. */
+static heft__scope *find_holder(heft__pass *p, size_t unit, heft__scope **keeper)
 {
-    heft__scope *keeper = NULL;
     const heft_unit *shown = heft_residency_unit(p->residency, unit);
+    *keeper = NULL;
     for (size_t i = p->depth; i-- > 0;) {
         heft__scope *scope = &p->scopes[i];
-        if (scope->lease && scope->unit == unit) {
-            return scope->lease;
+        if (scope->unit == unit) {
+            return scope;
         }
-        keeper =
-            !keeper && scope->releases && unit_has_module(shown, scope->module) ? scope : keeper;
+        if (!*keeper && scope->releases && unit_has_module(shown, scope->module)) {
+            *keeper = scope;
+        }
     }
-    heft_lease *lease = NULL;
-    keeper = keeper && !keeper->lease ? keeper : NULL;
-    if (!keeper && p->op_lease_count == HEFT__PASS_OP_LEASES) {
+    *keeper = *keeper && (*keeper)->unit == HEFT__NONE ? *keeper : NULL;
+    return NULL;
+}
+
+/* A scope or the operation holds a unit from now on. */
+static void keep_hold(heft__pass *p, heft__scope *keeper, size_t unit, heft_lease *lease)
+{
+    if (keeper) {
+        keeper->lease = lease;
+        keeper->unit = unit;
+    } else {
+        p->op_holds[p->op_hold_count++] = (heft__op_hold){unit, lease};
+    }
+}
+
+static bool has_place(heft__pass *p, const heft__scope *keeper)
+{
+    if (!keeper && p->op_hold_count == HEFT__PASS_OP_HOLDS) {
         heft__pass_fail(p, HEFT_LIMIT, "an operation needs too many units");
+        return false;
+    }
+    return true;
+}
+
+/* A lease on a unit: that of a scope, or a new one. NULL after an error. */
+static heft_lease *lease_of(heft__pass *p, size_t unit)
+{
+    heft__scope *keeper;
+    const heft__scope *holder = find_holder(p, unit, &keeper);
+    heft_lease *lease = NULL;
+    if (holder) {
+        return holder->lease;
+    }
+    if (!has_place(p, keeper)) {
         return NULL;
     }
     p->status = heft_residency_acquire(p->residency, &unit, 1, &lease, &p->error);
-    if (p->status == HEFT_OK && keeper) {
-        keeper->lease = lease;
-        keeper->unit = unit;
-    } else if (p->status == HEFT_OK) {
-        p->op_leases[p->op_lease_count++] = lease;
+    if (p->status == HEFT_OK) {
+        keep_hold(p, keeper, unit, lease);
     }
     return lease;
+}
+
+/* In a dry run: the unit is held as lease_of() holds it. */
+static void note_hold(heft__pass *p, size_t unit)
+{
+    heft__scope *keeper;
+    if (find_holder(p, unit, &keeper)) {
+        return;
+    }
+    for (size_t i = 0; i < p->op_hold_count; i++) {
+        if (p->op_holds[i].unit == unit) {
+            return;
+        }
+    }
+    if (has_place(p, keeper)) {
+        keep_hold(p, keeper, unit, NULL);
+        p->held_bytes += heft_residency_unit(p->residency, unit)->brought_bytes;
+        p->tally.held_bytes = heft__larger_u64(p->tally.held_bytes, p->held_bytes);
+    }
 }
 
 /* In a dry run: the unit comes next. Experts are left out, as data decides which of them are used. */
@@ -455,6 +512,7 @@ const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter)
     const heft_parameter *shown = &p->model->parameters[heft__whole_of(p->residency, parameter)];
     if (p->dry && p->status == HEFT_OK && p->residency->brought_at[parameter] != SIZE_MAX) {
         note_unit(p, parameter);
+        note_hold(p, p->residency->unit_of[parameter]);
     }
     if (!heft__pass_live(p)) {
         return NULL;
@@ -477,8 +535,9 @@ const heft_tensor *heft__pass_view(heft__pass *p, size_t parameter)
 
 void heft__pass_end_op(heft__pass *p)
 {
-    while (p->op_lease_count > 0) {
-        heft_lease_free(p->op_leases[--p->op_lease_count]);
+    while (p->op_hold_count > 0) {
+        const heft__op_hold *hold = &p->op_holds[--p->op_hold_count];
+        drop_hold(p, hold->unit, hold->lease);
     }
 }
 

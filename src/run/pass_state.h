@@ -6,7 +6,7 @@
 #include "run/run.h"
 
 #define HEFT__PASS_DEPTH 24
-#define HEFT__PASS_OP_LEASES 4
+#define HEFT__PASS_OP_HOLDS 4
 #define HEFT__PASS_ROPES 4
 #define HEFT__NONE SIZE_MAX /* no such parameter, module or slot */
 
@@ -109,9 +109,15 @@ typedef struct heft__scope {
     size_t mark;       /* scratch in use when it was entered */
     bool releases;     /* a block or section */
     bool data_decides; /* a section: whether it is computed depends on the tokens */
-    heft_lease *lease; /* NULL: none yet, or nothing is brought in with it */
-    size_t unit;
+    size_t
+        unit; /* that it holds until it is left; HEFT__NONE: none yet, or nothing is brought in */
+    heft_lease *lease; /* on the unit; NULL in a dry run */
 } heft__scope;
+
+typedef struct heft__op_hold { /* what one operation holds */
+    size_t unit;
+    heft_lease *lease; /* NULL in a dry run */
+} heft__op_hold;
 
 typedef struct heft__memo { /* a name, and what it is in the model */
     const char *name;
@@ -141,6 +147,7 @@ enum { HEFT__FORM_LONE = 1, HEFT__FORM_TURNED = 2, HEFT__FORMS = 4 };
 
 typedef struct heft__tally {
     uint64_t scratch_bytes;
+    uint64_t held_bytes;          /* of units, as many as are held at once */
     uint64_t flops, weight_bytes; /* of products; of an expert, what is expected of it */
     /* The bytes of weights, split over the two knots beside the tokens of each product: the time of all
      * products is the sum over the knots of these times the seconds per byte at the knot. */
@@ -185,8 +192,9 @@ struct heft__pass {
 
     heft__scope scopes[HEFT__PASS_DEPTH];
     size_t depth;
-    heft_lease *op_leases[HEFT__PASS_OP_LEASES];
-    size_t op_lease_count;
+    heft__op_hold op_holds[HEFT__PASS_OP_HOLDS];
+    size_t op_hold_count;
+    uint64_t held_bytes; /* in a dry run: of the units that are held now */
 
     uint8_t *scratch; /* [scratch_bytes] aligned to 64 */
     void *scratch_block;

@@ -202,17 +202,14 @@ static heft_status add_measured(struct predicting *work, const struct units *uni
                                 heft_error *err)
 {
     heft__effort effort = {.tally = work->pass->tally, .blocks = units->count ? units->count : 1};
-    work->scratch = heft__larger_u64(work->scratch, effort.tally.scratch_bytes);
+    work->scratch = effort.tally.scratch_bytes =
+        heft__larger_u64(work->scratch, effort.tally.scratch_bytes);
     const uint64_t budget = heft__session_budget(work->session),
                    taken = work->scratch + work->caches, left = budget > taken ? budget - taken : 0;
-    if (taken > budget || units->largest > left) {
-        return heft__fail(err, HEFT_LIMIT,
-                          "%llu bytes of caches and intermediate results and %llu of one block "
-                          "do not fit in %llu",
-                          (unsigned long long)taken, (unsigned long long)units->largest,
-                          (unsigned long long)budget);
+    heft_status status = heft__session_has_room(work->session, &effort.tally, work->caches, err);
+    if (status == HEFT_OK) {
+        status = count_reads(work, units, left, &effort.read_bytes, err);
     }
-    heft_status status = count_reads(work, units, left, &effort.read_bytes, err);
     if (status == HEFT_OK) {
         add_effort(work, units, &effort, left, times);
     }

@@ -30,6 +30,32 @@ static heft_status reserve_scratch(heft_session *session, heft_error *err)
     return status;
 }
 
+heft_status heft__session_has_room(const heft_session *session, const heft__tally *tally,
+                                   uint64_t caches, heft_error *err)
+{
+    const uint64_t budget = heft__session_budget(session),
+                   needed = tally->held_bytes + tally->scratch_bytes + caches;
+    return needed <= budget
+               ? HEFT_OK
+               : heft__add_item(
+                     heft__fail(err, HEFT_LIMIT,
+                                "a pass takes %llu bytes at once (weights %llu, intermediate "
+                                "results %llu, caches %llu), the budget is %llu",
+                                (unsigned long long)needed, (unsigned long long)tally->held_bytes,
+                                (unsigned long long)tally->scratch_bytes,
+                                (unsigned long long)caches, (unsigned long long)budget),
+                     err, HEFT__MEMORY_ITEM);
+}
+
+/* What sequences have reserved. */
+static heft_status count_caches(const heft_session *session, uint64_t *caches, heft_error *err)
+{
+    heft_ledger_counts ledger = HEFT_SIZED(heft_ledger_counts);
+    const heft_status status = heft_ledger_facts(session->ledger, &ledger, err);
+    *caches = ledger.reserved_bytes - session->reserved;
+    return status;
+}
+
 static bool covers(const struct heft__pass_shape *planned, const struct heft__pass_shape *wanted)
 {
     return planned->tokens >= wanted->tokens && planned->sequences >= wanted->sequences &&
@@ -69,12 +95,19 @@ heft_status heft__session_plan(heft_session *session, const struct heft__pass_sh
 {
     struct heft__pass_shape *planned = &session->planned[encode];
     heft_status status = HEFT_OK;
+    uint64_t caches = 0;
     const bool same = covers(planned, wanted);
     if (same && session->encodes == (int)encode) {
         return HEFT_OK;
     }
     *planned = larger_shape(planned, wanted);
     status = dry_run(session, planned, encode, err);
+    if (status == HEFT_OK) {
+        status = count_caches(session, &caches, err);
+    }
+    if (status == HEFT_OK) {
+        status = heft__session_has_room(session, &session->pass->tally, caches, err);
+    }
     if (status == HEFT_OK) {
         status = reserve_scratch(session, err);
     }
@@ -87,28 +120,17 @@ heft_status heft__session_plan(heft_session *session, const struct heft__pass_sh
     return status;
 }
 
-/* Of the units of the last dry run. */
-static uint64_t largest_unit(const heft_session *session)
-{
-    uint64_t most = 0;
-    for (size_t i = 0; i < session->pass->order_count; i++) {
-        const heft_unit *unit = heft_residency_unit(session->residency, session->pass->order[i]);
-        most = unit->brought_bytes > most ? unit->brought_bytes : most;
-    }
-    return most;
-}
-
 heft_status heft__session_fit(heft_session *session, const struct heft__pass_shape *wanted,
                               size_t *tokens, heft_error *err)
 {
     struct heft__pass_shape shape = *wanted;
-    heft_ledger_counts ledger = HEFT_SIZED(heft_ledger_counts);
+    uint64_t others = 0;
     if (!session->options.memory_bytes || covers(&session->planned[0], wanted)) {
         return HEFT_OK;
     }
-    heft_status status = heft_ledger_facts(session->ledger, &ledger, err);
-    const uint64_t others = ledger.reserved_bytes - session->reserved;
-    const uint64_t room = ledger.budget_bytes > others ? ledger.budget_bytes - others : 0;
+    heft_status status = count_caches(session, &others, err);
+    const uint64_t budget = heft__session_budget(session),
+                   room = budget > others ? budget - others : 0;
     const size_t scratch = session->pass->scratch_most, lane = session->pass->lane_most;
     bool fits = false;
     session->encodes = -1; /* a dry run leaves another plan */
@@ -117,7 +139,7 @@ heft_status heft__session_fit(heft_session *session, const struct heft__pass_sha
         session->pass->scratch_most = scratch; /* not of what did not fit */
         session->pass->lane_most = lane;
         status = dry_run(session, &both, false, err);
-        fits = session->pass->tally.scratch_bytes + largest_unit(session) <= room;
+        fits = session->pass->tally.scratch_bytes + session->pass->tally.held_bytes <= room;
         if (!fits) {
             shape.tokens /= 2;
             shape.sequences = shape.sequences < shape.tokens ? shape.sequences : shape.tokens;
@@ -322,7 +344,8 @@ static heft_sequence *take_sequence(heft_session *session, uint64_t bytes, heft_
         *status = heft__fail_nomem(err, sizeof *sequence);
         return NULL;
     }
-    *status = heft_ledger_reserve(session->ledger, bytes, err);
+    *status =
+        heft__add_item(heft_ledger_reserve(session->ledger, bytes, err), err, HEFT__MEMORY_ITEM);
     if (*status != HEFT_OK) {
         heft__free(session->ctx, sequence, sizeof *sequence);
         return NULL;

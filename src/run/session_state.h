@@ -67,16 +67,22 @@ static inline size_t heft__session_pass_tokens(const heft_session *session)
     return session->options.pass_tokens ? (size_t)session->options.pass_tokens : HEFT__PASS_TOKENS;
 }
 
+#define HEFT__MEMORY_ITEM "memory_bytes" /* of the options: the item of an error about the budget */
+
 static inline uint64_t heft__session_budget(const heft_session *session)
 {
     return session->options.memory_bytes ? session->options.memory_bytes : HEFT__NO_BUDGET;
 }
 
-/* Have scratch memory for a pass of this shape, and the schedule of its units. */
+/* Have scratch memory for a pass of this shape, and the schedule of its units. LIMIT if the budget has no room
+ * for what it takes at once. */
 heft_status heft__session_plan(heft_session *session, const struct heft__pass_shape *wanted,
                                bool encode, heft_error *err);
-/* Cut the tokens of a pass of a decoder, until the budget has room for its scratch memory and its largest
- * unit beside what sequences have reserved; to 1 if even that is too much. */
+/* LIMIT if what a pass takes at once, by the tally of its dry run, does not fit in the budget beside caches. */
+heft_status heft__session_has_room(const heft_session *session, const heft__tally *tally,
+                                   uint64_t caches, heft_error *err);
+/* Cut the tokens of a pass of a decoder, until the budget has room for its scratch memory and the units that
+ * are held at once beside what sequences have reserved; to 1 if even that is too much. */
 heft_status heft__session_fit(heft_session *session, const struct heft__pass_shape *wanted,
                               size_t *tokens, heft_error *err);
 heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,

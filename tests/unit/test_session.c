@@ -609,6 +609,51 @@ static void passes_are_cut_to_the_budget(void **state)
     heft_model_free(model);
 }
 
+/* Whether a session of this budget runs four tokens; if not, it says so before it has read anything. */
+static bool runs_within(const heft_model *model, uint64_t budget)
+{
+    static const char *const wanted[] = {"logits"};
+    const int32_t ids[] = {1, 2, 3, 4};
+    const heft_session_options options = HEFT_OPTIONS(heft_session_options, .memory_bytes = budget);
+    const heft_input input = HEFT_OPTIONS(heft_input, .ids = ids, .count = 4);
+    heft_session_counts facts = HEFT_SIZED(heft_session_counts);
+    heft_session *session = NULL;
+    heft_error err = {0};
+    if (heft_session_new(model, &options, &session, NULL) != HEFT_OK) {
+        return false;
+    }
+    const heft_status status = heft_session_run(session, &input, 1, wanted, 1, &err);
+    assert_int_equal(heft_session_facts(session, &facts, NULL), HEFT_OK);
+    heft_session_free(session);
+    if (status != HEFT_OK) {
+        test_expect_status(status, HEFT_LIMIT, &err, "run");
+        assert_string_equal(err.item, "memory_bytes");
+        assert_int_equal(facts.read_bytes, 0);
+    }
+    assert_true(status != HEFT_OK || facts.peak_bytes <= budget);
+    return status == HEFT_OK;
+}
+
+static void a_pass_that_does_not_fit_is_refused_before_it_reads(void **state)
+{
+    static const char *const names[] = {"llama_gqa", "gpt2", "mixtral", "opt"};
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        heft_model *model = NULL;
+        heft_error err = {0};
+        size_t runs = 0, refused = 0;
+        test_expect_status(load(ctx, names[i], true, &model, &err), HEFT_OK, &err, names[i]);
+        for (uint64_t budget = 100000; budget < 1200000; budget += 4000) {
+            const bool ran = runs_within(model, budget);
+            runs += ran;
+            refused += !ran;
+            assert_true(runs == 0 || ran); /* with more, too */
+        }
+        assert_true(runs > 0 && refused > 0);
+        heft_model_free(model);
+    }
+}
+
 /* Allocation n fails: NOMEM, nothing leaked. */
 static void every_allocation_may_fail(void **state)
 {
@@ -652,6 +697,7 @@ int main(void)
         cmocka_unit_test(numbers_that_are_not_finite_name_their_block),
         cmocka_unit_test(a_budget_that_is_too_small_is_refused),
         cmocka_unit_test(passes_are_cut_to_the_budget),
+        cmocka_unit_test(a_pass_that_does_not_fit_is_refused_before_it_reads),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
