@@ -150,8 +150,9 @@ typedef struct heft_input {
  * @param inputs        borrowed; [count]
  * @param count         number of sequences; at least 1
  * @param outputs       borrowed; [output_count] the results to keep, by the reference's names: "logits",
- *                      "last_hidden_state", "pooler_output", "hidden_states.3", ...; the rest is not
- *                      computed where that can be avoided
+ *                      "last_hidden_state", "pooler_output", "hidden_states.3" (with an encoder and a
+ *                      decoder "encoder_hidden_states.3" and "decoder_hidden_states.3"), ...; the rest is
+ *                      not computed where that can be avoided
  * @param output_count  number of results
  * @param err           filled on failure; may be NULL. A failed pass leaves its sequences unusable.
  *

@@ -242,7 +242,8 @@ class Session(Closing):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The outputs of the class. ``hidden_states.N`` can be asked for as well: 0 is the embedding."""
+        """The outputs of the class. ``hidden_states.N`` can be asked for as well: 0 is the embedding. With an encoder and a
+        decoder they are ``encoder_hidden_states.N`` and ``decoder_hidden_states.N``."""
         return tuple(self._about["outputs"])
 
     @property
@@ -333,7 +334,7 @@ class Session(Closing):
             decoder_input_ids: [rows, tokens], for a model with an encoder; None: input_ids, one place later.
             pixel_values: [rows, channels, height, width] numbers.
             input_features: [rows, mels, frames] numbers.
-            outputs: names of :attr:`output_names`, or ``hidden_states.N``; None: all of output_names that the pass has.
+            outputs: names of :attr:`output_names`, or hidden states, as there; None: all of output_names that the pass has.
                 What is not asked for is not computed where that can be avoided.
             logits: of "all" tokens, or of the "last" one of each row.
             sequence: what the tokens continue, and are added to; for several rows, a list of as many.

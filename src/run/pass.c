@@ -655,14 +655,20 @@ void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows 
     heft__release(p, mark);
 }
 
-void heft__out_hidden(heft__pass *p, size_t i, heft__rows x)
+void heft__out_hidden_of(heft__pass *p, heft__side side, size_t i, heft__rows x)
 {
-    char name[40];
-    snprintf(name, sizeof name, "hidden_states.%zu", i);
+    static const char *const prefix[] = {"", "encoder_", "decoder_"};
+    char name[48];
+    snprintf(name, sizeof name, "%shidden_states.%zu", prefix[side], i);
     heft__result *result = find_result(p, name);
     if (result && heft__pass_live(p)) {
-        keep(p, result, HEFT__OUT_TOKENS, x);
+        keep(p, result, side == HEFT__SIDE_ENCODER ? HEFT__OUT_ENCODED : HEFT__OUT_TOKENS, x);
     }
+}
+
+void heft__out_hidden(heft__pass *p, size_t i, heft__rows x)
+{
+    heft__out_hidden_of(p, HEFT__SIDE_ONLY, i, x);
 }
 
 static void drop_results(heft__pass *p)

@@ -153,7 +153,8 @@ heft__rope heft__rope_table(heft__pass *p, const char *layer_type, size_t width)
 /* In place, of each of `heads` heads of a row the numbers first .. first + width - 1. */
 void heft__rotate(heft__pass *p, heft__rows x, size_t heads, size_t first, const heft__rope *rope);
 
-void heft__activate(heft__pass *p, heft__act act, heft__rows x);            /* in place */
+void heft__activate(heft__pass *p, heft__act act, heft__rows x); /* in place */
+void heft__softmax(heft__pass *p, heft__rows x);                 /* of each row, in place */
 void heft__gate(heft__pass *p, heft__act act, heft__rows a, heft__rows b);  /* a = act(a) * b */
 void heft__add(heft__pass *p, heft__rows x, heft__rows y);                  /* x += y */
 void heft__add_scaled(heft__pass *p, heft__rows x, heft__rows y, double s); /* x += s * y */
@@ -228,8 +229,10 @@ typedef enum heft__out_kind {
 /* A result by the reference's name: "logits", "last_hidden_state", "pooler_output". Kept if it was asked
  * for. `name` is static text. */
 void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows x);
-/* Hidden state i of the reference's hidden_states. */
+/* Hidden state i of the reference's hidden_states; with a side, of its encoder_ or decoder_hidden_states. */
+typedef enum heft__side { HEFT__SIDE_ONLY, HEFT__SIDE_ENCODER, HEFT__SIDE_DECODER } heft__side;
 void heft__out_hidden(heft__pass *p, size_t i, heft__rows x);
+void heft__out_hidden_of(heft__pass *p, heft__side side, size_t i, heft__rows x);
 /* The rows of the wanted tokens. */
 heft__rows heft__wanted(heft__pass *p, heft__rows x);
 

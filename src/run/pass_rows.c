@@ -258,6 +258,13 @@ static void act_rows(const struct rows_work *work, size_t first, size_t last)
     work->p->kernels->act(work->act, work->x.x + first * width, (last - first) * width);
 }
 
+static void softmax_rows(const struct rows_work *work, size_t first, size_t last)
+{
+    for (size_t i = first; i < last; i++) {
+        work->p->kernels->softmax(work->x.x + i * work->x.width, work->x.width);
+    }
+}
+
 static void gate_rows(const struct rows_work *work, size_t first, size_t last)
 {
     const size_t width = work->x.width;
@@ -300,6 +307,12 @@ static void clamp_rows(const struct rows_work *work, size_t first, size_t last)
 void heft__activate(heft__pass *p, heft__act act, heft__rows x)
 {
     struct rows_work work = {.p = p, .fn = act_rows, .x = x, .act = act};
+    run_rows(&work);
+}
+
+void heft__softmax(heft__pass *p, heft__rows x)
+{
+    struct rows_work work = {.p = p, .fn = softmax_rows, .x = x};
     run_rows(&work);
 }
 

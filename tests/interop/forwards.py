@@ -21,6 +21,7 @@ OUTPUTS = (
     "logits last_hidden_state pooler_output start_logits end_logits encoder_last_hidden_state prediction_logits "
     "seq_relationship_logits sop_logits image_embeds text_embeds logits_per_image logits_per_text"
 ).split()
+HIDDEN = "hidden_states", "encoder_hidden_states", "decoder_hidden_states"
 
 
 def make(head, config, seed=0, factor=4):
@@ -80,9 +81,12 @@ def compare(found, expected, mask, atol=1e-4, rtol=1e-3):
 def check(model, folder, inputs, mask=None, **more):
     """Run both on the same inputs; `more` goes to the library only."""
     with torch.no_grad():
-        result = model(**inputs, **more)
+        result = model(**inputs, **more, output_hidden_states=True)
     expected = {name: getattr(result, name).float().numpy() for name in OUTPUTS if getattr(result, name, None) is not None}
     assert expected
+    for name in HIDDEN:
+        for i, state in enumerate(getattr(result, name, None) or ()):
+            expected[f"{name}.{i}"] = state.float().numpy()
     compare(run(folder, inputs, expected), expected, mask)
 
 

@@ -146,9 +146,10 @@ def test_encoder_and_decoder(name, head, tmp_path):
 WHISPER = dict(num_mel_bins=20, max_source_positions=15, max_target_positions=30, begin_suppress_tokens=None, suppress_tokens=None, **LONG)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("head", ["WhisperModel", "WhisperForConditionalGeneration", "WhisperForAudioClassification"])
-def test_whisper(head, tmp_path):
-    model = make(head, tf.WhisperConfig(classifier_proj_size=24, **WHISPER))
+def test_whisper(head, weighted, tmp_path):
+    model = make(head, tf.WhisperConfig(classifier_proj_size=24, use_weighted_layer_sum=weighted, **WHISPER))
     model.save_pretrained(tmp_path)
     torch.manual_seed(3)
     inputs = {"input_features": torch.randn(2, 20, 30)}

@@ -143,7 +143,7 @@ static void layer_forward(heft__pass *p, const struct encoder_pass *e, heft__row
     heft__set(p, x, heft__layer_norm(p, "full_layer_layer_norm", h, e->eps));
 }
 
-/* Layer i is all layers of one group. */
+/* Layer i is all layers of one group, each with a hidden state. */
 static void group_forward(heft__pass *p, const struct encoder_pass *e, uint64_t i, heft__rows x)
 {
     heft__skeleton *s = heft__pass_config(p);
@@ -153,6 +153,7 @@ static void group_forward(heft__pass *p, const struct encoder_pass *e, uint64_t 
     for (uint64_t k = 0; k < layers && heft__pass_going(p); k++) {
         heft__block(p, "albert_layers", (size_t)k);
         layer_forward(p, e, x);
+        heft__out_hidden(p, (size_t)(i * layers + k) + 1, x);
         heft__block_end(p, x);
     }
     heft__leave(p);
@@ -167,7 +168,6 @@ static heft__rows body_forward(heft__pass *p)
     heft__out_hidden(p, 0, x);
     for (uint64_t i = 0; i < e.c.layers && heft__pass_going(p); i++) {
         group_forward(p, &e, i, x);
-        heft__out_hidden(p, (size_t)i + 1, x);
     }
     heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
     if (heft__has(p, "pooler")) {

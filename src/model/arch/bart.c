@@ -118,6 +118,7 @@ static heft__rows stack_forward(heft__pass *p, bool decoder, bool cross)
     struct seq2seq_pass q = seq2seq_begin(p, &standard, decoder);
     q.after = true;
     q.cross = cross;
+    q.side = decoder && !cross ? HEFT__SIDE_ONLY : q.side;
     heft__enter(p, decoder ? "decoder" : "encoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
     if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {

@@ -73,7 +73,10 @@ void seq2seq_layers(heft__skeleton *s, const struct seq2seq *c, bool decoder)
 struct seq2seq_pass seq2seq_begin(heft__pass *p, const struct seq2seq *standard, bool decoder)
 {
     heft__skeleton *s = heft__pass_config(p);
-    struct seq2seq_pass q = {.c = seq2seq_read(s, standard), .decoder = decoder, .cross = decoder};
+    struct seq2seq_pass q = {.c = seq2seq_read(s, standard),
+                             .decoder = decoder,
+                             .cross = decoder,
+                             .side = decoder ? HEFT__SIDE_DECODER : HEFT__SIDE_ENCODER};
     const char *key = decoder ? "decoder_attention_heads" : "encoder_attention_heads";
     const size_t heads = heft__sk_count(s, key, 1), width = heads ? (size_t)q.c.hidden / heads : 0;
     q.act = heft__act_of(p, "activation_function", "gelu");
@@ -121,9 +124,18 @@ static void with_norm(heft__pass *p, const struct seq2seq_pass *q, const char *n
     }
 }
 
+void seq2seq_hidden(heft__pass *p, const struct seq2seq_pass *q, uint64_t i, heft__rows x)
+{
+    heft__out_hidden_of(p, q->side, (size_t)i, x);
+    if (q->mix.width > 0) {
+        heft__add_scaled(p, q->mix, x, q->shares.x && i < q->shares.width ? q->shares.x[i] : 0);
+    }
+}
+
 void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows x)
 {
     const uint64_t layers = q->decoder ? q->c.decoder_layers : q->c.encoder_layers;
+    seq2seq_hidden(p, q, 0, x);
     for (uint64_t i = 0; i < layers && heft__pass_going(p); i++) {
         heft__block(p, "layers", (size_t)i);
         with_norm(p, q, "self_attn_layer_norm", self_forward, x);
@@ -131,6 +143,9 @@ void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__r
             with_norm(p, q, "encoder_attn_layer_norm", cross_forward, x);
         }
         with_norm(p, q, "final_layer_norm", feed_forward, x);
+        if (q->after || i + 1 < layers) {
+            seq2seq_hidden(p, q, i + 1, x);
+        }
         heft__block_end(p, x);
     }
 }

@@ -28,13 +28,17 @@ struct seq2seq_pass {
     bool decoder;
     bool after; /* norms stand behind attentions and MLP: BART */
     bool cross; /* there is an encoder */
+    heft__side side;
+    heft__rows shares, mix; /* of hidden states, and their sum so far; no width: none is wanted */
 };
 
 struct seq2seq_pass seq2seq_begin(heft__pass *p, const struct seq2seq *standard, bool decoder);
-/* layers.0 .. N-1 at the module that is entered: x becomes their output. Hidden states are results of
- * the side that is the main pass. */
+/* layers.0 .. N-1 at the module that is entered: x becomes their output. Hidden states are results, but the
+ * last where a norm follows. */
+void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows x);
+/* Hidden state i is a result, and its share goes into the mix. */
+void seq2seq_hidden(heft__pass *p, const struct seq2seq_pass *q, uint64_t i, heft__rows x);
 /* classification_head on the decoder's row at the last end-of-text id of the encoder's input. */
 void seq2seq_classes_forward(heft__pass *p);
-void seq2seq_layers_forward(heft__pass *p, const struct seq2seq_pass *q, heft__rows x);
 
 #endif

@@ -299,7 +299,7 @@ static void block_forward(heft__pass *p, const struct t5_pass *t, bool decoder, 
     heft__leave(p);
 }
 
-static heft__rows stack_forward(heft__pass *p, bool decoder)
+static heft__rows stack_forward(heft__pass *p, bool decoder, heft__side side)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     struct t5_pass t = begin(p, decoder);
@@ -307,12 +307,17 @@ static heft__rows stack_forward(heft__pass *p, bool decoder)
     heft__enter(p, decoder ? "decoder" : "encoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
     read_bias(p, &t, decoder);
+    heft__out_hidden_of(p, side, 0, x);
     for (uint64_t i = 0; i < layers && heft__pass_going(p); i++) {
         heft__block(p, "block", (size_t)i);
         block_forward(p, &t, decoder, x);
+        if (i + 1 < layers) {
+            heft__out_hidden_of(p, side, (size_t)i + 1, x);
+        }
         heft__block_end(p, x);
     }
     x = heft__rms_norm(p, "final_layer_norm", x, t.eps, 0);
+    heft__out_hidden_of(p, side, (size_t)layers, x);
     heft__leave(p);
     return x;
 }
@@ -320,7 +325,7 @@ static heft__rows stack_forward(heft__pass *p, bool decoder)
 static void encode_forward(heft__pass *p)
 {
     heft__pass_enter_body(p);
-    heft__rows x = stack_forward(p, false);
+    heft__rows x = stack_forward(p, false, HEFT__SIDE_ENCODER);
     heft__out(p, HEFT__OUT_ENCODED, "encoder_last_hidden_state", x);
     heft__keep_encoded(p, x);
     heft__leave(p);
@@ -328,7 +333,7 @@ static void encode_forward(heft__pass *p)
 
 static heft__rows body_forward(heft__pass *p)
 {
-    heft__rows x = stack_forward(p, true);
+    heft__rows x = stack_forward(p, true, HEFT__SIDE_DECODER);
     heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
     return x;
 }
@@ -337,7 +342,7 @@ static heft__rows body_forward(heft__pass *p)
 static heft__rows encoder_forward(heft__pass *p)
 {
     heft__pass_enter_body(p);
-    heft__rows x = stack_forward(p, false);
+    heft__rows x = stack_forward(p, false, HEFT__SIDE_ONLY);
     heft__leave(p);
     heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
     return x;

@@ -106,11 +106,12 @@ static void audio_classes(heft__skeleton *s)
 }
 
 /* ---- forward pass ---------------------------------------------------------------------------- */
-/* Frames of sound, through two convolutions, the second of which halves them. */
-static heft__rows encoder_forward(heft__pass *p)
+/* Frames of sound, through two convolutions, the second of which halves them. The last hidden state, or, with
+ * shares [1][layers + 1], the sum of all by their shares. */
+static heft__rows encoder_forward(heft__pass *p, heft__side side, heft__rows shares)
 {
     heft__skeleton *s = heft__pass_config(p);
-    const struct seq2seq_pass q = seq2seq_begin(p, &standard, false);
+    struct seq2seq_pass q = seq2seq_begin(p, &standard, false);
     const size_t frames = 2 * (size_t)heft__sk_count(s, "max_source_positions", 1500);
     heft__enter(p, "encoder");
     heft__rows x = heft__windows(p, heft__frames(p), frames, 3, 1);
@@ -119,17 +120,22 @@ static heft__rows encoder_forward(heft__pass *p)
     x = heft__linear(p, "conv2", heft__windows(p, x, frames, 3, 2));
     heft__activate(p, HEFT__ACT_GELU, x);
     heft__add_tiled(p, x, heft__parameter(p, "embed_positions.weight", 0));
-    heft__out_hidden(p, 0, x);
+    q.side = side;
+    if (shares.width > 0) {
+        q.shares = shares;
+        q.mix = heft__zeros(p, x.count, x.width);
+    }
     seq2seq_layers_forward(p, &q, x);
     x = heft__layer_norm(p, "layer_norm", x, 1e-5);
+    seq2seq_hidden(p, &q, q.c.encoder_layers, x);
     heft__leave(p);
-    return x;
+    return q.mix.width > 0 ? q.mix : x;
 }
 
 static void encode_forward(heft__pass *p)
 {
     heft__pass_enter_body(p);
-    heft__rows x = encoder_forward(p);
+    heft__rows x = encoder_forward(p, HEFT__SIDE_ENCODER, (heft__rows){0});
     heft__out(p, HEFT__OUT_ENCODED, "encoder_last_hidden_state", x);
     heft__keep_encoded(p, x);
     heft__leave(p);
@@ -141,6 +147,7 @@ static heft__rows body_forward(heft__pass *p)
     const heft__pass_inputs *in = heft__inputs(p);
     struct seq2seq_pass q = seq2seq_begin(p, &standard, true);
     q.cross = heft__has(p, "encoder");
+    q.side = q.cross ? HEFT__SIDE_DECODER : HEFT__SIDE_ONLY;
     heft__enter(p, "decoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
     if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {
@@ -149,6 +156,7 @@ static heft__rows body_forward(heft__pass *p)
     heft__add(p, x, heft__embed(p, "embed_positions", in->at, in->tokens, 0));
     seq2seq_layers_forward(p, &q, x);
     x = heft__layer_norm(p, "layer_norm", x, 1e-5);
+    seq2seq_hidden(p, &q, q.c.decoder_layers, x);
     heft__leave(p);
     heft__out(p, HEFT__OUT_TOKENS, "last_hidden_state", x);
     return x;
@@ -160,13 +168,16 @@ static void language_head_forward(heft__pass *p)
     heft__out(p, HEFT__OUT_WANTED, "logits", heft__linear(p, "proj_out", x));
 }
 
-/* The mean of all frames, classified. */
+/* The mean of all frames of the last hidden state, or of a weighted sum of all, classified. */
 static void audio_classes_forward(heft__pass *p)
 {
+    heft__rows shares = {0};
     if (heft__sk_flag(heft__pass_config(p), "use_weighted_layer_sum", false)) {
-        heft__pass_fail(p, HEFT_UNSUPPORTED, "use_weighted_layer_sum: heft does not compute it");
+        shares = heft__parameter(p, "layer_weights", 0);
+        heft__softmax(p, shares);
     }
-    heft__rows x = heft__linear(p, "projector", encoder_forward(p));
+    heft__rows x = encoder_forward(p, HEFT__SIDE_ONLY, shares);
+    x = heft__linear(p, "projector", x);
     x = heft__mean_rows(p, x, 0);
     heft__out(p, HEFT__OUT_SEQUENCES, "logits", heft__linear(p, "classifier", x));
 }
