@@ -401,6 +401,23 @@ def test_closed(llama: Path) -> None:
 # ---- tokenizers ----------------------------------------------------------------------------------------
 
 
+def test_libraries_of_tokenizers(tmp_path: Path) -> None:
+    """The portable wheel has them, for which the runner sets HEFT_TEST_TEXT; others may."""
+    known = {"a": 0, "b": 1, "1": 2, "\u0120b": 3, "\u0120": 4}
+    model = {"type": "BPE", "vocab": known, "merges": [["\u0120", "b"]]}
+    split = {"type": "Split", "pattern": {"Regex": "\\p{L}+| ?\\p{N}+| "}, "behavior": "Isolated", "invert": False}
+    before = {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "normalizer": {"type": "NFKC"}, "pre_tokenizer": before, "model": model}))
+    if os.environ.get("HEFT_TEST_TEXT") != "yes":
+        try:
+            heft.run.Tokenizer(path)
+        except heft.UnsupportedError as error:
+            assert "libonig" in str(error) or "utf8proc" in str(error)  # noqa: PT017
+            return
+    assert heft.run.Tokenizer(path).encode("\uff41b 1") == [0, 1, 4, 2]  # fullwidth a; the space is apart from b and 1
+
+
 def test_tokenizer(llama: Path, bert: Path) -> None:
     tokenizer = heft.run.Tokenizer(bert)
     assert tokenizer.encode("the cat nope") == [4, 6, 7, 3, 5] and tokenizer.encode("the", add_special_tokens=False) == [6]
