@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
 
@@ -170,9 +171,23 @@ def _empty_state(checkpoint: Checkpoint, sources: dict[str, str]) -> dict[str, t
 
 
 def _check(module: nn.Module, state: dict[str, torch.Tensor], strict: bool, assign: bool = False) -> Any:
-    """Load tensors without memory, so that torch itself says what does not fit. Writes nothing."""
+    """Load tensors without memory, so that torch itself says what does not fit. Writes nothing.
+
+    Code of the module's own may look at values, or grow the module: it runs on a twin. None: it cannot do without values.
+    """
     with _on_meta(module), torch.no_grad():
-        return module.load_state_dict(state, strict=strict, assign=assign)
+        if _is_plain(module):
+            return module.load_state_dict(state, strict=strict, assign=assign)
+        twin = module
+        with contextlib.suppress(Exception):  # what cannot be copied is tried itself
+            twin = copy.deepcopy(module)
+        try:
+            return twin.load_state_dict(state, strict=strict, assign=assign)
+        except Exception as error:
+            if str(error).startswith("Error(s) in loading state_dict") and "meta tensor" not in str(error):
+                raise
+            log(f"{type(module).__name__} cannot be checked before it is loaded: {error}")
+            return None
 
 
 # ---- filling -----------------------------------------------------------------------------------------
@@ -224,7 +239,13 @@ def _fill(pairs: list[tuple[str, _heft.Tensor, torch.Tensor]], progress: Progres
                     stacklevel=4,
                 )
             else:
-                target.copy_(source.torch())
+                target.copy_(_fitting(source, target))
+
+
+def _fitting(source: _heft.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The value for a tensor of a module. As for torch, one number in a list is a scalar, which PyTorch 0.3 had not."""
+    value = source.torch()
+    return value[0] if not target.ndim and value.ndim == 1 else value
 
 
 def _log(where: str | None, missing: list[str], unexpected: list[str], initialized: list[str]) -> None:
@@ -465,7 +486,9 @@ def load_into(
 
     Raises:
         RuntimeError: names or shapes do not fit; MismatchError: nothing initializes what the checkpoint lacks.
-        Both name everything that is wrong, and the module is as it was. HeftError: as for heft.open().
+        Both name everything that is wrong, and the module is as it was, unless code of the module's own needs values
+        to load them (lazy modules, those that read a number in the state dict): such modules are loaded as torch does,
+        and what does not fit is known only then. HeftError: as for heft.open().
     """
     _need_module(module)
     if isinstance(path, Checkpoint):
@@ -487,10 +510,10 @@ def _ties(module: nn.Module) -> dict[str, list[str]]:
 def _load_into(
     module: nn.Module, checkpoint: Checkpoint, strict: bool, assign: bool, share: bool, progress: Progress | None
 ) -> LoadReport:
-    if _has_lazy(module):
-        raise TypeError(f"{type(module).__name__} has lazy parameters without a shape: run the module once before loading")
     sources = _with_ties(checkpoint, _ties(module))
-    report = _check(module, _empty_state(checkpoint, sources), strict, assign)
+    report = None if _has_lazy(module) else _check(module, _empty_state(checkpoint, sources), strict, assign)
+    if report is None:
+        return _load_unchecked(module, checkpoint, sources, strict, assign)
     if not assign:
         _warn_of_ties(module, checkpoint)
     plain = _is_plain(module)
@@ -511,9 +534,7 @@ def _load_into(
             _bring_in(slots, checkpoint, sources, assign, shared, progress)
         else:
             _bring_in_by_torch(module, checkpoint, sources, assign, shared)
-        left = [name for name, holder, key, _ in _slots(module) if holder[key].device.type == "meta"]
-        if left:
-            raise MismatchError(f"nothing fills these tensors on meta: {', '.join(left)}", item=left[0])
+        _need_memory(module)
     except BaseException:
         for holder, key, value in before:
             holder[key] = value
@@ -522,6 +543,28 @@ def _load_into(
     initialized = [name for name, _, _ in lacking]
     _log(checkpoint.folder, report.missing_keys, report.unexpected_keys, [n for n in initialized if n in persistent])
     return LoadReport(report.missing_keys, report.unexpected_keys, initialized)
+
+
+def _need_memory(module: nn.Module) -> None:
+    left = [name for name, holder, key, _ in _slots(module) if holder[key].device.type == "meta"]
+    if left:
+        raise MismatchError(f"nothing fills these tensors on meta: {', '.join(left)}", item=left[0])
+
+
+def _load_unchecked(
+    module: nn.Module, checkpoint: Checkpoint, sources: dict[str, str], strict: bool, assign: bool
+) -> LoadReport:
+    """Load a module whose own code needs values, as torch does: what does not fit is known only then."""
+    result = _bring_in_by_torch(module, checkpoint, sources, assign, {}, strict=strict)
+    slots = list(_slots(module))
+    lacking = [(name, holder, key) for name, holder, key, _ in slots if holder[key].device.type == "meta"]
+    if lacking:
+        _initialize(module, lacking)
+    _need_memory(module)
+    persistent = {name for name, _, _, persistent in slots if persistent}
+    initialized = [name for name, _, _ in lacking]
+    _log(checkpoint.folder, result.missing_keys, result.unexpected_keys, [n for n in initialized if n in persistent])
+    return LoadReport(result.missing_keys, result.unexpected_keys, initialized)
 
 
 def _share(
@@ -571,7 +614,7 @@ def _bring_in(
         place = name_there, None if assign else value.dtype, isinstance(value, nn.Parameter), value.requires_grad
         if place not in made:
             if assign or torch_dtype(source.dtype) == value.dtype:
-                new = source.torch()
+                new = _fitting(source, value)
             elif (name_there, value.dtype) in shared:
                 new = shared[name_there, value.dtype]
             else:
@@ -590,8 +633,9 @@ def _bring_in_by_torch(
     sources: dict[str, str],
     assign: bool,
     shared: dict[tuple[str, torch.dtype], torch.Tensor],
-) -> None:
-    """The same for modules that have their own ways with state dicts."""
+    strict: bool = False,
+) -> Any:
+    """The same for modules that have their own ways with state dicts. Return torch's report."""
     own = {name: holder[key] for name, holder, key, persistent in _slots(module) if persistent}
     on_meta = any(value.device.type == "meta" for value in own.values())
     state: dict[str, torch.Tensor] = {}
@@ -603,4 +647,4 @@ def _bring_in_by_torch(
         if (source, dtype) not in made:
             made[source, dtype] = checkpoint[source].torch(dtype)
         state[name] = made[source, dtype]
-    module.load_state_dict(state, strict=False, assign=assign or on_meta)
+    return module.load_state_dict(state, strict=strict, assign=assign or on_meta)

@@ -152,6 +152,7 @@ def _dispatch_model(
     written = {name: entry for name, entry in (offload_index or {}).items() if entry}
     weights = _weights(model, disk.checkpoint, device_map, sources, disk.buffers, set(written))
     options.update(state_dict=weights, offload_index=written)
+    here.disk = None  # a class may load another model in the same call
     return _dispatch_patch.original(model, device_map=device_map, **options)
 
 

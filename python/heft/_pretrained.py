@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["from_pretrained", "save_pretrained"]
 
+_OWN: Any = object()  # left to the class's own from_pretrained()
+
 
 # ---- from_pretrained -----------------------------------------------------------------------------------
 
@@ -207,7 +209,7 @@ def from_pretrained(
     cls: Any,
     path: str | os.PathLike[str] | None,
     *args: Any,
-    dtype: Any = "auto",
+    dtype: Any = _OWN,
     device_map: Any = None,
     max_memory: Mapping[Any, Any] | None = None,
     mode: Literal["map", "copy"] = "map",
@@ -231,7 +233,7 @@ def from_pretrained(
         device_map, max_memory, offload_buffers: as there. Modules on "disk" stay in the checkpoint's own files, also those
             of a ``.bin``, as in load_checkpoint_and_dispatch(). Only what Transformers converts, such as experts that it
             fuses, needs an offload_folder, and is written to it.
-        dtype, revision and all others: as there.
+        dtype, revision and all others: as there, with the same defaults.
 
     Calls from several threads run one after the other, because those of Transformers disturb each other.
 
@@ -255,9 +257,11 @@ def from_pretrained(
     for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
         if value is not None:
             kwargs[key] = value
+    if dtype is not _OWN:
+        kwargs["dtype"] = dtype
     how = _How(mode == "copy" and not share, share)
     with _one_at_a_time, _reading(how, bool(kwargs.get("offload_buffers"))):
-        model = cls.from_pretrained(name, *args, dtype=dtype, **kwargs)
+        model = cls.from_pretrained(name, *args, **kwargs)
     if share and how.fused:
         warn([f"{name}: Transformers puts tensors of {how.fused} bytes together: their result is private, not shared"])
     return model

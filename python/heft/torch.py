@@ -40,7 +40,8 @@ def load(
 
     Args:
         f: a path, or an open file, which is read from its position on.
-        map_location: a device for all tensors.
+        map_location: a device for all tensors; a function or a dict is asked for the place of what is on "cpu", for that is
+            where all tensors are at first, wherever they were when they were saved.
         weights_only: False is refused: it means running the code in the file.
         mmap: False: into memory of their own; otherwise copy-on-write on the file.
         dtype: cast floating-point tensors to this dtype.
@@ -54,16 +55,29 @@ def load(
     """
     if not weights_only:
         raise RefusedError("weights_only=False would run code from the file; only torch.load() does that")
-    if map_location is not None and (callable(map_location) or isinstance(map_location, dict)):
-        raise TypeError("map_location must be one device for all tensors, not a function or a dict")
+    device = _place(map_location)
     mode: Any = "copy" if mmap is False else "map"
     if not isinstance(f, (str, os.PathLike)):
         with _open(f.read()) as checkpoint:
-            return _load(checkpoint, dtype=dtype, mode=mode, device=map_location, progress=progress)
+            return _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress)
     path = os.fspath(f)
     os.stat(path)  # a file, never a name of the hub's
     with _open(path) as checkpoint:
-        return _load(checkpoint, dtype=dtype, mode=mode, device=map_location, progress=progress)
+        return _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress)
+
+
+def _place(map_location: Any) -> Any:
+    """The device that a map_location of any kind has for what is on "cpu"."""
+    if isinstance(map_location, dict):
+        return map_location.get("cpu")
+    if not callable(map_location):
+        return map_location
+    import torch
+
+    moved = map_location(torch.UntypedStorage(0), "cpu")
+    if moved is not None and not isinstance(moved, (torch.UntypedStorage, torch.TypedStorage)):
+        raise TypeError(f"map_location returned {type(moved).__name__}, expected a storage or None")
+    return None if moved is None else moved.device
 
 
 def save(

@@ -358,7 +358,7 @@ def test_wrong_arguments(kind: type[Exception], call: Any, simple: Path) -> None
         (TypeError, lambda h, p: h.load_sharded_checkpoint(3, p.parent)),
         (TypeError, lambda h, p: h.from_pretrained(3, p.parent)),
         (TypeError, lambda h, p: h.save_pretrained(3, p.parent / "out")),
-        (TypeError, lambda h, p: h.torch.load(p, map_location=lambda storage, place: storage)),
+        (TypeError, lambda h, p: h.torch.load(p, map_location=lambda storage, place: 3)),
         (heft.RefusedError, lambda h, p: h.torch.load(p, weights_only=False)),
     ],
 )

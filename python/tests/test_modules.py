@@ -417,8 +417,84 @@ def test_into_a_frozen_expanded_and_lazy_parameter(tmp_path: Path) -> None:
     module.weight = nn.Parameter(torch.zeros(2, 2).t(), requires_grad=False)  # not contiguous
     heft.load_into(module, tmp_path / "x.safetensors")
     assert module.weight.tolist() == [[1, 1], [1, 1]] and not module.weight.requires_grad
-    with pytest.raises(TypeError, match="shape"):
-        heft.load_into(nn.LazyLinear(2), tmp_path / "x.safetensors")
+    lazy = nn.LazyLinear(2)  # gets its shape from the file, as in torch
+    assert heft.load_into(lazy, tmp_path / "x.safetensors") == ([], [])
+    assert lazy(torch.ones(1, 2)).tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize("place", ["memory", "meta", "assign", "sharded"])
+def test_one_number_in_a_list_is_a_scalar(place: str, tmp_path: Path) -> None:
+    """As PyTorch 0.3 saved scalars: torch takes them still."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.zeros(2))
+            self.scale = nn.Parameter(torch.tensor(0.0))
+            self.register_buffer("count", torch.tensor(0))
+
+    state = {"a": torch.ones(2), "scale": torch.tensor([2.5]), "count": torch.tensor([7])}
+    folder = shard(state, tmp_path / "m", count=1)
+    module, expected = on_meta(Scaled) if place == "meta" else Scaled(), Scaled()
+    expected.load_state_dict(state)
+    if place == "sharded":
+        heft.load_sharded_checkpoint(module, folder)
+    else:
+        heft.load_into(module, folder, assign=place == "assign")
+    assert same_state(module, expected)
+    assert [value.shape for value in module.state_dict().values()] == [(2,), (), ()]
+
+
+class _Growing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+        while len(self.layers) < len({key.split(".")[1] for key in state}):
+            self.layers.append(nn.Linear(1, 1))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class _Looking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("version", torch.tensor(0))
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+        if int(state[prefix + "version"]) < 2:
+            state[prefix + "weight"] = state[prefix + "weight"] * 10
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class _Replacing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+        self.weight = nn.Parameter(torch.zeros(state[prefix + "weight"].shape))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+@pytest.mark.parametrize(
+    ("make", "state"),
+    [
+        (_Growing, {"layers.0.weight": torch.ones(1, 1), "layers.0.bias": torch.ones(1)}),
+        (_Looking, {"weight": torch.ones(1), "version": torch.tensor(1)}),
+        (_Replacing, {"weight": torch.arange(3.0)}),
+    ],
+)
+def test_code_of_a_module_that_needs_values(make: type[nn.Module], state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    st.save_file(state, tmp_path / "x.safetensors")
+    module, expected = make(), make()
+    expected.load_state_dict(dict(state))
+    assert heft.load_into(module, tmp_path / "x.safetensors") == ([], [])
+    assert same_state(module, expected)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*x\.more"):
+        st.save_file({**state, "x.more": torch.ones(1)}, tmp_path / "y.safetensors")
+        heft.load_into(make(), tmp_path / "y.safetensors")
 
 
 def test_errors_of_files(tmp_path: Path) -> None:

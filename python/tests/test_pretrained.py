@@ -106,6 +106,15 @@ def test_equals_transformers(tmp_path: Path, kind: str, dtype: object, format: s
     assert not any(isinstance(p, heft._pretrained._Whole) for p in got.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": None}, {"torch_dtype": torch.float16}, {"torch_dtype": "float32"}])
+def test_dtype_by_either_name_or_by_default(tmp_path: Path, options: dict[str, object]) -> None:
+    folder = saved(tmp_path, "llama")
+    for cls in (transformers.LlamaForCausalLM, transformers.AutoModelForCausalLM):
+        same_model(heft.from_pretrained(cls, folder, **options), cls.from_pretrained(folder, **options))
+    wanted = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    assert heft.from_pretrained(transformers.AutoConfig, folder).to_dict() == wanted  # anything that is made so
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_classes(tmp_path: Path, kind: str) -> None:
     folder = saved(tmp_path, kind, shards=False)
@@ -202,6 +211,24 @@ def test_device_map_with_disk(tmp_path: Path) -> None:
             heft.from_pretrained(transformers.AutoModelForCausalLM, folder, device_map="cpu"),
             transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu"),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"])
+def test_a_model_after_one_on_disk(tmp_path: Path, dtype: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that loads two models in one call: what the first leaves on disk is not the second's."""
+    pytest.importorskip("accelerate")
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    auto = transformers.AutoModelForCausalLM
+
+    class Pair:
+        @classmethod
+        def from_pretrained(cls, path: str, **options: object) -> tuple[object, object]:
+            return auto.from_pretrained(path, dtype=dtype, **options), auto.from_pretrained(path, dtype=dtype)
+
+    folder = saved(tmp_path, "llama")
+    first, second = heft.from_pretrained(Pair, folder, device_map={"model": "disk", "lm_head": "cpu"})
+    assert {value.device.type for value in first.model.parameters()} == {"meta"}
+    same_model(second, auto.from_pretrained(folder, dtype=dtype))
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -332,6 +332,21 @@ def test_torch_load_finds_the_state_dict(tmp_path: Path, legacy: bool) -> None:
     assert same(got["w"], state["w"].bfloat16()) and same(got["n"], state["n"])
 
 
+@pytest.mark.parametrize(
+    ("place", "device"),
+    [
+        (lambda storage, _: storage, "cpu"),
+        (lambda storage, _: None, "cpu"),
+        ({"cuda:0": "cpu"}, "cpu"),
+        ({"cpu": "meta"}, "meta"),
+        (torch.device("meta"), "meta"),
+    ],
+)
+def test_places_of_torch_load(place: object, device: str, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    assert heft.torch.load(tmp_path / "x.pt", map_location=place)["w"].device.type == device
+
+
 def test_writing_what_torch_has(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = {
