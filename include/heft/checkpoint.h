@@ -199,6 +199,11 @@ HEFT_API const char *heft_checkpoint_index(const heft_checkpoint *ckpt);
  * disagree about a key, the first file's pair is listed; if one file has a key twice, the last. */
 HEFT_API const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i,
                                               const char **value);
+/** Return the path of module i of those whose version a `.bin` notes ("" is the root), and set *version; lent.
+ * NULL past the end. They are in the order of the files: state dicts of torch have them in `_metadata`, and
+ * modules read by them what older versions of their class saved. A path may occur in several files. */
+HEFT_API const char *heft_checkpoint_module(const heft_checkpoint *ckpt, size_t i,
+                                            uint32_t *version);
 /** Return the size of all tensors in bytes, counting each shared storage once. */
 HEFT_API uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt);
 /** Return the key path of skipped value i, a value in a `.bin` that is not a tensor that heft reads,

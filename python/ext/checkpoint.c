@@ -204,6 +204,23 @@ static PyObject *metadata_of(const heft_checkpoint *checkpoint)
     return dict;
 }
 
+/* {path: version}; the last file's counts. */
+static PyObject *modules_of(const heft_checkpoint *checkpoint)
+{
+    PyObject *dict = PyDict_New();
+    const char *path;
+    uint32_t version = 0;
+    for (size_t i = 0; dict && (path = heft_checkpoint_module(checkpoint, i, &version)); i++) {
+        PyObject *name = text_of(path), *number = PyLong_FromUnsignedLong(version);
+        if (!name || !number || PyDict_SetItem(dict, name, number) != 0) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(name);
+        Py_XDECREF(number);
+    }
+    return dict;
+}
+
 static PyObject *files_of(const heft_checkpoint *checkpoint)
 {
     PyObject *list = PyList_New(0);
@@ -242,6 +259,7 @@ static PyObject *checkpoint_facts(PyObject *object, PyObject *unused)
                    *index = heft_checkpoint_index(checkpoint);
         const unsigned long long bytes = heft_checkpoint_total_bytes(checkpoint);
         if (!put(facts, "metadata", metadata_of(checkpoint)) ||
+            !put(facts, "modules", modules_of(checkpoint)) ||
             !put(facts, "files", files_of(checkpoint)) ||
             !put(facts, "warnings", list_of_texts(next_warning, checkpoint)) ||
             !put(facts, "skipped", list_of_texts(next_skipped, checkpoint)) ||

@@ -75,6 +75,11 @@ class Checkpoint(Closing, Mapping[str, Tensor]):
         return dict(self._fact("metadata"))
 
     @property
+    def modules(self) -> dict[str, int]:
+        """The versions of modules that a ``.bin`` notes: state dicts of torch have them as ``_metadata``."""
+        return dict(self._fact("modules"))
+
+    @property
     def files(self) -> list[dict[str, Any]]:
         """The weight files: name, path, format, size_bytes, tensors."""
         return [dict(file) for file in self._fact("files")]
@@ -157,6 +162,19 @@ def open(
         where = "bytes" if isinstance(source, (bytes, bytearray, memoryview)) else source
         warn([f"{where}: {len(skipped)} values are no tensors, and are skipped: {some}"])
     return checkpoint
+
+
+def state_dict(checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors as a state dict of torch, with the versions of modules if the checkpoint notes them."""
+    from collections import OrderedDict
+
+    modules = checkpoint.modules
+    if not modules:
+        return dict(tensors)
+    state: Any = OrderedDict(tensors)
+    state._metadata = OrderedDict((path, {"version": version}) for path, version in modules.items())
+    result: dict[str, Any] = state
+    return result
 
 
 def load(

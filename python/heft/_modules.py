@@ -13,6 +13,7 @@ from torch import nn
 from . import _heft
 from ._checkpoint import Checkpoint
 from ._checkpoint import open as _open
+from ._checkpoint import state_dict
 from ._convert import dtype_name, torch_dtype
 from ._errors import MismatchError, log, warn
 from ._progress import Reporting
@@ -167,7 +168,7 @@ def _empty_state(checkpoint: Checkpoint, sources: dict[str, str]) -> dict[str, t
     for name, source in sources.items():
         tensor = checkpoint[source]
         state[name] = torch.empty(_torch_shape(tensor), dtype=torch_dtype(tensor.dtype), device="meta")
-    return state
+    return state_dict(checkpoint, state)
 
 
 def _check(module: nn.Module, state: dict[str, torch.Tensor], strict: bool, assign: bool = False) -> Any:
@@ -335,7 +336,8 @@ def load_sharded_checkpoint(
             _check(model, _empty_state(checkpoint, {name: name for name in checkpoint}), strict=False)
             _warn_of_ties(model, checkpoint)
         if lazy or not _is_plain(model):
-            model.load_state_dict({name: tensor.torch() for name, tensor in checkpoint.items()}, strict=False)
+            state = state_dict(checkpoint, {name: tensor.torch() for name, tensor in checkpoint.items()})
+            model.load_state_dict(state, strict=False)
         else:
             slots = [(name, holder[key]) for name, holder, key, persistent in _slots(model) if persistent]
             _fill([(name, checkpoint[name], value) for name, value in slots if name in checkpoint], None)
@@ -647,4 +649,4 @@ def _bring_in_by_torch(
         if (source, dtype) not in made:
             made[source, dtype] = checkpoint[source].torch(dtype)
         state[name] = made[source, dtype]
-    return module.load_state_dict(state, strict=strict, assign=assign or on_meta)
+    return module.load_state_dict(state_dict(checkpoint, state), strict=strict, assign=assign or on_meta)

@@ -8,6 +8,7 @@ from . import _heft
 from ._checkpoint import Checkpoint
 from ._checkpoint import load as _load
 from ._checkpoint import open as _open
+from ._checkpoint import state_dict
 from ._errors import RefusedError
 from ._operations import add
 from ._progress import Reporting
@@ -47,7 +48,8 @@ def load(
         dtype: cast floating-point tensors to this dtype.
 
     Returns:
-        {name: tensor}, in the order of the file; names that share a storage there share one here.
+        {name: tensor}, in the order of the file; names that share a storage there share one here. A state dict has its
+        ``_metadata``: the version of each module, by which modules read what older ones saved.
 
     Raises:
         RefusedError: weights_only=False, or a pickle that only an attack would contain.
@@ -59,11 +61,11 @@ def load(
     mode: Any = "copy" if mmap is False else "map"
     if not isinstance(f, (str, os.PathLike)):
         with _open(f.read()) as checkpoint:
-            return _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress)
+            return state_dict(checkpoint, _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress))
     path = os.fspath(f)
     os.stat(path)  # a file, never a name of the hub's
     with _open(path) as checkpoint:
-        return _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress)
+        return state_dict(checkpoint, _load(checkpoint, dtype=dtype, mode=mode, device=device, progress=progress))
 
 
 def _place(map_location: Any) -> Any:

@@ -445,6 +445,42 @@ def test_one_number_in_a_list_is_a_scalar(place: str, tmp_path: Path) -> None:
     assert [value.shape for value in module.state_dict().values()] == [(2,), (), ()]
 
 
+class _Versioned(nn.Module):
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, facts: dict[str, int], *args: object) -> None:
+        if facts.get("version") is None or facts["version"] < 2:
+            state[prefix + "weight"] = state[prefix + "weight"] * 10
+        super()._load_from_state_dict(state, prefix, facts, *args)
+
+
+@pytest.mark.parametrize("version", [None, 1, 2, 3])
+@pytest.mark.parametrize("form", ["zip", "legacy", "inside", "converted"])
+def test_versions_of_modules(form: str, version: int | None, tmp_path: Path) -> None:
+    """A state dict says which version of a class saved it, and a module goes by that."""
+    path, made = tmp_path / "x.bin", nn.Sequential(_Versioned())
+    nn.init.ones_(made[0].weight)
+    state = made.state_dict()
+    if version is None:
+        state = dict(state)
+    else:
+        state._metadata["0"]["version"] = version
+    torch.save({"epoch": 3, "state_dict": state} if form == "inside" else state, path, _use_new_zipfile_serialization=form != "legacy")
+    if form == "converted":
+        heft.convert(path, tmp_path / "again", format="bin")
+        path = tmp_path / "again" / "pytorch_model.bin"
+    expected, module, again = (nn.Sequential(_Versioned()) for _ in range(3))
+    expected.load_state_dict(state)
+    heft.load_into(module, path)
+    again.load_state_dict(heft.torch.load(path))
+    assert same_state(module, expected) and same_state(again, expected)
+    assert heft.open(path).modules == ({} if version is None else {"": 1, "0": version})
+
+
 class _Growing(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -786,6 +786,29 @@ static void find_modes(const struct conversion *c, heft__write_job *job)
     }
 }
 
+/* The versions of modules that the first file with any notes, for formats that hold them. */
+static heft_status take_modules(struct conversion *c, heft__write_job *job, heft_error *err)
+{
+    const heft__file *file = NULL;
+    for (size_t i = 0; i < c->ckpt->file_count && !(file && file->module_count); i++) {
+        file = c->ckpt->files[i].file;
+    }
+    const size_t count = file ? file->module_count : 0;
+    if (count == 0) {
+        return HEFT_OK;
+    }
+    const char **paths = heft__arena_array(&c->arena, count, sizeof *paths);
+    uint32_t *versions = heft__arena_array(&c->arena, count, sizeof *versions);
+    for (size_t i = 0; paths && versions && i < count; i++) {
+        paths[i] = file->modules[i].path;
+        versions[i] = file->modules[i].version;
+    }
+    job->modules = paths;
+    job->module_versions = versions;
+    job->module_count = count;
+    return paths && versions ? HEFT_OK : heft__fail_nomem(err, count * sizeof *paths);
+}
+
 static heft_status convert(struct conversion *c, const char *dst, heft_write_report **report,
                            heft_error *err)
 {
@@ -812,6 +835,10 @@ static heft_status convert(struct conversion *c, const char *dst, heft_write_rep
         .warning_count = c->warnings.count,
     };
     find_modes(c, &job);
+    const heft_status status = take_modules(c, &job, err);
+    if (status != HEFT_OK) {
+        return status;
+    }
     job.metadata = heft__metadata_list(&c->metadata, &job.metadata_count);
     if (!job.metadata) {
         return heft__fail_nomem(err, 0);

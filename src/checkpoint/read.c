@@ -45,6 +45,20 @@ const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i, cons
     return ckpt->metadata[i].key;
 }
 
+const char *heft_checkpoint_module(const heft_checkpoint *ckpt, size_t i, uint32_t *version)
+{
+    for (size_t f = 0; f < ckpt->file_count; f++) {
+        const heft__file *file = ckpt->files[f].again ? NULL : ckpt->files[f].file;
+        const size_t count = file ? file->module_count : 0;
+        if (i < count) {
+            *version = file->modules[i].version;
+            return file->modules[i].path;
+        }
+        i -= count;
+    }
+    return NULL;
+}
+
 uint64_t heft_checkpoint_total_bytes(const heft_checkpoint *ckpt)
 {
     return ckpt->total_bytes;

@@ -80,6 +80,12 @@ static inline uint64_t heft__quota_weight(uint64_t rank)
 heft_status heft__quota_take(heft__quota *quota, uint64_t tensors, uint64_t at, heft_error *err);
 bool heft__quota_is_exceeded(heft__quota *quota);
 
+/* A module by its path, "" for the root, and the version of its class that saved it. */
+typedef struct heft__file_module {
+    const char *path;
+    uint32_t version;
+} heft__file_module;
+
 typedef struct heft__file {
     heft__input *source;
     heft__quota *quota; /* lent while it is parsed */
@@ -92,6 +98,8 @@ typedef struct heft__file {
     size_t tensor_count;
     heft__text_pair *metadata; /* safetensors' __metadata__ */
     size_t metadata_count;
+    heft__file_module *modules; /* of a pickled state dict */
+    size_t module_count;
     const char **skipped; /* paths of values that are no tensors ("optimizer.param_groups.0.lr") */
     size_t skipped_count;
     bool big_endian; /* elements are stored the other way round */

@@ -306,6 +306,8 @@ heft_status heft__file_share(heft_ctx *ctx, heft__file *file, heft__file **out, 
     made->tensor_count = file->tensor_count;
     made->metadata = file->metadata;
     made->metadata_count = file->metadata_count;
+    made->modules = file->modules;
+    made->module_count = file->module_count;
     made->skipped = file->skipped;
     made->skipped_count = file->skipped_count;
     made->big_endian = file->big_endian;

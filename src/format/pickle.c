@@ -506,8 +506,23 @@ static heft_status build_tensor(struct vm *vm, const struct opcode *op, heft_err
     return HEFT_OK;
 }
 
-/* Attributes of an OrderedDict, `_metadata` for one, are dropped; an opaque object keeps its state; a
- * tensor without values gets them; nothing else in the list has one. */
+/* Note what an OrderedDict has besides its items: `_metadata` for one. */
+static heft_status note_attributes(struct vm *vm, const heft__pk_object *dict,
+                                   const heft__pk_object *state, heft_error *err)
+{
+    heft_status status;
+    heft__pk_attributes *attributes =
+        heft__pk_take(vm->pickle, vm->op_at, sizeof *attributes, &status, err);
+    if (!attributes) {
+        return status;
+    }
+    *attributes = (heft__pk_attributes){dict, state, vm->pickle->attributes};
+    vm->pickle->attributes = attributes;
+    return HEFT_OK;
+}
+
+/* An OrderedDict gets attributes; an opaque object keeps its state; a tensor without values gets them;
+ * nothing else in the list has one. */
 static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error *err)
 {
     const heft__pk_cell *target = top(vm) - 1, *state = top(vm);
@@ -529,7 +544,7 @@ static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error 
                              "%s of an OrderedDict with %s", op->name, heft__pk_kind_name(state));
     }
     vm->count--;
-    return HEFT_OK;
+    return note_attributes(vm, target->as.object, state->as.object, err);
 }
 
 static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error *err)

@@ -101,6 +101,13 @@ struct heft__pk_persid {
     heft__pk_window window;
 };
 
+/* What BUILD gave an OrderedDict. */
+typedef struct heft__pk_attributes heft__pk_attributes;
+struct heft__pk_attributes {
+    const heft__pk_object *of, *state; /* the dict, and the dict of its attributes */
+    const heft__pk_attributes *next;
+};
+
 /* ---- the machine ----------------------------------------------------------------------------- */
 typedef enum heft__pk_ids {
     HEFT__PK_IDS_NONE,   /* no persistent ids at all */
@@ -119,6 +126,7 @@ typedef struct heft__pickle {
     heft__pk_cell top;                           /* the value */
     size_t end;                                  /* after STOP */
     heft__pk_persid *first_persid, *last_persid; /* in the order of the stream */
+    const heft__pk_attributes *attributes;       /* of all OrderedDicts, the last one first */
     uint64_t used_bytes, most_bytes; /* of memory, the span included: taken, and allowed */
     bool truncated;                  /* it failed because the span ended: more bytes may help */
     uint8_t *owned;                  /* the span, if heft__pickle_read made it */
@@ -174,6 +182,9 @@ void heft__pk_class_name(const heft__pickle *pickle, const heft__pk_cell *cell, 
 bool heft__pk_storage_class(heft_dtype dtype, char name[32]);
 /* "a string", "a tuple" ... */
 const char *heft__pk_kind_name(const heft__pk_cell *cell);
+/* The value under a key of a dict; NULL if it has none. */
+const heft__pk_cell *heft__pk_find_item(const heft__pickle *pickle, const heft__pk_object *dict,
+                                        const char *name);
 /* Bytes of a TEXT, BYTES or BIGINT. */
 static inline const char *heft__pk_text(const heft__pickle *pickle, const heft__pk_cell *cell)
 {
@@ -192,6 +203,10 @@ bool heft__pk_is_module_id(const heft__pickle *pickle, const heft__pk_cell *id);
  * is set already. */
 typedef heft_status (*heft__pk_place_fn)(void *user, const char *key, size_t key_length,
                                          heft__file_storage *storage, heft_error *err);
+
+/* Fill the file's modules from the attributes of a state dict; none is no error. (pickle_modules.c) */
+heft_status heft__pickle_modules(heft__pickle *pickle, const heft__pk_object *dict,
+                                 heft__file *file, heft_error *err);
 
 struct heft__pk_root {
     const char *key; /* lent by the span */

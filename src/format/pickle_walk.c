@@ -335,18 +335,6 @@ static heft_status visit_hidden(struct walk *walk, const heft__pk_cell *cell, he
     return tensor ? HEFT_OK : push_frame(walk, cell, true, err);
 }
 
-/* The item of an object's attributes that is a dict; NULL if it has none. */
-static const heft__pk_cell *find_attribute(const heft__pickle_tensors *build,
-                                           const heft__pk_object *attributes, const char *name)
-{
-    for (uint32_t i = 0; i + 1 < attributes->count; i += 2) {
-        if (heft__pk_is_text(build->pickle, &attributes->items[i], name)) {
-            return &attributes->items[i + 1];
-        }
-    }
-    return NULL;
-}
-
 static const char *const module_parts[] = {"_modules", "_buffers", "_parameters"};
 #define PART_COUNT (sizeof module_parts / sizeof module_parts[0])
 
@@ -360,7 +348,7 @@ static bool is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
     build->steps += cell->as.object->items[2].as.object->count;
     for (size_t i = 0; i < PART_COUNT; i++) {
         const heft__pk_cell *part =
-            find_attribute(build, cell->as.object->items[2].as.object, module_parts[i]);
+            heft__pk_find_item(build->pickle, cell->as.object->items[2].as.object, module_parts[i]);
         if (!part || part->kind != HEFT__PK_DICT) {
             return false;
         }
@@ -372,7 +360,8 @@ static bool is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
 static const heft__pk_object *transient_buffers(const heft__pickle_tensors *build,
                                                 const heft__pk_object *attributes)
 {
-    const heft__pk_cell *found = find_attribute(build, attributes, "_non_persistent_buffers_set");
+    const heft__pk_cell *found =
+        heft__pk_find_item(build->pickle, attributes, "_non_persistent_buffers_set");
     if (found && found->kind == HEFT__PK_CALL &&
         found->as.object->items[1].kind == HEFT__PK_TUPLE &&
         found->as.object->items[1].as.object->count == 1) {
@@ -397,7 +386,7 @@ static heft_status enter_module(struct walk *walk, const heft__pk_cell *cell, he
         status = build->module_class ? HEFT_OK : heft__fail_nomem(err, strlen(class));
     }
     for (size_t i = 0; i < PART_COUNT && status == HEFT_OK; i++) {
-        const heft__pk_cell *part = find_attribute(build, attributes, module_parts[i]);
+        const heft__pk_cell *part = heft__pk_find_item(build->pickle, attributes, module_parts[i]);
         const size_t depth = walk->depth;
         status = enter(walk, part, err);
         if (status == HEFT_OK && walk->depth > depth) {
@@ -636,6 +625,10 @@ static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_er
     }
     if (status == HEFT_OK) {
         status = walk_frames(walk, err);
+    }
+    if (status == HEFT_OK && top->kind == HEFT__PK_DICT) {
+        const heft__pk_cell *root = state_dict ? state_dict : top;
+        status = heft__pickle_modules(build->pickle, root->as.object, build->file, err);
     }
     if (status == HEFT_OK && state_dict) {
         status = list_others(walk, top->as.object, state_dict, err);

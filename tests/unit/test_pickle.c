@@ -284,6 +284,58 @@ static void names_are_paths(void **state)
     }
 }
 
+/* ---- versions of modules ---------------------------------------------------------------------- */
+#define VERSION(n) "}" KEY("\x07", "version") "K" n "s"
+#define WITH_METADATA(metadata)                                                                    \
+    "ccollections\nOrderedDict\n)R(" NAME("w") TENSOR("0") "u}" KEY("\x09", "_metadata") metadata  \
+        "sb"
+
+/* clang-format off */
+static const struct module_row {
+    const char *name;
+    const char *bytes;
+    size_t length;
+    const char *modules;
+} module_rows[] = {
+    {"two_modules",          PK(WITH_METADATA("}(" KEY("\0", "") VERSION("\1") NAME("a") VERSION("\2") "u") "."), "=1 a=2 "},
+    {"below_state_dict",     PK("}" KEY("\x0a", "state_dict") WITH_METADATA("}" NAME("a") VERSION("\2") "s") "s."), "a=2 "},
+    {"not_the_state_dict's", PK("}(" KEY("\x0a", "state_dict") "}" NAME("v") TENSOR("0") "s" NAME("b")
+                                WITH_METADATA("}" NAME("a") VERSION("\2") "s") "u."), ""},
+    {"an_ordered_dict",      PK(WITH_METADATA("ccollections\nOrderedDict\n)R" NAME("a") VERSION("\7") "s") "."), "a=7 "},
+    {"no_dict",              PK(WITH_METADATA("]") "."), ""},
+    {"facts_are_no_dict",    PK(WITH_METADATA("}(" NAME("a") "K\1" NAME("b") VERSION("\2") "u") "."), "b=2 "},
+    {"key_is_no_text",       PK(WITH_METADATA("}(K\1" VERSION("\1") "u") "."), ""},
+    {"version_is_a_text",    PK(WITH_METADATA("}" NAME("a") "}" KEY("\x07", "version") NAME("1") "ss") "."), ""},
+    {"version_is_negative",  PK(WITH_METADATA("}" NAME("a") "}" KEY("\x07", "version") "J\xff\xff\xff\xffss") "."), ""},
+    {"version_of_33_bits",   PK(WITH_METADATA("}" NAME("a") "}" KEY("\x07", "version") "\x8a\5\0\0\0\0\1ss") "."), ""},
+    {"path_with_a_nul",      PK(WITH_METADATA("}" KEY("\2", "a\0") VERSION("\1") "s") "."), ""},
+    {"path_is_no_utf8",      PK(WITH_METADATA("}" KEY("\1", "\xff") VERSION("\1") "s") "."), ""},
+    {"other_attributes",     PK("ccollections\nOrderedDict\n)R" NAME("w") TENSOR("0") "s}" NAME("x") "K\1sb."), ""},
+};
+/* clang-format on */
+
+static void versions_of_modules_are_read(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof module_rows / sizeof module_rows[0]; i++) {
+        const struct module_row *row = &module_rows[i];
+        char found[64] = "";
+        struct built built;
+        heft_error err;
+        test_expect_status(build(ctx, &built, row->bytes, row->length, &err), HEFT_OK, &err,
+                           row->name);
+        for (size_t m = 0; m < built.file.module_count; m++) {
+            const heft__file_module *module = &built.file.modules[m];
+            snprintf(found + strlen(found), sizeof found - strlen(found), "%s=%u ", module->path,
+                     (unsigned)module->version);
+        }
+        if (strcmp(found, row->modules) != 0) {
+            fail_msg("%s: modules %s", row->name, found);
+        }
+        unbuild(&built);
+    }
+}
+
 /* clang-format off */
 static const struct tensor_row {
     const char *name;
@@ -515,6 +567,7 @@ int main(void)
         cmocka_unit_test(machine_refuses_at_the_byte),
         cmocka_unit_test(integers_have_their_values),
         cmocka_unit_test(names_are_paths),
+        cmocka_unit_test(versions_of_modules_are_read),
         cmocka_unit_test(tensors_are_checked),
         cmocka_unit_test(shared_values_do_not_spread_out),
         cmocka_unit_test(shared_lists_are_bounded),
