@@ -149,9 +149,9 @@ def test_slices(file: Path, framework: str, key: Any) -> None:
     if framework == "np" and isinstance(key, slice) and key.step is not None:
         pytest.skip("safetensors' own indexing, which takes less than numpy's")
     results = [outcome(lambda m=m: m.safe_open(file, framework).get_slice("b")[key]) for m in (theirs, ours)]
-    if framework == "np" and results[0][0] == "error":
-        return  # safetensors takes no negative numbers and no stop beyond the end here; heft does as numpy
-    agree(*results)
+    # safetensors takes no negative numbers and no stop beyond the end here; heft does as numpy
+    if framework == "pt" or results[0][0] == "value" or results[1][0] == "error":
+        agree(*results)
 
 
 BAD = {

@@ -81,12 +81,14 @@ class _Slice:
     def __getitem__(self, key: Any) -> Any:
         if self._kept is None:
             self._kept = self._file._whole(self._tensor)
-        part = self._kept[key]
-        if self._file._framework == "numpy":
-            import numpy as np
+        if self._file._framework != "numpy":
+            return self._file._placed(self._kept[key])
+        import numpy as np
 
-            return np.asarray(part)  # one element is an array, too
-        return self._file._placed(part)
+        try:
+            return np.asarray(self._kept[key])  # one element is an array, too
+        except (IndexError, ValueError) as error:
+            raise SafetensorError(str(error)) from error
 
 
 class safe_open:
