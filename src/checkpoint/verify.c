@@ -139,6 +139,7 @@ static const struct {
 };
 
 #define SCAN_BYTES ((size_t)4096)
+#define ZEROS_LEAST ((uint64_t)1 << 20) /* at the end of a file, and a twentieth of it, are odd */
 
 /* Whether any number has all bits of an exponent set. The loops are such that compilers make vectors of
  * them. */
@@ -191,8 +192,47 @@ static void count_odd(heft_dtype dtype, const uint8_t *bytes, size_t length, uin
     }
 }
 
+/* Zeros at the end of a file's tensors, in their order: where they begin, and how many bytes. */
+struct tail {
+    const heft__file_tensor *first;
+    uint64_t bytes;
+};
+
+static void count_zeros(struct tail *tail, const heft__file_tensor *tensor, const uint8_t *bytes,
+                        size_t length)
+{
+    size_t zeros = 0;
+    while (zeros < length && bytes[length - 1 - zeros] == 0) {
+        zeros++;
+    }
+    if (zeros < length) {
+        *tail = (struct tail){.first = zeros > 0 ? tensor : NULL, .bytes = zeros};
+    } else if (length > 0) {
+        tail->first = tail->first ? tail->first : tensor;
+        tail->bytes += zeros;
+    }
+}
+
+/* Room that a download reserved, and did not fill. */
+static heft_status judge_tail(struct inspection *v, const heft__checkpoint_file *slot,
+                              const struct tail *tail, heft_error *err)
+{
+    if (tail->bytes < ZEROS_LEAST || tail->bytes < slot->info.size_bytes / 20) {
+        return HEFT_OK;
+    }
+    const heft__finding finding = {.kind = "zeros",
+                                   .severity = HEFT__NOTE,
+                                   .file = slot->info.name,
+                                   .tensor = tail->first->name,
+                                   .offset = HEFT_NO_OFFSET};
+    return heft__find(&v->findings, &finding, err,
+                      "the tensors of the file end with %llu bytes of zeros, which begin here: a "
+                      "download that did not end can look so",
+                      (unsigned long long)tail->bytes);
+}
+
 static heft_status read_tensor(struct inspection *v, const heft__checkpoint_file *slot,
-                               const heft__file_tensor *tensor, heft_error *err)
+                               const heft__file_tensor *tensor, struct tail *tail, heft_error *err)
 {
     heft__tensor_reader *reader = NULL;
     heft_error failure = {0};
@@ -207,6 +247,7 @@ static heft_status read_tensor(struct inspection *v, const heft__checkpoint_file
         }
         if (status == HEFT_OK) {
             count_odd(tensor->dtype, v->scratch, piece, &nans, &infinities);
+            count_zeros(tail, tensor, v->scratch, piece);
             v->done_bytes += piece;
         }
     }
@@ -260,6 +301,7 @@ static heft_status read_views(struct inspection *v, const heft__checkpoint_file 
     const size_t count = slot->file->tensor_count;
     heft__view_key *keys = heft__alloc_zero(v->ctx, count, sizeof *keys);
     heft__map views;
+    struct tail tail = {0};
     heft_status status = keys ? HEFT_OK : heft__fail_nomem(err, count * sizeof *keys);
     heft__map_init(&views, v->ctx);
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
@@ -270,8 +312,11 @@ static heft_status read_views(struct inspection *v, const heft__checkpoint_file 
             status = heft__fail_nomem(err, sizeof keys[i]);
         } else if (found == HEFT__MAP_NONE ||
                    !heft__same_view(&slot->file->tensors[found], tensor)) {
-            status = read_tensor(v, slot, tensor, err);
+            status = read_tensor(v, slot, tensor, &tail, err);
         }
+    }
+    if (status == HEFT_OK) {
+        status = judge_tail(v, slot, &tail, err);
     }
     heft__map_fini(&views);
     heft__free(v->ctx, keys, count * sizeof *keys);

@@ -122,6 +122,27 @@ mkdir "$work/void"
 fails 4 "$work/none" verify "$work/none"
 fails 4 "$work/void" verify "$work/void"
 
+# ---- a download that reserved its room and did not end ------------------------------------------------------------
+mkdir "$work/reserved"
+python3 - "$work/reserved" <<'EOF'
+import json, os, struct, sys
+header = {name: {"dtype": "F32", "shape": [1 << 18], "data_offsets": [i << 20, (i + 1) << 20]} for i, name in enumerate("abc")}
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+for end, name in ((3 << 20, "whole"), ((3 << 19) + 4, "half"), ((3 << 20) - 8, "nearly")):
+    with open(os.path.join(sys.argv[1], name + ".safetensors"), "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"\x3f" * end + bytes((3 << 20) - end))
+EOF
+run 0 verify "$work/reserved/half.safetensors" --deep
+shows "$out" '^note: zeros: half\.safetensors: b: the tensors of the file end with 1572860 bytes of zeros'
+run 0 verify "$work/reserved/half.safetensors"
+lacks "$out" zeros
+for name in whole nearly; do
+    run 0 verify "$work/reserved/$name.safetensors" --deep
+    lacks "$out" zeros
+done
+rm -r "$work/reserved"
+
 # ---- a manifest that lies in the folder is used by --deep -------------------------------------------------------
 run 0 init -q "$source_dir/tests/data/tiny-bert/config.json" "$work/vouched"
 run 0 verify "$work/vouched" --write-manifest
