@@ -7,6 +7,7 @@
 
 #define ITEM_OPERATIONS ((uint64_t)1 << 19) /* that are worth another thread */
 #define ITEMS_PER_THREAD 8
+#define FEW_TOKENS 12
 
 /* ---- weights ----------------------------------------------------------------------------------- */
 static bool computes(heft_dtype dtype)
@@ -70,13 +71,14 @@ static heft_status product_item(void *user, size_t item, heft_error *err)
     return HEFT_OK;
 }
 
-/* Enough work for each item, and a few items for each thread. */
+/* Enough work for each item, and a few items for each thread. The few tokens of a turned matrix have one for
+ * each: the longer the pieces of its stored rows, the faster they are read. */
 size_t heft__product_chunk(const heft__pass *p, const heft__matrix *w, size_t tokens)
 {
     const size_t unit = p->kernels->product_rows;
     const uint64_t of_row = (uint64_t)tokens * w->columns;
-    size_t rows =
-        (w->rows + p->lane_count * ITEMS_PER_THREAD - 1) / (p->lane_count * ITEMS_PER_THREAD);
+    const size_t items = w->turned && tokens <= FEW_TOKENS ? 1 : ITEMS_PER_THREAD;
+    size_t rows = (w->rows + p->lane_count * items - 1) / (p->lane_count * items);
     const size_t least = of_row ? (size_t)(ITEM_OPERATIONS / of_row) + 1 : w->rows;
     rows = rows < least ? least : rows;
     rows = (rows + unit - 1) / unit * unit;
