@@ -598,6 +598,7 @@ static heft_status run_newobj(struct vm *vm, const struct opcode *op, heft_error
 {
     const heft__pk_cell *type = top(vm) - (op->needs - 1);
     if ((type->kind == HEFT__PK_GLOBAL && type->global == HEFT__PKG_UNKNOWN) ||
+        heft__pk_is_opaque(type) || /* a class that a call returned, of which nothing is known */
         (op->needs == 2 && heft__pk_is_tensor_class(vm->pickle, type) &&
          top(vm)->kind == HEFT__PK_TUPLE)) {
         return gather(vm, HEFT__PK_CALL, op->needs, err);

@@ -76,7 +76,8 @@ static const struct machine_row {
     {"opaque_is_filled",             PK("ca\nB\n)\x81(NNuNNs(NeNa(N\x90."),   HEFT_OK,          0,  ""},
     {"opaque_key_without_value",     PK("ca\nB\n)\x81(Nu."),                  HEFT_FORMAT,      9,  "key without a value"},
     {"opaque_returns_opaque",        PK("ca\nB\n)R)R)R."),                    HEFT_OK,          0,  ""},
-    {"opaque_is_no_class",           PK("ca\nB\n)R)\x81."),                   HEFT_REFUSED,     8,  "opcode NEWOBJ is refused"},
+    {"opaque_is_a_class",            PK("ca\nB\n)R)\x81."),                   HEFT_OK,          0,  ""}, /* getattr() returned it */
+    {"opaque_class_with_keywords",   PK("ca\nB\n)R)}\x92."),                  HEFT_OK,          0,  ""},
     {"known_call_is_not_called",     PK("ctorch\nSize\n)\x85R)R."),           HEFT_FORMAT,      16, "REDUCE on an object"},
     {"build_on_known_call",          PK("ctorch\nSize\n)\x85R}b."),           HEFT_FORMAT,      16, "BUILD on an object"},
     {"defaultdict",                  PK("ccollections\ndefaultdict\nca\nB\n\x85R(NNu."), HEFT_OK, 0, ""},
