@@ -79,6 +79,8 @@ const heft__format *heft__format_with_stem(heft__arena *arena, const heft__forma
                                            const char *stem);
 /* Whether nothing in the folder was replaced since heft__resolve() began to look at it. */
 bool heft__checkpoint_is_current(const heft_checkpoint *ckpt);
+/* Whether an adapter of PEFT lies beside a model, which Transformers applies to it. */
+bool heft__has_adapter_beside(heft__arena *arena, const heft__resolved *where);
 /* Whether none of the files that would have been taken before what was found is there now. */
 bool heft__is_still_first(const heft__resolved *where);
 #define HEFT__OPEN_TRIES 20 /* of opening a folder that is being replaced */
@@ -203,6 +205,8 @@ heft_status heft__checkpoint_finish_view(heft_checkpoint *view, heft__file *cons
 heft_status heft__checkpoint_find_quantized(const heft_checkpoint *ckpt, heft__arena *arena,
                                             const heft__quant_settings *settings,
                                             heft__quant_found *out, heft_error *err);
+/* UNSUPPORTED, by the name of the first, if an object of a pickle stands where a weight or a bias would. */
+heft_status heft__checkpoint_check_unread(const heft_checkpoint *ckpt, heft_error *err);
 /* Find what is quantized, and make a view in which those weights are plain and their state is left out. Keeps
  * the base open. *found lives as long as the view; where nothing is quantized, *out stays as it is.
  * UNSUPPORTED for a method or a layout that is not known. */

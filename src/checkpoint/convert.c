@@ -314,12 +314,24 @@ enum side {
     SIDE_IGNORED /* the checkpoint itself, and what belongs to a place and not to a model */
 };
 
-static enum side side_of(const heft__map *own, const char *name, const heft__format *const *formats)
+/* Whether it is a file of an adapter, which its adapter_config.json needs. */
+static bool is_adapter(const char *name)
+{
+    static const char stem[] = "adapter_model";
+    const char end = strncmp(name, stem, sizeof stem - 1) == 0 ? name[sizeof stem - 1] : '\0';
+    return end == '.' || end == '-';
+}
+
+static enum side side_of(const heft__map *own, const char *name, const heft__format *const *formats,
+                         bool adapter)
 {
     if (heft__subtree_is_passed_over(name) || strcmp(name, "heft-manifest.json") == 0 ||
         heft__map_get(own, name, strlen(name)) != HEFT__MAP_NONE ||
         is_beside_index(name, formats)) {
         return SIDE_IGNORED;
+    }
+    if (adapter && is_adapter(name)) {
+        return SIDE_COPIED;
     }
     return strstr(name, ".index.") || heft__is_model_name(name) ? SIDE_LEFT : SIDE_COPIED;
 }
@@ -533,6 +545,7 @@ static heft_status list_sides(struct conversion *c, const char *dst, heft_error 
     size_t count = 0;
     struct leaving left = {.c = c};
     heft__lineage around = {0};
+    const bool adapter = heft__has_adapter_beside(&c->arena, &c->ckpt->where);
     heft__map own;
     heft__map_init(&own, c->ctx);
     heft_status status = find_fixed(c, &formats, err);
@@ -546,7 +559,8 @@ static heft_status list_sides(struct conversion *c, const char *dst, heft_error 
         status = list_own(c, &own, err);
     }
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
-        status = list_side(c, names[i], side_of(&own, names[i], formats), &left, &around, err);
+        status =
+            list_side(c, names[i], side_of(&own, names[i], formats, adapter), &left, &around, err);
     }
     if (status == HEFT_OK) {
         status = tell(c, "not copied", left.names, left.count, err);

@@ -13,7 +13,8 @@
 static const char *const stems[] = {"diffusion_pytorch_model", "adapter_model",
                                     "pytorch_lora_weights"};
 #define STEM_COUNT (sizeof stems / sizeof stems[0])
-static const char *const extensions[] = {"safetensors", "bin", "pt", "pth", "ckpt"};
+static const char *const extensions[] = {"safetensors", "bin",     "pt",    "pth",
+                                         "ckpt",        "pth.tar", "pt.tar"};
 #define EXTENSION_COUNT (sizeof extensions / sizeof extensions[0])
 
 struct search {

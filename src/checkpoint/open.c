@@ -518,6 +518,13 @@ static heft_status survey(heft_checkpoint *ckpt, heft_error *err)
         !heft__warn(&ckpt->warnings, "%s", ckpt->where.note)) {
         status = heft__fail_nomem(err, 0);
     }
+    if (status == HEFT_OK && heft__has_adapter_beside(&ckpt->arena, &ckpt->where) &&
+        !heft__warn(&ckpt->warnings,
+                    "adapter_config.json: an adapter lies beside the model, which Transformers "
+                    "applies if peft is installed; heft does not apply it (merge_and_unload() of "
+                    "peft makes a model of both)")) {
+        status = heft__fail_nomem(err, 0);
+    }
     if (status == HEFT_OK) {
         status = make_table(ckpt, err);
     }

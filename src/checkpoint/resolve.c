@@ -151,6 +151,12 @@ static heft_status resolve_folder(heft__arena *arena, const heft_checkpoint_opti
                : nothing_found(arena, out, options, err);
 }
 
+bool heft__has_adapter_beside(heft__arena *arena, const heft__resolved *where)
+{
+    return *where->folder && !where->lone && !where->stem &&
+           is_there(arena, where->folder, "adapter_config.json");
+}
+
 bool heft__is_still_first(const heft__resolved *where)
 {
     bool first = true;

@@ -166,6 +166,11 @@ void cli_print_quantization(const char *title, const heft_quantization *quantiza
 /* Refuse a source whose weights are quantized, and not dequantized, by the method's name. */
 heft_status cli_check_plain(const heft_source *source, heft_error *err);
 
+/* The warning that an adapter lies beside the model; NULL: none does. It lives as long as the source. */
+const char *cli_adapter_warning(const heft_source *source);
+/* Refuse to compute with a model beside which an adapter lies, by the name of its file. */
+heft_status cli_check_adapter(const heft_source *source, heft_error *err);
+
 /* ---- placing.c */
 /* "0", "cpu", ...; dst holds the text of a number. */
 #define CLI_DEVICE_TEXT 16

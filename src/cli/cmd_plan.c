@@ -57,6 +57,7 @@ struct request {
 struct answer {
     heft_plan *plan;         /* owned */
     char *class_name, *type; /* owned */
+    char *adapter;           /* owned; the warning of one; NULL: none */
     heft_dtype dtype;        /* of what stays plain */
     uint64_t bytes;
     heft_load_needs needs;
@@ -412,6 +413,9 @@ static void print_json(const cli_run *run, const struct answer *answer)
     put_dtypes(&json, plan);
     cli_json_open(&json, "warnings", '[');
     cli_plan_put_warnings(&json, plan);
+    if (answer->adapter) {
+        cli_json_string(&json, NULL, answer->adapter);
+    }
     if (run->values[OPTION_CONTEXT] && !heft_plan_cache_known(plan)) {
         cli_json_string(&json, NULL,
                         "the cache of this model type is unknown: no room is kept for it");
@@ -657,6 +661,9 @@ static int print_plan(cli_run *run, const struct answer *answer)
     if (!cli_plan_warn(run, plan)) {
         return cli_fail_nomem(run);
     }
+    if (answer->adapter) {
+        cli_warn(run, answer->adapter);
+    }
     if (run->values[OPTION_CONTEXT] && !heft_plan_cache_known(plan)) {
         cli_warn(run, "the cache of this model type is unknown: no room is kept for it");
     }
@@ -695,6 +702,12 @@ static heft_status make_plan(const cli_run *run, struct request *request, struct
     heft_model *skeleton = NULL;
     heft_status status =
         heft_source_open(run->ctx, run->arguments[0], &request->source, &source, err);
+    const char *adapter = status == HEFT_OK ? cli_adapter_warning(source) : NULL;
+    answer->adapter = adapter ? strdup(adapter) : NULL;
+    if (adapter && !answer->adapter) {
+        cli_refuse(err, "", "out of memory");
+        status = err->status = HEFT_NOMEM;
+    }
     if (status == HEFT_OK) {
         status = heft_model_skeleton(source, &request->load, &skeleton, err);
     }
@@ -734,6 +747,7 @@ static int run_plan(cli_run *run)
     heft_plan_free(answer.plan);
     free(answer.class_name);
     free(answer.type);
+    free(answer.adapter);
     free(request.budgets);
     free(request.no_split);
     free(request.words);

@@ -31,17 +31,61 @@ void cli_put_quantization(cli_json *json, const heft_quantization *quantization)
     cli_json_close(json, '}');
 }
 
+const char *cli_adapter_warning(const heft_source *source)
+{
+    const heft_checkpoint *ckpt = heft_source_checkpoint(source);
+    const char *line = NULL;
+    for (size_t i = 0; ckpt && (line = heft_checkpoint_warning(ckpt, i)) &&
+                       strncmp(line, "adapter_config.json: ", strlen("adapter_config.json: ")) != 0;
+         i++) {
+    }
+    return line;
+}
+
+heft_status cli_check_adapter(const heft_source *source, heft_error *err)
+{
+    const char *line = cli_adapter_warning(source);
+    if (!line) {
+        return HEFT_OK;
+    }
+    cli_refuse(err, "", "%.300s; without that file in its folder, the model runs as it is", line);
+    err->status = HEFT_UNSUPPORTED;
+    return HEFT_UNSUPPORTED;
+}
+
+/* A scale to which a plain weight would be rounded; NULL: there is none. */
+static const char *find_rounding(const heft_quantization *found)
+{
+    static const char end[] = ".weight_scale";
+    for (size_t i = 0; found && !found->dequantized && i < found->state_count; i++) {
+        const size_t length = strlen(found->state[i]);
+        if (length > sizeof end && strcmp(found->state[i] + length - sizeof end + 1, end) == 0) {
+            return found->state[i];
+        }
+    }
+    return NULL;
+}
+
 heft_status cli_check_plain(const heft_source *source, heft_error *err)
 {
     const heft_quantization *found = heft_source_quantization(source);
+    const char *rounding = find_rounding(found);
     char bits[24] = "";
+    if (rounding) {
+        cli_refuse(err, rounding,
+                   "the weights are to be rounded to scales whenever they are used (%.60s), which "
+                   "heft does not do",
+                   found->method);
+        err->status = HEFT_UNSUPPORTED;
+        return HEFT_UNSUPPORTED;
+    }
     if (!found || found->weights == 0 || found->dequantized) {
         return HEFT_OK;
     }
     if (found->bits) {
         snprintf(bits, sizeof bits, ", %u bits", found->bits);
     }
-    cli_refuse(err, NULL,
+    cli_refuse(err, "",
                "%zu weights are stored quantized (%.60s%s) and heft computes with plain weights: "
                "--dequantize makes them while loading, heft convert --dequantize once for all",
                found->weights, found->method, bits);

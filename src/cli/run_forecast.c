@@ -89,6 +89,9 @@ heft_status cli_run_load(const heft_source *source, uint64_t memory_bytes, cli_r
 {
     heft_status status = cli_check_plain(source, err);
     if (status == HEFT_OK) {
+        status = cli_check_adapter(source, err);
+    }
+    if (status == HEFT_OK) {
         status = plan_load(source, &memory_bytes, &out->load, &out->plan,
                            &out->session.memory_bytes, err);
     }

@@ -193,8 +193,17 @@ static const struct named {
     {"",              ".zip",             "an archive: unpack it",                                                           false},
 };
 
+/* What torch.save() writes in training scripts, by custom: no archive of tar. */
+static bool is_torch_tar(const char *name)
+{
+    return heft__ends_with(name, ".pth.tar") || heft__ends_with(name, ".pt.tar");
+}
+
 const char *heft__stranger_by_name(const char *name, bool whatever)
 {
+    if (is_torch_tar(name)) {
+        return NULL;
+    }
     for (size_t i = 0; i < sizeof named / sizeof named[0]; i++) {
         const size_t start = strlen(named[i].start);
         if (strncmp(name, named[i].start, start) == 0 && heft__ends_with(name, named[i].end) &&

@@ -35,6 +35,33 @@ for kind in lora lorabin; do
     fails 4 'contains an adapter, not a model' load "$work/$kind"
     run 0 verify "$work/$kind"
 done
+# beside a model, an adapter is not applied: that is told, nothing computes, and a conversion keeps it
+folder both $st=model.safetensors one/config.json=config.json bin/pytorch_model.bin=adapter_model.bin adapter.json=adapter_config.json
+for command in load plan inspect convert; do
+    if [ $command = convert ]; then
+        run 0 convert "$work/both" "$work/both2"
+    else
+        run 0 $command "$work/both"
+    fi
+    shows "$err" "^heft $command: warning: adapter_config.json: an adapter lies beside the model"
+done
+for command in load plan inspect; do
+    run 0 $command "$work/both" --json
+    shows "$out" '"warnings": \[.*"adapter_config.json: an adapter lies beside the model'
+done
+fails 7 'adapter_config.json: an adapter lies beside the model, .* heft does not apply it' run "$work/both" --ids 1
+fails 7 'adapter_config.json: an adapter lies beside the model' embed "$work/both" --ids 1 --save "$work/never.safetensors"
+run 0 verify "$work/both"
+[ "$(ls "$work/both2")" = $'adapter_config.json\nadapter_model.bin\nconfig.json\nmodel.safetensors' ] || fail "the conversion made $(ls "$work/both2")"
+cmp "$work/both/adapter_model.bin" "$work/both2/adapter_model.bin"
+run 0 convert "$work/both2" "$work/both3" --format bin --max-shard-size 40KB
+cmp "$work/both/adapter_model.bin" "$work/both3/adapter_model.bin"
+run 0 convert "$work/both2" "$work/both3" --force # over itself
+cmp "$work/both/adapter_model.bin" "$work/both3/adapter_model.bin"
+run 0 load "$work/both/model.safetensors"
+silent "$err"
+rm -rf "$work/both" "$work/both2" "$work/both3"
+
 run 0 convert "$work/lora" "$work/lora2" --format bin
 [ "$(ls "$work/lora2")" = $'adapter_config.json\nadapter_model.bin' ] || fail "the adapter became $(ls "$work/lora2")"
 run 0 convert "$work/lora2/adapter_model.bin" "$work/lora3" --format safetensors --max-shard-size 40KB
@@ -239,6 +266,17 @@ fails 4 'no weights found: .*; 1 unfinished download of huggingface_hub in \.cac
 cp "$work/$st" "$work/strange/model (1).safetensors"
 run 0 load "$work/strange"
 shows "$err" "using 'model \(1\)\.safetensors', the only weight file"
+
+# what training scripts call .pth.tar is a file of torch.save; where it is an archive, that is said
+for name in model_best.pth.tar checkpoint.pt.tar; do
+    folder "tar_$name" "bin/pytorch_model.bin=$name" one/config.json=config.json
+    tensors 39 "tar_$name"
+    shows "$err" "using '$name', the only weight file in the folder"
+    tensors 39 "tar_$name/$name"
+    run 0 load "$work/tar_$name" --strict
+done
+tar -cf "$work/tar_model_best.pth.tar/model_best.pth.tar" -C "$work/one" config.json
+fails 7 'model_best.pth.tar: ' load "$work/tar_model_best.pth.tar"
 cp "$work/$st" "$work/strange/model (2).safetensors"
 fails 4 "weight files: 'model \(1\)\.safetensors' \(a further download of a browser\), 'model \(2\)" load "$work/strange"
 cp "$work/$st" "$work/strange/model.safetensors.1"
