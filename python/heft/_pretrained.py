@@ -48,6 +48,8 @@ class _How:
         self.share = share
         self.together = Together(share)
         self.fused = 0  # bytes of what Transformers puts together of several tensors, cast
+        self.read: set[str] = set()  # names in the ``.bin`` files
+        self.unread: dict[str, str] = {}  # names of what is not read of them, and the file
 
 
 class _Whole(torch.Tensor):
@@ -124,6 +126,8 @@ def _load_state_dict(
         raise RefusedError("weights_only=False would run code from the file", os.fspath(checkpoint_file))
     os.stat(checkpoint_file)
     checkpoint = _open(checkpoint_file)
+    how.read.update(checkpoint)
+    how.unread.update(dict.fromkeys(checkpoint.skipped, os.fspath(checkpoint_file)))
     if str(map_location) == "meta":
         return {
             name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
@@ -205,6 +209,23 @@ def _reading(how: _How, offload_buffers: bool) -> Iterator[None]:
             here.__dict__.update(before)
 
 
+_PACKED = "._packed_params._packed_params.0"  # of torch's own quantized modules
+
+
+def _check_unread(model: Any, how: _How) -> None:
+    """Refuse a model with a parameter of which the files have a tensor or object of a kind that heft does not read."""
+    if not how.unread:
+        return
+    known = model.state_dict().keys()
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, path in how.unread.items():
+        plain = f"{name.removesuffix(_PACKED)}.weight" if name.endswith(_PACKED) else name
+        names = {plain, prefix + plain, plain.removeprefix(prefix)}
+        if names & known and not names & how.read:
+            text = "is stored as a tensor or object of a kind that heft does not read: the parameter would be random"
+            raise UnsupportedError(text, path, name)
+
+
 def from_pretrained(
     cls: Any,
     path: str | os.PathLike[str] | None,
@@ -242,7 +263,8 @@ def from_pretrained(
 
     Raises:
         the exceptions of ``cls.from_pretrained()``; for malformed files SafetensorError or HeftError, with path, tensor
-        and byte; RefusedError for weights_only=False, which would run the code in a ``.bin``; LimitError: the machine
+        and byte; UnsupportedError for a parameter that a ``.bin`` has as a tensor or object of a class that heft does
+        not read; RefusedError for weights_only=False, which would run the code in a ``.bin``; LimitError: the machine
         does not have the memory for casts.
     """
     if mode not in ("map", "copy"):
@@ -262,6 +284,7 @@ def from_pretrained(
     how = _How(mode == "copy" and not share, share)
     with _one_at_a_time, _reading(how, bool(kwargs.get("offload_buffers"))):
         model = cls.from_pretrained(name, *args, **kwargs)
+    _check_unread(model[0] if isinstance(model, tuple) else model, how)
     if share and how.fused:
         warn([f"{name}: Transformers puts tensors of {how.fused} bytes together: their result is private, not shared"])
     return model

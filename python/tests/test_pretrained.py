@@ -528,3 +528,20 @@ def test_save_errors(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="meta"):
         heft.save_pretrained(empty, tmp_path / "m")
     assert not (tmp_path / "m").exists() or not list((tmp_path / "m").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("how", ["sparse", "quantized"])
+def test_a_parameter_that_is_not_read_is_not_random(tmp_path: Path, how: str) -> None:
+    folder, model = saved(tmp_path, "llama", "float32", "bin"), make("llama")
+    if how == "quantized":
+        state = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8).state_dict()
+    else:
+        state = {name: t.to_sparse() if "up_proj" in name else t for name, t in model.state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(heft.UnsupportedError, match="of a kind that heft does not read") as caught:
+        heft.from_pretrained(transformers.LlamaForCausalLM, folder)
+    assert caught.value.item.startswith("model.layers.0.")
+    # what is no parameter is left out as before
+    torch.save({**make("llama").state_dict(), "table": torch.eye(3).to_sparse()}, folder / "pytorch_model.bin")
+    heft.from_pretrained(transformers.LlamaForCausalLM, folder)

@@ -268,6 +268,9 @@ static heft_status match_only(heft__loading *l, heft_error *lacks, heft__finding
         }
         status = heft__contradict_plain(l->model, &l->match, findings, err);
     }
+    if (status == HEFT_OK) {
+        status = heft__unread_tell(l, findings, err);
+    }
     return status;
 }
 

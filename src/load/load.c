@@ -289,6 +289,18 @@ void heft__loading_choose_strategy(heft__loading *l)
                                               : HEFT__FILL_ASKED;
 }
 
+/* What is refused whatever the lists of the report say. */
+static heft_status check_matched(const heft__loading *l, heft_error *err)
+{
+    heft_status status = heft__source_is_packed(l->source)
+                             ? heft__packed_check(l->source, l->model, &l->match, err)
+                             : HEFT_OK;
+    if (status == HEFT_OK) {
+        status = heft__packed_refuse_casts(l->source, l->model, &l->match, err);
+    }
+    return status == HEFT_OK ? heft__unread_refuse(l, err) : status;
+}
+
 static heft_status load(heft__loading *l, heft_error *err)
 {
     heft_status status = prepare(l, err);
@@ -298,11 +310,8 @@ static heft_status load(heft__loading *l, heft_error *err)
     heft__loading_choose_strategy(l);
     l->match = (heft__match){.arena = &l->memory->arena, .warnings = &l->memory->warnings};
     status = heft__match_keys(l->model, l->ckpt, &l->match, err);
-    if (status == HEFT_OK && heft__source_is_packed(l->source)) {
-        status = heft__packed_check(l->source, l->model, &l->match, err);
-    }
     if (status == HEFT_OK) {
-        status = heft__packed_refuse_casts(l->source, l->model, &l->match, err);
+        status = check_matched(l, err);
     }
     heft_status verdict = status == HEFT_OK ? heft__loading_judge(l, err) : status;
     if (verdict == HEFT_OK) {

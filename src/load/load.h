@@ -149,6 +149,21 @@ heft_status heft__fit_warn_of_integers(struct heft__loading *loading, heft_error
 heft_status heft__fit_lacks(const heft_source *source, heft_error *lacks, heft__findings *findings,
                             heft_error *err);
 
+/* ---- unread.c: parameters that lack a value, which the checkpoint has as an object that is not read ------------- */
+typedef struct heft__unread {
+    const char *name; /* the first in the files; lent by them */
+    size_t file, count;
+} heft__unread;
+#define HEFT__UNREAD_TEXT                                                                          \
+    "is stored as a tensor or object of a kind that heft does not read (%zu parameter%s)"
+heft_status heft__unread_find(const heft_model *model, const heft_checkpoint *ckpt,
+                              const heft__match *match, heft__unread *out, heft_error *err);
+/* After the match: UNSUPPORTED for such a parameter, unless allow_missing is set. NOMEM. */
+heft_status heft__unread_refuse(const struct heft__loading *loading, heft_error *err);
+/* The same as a finding of a checkpoint that is only looked at. */
+heft_status heft__unread_tell(const struct heft__loading *loading, heft__findings *findings,
+                              heft_error *err);
+
 /* ---- contradict.c: config.json's model against the tensors of its files ------------------------ */
 /* Shapes of quantized weights. NOMEM, CANCELLED; nothing is found of a model that cannot be made. */
 heft_status heft__contradict_packed(const heft_source *source, heft__findings *findings,
@@ -189,6 +204,13 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
  * has a quantized weight plain, or a part of one in another dtype. */
 heft_status heft__packed_check_exact(const heft_source *source, const heft_model *model,
                                      const heft__match *match, heft_error *err);
+
+/* ---- conv1d.c: layers whose weight is [in, out], and [out, in] when it is quantized ---------------------- */
+/* Whether a quantized weight is one of parameter i of a model in which it is plain. */
+bool heft__packed_fits(const heft_model *plain, size_t i, const heft__quant_weight *weight);
+/* UNSUPPORTED, with the name, for such a weight that is to be dequantized. config may be NULL. */
+heft_status heft__conv1d_refuse(const heft_config *config, const heft__quant_found *found,
+                                heft_error *err);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */

@@ -171,3 +171,58 @@ def test_an_attack_is_refused(tmp_path):
     error = heft("inspect", tmp_path / "in.pt", expect=8)["error"]
     assert error["status"] == "REFUSED" and "system' is refused" in error["message"]
     assert not (tmp_path / "owned").exists()
+
+
+LLAMA = dict(
+    hidden_size=16, intermediate_size=16, vocab_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+)
+
+
+def save_llama(folder, change):
+    """A folder with a .bin of what `change` makes of the model: a state dict, or bytes of one that was saved."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    model.config.save_pretrained(folder)
+    state = change(model)
+    if isinstance(state, bytes):
+        (folder / "pytorch_model.bin").write_bytes(state)
+    else:
+        torch.save(state, folder / "pytorch_model.bin")
+
+
+def one_sparse(model):
+    state = model.state_dict()
+    return {name: t.to_sparse() if name.endswith("up_proj.weight") else t for name, t in state.items()}
+
+
+def linear_quantized(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).state_dict()
+
+
+def one_distributed(model):
+    """A ShardedTensor: its process group's state is of a class that a call returns."""
+    import torch.distributed._shard.sharded_tensor as sharded
+    from torch.distributed._shard.sharding_spec import ChunkShardingSpec
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        made = sharded.ones(ChunkShardingSpec(dim=0, placements=["rank:0/cpu"]), 16, 16)
+        state = {**model.state_dict(), "model.layers.0.mlp.up_proj.weight": made}
+        torch.save(state, out := io.BytesIO())
+    finally:
+        torch.distributed.destroy_process_group()
+    return out.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("change", (one_sparse, linear_quantized, one_distributed))
+def test_a_parameter_of_another_kind_is_never_random(change, tmp_path):
+    save_llama(tmp_path, change)
+    error = heft("load", tmp_path, expect=7)["error"]
+    assert "of a kind that heft does not read" in error["message"]
+    assert "_proj." in error["item"] or "lm_head" in error["item"]
+    problems = heft("verify", tmp_path, expect=1)["problems"]
+    assert any(p["kind"] == "left_out" and p["fatal"] and p["tensor"] == error["item"] for p in problems)
+    assert heft("load", tmp_path, "--allow-missing")["initialized"]
