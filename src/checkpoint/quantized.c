@@ -288,6 +288,25 @@ static heft_status check_count(const heft_checkpoint *base, heft_error *err)
                      base->count, (unsigned long long)most, HEFT__QUOTA_BYTES);
 }
 
+heft_status heft__checkpoint_check_unread(const heft_checkpoint *ckpt, heft_error *err)
+{
+    for (size_t f = 0; f < ckpt->file_count; f++) {
+        const heft__file *file = ckpt->files[f].file;
+        for (size_t k = 0; file && k < file->skipped_count; k++) {
+            const char *name = file->skipped[k];
+            if (heft__quant_is_plain_name(name) && heft_checkpoint_find(ckpt, name) == SIZE_MAX) {
+                heft_status status =
+                    heft__fail(err, HEFT_UNSUPPORTED,
+                               "is stored as an object that heft does not read, and the weights "
+                               "are quantized: they would be incomplete");
+                heft__add_item(status, err, name);
+                return heft__add_path(status, err, ckpt->files[f].info.path);
+            }
+        }
+    }
+    return HEFT_OK;
+}
+
 heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
                                          const heft__quant_settings *settings,
                                          heft__quant_found *found, heft_checkpoint **out,
@@ -303,7 +322,10 @@ heft_status heft__checkpoint_dequantized(heft_checkpoint *base,
     }
     status = heft__checkpoint_find_quantized(base, &view->arena, settings, found, err);
     if (status == HEFT_OK) {
-        status = heft__quant_check_known(found, err);
+        status = heft__quant_check_plain(found, err);
+    }
+    if (status == HEFT_OK && found->method) {
+        status = heft__checkpoint_check_unread(base, err);
     }
     if (status == HEFT_OK && !found->method) {
         heft_checkpoint_close(view);

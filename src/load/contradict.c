@@ -32,8 +32,7 @@ static heft_status compare_weights(const heft__quant_found *found, const heft_mo
         const heft_parameter *parameter =
             parameters[w] == SIZE_MAX ? NULL : &plain->parameters[parameters[w]];
         char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
-        if (parameter && weight->rank &&
-            !heft__shape_equal(weight->shape, weight->rank, parameter->shape, parameter->rank)) {
+        if (parameter && !heft__packed_fits(plain, parameters[w], weight)) {
             status = find_shape(findings, weight->name, "quantized weight of shape ",
                                 heft__shape_text(weight->shape, weight->rank, theirs),
                                 heft__shape_text(parameter->shape, parameter->rank, ours), err);

@@ -221,7 +221,7 @@ static heft_status plan_parameter(struct fill *f, size_t i, size_t tensor,
     if (status != HEFT_OK) {
         return status;
     }
-    if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET) {
+    if (is_slice(f, i) && info->offset == HEFT_NO_OFFSET && !f->ckpt->entries[tensor]->decoded) {
         return heft__fail(err, HEFT_UNSUPPORTED, "is part of '%.100s', which is strided or packed",
                           info->name);
     }

@@ -105,8 +105,7 @@ static heft_status pack_weight(struct packer *p, size_t w, heft__packed *out, he
     if (!list) {
         return heft__fail_nomem(err, count * sizeof *list);
     }
-    if (weight->rank &&
-        !heft__shape_equal(weight->shape, weight->rank, parameter->shape, parameter->rank)) {
+    if (!heft__packed_fits(p->plain, p->parameters[w], weight)) {
         char theirs[HEFT__SHAPE_TEXT], ours[HEFT__SHAPE_TEXT];
         heft_status status =
             heft__fail(err, HEFT_FORMAT, "quantized weight of shape %s in file, %s in model",
@@ -394,9 +393,14 @@ heft_status heft__packed_check(const heft_source *source, const heft_model *mode
     for (size_t i = 0; i < count && status == HEFT_OK; i++) {
         const size_t w = found->owner[i];
         if (w < found->count && wanted[w] && !filled[i]) {
+            const bool stacked = found->weights[w].rank > 2;
             status =
-                heft__fail(err, HEFT_FORMAT,
-                           "part of a quantized weight, but the model has no parameter for it");
+                heft__fail(err, stacked ? HEFT_UNSUPPORTED : HEFT_FORMAT,
+                           stacked ? "part of a quantized weight that stacks matrices for which "
+                                     "the model has parameters of their own: only the "
+                                     "dequantized weight (--dequantize) can be divided"
+                                   : "part of a quantized weight, but the model has no parameter "
+                                     "for it");
             heft__add_item(status, err, source->ckpt->infos[i].name);
         }
     }

@@ -135,6 +135,14 @@ static heft_status doubt(heft_source *source, const heft__quant_found *found, co
                                "no config declares that weights are quantized: the method (%s) is "
                                "recognized by the names of the tensors",
                                found->method);
+    } else if (!found->known && found->bar_item) {
+        *out = heft__arena_format(&source->arena,
+                                  "'%.200s' has integers with a scale beside them: no config and "
+                                  "no name of a tensor tells by which method it is quantized",
+                                  found->bar_item);
+    } else if (found->bar) {
+        *out = heft__arena_format(&source->arena, "%.200s: the weights cannot be dequantized: %s",
+                                  found->bar_item, found->bar);
     } else if (found->doubt) {
         *out = heft__arena_text(&source->arena, found->doubt, strlen(found->doubt));
     } else {
@@ -220,6 +228,9 @@ static heft_status find_quantized(heft_source *source, bool plain, heft_error *e
             ? heft__checkpoint_dequantized(source->ckpt, &settings, &found, &view, err)
             : heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings, &found, err);
     heft_model_free(shapes.model);
+    if (status == HEFT_OK && plain) {
+        status = heft__conv1d_refuse(source->config, &found, err);
+    }
     if (status == HEFT_OK) {
         status = tell_about(source, &found, view != NULL, err);
     }

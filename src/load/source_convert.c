@@ -410,6 +410,9 @@ heft_status heft_source_convert(const heft_source *source, const char *dst,
     if (status == HEFT_OK && (taken.dtype != HEFT_DTYPE_NONE || taken.dtype_count)) {
         status = heft__source_check_quantized(source, err); /* what must not be cast */
     }
+    if (status == HEFT_OK && source->quant.method) { /* it would say that they are there */
+        status = heft__checkpoint_check_unread(source->ckpt, err);
+    }
     struct order o = {.ckpt = source->ckpt, .known = {.packed = source->quant.owner}};
     if (status == HEFT_OK && !source->config && source->no_config.status == HEFT_IO) {
         status = heft__source_need_config(source, err); /* it decides the order of the tensors */

@@ -7,6 +7,9 @@
  *   W[o][i] = (q[i][o] - z[g][o]) * scales[g][o], g = i / group_size, the product exact, rounded to the
  *   scale's dtype
  *
+ * A module of activations may have P.scales of its own (mlp.act.scales), by which the activation is divided: the
+ * weights that follow are multiplied by it, so plain weights alone are not the model.
+ *
  * gemv, gemv_fast, marlin, exllama and llm-awq are other layouts.
  * Source: docs/formats/quantized.md. */
 #include "quant/turned.h"
@@ -20,6 +23,17 @@ static bool is_marked(const heft__quant_table *table, size_t i)
     return heft__quant_is_awq(table, i);
 }
 
+static void note_activation(heft__quant_finder *finder, size_t i)
+{
+    const size_t prefix = heft__quant_prefix(finder->table->infos[i].name, ".scales");
+    if (prefix != SIZE_MAX && !finder->found->bar &&
+        heft__quant_sibling(finder->table, i, prefix, ".qweight") == HEFT__NO_PART) {
+        finder->found->bar = "an activation is divided by these scales (awq), and the plain "
+                             "weights after it would need that";
+        finder->found->bar_item = finder->table->infos[i].name;
+    }
+}
+
 static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const size_t prefix = heft__quant_prefix(finder->table->infos[i].name, ".qweight");
@@ -27,6 +41,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
     const char *version = NULL, *why_not = NULL;
     int64_t bits = 4, group = 0;
     if (prefix == SIZE_MAX) {
+        note_activation(finder, i);
         return HEFT_OK;
     }
     struct heft__turned *t = heft__arena_array(finder->arena, 1, sizeof *t);

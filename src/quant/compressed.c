@@ -15,7 +15,9 @@
  *       P.weight_global_scale F32 [1]: value * (scale / global scale), in the model's dtype: grouped4.c
  *   mxfp4-pack-quantized  P.weight_packed U8, P.weight_scale U8 [out, in / 32]: the same without global scale
  *
- * Scales of activations are not needed.
+ * Scales of activations are not needed. A `quantization_status` other than "compressed" means plain weights, beside
+ * which scales lie, to which the library rounds them whenever it computes: these are state. `transform_config` (QuIP, SpinQuant): the
+ * stored weights are rotated, and activations are to be rotated as well.
  * Source: docs/formats/quantized.md. */
 #include "quant/quant.h"
 
@@ -33,6 +35,12 @@ static const heft__json_value *weights_of(const heft__json_value *group)
 static bool same_text(const heft__json_value *a, const heft__json_value *b)
 {
     return a->length == b->length && memcmp(a->text, b->text, a->length) == 0;
+}
+
+static bool says(const heft__json_value *config, const char *key, const char *text)
+{
+    const heft__json_value *value = heft__json_member(config, key);
+    return value && value->type == HEFT__JSON_TYPE_STRING && strcmp(value->text, text) == 0;
 }
 
 /* Whether two groups store weights alike, as far as it decides values. */
@@ -161,8 +169,7 @@ static const heft__json_value *list_of_two(const heft__json_value *arguments)
 
 static bool strategy_is(const heft__json_value *arguments, const char *name)
 {
-    const heft__json_value *text = heft__json_member(arguments, "strategy");
-    return text && text->type == HEFT__JSON_TYPE_STRING && strcmp(text->text, name) == 0;
+    return says(arguments, "strategy", name);
 }
 
 /* The sides of a block, 0 for a whole side, by a group's arguments; false: they do not say. */
@@ -408,6 +415,51 @@ static heft_status find_packed(heft__quant_finder *finder, size_t i, size_t pref
     return heft__quant_find_packed(finder, i, prefix, unsure ? NULL : arguments, err);
 }
 
+/* Whether the config says that weights are stored as they are. */
+static bool is_uncompressed(const heft__quant_finder *finder)
+{
+    const heft__json_value *config = finder->settings->config;
+    return says(config, "format", "dense") || says(config, "quantization_status", "initialized") ||
+           says(config, "quantization_status", "calibration") ||
+           says(config, "quantization_status", "frozen");
+}
+
+/* What lies beside a plain weight in such a file. */
+static bool take_calibration(heft__quant_finder *finder, size_t i)
+{
+    static const char *const ends[] = {".weight_scale", ".weight_zero_point",
+                                       ".weight_global_scale", ".weight_g_idx", NULL};
+    const heft_tensor_info *infos = finder->table->infos;
+    size_t prefix = SIZE_MAX;
+    for (const char *const *end = ends; *end && prefix == SIZE_MAX; end++) {
+        prefix = heft__quant_prefix(infos[i].name, *end);
+    }
+    const size_t weight = prefix == SIZE_MAX
+                              ? HEFT__NO_PART
+                              : heft__quant_sibling(finder->table, i, prefix, ".weight");
+    const bool taken = weight != HEFT__NO_PART && heft_dtype_is_floating(infos[weight].dtype) &&
+                       heft_dtype_bits(infos[weight].dtype) >= 16 && is_uncompressed(finder);
+    if (taken) {
+        finder->found->owner[i] = HEFT__QUANT_STATE;
+        finder->found->bar = "the weights are plain, and rounded to these scales whenever they "
+                             "are used";
+        finder->found->bar_item = finder->found->bar_item ? finder->found->bar_item : infos[i].name;
+    }
+    return taken;
+}
+
+static void note_transform(heft__quant_finder *finder)
+{
+    const heft__json_value *transform =
+                               heft__json_member(finder->settings->config, "transform_config"),
+                           *groups = heft__json_member(transform, "config_groups");
+    if (transform && transform->count > 0 && (!groups || groups->count > 0)) {
+        finder->found->bar = "the stored weights are rotated (QuIP, SpinQuant), and so must "
+                             "activations be";
+        finder->found->bar_item = "transform_config";
+    }
+}
+
 /* A scale that no weight has is a fault. */
 static heft_status check_orphan(const heft__quant_finder *finder, size_t i, heft_error *err)
 {
@@ -433,6 +485,9 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
 {
     const heft_tensor_info *info = &finder->table->infos[i];
     size_t prefix = heft__quant_prefix(info->name, ".weight_packed");
+    if (i == 0) {
+        note_transform(finder);
+    }
     if (prefix != SIZE_MAX) {
         return find_packed(finder, i, prefix, err);
     }
@@ -449,7 +504,7 @@ static heft_status find(heft__quant_finder *finder, size_t i, heft_error *err)
         heft__quant_sibling(finder->table, i, prefix, ".bitmask") != HEFT__NO_PART) {
         return keep_as_it_is(finder, i, prefix, "sparse-24-bitmask is not supported", err);
     }
-    return check_orphan(finder, i, err);
+    return take_calibration(finder, i) ? HEFT_OK : check_orphan(finder, i, err);
 }
 
 const heft__quant_method heft__quant_compressed = {

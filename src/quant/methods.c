@@ -111,6 +111,35 @@ static const heft__quant_method *marked(const heft__quant_table *table)
     return NULL;
 }
 
+#define UNNAMED "unknown" /* no config and no tensor says how the weights are stored */
+
+/* Of methods that are known by their tensors, whatever a config says, and not supported. MLX packs weights into
+ * words, P.weight uint32, beside P.scales; its settings look like those of gptq. */
+static const char *foreign_name(const heft__quant_table *table)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        const size_t prefix = table->infos[i].dtype == HEFT_DTYPE_U32
+                                  ? heft__quant_prefix(table->infos[i].name, ".weight")
+                                  : SIZE_MAX;
+        if (prefix != SIZE_MAX &&
+            heft__quant_sibling(table, i, prefix, ".scales") != HEFT__NO_PART) {
+            return "mlx";
+        }
+    }
+    return NULL;
+}
+
+/* Where nothing is declared and no tensor tells the method: whether there are integers that have scales. */
+static void find_codes(const heft__quant_table *table, heft__quant_found *out)
+{
+    for (size_t i = 0; i < table->count && !out->method; i++) {
+        if (heft__quant_has_codes(table, i)) {
+            out->method = UNNAMED;
+            out->bar_item = table->infos[i].name;
+        }
+    }
+}
+
 /* Another method than the one in use that alone has such a tensor. */
 static const char *other_method(const heft__quant_finder *finder, size_t i)
 {
@@ -172,14 +201,16 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
                              const heft__quant_settings *settings, heft__quant_found *out,
                              heft_error *err)
 {
-    const char *name = declared_name(settings);
+    const char *foreign = foreign_name(table), *name = foreign ? foreign : declared_name(settings);
     const heft__quant_method *method = name ? method_of(name) : marked(table);
     heft__quant_finder finder = {
         .arena = arena, .table = table, .settings = settings, .found = out};
     heft_status status = HEFT_OK;
-    *out = (heft__quant_found){.declared = name != NULL, .known = method != NULL};
+    *out = (heft__quant_found){.declared = name && (!foreign || settings->config),
+                               .known = method != NULL};
     if (!method) {
         out->method = name;
+        find_codes(table, out);
         return HEFT_OK;
     }
     out->method = method->name;
@@ -218,13 +249,30 @@ bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, 
 
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err)
 {
-    return !found->method || found->known
-               ? HEFT_OK
-               : heft__fail(
-                     err, HEFT_UNSUPPORTED,
-                     "the weights are quantized with \"%.100s\", a method that heft does not "
-                     "support",
-                     found->method);
+    if (!found->method || found->known) {
+        return HEFT_OK;
+    }
+    if (found->bar_item) {
+        const heft_status status =
+            heft__fail(err, HEFT_UNSUPPORTED,
+                       "integers with a scale beside them: the weights are quantized, and neither "
+                       "a config nor the names of the tensors tell by which method");
+        return heft__add_item(status, err, found->bar_item);
+    }
+    return heft__fail(err, HEFT_UNSUPPORTED,
+                      "the weights are quantized with \"%.100s\", a method that heft does not "
+                      "support",
+                      found->method);
+}
+
+heft_status heft__quant_check_plain(const heft__quant_found *found, heft_error *err)
+{
+    heft_status status = heft__quant_check_known(found, err);
+    if (status == HEFT_OK && found->bar) {
+        status = heft__fail(err, HEFT_UNSUPPORTED, "cannot be dequantized: %s", found->bar);
+        heft__add_item(status, err, found->bar_item);
+    }
+    return status;
 }
 
 /* ---- for methods ------------------------------------------------------------------------------ */

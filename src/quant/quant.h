@@ -137,6 +137,9 @@ typedef struct heft__quant_found {
     size_t loose; /* how many of them go with no weight */
     const char
         *doubt; /* what makes the settings look wrong, one line in the arena; NULL: nothing */
+    /* Why plain weights alone would not be the model, one line, and the tensor or setting that says so; NULL: they
+     * are. */
+    const char *bar, *bar_item;
 } heft__quant_found;
 
 /* Find what is quantized. Lists live in the arena, which outlives *out. FORMAT with item and path for
@@ -147,6 +150,8 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
 
 /* UNSUPPORTED, with its name, for a method that is declared and not known. */
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err);
+/* UNSUPPORTED where the weights are not to be dequantized: the same, and what stands in the way of all of them. */
+heft_status heft__quant_check_plain(const heft__quant_found *found, heft_error *err);
 
 /* Whether metadata of the files say how weights are stored, and which of them by their keys; is_tensor: the key is the
  * name of a tensor. */
@@ -181,6 +186,11 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
                                    heft_error *err);
 /* Whether tensors of such a name are state of a quantization. */
 bool heft__quant_is_state(const char *name);
+/* Whether tensor i holds what no model computes with: float8 of rank 2 or more, integers in the place of a weight,
+ * or of a name that packed weights have beside scales. */
+bool heft__quant_looks_packed(const heft__quant_table *table, size_t i);
+/* The same, where nothing says how: integers with a scale beside them. */
+bool heft__quant_has_codes(const heft__quant_table *table, size_t i);
 /* comfy.c: weights of which ComfyUI says that they are in another layout are not computed. */
 heft_status heft__quant_heed_comfy(heft__quant_finder *finder, heft_error *err);
 /* Whether it ends in ".weight" or ".bias", as most do: no method is known by it. (methods.c) */

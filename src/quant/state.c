@@ -5,7 +5,7 @@
  * (self_attn.k_scale, self_attn.k_proj.k_scale, ...), and ComfyUI's marks (comfy_quant, scaled_fp8). What lies in the module of a quantized weight goes with
  * that weight. A tensor that only another method has, or that a weight of this one should have, is FORMAT:
  * left alone, it would be lost without a word. What looks quantized and is known by no tensor of the method
- * (float8, or a weight of integers) is a weight that cannot be dequantized: taken for plain numbers, it would
+ * (float8, a weight of integers, or packed integers of another name) is a weight that cannot be dequantized: taken for plain numbers, it would
  * be wrong without a word.
  * Source: docs/formats/quantized.md [1]. */
 #include "quant/quant.h"
@@ -110,26 +110,51 @@ static heft_status refuse(const heft__quant_finder *finder, size_t i, const char
                                   "expected a quantized weight that it is a part of, found none");
 }
 
-static bool has_scale(const heft__quant_table *table, size_t i)
+/* Whether a tensor is there whose name is the first `length` bytes of tensor i's and one of the ends. */
+static bool has_beside(const heft__quant_table *table, size_t i, size_t length,
+                       const char *const *ends)
 {
-    static const char *const ends[] = {"_scale_inv", "_scale", "_weight_scale", "_scales", NULL};
-    const size_t length = strlen(table->infos[i].name);
-    const char *const *end = ends;
-    for (; *end && heft__quant_sibling(table, i, length, *end) == HEFT__NO_PART; end++) {
+    for (; *ends && heft__quant_sibling(table, i, length, *ends) == HEFT__NO_PART; ends++) {
     }
-    return *end != NULL;
+    return *ends != NULL;
 }
 
-/* Numbers that no model computes with: float8 of rank 2 or more, and integers in the place of a weight. */
-static bool looks_quantized(const heft__quant_table *table, size_t i)
+static const char *const scales_of_name[] = {"_scale_inv", "_scale", "_weight_scale", "_scales",
+                                             NULL};
+static const char *const scales_of_module[] = {
+    ".weight_scale", ".weight_scales", ".weight_scale_inv", ".scale", ".scales", NULL};
+
+/* A scale beside a weight (P.weight), a name (NAME) or what is in front of its last part (NAME_packed). */
+static bool has_scale(const heft__quant_table *table, size_t i)
+{
+    const char *name = table->infos[i].name;
+    const size_t module = heft__quant_prefix(name, ".weight"),
+                 packed = heft__quant_prefix(name, "_packed");
+    return has_beside(table, i, strlen(name), scales_of_name) ||
+           (module != SIZE_MAX && has_beside(table, i, module, scales_of_module)) ||
+           (packed != SIZE_MAX && has_beside(table, i, packed, scales_of_name));
+}
+
+static bool is_code(heft_dtype dtype)
+{
+    return dtype == HEFT_DTYPE_I8 || dtype == HEFT_DTYPE_U8 || dtype == HEFT_DTYPE_I16 ||
+           dtype == HEFT_DTYPE_U16 || dtype == HEFT_DTYPE_I32 || dtype == HEFT_DTYPE_U32;
+}
+
+bool heft__quant_looks_packed(const heft__quant_table *table, size_t i)
 {
     const heft_tensor_info *info = &table->infos[i];
-    const bool float8 = heft_dtype_is_floating(info->dtype) && heft_dtype_bits(info->dtype) == 8,
-               whole = info->dtype == HEFT_DTYPE_I8 || info->dtype == HEFT_DTYPE_U8 ||
-                       info->dtype == HEFT_DTYPE_I32;
-    return info->rank >= 2 &&
-           (float8 || (whole && (heft__quant_prefix(info->name, ".weight") != SIZE_MAX ||
-                                 has_scale(table, i))));
+    const bool float8 = heft_dtype_is_floating(info->dtype) && heft_dtype_bits(info->dtype) == 8;
+    return info->rank >= 2 && (float8 || (is_code(info->dtype) &&
+                                          (heft__quant_prefix(info->name, ".weight") != SIZE_MAX ||
+                                           heft__quant_prefix(info->name, "_packed") != SIZE_MAX ||
+                                           has_scale(table, i))));
+}
+
+bool heft__quant_has_codes(const heft__quant_table *table, size_t i)
+{
+    const heft_tensor_info *info = &table->infos[i];
+    return info->rank >= 2 && is_code(info->dtype) && has_scale(table, i);
 }
 
 /* Take it as a weight of its own, as it is. */
@@ -167,6 +192,9 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
                 found->owner[i] == HEFT__NO_PART ? weight_beside(finder, i) : found->owner[i];
             found->loose += found->owner[i] == HEFT__QUANT_STATE;
             count++;
+        } else if (found->owner[i] == HEFT__QUANT_STATE) { /* the method knows it */
+            found->loose++;
+            count++;
         } else if (!plain && found->owner[i] == HEFT__NO_PART) {
             const char *method = other(finder, i);
             const struct part *part = method ? NULL : part_of(name);
@@ -174,7 +202,7 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
                 return refuse(finder, i, part ? part->methods : method, err);
             }
         }
-        if (found->owner[i] == HEFT__NO_PART && looks_quantized(finder->table, i)) {
+        if (found->owner[i] == HEFT__NO_PART && heft__quant_looks_packed(finder->table, i)) {
             const heft_status status = keep_unknown(finder, i, err);
             if (status != HEFT_OK) {
                 return status;
@@ -187,7 +215,8 @@ heft_status heft__quant_find_state(heft__quant_finder *finder,
     }
     for (size_t i = 0; i < finder->table->count && found->state_count < count; i++) {
         const char *name = finder->table->infos[i].name;
-        if (!heft__quant_is_plain_name(name) && heft__quant_is_state(name)) {
+        if (found->owner[i] == HEFT__QUANT_STATE ||
+            (!heft__quant_is_plain_name(name) && heft__quant_is_state(name))) {
             found->state[found->state_count++] = name;
         }
     }

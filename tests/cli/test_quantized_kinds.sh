@@ -133,3 +133,172 @@ open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + blob[8 + len
 END_OF_PYTHON
 fails 7 'q_proj.weight: cannot be dequantized: its ComfyUI format "mxfp8" is not supported' load "$work/edited" --dequantize
 [ ! -e "$work/never" ] || fail "something was written"
+
+# MLX: words beside scales, known by these tensors, whatever the config says; nothing of it is computed
+for settings in "{'group_size': 32, 'bits': 4}" "{'quant_method': 'gptq', 'bits': 4, 'group_size': 32}" None; do
+    for biases in True False; do
+        edited fp8_scalar "
+for n in [n for n in t if n.endswith('.weight_scale_inv')]:
+    p, shape = n[:-len('.weight_scale_inv')], t[n.replace('_scale_inv', '')][1]
+    del t[n]
+    t[p + '.weight'] = ('U32', [shape[0], shape[1] // 8], bytes(shape[0] * shape[1] // 2))
+    for end in ['scales', 'biases'][:1 + $biases]:
+        t[p + '.' + end] = ('BF16', [shape[0], shape[1] // 32], bytes(shape[0] * shape[1] // 16))
+c['quantization_config'] = c['quantization'] = $settings"
+        for command in "load" "load --dequantize" "plan"; do
+            # shellcheck disable=SC2086 # words
+            fails 7 'the weights are quantized with "mlx", a method that heft does not support' ${command%% *} "$work/edited" ${command#"${command%% *}"}
+        done
+        fails 7 'quantized with "mlx"' convert "$work/edited" "$work/never" --dequantize
+        fails 7 'quantized with "mlx"' convert "$work/edited" "$work/never" --dtype float32
+        run 0 verify "$work/edited"
+        run 0 inspect "$work/edited"
+        shows "$out" '^quantized   mlx, a method that heft does not support$'
+        run 0 convert "$work/edited" "$work/copy" -q
+        run 0 diff "$work/edited" "$work/copy"
+        rm -rf "${work:?}/copy"
+    done
+done
+
+# integers with a scale beside them, and nothing that says how: never taken for numbers
+unnamed() { # unnamed DTYPE END: up_proj has the scales P.END
+    edited fp8_scalar "
+for n in [n for n in t if n.endswith('_scale_inv')]: del t[n]
+for n in [n for n in t if t[n][0] == 'F8_E4M3']: t[n] = ('BF16', t[n][1], bytes(2 * len(t[n][2])))
+t['$layer.mlp.up_proj.weight'] = ('$1', [64, 32], bytes(2048 * {'I8': 1, 'U8': 1, 'I32': 4, 'U32': 4}['$1']))
+t['$layer.mlp.up_proj.$2'] = ('BF16', [64], bytes(128))
+c.pop('quantization_config')"
+}
+for kind in I8:weight_scales I32:weight_scale U8:scale U32:weight_scale; do
+    unnamed "${kind%:*}" "${kind#*:}"
+    fails 7 'up_proj.weight: integers with a scale beside them: the weights are quantized' load "$work/edited"
+    fails 7 'up_proj.weight: integers with a scale beside them' convert "$work/edited" "$work/never" --dequantize
+    run 0 convert "$work/edited" "$work/copy"
+    shows "$err" "warning: '$layer.mlp.up_proj.weight' has integers with a scale beside them"
+    run 0 diff "$work/edited" "$work/copy"
+    rm -rf "${work:?}/copy"
+done
+
+# packed experts in one tensor, of a method that has none: named, not left for random ones; nothing packed remains
+for dtype in I32 U8; do
+    edited zeros_in_words "
+for n in [n for n in t if '.mlp.' in n]: del t[n]
+p = '$layer.mlp.experts.gate_up_proj'
+t |= {p + '_packed': ('$dtype', [2, 16, 8], bytes(256 * {'I32': 4, 'U8': 1}['$dtype'])), p + '_scale': ('BF16', [2, 16, 2], bytes(128)),
+      p + '_shape': ('I64', [3], bytes(24))}"
+    run 6 load "$work/edited"
+    shows "$err" 'experts.gate_up_proj_packed: a quantized weight .* that has no place in LlamaForCausalLM, which lacks 3 weights'
+    fails 7 'experts.gate_up_proj_packed: cannot be dequantized' load "$work/edited" --dequantize
+    fails 7 'experts.gate_up_proj_packed: cannot be dequantized' convert "$work/edited" "$work/never" --dequantize
+done
+
+# what plain weights alone would not be: rotated ones, activations that are divided (awq), weights that are rounded at each use
+barred() { # barred WORDS: what the dequantized model would lack
+    run 0 load "$work/edited"
+    shows "$err" "warning: $1"
+    run 0 verify "$work/edited"
+    shows "$out" "^note: quantization: $1"
+    fails 7 "$2: cannot be dequantized: " load "$work/edited" --dequantize
+    fails 7 "$2: cannot be dequantized: " convert "$work/edited" "$work/never" --dequantize
+    run 7 run "$work/edited" --ids 1,2
+    run 0 convert "$work/edited" "$work/copy" -q
+    run 0 diff "$work/edited" "$work/copy"
+    rm -rf "${work:?}/copy"
+}
+edited zeros_in_words "
+c['quantization_config']['transform_config'] = {'config_groups': {'v': {'type': 'hadamard', 'apply': [{'location': 'input', 'targets': ['Linear']}]}}}"
+barred 'transform_config: the weights cannot be dequantized: the stored weights are rotated' transform_config
+for none in None "{}" "{'config_groups': {}}"; do
+    edited zeros_in_words "c['quantization_config']['transform_config'] = $none"
+    run 0 load "$work/edited" --dequantize --strict -q
+done
+rm -rf "$work/edited"
+cp -r "$source_dir/tests/data/quant/awq_4bit" "$work/edited"
+rm "$work/edited/expected.safetensors"
+edit "$work/edited" "t['$layer.mlp.act.scales'] = ('F16', [4], bytes(8))"
+barred "$layer.mlp.act.scales: the weights cannot be dequantized: an activation is divided" "$layer.mlp.act.scales"
+for status in "quantization_status='frozen'" "format='dense'"; do
+    edited zeros_in_words "
+for n in [n for n in t if n.endswith('_packed')]:
+    p, (rows, columns) = n[:-len('_packed')], struct.unpack('<qq', t[n.replace('_packed', '_shape')][2])
+    del t[n], t[p + '_shape']
+    t[p] = ('BF16', [rows, columns], bytes(2 * rows * columns))
+c['quantization_config'].update($status)"
+    run 0 load "$work/edited" --strict --json
+    has unexpected '[]'
+    has missing '[]'
+    barred "$layer.*weight_(scale|zero_point): the weights cannot be dequantized: the weights are plain, and rounded" "$layer.*weight_(scale|zero_point)"
+done
+
+# Conv1D has [in, out], and its quantized weight is [out, in]: as stored it fits; nothing is written turned
+printf '%s' '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 8, "vocab_size": 8}' >"$work/gpt2.json"
+"$heft" init -q "$work/gpt2.json" "$work/gpt2"
+for type in gpt2 openai-gpt imagegpt; do
+    rm -rf "$work/edited"
+    cp -r "$work/gpt2" "$work/edited"
+    edit "$work/edited" "
+for n in [n for n in t if 'c_' in n and n.endswith('.weight')]:
+    i, o = t[n][1]
+    t[n] = ('I8', [o, i], bytes(o * i))
+    t[n[:-len('weight')] + 'SCB'] = ('F32', [o], bytes(4 * o))
+c['quantization_config'] = {'quant_method': 'bitsandbytes', 'load_in_8bit': True}
+c['model_type'] = '$type'
+if '$type' != 'gpt2': c['architectures'] = ['OtherLMHeadModel']"
+    run 0 load "$work/edited" --strict --json
+    has initialized '[]'
+    run 0 verify "$work/edited"
+    for command in load "run --ids 1"; do
+        # shellcheck disable=SC2086 # words
+        run 7 $command --dequantize "$work/edited"
+        shows "$err" 'c_attn.weight: cannot be dequantized: it is stored as \[out, in\], and its class, Conv1D, needs \[in, out\]'
+    done
+    fails 7 'c_attn.weight: cannot be dequantized: .*Conv1D' convert "$work/edited" "$work/never" --dequantize
+    run 0 convert "$work/edited" "$work/copy" -q
+    rm -rf "${work:?}/copy"
+done
+
+# float8 experts in one tensor, in a model that has each by itself: divided when they are dequantized, in memory and on the way
+printf '%s' '{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8,
+ "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 16,
+ "dtype": "bfloat16"}' >"$work/experts.json"
+"$heft" init -q "$work/experts.json" "$work/experts"
+rm -rf "$work/edited"
+cp -r "$work/experts" "$work/edited"
+edit "$work/edited" "
+case = quantized.Numbers(5)
+for n in [n for n in t if '.experts.' in n]: del t[n]
+for name, shape in (('gate_up_proj', [4, 16, 16]), ('down_proj', [4, 16, 8])):
+    p = '$layer.mlp.experts.' + name
+    count = shape[0] * shape[1] * shape[2]
+    t[p] = ('F8_E4M3', shape, bytes(case.below(127) for _ in range(count)))
+    t[p + '_scale_inv'] = ('F32', [4, 2, shape[2] // 8], struct.pack(f'<{shape[2]}f', *(2.0 ** (case.below(9) - 8) for _ in range(shape[2]))))
+c['quantization_config'] = {'quant_method': 'fp8', 'weight_block_size': [8, 8]}"
+run 0 verify "$work/edited"
+fails 7 'proj_scale_inv: part of a quantized weight that stacks matrices .* only the dequantized weight' load "$work/edited"
+run 0 load "$work/edited" --dequantize --strict --json
+has missing '[]'
+run 0 convert "$work/edited" "$work/plain" --dequantize -q
+run 0 run "$work/edited" --dequantize --ids 1,2,3 --outputs logits --save "$work/here.safetensors" -q
+run 0 run "$work/plain" --ids 1,2,3 --outputs logits --save "$work/there.safetensors" -q
+cmp "$work/here.safetensors" "$work/there.safetensors"
+run 0 load "$work/edited" --dequantize --device-map disk --touch -q
+rm -rf "$work/plain"
+
+# a pickle with weights of a class that is not read: they are named, never random, and nothing is dequantized without them
+run 0 convert "$made/fp8_scalar" "$work/numbers" --dequantize -q
+run 0 convert "$work/numbers" "$work/floats" --dtype float32 -q
+mkdir "$work/objects"
+python3 "$(dirname "$0")/objects.py" "$work/floats/model.safetensors" "$work/objects/pytorch_model.bin" $layer.mlp.up_proj.weight $layer.mlp.down_proj.weight
+cp "$work/floats/config.json" "$work/objects"
+fails 7 '(up|down)_proj.weight: is stored as a tensor or object of a kind that heft does not read \(2 parameters\)' load "$work/objects"
+run 0 load "$work/objects" --allow-missing -q
+run 1 verify "$work/objects"
+shows "$out" '^left_out: pytorch_model.bin: .*_proj.weight: is stored as a tensor or object of a kind'
+run 0 convert "$work/objects" "$work/copy" -q
+rm -rf "${work:?}/copy"
+sed -i '1s/{/{"quantization_config": {"quant_method": "torchao"},/' "$work/objects/config.json"
+for options in "" --dequantize "--dtype float16"; do
+    # shellcheck disable=SC2086 # words
+    fails 7 '_proj.weight: is stored as an object that heft does not read, and the weights are quantized' convert "$work/objects" "$work/never" $options
+done
+[ ! -e "$work/never" ] || fail "something was written"
