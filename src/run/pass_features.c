@@ -188,6 +188,11 @@ void heft__stash(heft__pass *p, heft__rows x)
 
 heft__rows heft__stashed(heft__pass *p)
 {
+    if (!p->dry && !p->stash && heft__pass_live(p)) {
+        heft__pass_fail(p, HEFT_INVALID_ARG, "%s needs pixel_values beside the ids",
+                        p->model->class_name);
+        return (heft__rows){0};
+    }
     return (heft__rows){p->dry ? NULL : p->stash, p->stash_count, p->stash_width};
 }
 

@@ -130,3 +130,11 @@ run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'does not compute the module sentence_transformers.models.Dense'
 run 2 embed "$bert" --ids 5,6,7
 shows "$err" '--save: is required|is required'
+
+# texts that are compared with images need images
+printf '%s' '{"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 8, "text_config": {"hidden_size": 8, "intermediate_size": 8,
+ "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16, "eos_token_id": 2, "max_position_embeddings": 8}, "vision_config": {"hidden_size": 8,
+ "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 4, "patch_size": 2}}' >"$work/clip.json"
+"$heft" init -q "$work/clip.json" "$work/clip"
+run 2 run "$work/clip" --ids 1,2
+shows "$err" 'CLIPModel needs pixel_values beside the ids'
