@@ -78,15 +78,13 @@ static heft_status give_up(heft_status status, const heft_error *why, heft_error
     return status == HEFT_NOMEM ? status : HEFT_OK;
 }
 
-static heft_status shape_of(void *user, const char *name, uint64_t shape[2], bool *known,
-                            heft_error *err)
+/* The parameter of a name; SIZE_MAX: there is no model, or it has none. */
+static heft_status find_parameter(struct shapes *s, const char *name, size_t *i, heft_error *err)
 {
-    struct shapes *s = user;
     const heft_config *config = s->source->config;
     heft_error why = {0};
-    size_t i = SIZE_MAX;
     heft_status status = HEFT_OK;
-    *known = false;
+    *i = SIZE_MAX;
     if (!s->tried && config) {
         status = heft_model_new(s->source->ctx, config, s->source->asked_class, HEFT_DTYPE_NONE,
                                 &s->model, &why);
@@ -95,15 +93,35 @@ static heft_status shape_of(void *user, const char *name, uint64_t shape[2], boo
     if (status != HEFT_OK || !s->model) {
         return give_up(status, &why, err);
     }
-    i = heft_model_find(s->model, name);
-    if (i == SIZE_MAX) {
-        status = heft__match_names(s->model, &name, 1, &i, &why);
+    *i = heft_model_find(s->model, name);
+    if (*i == SIZE_MAX) {
+        status = heft__match_names(s->model, &name, 1, i, &why);
     }
-    *known = status == HEFT_OK && i != SIZE_MAX && s->model->parameters[i].rank == 2;
+    *i = status == HEFT_OK ? *i : SIZE_MAX;
+    return give_up(status, &why, err);
+}
+
+static heft_status shape_of(void *user, const char *name, uint64_t shape[2], bool *known,
+                            heft_error *err)
+{
+    struct shapes *s = user;
+    size_t i;
+    const heft_status status = find_parameter(s, name, &i, err);
+    *known = i != SIZE_MAX && s->model->parameters[i].rank == 2;
     if (*known) {
         memcpy(shape, s->model->parameters[i].shape, 2 * sizeof *shape);
     }
-    return give_up(status, &why, err);
+    return status;
+}
+
+static heft_status inner_name(void *user, const char *name, const char **out, heft_error *err)
+{
+    struct shapes *s = user;
+    size_t i;
+    const heft_status status = find_parameter(s, name, &i, err);
+    const heft__inner *inner = i == SIZE_MAX ? NULL : heft__model_place(s->model, i).inner;
+    *out = inner && inner->parts == 1 ? inner->name : NULL;
+    return status;
 }
 
 /* Settings for as long as `shapes` is there. */
@@ -112,6 +130,7 @@ static heft__quant_settings with_shapes(const heft_source *source, struct shapes
     heft__quant_settings settings = source->quant_settings;
     *shapes = (struct shapes){.source = source};
     settings.shape_of = shape_of;
+    settings.inner_name = inner_name;
     settings.user = shapes;
     return settings;
 }

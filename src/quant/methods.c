@@ -244,7 +244,9 @@ bool heft__quant_has_metadata(const heft__quant_found *found)
 
 bool heft__quant_owns_metadata(const heft__quant_found *found, const char *key, bool is_tensor)
 {
-    return heft__quant_has_metadata(found) && (is_tensor || strcmp(key, "tensor_names") == 0);
+    /* keys may be names in memory, which are no tensor's */
+    return heft__quant_has_metadata(found) &&
+           (is_tensor || heft__quant_is_plain_name(key) || strcmp(key, "tensor_names") == 0);
 }
 
 heft_status heft__quant_check_known(const heft__quant_found *found, heft_error *err)

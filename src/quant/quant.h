@@ -43,6 +43,9 @@ typedef struct heft__quant_settings {
     /* The shape [out, in] of a plain weight, where only the model has it. NULL: no weight's is known. */
     heft_status (*shape_of)(void *user, const char *name, uint64_t shape[2], bool *known,
                             heft_error *err);
+    /* What a plain weight is called in memory, where that is not its name in files; *out is NULL if it is. NULL: no
+     * weight's is known. */
+    heft_status (*inner_name)(void *user, const char *name, const char **out, heft_error *err);
     void *user;
 } heft__quant_settings;
 

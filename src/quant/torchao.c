@@ -1,7 +1,7 @@
 /* torchao.c - the method "torchao", as its safetensors files have it.
  *
  * A weight P.NAME is in tensors P._NAME_qdata, P._NAME_scale and others. The file's metadata say under the
- * key P.NAME what they are: {"_type": class, "_data": {attributes}, "_tensor_data_names": [...]}.
+ * key P.NAME, or under the weight's name in memory, what they are: {"_type": class, "_data": {attributes}, "_tensor_data_names": [...]}.
  *
  *   Float8Tensor               qdata float8 [out, in], scale F32 [out / bm, in / bn], `block_size` [bm, bn] (none:
  *                              one scale): value * scale, scaled.c
@@ -109,18 +109,34 @@ static heft_status block_in(const heft__quant_finder *finder, const struct subje
                : wrong_metadata(finder, s, "block_size", err);
 }
 
+/* The text under the weight's name; Transformers writes it under the name in memory. NULL: there is none. */
+static heft_status find_metadata(const heft__quant_finder *finder, const char *name,
+                                 const char **text, heft_error *err)
+{
+    const heft__quant_table *table = finder->table;
+    const heft__quant_settings *settings = finder->settings;
+    const char *inner = NULL;
+    *text = table->metadata ? table->metadata(table->user, name) : NULL;
+    if (*text || !table->metadata || !settings->inner_name) {
+        return HEFT_OK;
+    }
+    const heft_status status = settings->inner_name(settings->user, name, &inner, err);
+    *text = status == HEFT_OK && inner ? table->metadata(table->user, inner) : NULL;
+    return status;
+}
+
 /* s->type is NULL where the metadata say nothing of the weight. */
 static heft_status read_metadata(const heft__quant_finder *finder, struct subject *s,
                                  heft_error *err)
 {
-    const heft__quant_table *table = finder->table;
-    const char *text = table->metadata ? table->metadata(table->user, s->name) : NULL;
+    const char *text = NULL;
     heft__json_value *root = NULL;
     heft_error why = {0};
-    if (!text) {
-        return HEFT_OK;
+    heft_status status = find_metadata(finder, s->name, &text, err);
+    if (status != HEFT_OK || !text) {
+        return status;
     }
-    const heft_status status = heft__json_parse(s->trees, text, strlen(text), DEPTH, &root, &why);
+    status = heft__json_parse(s->trees, text, strlen(text), DEPTH, &root, &why);
     if (status == HEFT_NOMEM) {
         return heft__fail_nomem(err, strlen(text));
     }
