@@ -151,10 +151,22 @@ bool heft__quant_looks_packed(const heft__quant_table *table, size_t i)
                                            has_scale(table, i))));
 }
 
+/* Whether the module has such a scale and no weight: what tensor i holds stands for that (hqq, exl2, exl3). */
+static bool stands_for_weight(const heft__quant_table *table, size_t i)
+{
+    static const char *const scales[] = {
+        ".scale", ".scales", ".weight_scale", ".weight_scales", ".q_scale", ".suh", NULL};
+    const char *name = table->infos[i].name, *dot = strrchr(name, '.');
+    const size_t module = dot ? (size_t)(dot - name) : 0;
+    return dot && heft__quant_sibling(table, i, module, ".weight") == HEFT__NO_PART &&
+           has_beside(table, i, module, scales);
+}
+
 bool heft__quant_has_codes(const heft__quant_table *table, size_t i)
 {
     const heft_tensor_info *info = &table->infos[i];
-    return info->rank >= 2 && is_code(info->dtype) && has_scale(table, i);
+    return info->rank >= 2 && is_code(info->dtype) &&
+           (has_scale(table, i) || stands_for_weight(table, i));
 }
 
 /* Take it as a weight of its own, as it is. */

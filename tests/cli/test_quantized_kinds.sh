@@ -179,6 +179,17 @@ for kind in I8:weight_scales I32:weight_scale U8:scale U32:weight_scale; do
     rm -rf "${work:?}/copy"
 done
 
+for kind in U8:W_q:scale I32:q_weight:q_scale I16:trellis:suh; do
+    IFS=: read -r dtype code scale <<<"$kind"
+    unnamed I8 scales
+    edit "$work/edited" "
+p, size = '$layer.mlp.up_proj.', {'U8': 1, 'I16': 2, 'I32': 4}['$dtype']
+t[p + '$code'] = ('$dtype', [64, 32], bytes(2048 * size))
+t[p + '$scale'] = t.pop(p + 'scales')
+del t[p + 'weight']"
+    fails 7 "up_proj.$code: integers with a scale beside them: the weights are quantized" load "$work/edited"
+done
+
 # packed experts in one tensor, of a method that has none: named, not left for random ones; nothing packed remains
 for dtype in I32 U8; do
     edited zeros_in_words "
