@@ -37,6 +37,11 @@ void heft__sk_config_leave(heft__skeleton *s)
     s->object = s->config->root;
 }
 
+const char *heft__sk_class(const heft__skeleton *s)
+{
+    return s->model->class_name;
+}
+
 /* A key's value; NULL if it is absent or the builder has failed. */
 static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
 {
