@@ -273,6 +273,8 @@ bool heft__sk_list_is(const heft__skeleton *s, const char *key, uint64_t i, cons
 int64_t heft__sk_integer(heft__skeleton *s, const char *key,
                          int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
+/* The same; null is a value of its own. */
+bool heft__sk_flag_or(heft__skeleton *s, const char *key, bool standard, bool null);
 double heft__sk_real(heft__skeleton *s, const char *key, double standard);
 /* The same two, where null has its own meaning. */
 int64_t heft__sk_integer_or(heft__skeleton *s, const char *key, int64_t standard, int64_t null);

@@ -175,6 +175,11 @@ bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard)
     return value && heft__sk_going(s) ? value->boolean : standard;
 }
 
+bool heft__sk_flag_or(heft__skeleton *s, const char *key, bool standard, bool null)
+{
+    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_flag(s, key, standard);
+}
+
 double heft__sk_real(heft__skeleton *s, const char *key, double standard)
 {
     const heft__json_value *value = look_up_set(s, key);

@@ -123,6 +123,12 @@ def test_attention_both_ways(name, pad, tmp_path):
     check(model, tmp_path, inputs, inputs["attention_mask"])
 
 
+def test_attention_both_ways_by_null(tmp_path):
+    library("llama", tmp_path)
+    rewrite(tmp_path, lambda document: document.update(is_causal=None))
+    check(tf.LlamaForCausalLM.from_pretrained(tmp_path).eval(), tmp_path, padded("none"))
+
+
 def test_attention_both_ways_keeps_nothing(tmp_path):
     library("llama", tmp_path, is_causal=False)
     code, line = refused(tmp_path, "--ids", "3,4,5", "--new-tokens", 2)
