@@ -136,8 +136,8 @@ typedef struct heft_input {
     /* pixel_values or input_features of this sequence, row by row, of feature_shape; NULL: none */
     const float *features;
     uint64_t feature_shape[3];
-    /* The decoder's tokens of a model with an encoder, whose input the members above are. Only in a
-     * sequence's first pass; later ones have ids, of the decoder. */
+    /* The decoder's tokens of a model with an encoder, whose input the members above are in a sequence's first
+     * pass. Later passes have the decoder's tokens only, here or in `ids`. */
     const int32_t *decoder_ids;
     size_t decoder_count;
     heft_logits logits;
@@ -208,6 +208,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_session_facts(const heft_session *sess
                                                         heft_error *err);
 /** Return whether the model has an encoder in front of its decoder: inputs have ids of both then. */
 HEFT_API bool heft_session_has_encoder(const heft_session *session);
+/** Return whether the class numbers tokens itself, as OPT by their masks, RoBERTa by their ids, BART by their places. If
+ * not, a text with padding in front that is continued needs heft_input.positions, from 0 at its first token. */
+HEFT_API bool heft_session_numbers_tokens(const heft_session *session);
 /** Return the instruction set that the session computes with, such as "avx2"; static. */
 HEFT_API const char *heft_session_isa(const heft_session *session);
 

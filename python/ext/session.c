@@ -474,10 +474,12 @@ static PyObject *session_describe(PyObject *object, PyObject *unused)
     } else {
         dict = PyDict_New();
     }
-    if (dict && !(put(dict, "outputs", list_of_texts(next_output, session)) &&
-                  put(dict, "ids", ids_of(&ids)) &&
-                  put(dict, "has_encoder", PyBool_FromLong(heft_session_has_encoder(session))) &&
-                  put(dict, "isa", PyUnicode_FromString(heft_session_isa(session))))) {
+    if (dict &&
+        !(put(dict, "outputs", list_of_texts(next_output, session)) &&
+          put(dict, "ids", ids_of(&ids)) &&
+          put(dict, "has_encoder", PyBool_FromLong(heft_session_has_encoder(session))) &&
+          put(dict, "numbers_tokens", PyBool_FromLong(heft_session_numbers_tokens(session))) &&
+          put(dict, "isa", PyUnicode_FromString(heft_session_isa(session))))) {
         Py_CLEAR(dict);
     }
     session_leave(self);

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[np.float32]]
 
+NO_INPUT = "input_ids, pixel_values or input_features must be given"
 LOGITS = {"last": 0, "all": 1, "none": 2}
 
 
@@ -131,6 +132,10 @@ class Batch:
             raise ValueError("either pixel_values or input_features can be given")
         self.group, self.single = 1, False
         self.ids: list[array[int]] = []
+        others = (input_ids, pixel_values, input_features, attention_mask, token_type_ids, position_ids)
+        self.continues = decoder_input_ids is not None and all(one is None for one in others)  # behind the encoder's input
+        if self.continues:
+            input_ids, decoder_input_ids = decoder_input_ids, None
         if input_ids is not None:
             self.ids, self.group, self.single = as_rows(input_ids, "input_ids", grouped)
         self.features: list[Array] = []
@@ -139,7 +144,7 @@ class Batch:
         elif input_features is not None:
             self.features = _features(input_features, "input_features", 2)
         if not self.ids and not self.features:
-            raise ValueError("input_ids, pixel_values or input_features must be given")
+            raise ValueError(NO_INPUT)
         masks = self._beside(attention_mask, "attention_mask", grouped)
         self.masks = [None if mask is None else _mask(mask) for mask in masks]
         self.types = self._beside(token_type_ids, "token_type_ids", grouped)

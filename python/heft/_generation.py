@@ -53,18 +53,28 @@ class Sampling:
 class Text:
     """One row of a generation: all ids so far, and where the new ones begin."""
 
-    __slots__ = ("ended", "first", "ids", "position", "sequence", "stopped")
+    __slots__ = ("_mask", "_position", "_type", "ended", "first", "ids", "sequence", "stopped")
 
-    def __init__(self, ids: array[int], sequence: _heft.Sequence, position: int | None) -> None:
+    def __init__(self, ids: array[int], sequence: _heft.Sequence, batch: Batch | None = None, row: int = 0) -> None:
+        """batch: where the ids are a row of it, with its positions, types and mask."""
         self.ids = array("i", ids)
         self.first = len(ids)
         self.sequence = sequence
-        self.position = position  # of the last token of the input; None: positions are counted
+        positions: array[int] | None = None if batch is None else batch.positions[row]
+        types: array[int] | None = None if batch is None else batch.types[row]
+        self._mask: bytes | None = None if batch is None else batch.masks[row]
+        self._position = positions[-1] if positions else None  # of the last token of the input; None: they are counted
+        self._type = types[-1:] if types else None  # that of the last token holds for all that follow
         self.ended = self.stopped = False
 
     def next_row(self) -> tuple[Any, ...]:
-        at = None if self.position is None else array("i", [self.position + len(self.ids) - self.first])
-        return (self.sequence, self.ids[-1:], None, at, None, None, None, None, 0)
+        at = None if self._position is None else array("i", [self._position + len(self.ids) - self.first])
+        return (self.sequence, self.ids[-1:], None, at, self._type, None, None, None, 0)
+
+    def words(self) -> array[int]:
+        """The ids from the first one on that is no padding."""
+        padding = 0 if self._mask is None else max(self._mask.find(1), 0)
+        return self.ids[padding:] if padding else self.ids
 
 
 def number_tokens(batch: Batch) -> None:

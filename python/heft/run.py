@@ -15,7 +15,7 @@ from array import array
 from typing import NamedTuple
 
 from . import _heft
-from ._batch import Batch, array_of, as_rows, unpack
+from ._batch import NO_INPUT, Batch, array_of, as_rows, unpack
 from ._closing import Closing
 from ._errors import InvalidArgError, MismatchError, UnsupportedError, warn
 from ._generation import Piece, Sampling, Text, Texts, number_tokens
@@ -331,7 +331,8 @@ class Session(Closing):
                 ragged batch: nothing is padded. [rows, choices, tokens] for multiple choice.
             attention_mask: 1, or 0 for padding, of the same shape. Other tokens do not see padding.
             token_type_ids, position_ids: of the same shape; one row is for all.
-            decoder_input_ids: [rows, tokens], for a model with an encoder; None: input_ids, one place later.
+            decoder_input_ids: [rows, tokens], for a model with an encoder; None: input_ids, one place later. Given alone,
+                with ``sequence``, they go on where the decoder was: the encoder's output is in the sequence.
             pixel_values: [rows, channels, height, width] numbers.
             input_features: [rows, mels, frames] numbers.
             outputs: names of :attr:`output_names`, or hidden states, as there; None: all of output_names that the pass has.
@@ -358,6 +359,8 @@ class Session(Closing):
             self.class_name.endswith("ForMultipleChoice"),
         )  # fmt: skip
         sequences = self._sequences(sequence, len(batch))
+        if batch.continues and not (self.has_encoder and all(one is not None and len(one) > 0 for one in sequences)):
+            raise ValueError(NO_INPUT)
         names = self._names(outputs, batch, any(one is not None and len(one) > 0 for one in sequences))
         rows = batch.rows(logits, sequences)
         if self.has_encoder and batch.decoder_ids is None and batch.ids and sequence is None:
@@ -556,7 +559,10 @@ class Session(Closing):
         is_text = isinstance(prompts, (list, tuple)) and bool(prompts) and isinstance(prompts[0], str)
         if is_text:
             prompts = self._encode(prompts, 0)
-        return Batch(prompts, **inputs), is_text
+        batch = Batch(prompts, **inputs)
+        if batch.continues:
+            raise ValueError(NO_INPUT)
+        return batch, is_text
 
     def _encode(self, texts: Any, most: int) -> list[list[int]]:
         """Ids of texts, cut to `most`, where the last special one is kept; 0: never."""
@@ -585,25 +591,21 @@ class Session(Closing):
                     "is in neither config: give decoder_input_ids", self._model.path, "decoder_start_token_id"
                 )
             batch.decoder_ids = [array("i", [start])] * len(batch)
-        elif not self.has_encoder:
-            if not any(batch.positions):
-                number_tokens(batch)
+        elif not self.has_encoder and not self._about["numbers_tokens"] and not any(batch.positions):
+            number_tokens(batch)
         for i in range(len(batch)):
             encoder = len(batch.ids[i]) if i < len(batch.ids) else 0
             ids = batch.decoder_ids[i] if batch.decoder_ids is not None else batch.ids[i] if encoder else array("i")
-            position = None
-            if not self.has_encoder and encoder and batch.positions[i] is not None:
-                position = batch.positions[i][-1]
             room = max(len(ids) + count, 1)
             sequence = self._raw.sequence(room, encoder if self.has_encoder else 0)
-            texts.append(Text(ids, sequence, position))
+            texts.append(Text(ids, sequence, batch, i) if encoder and not self.has_encoder else Text(ids, sequence))
 
     def _choose(self, texts: list[Text], going: list[int], sampling: Sampling, count: int, ignore_eos: bool) -> None:
         """One token for each text that goes on, by the last pass."""
         for row, i in enumerate(going):
             text = texts[i]
             try:
-                token = self._raw.sample(row, text.ids, len(text.ids), sampling.of(i))
+                token = self._raw.sample(row, text.words(), len(text.ids), sampling.of(i))
             except IndexError:
                 raise InvalidArgError(f"{self.class_name} is not a language model", self._model.path) from None
             text.ids.append(token)

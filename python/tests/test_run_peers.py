@@ -140,6 +140,35 @@ def test_hidden_states(tmp_path: Path) -> None:
         same(found[name], value)
 
 
+def test_generation_goes_on_as_whole_passes_do(tmp_path: Path) -> None:
+    gpt2 = make("AutoModelForCausalLM", CAUSAL["gpt2"](), tmp_path / "gpt2")
+    own = {**SMALL, "pad_token_id": 1, "bos_token_id": 0}
+    roberta = make("AutoModelForCausalLM", tf.RobertaConfig(intermediate_size=48, is_decoder=True, **own), tmp_path / "roberta")
+    typed, padded = inputs(), inputs(pad=3)
+    typed["token_type_ids"] = torch.arange(18).reshape(2, 9)
+    padded["input_ids"][1, :3] = 1
+    for name, model, given in (("gpt2", gpt2, typed), ("roberta", roberta, padded)):
+        whole = dict(given)
+        for _ in range(6):
+            with torch.no_grad():
+                ids = model(**whole).logits[:, -1:].argmax(-1)
+            whole = {key: torch.cat([value, ids if key == "input_ids" else value[:, -1:]], 1) for key, value in whole.items()}
+        prompts = given.pop("input_ids")
+        found = heft.run.Session(tmp_path / name).generate_batch(prompts, max_new_tokens=6, ignore_eos=True, **given)
+        assert [one.ids for one in found] == whole["input_ids"][:, 9:].tolist()
+
+
+def test_padding_has_no_penalty(tmp_path: Path) -> None:
+    model = make("AutoModelForCausalLM", CAUSAL["llama"](), tmp_path)
+    session, given = heft.run.Session(tmp_path), inputs(pad=3)
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.5}
+    prompts, mask = given["input_ids"], given["attention_mask"]
+    prompts[1, :3] = session.generate_batch(prompts, attention_mask=mask, max_new_tokens=1)[1].ids[0]
+    expected = model.generate(prompts, attention_mask=mask, do_sample=False, eos_token_id=None, pad_token_id=0, **options)
+    found = session.generate_batch(prompts, attention_mask=mask, ignore_eos=True, **options)
+    assert [one.ids for one in found] == expected[:, 9:].tolist()
+
+
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_encoder_and_decoder(family: str, tmp_path: Path) -> None:
     configs: dict[str, Callable[[], Any]] = {
@@ -167,8 +196,18 @@ def test_encoder_and_decoder(family: str, tmp_path: Path) -> None:
     shifted = session.forward(given["input_ids"]).logits
     assert shifted.shape == (2, 9, VOCABULARY)
     sequence = session.sequence(6, encoded=9)
-    session.forward(given["input_ids"][0], decoder_input_ids=decoder[0], sequence=sequence)
+    session.forward(given["input_ids"][0], decoder_input_ids=decoder[0, :3], sequence=sequence)
+    other = sequence.fork()
+    with torch.no_grad():
+        expected = model(given["input_ids"][:1], decoder_input_ids=decoder[:1]).logits[:, 3:]
+    same(session.forward(decoder_input_ids=decoder[0, 3:], sequence=sequence).logits, expected)
+    same(session.forward(decoder[:1, 3:], sequence=other).logits, expected)
     assert session.forward([7], sequence=sequence).logits.shape == (1, 1, VOCABULARY) and len(sequence) == 6
+    with pytest.raises(heft.InvalidArgError, match="decoder_input_ids alone"):
+        session.forward([7], decoder_input_ids=[7], sequence=other)
+    for more in ({}, {"sequence": session.sequence(6, encoded=9)}, {"sequence": other, "attention_mask": [1, 1]}):
+        with pytest.raises(ValueError, match="must be given"):
+            session.forward(decoder_input_ids=decoder[0, 3:], **more)
 
 
 def test_sound(tmp_path: Path) -> None:

@@ -386,6 +386,25 @@ static const int32_t *next_position(struct running *r, size_t i)
     return &r->at[i];
 }
 
+/* The type of the token that sequence i goes on with: that of the last one of its input. */
+static const int32_t *next_type(const struct running *r, size_t i)
+{
+    const heft_input *input = &r->inputs.inputs[i];
+    return input->types && !heft_session_has_encoder(r->session) ? &input->types[input->count - 1]
+                                                                 : NULL;
+}
+
+/* Ids of sequence i before its first one that is no padding: they are not part of the text. */
+static size_t padding_of(const struct running *r, size_t i)
+{
+    const heft_input *input = &r->inputs.inputs[i];
+    size_t count = 0;
+    while (!input->decoder_ids && input->mask && count < input->count && !input->mask[count]) {
+        count++;
+    }
+    return count;
+}
+
 /* The text of sequence i so far: its input, or what its decoder begins with. */
 static bool begin_text(struct running *r, size_t i)
 {
@@ -412,7 +431,8 @@ static heft_status begin(struct running *r, heft_error *err)
     r->ended = calloc(count, sizeof *r->ended);
     r->at = calloc(count, sizeof *r->at);
     bool good = r->sequences && r->text && r->length && r->first && r->ended && r->at;
-    if (good && r->inputs.mask && !r->inputs.positions && !heft_session_has_encoder(r->session)) {
+    if (good && r->inputs.mask && !r->inputs.positions && !heft_session_has_encoder(r->session) &&
+        !heft_session_numbers_tokens(r->session)) {
         good = number_tokens(r);
     }
     for (size_t i = 0; good && i < count && status == HEFT_OK; i++) {
@@ -478,9 +498,10 @@ static heft_status choose(const cli_run *run, struct running *r, size_t *going, 
         }
         heft_sampling sampling = r->sampling;
         sampling.seed += i;
-        status =
-            heft_session_sample(r->session, &sampling, logits.data + row++ * logits.width,
-                                logits.width, r->text[i], r->length[i], r->length[i], &id, err);
+        const size_t padding = padding_of(r, i);
+        status = heft_session_sample(r->session, &sampling, logits.data + row++ * logits.width,
+                                     logits.width, r->text[i] + padding, r->length[i] - padding,
+                                     r->length[i], &id, err);
         r->text[i][r->length[i]++] = id;
         r->ended[i] = r->length[i] - r->first[i] == r->new_tokens ||
                       (is_stop(r, id) && !run->values[OPTION_IGNORE_EOS]);
@@ -514,9 +535,9 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
         size_t n = 0;
         for (size_t i = 0; i < count; i++) {
             if (!r->ended[i]) {
-                next[n++] = HEFT_OPTIONS(heft_input, .sequence = r->sequences[i],
-                                         .ids = r->text[i] + r->length[i] - 1, .count = 1,
-                                         .positions = next_position(r, i));
+                next[n++] = HEFT_OPTIONS(
+                    heft_input, .sequence = r->sequences[i], .ids = r->text[i] + r->length[i] - 1,
+                    .count = 1, .positions = next_position(r, i), .types = next_type(r, i));
             }
         }
         status = heft_session_run(r->session, next, n, wanted, 1, err);

@@ -115,12 +115,44 @@ static heft_status read_tensor(const heft_checkpoint *file, const char *name, he
     return heft_checkpoint_read_slice(file, &request, err);
 }
 
-/* The same for a tensor [count][width], whose shape must be that of the others. */
-static heft_status read_matrix(const heft_checkpoint *file, const char *name, heft_dtype dtype,
+/* Numbers of a file's integers, each at most `most`, as int32_t, or (1) as bytes: in the memory in which they were
+ * read. */
+static heft_status narrow(const heft_tensor_info *info, int64_t most, void *numbers,
+                          heft_error *err)
+{
+    const uint64_t count = cli_elements(info->shape, info->rank);
+    for (uint64_t i = 0; i < count; i++) {
+        int64_t number;
+        memcpy(&number, (const uint8_t *)numbers + i * sizeof number, sizeof number);
+        if (number < 0 || number > most) {
+            cli_refuse(err, info->name, "element %llu is %lld, expected 0 to %lld",
+                       (unsigned long long)i, (long long)number, (long long)most);
+            return HEFT_INVALID_ARG;
+        }
+        if (most == 1) {
+            ((uint8_t *)numbers)[i] = (uint8_t)number;
+        } else {
+            ((int32_t *)numbers)[i] = (int32_t)number;
+        }
+    }
+    return HEFT_OK;
+}
+
+/* Read a tensor of integers from 0 to `most` [count][width], whose shape must be that of the others. */
+static heft_status read_matrix(const heft_checkpoint *file, const char *name, int64_t most,
                                void **out, size_t *count, size_t *width, heft_error *err)
 {
     const heft_tensor_info *info = NULL;
-    heft_status status = read_tensor(file, name, dtype, out, &info, err);
+    const size_t at = heft_checkpoint_find(file, name);
+    if (at != SIZE_MAX && heft_dtype_is_floating(heft_checkpoint_info(file, at)->dtype)) {
+        cli_refuse(err, name, "has dtype %s, expected integers",
+                   heft_dtype_name(heft_checkpoint_info(file, at)->dtype));
+        return HEFT_INVALID_ARG;
+    }
+    heft_status status = read_tensor(file, name, HEFT_DTYPE_I64, out, &info, err);
+    if (status == HEFT_OK && *out) {
+        status = narrow(info, most, *out, err);
+    }
     if (status != HEFT_OK || !*out) {
         return status;
     }
@@ -220,23 +252,49 @@ static heft_status split(cli_inputs *inputs, int32_t *ids, const struct shapes *
     return HEFT_OK;
 }
 
+/* A tensor that is no input would be missed in the result. */
+static heft_status check_names(const heft_checkpoint *file, heft_error *err)
+{
+    static const char *const known[] = {"input_ids",        "attention_mask", "token_type_ids",
+                                        "position_ids",     "pixel_values",   "input_features",
+                                        "decoder_input_ids"};
+    const size_t count = sizeof known / sizeof *known;
+    for (size_t i = 0; i < heft_checkpoint_count(file); i++) {
+        const char *name = heft_checkpoint_info(file, i)->name;
+        size_t k = 0;
+        while (k < count && strcmp(known[k], name) != 0) {
+            k++;
+        }
+        if (k == count) {
+            cli_refuse(err, "--ids-file", "tensor '%.80s' is no input that heft takes", name);
+            return HEFT_INVALID_ARG;
+        }
+    }
+    if (heft_checkpoint_find(file, "pixel_values") != SIZE_MAX &&
+        heft_checkpoint_find(file, "input_features") != SIZE_MAX) {
+        cli_refuse(err, "--ids-file", "has both pixel_values and input_features");
+        return HEFT_INVALID_ARG;
+    }
+    return HEFT_OK;
+}
+
 static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, heft_error *err)
 {
     struct shapes shapes = {0};
     void *ids = NULL, *mask = NULL, *types = NULL, *positions = NULL, *decoder = NULL;
     struct {
         const char *name;
-        heft_dtype dtype;
+        int64_t most;
         void **out;
     } const matrices[] = {
-        {"input_ids",      HEFT_DTYPE_I32, &ids      },
-        {"attention_mask", HEFT_DTYPE_U8,  &mask     },
-        {"token_type_ids", HEFT_DTYPE_I32, &types    },
-        {"position_ids",   HEFT_DTYPE_I32, &positions},
+        {"input_ids",      INT32_MAX, &ids      },
+        {"attention_mask", 1,         &mask     },
+        {"token_type_ids", INT32_MAX, &types    },
+        {"position_ids",   INT32_MAX, &positions},
     };
-    heft_status status = HEFT_OK;
+    heft_status status = check_names(file, err);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices && status == HEFT_OK; i++) {
-        status = read_matrix(file, matrices[i].name, matrices[i].dtype, matrices[i].out,
+        status = read_matrix(file, matrices[i].name, matrices[i].most, matrices[i].out,
                              &shapes.texts, &shapes.width, err);
     }
     inputs->mask = mask;
@@ -248,7 +306,7 @@ static heft_status read_all(cli_inputs *inputs, const heft_checkpoint *file, hef
     }
     size_t rows = ids ? shapes.texts : shapes.features;
     if (status == HEFT_OK) {
-        status = read_matrix(file, "decoder_input_ids", HEFT_DTYPE_I32, &decoder, &rows,
+        status = read_matrix(file, "decoder_input_ids", INT32_MAX, &decoder, &rows,
                              &shapes.decoder_width, err);
     }
     inputs->decoder_ids = decoder;

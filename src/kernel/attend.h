@@ -63,6 +63,16 @@ INLINE ints load_ints(const int32_t *p)
     return v;
 }
 
+/* Scores with what the slopes add. */
+INLINE floats sloped(const heft__attention *a, floats slopes, ints ahead, ints key, floats s)
+{
+    if (a->coarse == 0) {
+        return multiply_add(slopes, __builtin_convertvector(ahead, floats), s);
+    }
+    const floats place = round_bf16(__builtin_convertvector(key, floats));
+    return multiply_add(splat(a->coarse), round_bf16(slopes * place), s);
+}
+
 /* Scores of keys that are not seen become -infinity. */
 INLINE floats masked(const heft__attention *a, floats s, ints ahead, ints key)
 {

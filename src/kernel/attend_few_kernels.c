@@ -146,8 +146,8 @@ NOT_INLINE static floats finish(const struct set *s, size_t row, size_t j)
     }
     score = a->cap != 0 ? capped(score, splat(a->cap)) : score;
     if (a->slopes) {
-        const floats distance = __builtin_convertvector(load_ints(ahead), floats);
-        score = multiply_add(splat(a->slopes[s->heads[row]]), distance, score);
+        const floats slope = splat(a->slopes[s->heads[row]]);
+        score = sloped(a, slope, load_ints(ahead), load_ints(at), score);
     }
     if (a->bias) {
         float bias[LANES];

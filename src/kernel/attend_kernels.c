@@ -186,7 +186,7 @@ static void finish_scores(const struct rows *r, const struct span *span, float *
             const int32_t key = span->block.page.at[span->block.first + j];
             const ints ahead = key - at;
             s = a->cap != 0 ? capped(s, splat(a->cap)) : s;
-            s = a->slopes ? multiply_add(slopes, __builtin_convertvector(ahead, floats), s) : s;
+            s = a->slopes ? sloped(a, slopes, ahead, key + (ints){0}, s) : s;
             s = a->bias ? s + bias_of(r, row, ahead) : s;
             s = span->sight.all ? s : masked(a, s, ahead, key + (ints){0});
         }

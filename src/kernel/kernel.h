@@ -58,7 +58,10 @@ typedef struct heft__attention {
     bool causal;
     int32_t window;      /* tokens; 0: all */
     const float *slopes; /* [heads]; NULL: none */
-    const float *sinks;  /* [heads]; NULL: none */
+    /* 0: as above. Else instead of the distance's term the key's: coarse * bf16(slopes[h] * bf16(at(j))), as Falcon's
+     * reference rounds it; slopes are bfloat16. */
+    float coarse;
+    const float *sinks; /* [heads]; NULL: none */
     /* [heads][2 * bias_reach + 1] by the distance at(j) - at(i), which is cut to -bias_reach ..
      * bias_reach; NULL: none */
     const float *bias;

@@ -84,7 +84,12 @@ static double logit(const heft__attention *a, const float *q, const heft__keys *
     if (a->cap != 0) {
         s = (double)a->cap * tanh(s / (double)a->cap);
     }
-    if (a->slopes) {
+    if (a->slopes && a->coarse != 0) {
+        const int32_t at = keys->pages[j / keys->page_keys].at[j % keys->page_keys];
+        const float place = heft__bf16_wide(heft__bf16_narrow((float)at));
+        s +=
+            (double)a->coarse * (double)heft__bf16_wide(heft__bf16_narrow(a->slopes[head] * place));
+    } else if (a->slopes) {
         s += (double)a->slopes[head] * (double)ahead;
     }
     if (a->bias) {

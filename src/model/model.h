@@ -252,6 +252,8 @@ void heft__sk_base_prefix(heft__skeleton *s, const char *prefix);
  * missing, all keys are. Not nested; leave goes back to the whole config. */
 void heft__sk_config_enter(heft__skeleton *s, const char *key);
 void heft__sk_config_leave(heft__skeleton *s);
+/* The name of the class that is listed. */
+const char *heft__sk_class(const heft__skeleton *s);
 /* Typed look-ups of the config; failures stick to the builder, with the key as item and the byte of
  * the value. A key that is absent is looked up by its other name, if the family has one for it. */
 #define HEFT__LAYERS_MOST 10000
@@ -271,6 +273,8 @@ bool heft__sk_list_is(const heft__skeleton *s, const char *key, uint64_t i, cons
 int64_t heft__sk_integer(heft__skeleton *s, const char *key,
                          int64_t standard); /* null gives standard */
 bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard);
+/* The same; null is a value of its own. */
+bool heft__sk_flag_or(heft__skeleton *s, const char *key, bool standard, bool null);
 double heft__sk_real(heft__skeleton *s, const char *key, double standard);
 /* The same two, where null has its own meaning. */
 int64_t heft__sk_integer_or(heft__skeleton *s, const char *key, int64_t standard, int64_t null);
@@ -338,7 +342,10 @@ typedef struct heft__family {
     /* Of classes that take images or sound: the shape of one by the config, and how many tokens are made of
      * it. NULL: of none. */
     size_t (*features)(heft__skeleton *s, size_t shape[3]);
-    double rope_theta; /* of a config without one; 0: 10000 */
+    double rope_theta;  /* of a config without one; 0: 10000 */
+    double rope_length; /* max_position_embeddings of a config without it; 0: 2048 */
+    /* Of a config without rope_parameters and rope_scaling: yarn with this factor, from so many tokens; 0: none. */
+    double rope_factor, rope_original;
 } heft__family;
 
 const heft__family *heft__family_find(const char *model_type); /* NULL if unknown */

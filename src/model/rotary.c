@@ -78,24 +78,40 @@ static const heft__json_value *object_at(const heft__json_value *object, const c
 }
 
 /* The object that holds the parameters of a layer type: of 5.x, else of 4.x, whose scaling is not
- * for sliding layers; NULL without any. */
+ * for sliding layers; NULL without any. Where layers do not differ, that of 4.x counts more. */
 static const heft__json_value *parameters_of(const heft__skeleton *s, const char *layer_type)
 {
     const heft__json_value *all = object_at(s->object, "rope_parameters");
     const heft__json_value *one = object_at(all, layer_type);
-    if (all) {
-        return layer_type ? one : all;
+    const heft__json_value *scaling = object_at(s->object, "rope_scaling");
+    scaling = scaling && scaling->count > 0 ? scaling : NULL;
+    if (all && layer_type) {
+        return one;
     }
-    return layer_type && strcmp(layer_type, "sliding_attention") == 0
-               ? NULL
-               : object_at(s->object, "rope_scaling");
+    if (layer_type && strcmp(layer_type, "sliding_attention") == 0) {
+        return NULL;
+    }
+    return scaling ? scaling : all;
+}
+
+/* A config without parameters has those of its family. */
+static bool is_standard(const heft__skeleton *s, const heft__json_value *object)
+{
+    return !object && s->model->family->rope_factor > 0;
 }
 
 /* The name of an object's type: "longrope" under its older names as well. */
 static const char *type_of(const heft__skeleton *s, const heft__json_value *object)
 {
+    const bool by_layer = object && object == object_at(s->object, "rope_scaling") &&
+                          strcmp(s->model->family->model_type, "gemma3_text") == 0;
     const heft__json_value *type = object ? heft__json_member(object, "rope_type") : NULL;
-    type = type || !object ? type : heft__json_member(object, "type"); /* the older name */
+    if (!type && object && !by_layer) { /* which the reference overlooks in a config by layers */
+        type = heft__json_member(object, "type"); /* the older name */
+    }
+    if (is_standard(s, object)) {
+        return "yarn";
+    }
     const char *name = type && type->type == HEFT__JSON_TYPE_STRING ? type->text : "default";
     const bool is_phi3 = strcmp(s->model->family->model_type, "phi3") == 0;
     return strcmp(name, "su") == 0 || (is_phi3 && strcmp(name, "yarn") == 0) ? "longrope" : name;
@@ -154,8 +170,9 @@ static double dimension_of(const heft__rotary *r, double turns)
 
 static void read_yarn(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
 {
-    const heft__json_value *truncate = heft__json_member(object, "truncate");
-    const bool whole = !truncate || truncate->type != HEFT__JSON_TYPE_BOOL || truncate->boolean;
+    const heft__json_value *truncate = object ? heft__json_member(object, "truncate") : NULL;
+    const bool whole =
+        object && (!truncate || truncate->type != HEFT__JSON_TYPE_BOOL || truncate->boolean);
     r->low = dimension_of(r, positive(s, object, "beta_fast", 32));
     r->high = dimension_of(r, positive(s, object, "beta_slow", 1));
     if (whole) {
@@ -187,17 +204,30 @@ static void read_factors(heft__skeleton *s, const heft__json_value *object, cons
     }
 }
 
+/* Tokens of the longest text. */
+static double length_of(heft__skeleton *s)
+{
+    const double standard = s->model->family->rope_length;
+    return positive(s, s->object, "max_position_embeddings", standard > 0 ? standard : 2048);
+}
+
 static void read_kind(heft__skeleton *s, const heft__json_value *object, heft__rotary *r)
 {
     const char *name = type_of(s, object);
     const bool is_phi3 = strcmp(s->model->family->model_type, "phi3") == 0;
-    const double most = positive(s, s->object, "max_position_embeddings", 2048);
+    const heft__family *family = s->model->family;
+    const bool standard = is_standard(s, object);
+    const double most = length_of(s);
     /* beside the object it counts more than in it; Phi3's config always has it */
-    r->original = positive(s, object, "original_max_position_embeddings", most);
+    r->original = positive(s, object, "original_max_position_embeddings",
+                           standard ? family->rope_original : most);
     r->original =
         positive(s, s->object, "original_max_position_embeddings", is_phi3 ? 4096 : r->original);
     const bool by_lengths = strcmp(name, "yarn") == 0 || strcmp(name, "longrope") == 0;
-    r->factor = positive(s, object, "factor", by_lengths ? most / r->original : 1);
+    r->factor = positive(s, object, "factor",
+                         standard     ? family->rope_factor
+                         : by_lengths ? most / r->original
+                                      : 1);
     if (strcmp(name, "linear") == 0) {
         r->kind = KIND_LINEAR;
     } else if (strcmp(name, "llama3") == 0) {
@@ -225,7 +255,7 @@ static void read_parameters(heft__skeleton *s, const heft__json_value *object,
     r->theta =
         sliding ? r->theta : positive(s, s->object, "rotary_emb_base", r->theta); /* GPT-NeoX */
     r->theta = positive(s, object, "rope_theta", r->theta);
-    if (object && heft__sk_going(s)) {
+    if ((object || is_standard(s, object)) && heft__sk_going(s)) {
         read_kind(s, object, r);
     }
 }
@@ -294,7 +324,7 @@ uint64_t heft__sk_rotary_turn(heft__skeleton *s, const char *layer_type)
 static void stretch_dynamic(heft__skeleton *s, const heft__json_value *object, heft__rotary *r,
                             uint64_t length)
 {
-    const double most = positive(s, s->object, "max_position_embeddings", 2048);
+    const double most = length_of(s);
     if (is_type(s, object, "dynamic") && (double)length > most && r->width > 2) {
         r->theta *=
             pow(r->factor * (double)length / most - (r->factor - 1), r->width / (r->width - 2));
@@ -360,5 +390,5 @@ float heft__sk_rotary_frequencies(heft__skeleton *s, const char *layer_type, uin
     stretch_dynamic(s, object, &r, length);
     heft__rotary_fill(&r, 0, frequencies, (size_t)(width / 2));
     heft__free(s->model->ctx, factors, (width / 2 + 1) * sizeof *factors);
-    return object ? (float)attention_factor(s, object, &r) : 1;
+    return (float)attention_factor(s, object, &r);
 }

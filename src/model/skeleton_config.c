@@ -37,6 +37,11 @@ void heft__sk_config_leave(heft__skeleton *s)
     s->object = s->config->root;
 }
 
+const char *heft__sk_class(const heft__skeleton *s)
+{
+    return s->model->class_name;
+}
+
 /* A key's value; NULL if it is absent or the builder has failed. */
 static const heft__json_value *look_up(const heft__skeleton *s, const char *key)
 {
@@ -168,6 +173,11 @@ bool heft__sk_flag(heft__skeleton *s, const char *key, bool standard)
         refuse(s, HEFT_FORMAT, key, "true or false", value);
     }
     return value && heft__sk_going(s) ? value->boolean : standard;
+}
+
+bool heft__sk_flag_or(heft__skeleton *s, const char *key, bool standard, bool null)
+{
+    return look_up(s, key) && !look_up_set(s, key) ? null : heft__sk_flag(s, key, standard);
 }
 
 double heft__sk_real(heft__skeleton *s, const char *key, double standard)

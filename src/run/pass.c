@@ -23,6 +23,12 @@ bool heft__pass_going(const heft__pass *p)
     return p->status == HEFT_OK;
 }
 
+void heft__number(heft__pass *p, heft__numbering numbering, int64_t padding)
+{
+    p->numbering = numbering;
+    p->padding = (int32_t)padding;
+}
+
 void heft__pass_fail(heft__pass *p, heft_status status, const char *format, ...)
 {
     if (p->status != HEFT_OK) {
@@ -713,7 +719,8 @@ static void call_forward(heft__skeleton *s, void *user)
 static void begin(heft__pass *p, const heft__pass_run *run)
 {
     p->in = run->inputs;
-    p->seen_at = run->seen_at ? run->seen_at : run->inputs.at;
+    p->places = run->places;
+    p->seen_at = run->seen_at;
     p->spans = run->spans;
     p->encoded_tokens = run->encoded_tokens;
     p->dry = run->dry;

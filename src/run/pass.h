@@ -27,14 +27,14 @@ typedef struct heft__rows {
 /* What a pass is given: tokens of all sequences, packed one after the other. */
 typedef struct heft__pass_inputs {
     size_t tokens, sequences;
-    const int32_t *ids; /* [tokens] */
-    const int32_t *at;  /* [tokens] positions */
-    const int32_t
-        *counted; /* [tokens] positions among the tokens of their sequence that are not masked */
-    const int32_t *types;  /* [tokens] token_type_ids; zeros if none were given */
-    const int32_t *first;  /* [sequences] number of each one's first token */
-    const int32_t *last;   /* [sequences] of its last one that is not masked */
-    const int32_t *wanted; /* [wanted_count] tokens whose logits are asked for */
+    const int32_t *ids;     /* [tokens] */
+    const int32_t *at;      /* [tokens] positions */
+    const int32_t *counted; /* [tokens] positions as heft__number() says */
+    const int32_t *types;   /* [tokens] token_type_ids; zeros if none were given */
+    const bool *typed;      /* [sequences] whether they were; NULL in a dry run */
+    const int32_t *first;   /* [sequences] number of each one's first token */
+    const int32_t *last;    /* [sequences] of its last one that is not masked */
+    const int32_t *wanted;  /* [wanted_count] tokens whose logits are asked for */
     size_t wanted_count;
     const float
         *features; /* [sequences][feature_shape[0]][[1]][[2]] pixel_values or input_features */
@@ -47,6 +47,18 @@ heft__skeleton *heft__pass_config(heft__pass *p);
 bool heft__pass_going(const heft__pass *p); /* no error so far */
 void heft__pass_fail(heft__pass *p, heft_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* How a class numbers tokens where no positions are given. */
+typedef enum heft__numbering {
+    HEFT__NUMBER_PLACES, /* `at`: by their places, padding included */
+    HEFT__NUMBER_MASKED, /* `counted`: those that are not masked */
+    /* `counted`: those that are not the id `padding`, masked or not, from padding + 1 on; it has its own number */
+    HEFT__NUMBER_WORDS,
+    HEFT__NUMBER_FIXED, /* `at`: by their places; positions cannot be given */
+    HEFT__NUMBER_ALIBI /* attention goes by the tokens that are not masked; positions change nothing */
+} heft__numbering;
+/* In dry runs; PLACES where a class does not say it. */
+void heft__number(heft__pass *p, heft__numbering numbering, int64_t padding);
 
 /* ---- where names are looked up ----------------------------------------------------------------- */
 /* Names are paths relative to the module that is entered, "attention.self.query"; they and formats are
@@ -171,9 +183,9 @@ float heft__round_bf16(float x); /* to bfloat16 and back, nearest even */
 heft__act heft__act_of(heft__pass *p, const char *key, const char *standard);
 
 /* ---- attention ---------------------------------------------------------------------------------- */
-/* Of tokens to those of their own sequence. Causal: keys and values are kept for the passes to come, in the
- * next place of the sequence's cache; v.x NULL with v.width > 0 in a real run: values are the first numbers
- * of each key. Else nothing is kept, and masked tokens are not seen. */
+/* Of tokens to those of their own sequence. Causal, unless the config's is_causal is false: keys and values are
+ * kept for the passes to come, in the next place of the sequence's cache. Else nothing is kept, and masked tokens
+ * are not seen. v.x NULL with v.width > 0 in a real run: values are the first numbers of each key. */
 heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
                         const heft__attention *a);
 /* To the encoder's rows of each sequence. Its keys and values, key(encoder rows) and value(), are made once

@@ -32,16 +32,17 @@ static heft__keys keys_of(const struct attention *work, const heft__span *span,
         return heft__kept_keys(&span->sequence->kept[work->slot_number], work->slot,
                                work->p->cache_dtype);
     }
+    const heft__rows v = work->v.x ? work->v : work->k;
     *page = (heft__key_page){.keys = work->k.x + span->first * work->k.width,
-                             .values = work->v.x + span->first * work->v.width,
+                             .values = v.x + span->first * v.width,
                              .at = work->p->seen_at + span->first};
     return (heft__keys){.pages = page,
                         .page_keys = span->count + 1,
                         .dtype = HEFT_DTYPE_F32,
                         .key_head = a->key_width,
-                        .value_head = a->value_width,
+                        .value_head = work->v.x ? a->value_width : a->key_width,
                         .key_stride = work->k.width,
-                        .value_stride = work->v.width,
+                        .value_stride = v.width,
                         .count = span->count};
 }
 
@@ -65,7 +66,7 @@ static heft_status attend_item(void *user, size_t item, heft_error *err)
                                    .q_stride = work->q.width,
                                    .out_stride = work->y.width,
                                    .count = span->count,
-                                   .at = p->in.at + span->first};
+                                   .at = p->places + span->first};
     void *lane = heft__pass_lane_take(p);
     p->kernels->attend(work->a, &queries, &keys, head, first,
                        first + (left < QUERIES_OF_ITEM ? left : QUERIES_OF_ITEM), lane);
@@ -141,9 +142,28 @@ static void append_all(struct attention *work)
     }
 }
 
-heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
-                        const heft__attention *a)
+/* A config with is_causal false (or null) makes every self-attention look both ways; a window is then as wide on either side, its
+ * last token included. */
+static heft__attention as_configured(heft__pass *p, const heft__attention *a)
 {
+    heft__attention own = *a;
+    if (!a->causal || !p->config || heft__sk_flag_or(p->config, "is_causal", true, false)) {
+        return own;
+    }
+    if (p->encoded_width > 0) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "config.json: is_causal is false: a decoder behind an encoder is computed "
+                        "causally only");
+    }
+    own.causal = false;
+    own.window = a->window > 0 ? a->window + 1 : 0;
+    return own;
+}
+
+heft__rows heft__attend(heft__pass *p, heft__rows q, heft__rows k, heft__rows v,
+                        const heft__attention *given)
+{
+    const heft__attention own = as_configured(p, given), *a = &own;
     struct attention work = {.p = p, .a = a, .q = q, .k = k, .v = v};
     if (!good_shapes(p, a, q)) {
         return (heft__rows){0};

@@ -26,7 +26,7 @@ typedef struct heft__page {
     size_t sharers;         /* sequences that have it */
     size_t paid;            /* pages of the budget that it stands for: 1, or one for each sharer */
     uint8_t *keys, *values; /* [kv_heads][page_tokens][width] in the cache's dtype */
-    int32_t *at;            /* [page_tokens] positions; negative: not seen */
+    int32_t *at;            /* [page_tokens] places; negative: not seen */
 } heft__page;
 
 typedef struct heft__kept { /* of one sequence by one attention */
@@ -179,7 +179,8 @@ struct heft__pass {
     bool exact, dry;
     heft_dtype cache_dtype;
     heft__pass_inputs in;
-    const int32_t *seen_at;  /* [tokens] positions, -1 where masked */
+    const int32_t *places;   /* [tokens] in their sequence, by which attention goes */
+    const int32_t *seen_at;  /* [tokens] the same, -1 where masked */
     const heft__span *spans; /* [sequences] */
     size_t encoded_tokens;   /* of all sequences, in a dry run */
     size_t encoded_width;    /* of a row that the encoder keeps */
@@ -221,6 +222,8 @@ struct heft__pass {
     heft__tally tally;
     heft__expected expected;
     bool cross_kept; /* dry runs: keys of the encoder's output are there already */
+    heft__numbering numbering;
+    int32_t padding; /* of HEFT__NUMBER_WORDS */
 };
 
 /* exact: products round nothing to bfloat16. */
@@ -233,7 +236,7 @@ heft_status heft__pass_ask(heft__pass *pass, const char *const *names, size_t co
 
 typedef struct heft__pass_run {
     heft__pass_inputs inputs;
-    const int32_t *seen_at;
+    const int32_t *places, *seen_at;
     const heft__span *spans;
     size_t encoded_tokens; /* dry runs: of all sequences together */
     size_t most_keys;      /* dry runs: that a sequence can have */

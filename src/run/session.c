@@ -278,6 +278,11 @@ void heft_session_free(heft_session *session)
     heft_ctx_free(ctx);
 }
 
+bool heft_session_numbers_tokens(const heft_session *session)
+{
+    return session && session->pass->numbering != HEFT__NUMBER_PLACES;
+}
+
 bool heft_session_has_encoder(const heft_session *session)
 {
     return session->has_encoder;
@@ -418,6 +423,7 @@ heft_status heft_sequence_fork(const heft_sequence *sequence, heft_sequence **ou
     if (fork) {
         fork->encoded = sequence->encoded;
         fork->counted = sequence->counted;
+        fork->words = sequence->words;
         fork->broken = sequence->broken;
         status = heft__sequence_fork(session->pass, sequence->kept, &fork->kept, err);
         status = give_sequence(fork, status, bytes, out);
@@ -436,12 +442,16 @@ heft_status heft_sequence_truncate(heft_sequence *sequence, uint64_t tokens, hef
                                            : "the sequence has fewer than %llu tokens",
                           (unsigned long long)tokens);
     }
-    if (sequence->counted != sequence->kept->length) {
+    const bool counts_words = sequence->session->pass->numbering == HEFT__NUMBER_WORDS;
+    if (sequence->counted != sequence->kept->length ||
+        (counts_words && sequence->words != sequence->kept->length)) {
         return heft__fail(err, HEFT_UNSUPPORTED, "the sequence has padding");
     }
     const heft_status status =
         heft__sequence_truncate(sequence->session->pass, sequence->kept, (size_t)tokens, err);
-    sequence->counted = status == HEFT_OK ? (int32_t)tokens : sequence->counted;
+    if (status == HEFT_OK) {
+        sequence->counted = sequence->words = (int32_t)tokens;
+    }
     return status;
 }
 

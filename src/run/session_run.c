@@ -34,6 +34,13 @@ static bool is_first(const heft_session *session, const heft_input *input)
     return !session->has_encoder || !input->sequence || !input->sequence->kept->encoded;
 }
 
+/* A sequence goes on behind its encoder's input, by the decoder's ids under their own name. */
+static bool continues_alone(const heft_session *session, const heft_input *input)
+{
+    return session->has_encoder && !session->dual && !is_first(session, input) && !input->ids &&
+           !input->features && input->decoder_ids && input->decoder_count > 0;
+}
+
 /* The decoder's ids where none are given: the encoder's, one place later. */
 static heft_status shift_ids(struct call *call, const heft_input *input, const int32_t **ids,
                              heft_error *err)
@@ -100,6 +107,11 @@ static heft_status make_jobs(struct call *call, size_t i, heft_error *err)
         add_job(call, featured, job);
         return HEFT_OK;
     }
+    if (!first && continues_alone(session, input)) {
+        job.ids = input->decoder_ids;
+        job.count = input->decoder_count;
+        job.plain = true;
+    }
     if (session->has_encoder && first) {
         add_job(call, true, job);
         job.ids = input->decoder_ids;
@@ -141,7 +153,9 @@ static heft_status check_input(const heft_session *session, const heft_input *in
     const heft_sequence *sequence = input->sequence;
     const bool continues = session->has_encoder && !is_first(session, input);
     const bool must_have = session->feature_tokens > 0 && !session->dual && !continues;
-    if (input->struct_size == 0 || (!input->features && (!input->ids || input->count == 0))) {
+    const bool alone = continues_alone(session, input);
+    if (input->struct_size == 0 ||
+        (!alone && !input->features && (!input->ids || input->count == 0))) {
         return heft__fail(err, HEFT_INVALID_ARG,
                           must_have ? "%s needs pixel_values or input_features"
                                     : "an input of %s has no ids",
@@ -151,10 +165,15 @@ static heft_status check_input(const heft_session *session, const heft_input *in
         return heft__fail(err, HEFT_INVALID_ARG, "%s needs pixel_values or input_features",
                           session->model->class_name);
     }
-    if (input->decoder_ids && (!session->has_encoder || session->dual || continues)) {
+    if (input->decoder_ids && !alone && (!session->has_encoder || session->dual || continues)) {
         return heft__fail(err, HEFT_INVALID_ARG,
-                          continues ? "the sequence has its encoder's input already"
+                          continues ? "the sequence has its encoder's input already: it goes on "
+                                      "with decoder_input_ids alone"
                                     : "%s has no encoder: decoder_ids are not its input",
+                          session->model->class_name);
+    }
+    if (input->positions && session->pass->numbering == HEFT__NUMBER_FIXED) {
+        return heft__fail(err, HEFT_INVALID_ARG, "%s takes no position_ids",
                           session->model->class_name);
     }
     for (size_t i = 0; input->positions && i < input->count; i++) {
@@ -240,7 +259,8 @@ static heft_status take_inputs(struct call *call, heft_error *err)
 /* ---- packing -------------------------------------------------------------------------------------- */
 /* Some jobs, or sections of them, as a pass takes them. */
 struct packed {
-    int32_t *ids, *at, *counted, *types, *seen_at, *first, *last, *wanted;
+    int32_t *ids, *at, *counted, *types, *places, *seen_at, *first, *last, *wanted;
+    bool *typed;
     float *features;
     heft__span *spans;
     size_t tokens, sequences, wanted_count, featured;
@@ -255,24 +275,30 @@ static size_t numbers_of_features(const heft_session *session)
 static heft_status make_packed(const heft_session *session, heft__arena *arena, size_t tokens,
                                size_t sequences, struct packed *out, heft_error *err)
 {
-    int32_t **arrays[] = {&out->ids,     &out->at,     &out->counted, &out->types,
+    int32_t **arrays[] = {&out->ids,     &out->at,     &out->counted, &out->types, &out->places,
                           &out->seen_at, &out->wanted, &out->first,   &out->last};
     *out = (struct packed){0};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
-        const size_t count = i < 6 ? tokens : sequences;
+        const size_t count = i < 7 ? tokens : sequences;
         *arrays[i] = heft__arena_array(arena, count, sizeof(int32_t));
         if (!*arrays[i]) {
             return heft__fail_nomem(err, count * sizeof(int32_t));
         }
     }
     out->spans = heft__arena_array(arena, sequences, sizeof *out->spans);
+    out->typed = heft__arena_array(arena, sequences, sizeof *out->typed);
     if (session->feature_tokens > 0) {
         out->features =
             heft__arena_array(arena, sequences, numbers_of_features(session) * sizeof(float));
     }
-    return out->spans && (out->features || session->feature_tokens == 0)
+    return out->spans && out->typed && (out->features || session->feature_tokens == 0)
                ? HEFT_OK
                : heft__fail_nomem(err, sequences * sizeof *out->spans);
+}
+
+static bool is_typed(const struct job *job)
+{
+    return !job->plain && job->input->types;
 }
 
 static bool is_seen(const struct job *job, size_t i)
@@ -280,18 +306,32 @@ static bool is_seen(const struct job *job, size_t i)
     return job->plain || !job->input->mask || job->input->mask[i];
 }
 
-static void add_token(struct packed *out, const struct job *job, size_t i)
+/* The number of a token, by the pass's heft__number(), where none is given; and one more for the next one. */
+static int32_t count_token(const heft__pass *p, const struct job *job, size_t i)
+{
+    heft_sequence *sequence = job->sequence;
+    const bool is_word = !job->ids || job->ids[i] != p->padding;
+    const int32_t counted = p->numbering != HEFT__NUMBER_WORDS ? sequence->counted
+                            : is_word                          ? p->padding + 1 + sequence->words
+                                                               : p->padding;
+    sequence->counted += is_seen(job, i);
+    sequence->words += is_word;
+    return counted;
+}
+
+static void add_token(const heft__pass *p, struct packed *out, const struct job *job, size_t i,
+                      int32_t counted)
 {
     const heft_input *input = job->input;
     const size_t t = out->tokens++;
-    const bool seen = is_seen(job, i), given = !job->plain && input->positions;
-    const int32_t place = job->sequence->kept->length + (int32_t)i;
+    const bool given = !job->plain && input->positions;
     out->ids[t] = job->ids ? job->ids[i] : 0;
+    const int32_t place = job->sequence->kept->length + (int32_t)i;
     out->at[t] = given ? input->positions[i] : place;
-    out->counted[t] = given ? input->positions[i] : job->sequence->counted;
-    job->sequence->counted += seen;
-    out->types[t] = !job->plain && input->types ? input->types[i] : 0;
-    out->seen_at[t] = seen ? out->at[t] : -1;
+    out->places[t] = p->numbering == HEFT__NUMBER_ALIBI ? counted : place;
+    out->counted[t] = given ? input->positions[i] : counted;
+    out->types[t] = is_typed(job) ? input->types[i] : 0;
+    out->seen_at[t] = is_seen(job, i) ? out->places[t] : -1;
     if (input->logits == HEFT_LOGITS_ALL) {
         out->wanted[out->wanted_count++] = (int32_t)t;
     }
@@ -314,14 +354,16 @@ static void add_section(struct packed *out, const heft_session *session, const s
     const size_t begin = out->tokens, s = out->sequences++;
     size_t last = begin;
     for (size_t i = first; i < first + count; i++) {
+        const int32_t counted = count_token(session->pass, job, i);
         if (!drops_padding || is_seen(job, i)) {
             last = is_seen(job, i) ? out->tokens : last;
-            add_token(out, job, i);
+            add_token(session->pass, out, job, i, counted);
         }
     }
     const bool ends = first + count == job->seen;
     out->first[s] = (int32_t)begin;
     out->last[s] = (int32_t)last;
+    out->typed[s] = is_typed(job);
     out->spans[s] = (heft__span){.sequence = job->sequence->kept,
                                  .first = begin,
                                  .count = out->tokens - begin,
@@ -351,11 +393,13 @@ static heft_status run_packed(heft_session *session, const struct packed *in, bo
                    .at = in->at,
                    .counted = in->counted,
                    .types = in->types,
+                   .typed = in->typed,
                    .first = in->first,
                    .last = in->last,
                    .wanted = in->wanted,
                    .wanted_count = in->wanted_count,
                    .features = in->featured > 0 ? in->features : NULL},
+        .places = in->places,
         .seen_at = in->seen_at,
         .spans = in->spans,
         .appends = appends,
@@ -466,6 +510,7 @@ static heft_status run_call(struct call *call, heft_error *err)
         }
         for (size_t i = 0; encode && status == HEFT_OK && i < call->job_count[1]; i++) {
             call->jobs[1][i].sequence->counted = 0; /* the decoder's tokens are counted anew */
+            call->jobs[1][i].sequence->words = 0;
         }
     }
     for (size_t i = 0; status == HEFT_OK && i < call->job_count[0]; i++) {

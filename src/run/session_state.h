@@ -53,8 +53,9 @@ struct heft_sequence {
     heft__sequence *kept;
     size_t encoded;
     int32_t counted; /* tokens so far that are not masked */
-    bool broken;     /* a pass has failed with it */
-    bool running;    /* it is an input of the call */
+    int32_t words; /* tokens so far that are not the id of padding, where the class counts those */
+    bool broken;   /* a pass has failed with it */
+    bool running;  /* it is an input of the call */
 };
 
 static inline size_t heft__larger(size_t a, size_t b)

@@ -11,9 +11,10 @@ enum {
     BOTH = 1, /* not causal */
     SLOPES = 2,
     SINKS = 4,
-    HOLES = 8,   /* some keys have negative positions, with NaN values */
-    RING = 16,   /* keys begin in the middle */
-    ALIASED = 32 /* values are the first elements of keys */
+    HOLES = 8,           /* some keys have negative positions, with NaN values */
+    RING = 16,           /* keys begin in the middle */
+    ALIASED = 32,        /* values are the first elements of keys */
+    COARSE = 64 | SLOPES /* slopes, rounded for each key */
 };
 
 struct attention_case {
@@ -59,6 +60,9 @@ static const struct attention_case cases[] = {
     {"no_keys",               2,  1,  16,  16,  4,   0,    F32,  0, 0,   0,  0,   0                     },
     {"slopes",                8,  8,  32,  32,  90,  90,   F32,  0, 0,   0,  -1,  SLOPES                },
     {"slopes_decode",         4,  4,  32,  32,  1,   90,   BF16, 0, 0,   0,  -1,  SLOPES                },
+    {"coarse_slopes",         8,  8,  32,  32,  90,  390,  F32,  0, 0,   0,  -1,  COARSE                },
+    {"coarse_slopes_decode",  8,  1,  32,  32,  1,   700,  BF16, 0, 0,   0,  -1,  COARSE                },
+    {"coarse_slopes_holes",   3,  3,  16,  16,  30,  330,  F32,  0, 0,   0,  0,   COARSE | BOTH | HOLES },
     {"bias",                  4,  4,  16,  16,  80,  80,   F32,  0, 0,   25, 0,   BOTH                  },
     {"bias_decode",           4,  2,  16,  16,  1,   80,   F32,  0, 0,   5,  -1,  0                     },
     {"cap",                   4,  2,  64,  64,  40,  70,   BF16, 2, 0,   0,  -1,  0                     },
@@ -148,6 +152,7 @@ static void attending_begin(struct attending *t, const struct attention_case *c)
                              .causal = (c->flags & BOTH) == 0,
                              .window = c->window,
                              .slopes = (c->flags & SLOPES) ? t->slopes.data : NULL,
+                             .coarse = (c->flags & COARSE) == COARSE ? 0.4F : 0,
                              .sinks = (c->flags & SINKS) ? t->sinks.data : NULL,
                              .bias = c->reach ? t->bias.data : NULL,
                              .bias_reach = c->reach};

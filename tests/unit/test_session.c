@@ -284,7 +284,10 @@ static void generate(heft_session *session, const struct golden *g, size_t count
             test_expect_status(heft_session_sample(session, NULL, logits.data + i * logits.width,
                                                    logits.width, NULL, 0, t, id, &err),
                                HEFT_OK, &err, "sample");
-            inputs[i] = HEFT_OPTIONS(heft_input, .sequence = sequences[i], .ids = id, .count = 1);
+            inputs[i] = encodes && t % 2 ? HEFT_OPTIONS(heft_input, .sequence = sequences[i],
+                                                        .decoder_ids = id, .decoder_count = 1)
+                                         : HEFT_OPTIONS(heft_input, .sequence = sequences[i],
+                                                        .ids = id, .count = 1);
         }
     }
     for (size_t i = 0; i < g->rows; i++) {

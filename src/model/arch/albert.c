@@ -163,6 +163,7 @@ static heft__rows body_forward(heft__pass *p)
 {
     struct encoder_pass e = encoder_begin(p, &standard);
     e.act = heft__act_of(p, "hidden_act", "gelu_new");
+    e.attend.causal = false; /* whatever is_decoder says */
     heft__rows x = encoder_embeddings_forward(p, &e, heft__inputs(p)->at);
     x = heft__linear(p, "encoder.embedding_hidden_mapping_in", x);
     heft__out_hidden(p, 0, x);

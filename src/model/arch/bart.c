@@ -119,6 +119,7 @@ static heft__rows stack_forward(heft__pass *p, bool decoder, bool cross)
     q.after = true;
     q.cross = cross;
     q.side = decoder && !cross ? HEFT__SIDE_ONLY : q.side;
+    heft__number(p, HEFT__NUMBER_FIXED, 0);
     heft__enter(p, decoder ? "decoder" : "encoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
     if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {

@@ -143,6 +143,12 @@ static heft__rows body_forward(heft__pass *p)
     b.eps = heft__sk_real(s, "layer_norm_epsilon", 1e-5);
     b.after_norm = heft__sk_flag(s, "apply_residual_connection_post_layernorm", false);
     b.attend = heft__attention_of(heads, b.head, true);
+    heft__number(p, HEFT__NUMBER_ALIBI, 0);
+    if (heft__sk_true(s, "slow_but_exact") && heft__sk_count(s, "pretraining_tp", 1) > 1) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "config.json: slow_but_exact is true with pretraining_tp above 1: products "
+                        "in parts are not computed");
+    }
     b.attend.slopes = heft__alibi_slopes(p, heads);
     heft__rows x = heft__embed(p, "word_embeddings", in->ids, in->tokens, 0);
     x = heft__layer_norm(p, "word_embeddings_layernorm", x, b.eps);

@@ -14,21 +14,32 @@ struct clip {
     double factor; /* of all initial values */
 };
 
-/* The config of one half: nested in CLIP's own, or on top. */
-static struct clip read_config(heft__skeleton *s, const char *nested, uint64_t hidden,
-                               uint64_t heads, uint64_t intermediate)
+/* The key of one half's config. A dictionary of the old name counts instead of the other one, with the defaults of all
+ * that is not in it, for classes that have both halves in their config. */
+static const char *key_of(const heft__skeleton *s, bool text)
 {
-    if (heft__sk_has(s, nested)) {
-        heft__sk_config_enter(s, nested);
+    const char *key = text ? "text_config" : "vision_config",
+               *old = text ? "text_config_dict" : "vision_config_dict", *name = heft__sk_class(s);
+    const bool whole =
+        strcmp(name, "CLIPModel") == 0 || strcmp(name, "CLIPForImageClassification") == 0;
+    return whole && heft__sk_has(s, old) ? old : key;
+}
+
+/* The config of one half: nested in CLIP's own, or on top. */
+static struct clip read_config(heft__skeleton *s, bool text)
+{
+    const char *key = key_of(s, text);
+    if (heft__sk_has(s, key)) {
+        heft__sk_config_enter(s, key);
     }
     struct clip c = {
-        .hidden = heft__sk_count(s, "hidden_size", hidden),
+        .hidden = heft__sk_count(s, "hidden_size", text ? 512 : 768),
         .layers = heft__sk_layers(s, "num_hidden_layers", 12),
-        .intermediate = heft__sk_count(s, "intermediate_size", intermediate),
+        .intermediate = heft__sk_count(s, "intermediate_size", text ? 2048 : 3072),
         .projection = heft__sk_count(s, "projection_dim", 512),
         .factor = heft__sk_real(s, "initializer_factor", 1),
     };
-    heads = heft__sk_count(s, "num_attention_heads", heads);
+    const uint64_t heads = heft__sk_count(s, "num_attention_heads", text ? 8 : 12);
     if (c.hidden % heads) {
         heft__sk_fail(s, HEFT_FORMAT, "num_attention_heads",
                       "expected a divisor of hidden_size, %llu, found %llu",
@@ -82,7 +93,7 @@ static void position_ids(heft__skeleton *s, uint64_t positions)
 
 static struct clip text(heft__skeleton *s)
 {
-    struct clip c = read_config(s, "text_config", 512, 8, 2048);
+    struct clip c = read_config(s, true);
     const uint64_t positions = heft__sk_count(s, "max_position_embeddings", 77);
     heft__sk_enter(s, HEFT_MODULE_EMBEDDING, "*TextEmbeddings", "embeddings");
     position_ids(s, positions);
@@ -98,7 +109,7 @@ static struct clip text(heft__skeleton *s)
 
 static struct clip vision(heft__skeleton *s)
 {
-    struct clip c = read_config(s, "vision_config", 768, 12, 3072);
+    struct clip c = read_config(s, false);
     const uint64_t image = heft__sk_count(s, "image_size", 224),
                    patch = heft__sk_count(s, "patch_size", 32),
                    positions = (image / patch) * (image / patch) + 1;
@@ -198,10 +209,8 @@ struct clip_pass {
 static struct clip_pass begin(heft__pass *p, bool text)
 {
     heft__skeleton *s = heft__pass_config(p);
-    const uint64_t heads = text ? 8 : 12;
-    struct clip_pass t = {.c = text ? read_config(s, "text_config", 512, heads, 2048)
-                                    : read_config(s, "vision_config", 768, heads, 3072)};
-    const size_t count = (size_t)heft__sk_count(s, "num_attention_heads", heads),
+    struct clip_pass t = {.c = read_config(s, text)};
+    const size_t count = (size_t)heft__sk_count(s, "num_attention_heads", text ? 8 : 12),
                  width = count ? (size_t)t.c.hidden / count : 0;
     t.eps = heft__sk_real(s, "layer_norm_eps", 1e-5);
     t.act = heft__act_of(p, "hidden_act", "quick_gelu");
@@ -358,7 +367,7 @@ static void image_classes_forward(heft__pass *p)
 /* An image of the config's size: a token for each patch, and one for its class. */
 static size_t features(heft__skeleton *s, size_t shape[3])
 {
-    (void)read_config(s, "vision_config", 768, 12, 3072);
+    (void)read_config(s, false);
     const uint64_t image = heft__sk_count(s, "image_size", 224),
                    patch = heft__sk_count(s, "patch_size", 32);
     shape[0] = (size_t)heft__sk_count(s, "num_channels", 3);

@@ -127,4 +127,5 @@ const heft__family heft__family_cohere = {
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
     .rope_theta = 500000,
+    .rope_length = 8192,
 };

@@ -258,4 +258,5 @@ const heft__family heft__family_deepseek_v3 = {
     .keep_f32_strict = keep_f32_strict,
     .other_keys = other_keys,
     .body = body_forward,
+    .rope_length = 4096,
 };

@@ -190,10 +190,12 @@ static struct falcon_pass begin(heft__pass *p)
     f.attend.kv_heads = (f.c.qkv / head - heads) / 2;
     if (f.alibi) {
         float *slopes = heft__alibi_slopes(p, heads);
-        for (size_t h = 0; slopes && h < heads; h++) { /* they are scaled with the logits */
-            slopes[h] = heft__round_bf16(slopes[h]) * f.attend.scale;
+        for (size_t h = 0; slopes && h < heads; h++) {
+            slopes[h] = heft__round_bf16(slopes[h]);
         }
         f.attend.slopes = slopes;
+        f.attend.coarse = f.attend.scale; /* they are scaled with the logits */
+        heft__number(p, HEFT__NUMBER_ALIBI, 0);
     } else {
         f.rope = heft__rope_table(p, NULL, head);
     }

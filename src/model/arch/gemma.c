@@ -120,4 +120,5 @@ const heft__family heft__family_gemma = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 8192,
 };

@@ -177,4 +177,5 @@ const heft__family heft__family_gemma3_text = {
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
     .rope_theta = 1000000, /* of full layers */
+    .rope_length = 131072,
 };

@@ -185,12 +185,37 @@ static struct gpt2_pass begin(heft__pass *p)
     return g;
 }
 
+/* Token types are rows of the same table as ids, added only to sequences that have them. */
+static void add_types(heft__pass *p, heft__rows x)
+{
+    const heft__pass_inputs *in = heft__inputs(p);
+    bool any = !in->typed;
+    for (size_t s = 0; in->typed && s < in->sequences; s++) {
+        any = any || in->typed[s];
+    }
+    if (!any) {
+        return;
+    }
+    const size_t mark = heft__mark(p);
+    heft__rows y = heft__embed(p, "wte", in->types, in->tokens, 0);
+    for (size_t s = 0; y.x && s < in->sequences; s++) {
+        const size_t first = (size_t)in->first[s],
+                     end = s + 1 < in->sequences ? (size_t)in->first[s + 1] : in->tokens;
+        if (!in->typed[s]) {
+            memset(y.x + first * y.width, 0, (end - first) * y.width * sizeof *y.x);
+        }
+    }
+    heft__add(p, x, y);
+    heft__release(p, mark);
+}
+
 static heft__rows body_forward(heft__pass *p)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     const struct gpt2_pass g = begin(p);
     heft__rows x = heft__embed(p, "wte", in->ids, in->tokens, 0);
     heft__add(p, x, heft__embed(p, "wpe", in->at, in->tokens, 0));
+    add_types(p, x);
     heft__out_hidden(p, 0, x);
     for (uint64_t i = 0; i < g.c.layers && heft__pass_going(p); i++) {
         heft__block(p, "h", (size_t)i);

@@ -197,4 +197,7 @@ const heft__family heft__family_gpt_oss = {
     .other_keys = other_keys,
     .body = body_forward,
     .rope_theta = 150000,
+    .rope_length = 131072,
+    .rope_factor = 32,
+    .rope_original = 4096,
 };

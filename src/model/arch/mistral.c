@@ -96,4 +96,5 @@ const heft__family heft__family_mistral = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 131072,
 };

@@ -138,4 +138,5 @@ const heft__family heft__family_mixtral = {
     .inner_names = inner_names,
     .body = body_forward,
     .rope_theta = 1000000,
+    .rope_length = 131072,
 };

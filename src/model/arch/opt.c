@@ -173,6 +173,7 @@ static heft__rows body_forward(heft__pass *p)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     const struct opt_pass o = begin(p);
+    heft__number(p, HEFT__NUMBER_MASKED, 0);
     heft__enter(p, "decoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
     if (o.c.embedding != o.c.hidden) {

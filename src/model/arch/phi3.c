@@ -127,4 +127,5 @@ const heft__family heft__family_phi3 = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 4096,
 };

@@ -96,4 +96,5 @@ const heft__family heft__family_qwen2 = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 32768,
 };

@@ -161,4 +161,5 @@ const heft__family heft__family_qwen3_moe = {
     .ignore_unexpected = ignore_unexpected,
     .other_keys = other_keys,
     .body = body_forward,
+    .rope_length = 32768,
 };

@@ -99,29 +99,12 @@ static void question_answering(heft__skeleton *s)
 
 /* ---- forward pass ---------------------------------------------------------------------------- */
 /* Positions count the tokens that are not padding, from the padding row on, which padding has itself. */
-static const int32_t *positions_of(heft__pass *p, const struct encoder *c)
-{
-    const heft__pass_inputs *in = heft__inputs(p);
-    heft__rows room = heft__zeros(p, in->tokens, 1); /* as many int32_t */
-    int32_t *positions = (int32_t *)(void *)room.x;
-    for (size_t s = 0; positions && s < in->sequences; s++) {
-        const size_t first = (size_t)in->first[s],
-                     end = s + 1 < in->sequences ? (size_t)in->first[s + 1] : in->tokens;
-        int32_t seen = 0;
-        for (size_t i = first; i < end; i++) {
-            const bool padding = in->ids[i] == c->padding_row;
-            seen += !padding;
-            positions[i] = (int32_t)c->padding_row + (padding ? 0 : seen);
-        }
-    }
-    return positions;
-}
-
 static heft__rows body_forward(heft__pass *p)
 {
     const struct encoder_pass e = encoder_begin(p, &standard);
-    const int32_t *positions = positions_of(p, &e.c);
-    return encoder_layers_forward(p, &e, encoder_embeddings_forward(p, &e, positions));
+    heft__number(p, HEFT__NUMBER_WORDS, e.c.padding_row);
+    return encoder_layers_forward(p, &e,
+                                  encoder_embeddings_forward(p, &e, heft__inputs(p)->counted));
 }
 
 static void language_head_forward(heft__pass *p)

@@ -138,4 +138,5 @@ const heft__family heft__family_stablelm = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 4096,
 };

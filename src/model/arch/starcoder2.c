@@ -114,4 +114,5 @@ const heft__family heft__family_starcoder2 = {
     .no_split = no_split,
     .ignore_unexpected = ignore_unexpected,
     .body = body_forward,
+    .rope_length = 4096,
 };

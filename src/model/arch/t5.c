@@ -303,6 +303,7 @@ static heft__rows stack_forward(heft__pass *p, bool decoder, heft__side side)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     struct t5_pass t = begin(p, decoder);
+    heft__number(p, HEFT__NUMBER_FIXED, 0);
     const uint64_t layers = decoder ? t.c.decoder_layers : t.c.encoder_layers;
     heft__enter(p, decoder ? "decoder" : "encoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);

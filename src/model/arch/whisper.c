@@ -146,13 +146,11 @@ static heft__rows body_forward(heft__pass *p)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     struct seq2seq_pass q = seq2seq_begin(p, &standard, true);
+    heft__number(p, HEFT__NUMBER_FIXED, 0);
     q.cross = heft__has(p, "encoder");
     q.side = q.cross ? HEFT__SIDE_DECODER : HEFT__SIDE_ONLY;
     heft__enter(p, "decoder");
     heft__rows x = heft__embed(p, "embed_tokens", in->ids, in->tokens, 0);
-    if (heft__sk_flag(heft__pass_config(p), "scale_embedding", false)) {
-        heft__scale_by(p, x, sqrt((double)q.c.hidden));
-    }
     heft__add(p, x, heft__embed(p, "embed_positions", in->at, in->tokens, 0));
     seq2seq_layers_forward(p, &q, x);
     x = heft__layer_norm(p, "layer_norm", x, 1e-5);
