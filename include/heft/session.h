@@ -301,18 +301,22 @@ typedef struct heft_pooling {
     bool normalize;       /* to length 1 */
     bool known;           /* it was read from the folder; false: a guess, the mean */
     uint64_t most_tokens; /* longer texts are cut, in sentence-transformers; 0: not known */
+    uint64_t most_width;  /* embeddings are cut to so many numbers, after normalization; 0: not */
+    char prompt[1024];    /* goes before each text; "": none */
 } heft_pooling;
 
 /**
  * Read how sentence-transformers pools the tokens of a model: modules.json, the config of its
- * pooling module, sentence_bert_config.json.
+ * pooling module, sentence_bert_config.json, config_sentence_transformers.json, and what
+ * tokenizer_config.json and config.json say of the length of a text.
  *
  * @param ctx     borrowed
  * @param folder  borrowed; the folder of the model
  * @param out     filled; initialized with HEFT_SIZED by the caller
  * @param err     filled on failure; may be NULL
  *
- * Errors   UNSUPPORTED, naming it, for a module or mode that heft does not compute; FORMAT, IO, NOMEM.
+ * Errors   UNSUPPORTED, naming it, for a module, mode or setting that heft does not compute; FORMAT,
+ *          IO, NOMEM.
  * Source   docs/running.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_read(heft_ctx *ctx, const char *folder,
@@ -324,7 +328,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_read(heft_ctx *ctx, const char
  * @param states   borrowed; the output "last_hidden_state"
  * @param tokens   borrowed; [count] tokens of each sequence
  * @param count    number of sequences
- * @param out      filled; [count][states->width]
+ * @param out      filled; room for [count][states->width], of which [count][most_width] are filled
+ *                 if that is less
  * @param err      filled on failure; may be NULL
  *
  * Errors   INVALID_ARG if the tokens are not as many as the rows.

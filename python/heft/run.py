@@ -558,13 +558,13 @@ class Session(Closing):
             prompts = self._encode(prompts, 0)
         return Batch(prompts, **inputs), is_text
 
-    def _encode(self, texts: Any, most: int) -> list[list[int]]:
-        """Ids of texts, cut to `most`, where the last special one is kept; 0: never."""
+    def _encode(self, texts: Any, most: int, before: str = "") -> list[list[int]]:
+        """Ids of texts behind `before`, cut to `most`, where the last special one is kept; 0: never."""
         rows, cut, words = [], 0, self._words()
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {i} must be a str, not {text!r}")
-            ids = words.encode(text)
+            ids = words.encode(before + text)
             if not ids:
                 raise ValueError(f"text {i} has no tokens")
             if most and len(ids) > most:
@@ -653,15 +653,17 @@ class Session(Closing):
         Use ``class_name="AutoModel"`` for a checkpoint with a head.
 
         Args:
-            texts: a list of texts, or one; or lists of ids. Texts are cut to ``max_seq_length`` of
-                sentence_bert_config.json, with a warning of the logger ``heft``; ids are not cut.
+            texts: a list of texts, or one; or lists of ids. Before texts goes the default prompt of
+                config_sentence_transformers.json; they are cut to ``max_seq_length`` of sentence_bert_config.json,
+                otherwise to ``model_max_length`` and ``max_position_embeddings``, with a warning of the logger ``heft``.
+                Ids are taken as they are.
             pooling: how an embedding is made of the last hidden states: their "mean", that of the first token ("cls"),
-                or of the "last" one; None: as modules.json says, otherwise the mean.
+                or of the "last" one; None: as modules.json says, otherwise the last of a ...ForCausalLM, else the mean.
             normalize: to length 1; None: as modules.json says.
             progress: as in :meth:`forward`.
 
         Returns:
-            [texts, width] float32; [width] for one text.
+            [texts, width] float32; [width] for one text. The width is at most ``truncate_dim`` of the folder.
 
         Raises:
             as :meth:`forward` and :class:`Tokenizer`; UnsupportedError: modules.json has a module that heft does not
@@ -669,11 +671,13 @@ class Session(Closing):
         """
         if pooling is not None and pooling not in _POOLING:
             raise ValueError(f"pooling {pooling!r} is not 'mean', 'cls' or 'last'")
-        mode, unit, most = self._read_pooling(pooling)
+        if self.class_name == "T5Model":
+            raise UnsupportedError("its last hidden states are the decoder's: use class_name='T5EncoderModel'", self._model.path, self.class_name)
+        mode, unit, most, most_width, before = self._read_pooling(pooling)
         unit = unit if normalize is None else bool(normalize)
         single = isinstance(texts, str)
         if single or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
-            rows = [array("i", ids) for ids in self._encode([texts] if single else texts, most)]
+            rows = [array("i", ids) for ids in self._encode([texts] if single else texts, most, before)]
         else:
             rows, _, single = as_rows(texts, "texts")
         data, width, done = bytearray(), 0, 0
@@ -681,20 +685,20 @@ class Session(Closing):
             inputs = [(None, ids, None, None, None, None, None, None, 2) for ids in part]
             with self._lock, Reporting(progress) as report:
                 self._raw.run(inputs, ("last_hidden_state",), report)
-                width, some = self._raw.pool(mode, unit, [len(ids) for ids in part])
+                width, some = self._raw.pool(mode, unit, most_width, [len(ids) for ids in part])
             data += some
             done += len(part)
         found = array_of(data, done, width)
         return found[0] if single else found
 
-    def _read_pooling(self, pooling: str | None) -> tuple[int, bool, int]:
+    def _read_pooling(self, pooling: str | None) -> tuple[int, bool, int, int, str]:
         try:
-            mode, unit, _, most = _heft.pooling(folder_of(self._model.path))
+            mode, unit, _, most, most_width, before = _heft.pooling(folder_of(self._model.path))
         except UnsupportedError:
             if pooling is None:
                 raise
-            mode, unit, most = 0, False, 0
-        return mode if pooling is None else _POOLING[pooling], unit, most
+            mode, unit, most, most_width, before = 0, False, 0, 0, ""
+        return mode if pooling is None else _POOLING[pooling], unit, most, most_width, before
 
     def _parts(self, rows: list[array[int]]) -> Iterator[list[array[int]]]:
         """Rows whose states are in memory at once: what an encoder computes in some passes, as it packs them."""

@@ -598,6 +598,34 @@ def test_embeddings_are_those_of_the_command(bert: Path, tmp_path: Path, caplog:
         session.embed(["the"], pooling="max")  # type: ignore[arg-type]
 
 
+def test_what_sentence_transformers_says_of_texts(tmp_path: Path) -> None:
+    """A default prompt, a width, the length of texts: as the command."""
+    np = pytest.importorskip("numpy")
+    place = make(tmp_path / "said", BERT, around=True)
+    pools(place, "mean_tokens", normalize=True, most=8)
+    (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": None}))
+    (place / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9}))
+    said = {"prompts": {"a": "the dogs "}, "default_prompt_name": "a", "truncate_dim": 12}
+    (place / "config_sentence_transformers.json").write_text(json.dumps(said))
+    texts = ["the cat sat", "a mat", "on a mat and saw two dogs and a cat"]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    command("embed", place, "--batch", tmp_path / "texts", "--save", tmp_path / "e.safetensors")
+    found = heft.run.Session(place).embed(texts)
+    assert found.shape == (3, 12) and np.array_equal(found, heft.load(tmp_path / "e.safetensors", to="numpy")["embeddings"])
+    (place / "config_sentence_transformers.json").unlink()
+    plain = heft.run.Session(place).embed(["the dogs " + text for text in texts])
+    assert plain.shape == (3, 32) and np.array_equal(plain[:, :12], found)
+
+
+def test_t5_embeds_with_its_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    sizes = {"d_model": 32, "d_ff": 32, "d_kv": 8, "num_heads": 4, "num_layers": 1, "vocab_size": VOCABULARY}
+    place = make(tmp_path / "t5", {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], **sizes})
+    assert heft.run.Session(place, class_name="T5EncoderModel").embed([PROMPT]).shape == (1, 32)
+    with pytest.raises(heft.UnsupportedError, match="T5EncoderModel"):
+        heft.run.Session(place, class_name="AutoModel").embed([PROMPT])
+
+
 def test_a_checkpoint_without_a_pooler(bert: Path, tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     place = tmp_path / "bare"

@@ -100,6 +100,23 @@ char *cli_text_read(const char *path, const char *option, heft_error *err)
     return text;
 }
 
+static heft_status tokenize_behind(const cli_prompts *prompts, const char *text, size_t length,
+                                   uint32_t **ids, size_t *count, heft_error *err)
+{
+    const size_t before = strlen(prompts->before);
+    char *whole = malloc(before + length + 1);
+    if (!whole) {
+        cli_refuse(err, "", "not enough memory for the prompts");
+        return HEFT_NOMEM;
+    }
+    memcpy(whole, prompts->before, before);
+    memcpy(whole + before, text, length);
+    const heft_status status =
+        heft_tokenizer_encode(prompts->tokenizer, whole, before + length, true, ids, count, err);
+    free(whole);
+    return status;
+}
+
 /* A chat template writes its special tokens itself. */
 static heft_status tokenize(const cli_prompts *prompts, size_t i, const char *text, size_t length,
                             uint32_t **ids, size_t *count, heft_error *err)
@@ -107,6 +124,9 @@ static heft_status tokenize(const cli_prompts *prompts, size_t i, const char *te
     char *rendered = NULL;
     size_t bytes = 0;
     heft_status status = HEFT_OK;
+    if (!prompts->chat && prompts->before) {
+        return tokenize_behind(prompts, text, length, ids, count, err);
+    }
     if (!prompts->chat) {
         return heft_tokenizer_encode(prompts->tokenizer, text, length, true, ids, count, err);
     }

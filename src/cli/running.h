@@ -47,6 +47,7 @@ typedef struct cli_prompts {
     const heft_tokenizer *tokenizer;
     uint64_t most;         /* ids are cut to so many, the last special one kept; 0: never */
     size_t cut;            /* filled: how many texts were */
+    const char *before;    /* goes before each text; NULL: nothing */
     const heft_chat *chat; /* a prompt is the message of a user; NULL: a text */
     const char *system;    /* the message before it; NULL: none */
     bool lists;            /* what begins with '[' is a list of messages */

@@ -122,11 +122,24 @@ run 0 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors" --json
 shows "$out" '"pooling": "cls", "normalized": true'
 run 0 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors" --json --pooling last
 shows "$out" '"pooling": "last", "normalized": true'
+printf '{"truncate_dim": 12}' >"$bert/config_sentence_transformers.json"
+run 0 embed "$bert" --ids '5,6,7' --save "$work/e.safetensors" --json
+shows "$out" '"width": 12, "pooling": "cls"'
+printf '{"prompts": {"a": "find: "}, "default_prompt_name": "b"}' >"$bert/config_sentence_transformers.json"
+run 5 embed "$bert" --ids 5 --save "$work/e.safetensors"
+shows "$err" "the default prompt 'b' is not in prompts"
+printf '{"prompts": {"a": "%1024s"}, "default_prompt_name": "a"}' '' >"$bert/config_sentence_transformers.json"
+run 7 embed "$bert" --ids 5 --save "$work/e.safetensors"
+shows "$err" 'has 1024 bytes'
+rm "$bert/config_sentence_transformers.json"
 printf '{"pooling_mode_max_tokens": true}' >"$bert/1_Pooling/config.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'pooling mode'
 printf '[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]' >"$bert/modules.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'does not compute the module sentence_transformers.models.Dense'
+printf '[{"path": "", "type": "custom.Transformer"}]' >"$bert/modules.json"
+run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
+shows "$err" 'does not compute the module custom.Transformer'
 run 2 embed "$bert" --ids 5,6,7
 shows "$err" '--save: is required|is required'
