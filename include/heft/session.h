@@ -341,13 +341,20 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_apply(const heft_pooling *pool
 
 /* ---- generation ------------------------------------------------------------------------------ */
 
-/** Ids that generation uses, from generation_config.json, otherwise from config.json. */
+/** What generation_config.json says of generation, otherwise config.json. */
 typedef struct heft_generation_ids {
     size_t struct_size;  /* set by HEFT_SIZED */
     const int32_t *stop; /* [stop_count] that end a text; lent by the session */
     size_t stop_count;
     int32_t decoder_start; /* first id of a decoder behind an encoder; -1: none */
     int32_t begin, pad;    /* -1: none */
+    const int32_t *suppress,
+        *begin_suppress; /* that are never chosen, and not as the first; lent */
+    size_t suppress_count, begin_suppress_count;
+    int32_t forced_begin, forced_end; /* the second id of a text, and its last one; -1: none */
+    float repetition_penalty;         /* 0: none */
+    const char *not_followed; /* names of further settings that change greedy results, and that
+                               * heft does not follow, as "num_beams, min_length"; lent */
 } heft_generation_ids;
 
 /** Fill `ids`. INVALID_ARG for a struct_size of 0. */
@@ -361,6 +368,11 @@ typedef struct heft_sampling {
     float top_p, min_p;       /* 0: not used */
     float repetition_penalty; /* 0 or 1: none */
     uint64_t seed;
+    bool by_config; /* as heft_generation_ids says, too: ids that are suppressed or forced, and its
+                     * repetition penalty if that is 0 here */
+    uint64_t prompt_count,
+        most_count; /* with by_config: of the text's tokens, those that were given, and all
+                                        * that there will be at most (0: not known) */
 } heft_sampling;
 
 /**
@@ -370,7 +382,7 @@ typedef struct heft_sampling {
  * @param sampling    borrowed; NULL: greedy
  * @param logits      borrowed; [count]
  * @param count       size of the vocabulary
- * @param seen        borrowed; [seen_count] tokens so far, for the repetition penalty
+ * @param seen        borrowed; [seen_count] tokens so far, for the repetition penalty and by_config
  * @param seen_count  number of them
  * @param index       number of the token in its sequence: with the seed, it determines the random number
  * @param id          filled
@@ -378,7 +390,7 @@ typedef struct heft_sampling {
  *
  * Equal arguments give equal ids.
  *
- * Memory   no heap for greedy choices; otherwise 8 bytes for each token of the vocabulary.
+ * Memory   no heap for greedy choices among all tokens; otherwise 8 bytes for each token of the vocabulary.
  * Errors   INVALID_ARG for negative options and without logits; NOMEM.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_session_sample(

@@ -321,20 +321,23 @@ static PyObject *session_sample(PyObject *object, PyObject *args)
     Session *self = (Session *)object;
     heft_sampling sampling = HEFT_SIZED(heft_sampling);
     heft_output logits;
-    unsigned long long seed, index;
+    unsigned long long seed, index, prompt, most;
     Py_ssize_t row;
     PyObject *seen, *result = NULL;
     Py_buffer view;
     size_t count;
     unsigned top_k;
-    if (!PyArg_ParseTuple(args, "nOK(fIfffK):sample", &row, &seen, &index, &sampling.temperature,
-                          &top_k, &sampling.top_p, &sampling.min_p, &sampling.repetition_penalty,
-                          &seed) ||
+    if (!PyArg_ParseTuple(args, "nO(KKK)(fIfffK):sample", &row, &seen, &index, &prompt, &most,
+                          &sampling.temperature, &top_k, &sampling.top_p, &sampling.min_p,
+                          &sampling.repetition_penalty, &seed) ||
         !int32_buffer(seen, "seen", &view, &count)) {
         return NULL;
     }
     sampling.top_k = top_k;
     sampling.seed = seed;
+    sampling.by_config = true;
+    sampling.prompt_count = prompt;
+    sampling.most_count = most;
     heft_session *session = session_use(self);
     if (session && get_output(session, "logits", &logits)) {
         if (logits.kind != HEFT_OUTPUT_LOGITS || row < 0 || (size_t)row >= logits.rows) {
@@ -451,8 +454,8 @@ static PyObject *ids_of(const heft_generation_ids *ids)
         }
         Py_XDECREF(id);
     }
-    return stop ? Py_BuildValue("(Niii)", stop, (int)ids->decoder_start, (int)ids->begin,
-                                (int)ids->pad)
+    return stop ? Py_BuildValue("(Niiis)", stop, (int)ids->decoder_start, (int)ids->begin,
+                                (int)ids->pad, ids->not_followed)
                 : NULL;
 }
 
@@ -528,10 +531,12 @@ PyDoc_STRVAR(run_doc, "run($self, rows, outputs, progress=None, /)\n--\n\n"
                       "Run one call; rows as in ext/inputs.c.");
 PyDoc_STRVAR(output_doc, "output($self, name, /)\n--\n\n"
                          "Copy a result of the last pass: (kind, rows, width, float32 bytes).");
-PyDoc_STRVAR(sample_doc,
-             "sample($self, row, seen, index, sampling, /)\n--\n\n"
-             "Choose a token by a row of the last pass's logits. sampling: (temperature, top_k,\n"
-             "top_p, min_p, repetition penalty, seed).");
+PyDoc_STRVAR(
+    sample_doc,
+    "sample($self, row, seen, counts, sampling, /)\n--\n\n"
+    "Choose a token by a row of the last pass's logits. counts: (its number, tokens of the\n"
+    "prompt, tokens of the whole text at most). sampling: (temperature, top_k,\n"
+    "top_p, min_p, repetition penalty, seed).");
 PyDoc_STRVAR(pool_doc, "pool($self, mode, normalize, most_width, tokens, /)\n--\n\n"
                        "Make embeddings of the last pass's states: (width, float32 bytes).");
 PyDoc_STRVAR(counts_doc, "counts($self, /)\n--\n\nReturn the numbers of heft_session_facts().");

@@ -188,7 +188,7 @@ class Session(Closing):
         LimitError: a maximum in which one block with its results does not fit, with both sizes.
     """
 
-    __slots__ = ("__weakref__", "_about", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
+    __slots__ = ("__weakref__", "_about", "_has_warned", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
 
     def __init__(
         self,
@@ -227,6 +227,7 @@ class Session(Closing):
             budget = self._model._facts["room_bytes"]
         self._raw = _heft.Session(self._model._raw, budget, self._pass_tokens, exact, over_limit)
         self._about: dict[str, Any] = self._raw.describe()
+        self._has_warned = False
 
     # ---- what it is ----
 
@@ -426,7 +427,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         stream: Callable[[Piece], object] | None = None,
@@ -442,7 +443,9 @@ class Session(Closing):
             top_k: draw among so many of the most likely tokens; 0: all.
             top_p: draw among the most likely tokens whose probabilities sum to it; 0: all.
             min_p: draw among tokens with at least so many times the largest probability; 0: all.
-            repetition_penalty: divides positive logits of earlier tokens, and multiplies negative ones; 1: none.
+            repetition_penalty: divides positive logits of earlier tokens, and multiplies negative ones; 1: none. None: as
+                generation_config.json says, of which suppressed and forced ids are followed, too; a warning of the
+                logger ``heft`` names what else of it would change greedy results.
             seed: of the random numbers. Equal arguments give equal ids.
             ignore_eos: go on after an id that ends a text.
             stream: called with a :class:`Piece` for each token as soon as it is chosen; what it raises ends the
@@ -473,7 +476,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         stream: Callable[[Piece], object] | None = None,
@@ -522,7 +525,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         **inputs: Any,
@@ -603,7 +606,7 @@ class Session(Closing):
         for row, i in enumerate(going):
             text = texts[i]
             try:
-                token = self._raw.sample(row, text.ids, len(text.ids), sampling.of(i))
+                token = self._raw.sample(row, text.ids, (len(text.ids), text.first, text.first + count), sampling.of(i))
             except IndexError:
                 raise InvalidArgError(f"{self.class_name} is not a language model", self._model.path) from None
             text.ids.append(token)
@@ -615,6 +618,9 @@ class Session(Closing):
     ) -> Iterator[Piece]:
         if "logits" not in self.output_names:
             raise InvalidArgError(f"{self.class_name} is not a language model", self._model.path)
+        if self._about["ids"][4] and not self._has_warned:
+            self._has_warned = True
+            warn([f"generation_config.json: not followed: {self._about['ids'][4]}"])
         streams = [self._words().stream() if is_text else None for _ in range(len(batch))]
         try:
             with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -566,6 +567,26 @@ def test_wrong_passes(llama: Path) -> None:
         session.forward([VOCABULARY])
     assert outside.value.status == "INVALID_ARG"
     assert session.forward(PROMPT)
+
+
+def test_settings_of_generation(llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that are followed, and one line for those that are not."""
+    place = tmp_path / "settings"
+    shutil.copytree(llama, place)
+    free = heft.run.Session(llama).generate(PROMPT, max_new_tokens=4, ignore_eos=True).ids
+    settings = {"eos_token_id": 2, "suppress_tokens": free[:1], "forced_eos_token_id": 9, "repetition_penalty": 1.3, "num_beams": 4, "min_length": 3}
+    (place / "generation_config.json").write_text(json.dumps(settings))
+    session = heft.run.Session(place)
+    with caplog.at_level("WARNING", "heft"):
+        found = session.generate(PROMPT, max_new_tokens=4, ignore_eos=True).ids
+        pieces = [piece.id for piece in session.stream(PROMPT, max_new_tokens=4, ignore_eos=True)]
+    assert free[0] not in found and found[-1] == 9 and pieces == found
+    assert [record.getMessage() for record in caplog.records] == ["generation_config.json: not followed: num_beams, min_length"]
+    ids = ",".join(map(str, PROMPT))
+    done = json.loads(command("run", place, "--ids", ids, "--new-tokens", 4, "--ignore-eos", "--json"))
+    assert done["ids"] == [found]
+    plain = session.generate(PROMPT, max_new_tokens=4, repetition_penalty=1, ignore_eos=True).ids
+    assert plain == session.generate(PROMPT, max_new_tokens=4, repetition_penalty=0, ignore_eos=True).ids
 
 
 # ---- embeddings ----------------------------------------------------------------------------------------

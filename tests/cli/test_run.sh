@@ -107,6 +107,16 @@ done
 run 0 embed "$quantized" --ids 1 --dequantize --save "$work/plain.safetensors" -q
 run 0 run "$quantized" --ids 1 --dequantize -q
 
+# ---- generation_config.json ---------------------------------------------------------------------------------------
+cp -r "$llama" "$work/settings"
+printf '{"eos_token_id": 2, "num_beams": 4, "min_length": 0, "no_repeat_ngram_size": 3}' >"$work/settings/generation_config.json"
+run 0 run "$work/settings" --ids 5,17,3 --new-tokens 2
+shows "$err" 'heft run: warning: generation_config.json: not followed: num_beams, no_repeat_ngram_size$'
+run 0 run "$work/settings" --ids 5,17,3
+[ "$(grep -c 'not followed' "$err")" = 0 ] || fail "a pass warns of generation"
+run 0 run "$work/settings" --ids 5,17,3 --new-tokens 2 --json
+shows "$out" '"not_followed": "num_beams, no_repeat_ngram_size"'
+
 # ---- embeddings ---------------------------------------------------------------------------------------------------
 bert=$work/bert
 cp -r "$models/bert_mlm" "$bert"
