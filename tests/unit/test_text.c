@@ -377,6 +377,46 @@ static heft_status encode_status(const heft_tokenizer *t, const char *text, size
     return status;
 }
 
+/* An added token is shown as it is found, and what the normalizers drop is not the beginning of a text. */
+static void normalized_tokens_and_beginnings(void **state)
+{
+    (void)state;
+    heft_tokenizer *t = open_text(
+        "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"x\"},\"content\":\"\"},"
+        "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":"
+        "\"first\","
+        "\"split\":false},\"added_tokens\":[{\"id\":4,\"content\":\"axb\",\"special\":true,"
+        "\"normalized\":true}],\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"u\","
+        "\"vocab\":{\"u\":0,\"hi\":1,\"_hi\":2,\"a\":3}}}");
+    static const struct {
+        const char *text;
+        uint32_t id;
+    } rows[] = {
+        {"hi",  2},
+        {"xhi", 1},
+        {"hxi", 2},
+        {"abx", 4}
+    };
+    heft_error err;
+    size_t length = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint32_t *ids = NULL;
+        size_t count = 0;
+        test_expect_status(
+            heft_tokenizer_encode(t, rows[i].text, strlen(rows[i].text), false, &ids, &count, &err),
+            HEFT_OK, &err, rows[i].text);
+        assert_true(count == 1 && ids[0] == rows[i].id);
+        heft_tokenizer_free_ids(t, ids, count);
+    }
+    char *text = NULL;
+    assert_string_equal(heft_tokenizer_token(t, 4, &length), "ab");
+    test_expect_status(heft_tokenizer_decode(t, &rows[3].id, 1, true, &text, &length, &err),
+                       HEFT_OK, &err, "decode"); /* special as "axb" only */
+    assert_string_equal(text, "ab");
+    heft_tokenizer_free_text(t, text, length);
+    heft_tokenizer_close(t);
+}
+
 static void text_that_is_not_utf8_is_refused_at_its_byte(void **state)
 {
     (void)state;
@@ -518,6 +558,7 @@ int main(void)
         cmocka_unit_test(a_folder_is_opened_by_its_file),
         cmocka_unit_test(what_is_not_known_is_refused),
         cmocka_unit_test(a_file_over_the_limit_is_refused),
+        cmocka_unit_test(normalized_tokens_and_beginnings),
         cmocka_unit_test(text_that_is_not_utf8_is_refused_at_its_byte),
         cmocka_unit_test(long_pieces_are_encoded),
         cmocka_unit_test(a_normalizer_that_grows_a_text_without_end_is_stopped),
