@@ -17,7 +17,7 @@ from typing import NamedTuple
 from . import _heft
 from ._batch import Batch, array_of, as_rows, unpack
 from ._closing import Closing
-from ._errors import InvalidArgError, MismatchError, UnsupportedError, warn
+from ._errors import HeftError, InvalidArgError, MismatchError, UnsupportedError, warn
 from ._generation import Piece, Sampling, Text, Texts, number_tokens
 from ._heft import TextStream, Tokenizer
 from ._model import Model, folder_of, memory_bytes, whole_number
@@ -276,7 +276,15 @@ class Session(Closing):
 
     def _words(self) -> Texts:
         if self._texts is None:
-            self._texts = Texts(Tokenizer(folder_of(self._model.path)))
+            folder = folder_of(self._model.path)
+            tokenizer = Tokenizer(folder)
+            try:
+                names = tokenizer._check_config(folder)
+            except HeftError:  # a config that cannot be read concerns nobody here
+                names = ""
+            if names:
+                warn([f"tokenizer_config.json: not followed: {names}"])
+            self._texts = Texts(tokenizer)
         return self._texts
 
     @property

@@ -638,6 +638,18 @@ def test_what_sentence_transformers_says_of_texts(tmp_path: Path) -> None:
     assert plain.shape == (3, 32) and np.array_equal(plain[:, :12], found)
 
 
+def test_a_config_of_the_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = make(tmp_path / "other", BERT, around=True)
+    (place / "tokenizer_config.json").write_text("{")  # is nobody's concern
+    with caplog.at_level("WARNING", "heft"):
+        heft.run.Session(place).tokenizer.encode("the cat")
+        assert caplog.records == []
+        (place / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": ["<|a|>"]}))
+        session = heft.run.Session(place)
+        assert session.tokenizer.encode("the cat") == session.tokenizer.encode("the cat")
+    assert [record.getMessage() for record in caplog.records] == ["tokenizer_config.json: not followed: token <|a|>"]
+
+
 def test_t5_embeds_with_its_encoder(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     sizes = {"d_model": 32, "d_ff": 32, "d_kv": 8, "num_heads": 4, "num_layers": 1, "vocab_size": VOCABULARY}

@@ -101,7 +101,7 @@ static heft_status choose_pooling(const cli_run *run, struct embedding *e, heft_
     return HEFT_INVALID_ARG;
 }
 
-static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_error *err)
+static heft_status read_inputs(cli_run *run, struct embedding *e, heft_error *err)
 {
     const char *ids = run->values[OPTION_IDS];
     const char *from = ids ? ids : run->values[OPTION_BATCH];
@@ -115,7 +115,7 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
         status = cli_inputs_parse(&e->inputs, text ? text : ids, "--ids", err) ? HEFT_OK
                                                                                : HEFT_INVALID_ARG;
     } else {
-        status = cli_tokenizer_open(run->ctx, e->source, e->where.subfolder, &e->tokenizer, err);
+        status = cli_tokenizer_open(run, e->source, e->where.subfolder, &e->tokenizer, err);
         if (status == HEFT_OK) {
             cli_prompts prompts = {.tokenizer = e->tokenizer,
                                    .most = e->pooling.most_tokens,

@@ -165,10 +165,10 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
     return good && cli_run_read_memory(run->values[OPTION_MEMORY], r->memory_bytes, err);
 }
 
-static heft_status open_texts(const cli_run *run, struct running *r, heft_error *err)
+static heft_status open_texts(cli_run *run, struct running *r, heft_error *err)
 {
     const char *subfolder = r->where.subfolder;
-    heft_status status = cli_tokenizer_open(run->ctx, r->source, subfolder, &r->tokenizer, err);
+    heft_status status = cli_tokenizer_open(run, r->source, subfolder, &r->tokenizer, err);
     if (status == HEFT_OK && run->values[OPTION_CHAT]) {
         status = cli_chat_open(run->ctx, r->source, subfolder, &r->chat, err);
     }
@@ -179,7 +179,7 @@ static heft_status open_texts(const cli_run *run, struct running *r, heft_error 
 }
 
 /* Ids, or the text of a prompt or of a file of prompts. */
-static heft_status read_texts(const cli_run *run, struct running *r, heft_error *err)
+static heft_status read_texts(cli_run *run, struct running *r, heft_error *err)
 {
     const char *ids = run->values[OPTION_IDS], *file = run->values[OPTION_IDS_FILE],
                *prompt = run->values[OPTION_PROMPT], *batch = run->values[OPTION_BATCH];
@@ -216,7 +216,7 @@ static heft_status read_texts(const cli_run *run, struct running *r, heft_error 
     return status;
 }
 
-static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
+static heft_status read_inputs(cli_run *run, struct running *r, heft_error *err)
 {
     const char *image = run->values[OPTION_IMAGE], *audio = run->values[OPTION_AUDIO];
     heft_status status = r->talks ? open_texts(run, r, err) : read_texts(run, r, err);

@@ -52,20 +52,39 @@ heft_status cli_open_beside(const heft_source *source, const char *subfolder,
 }
 
 struct opening {
-    heft_ctx *ctx;
+    cli_run *run;
     heft_tokenizer **out;
 };
+
+/* A config that cannot be read concerns nobody here. */
+static void warn_of_config(cli_run *run, const heft_tokenizer *tokenizer, const char *folder)
+{
+    char *names = NULL, line[512];
+    size_t length = 0;
+    if (heft_tokenizer_check_config(tokenizer, folder, &names, &length, NULL) != HEFT_OK) {
+        return;
+    }
+    if (length > 0) {
+        snprintf(line, sizeof line, "tokenizer_config.json: not followed: %.400s", names);
+        cli_warn(run, line);
+    }
+    heft_tokenizer_free_text(tokenizer, names, length);
+}
 
 static heft_status open_tokenizer(void *user, const char *folder, heft_error *err)
 {
     const struct opening *opening = user;
-    return heft_tokenizer_open(opening->ctx, folder, opening->out, err);
+    const heft_status status = heft_tokenizer_open(opening->run->ctx, folder, opening->out, err);
+    if (status == HEFT_OK) {
+        warn_of_config(opening->run, *opening->out, folder);
+    }
+    return status;
 }
 
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+heft_status cli_tokenizer_open(cli_run *run, const heft_source *source, const char *subfolder,
                                heft_tokenizer **out, heft_error *err)
 {
-    struct opening opening = {ctx, out};
+    struct opening opening = {run, out};
     return cli_open_beside(source, subfolder, open_tokenizer, &opening, err);
 }
 

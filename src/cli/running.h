@@ -30,8 +30,9 @@ heft_status cli_inputs_add_features(cli_inputs *inputs, heft_ctx *ctx, const cha
 void cli_inputs_fini(cli_inputs *inputs);
 
 /* ---- run_text.c: prompts ---- */
-/* The tokenizer beside a source: in its folder, else in those above it that --subfolder leads through. */
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+/* The tokenizer beside a source: in its folder, else in those above it that --subfolder leads through. Warns of what
+ * tokenizer_config.json says otherwise. */
+heft_status cli_tokenizer_open(cli_run *run, const heft_source *source, const char *subfolder,
                                heft_tokenizer **out, heft_error *err);
 /* The folder in which a source is, or the one so far above it, up to where the subfolder (NULL: none) begins; owned,
  * NULL if there is none or no memory. */

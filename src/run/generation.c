@@ -8,11 +8,6 @@
 
 #include <heft/session.h>
 
-static const heft__json_value *member(const heft__json_value *object, const char *key)
-{
-    return object && object->type == HEFT__JSON_TYPE_OBJECT ? heft__json_member(object, key) : NULL;
-}
-
 static bool as_id(const heft__json_value *value, int32_t *id)
 {
     int64_t number;
@@ -65,16 +60,17 @@ static heft_status read_special(const heft__json_value *object, heft__arena *are
 {
     heft_status status = HEFT_OK;
     if (ids->stop_count == 0) {
-        status = read_ids(member(object, "eos_token_id"), arena, &ids->stop, &ids->stop_count, err);
+        status = read_ids(heft__json_member(object, "eos_token_id"), arena, &ids->stop,
+                          &ids->stop_count, err);
     }
     if (ids->decoder_start < 0) {
-        (void)as_id(member(object, "decoder_start_token_id"), &ids->decoder_start);
+        (void)as_id(heft__json_member(object, "decoder_start_token_id"), &ids->decoder_start);
     }
     if (ids->begin < 0) {
-        (void)as_id(member(object, "bos_token_id"), &ids->begin);
+        (void)as_id(heft__json_member(object, "bos_token_id"), &ids->begin);
     }
     if (ids->pad < 0) {
-        (void)as_id(member(object, "pad_token_id"), &ids->pad);
+        (void)as_id(heft__json_member(object, "pad_token_id"), &ids->pad);
     }
     return status;
 }
@@ -133,7 +129,7 @@ static const char *name_ignored(const heft__json_value *object, heft__arena *are
     char *names = heft__arena_array(arena, bytes, 1);
     size_t length = 0;
     for (size_t i = 0; names && i < count; i++) {
-        if (is_used(member(object, not_followed[i].key), not_followed[i].unused)) {
+        if (is_used(heft__json_member(object, not_followed[i].key), not_followed[i].unused)) {
             length += (size_t)snprintf(names + length, bytes - length, "%s%s", length ? ", " : "",
                                        not_followed[i].key);
         }
@@ -145,15 +141,15 @@ static heft_status read_settings(const heft__json_value *object, heft__arena *ar
                                  heft_generation_ids *ids, heft_error *err)
 {
     double penalty = 0;
-    const heft__json_value *value = member(object, "repetition_penalty");
-    heft_status status = read_ids(member(object, "suppress_tokens"), arena, &ids->suppress,
-                                  &ids->suppress_count, err);
+    const heft__json_value *value = heft__json_member(object, "repetition_penalty");
+    heft_status status = read_ids(heft__json_member(object, "suppress_tokens"), arena,
+                                  &ids->suppress, &ids->suppress_count, err);
     if (status == HEFT_OK) {
-        status = read_ids(member(object, "begin_suppress_tokens"), arena, &ids->begin_suppress,
-                          &ids->begin_suppress_count, err);
+        status = read_ids(heft__json_member(object, "begin_suppress_tokens"), arena,
+                          &ids->begin_suppress, &ids->begin_suppress_count, err);
     }
-    ids->forced_begin = smallest_id(member(object, "forced_bos_token_id"));
-    ids->forced_end = smallest_id(member(object, "forced_eos_token_id"));
+    ids->forced_begin = smallest_id(heft__json_member(object, "forced_bos_token_id"));
+    ids->forced_end = smallest_id(heft__json_member(object, "forced_eos_token_id"));
     if (value && heft__json_as_double(value, &penalty) && penalty > 0 && penalty <= 1000) {
         ids->repetition_penalty = (float)penalty;
     }

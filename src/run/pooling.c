@@ -25,46 +25,36 @@ struct found {
 static heft_status read_json(heft_ctx *ctx, heft__arena *arena, const char *folder,
                              const char *name, heft__json_value **out, heft_error *err)
 {
+    const heft_limits *limits = heft__limits(ctx);
     char *text = NULL;
     size_t length = 0;
-    const char *path = heft__path_join(arena, folder, name);
     *out = NULL;
-    if (!path) {
-        return heft__fail_nomem(err, strlen(name));
-    }
-    if (!heft__path_is_file(path)) {
-        return HEFT_OK;
-    }
-    const heft_limits *limits = heft__limits(ctx);
-    heft_status status = heft__read_file(arena, path, limits->tokenizer_bytes, &text, &length, err);
-    if (status == HEFT_OK) {
+    heft_status status =
+        heft__read_beside(arena, folder, name, limits->tokenizer_bytes, &text, &length, err);
+    if (status == HEFT_OK && text) {
         status = heft__json_parse(arena, text, length, limits->json_depth, out, err);
+        status = heft__add_path(status, err, heft__path_join(arena, folder, name));
     }
-    return heft__add_path(status, err, path);
-}
-
-static const heft__json_value *member(const heft__json_value *object, const char *key)
-{
-    return object && object->type == HEFT__JSON_TYPE_OBJECT ? heft__json_member(object, key) : NULL;
+    return status;
 }
 
 /* A number above 0; 0 for anything else, such as the 1e30 that means none. */
 static uint64_t count_of(const heft__json_value *object, const char *key)
 {
-    const heft__json_value *value = member(object, key);
+    const heft__json_value *value = heft__json_member(object, key);
     uint64_t count = 0;
     return value && heft__json_as_u64(value, &count) ? count : 0;
 }
 
 static const char *text_of(const heft__json_value *object, const char *key)
 {
-    const heft__json_value *value = member(object, key);
+    const heft__json_value *value = heft__json_member(object, key);
     return value && value->type == HEFT__JSON_TYPE_STRING ? value->text : NULL;
 }
 
 static bool is_bool(const heft__json_value *object, const char *key, bool wanted)
 {
-    const heft__json_value *value = member(object, key);
+    const heft__json_value *value = heft__json_member(object, key);
     return value && value->type == HEFT__JSON_TYPE_BOOL && value->boolean == wanted;
 }
 
@@ -163,7 +153,7 @@ static heft_status read_modules(heft_ctx *ctx, heft__arena *arena, const char *f
 static bool lowers(const heft__json_value *normalizer)
 {
     const char *type = text_of(normalizer, "type");
-    const heft__json_value *parts = member(normalizer, "normalizers");
+    const heft__json_value *parts = heft__json_member(normalizer, "normalizers");
     bool found =
         type && (strcmp(type, "Lowercase") == 0 ||
                  (strcmp(type, "BertNormalizer") == 0 && is_bool(normalizer, "lowercase", true)));
@@ -196,14 +186,14 @@ static heft_status read_transformer(heft_ctx *ctx, heft__arena *arena, const cha
     }
     uint64_t most = 0;
     for (size_t i = 0; i < sizeof inner / sizeof *inner && most == 0; i++) {
-        most = count_of(member(config, inner[i]), "model_max_length");
+        most = count_of(heft__json_member(config, inner[i]), "model_max_length");
     }
     found->pooling.most_tokens = most ? most : count_of(config, "max_seq_length");
     if (!is_bool(config, "do_lower_case", true)) {
         return HEFT_OK;
     }
     status = read_json(ctx, arena, folder, "tokenizer.json", &tokenizer, err);
-    return status != HEFT_OK || lowers(member(tokenizer, "normalizer"))
+    return status != HEFT_OK || lowers(heft__json_member(tokenizer, "normalizer"))
                ? status
                : heft__fail(err, HEFT_UNSUPPORTED,
                             "do_lower_case is true, and the tokenizer does not lowercase texts");
@@ -221,7 +211,7 @@ static heft_status read_model(heft_ctx *ctx, heft__arena *arena, const char *fol
     if (status != HEFT_OK) {
         return status;
     }
-    const heft__json_value *classes = member(config, "architectures");
+    const heft__json_value *classes = heft__json_member(config, "architectures");
     const heft__json_value *first =
         classes && classes->type == HEFT__JSON_TYPE_ARRAY ? classes->first : NULL;
     if (!found->pooling.known && first && first->type == HEFT__JSON_TYPE_STRING &&
@@ -241,8 +231,8 @@ static heft_status read_model(heft_ctx *ctx, heft__arena *arena, const char *fol
 static heft_status read_prompt(const heft__json_value *config, struct found *found, heft_error *err)
 {
     const char *name = text_of(config, "default_prompt_name");
-    const heft__json_value *prompts = member(config, "prompts");
-    const heft__json_value *value = name ? member(prompts, name) : NULL;
+    const heft__json_value *prompts = heft__json_member(config, "prompts");
+    const heft__json_value *value = name ? heft__json_member(prompts, name) : NULL;
     const char *prompt = value && value->type == HEFT__JSON_TYPE_STRING ? value->text : "";
     const size_t bytes = value && value->type == HEFT__JSON_TYPE_STRING ? value->length : 0;
     const bool is_there = value || !name || strcmp(name, "query") == 0 || /* empty ones */

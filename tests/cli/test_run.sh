@@ -59,6 +59,9 @@ else
     printf 'the cat\nthe dog\n' >"$work/prompts"
     run 0 run "$work/text" --batch "$work/prompts" --new-tokens 4 --json
     shows "$out" '"ids": \[\[[0-9, ]+\], \[[0-9, ]+\]\], "texts": \["'
+    printf '{"eos_token": "<|im_end|>"}' >"$work/text/tokenizer_config.json"
+    run 0 run "$work/text" --prompt 'the cat' --new-tokens 1
+    shows "$err" 'heft run: warning: tokenizer_config.json: not followed: token <[|]im_end[|]>$'
 fi
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
