@@ -18,7 +18,7 @@
 
 struct found {
     heft_pooling pooling;
-    bool leaves_prompt_out;
+    bool pools, leaves_prompt_out;
 };
 
 /* A file of the folder as JSON; NULL if it is not there. */
@@ -129,6 +129,7 @@ static heft_status read_module(heft_ctx *ctx, heft__arena *arena, const char *fo
     if (status == HEFT_OK && (!config || config->type != HEFT__JSON_TYPE_OBJECT)) {
         status = heft__fail(err, HEFT_FORMAT, "the module '%.60s' has no config.json", path);
     }
+    found->pools = true;
     found->leaves_prompt_out = is_bool(config, "include_prompt", false);
     return status == HEFT_OK ? read_mode(config, &found->pooling, err) : status;
 }
@@ -146,7 +147,9 @@ static heft_status read_modules(heft_ctx *ctx, heft__arena *arena, const char *f
         status = read_module(ctx, arena, folder, module, found, err);
     }
     found->pooling.known = modules != NULL;
-    return status;
+    return status != HEFT_OK || !modules || found->pools
+               ? status
+               : heft__fail(err, HEFT_UNSUPPORTED, "modules.json has no Pooling module");
 }
 
 /* ---- texts ---------------------------------------------------------------------------------------- */

@@ -151,6 +151,9 @@ shows "$err" 'pooling mode'
 printf '[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]' >"$bert/modules.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'does not compute the module sentence_transformers.models.Dense'
+printf '[{"path": "", "type": "sentence_transformers.models.Transformer"}]' >"$bert/modules.json"
+run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
+shows "$err" 'has no Pooling module'
 printf '[{"path": "", "type": "custom.Transformer"}]' >"$bert/modules.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'does not compute the module custom.Transformer'
