@@ -8,8 +8,9 @@
  *   config_sentence_transformers.json
  *                                {"prompts": {"query": "query: "}, "default_prompt_name": "query", "truncate_dim": 64}
  *
- * Without modules.json it is the mean, or the last token for an architecture ...ForCausalLM. Modules that change the
- * embedding and that heft does not compute are refused by name. */
+ * Without modules.json it is the mean, or the last token for an architecture ...ForCausalLM, and the other two files of
+ * sentence-transformers count for nothing, as there. Modules that change the embedding and that heft does not compute
+ * are refused by name. */
 #include "run/pass_state.h"
 
 #include <heft/session.h>
@@ -268,7 +269,7 @@ static heft_status read_all(heft_ctx *ctx, heft__arena *arena, const char *folde
     if (status == HEFT_OK) {
         status = read_model(ctx, arena, folder, found, err);
     }
-    if (status == HEFT_OK) {
+    if (status == HEFT_OK && found->pooling.known) {
         status = read_json(ctx, arena, folder, "config_sentence_transformers.json", &config, err);
     }
     found->pooling.most_width = count_of(config, "truncate_dim");

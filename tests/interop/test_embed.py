@@ -127,6 +127,8 @@ def test_without_modules(kind, tmp_path):
     getattr(transformers, kind)(config).save_pretrained(tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(f"{source}/{name}", tmp_path / "model")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')  # counts for nothing
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
     expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS[:4])
     found, _ = embed(tmp_path / "model", TEXTS[:4], tmp_path)
     assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
