@@ -304,18 +304,22 @@ typedef struct heft_pooling {
     bool normalize;       /* to length 1 */
     bool known;           /* it was read from the folder; false: a guess, the mean */
     uint64_t most_tokens; /* longer texts are cut, in sentence-transformers; 0: not known */
+    uint64_t most_width;  /* embeddings are cut to so many numbers, after normalization; 0: not */
+    char prompt[1024];    /* goes before each text; "": none */
 } heft_pooling;
 
 /**
  * Read how sentence-transformers pools the tokens of a model: modules.json, the config of its
- * pooling module, sentence_bert_config.json.
+ * pooling module, sentence_bert_config.json, config_sentence_transformers.json, and what
+ * tokenizer_config.json and config.json say of the length of a text.
  *
  * @param ctx     borrowed
  * @param folder  borrowed; the folder of the model
  * @param out     filled; initialized with HEFT_SIZED by the caller
  * @param err     filled on failure; may be NULL
  *
- * Errors   UNSUPPORTED, naming it, for a module or mode that heft does not compute; FORMAT, IO, NOMEM.
+ * Errors   UNSUPPORTED, naming it, for a module, mode or setting that heft does not compute; FORMAT,
+ *          IO, NOMEM.
  * Source   docs/running.md.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_read(heft_ctx *ctx, const char *folder,
@@ -327,7 +331,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_read(heft_ctx *ctx, const char
  * @param states   borrowed; the output "last_hidden_state"
  * @param tokens   borrowed; [count] tokens of each sequence
  * @param count    number of sequences
- * @param out      filled; [count][states->width]
+ * @param out      filled; room for [count][states->width], of which [count][most_width] are filled
+ *                 if that is less
  * @param err      filled on failure; may be NULL
  *
  * Errors   INVALID_ARG if the tokens are not as many as the rows.
@@ -339,13 +344,20 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_pooling_apply(const heft_pooling *pool
 
 /* ---- generation ------------------------------------------------------------------------------ */
 
-/** Ids that generation uses, from generation_config.json, otherwise from config.json. */
+/** What generation_config.json says of generation, otherwise config.json. */
 typedef struct heft_generation_ids {
     size_t struct_size;  /* set by HEFT_SIZED */
     const int32_t *stop; /* [stop_count] that end a text; lent by the session */
     size_t stop_count;
     int32_t decoder_start; /* first id of a decoder behind an encoder; -1: none */
     int32_t begin, pad;    /* -1: none */
+    const int32_t *suppress,
+        *begin_suppress; /* that are never chosen, and not as the first; lent */
+    size_t suppress_count, begin_suppress_count;
+    int32_t forced_begin, forced_end; /* the second id of a text, and its last one; -1: none */
+    float repetition_penalty;         /* 0: none */
+    const char *not_followed; /* names of further settings that change greedy results, and that
+                               * heft does not follow, as "num_beams, min_length"; lent */
 } heft_generation_ids;
 
 /** Fill `ids`. INVALID_ARG for a struct_size of 0. */
@@ -359,6 +371,11 @@ typedef struct heft_sampling {
     float top_p, min_p;       /* 0: not used */
     float repetition_penalty; /* 0 or 1: none */
     uint64_t seed;
+    bool by_config; /* as heft_generation_ids says, too: ids that are suppressed or forced, and its
+                     * repetition penalty if that is 0 here */
+    uint64_t prompt_count,
+        most_count; /* with by_config: of the text's tokens, those that were given, and all
+                                        * that there will be at most (0: not known) */
 } heft_sampling;
 
 /**
@@ -368,7 +385,7 @@ typedef struct heft_sampling {
  * @param sampling    borrowed; NULL: greedy
  * @param logits      borrowed; [count]
  * @param count       size of the vocabulary
- * @param seen        borrowed; [seen_count] tokens so far, for the repetition penalty
+ * @param seen        borrowed; [seen_count] tokens so far, for the repetition penalty and by_config
  * @param seen_count  number of them
  * @param index       number of the token in its sequence: with the seed, it determines the random number
  * @param id          filled
@@ -376,7 +393,7 @@ typedef struct heft_sampling {
  *
  * Equal arguments give equal ids.
  *
- * Memory   no heap for greedy choices; otherwise 8 bytes for each token of the vocabulary.
+ * Memory   no heap for greedy choices among all tokens; otherwise 8 bytes for each token of the vocabulary.
  * Errors   INVALID_ARG for negative options and without logits; NOMEM.
  */
 HEFT_API HEFT_MUST_CHECK heft_status heft_session_sample(

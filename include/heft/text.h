@@ -31,6 +31,23 @@ typedef struct heft_tokenizer heft_tokenizer;
 HEFT_API HEFT_MUST_CHECK heft_status heft_tokenizer_open(heft_ctx *ctx, const char *path,
                                                          heft_tokenizer **out, heft_error *err);
 /**
+ * Name what the tokenizer_config.json of a folder says otherwise than its tokenizer.json, and
+ * Transformers' AutoTokenizer obeys: "token <|im_end|>, add_prefix_space". heft does not.
+ *
+ * @param tokenizer  borrowed
+ * @param folder     borrowed
+ * @param text       filled with an owned text, NUL-terminated, "" if there is nothing or no such
+ *                   file; free it with heft_tokenizer_free_text()
+ * @param length     filled with the bytes of the text
+ * @param err        filled on failure; may be NULL
+ *
+ * Errors   IO; FORMAT; LIMIT (`tokenizer_bytes`); NOMEM.
+ * Source   docs/text.md.
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_tokenizer_check_config(const heft_tokenizer *tokenizer,
+                                                                 const char *folder, char **text,
+                                                                 size_t *length, heft_error *err);
+/**
  * Open a tokenizer from the bytes of a `tokenizer.json`.
  *
  * @param ctx     borrowed; kept alive by the tokenizer

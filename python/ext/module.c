@@ -156,7 +156,8 @@ PyDoc_STRVAR(plan_doc, "plan(path, strategy='best', budgets=None, dtype=None, cl
                        "Make a device map.");
 PyDoc_STRVAR(pooling_doc,
              "pooling(folder, /)\n--\n\n"
-             "Return how sentence-transformers pools: (mode, normalize, known, most tokens).");
+             "Return how sentence-transformers pools: (mode, normalize, known, most tokens,\n"
+             "most width, prompt).");
 PyDoc_STRVAR(memory_doc, "memory()\n--\n\nReturn heft's own allocations: (bytes now, most bytes).");
 PyDoc_STRVAR(parse_size_doc,
              "parse_size(text, /)\n--\n\nReturn the bytes of '200MB', '1.5GiB', ...");

@@ -321,20 +321,23 @@ static PyObject *session_sample(PyObject *object, PyObject *args)
     Session *self = (Session *)object;
     heft_sampling sampling = HEFT_SIZED(heft_sampling);
     heft_output logits;
-    unsigned long long seed, index;
+    unsigned long long seed, index, prompt, most;
     Py_ssize_t row;
     PyObject *seen, *result = NULL;
     Py_buffer view;
     size_t count;
     unsigned top_k;
-    if (!PyArg_ParseTuple(args, "nOK(fIfffK):sample", &row, &seen, &index, &sampling.temperature,
-                          &top_k, &sampling.top_p, &sampling.min_p, &sampling.repetition_penalty,
-                          &seed) ||
+    if (!PyArg_ParseTuple(args, "nO(KKK)(fIfffK):sample", &row, &seen, &index, &prompt, &most,
+                          &sampling.temperature, &top_k, &sampling.top_p, &sampling.min_p,
+                          &sampling.repetition_penalty, &seed) ||
         !int32_buffer(seen, "seen", &view, &count)) {
         return NULL;
     }
     sampling.top_k = top_k;
     sampling.seed = seed;
+    sampling.by_config = true;
+    sampling.prompt_count = prompt;
+    sampling.most_count = most;
     heft_session *session = session_use(self);
     if (session && get_output(session, "logits", &logits)) {
         if (logits.kind != HEFT_OUTPUT_LOGITS || row < 0 || (size_t)row >= logits.rows) {
@@ -384,15 +387,18 @@ static PyObject *session_pool(PyObject *object, PyObject *args)
     heft_output states;
     PyObject *tokens, *data = NULL;
     int mode, normalize;
-    size_t count = 0;
-    if (!PyArg_ParseTuple(args, "ipO:pool", &mode, &normalize, &tokens)) {
+    unsigned long long most = 0;
+    size_t count = 0, width = 0;
+    if (!PyArg_ParseTuple(args, "ipKO:pool", &mode, &normalize, &most, &tokens)) {
         return NULL;
     }
+    pooling.most_width = most;
     pooling.mode = (heft_pooling_mode)mode;
     pooling.normalize = normalize != 0;
     size_t *counts = read_counts(tokens, &count);
     heft_session *session = counts ? session_use(self) : NULL;
     if (session && get_output(session, "last_hidden_state", &states)) {
+        width = most > 0 && most < states.width ? (size_t)most : states.width;
         data =
             PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count * states.width * sizeof(float)));
         if (data) {
@@ -401,7 +407,8 @@ static PyObject *session_pool(PyObject *object, PyObject *args)
             call_begin(&call, NULL);
             const heft_status status =
                 heft_pooling_apply(&pooling, &states, counts, count, out, &call.error);
-            if (!call_end(&call, status)) {
+            if (!call_end(&call, status) ||
+                PyByteArray_Resize(data, (Py_ssize_t)(count * width * sizeof(float))) != 0) {
                 Py_CLEAR(data);
             }
         }
@@ -410,7 +417,7 @@ static PyObject *session_pool(PyObject *object, PyObject *args)
         session_leave(self);
     }
     PyMem_Free(counts);
-    return data ? Py_BuildValue("(nN)", (Py_ssize_t)states.width, data) : NULL;
+    return data ? Py_BuildValue("(nN)", (Py_ssize_t)width, data) : NULL;
 }
 
 /* ---- facts ----------------------------------------------------------------------------------- */
@@ -447,8 +454,8 @@ static PyObject *ids_of(const heft_generation_ids *ids)
         }
         Py_XDECREF(id);
     }
-    return stop ? Py_BuildValue("(Niii)", stop, (int)ids->decoder_start, (int)ids->begin,
-                                (int)ids->pad)
+    return stop ? Py_BuildValue("(Niiis)", stop, (int)ids->decoder_start, (int)ids->begin,
+                                (int)ids->pad, ids->not_followed)
                 : NULL;
 }
 
@@ -512,8 +519,9 @@ PyObject *pooling(PyObject *module, PyObject *args)
         heft_pooling_read(call_ctx(), PyBytes_AsString(path), &found, &call.error);
     const bool ok = call_end(&call, status);
     Py_DECREF(path);
-    return ok ? Py_BuildValue("(iNNK)", (int)found.mode, PyBool_FromLong(found.normalize),
-                              PyBool_FromLong(found.known), (unsigned long long)found.most_tokens)
+    return ok ? Py_BuildValue("(iNNKKs)", (int)found.mode, PyBool_FromLong(found.normalize),
+                              PyBool_FromLong(found.known), (unsigned long long)found.most_tokens,
+                              (unsigned long long)found.most_width, found.prompt)
               : NULL;
 }
 
@@ -525,11 +533,13 @@ PyDoc_STRVAR(run_doc, "run($self, rows, outputs, progress=None, /)\n--\n\n"
                       "Run one call; rows as in ext/inputs.c.");
 PyDoc_STRVAR(output_doc, "output($self, name, /)\n--\n\n"
                          "Copy a result of the last pass: (kind, rows, width, float32 bytes).");
-PyDoc_STRVAR(sample_doc,
-             "sample($self, row, seen, index, sampling, /)\n--\n\n"
-             "Choose a token by a row of the last pass's logits. sampling: (temperature, top_k,\n"
-             "top_p, min_p, repetition penalty, seed).");
-PyDoc_STRVAR(pool_doc, "pool($self, mode, normalize, tokens, /)\n--\n\n"
+PyDoc_STRVAR(
+    sample_doc,
+    "sample($self, row, seen, counts, sampling, /)\n--\n\n"
+    "Choose a token by a row of the last pass's logits. counts: (its number, tokens of the\n"
+    "prompt, tokens of the whole text at most). sampling: (temperature, top_k,\n"
+    "top_p, min_p, repetition penalty, seed).");
+PyDoc_STRVAR(pool_doc, "pool($self, mode, normalize, most_width, tokens, /)\n--\n\n"
                        "Make embeddings of the last pass's states: (width, float32 bytes).");
 PyDoc_STRVAR(counts_doc, "counts($self, /)\n--\n\nReturn the numbers of heft_session_facts().");
 PyDoc_STRVAR(describe_doc, "describe($self, /)\n--\n\nReturn what the session takes and makes.");

@@ -174,6 +174,27 @@ static PyObject *tokenizer_id(PyObject *object, PyObject *argument)
                : Py_NewRef(Py_None);
 }
 
+static PyObject *tokenizer_check_config(PyObject *object, PyObject *args)
+{
+    const heft_tokenizer *tokenizer = ((Tokenizer *)object)->tokenizer;
+    PyObject *folder, *result = NULL;
+    if (!PyArg_ParseTuple(args, "O&:_check_config", PyUnicode_FSConverter, &folder)) {
+        return NULL;
+    }
+    struct call call;
+    call_begin(&call, NULL);
+    char *text = NULL;
+    size_t length = 0;
+    const heft_status status = heft_tokenizer_check_config(tokenizer, PyBytes_AsString(folder),
+                                                           &text, &length, &call.error);
+    if (call_end(&call, status)) {
+        result = PyUnicode_DecodeUTF8(text, (Py_ssize_t)length, "replace");
+        heft_tokenizer_free_text(tokenizer, text, length);
+    }
+    Py_DECREF(folder);
+    return result;
+}
+
 static PyObject *tokenizer_special_ids(PyObject *object, void *unused)
 {
     (void)unused;
@@ -297,6 +318,8 @@ PyDoc_STRVAR(token_doc, "token($self, id, /)\n--\n\n"
                         "Return a token as the vocabulary has it, None if the id is no token.");
 PyDoc_STRVAR(id_doc, "id($self, token, /)\n--\n\n"
                      "Return the id of a token of the vocabulary, None if there is none.");
+PyDoc_STRVAR(check_config_doc, "_check_config($self, folder, /)\n--\n\n"
+                               "Name what tokenizer_config.json says otherwise.");
 PyDoc_STRVAR(stream_of_doc, "stream($self, /, skip_special_tokens=True)\n--\n\n"
                             "Return a TextStream: text id by id.");
 PyDoc_STRVAR(stream_doc,
@@ -307,12 +330,13 @@ PyDoc_STRVAR(finish_doc, "finish($self, /)\n--\n\nReturn the text that is left, 
 
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 static PyMethodDef tokenizer_methods[] = {
-    {"encode", WITH_KEYWORDS(tokenizer_encode), METH_VARARGS | METH_KEYWORDS, encode_doc   },
-    {"decode", WITH_KEYWORDS(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, decode_doc   },
-    {"token",  tokenizer_token,                 METH_O,                       token_doc    },
-    {"id",     tokenizer_id,                    METH_O,                       id_doc       },
-    {"stream", WITH_KEYWORDS(tokenizer_stream), METH_VARARGS | METH_KEYWORDS, stream_of_doc},
-    {NULL,     NULL,                            0,                            NULL         }
+    {"encode",        WITH_KEYWORDS(tokenizer_encode), METH_VARARGS | METH_KEYWORDS, encode_doc      },
+    {"decode",        WITH_KEYWORDS(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, decode_doc      },
+    {"token",         tokenizer_token,                 METH_O,                       token_doc       },
+    {"id",            tokenizer_id,                    METH_O,                       id_doc          },
+    {"stream",        WITH_KEYWORDS(tokenizer_stream), METH_VARARGS | METH_KEYWORDS, stream_of_doc   },
+    {"_check_config", tokenizer_check_config,          METH_VARARGS,                 check_config_doc},
+    {NULL,            NULL,                            0,                            NULL            }
 };
 static PyGetSetDef tokenizer_getters[] = {
     {"special_ids", tokenizer_special_ids, NULL, "The ids of special tokens, ascending.",       NULL},

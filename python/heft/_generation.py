@@ -35,8 +35,12 @@ class Sampling:
     """How tokens are chosen, checked."""
 
     def __init__(
-        self, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+        self, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float | None, seed: int
     ) -> None:
+        if repetition_penalty is None:
+            repetition_penalty = 0.0  # as the files say
+        elif repetition_penalty == 0:
+            repetition_penalty = 1.0
         reals = (("temperature", temperature, 1000), ("top_p", top_p, 1), ("min_p", min_p, 1), ("repetition_penalty", repetition_penalty, 1000))  # fmt: skip
         for name, value, most in reals:
             if isinstance(value, bool) or not hasattr(value, "__float__"):

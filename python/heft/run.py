@@ -17,7 +17,7 @@ from typing import NamedTuple
 from . import _heft
 from ._batch import NO_INPUT, Batch, array_of, as_rows, unpack
 from ._closing import Closing
-from ._errors import InvalidArgError, MismatchError, UnsupportedError, warn
+from ._errors import HeftError, InvalidArgError, MismatchError, UnsupportedError, warn
 from ._generation import Piece, Sampling, Text, Texts, number_tokens
 from ._heft import TextStream, Tokenizer
 from ._model import Model, folder_of, memory_bytes, whole_number
@@ -188,7 +188,7 @@ class Session(Closing):
         LimitError: a maximum in which one block with its results does not fit, with both sizes.
     """
 
-    __slots__ = ("__weakref__", "_about", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
+    __slots__ = ("__weakref__", "_about", "_has_warned", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
 
     def __init__(
         self,
@@ -227,6 +227,7 @@ class Session(Closing):
             budget = self._model._facts["room_bytes"]
         self._raw = _heft.Session(self._model._raw, budget, self._pass_tokens, exact, over_limit)
         self._about: dict[str, Any] = self._raw.describe()
+        self._has_warned = False
 
     # ---- what it is ----
 
@@ -275,7 +276,15 @@ class Session(Closing):
 
     def _words(self) -> Texts:
         if self._texts is None:
-            self._texts = Texts(Tokenizer(folder_of(self._model.path)))
+            folder = folder_of(self._model.path)
+            tokenizer = Tokenizer(folder)
+            try:
+                names = tokenizer._check_config(folder)
+            except HeftError:  # a config that cannot be read concerns nobody here
+                names = ""
+            if names:
+                warn([f"tokenizer_config.json: not followed: {names}"])
+            self._texts = Texts(tokenizer)
         return self._texts
 
     @property
@@ -429,7 +438,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         stream: Callable[[Piece], object] | None = None,
@@ -445,7 +454,9 @@ class Session(Closing):
             top_k: draw among so many of the most likely tokens; 0: all.
             top_p: draw among the most likely tokens whose probabilities sum to it; 0: all.
             min_p: draw among tokens with at least so many times the largest probability; 0: all.
-            repetition_penalty: divides positive logits of earlier tokens, and multiplies negative ones; 1: none.
+            repetition_penalty: divides positive logits of earlier tokens, and multiplies negative ones; 1: none. None: as
+                generation_config.json says, of which suppressed and forced ids are followed, too; a warning of the
+                logger ``heft`` names what else of it would change greedy results.
             seed: of the random numbers. Equal arguments give equal ids.
             ignore_eos: go on after an id that ends a text.
             stream: called with a :class:`Piece` for each token as soon as it is chosen; what it raises ends the
@@ -476,7 +487,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         stream: Callable[[Piece], object] | None = None,
@@ -525,7 +536,7 @@ class Session(Closing):
         top_k: int = 0,
         top_p: float = 0.0,
         min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         ignore_eos: bool = False,
         **inputs: Any,
@@ -564,13 +575,13 @@ class Session(Closing):
             raise ValueError(NO_INPUT)
         return batch, is_text
 
-    def _encode(self, texts: Any, most: int) -> list[list[int]]:
-        """Ids of texts, cut to `most`, where the last special one is kept; 0: never."""
+    def _encode(self, texts: Any, most: int, before: str = "") -> list[list[int]]:
+        """Ids of texts behind `before`, cut to `most`, where the last special one is kept; 0: never."""
         rows, cut, words = [], 0, self._words()
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {i} must be a str, not {text!r}")
-            ids = words.encode(text)
+            ids = words.encode(before + text)
             if not ids:
                 raise ValueError(f"text {i} has no tokens")
             if most and len(ids) > most:
@@ -605,7 +616,9 @@ class Session(Closing):
         for row, i in enumerate(going):
             text = texts[i]
             try:
-                token = self._raw.sample(row, text.words(), len(text.ids), sampling.of(i))
+                words = text.words()
+                first = text.first - (len(text.ids) - len(words))
+                token = self._raw.sample(row, words, (len(text.ids), first, first + count), sampling.of(i))
             except IndexError:
                 raise InvalidArgError(f"{self.class_name} is not a language model", self._model.path) from None
             text.ids.append(token)
@@ -617,6 +630,9 @@ class Session(Closing):
     ) -> Iterator[Piece]:
         if "logits" not in self.output_names:
             raise InvalidArgError(f"{self.class_name} is not a language model", self._model.path)
+        if self._about["ids"][4] and not self._has_warned:
+            self._has_warned = True
+            warn([f"generation_config.json: not followed: {self._about['ids'][4]}"])
         streams = [self._words().stream() if is_text else None for _ in range(len(batch))]
         try:
             with self._lock:
@@ -655,15 +671,17 @@ class Session(Closing):
         Use ``class_name="AutoModel"`` for a checkpoint with a head.
 
         Args:
-            texts: a list of texts, or one; or lists of ids. Texts are cut to ``max_seq_length`` of
-                sentence_bert_config.json, with a warning of the logger ``heft``; ids are not cut.
+            texts: a list of texts, or one; or lists of ids. Before texts goes the default prompt of
+                config_sentence_transformers.json; they are cut to ``max_seq_length`` of sentence_bert_config.json,
+                otherwise to ``model_max_length`` and ``max_position_embeddings``, with a warning of the logger ``heft``.
+                Ids are taken as they are.
             pooling: how an embedding is made of the last hidden states: their "mean", that of the first token ("cls"),
-                or of the "last" one; None: as modules.json says, otherwise the mean.
+                or of the "last" one; None: as modules.json says, otherwise the last of a ...ForCausalLM, else the mean.
             normalize: to length 1; None: as modules.json says.
             progress: as in :meth:`forward`.
 
         Returns:
-            [texts, width] float32; [width] for one text.
+            [texts, width] float32; [width] for one text. The width is at most ``truncate_dim`` of the folder.
 
         Raises:
             as :meth:`forward` and :class:`Tokenizer`; UnsupportedError: modules.json has a module that heft does not
@@ -671,11 +689,13 @@ class Session(Closing):
         """
         if pooling is not None and pooling not in _POOLING:
             raise ValueError(f"pooling {pooling!r} is not 'mean', 'cls' or 'last'")
-        mode, unit, most = self._read_pooling(pooling)
+        if self.class_name == "T5Model":
+            raise UnsupportedError("its last hidden states are the decoder's: use class_name='T5EncoderModel'", self._model.path, self.class_name)
+        mode, unit, most, most_width, before = self._read_pooling(pooling)
         unit = unit if normalize is None else bool(normalize)
         single = isinstance(texts, str)
         if single or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
-            rows = [array("i", ids) for ids in self._encode([texts] if single else texts, most)]
+            rows = [array("i", ids) for ids in self._encode([texts] if single else texts, most, before)]
         else:
             rows, _, single = as_rows(texts, "texts")
         data, width, done = bytearray(), 0, 0
@@ -683,20 +703,20 @@ class Session(Closing):
             inputs = [(None, ids, None, None, None, None, None, None, 2) for ids in part]
             with self._lock, Reporting(progress) as report:
                 self._raw.run(inputs, ("last_hidden_state",), report)
-                width, some = self._raw.pool(mode, unit, [len(ids) for ids in part])
+                width, some = self._raw.pool(mode, unit, most_width, [len(ids) for ids in part])
             data += some
             done += len(part)
         found = array_of(data, done, width)
         return found[0] if single else found
 
-    def _read_pooling(self, pooling: str | None) -> tuple[int, bool, int]:
+    def _read_pooling(self, pooling: str | None) -> tuple[int, bool, int, int, str]:
         try:
-            mode, unit, _, most = _heft.pooling(folder_of(self._model.path))
+            mode, unit, _, most, most_width, before = _heft.pooling(folder_of(self._model.path))
         except UnsupportedError:
             if pooling is None:
                 raise
-            mode, unit, most = 0, False, 0
-        return mode if pooling is None else _POOLING[pooling], unit, most
+            mode, unit, most, most_width, before = 0, False, 0, 0, ""
+        return mode if pooling is None else _POOLING[pooling], unit, most, most_width, before
 
     def _parts(self, rows: list[array[int]]) -> Iterator[list[array[int]]]:
         """Rows whose states are in memory at once: what an encoder computes in some passes, as it packs them."""

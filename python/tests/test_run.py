@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -568,6 +569,26 @@ def test_wrong_passes(llama: Path) -> None:
     assert session.forward(PROMPT)
 
 
+def test_settings_of_generation(llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that are followed, and one line for those that are not."""
+    place = tmp_path / "settings"
+    shutil.copytree(llama, place)
+    free = heft.run.Session(llama).generate(PROMPT, max_new_tokens=4, ignore_eos=True).ids
+    settings = {"eos_token_id": 2, "suppress_tokens": free[:1], "forced_eos_token_id": 9, "repetition_penalty": 1.3, "num_beams": 4, "min_length": 3}
+    (place / "generation_config.json").write_text(json.dumps(settings))
+    session = heft.run.Session(place)
+    with caplog.at_level("WARNING", "heft"):
+        found = session.generate(PROMPT, max_new_tokens=4, ignore_eos=True).ids
+        pieces = [piece.id for piece in session.stream(PROMPT, max_new_tokens=4, ignore_eos=True)]
+    assert free[0] not in found and found[-1] == 9 and pieces == found
+    assert [record.getMessage() for record in caplog.records] == ["generation_config.json: not followed: num_beams, min_length"]
+    ids = ",".join(map(str, PROMPT))
+    done = json.loads(command("run", place, "--ids", ids, "--new-tokens", 4, "--ignore-eos", "--json"))
+    assert done["ids"] == [found]
+    plain = session.generate(PROMPT, max_new_tokens=4, repetition_penalty=1, ignore_eos=True).ids
+    assert plain == session.generate(PROMPT, max_new_tokens=4, repetition_penalty=0, ignore_eos=True).ids
+
+
 # ---- embeddings ----------------------------------------------------------------------------------------
 
 
@@ -596,6 +617,46 @@ def test_embeddings_are_those_of_the_command(bert: Path, tmp_path: Path, caplog:
             session.embed(value)
     with pytest.raises(ValueError, match="pooling"):
         session.embed(["the"], pooling="max")  # type: ignore[arg-type]
+
+
+def test_what_sentence_transformers_says_of_texts(tmp_path: Path) -> None:
+    """A default prompt, a width, the length of texts: as the command."""
+    np = pytest.importorskip("numpy")
+    place = make(tmp_path / "said", BERT, around=True)
+    pools(place, "mean_tokens", normalize=True, most=8)
+    (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": None}))
+    (place / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9}))
+    said = {"prompts": {"a": "the dogs "}, "default_prompt_name": "a", "truncate_dim": 12}
+    (place / "config_sentence_transformers.json").write_text(json.dumps(said))
+    texts = ["the cat sat", "a mat", "on a mat and saw two dogs and a cat"]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    command("embed", place, "--batch", tmp_path / "texts", "--save", tmp_path / "e.safetensors")
+    found = heft.run.Session(place).embed(texts)
+    assert found.shape == (3, 12) and np.array_equal(found, heft.load(tmp_path / "e.safetensors", to="numpy")["embeddings"])
+    (place / "config_sentence_transformers.json").unlink()
+    plain = heft.run.Session(place).embed(["the dogs " + text for text in texts])
+    assert plain.shape == (3, 32) and np.array_equal(plain[:, :12], found)
+
+
+def test_a_config_of_the_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = make(tmp_path / "other", BERT, around=True)
+    (place / "tokenizer_config.json").write_text("{")  # is nobody's concern
+    with caplog.at_level("WARNING", "heft"):
+        heft.run.Session(place).tokenizer.encode("the cat")
+        assert caplog.records == []
+        (place / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": ["<|a|>"]}))
+        session = heft.run.Session(place)
+        assert session.tokenizer.encode("the cat") == session.tokenizer.encode("the cat")
+    assert [record.getMessage() for record in caplog.records] == ["tokenizer_config.json: not followed: token <|a|>"]
+
+
+def test_t5_embeds_with_its_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    sizes = {"d_model": 32, "d_ff": 32, "d_kv": 8, "num_heads": 4, "num_layers": 1, "vocab_size": VOCABULARY}
+    place = make(tmp_path / "t5", {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], **sizes})
+    assert heft.run.Session(place, class_name="T5EncoderModel").embed([PROMPT]).shape == (1, 32)
+    with pytest.raises(heft.UnsupportedError, match="T5EncoderModel"):
+        heft.run.Session(place, class_name="AutoModel").embed([PROMPT])
 
 
 def test_a_checkpoint_without_a_pooler(bert: Path, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_tokenizers_of_other_libraries(tmp_path: Path) -> None:
     ours = heft.run.Session(tmp_path)
     expected = ours.generate("the cat sat", max_new_tokens=10, ignore_eos=True)
     embedded = ours.embed(["two dogs saw a red house"])
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    pools(tmp_path, "lasttoken", normalize=False, most=4)
     cut = ours.embed(["two dogs saw a red house"])
     assert not np.array_equal(cut, embedded)
     for theirs in (tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), tf.AutoTokenizer.from_pretrained(tmp_path)):

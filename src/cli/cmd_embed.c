@@ -8,7 +8,8 @@
     X(BATCH, "batch", "FILE", "a file with a text per line; - for stdin")                          \
     X(IDS, "ids", "LIST", "input ids instead of texts; - reads them from stdin, a text per line")  \
     X(POOLING, "pooling", "P",                                                                     \
-      "mean, cls, last, or auto: as modules.json says, else mean (default: auto)")                 \
+      "mean, cls, last, or auto: as modules.json says, else last for a ...ForCausalLM, mean for "  \
+      "others (default: auto)")                                                                    \
     X(SAVE, "save", "FILE", "the safetensors file to write: embeddings [texts, width]")            \
     X(MEMORY, "memory", "SIZE",                                                                    \
       "memory that the process may use; weights that do not fit are read from the files as "       \
@@ -100,7 +101,7 @@ static heft_status choose_pooling(const cli_run *run, struct embedding *e, heft_
     return HEFT_INVALID_ARG;
 }
 
-static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_error *err)
+static heft_status read_inputs(cli_run *run, struct embedding *e, heft_error *err)
 {
     const char *ids = run->values[OPTION_IDS];
     const char *from = ids ? ids : run->values[OPTION_BATCH];
@@ -114,9 +115,11 @@ static heft_status read_inputs(const cli_run *run, struct embedding *e, heft_err
         status = cli_inputs_parse(&e->inputs, text ? text : ids, "--ids", err) ? HEFT_OK
                                                                                : HEFT_INVALID_ARG;
     } else {
-        status = cli_tokenizer_open(run->ctx, e->source, e->where.subfolder, &e->tokenizer, err);
+        status = cli_tokenizer_open(run, e->source, e->where.subfolder, &e->tokenizer, err);
         if (status == HEFT_OK) {
-            cli_prompts prompts = {.tokenizer = e->tokenizer, .most = e->pooling.most_tokens};
+            cli_prompts prompts = {.tokenizer = e->tokenizer,
+                                   .most = e->pooling.most_tokens,
+                                   .before = e->pooling.prompt};
             status = cli_prompts_encode(&e->inputs, &prompts, text, true, err);
             e->cut = prompts.cut;
         }
@@ -155,8 +158,9 @@ static heft_status embed(struct embedding *e, heft_error *err)
         status = heft_session_output(e->session, wanted[0], &states, err);
     }
     if (status == HEFT_OK) {
-        e->width = states.width;
-        e->vectors = malloc(e->inputs.count * e->width * sizeof *e->vectors);
+        const uint64_t most = e->pooling.most_width;
+        e->width = most > 0 && most < states.width ? (size_t)most : states.width;
+        e->vectors = malloc(e->inputs.count * states.width * sizeof *e->vectors);
         status = e->vectors ? heft_pooling_apply(&e->pooling, &states, e->inputs.tokens,
                                                  e->inputs.count, e->vectors, err)
                             : HEFT_NOMEM;
@@ -231,6 +235,23 @@ static void report(cli_run *run, const struct embedding *e)
     }
 }
 
+/* T5 embeds with its encoder alone, as there; other models with the whole one. */
+static heft_status open_source(const cli_run *run, struct embedding *e, heft_error *err)
+{
+    heft_source_options how = HEFT_OPTIONS(heft_source_options, .class_name = "AutoModel",
+                                           .checkpoint = &e->where, .dtype = e->weights.load.dtype,
+                                           .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
+    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &e->source, err);
+    const heft_config *config = status == HEFT_OK ? heft_source_config(e->source) : NULL;
+    if (config && strcmp(heft_config_model_type(config), "t5") == 0) {
+        heft_source_close(e->source);
+        e->source = NULL;
+        how.class_name = "AutoModelForTextEncoding";
+        status = heft_source_open(run->ctx, run->arguments[0], &how, &e->source, err);
+    }
+    return status;
+}
+
 static int run_embed(cli_run *run)
 {
     struct embedding e = {0};
@@ -238,10 +259,7 @@ static int run_embed(cli_run *run)
     if (!read_options(run, &e, &err)) {
         return cli_fail(run, &err);
     }
-    const heft_source_options how = HEFT_OPTIONS(
-        heft_source_options, .class_name = "AutoModel", .checkpoint = &e.where,
-        .dtype = e.weights.load.dtype, .dequantize = run->values[OPTION_DEQUANTIZE] != NULL);
-    heft_status status = heft_source_open(run->ctx, run->arguments[0], &how, &e.source, &err);
+    heft_status status = open_source(run, &e, &err);
     if (status == HEFT_OK) {
         status = choose_pooling(run, &e, &err);
     }

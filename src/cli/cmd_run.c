@@ -33,7 +33,8 @@
     X(TOP_K, "top-k", "K", "choose among the K most likely tokens")                                \
     X(TOP_P, "top-p", "P", "choose among the most likely tokens with probability P together")      \
     X(MIN_P, "min-p", "P", "choose among tokens with at least P times the largest probability")    \
-    X(REPETITION_PENALTY, "repetition-penalty", "F", "divide the logits of earlier tokens by F")   \
+    X(REPETITION_PENALTY, "repetition-penalty", "F",                                               \
+      "divide the logits of earlier tokens by F (default: as generation_config.json, else 1)")     \
     X(SEED, "seed", "N", "random seed (default: 0)")                                               \
     X(SAVE, "save", "FILE", "write the outputs of the pass to a safetensors file")                 \
     X(OUTPUTS, "outputs", "LIST",                                                                  \
@@ -120,7 +121,7 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
     r->where = HEFT_SIZED(heft_checkpoint_options);
     r->weights.load = HEFT_SIZED(heft_load_options);
     r->weights.session = HEFT_SIZED(heft_session_options);
-    r->sampling = HEFT_SIZED(heft_sampling);
+    r->sampling = HEFT_OPTIONS(heft_sampling, .by_config = true);
     r->weights.load.allow_missing = run->values[OPTION_ALLOW_MISSING] != NULL;
     r->where.variant = run->values[OPTION_VARIANT];
     r->where.subfolder = run->values[OPTION_SUBFOLDER];
@@ -158,13 +159,16 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         (!r->talks || r->new_tokens > 0 ||
          cli_refuse(err, "--new-tokens", "is 0, but a conversation has answers"));
     r->sampling.top_k = (uint32_t)top_k;
+    if (run->values[OPTION_REPETITION_PENALTY] && r->sampling.repetition_penalty == 0) {
+        r->sampling.repetition_penalty = 1; /* none, whatever the config says */
+    }
     return good && cli_run_read_memory(run->values[OPTION_MEMORY], r->memory_bytes, err);
 }
 
-static heft_status open_texts(const cli_run *run, struct running *r, heft_error *err)
+static heft_status open_texts(cli_run *run, struct running *r, heft_error *err)
 {
     const char *subfolder = r->where.subfolder;
-    heft_status status = cli_tokenizer_open(run->ctx, r->source, subfolder, &r->tokenizer, err);
+    heft_status status = cli_tokenizer_open(run, r->source, subfolder, &r->tokenizer, err);
     if (status == HEFT_OK && run->values[OPTION_CHAT]) {
         status = cli_chat_open(run->ctx, r->source, subfolder, &r->chat, err);
     }
@@ -175,7 +179,7 @@ static heft_status open_texts(const cli_run *run, struct running *r, heft_error 
 }
 
 /* Ids, or the text of a prompt or of a file of prompts. */
-static heft_status read_texts(const cli_run *run, struct running *r, heft_error *err)
+static heft_status read_texts(cli_run *run, struct running *r, heft_error *err)
 {
     const char *ids = run->values[OPTION_IDS], *file = run->values[OPTION_IDS_FILE],
                *prompt = run->values[OPTION_PROMPT], *batch = run->values[OPTION_BATCH];
@@ -212,7 +216,7 @@ static heft_status read_texts(const cli_run *run, struct running *r, heft_error 
     return status;
 }
 
-static heft_status read_inputs(const cli_run *run, struct running *r, heft_error *err)
+static heft_status read_inputs(cli_run *run, struct running *r, heft_error *err)
 {
     const char *image = run->values[OPTION_IMAGE], *audio = run->values[OPTION_AUDIO];
     heft_status status = r->talks ? open_texts(run, r, err) : read_texts(run, r, err);
@@ -498,10 +502,12 @@ static heft_status choose(const cli_run *run, struct running *r, size_t *going, 
         }
         heft_sampling sampling = r->sampling;
         sampling.seed += i;
-        const size_t padding = padding_of(r, i);
-        status = heft_session_sample(r->session, &sampling, logits.data + row++ * logits.width,
-                                     logits.width, r->text[i] + padding, r->length[i] - padding,
-                                     r->length[i], &id, err);
+        const size_t padding = padding_of(r, i), length = r->length[i] - padding;
+        sampling.prompt_count = r->first[i] - padding;
+        sampling.most_count = sampling.prompt_count + r->new_tokens;
+        status =
+            heft_session_sample(r->session, &sampling, logits.data + row++ * logits.width,
+                                logits.width, r->text[i] + padding, length, r->length[i], &id, err);
         r->text[i][r->length[i]++] = id;
         r->ended[i] = r->length[i] - r->first[i] == r->new_tokens ||
                       (is_stop(r, id) && !run->values[OPTION_IGNORE_EOS]);
@@ -551,6 +557,19 @@ static heft_status generate(const cli_run *run, struct running *r, heft_error *e
     return status;
 }
 
+static void warn(cli_run *run, const struct running *r)
+{
+    char line[512];
+    for (size_t i = 0; i < r->weights.report->warning_count; i++) {
+        cli_warn(run, r->weights.report->warnings[i]);
+    }
+    if (r->new_tokens > 0 && *r->ids.not_followed) {
+        snprintf(line, sizeof line, "generation_config.json: not followed: %s",
+                 r->ids.not_followed);
+        cli_warn(run, line);
+    }
+}
+
 /* A conversation. */
 static heft_status talk(cli_run *run, struct running *r, heft_error *err)
 {
@@ -569,9 +588,7 @@ static heft_status talk(cli_run *run, struct running *r, heft_error *err)
         cli_refuse(err, "--chat", "takes --prompt or --batch for a model with an encoder");
         return HEFT_INVALID_ARG;
     }
-    for (size_t i = 0; i < r->weights.report->warning_count; i++) {
-        cli_warn(run, r->weights.report->warnings[i]);
-    }
+    warn(run, r);
     const heft_status status = cli_talk_run(run, &how, err);
     r->steps = how.steps;
     r->step_seconds = how.step_seconds;
@@ -638,6 +655,7 @@ static heft_status print_json(const cli_run *run, const struct running *r,
         }
         cli_json_close(&json, ']');
         status = r->tokenizer ? put_texts(&json, r, err) : HEFT_OK;
+        cli_json_string(&json, "not_followed", r->ids.not_followed);
     }
     if (r->logits_shape[0]) {
         cli_json_open(&json, "logits_shape", '[');
@@ -735,8 +753,8 @@ static int report(cli_run *run, const struct running *r)
 {
     heft_session_counts facts = HEFT_SIZED(heft_session_counts);
     heft_error err = {0};
-    for (size_t i = 0; i < r->weights.report->warning_count && !r->talks; i++) {
-        cli_warn(run, r->weights.report->warnings[i]);
+    if (!r->talks) {
+        warn(run, r);
     }
     if (heft_session_facts(r->session, &facts, &err) != HEFT_OK) {
         return cli_fail(run, &err);

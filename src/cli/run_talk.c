@@ -268,9 +268,12 @@ static heft_status sample(const struct talk *t, int32_t *id, heft_error *err)
         cli_refuse(err, "--chat", "the model is not a language model");
         return HEFT_UNSUPPORTED;
     }
+    heft_sampling sampling = *t->how->sampling;
+    sampling.prompt_count = t->id_count - t->answered;
+    sampling.most_count = sampling.prompt_count + t->how->new_tokens;
     return status == HEFT_OK
-               ? heft_session_sample(t->how->session, t->how->sampling, logits.data, logits.width,
-                                     t->ids, t->id_count, t->id_count, id, err)
+               ? heft_session_sample(t->how->session, &sampling, logits.data, logits.width, t->ids,
+                                     t->id_count, t->id_count, id, err)
                : status;
 }
 

@@ -52,20 +52,39 @@ heft_status cli_open_beside(const heft_source *source, const char *subfolder,
 }
 
 struct opening {
-    heft_ctx *ctx;
+    cli_run *run;
     heft_tokenizer **out;
 };
+
+/* A config that cannot be read concerns nobody here. */
+static void warn_of_config(cli_run *run, const heft_tokenizer *tokenizer, const char *folder)
+{
+    char *names = NULL, line[512];
+    size_t length = 0;
+    if (heft_tokenizer_check_config(tokenizer, folder, &names, &length, NULL) != HEFT_OK) {
+        return;
+    }
+    if (length > 0) {
+        snprintf(line, sizeof line, "tokenizer_config.json: not followed: %.400s", names);
+        cli_warn(run, line);
+    }
+    heft_tokenizer_free_text(tokenizer, names, length);
+}
 
 static heft_status open_tokenizer(void *user, const char *folder, heft_error *err)
 {
     const struct opening *opening = user;
-    return heft_tokenizer_open(opening->ctx, folder, opening->out, err);
+    const heft_status status = heft_tokenizer_open(opening->run->ctx, folder, opening->out, err);
+    if (status == HEFT_OK) {
+        warn_of_config(opening->run, *opening->out, folder);
+    }
+    return status;
 }
 
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+heft_status cli_tokenizer_open(cli_run *run, const heft_source *source, const char *subfolder,
                                heft_tokenizer **out, heft_error *err)
 {
-    struct opening opening = {ctx, out};
+    struct opening opening = {run, out};
     return cli_open_beside(source, subfolder, open_tokenizer, &opening, err);
 }
 
@@ -100,6 +119,23 @@ char *cli_text_read(const char *path, const char *option, heft_error *err)
     return text;
 }
 
+static heft_status tokenize_behind(const cli_prompts *prompts, const char *text, size_t length,
+                                   uint32_t **ids, size_t *count, heft_error *err)
+{
+    const size_t before = strlen(prompts->before);
+    char *whole = malloc(before + length + 1);
+    if (!whole) {
+        cli_refuse(err, "", "not enough memory for the prompts");
+        return HEFT_NOMEM;
+    }
+    memcpy(whole, prompts->before, before);
+    memcpy(whole + before, text, length);
+    const heft_status status =
+        heft_tokenizer_encode(prompts->tokenizer, whole, before + length, true, ids, count, err);
+    free(whole);
+    return status;
+}
+
 /* A chat template writes its special tokens itself. */
 static heft_status tokenize(const cli_prompts *prompts, size_t i, const char *text, size_t length,
                             uint32_t **ids, size_t *count, heft_error *err)
@@ -107,6 +143,9 @@ static heft_status tokenize(const cli_prompts *prompts, size_t i, const char *te
     char *rendered = NULL;
     size_t bytes = 0;
     heft_status status = HEFT_OK;
+    if (!prompts->chat && prompts->before) {
+        return tokenize_behind(prompts, text, length, ids, count, err);
+    }
     if (!prompts->chat) {
         return heft_tokenizer_encode(prompts->tokenizer, text, length, true, ids, count, err);
     }

@@ -30,8 +30,9 @@ heft_status cli_inputs_add_features(cli_inputs *inputs, heft_ctx *ctx, const cha
 void cli_inputs_fini(cli_inputs *inputs);
 
 /* ---- run_text.c: prompts ---- */
-/* The tokenizer beside a source: in its folder, else in those above it that --subfolder leads through. */
-heft_status cli_tokenizer_open(heft_ctx *ctx, const heft_source *source, const char *subfolder,
+/* The tokenizer beside a source: in its folder, else in those above it that --subfolder leads through. Warns of what
+ * tokenizer_config.json says otherwise. */
+heft_status cli_tokenizer_open(cli_run *run, const heft_source *source, const char *subfolder,
                                heft_tokenizer **out, heft_error *err);
 /* The folder in which a source is, or the one so far above it, up to where the subfolder (NULL: none) begins; owned,
  * NULL if there is none or no memory. */
@@ -47,6 +48,7 @@ typedef struct cli_prompts {
     const heft_tokenizer *tokenizer;
     uint64_t most;         /* ids are cut to so many, the last special one kept; 0: never */
     size_t cut;            /* filled: how many texts were */
+    const char *before;    /* goes before each text; NULL: nothing */
     const heft_chat *chat; /* a prompt is the message of a user; NULL: a text */
     const char *system;    /* the message before it; NULL: none */
     bool lists;            /* what begins with '[' is a list of messages */

@@ -605,3 +605,15 @@ heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit
     heft__input_unref(input);
     return heft__add_path(status, err, path);
 }
+
+heft_status heft__read_beside(heft__arena *arena, const char *folder, const char *name,
+                              uint64_t limit, char **text, size_t *length, heft_error *err)
+{
+    const char *path = heft__path_join(arena, folder, name);
+    *text = NULL;
+    if (!path) {
+        return heft__fail_nomem(err, strlen(name));
+    }
+    return heft__path_is_file(path) ? heft__read_file(arena, path, limit, text, length, err)
+                                    : HEFT_OK;
+}

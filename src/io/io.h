@@ -105,6 +105,9 @@ heft_status heft__input_read_direct(heft__input *source, uint64_t offset, void *
  * arena. */
 heft_status heft__read_file(heft__arena *arena, const char *path, uint64_t limit, char **text,
                             size_t *length, heft_error *err);
+/* The same of a file that the folder may have: *text is NULL if it is not there. */
+heft_status heft__read_beside(heft__arena *arena, const char *folder, const char *name,
+                              uint64_t limit, char **text, size_t *length, heft_error *err);
 /* The same of a file that is open. */
 heft_status heft__read_input(heft__arena *arena, heft__input *input, uint64_t limit, char **text,
                              size_t *length, heft_error *err);

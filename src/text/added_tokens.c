@@ -68,7 +68,7 @@ static heft_status give_id(const heft__vocabulary *vocabulary, uint64_t *next,
     return HEFT_OK;
 }
 
-static heft_status build_trie(heft__arena *arena, const heft__added_tokens *added,
+static heft_status build_trie(heft__arena *arena, heft__added_tokens *added,
                               const heft__normalizers *normalizers, bool normalized,
                               heft__trie *out, heft_error *err)
 {
@@ -80,7 +80,7 @@ static heft_status build_trie(heft__arena *arena, const heft__added_tokens *adde
     size_t count = 0;
     heft_status status = HEFT_OK;
     for (size_t i = 0; i < added->count && status == HEFT_OK; i++) {
-        const heft__added_token *token = &added->list[i];
+        heft__added_token *token = &added->list[i];
         if (token->normalized != normalized) {
             continue;
         }
@@ -103,6 +103,7 @@ static heft_status build_trie(heft__arena *arena, const heft__added_tokens *adde
                 {copy, word.length},
                 value
             };
+            token->shown = (heft__string){copy, word.length};
             status = copy ? HEFT_OK : heft__fail_nomem(err, word.length);
         }
         heft__work_fini(&work);
@@ -333,6 +334,7 @@ static heft_status add_section(const heft__added_tokens *added,
     if (status != HEFT_OK) {
         return status;
     }
+    first = first && !work->beginning_gone;
     size_t start, end;
     const heft__added_token *token;
     while ((token = find_next(added, &added->normalized, &f, &start, &end)) != NULL) {

@@ -535,14 +535,24 @@ static bool map_item(run_t *run, const heft__jinja_arguments *all, value item, v
     return true;
 }
 
+/* The items of what is true; none of anything else, also of what cannot be iterated over. */
+static bool iterate_true(run_t *run, value in, bool *truth, heft__jinja_list *out)
+{
+    *out = (heft__jinja_list){0};
+    return heft__jinja_truth(run, in, truth) && (!*truth || heft__jinja_iterate(run, in, out));
+}
+
 static bool map(run_t *run, value in, const heft__jinja_arguments *all, value *out)
 {
     heft__jinja_list items;
-    if (all->count == 0) {
+    bool truth;
+    if (!iterate_true(run, in, &truth, &items)) {
+        return false;
+    }
+    if (truth && all->count == 0) {
         return heft__jinja_wrong(run, "map lacks an argument");
     }
-    if (!heft__jinja_iterate(run, in, &items) ||
-        !heft__jinja_new_list(run, HEFT__JINJA_ITERATOR, items.count, out)) {
+    if (!heft__jinja_new_list(run, HEFT__JINJA_ITERATOR, items.count, out)) {
         return false;
     }
     for (size_t i = 0; i < items.count; i++) {
@@ -576,11 +586,14 @@ static bool select_items(run_t *run, value in, const heft__jinja_arguments *all,
 {
     heft__jinja_list items;
     size_t count = 0;
-    if (attribute && (all->count == 0 || all->list[0].name.text)) {
+    bool truth;
+    if (!iterate_true(run, in, &truth, &items)) {
+        return false;
+    }
+    if (truth && attribute && (all->count == 0 || all->list[0].name.text)) {
         return heft__jinja_wrong(run, "selectattr or rejectattr lacks an argument");
     }
-    if (!heft__jinja_iterate(run, in, &items) ||
-        !heft__jinja_new_list(run, HEFT__JINJA_ITERATOR, items.count, out)) {
+    if (!heft__jinja_new_list(run, HEFT__JINJA_ITERATOR, items.count, out)) {
         return false;
     }
     for (size_t i = 0; i < items.count; i++) {

@@ -135,8 +135,10 @@ void heft__normalizers_fini(heft__normalizers *normalizers)
 /* What becomes of a code point: its number in out[]. */
 typedef size_t (*map_fn)(uint32_t code, uint32_t out[3]);
 
-static void map_codes(heft__string text, map_fn map, heft__buffer *out)
+/* Whether the first one has gone. */
+static bool map_codes(heft__string text, map_fn map, heft__buffer *out)
 {
+    bool gone = false;
     for (size_t i = 0, size; i < text.length; i += size) {
         uint32_t codes[3];
         const uint32_t code = heft__utf8_get(text.text + i, &size);
@@ -145,7 +147,9 @@ static void map_codes(heft__string text, map_fn map, heft__buffer *out)
             uint8_t utf8[4];
             heft__buffer_append(out, utf8, heft__utf8_put(codes[k], utf8));
         }
+        gone = gone || (i == 0 && count == 0);
     }
+    return gone;
 }
 
 static size_t keep_unless(uint32_t code, bool dropped, uint32_t out[3])
@@ -228,7 +232,7 @@ size_t heft__byte_character(uint8_t byte, char out[2])
     return size;
 }
 
-static void strip(const heft__normalizer *n, heft__string text, heft__buffer *out)
+static bool strip(const heft__normalizer *n, heft__string text, heft__buffer *out)
 {
     size_t begin = 0, end = text.length, size;
     while (n->left && begin < end &&
@@ -246,6 +250,7 @@ static void strip(const heft__normalizer *n, heft__string text, heft__buffer *ou
         end = at;
     }
     heft__buffer_append(out, text.text + begin, end - begin);
+    return begin > 0;
 }
 
 static heft_status replace(const heft__normalizer *n, heft__string text, heft__text_work *work,
@@ -262,6 +267,8 @@ static heft_status replace(const heft__normalizer *n, heft__string text, heft__t
             return status;
         }
         if (found) {
+            work->beginning_gone =
+                work->beginning_gone || (start == 0 && end > 0 && n->content.length == 0);
             heft__buffer_append(out, text.text + copied, start - copied);
             heft__buffer_append(out, n->content.text, n->content.length);
             copied = end;
@@ -287,7 +294,7 @@ static heft_status bert(const heft__normalizer *n, heft__string text, heft__text
         }
         one.size = 0;
         if (maps[i]) {
-            map_codes(text, maps[i], &one);
+            work->beginning_gone = map_codes(text, maps[i], &one) || work->beginning_gone;
             status = heft__buffer_check(&one, err);
         } else {
             status = heft__to_normal_form(HEFT__NFD, text, &one, err);
@@ -326,13 +333,13 @@ static heft_status apply(const heft__normalizer *n, heft__string text, heft__tex
     case HEFT__NORM_NFKD:
         return heft__to_normal_form(HEFT__NFKD, text, out, err);
     case HEFT__NORM_LOWERCASE:
-        map_codes(text, lowercase, out);
+        work->beginning_gone = map_codes(text, lowercase, out) || work->beginning_gone;
         break;
     case HEFT__NORM_STRIP:
-        strip(n, text, out);
+        work->beginning_gone = strip(n, text, out) || work->beginning_gone;
         break;
     case HEFT__NORM_STRIP_ACCENTS:
-        map_codes(text, without_marks, out);
+        work->beginning_gone = map_codes(text, without_marks, out) || work->beginning_gone;
         break;
     case HEFT__NORM_REPLACE:
         return replace(n, text, work, out, err);
@@ -345,7 +352,7 @@ static heft_status apply(const heft__normalizer *n, heft__string text, heft__tex
     case HEFT__NORM_BERT:
         return bert(n, text, work, out, err);
     case HEFT__NORM_NMT:
-        map_codes(text, nmt, out);
+        work->beginning_gone = map_codes(text, nmt, out) || work->beginning_gone;
         break;
     case HEFT__NORM_PRECOMPILED:
         return heft__charsmap_apply(&n->charsmap, text, work, out, err);
@@ -359,6 +366,7 @@ static heft_status apply(const heft__normalizer *n, heft__string text, heft__tex
 heft_status heft__normalize(const heft__normalizers *normalizers, heft__text_work *work,
                             heft__string text, heft__string *out, heft_error *err)
 {
+    work->beginning_gone = false;
     for (size_t i = 0; i < normalizers->count; i++) {
         heft__buffer *made = &work->normal[i % 2];
         made->size = 0;

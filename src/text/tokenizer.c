@@ -263,12 +263,13 @@ heft__string heft__token_text(const heft_tokenizer *t, uint32_t id)
 {
     const heft__added_token *added = heft__added_token_of(&t->added, id);
     if (added) {
-        return added->content;
+        return added->shown;
     }
     return id < t->model.vocabulary.id_count ? t->model.vocabulary.tokens[id] : (heft__string){0};
 }
 
-/* By its text: as `tokenizers`, where a special token's text is special whatever its id. */
+/* By its text: as `tokenizers`, where a special token's text is special whatever its id, and is not once it is
+ * normalized to another one. */
 static bool is_special(const heft_tokenizer *t, heft__string token)
 {
     const size_t at = heft__map_get(&t->added.by_text, token.text, token.length);

@@ -167,7 +167,7 @@ void heft__ids_fini(heft__ids *ids);
 typedef struct heft__piece {
     size_t start, end; /* in the text */
     uint32_t id;       /* of an added token, else HEFT__NO_ID */
-    bool first;        /* begins where the caller's text begins */
+    bool first;        /* begins where the caller's text begins, of which nothing was dropped */
 } heft__piece;
 typedef struct heft__pieces {
     heft__piece *list;
@@ -179,8 +179,9 @@ typedef struct heft__text_work {
     heft__pieces pieces, next;
     heft__buffer normal[2], codes;
     heft__searcher searcher;
-    size_t text_limit; /* steps may make a text longer, up to here */
-    bool failed;       /* sticky: no memory for a piece */
+    size_t text_limit;   /* steps may make a text longer, up to here */
+    bool failed;         /* sticky: no memory for a piece */
+    bool beginning_gone; /* the normalizers have dropped the first character */
 } heft__text_work;
 void heft__work_init(heft__text_work *work, heft_ctx *ctx, size_t text_bytes);
 void heft__work_fini(heft__text_work *work);
@@ -242,7 +243,7 @@ size_t heft__byte_character(uint8_t byte, char out[2]);
 
 /* ---- added tokens (added_tokens.c) -------------------------------------------------------------------------------------------- */
 typedef struct heft__added_token {
-    heft__string content;
+    heft__string content, shown; /* shown: as ids become text, normalized where it is found so */
     uint32_t id;
     bool special, normalized, single_word, lstrip, rstrip;
 } heft__added_token;

@@ -59,6 +59,9 @@ else
     printf 'the cat\nthe dog\n' >"$work/prompts"
     run 0 run "$work/text" --batch "$work/prompts" --new-tokens 4 --json
     shows "$out" '"ids": \[\[[0-9, ]+\], \[[0-9, ]+\]\], "texts": \["'
+    printf '{"eos_token": "<|im_end|>"}' >"$work/text/tokenizer_config.json"
+    run 0 run "$work/text" --prompt 'the cat' --new-tokens 1
+    shows "$err" 'heft run: warning: tokenizer_config.json: not followed: token <[|]im_end[|]>$'
 fi
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
@@ -107,6 +110,16 @@ done
 run 0 embed "$quantized" --ids 1 --dequantize --save "$work/plain.safetensors" -q
 run 0 run "$quantized" --ids 1 --dequantize -q
 
+# ---- generation_config.json ---------------------------------------------------------------------------------------
+cp -r "$llama" "$work/settings"
+printf '{"eos_token_id": 2, "num_beams": 4, "min_length": 0, "no_repeat_ngram_size": 3}' >"$work/settings/generation_config.json"
+run 0 run "$work/settings" --ids 5,17,3 --new-tokens 2
+shows "$err" 'heft run: warning: generation_config.json: not followed: num_beams, no_repeat_ngram_size$'
+run 0 run "$work/settings" --ids 5,17,3
+[ "$(grep -c 'not followed' "$err")" = 0 ] || fail "a pass warns of generation"
+run 0 run "$work/settings" --ids 5,17,3 --new-tokens 2 --json
+shows "$out" '"not_followed": "num_beams, no_repeat_ngram_size"'
+
 # ---- embeddings ---------------------------------------------------------------------------------------------------
 bert=$work/bert
 cp -r "$models/bert_mlm" "$bert"
@@ -122,12 +135,28 @@ run 0 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors" --json
 shows "$out" '"pooling": "cls", "normalized": true'
 run 0 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors" --json --pooling last
 shows "$out" '"pooling": "last", "normalized": true'
+printf '{"truncate_dim": 12}' >"$bert/config_sentence_transformers.json"
+run 0 embed "$bert" --ids '5,6,7' --save "$work/e.safetensors" --json
+shows "$out" '"width": 12, "pooling": "cls"'
+printf '{"prompts": {"a": "find: "}, "default_prompt_name": "b"}' >"$bert/config_sentence_transformers.json"
+run 5 embed "$bert" --ids 5 --save "$work/e.safetensors"
+shows "$err" "the default prompt 'b' is not in prompts"
+printf '{"prompts": {"a": "%1024s"}, "default_prompt_name": "a"}' '' >"$bert/config_sentence_transformers.json"
+run 7 embed "$bert" --ids 5 --save "$work/e.safetensors"
+shows "$err" 'has 1024 bytes'
+rm "$bert/config_sentence_transformers.json"
 printf '{"pooling_mode_max_tokens": true}' >"$bert/1_Pooling/config.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'pooling mode'
 printf '[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]' >"$bert/modules.json"
 run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
 shows "$err" 'does not compute the module sentence_transformers.models.Dense'
+printf '[{"path": "", "type": "sentence_transformers.models.Transformer"}]' >"$bert/modules.json"
+run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
+shows "$err" 'has no Pooling module'
+printf '[{"path": "", "type": "custom.Transformer"}]' >"$bert/modules.json"
+run 7 embed "$bert" --ids 5,6,7 --save "$work/e.safetensors"
+shows "$err" 'does not compute the module custom.Transformer'
 run 2 embed "$bert" --ids 5,6,7
 shows "$err" '--save: is required|is required'
 

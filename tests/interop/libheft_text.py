@@ -14,6 +14,7 @@ _encode = _declare(_c, "heft_tokenizer_encode", c_int, c_void_p, c_char_p, c_siz
 _free_ids = _declare(_c, "heft_tokenizer_free_ids", None, c_void_p, POINTER(c_uint32), c_size_t)
 _decode = _declare(_c, "heft_tokenizer_decode", c_int, c_void_p, POINTER(c_uint32), c_size_t, c_bool, POINTER(c_void_p), POINTER(c_size_t), POINTER(Error))
 _free_text = _declare(_c, "heft_tokenizer_free_text", None, c_void_p, c_void_p, c_size_t)
+_check_config = _declare(_c, "heft_tokenizer_check_config", c_int, c_void_p, c_char_p, POINTER(c_void_p), POINTER(c_size_t), POINTER(Error))
 _size = _declare(_c, "heft_tokenizer_size", c_size_t, c_void_p)
 _token = _declare(_c, "heft_tokenizer_token", c_void_p, c_void_p, c_uint32, POINTER(c_size_t))
 _stream_new = _declare(_c, "heft_text_stream_new", c_int, c_void_p, c_bool, POINTER(c_void_p), POINTER(Error))
@@ -51,6 +52,13 @@ class Tokenizer:
         text, length, err = c_void_p(), c_size_t(), Error()
         array = (c_uint32 * len(ids))(*ids)
         _check(_decode(self._tokenizer, array, len(ids), skip_special, byref(text), byref(length), byref(err)), err)
+        result = string_at(text, length.value).decode()
+        _free_text(self._tokenizer, text, length)
+        return result
+
+    def check_config(self, folder):
+        text, length, err = c_void_p(), c_size_t(), Error()
+        _check(_check_config(self._tokenizer, os.fsencode(folder), byref(text), byref(length), byref(err)), err)
         result = string_at(text, length.value).decode()
         _free_text(self._tokenizer, text, length)
         return result

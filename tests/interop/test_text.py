@@ -132,6 +132,51 @@ def test_shipped(file):
     expect_same(reference, mine, random_texts(COUNT, 17, specials))
 
 
+def lowercase(document, value):
+    document["normalizer"]["lowercase"] = value
+
+
+def prefix(document, value):
+    document["pre_tokenizer"]["add_prefix_space"] = value
+
+
+# The tokenizer, what its tokenizer_config.json says, how tokenizer.json differs, and what heft names.
+CONFIGS = {
+    "agrees": ("bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "cls_token": "[CLS]"}, None, ""),
+    "cased": ("bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": False}, None, "do_lower_case"),
+    "uncased_by_default": ("bert", {"tokenizer_class": "BertTokenizer"}, lambda d: lowercase(d, False), "do_lower_case"),
+    "cased_class_for_any": ("bert", {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}, None, ""),
+    "accents": ("bert", {"tokenizer_class": "BertTokenizer", "strip_accents": False}, None, "strip_accents"),
+    "chinese": ("bert", {"tokenizer_class": "BertTokenizer", "tokenize_chinese_chars": False}, None, "tokenize_chinese_chars"),
+    "prefix": ("gpt2", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}, None, "add_prefix_space"),
+    "prefix_by_default": ("gpt2", {"tokenizer_class": "GPT2Tokenizer"}, lambda d: prefix(d, True), "add_prefix_space"),
+    "prefix_class_for_any": ("gpt2", {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}, None, ""),
+    "eos": ("gpt2", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}, None, "token <|im_end|>"),
+    "additional": ("gpt2", {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|im_end|>", "the"]}, None, "token <|im_end|>, token the"),
+    "decoder": (
+        "gpt2", {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"0": {"content": "<|endoftext|>", "lstrip": True, "special": True}}}, None,
+        "flags of token <|endoftext|>",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs(name, tmp_path):
+    """Where AutoTokenizer gives other ids than tokenizer.json, heft names what says so."""
+    from transformers import AutoTokenizer
+
+    family, config, change, names = CONFIGS[name]
+    document = json.loads(getattr(text_tokenizers, family)().to_str())
+    if change:
+        change(document)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    mine, theirs = Tokenizer(json=json.dumps(document)), AutoTokenizer.from_pretrained(tmp_path)
+    assert mine.check_config(tmp_path) == names
+    text = "the The Thé 你好 a <|im_end|> b <|endoftext|>"
+    assert (mine.encode(text) == theirs(text)["input_ids"]) == (not names)
+
+
 def test_refusals():
     """What is not known is refused by its name, and text that is not UTF-8 with its place."""
     document = json.loads(text_tokenizers.word_level().to_str())

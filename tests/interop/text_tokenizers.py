@@ -113,6 +113,28 @@ def llama():
     return unmark_bytes(tokenizer)
 
 
+def llama_normalized():
+    """Added tokens that are found in normalized text are shown as they are found, and special ones are not skipped."""
+    tokenizer = llama()
+    tokenizer.add_tokens([AddedToken("<|user|>", normalized=True), AddedToken("the cat", normalized=True)])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=True)])
+    return tokenizer
+
+
+def bert_normalized():
+    tokenizer = bert()
+    tokenizer.add_tokens([AddedToken("NewTok", normalized=True), AddedToken("É", normalized=True)])
+    tokenizer.add_special_tokens([AddedToken("[End]", normalized=True)])
+    return tokenizer
+
+
+def stripped_first():
+    """A text whose beginning the normalizers drop does not begin where the caller's begins."""
+    tokenizer = mistral()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.BertNormalizer(True, False, True, False), normalizers.Replace("\u200b", "")])
+    return tokenizer
+
+
 def mistral():
     tokenizer, trainer = byte_fallback()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -256,4 +278,5 @@ def continued():
 
 FAMILIES = [
     gpt2, roberta, llama3, qwen2, o200k, deepseek, falcon, starcoder, llama, mistral, gemma, bert, bert_cased, unigram_nfkc, unigram_bytes, t5, albert, clip, word_level, continued,
+    llama_normalized, bert_normalized, stripped_first,
 ]

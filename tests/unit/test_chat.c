@@ -86,6 +86,8 @@ static void templates_render_as_in_jinja(void **state)
         {"{{ tools is none }}{{ documents }}{{ add_generation_prompt }}",                        "TrueNoneTrue"                         },
         {"{{ messages|map(attribute='role')|join('-') }}",                                       "user"                                 },
         {"{{ messages|selectattr('role', 'equalto', 'x')|list|length }}",                        "0"                                    },
+        {"{{ none|selectattr('a')|list }}{{ 0|reject|list }}{{ x|map('upper')|list }}",          "[][][]"                               },
+        {"{{ false|rejectattr('a')|list }}{{ ''|map|list }}{{ none|select('x')|list }}",         "[][][]"                               },
         {"{{ ' a  b '.split() }}{{ 'a,b,c'.split(',', 1)[1] }}{{ 'xax'.strip('x') }}",
          "['a', 'b']b,ca"                                                                                                               },
         {"{{ 'a\\nb'|indent(2) }}",                                                              "a\n  b"                               },

@@ -377,6 +377,96 @@ static heft_status encode_status(const heft_tokenizer *t, const char *text, size
     return status;
 }
 
+/* An added token is shown as it is found, and what the normalizers drop is not the beginning of a text. */
+static void normalized_tokens_and_beginnings(void **state)
+{
+    (void)state;
+    heft_tokenizer *t = open_text(
+        "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"x\"},\"content\":\"\"},"
+        "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":"
+        "\"first\","
+        "\"split\":false},\"added_tokens\":[{\"id\":4,\"content\":\"axb\",\"special\":true,"
+        "\"normalized\":true}],\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"u\","
+        "\"vocab\":{\"u\":0,\"hi\":1,\"_hi\":2,\"a\":3}}}");
+    static const struct {
+        const char *text;
+        uint32_t id;
+    } rows[] = {
+        {"hi",  2},
+        {"xhi", 1},
+        {"hxi", 2},
+        {"abx", 4}
+    };
+    heft_error err;
+    size_t length = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint32_t *ids = NULL;
+        size_t count = 0;
+        test_expect_status(
+            heft_tokenizer_encode(t, rows[i].text, strlen(rows[i].text), false, &ids, &count, &err),
+            HEFT_OK, &err, rows[i].text);
+        assert_true(count == 1 && ids[0] == rows[i].id);
+        heft_tokenizer_free_ids(t, ids, count);
+    }
+    char *text = NULL;
+    assert_string_equal(heft_tokenizer_token(t, 4, &length), "ab");
+    test_expect_status(heft_tokenizer_decode(t, &rows[3].id, 1, true, &text, &length, &err),
+                       HEFT_OK, &err, "decode"); /* special as "axb" only */
+    assert_string_equal(text, "ab");
+    heft_tokenizer_free_text(t, text, length);
+    heft_tokenizer_close(t);
+}
+
+/* What tokenizer_config.json says otherwise is named. */
+static void configs_are_compared(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *config, *names;
+    } rows[] = {
+        {"{}",                                                                           ""                                                      },
+        {"{\"eos_token\":\"axb\",\"unk_token\":null}",                                   ""                                                      },
+        {"{\"eos_token\":{\"content\":\"</s>\"}}",                                       "token </s>"                                            },
+        {"{\"eos_token\":\"u\"}",                                                        "token u"                                               },
+        {"{\"additional_special_tokens\":[\"p\",\"axb\",\"q\"]}",                        "token p, token q"                                      },
+        {"{\"extra_special_tokens\":{\"image_token\":\"<i>\"}}",                         "token <i>"                                             },
+        {"{\"added_tokens_decoder\":{\"4\":{\"content\":\"axb\",\"lstrip\":false,\"special\":true}}"
+         "}",                                                                   ""                                                      },
+        {"{\"added_tokens_decoder\":{\"4\":{\"content\":\"axb\",\"lstrip\":true}}}",
+         "flags of token axb"                                                                                                                    },
+        {"{\"pad_token\":\"1\",\"additional_special_tokens\":[\"2\",\"3\",\"4\",\"5\",\"6\",\"7\"]"
+         "}",                                                                   "token 1, token 2, token 3, token 4, token 5 and 2 more"},
+        {"{\"tokenizer_class\":\"LlamaTokenizer\",\"add_prefix_space\":false}",          "add_prefix_space"                                      },
+        {"{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"add_prefix_space\":false}", ""                                                      },
+        {"[1]",                                                                          ""                                                      },
+    };
+    heft_tokenizer *t =
+        open_text("{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_"
+                  "scheme\":\"first\"},"
+                  "\"added_tokens\":[{\"id\":4,\"content\":\"axb\",\"special\":true}],\"model\":{"
+                  "\"type\":\"WordLevel\",\"unk_token\":\"u\",\"vocab\":{\"u\":0,\"hi\":1,\"_hi\":"
+                  "2,\"a\":3}}}");
+    heft_error err;
+    char *text = NULL;
+    size_t length = 0;
+    test_expect_status(heft_tokenizer_check_config(t, "/none/such", &text, &length, &err), HEFT_OK,
+                       &err, "no file");
+    assert_string_equal(text, "");
+    heft_tokenizer_free_text(t, text, length);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        test_write_file(folder, "tokenizer_config.json", rows[i].config, strlen(rows[i].config));
+        test_expect_status(heft_tokenizer_check_config(t, folder, &text, &length, &err), HEFT_OK,
+                           &err, rows[i].config);
+        assert_string_equal(text, rows[i].names);
+        assert_int_equal(length, strlen(rows[i].names));
+        heft_tokenizer_free_text(t, text, length);
+    }
+    test_write_file(folder, "tokenizer_config.json", "{", 1);
+    test_expect_status(heft_tokenizer_check_config(t, folder, &text, &length, &err), HEFT_FORMAT,
+                       &err, "not JSON");
+    heft_tokenizer_close(t);
+}
+
 static void text_that_is_not_utf8_is_refused_at_its_byte(void **state)
 {
     (void)state;
@@ -518,6 +608,8 @@ int main(void)
         cmocka_unit_test(a_folder_is_opened_by_its_file),
         cmocka_unit_test(what_is_not_known_is_refused),
         cmocka_unit_test(a_file_over_the_limit_is_refused),
+        cmocka_unit_test(normalized_tokens_and_beginnings),
+        cmocka_unit_test(configs_are_compared),
         cmocka_unit_test(text_that_is_not_utf8_is_refused_at_its_byte),
         cmocka_unit_test(long_pieces_are_encoded),
         cmocka_unit_test(a_normalizer_that_grows_a_text_without_end_is_stopped),
