@@ -142,13 +142,17 @@ static void append_all(struct attention *work)
     }
 }
 
-/* A config with is_causal false (or null) makes every self-attention look both ways; a window is then as wide on either side, its
+/* A config with is_causal false makes every self-attention look both ways; a window is then as wide on either side, its
  * last token included. */
 static heft__attention as_configured(heft__pass *p, const heft__attention *a)
 {
     heft__attention own = *a;
     if (!a->causal || !p->config || heft__sk_flag_or(p->config, "is_causal", true, false)) {
         return own;
+    }
+    if (heft__sk_flag(p->config, "is_causal", true)) { /* the reference's attentions do not agree */
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "config.json: is_causal is null: only true and false are computed");
     }
     if (p->encoded_width > 0) {
         heft__pass_fail(p, HEFT_UNSUPPORTED,

@@ -123,10 +123,12 @@ def test_attention_both_ways(name, pad, tmp_path):
     check(model, tmp_path, inputs, inputs["attention_mask"])
 
 
-def test_attention_both_ways_by_null(tmp_path):
+def test_attention_of_null_is_refused(tmp_path):
+    """Both ways in the library's eager attention, causal in its other one."""
     library("llama", tmp_path)
     rewrite(tmp_path, lambda document: document.update(is_causal=None))
-    check(tf.LlamaForCausalLM.from_pretrained(tmp_path).eval(), tmp_path, padded("none"))
+    code, line = refused(tmp_path, "--ids", "3,4,5")
+    assert code == 7 and "is_causal is null" in line
 
 
 def test_attention_both_ways_keeps_nothing(tmp_path):
