@@ -108,10 +108,20 @@ static heft_status make_decoded(const struct view *v, size_t w, heft__file_tenso
         return heft__add_item(heft__fail(err, HEFT_FORMAT, "its size exceeds 2^64 bytes"), err,
                               weight->name);
     }
+    const uint64_t *shape = weight->shape;
+    if (weight->turned) {
+        uint64_t *turned = heft__arena_array(v->arena, 2, sizeof *turned);
+        if (!turned) {
+            return heft__fail_nomem(err, 2 * sizeof *turned);
+        }
+        turned[0] = weight->shape[1];
+        turned[1] = weight->shape[0];
+        shape = turned;
+    }
     *tensor = (heft__file_tensor){.name = weight->name,
                                   .dtype = weight->dtype,
                                   .rank = weight->rank,
-                                  .shape = weight->shape,
+                                  .shape = shape,
                                   .size_bytes = bytes,
                                   .item_offset = tensor->item_offset,
                                   .decoded = decoded};

@@ -8,6 +8,9 @@
  *   parts stored the other way round  a tile needs a run of each of their rows: where they are small, those of
  *                                     a matrix are held, else tiles are large, so that runs are long
  *
+ * A weight that is the transpose of what its parts give is computed whole, and turned, before the first element is
+ * lent: memory for all of it.
+ *
  * A part that does not stand in its file as it is used (deflated, strided, other byte order) is held
  * whole. Memory: TILE_BYTES or STRIDED_BYTES for each buffer, and the parts that are held; decoders may leave
  * it to each other, so that the kernel does not clear fresh pages for each.
@@ -216,14 +219,18 @@ uint64_t heft__decoded_heap(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
     const uint64_t rows = rows_of_tile(decoded);
-    return 2 * regions_bytes(decoded, rows) + all_held_bytes(decoded) +
-           rows * heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
+    const uint64_t row_bytes = heft__quant_columns(weight) * heft_dtype_bits(weight->dtype) / 8;
+    return 2 * regions_bytes(decoded, rows) + all_held_bytes(decoded) + rows * row_bytes +
+           (weight->turned ? heft__quant_matrix_rows(weight) * row_bytes : 0);
 }
 
 uint64_t heft__decoded_step(const heft__decoded *decoded)
 {
     const heft__quant_weight *weight = decoded->weight;
     uint64_t elems = rows_of_tile(decoded) * heft__quant_columns(weight);
+    if (weight->turned) {
+        return UINT64_MAX; /* it would be turned for each piece */
+    }
     for (uint32_t p = 0; p < HEFT__QUANT_PARTS; p++) {
         if (decoded->part[p] && !is_plain(decoded, p)) {
             return UINT64_MAX; /* it would be read for each piece */
@@ -431,9 +438,70 @@ static struct tile tile_of(const heft__decoder *d, uint64_t element)
                          .rows = left < d->tile_rows ? left : d->tile_rows};
 }
 
+/* ---- the transpose ----------------------------------------------------------------------------- */
+/* Put rows first .. first + count - 1 of a matrix of `rows` rows into its transpose. */
+static void turn(void *to, const void *from, uint64_t first, uint64_t count, uint64_t rows,
+                 uint64_t columns, size_t width)
+{
+    for (uint64_t c = 0; c < columns; c++) {
+        uint8_t *line = (uint8_t *)to + (size_t)((c * rows + first) * width);
+        const uint8_t *column = (const uint8_t *)from + (size_t)c * width;
+        for (uint64_t r = 0; r < count; r++) {
+            memcpy(line + (size_t)r * width, column + (size_t)(r * columns) * width, width);
+        }
+    }
+}
+
+/* Compute all of a turned weight, if it is not there yet. */
+static heft_status hold_turned(heft__decoder *d, heft_error *err)
+{
+    const size_t width = heft_dtype_bits(d->weight.dtype) / 8;
+    const uint64_t bytes = d->matrix_rows * d->row_bytes, tile_bytes = d->tile_rows * d->row_bytes;
+    size_t wanted = 0, tile = 0;
+    if (d->held_rows > 0) {
+        return HEFT_OK;
+    }
+    const bool fits = heft__to_size(bytes, &wanted) && heft__to_size(tile_bytes, &tile);
+    if (fits && !d->rows) {
+        d->rows = heft__alloc(d->ctx, wanted);
+        d->rows_bytes = d->rows ? wanted : 0;
+    }
+    uint8_t *rows = fits && d->rows ? heft__alloc(d->ctx, tile) : NULL;
+    if (!rows) {
+        return heft__fail_nomem(err, bytes);
+    }
+    heft_status status = HEFT_OK;
+    for (uint64_t first = 0; first < d->matrix_rows && status == HEFT_OK; first += d->tile_rows) {
+        const uint64_t left = d->matrix_rows - first,
+                       count = left < d->tile_rows ? left : d->tile_rows;
+        status = decode_rows(d, first, count, rows, false, err);
+        if (status == HEFT_OK) {
+            turn(d->rows, rows, first, count, d->matrix_rows, d->columns, width);
+        }
+    }
+    heft__free(d->ctx, rows, tile);
+    d->held_rows = status == HEFT_OK ? d->matrix_rows : 0;
+    return status;
+}
+
+static heft_status lend_turned(heft__decoder *d, uint64_t first, const void **rows, uint64_t *count,
+                               heft_error *err)
+{
+    const heft_status status = hold_turned(d, err);
+    if (status == HEFT_OK) {
+        *rows = d->rows + (size_t)first * (heft_dtype_bits(d->weight.dtype) / 8);
+        *count = d->matrix_rows * d->columns - first;
+    }
+    return status;
+}
+
+/* ---- elements ----------------------------------------------------------------------------------- */
 heft_status heft__decoder_lend(heft__decoder *d, uint64_t first, const void **rows, uint64_t *count,
                                heft_error *err)
 {
+    if (d->weight.turned) {
+        return lend_turned(d, first, rows, count, err);
+    }
     const struct tile tile = tile_of(d, first);
     const size_t width = heft_dtype_bits(d->decoded->weight->dtype) / 8;
     const uint64_t skip = first - tile.first * d->columns;
@@ -468,7 +536,8 @@ heft_status heft__decoder_read(heft__decoder *d, uint64_t first, uint64_t count,
     while (count > 0 && status == HEFT_OK) {
         const struct tile tile = tile_of(d, first);
         uint64_t some = tile.rows * d->columns;
-        if (first == tile.first * d->columns && count >= some && (uintptr_t)to % width == 0) {
+        const bool whole = !d->weight.turned && first == tile.first * d->columns && count >= some;
+        if (whole && (uintptr_t)to % width == 0) {
             status = decode_rows(d, tile.first, tile.rows, to, stream, err);
         } else {
             const void *rows = NULL;

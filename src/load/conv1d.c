@@ -1,8 +1,8 @@
 /* conv1d.c - quantized weights of "Conv1D" modules.
  *
  * GPT-2 and its kin have linear layers of a class whose weight is [in, out]. Quantizing makes them linear layers of
- * the usual kind, so that a file has the weight as [out, in]: as it is, it fits; dequantized, it would be the
- * transpose of what the class needs, and where in = out nothing shows that.
+ * the usual kind, so that a file has the weight as [out, in]: as it is, it fits; dequantized, it is turned to what
+ * the class needs. Where in = out nothing but the names shows that.
  * Source: docs/formats/quantized.md [1]. */
 #include "load/load.h"
 
@@ -46,25 +46,13 @@ static bool has_conv1d_within(const heft__json_value *config)
     return has;
 }
 
-heft_status heft__conv1d_refuse(const heft_config *config, const heft__quant_found *found,
-                                heft_error *err)
+bool heft__conv1d_has(const heft_config *config, const char *name)
 {
     static const char *const names[] = {"c_attn.weight", "c_fc.weight", "c_proj.weight",
                                         "q_attn.weight"};
-    if (!config || found->count == 0 || !has_conv1d_within(config->root)) {
-        return HEFT_OK;
+    bool has = false;
+    for (size_t i = 0; config && i < sizeof names / sizeof names[0] && !has; i++) {
+        has = heft__ends_with(name, names[i]);
     }
-    for (size_t w = 0; w < found->count; w++) {
-        const char *name = found->weights[w].name;
-        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-            if (heft__ends_with(name, names[i])) {
-                heft_status status =
-                    heft__fail(err, HEFT_UNSUPPORTED,
-                               "cannot be dequantized: it is stored as [out, in], and its class, "
-                               "Conv1D, needs [in, out]");
-                return heft__add_item(status, err, name);
-            }
-        }
-    }
-    return HEFT_OK;
+    return has && has_conv1d_within(config->root);
 }

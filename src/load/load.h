@@ -208,9 +208,8 @@ heft_status heft__packed_check_exact(const heft_source *source, const heft_model
 /* ---- conv1d.c: layers whose weight is [in, out], and [out, in] when it is quantized ---------------------- */
 /* Whether a quantized weight is one of parameter i of a model in which it is plain. */
 bool heft__packed_fits(const heft_model *plain, size_t i, const heft__quant_weight *weight);
-/* UNSUPPORTED, with the name, for such a weight that is to be dequantized. config may be NULL. */
-heft_status heft__conv1d_refuse(const heft_config *config, const heft__quant_found *found,
-                                heft_error *err);
+/* Whether a weight is one of such a layer, by its name and the model type. config may be NULL. */
+bool heft__conv1d_has(const heft_config *config, const char *name);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */

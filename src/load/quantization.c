@@ -109,9 +109,18 @@ static heft_status shape_of(void *user, const char *name, uint64_t shape[2], boo
     const heft_status status = find_parameter(s, name, &i, err);
     *known = i != SIZE_MAX && s->model->parameters[i].rank == 2;
     if (*known) {
-        memcpy(shape, s->model->parameters[i].shape, 2 * sizeof *shape);
+        const uint64_t *plain = s->model->parameters[i].shape;
+        const bool turned = heft__conv1d_has(s->source->config, name);
+        shape[0] = plain[turned];
+        shape[1] = plain[!turned];
     }
     return status;
+}
+
+static bool is_turned(void *user, const char *name)
+{
+    const struct shapes *s = user;
+    return heft__conv1d_has(s->source->config, name);
 }
 
 static heft_status inner_name(void *user, const char *name, const char **out, heft_error *err)
@@ -131,6 +140,7 @@ static heft__quant_settings with_shapes(const heft_source *source, struct shapes
     *shapes = (struct shapes){.source = source};
     settings.shape_of = shape_of;
     settings.inner_name = inner_name;
+    settings.is_turned = is_turned;
     settings.user = shapes;
     return settings;
 }
@@ -247,9 +257,6 @@ static heft_status find_quantized(heft_source *source, bool plain, heft_error *e
             ? heft__checkpoint_dequantized(source->ckpt, &settings, &found, &view, err)
             : heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings, &found, err);
     heft_model_free(shapes.model);
-    if (status == HEFT_OK && plain) {
-        status = heft__conv1d_refuse(source->config, &found, err);
-    }
     if (status == HEFT_OK) {
         status = tell_about(source, &found, view != NULL, err);
     }

@@ -231,6 +231,10 @@ heft_status heft__quant_find(heft__arena *arena, const heft__quant_table *table,
         status = heft__quant_heed_comfy(&finder, err);
     }
     status = keep_weights(&finder, status, err);
+    for (size_t w = 0; status == HEFT_OK && settings->is_turned && w < out->count; w++) {
+        heft__quant_weight *weight = &out->weights[w];
+        weight->turned = weight->rank == 2 && settings->is_turned(settings->user, weight->name);
+    }
     if (status == HEFT_OK) {
         sum_up(out);
     }

@@ -46,6 +46,8 @@ typedef struct heft__quant_settings {
     /* What a plain weight is called in memory, where that is not its name in files; *out is NULL if it is. NULL: no
      * weight's is known. */
     heft_status (*inner_name)(void *user, const char *name, const char **out, heft_error *err);
+    /* Whether a plain weight is [in, out], where the stored one is [out, in]. NULL: none is. */
+    bool (*is_turned)(void *user, const char *name);
     void *user;
 } heft__quant_settings;
 
@@ -75,7 +77,8 @@ typedef struct heft__quant_weight {
     const char *name;                 /* of the plain weight, "model.layers.0.mlp.up_proj.weight" */
     const heft__quant_layout *layout; /* NULL: cannot be dequantized, `why` has the reason */
     const char *why;
-    uint32_t rank; /* of the plain weight; 0: not known */
+    bool turned;   /* the plain weight is the transpose of what the parts give; the rank is 2 */
+    uint32_t rank; /* of the plain weight, or of its transpose; 0: not known */
     uint64_t shape[4];
     heft_dtype dtype;   /* of the dequantized values: what the method's own library yields */
     heft_dtype through; /* values are rounded to it first, then to dtype; NONE: at once */
