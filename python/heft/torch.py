@@ -76,7 +76,8 @@ def _place(map_location: Any) -> Any:
         return map_location
     import torch
 
-    moved = map_location(torch.UntypedStorage(0), "cpu")
+    empty: Any = torch.UntypedStorage
+    moved = map_location(empty(0), "cpu")
     if moved is not None and not isinstance(moved, (torch.UntypedStorage, torch.TypedStorage)):
         raise TypeError(f"map_location returned {type(moved).__name__}, expected a storage or None")
     return None if moved is None else moved.device
