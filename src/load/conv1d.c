@@ -56,3 +56,21 @@ bool heft__conv1d_has(const heft_config *config, const char *name)
     }
     return has && has_conv1d_within(config->root);
 }
+
+heft_status heft__conv1d_check(const heft__quant_found *found, heft_error *err)
+{
+    for (size_t w = 0; w < found->count; w++) {
+        const heft__quant_weight *weight = &found->weights[w];
+        const bool widens = heft__ends_with(weight->name, "c_attn.weight") ||
+                            heft__ends_with(weight->name, "c_fc.weight");
+        if (weight->turned && widens && weight->shape[0] <= weight->shape[1]) {
+            const heft_status status = heft__fail(
+                err, HEFT_UNSUPPORTED,
+                "cannot be dequantized: a quantized layer of the class Conv1D is "
+                "expected as [out, in] with more rows than columns, found [%llu, %llu]",
+                (unsigned long long)weight->shape[0], (unsigned long long)weight->shape[1]);
+            return heft__add_item(status, err, weight->name);
+        }
+    }
+    return HEFT_OK;
+}

@@ -210,6 +210,9 @@ heft_status heft__packed_check_exact(const heft_source *source, const heft_model
 bool heft__packed_fits(const heft_model *plain, size_t i, const heft__quant_weight *weight);
 /* Whether a weight is one of such a layer, by its name and the model type. config may be NULL. */
 bool heft__conv1d_has(const heft_config *config, const char *name);
+/* UNSUPPORTED, with the name, for a file that has such layers as [in, out] though they are quantized: layers whose
+ * outputs are more than their inputs show it, and square ones do not. */
+heft_status heft__conv1d_check(const heft__quant_found *found, heft_error *err);
 
 /* ---- pieces: bytes from files into memory, shared among threads (piece.c) --------------------- */
 #define HEFT__READ_BYTES ((uint64_t)16 << 20)   /* of one read, in the file's dtype */

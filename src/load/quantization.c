@@ -257,6 +257,9 @@ static heft_status find_quantized(heft_source *source, bool plain, heft_error *e
             ? heft__checkpoint_dequantized(source->ckpt, &settings, &found, &view, err)
             : heft__checkpoint_find_quantized(source->ckpt, &source->arena, &settings, &found, err);
     heft_model_free(shapes.model);
+    if (status == HEFT_OK && plain) {
+        status = heft__conv1d_check(&found, err);
+    }
     if (status == HEFT_OK) {
         status = tell_about(source, &found, view != NULL, err);
     }

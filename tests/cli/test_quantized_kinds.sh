@@ -281,6 +281,22 @@ assert seen == 4, seen
 EOF
 done
 rm -rf "${work:?}/plain" "${work:?}/copy"
+# as [in, out], though quantized: where in = out, nothing shows which it is
+rm -rf "$work/edited"
+cp -r "$work/gpt2" "$work/edited"
+edit "$work/edited" "
+for n in [n for n in t if 'c_' in n and n.endswith('.weight')]:
+    i, o = t[n][1]
+    t[n] = ('F8_E4M3', [i, o], bytes(o * i))
+    t[n + '_scale'] = ('F32', [1], struct.pack('<f', 0.5))
+c['quantization_config'] = {'quant_method': 'compressed-tensors', 'format': 'float-quantized', 'config_groups':
+    {'g': {'targets': ['Conv1D'], 'weights': {'num_bits': 8, 'type': 'float', 'strategy': 'tensor', 'symmetric': True}}}}"
+for command in load "run --ids 1"; do
+    # shellcheck disable=SC2086 # words
+    run 7 $command --dequantize "$work/edited"
+    shows "$err" 'c_attn.weight: cannot be dequantized: .*Conv1D is expected as \[out, in\].*found \[16, 48\]'
+done
+fails 7 'c_attn.weight: cannot be dequantized' convert "$work/edited" "$work/never" --dequantize
 # float8 experts in one tensor, in a model that has each by itself: divided when they are dequantized, in memory and on the way
 printf '%s' '{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8,
  "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 16,
