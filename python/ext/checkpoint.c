@@ -204,19 +204,16 @@ static PyObject *metadata_of(const heft_checkpoint *checkpoint)
     return dict;
 }
 
-/* {path: version}; the last file's counts. */
+/* {path: version}; the last file's counts. Paths are valid UTF-8. */
 static PyObject *modules_of(const heft_checkpoint *checkpoint)
 {
     PyObject *dict = PyDict_New();
     const char *path;
     uint32_t version = 0;
     for (size_t i = 0; dict && (path = heft_checkpoint_module(checkpoint, i, &version)); i++) {
-        PyObject *name = text_of(path), *number = PyLong_FromUnsignedLong(version);
-        if (!name || !number || PyDict_SetItem(dict, name, number) != 0) {
+        if (!put(dict, path, PyLong_FromUnsignedLong(version))) {
             Py_CLEAR(dict);
         }
-        Py_XDECREF(name);
-        Py_XDECREF(number);
     }
     return dict;
 }

@@ -541,10 +541,15 @@ def _load_into(
         for holder, key, value in before:
             holder[key] = value
         raise
+    return _report(checkpoint, report, slots, lacking)
+
+
+def _report(checkpoint: Checkpoint, keys: Any, slots: list[Any], lacking: list[Any]) -> LoadReport:
+    """Torch's report, with what was initialized; the log gets it, too."""
     persistent = {name for name, _, _, persistent in slots if persistent}
     initialized = [name for name, _, _ in lacking]
-    _log(checkpoint.folder, report.missing_keys, report.unexpected_keys, [n for n in initialized if n in persistent])
-    return LoadReport(report.missing_keys, report.unexpected_keys, initialized)
+    _log(checkpoint.folder, keys.missing_keys, keys.unexpected_keys, [n for n in initialized if n in persistent])
+    return LoadReport(keys.missing_keys, keys.unexpected_keys, initialized)
 
 
 def _need_memory(module: nn.Module) -> None:
@@ -563,10 +568,7 @@ def _load_unchecked(
     if lacking:
         _initialize(module, lacking)
     _need_memory(module)
-    persistent = {name for name, _, _, persistent in slots if persistent}
-    initialized = [name for name, _, _ in lacking]
-    _log(checkpoint.folder, result.missing_keys, result.unexpected_keys, [n for n in initialized if n in persistent])
-    return LoadReport(result.missing_keys, result.unexpected_keys, initialized)
+    return _report(checkpoint, result, slots, lacking)
 
 
 def _share(

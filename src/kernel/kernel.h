@@ -33,6 +33,9 @@ typedef struct heft__matrix {
     bool turned;
 } heft__matrix;
 
+/* Up to so many tokens dot products are faster than panels, whose lanes would be empty. */
+#define HEFT__FEW_TOKENS 8
+
 /* Activations in the form that products with weights of one dtype read. Made once, read by all
  * threads. */
 typedef struct heft__operand {

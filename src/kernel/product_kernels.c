@@ -1,8 +1,8 @@
 /* product_kernels.c - operands and products: the form is chosen by the number of tokens.
  *
- *   tokens            weights [rows][columns]          turned, [columns][rows]
- *   .. DOT_TOKENS     dot_kernels.c                    turned_kernels.c
- *   more              panel_kernels.c                  the same
+ *   tokens                weights [rows][columns]      turned, [columns][rows]
+ *   .. HEFT__FEW_TOKENS   dot_kernels.c                turned_kernels.c
+ *   more                  panel_kernels.c              the same
  *
  * The form depends on the operand alone, so ranges of rows may be cut anywhere. */
 #include "kernel/chunk.h"
@@ -13,7 +13,7 @@ enum form { FORM_DOT, FORM_TURNED, FORM_PANEL };
 
 static enum form form_of(size_t tokens, bool turned)
 {
-    return tokens > DOT_TOKENS ? FORM_PANEL : turned ? FORM_TURNED : FORM_DOT;
+    return tokens > HEFT__FEW_TOKENS ? FORM_PANEL : turned ? FORM_TURNED : FORM_DOT;
 }
 
 /* Whether bfloat16 weights are multiplied as such. */

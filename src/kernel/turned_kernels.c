@@ -2,13 +2,14 @@
  *
  * y[t][r] = sum over c of x[t][c] * w[c][r]: stored rows are scaled and added. STEP stored rows at a
  * time, over a range of outputs whose sums stay in the first cache; each stored row is read once, in
- * order. Processors do not foresee the step to the next rows, so these are asked for. A sum's terms are added in the order of c, in parts of DEPTH, whatever the range. */
+ * order, and asked for ahead, as processors do not foresee the step to the next ones. A sum's terms are
+ * added in the order of c, in parts of DEPTH, whatever the range. */
 #include "kernel/level.h"
 #include "kernel/vector.h"
 
-#define STEP 4 /* stored rows at once */
-#define AHEAD (2 * STEP)
-#define DEPTH 256 /* terms of a part */
+#define STEP 4           /* stored rows at once */
+#define AHEAD (2 * STEP) /* stored rows that are asked for before they are read */
+#define DEPTH 256        /* terms of a part */
 
 struct block {
     const void *w;
@@ -26,7 +27,7 @@ INLINE void add_terms(const struct block *b, size_t t, size_t c, heft_dtype dtyp
 {
     floats x[3 * STEP], w[STEP];
     const size_t size = dtype == HEFT_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
-    const bool more = c + AHEAD + step <= b->columns;
+    const bool ask = t == 0 && c + AHEAD + step <= b->columns;
     for (size_t i = 0; i < tokens; i++) {
         for (size_t s = 0; s < step; s++) {
             x[i * step + s] = splat(b->x[(t + i) * b->columns + c + s]);
@@ -36,7 +37,7 @@ INLINE void add_terms(const struct block *b, size_t t, size_t c, heft_dtype dtyp
         const size_t left = b->count - r;
         for (size_t s = 0; s < step; s++) {
             const size_t at = (c + s) * b->stride + b->first + r;
-            if (t == 0 && more) {
+            if (ask) {
                 __builtin_prefetch((const uint8_t *)b->w + (at + AHEAD * b->stride) * size);
             }
             w[s] = load_some_as(b->w, at, dtype, left);

@@ -39,8 +39,6 @@
 #else
 #define SUMS 12
 #endif
-/* Up to so many tokens dot products are faster than panels, whose lanes would be empty. */
-#define DOT_TOKENS 8
 
 #define INLINE static inline __attribute__((always_inline, unused))
 #define NOT_INLINE __attribute__((noinline, unused))

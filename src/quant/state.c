@@ -5,8 +5,8 @@
  * (self_attn.k_scale, self_attn.k_proj.k_scale, ...), and ComfyUI's marks (comfy_quant, scaled_fp8). What lies in the module of a quantized weight goes with
  * that weight. A tensor that only another method has, or that a weight of this one should have, is FORMAT:
  * left alone, it would be lost without a word. What looks quantized and is known by no tensor of the method
- * (float8, a weight of integers, or packed integers of another name) is a weight that cannot be dequantized: taken for plain numbers, it would
- * be wrong without a word.
+ * (float8, a weight of integers, or packed integers of another name) is a weight that cannot be dequantized:
+ * taken for plain numbers, it would be wrong without a word.
  * Source: docs/formats/quantized.md [1]. */
 #include "quant/quant.h"
 

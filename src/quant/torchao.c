@@ -1,7 +1,8 @@
 /* torchao.c - the method "torchao", as its safetensors files have it.
  *
  * A weight P.NAME is in tensors P._NAME_qdata, P._NAME_scale and others. The file's metadata say under the
- * key P.NAME, or under the weight's name in memory, what they are: {"_type": class, "_data": {attributes}, "_tensor_data_names": [...]}.
+ * key P.NAME, or under the weight's name in memory, what they are:
+ * {"_type": class, "_data": {attributes}, "_tensor_data_names": [...]}.
  *
  *   Float8Tensor               qdata float8 [out, in], scale F32 [out / bm, in / bn], `block_size` [bm, bn] (none:
  *                              one scale): value * scale, scaled.c

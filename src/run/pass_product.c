@@ -7,7 +7,6 @@
 
 #define ITEM_OPERATIONS ((uint64_t)1 << 19) /* that are worth another thread */
 #define ITEMS_PER_THREAD 8
-#define FEW_TOKENS 12
 
 /* ---- weights ----------------------------------------------------------------------------------- */
 static bool computes(heft_dtype dtype)
@@ -77,7 +76,7 @@ size_t heft__product_chunk(const heft__pass *p, const heft__matrix *w, size_t to
 {
     const size_t unit = p->kernels->product_rows;
     const uint64_t of_row = (uint64_t)tokens * w->columns;
-    const size_t items = w->turned && tokens <= FEW_TOKENS ? 1 : ITEMS_PER_THREAD;
+    const size_t items = w->turned && tokens <= HEFT__FEW_TOKENS ? 1 : ITEMS_PER_THREAD;
     size_t rows = (w->rows + p->lane_count * items - 1) / (p->lane_count * items);
     const size_t least = of_row ? (size_t)(ITEM_OPERATIONS / of_row) + 1 : w->rows;
     rows = rows < least ? least : rows;
