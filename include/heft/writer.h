@@ -168,7 +168,8 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_writer_side_file(heft_writer *writer, 
  *
  * Memory   one staging buffer, and the headers of the files.
  * Errors   EXISTS if dst holds a checkpoint, or is an existing file, and force is not set, or side
- *          files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set;
+ *          files of another checkpoint (docs/transactions.md [3]) and keep_side_files is not set, and
+ *          always if a single file's dst is a folder, device or pipe;
  *          INVALID_ARG for tensors that share memory (HEFT_TIES_REFUSE), a `fill` that produces too
  *          few bytes, and a second commit; the status that `fill` returned; LIMIT for a header over
  *          heft_limits; IO, also for a full disk; CANCELLED. On failure, dst is unchanged and the

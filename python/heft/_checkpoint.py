@@ -194,7 +194,7 @@ def load(
 
     Args:
         source: as for :func:`open`, or an open checkpoint.
-        dtype: cast floating-point tensors to this dtype, once, while they are read.
+        dtype: cast floating-point tensors to this dtype, once, while they are read; None or "auto": as they are stored.
         mode: "map": what needs no cast is mapped copy-on-write, and costs no memory until it is written;
             "copy": everything gets memory of its own, in huge pages; "auto": "copy" on network file systems.
         share: what has to be cast or copied is in one copy for all processes of this user on this host.
@@ -216,6 +216,8 @@ def load(
         raise ValueError(f"to {to!r} is not 'torch', 'numpy' or 'heft'")
     if mode not in ("map", "copy", "auto"):
         raise ValueError(f"mode {mode!r} is not 'map', 'copy' or 'auto'")
+    if isinstance(dtype, str) and dtype == "auto":
+        dtype = None
     if device is not None and to != "torch":
         raise ValueError("device is for to='torch' only")
     if isinstance(source, Checkpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
+from ._errors import warn
 from ._heft import Tokenizer
 from ._model import whole_number
 
@@ -47,6 +48,8 @@ class Sampling:
                 raise TypeError(f"{name} must be a float, not {value!r}")
             if not 0 <= value <= most:
                 raise ValueError(f"{name} must be from 0 to {most}, not {value}")
+        if temperature == 0 and (top_k or top_p or min_p):
+            warn(["top_k, top_p and min_p change nothing with temperature 0"])
         self._first = (float(temperature), whole_number(top_k, "top_k", 0, 2**32 - 1), float(top_p), float(min_p), float(repetition_penalty))  # fmt: skip
         self._seed = whole_number(seed, "seed", 0, 2**64 - 1)
 

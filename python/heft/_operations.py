@@ -178,7 +178,7 @@ class Plan(_Report):
     away_bytes: int
     #: what the machine has left for a model now
     machine_bytes: int
-    #: whether the peak fits into it
+    #: whether the peak fits into it; modules on the disk are none of the peak, whereas `heft plan` says then that it does not
     fits: bool
     #: what limits the budget of the CPU
     reason: str
@@ -203,6 +203,8 @@ def _device_number(device: Device) -> int:
 def _budgets(max_memory: Mapping[Device, Size] | None) -> list[tuple[int, float]] | None:
     if max_memory is None:
         return None
+    if not hasattr(max_memory, "items"):
+        raise TypeError(f"max_memory must be a dict of sizes, as {{'cpu': '10GiB'}}, not {max_memory!r}")
     return [
         (_device_number(device), size if isinstance(size, float) else float(_bytes(size)))
         for device, size in max_memory.items()
@@ -215,7 +217,7 @@ def plan(
     max_memory: Mapping[Device, Size] | None = None,
     strategy: Literal["auto", "balanced", "balanced_low_0", "sequential", "best"] = "best",
     dtype: Any = None,
-    class_name: str | None = None,
+    class_name: str | type | None = None,
     no_split_module_classes: Iterable[str] | None = None,
     fallback_allocation: bool = False,
     mode: Literal["map", "copy"] = "map",
@@ -233,7 +235,7 @@ def plan(
         strategy: Accelerate's ("auto", "balanced", "balanced_low_0", "sequential"), or "best": as many bytes
             as possible on accelerators.
         dtype: the model's dtype; None: the config's.
-        class_name: "BertForMaskedLM", "AutoModel", ...; None: the first of the config's architectures.
+        class_name: "BertForMaskedLM", "AutoModel", ..., or the class; None: the first of the config's architectures.
         no_split_module_classes: modules that stay on one device; None: as the model says.
         mode: "copy" counts mapped tensors as memory.
 
@@ -243,6 +245,8 @@ def plan(
     """
     if mode not in ("map", "copy"):
         raise ValueError(f"mode {mode!r} is not 'map' or 'copy'")
+    if isinstance(class_name, type):
+        class_name = class_name.__name__
     names = None if no_split_module_classes is None else list(no_split_module_classes)
     with Reporting(progress) as told:
         facts: dict[str, Any] = _heft.plan(

@@ -462,7 +462,7 @@ class Session(Closing):
             stream: called with a :class:`Piece` for each token as soon as it is chosen; what it raises ends the
                 generation.
             inputs: ``attention_mask``, ``position_ids``, ``token_type_ids``, ``decoder_input_ids``, ``pixel_values``,
-                ``input_features``, as in :meth:`forward`.
+                ``input_features``, as in :meth:`forward`; ``input_ids`` instead of a prompt.
 
         Returns:
             The new ids, and on request their text: those of ``heft run`` with the same options.
@@ -512,6 +512,8 @@ class Session(Closing):
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         if stream is not None and not callable(stream):
             raise TypeError(f"stream must be a function, not {stream!r}")
+        if prompts is None and "input_ids" in inputs:
+            prompts = inputs.pop("input_ids")  # what a tokenizer returned, unpacked
         batch, is_text = self._prompts(prompts, inputs)
         if _single and len(batch) != 1:
             raise ValueError(f"generate() takes one prompt, not {len(batch)}: generate_batch() takes several")
@@ -693,6 +695,8 @@ class Session(Closing):
             raise UnsupportedError("its last hidden states are the decoder's: use class_name='T5EncoderModel'", self._model.path, self.class_name)
         mode, unit, most, most_width, before = self._read_pooling(pooling)
         unit = unit if normalize is None else bool(normalize)
+        if getattr(getattr(texts, "dtype", None), "kind", "") in ("U", "T", "O"):
+            texts = texts.tolist()  # a column of texts
         single = isinstance(texts, str)
         if single or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
             rows = [array("i", ids) for ids in self._encode([texts] if single else texts, most, before)]

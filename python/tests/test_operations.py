@@ -119,6 +119,10 @@ def test_plan(tmp_path: Path) -> None:
     for wrong in ({"strategy": "x"}, {"mode": "x"}, {"max_memory": {"gpu": 1}}, {"max_memory": {"cpu": "much"}}):
         with pytest.raises(ValueError):
             heft.plan(path, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="max_memory must be a dict"):
+        heft.plan(path, max_memory="1GB")  # type: ignore[arg-type]
+    named = type("BertModel", (), {})
+    assert heft.plan(path, class_name=named).sizes == heft.plan(path, class_name="BertModel").sizes
     with pytest.raises(TypeError):
         heft.plan(path, no_split_module_classes=[3])  # type: ignore[list-item]
     with pytest.raises(heft.HeftError):

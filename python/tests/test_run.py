@@ -143,6 +143,14 @@ def test_kinds_of_ids(llama: Path) -> None:
     for kind in kinds:
         found = session.generate(kind, max_new_tokens=4).ids
         assert found == (session.generate([0, 1, 2, 3, 4], max_new_tokens=4).ids if isinstance(kind, range) else expected)
+    unpacked = {"input_ids": [PROMPT], "attention_mask": [[1] * len(PROMPT)]}  # what a tokenizer of Transformers returns
+    assert session.generate(**unpacked, max_new_tokens=4).ids == expected
+
+
+def test_options_that_change_nothing(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "heft"):
+        heft.run.Session(llama).generate(PROMPT, max_new_tokens=2, top_k=5)
+    assert [record.getMessage() for record in caplog.records] == ["top_k, top_p and min_p change nothing with temperature 0"]
 
 
 # ---- memory, threads, sessions of one model ------------------------------------------------------------
@@ -606,6 +614,8 @@ def test_embeddings_are_those_of_the_command(bert: Path, tmp_path: Path, caplog:
         assert [record.getMessage() for record in caplog.records] == ["16 texts were cut to 8 tokens (max_seq_length)"]
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert session.embed("the cat").shape == (32,)
+    assert np.array_equal(session.embed(np.array(texts)), session.embed(texts))
+    assert np.array_equal(session.embed(np.array(texts, dtype=object)), session.embed(texts))
     ids = session.tokenizer.encode("the cat")
     assert np.array_equal(session.embed([ids]), session.embed(["the cat"]))
     assert not np.allclose(np.linalg.norm(session.embed([ids], normalize=False)), 1)

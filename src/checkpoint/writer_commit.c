@@ -396,6 +396,9 @@ static heft_status write_out(struct commit *c, heft_write_report **report, heft_
     if (c->w->single && heft__path_is_folder(c->w->dst)) {
         return heft__fail(err, HEFT_EXISTS, "destination is a folder, expected a file");
     }
+    if (c->w->single && heft__path_is_special(c->w->dst)) {
+        return heft__fail(err, HEFT_EXISTS, "destination is a device or pipe, expected a file");
+    }
     return heft__write_checkpoint(c->w->ctx, &job, report, err);
 }
 

@@ -109,7 +109,7 @@ static heft_status read_inputs(cli_run *run, struct embedding *e, heft_error *er
     char *text = read ? cli_text_read(from, ids ? "--ids" : "--batch", err) : NULL;
     heft_status status = HEFT_OK;
     if (read && !text) {
-        return HEFT_INVALID_ARG;
+        return err->status;
     }
     if (ids) {
         status = cli_inputs_parse(&e->inputs, text ? text : ids, "--ids", err) ? HEFT_OK

@@ -159,6 +159,12 @@ static bool read_options(const cli_run *run, struct running *r, heft_error *err)
         (!r->talks || r->new_tokens > 0 ||
          cli_refuse(err, "--new-tokens", "is 0, but a conversation has answers"));
     r->sampling.top_k = (uint32_t)top_k;
+    const char *single = run->values[OPTION_SAVE]      ? "--save"
+                         : run->values[OPTION_OUTPUTS] ? "--outputs"
+                                                       : NULL;
+    if (good && single && r->new_tokens > 0) {
+        return cli_refuse(err, single, "is for one forward pass, without --new-tokens");
+    }
     if (run->values[OPTION_REPETITION_PENALTY] && r->sampling.repetition_penalty == 0) {
         r->sampling.repetition_penalty = 1; /* none, whatever the config says */
     }
@@ -194,7 +200,7 @@ static heft_status read_texts(cli_run *run, struct running *r, heft_error *err)
     if (batch || (ids && strcmp(ids, "-") == 0)) {
         text = cli_text_read(from, ids ? "--ids" : "--batch", err);
         if (!text) {
-            return HEFT_INVALID_ARG;
+            return err->status;
         }
     }
     heft_status status = HEFT_OK;
@@ -562,6 +568,10 @@ static void warn(cli_run *run, const struct running *r)
     char line[512];
     for (size_t i = 0; i < r->weights.report->warning_count; i++) {
         cli_warn(run, r->weights.report->warnings[i]);
+    }
+    if (r->new_tokens > 0 && r->sampling.temperature == 0 &&
+        (run->values[OPTION_TOP_K] || run->values[OPTION_TOP_P] || run->values[OPTION_MIN_P])) {
+        cli_warn(run, "--top-k, --top-p and --min-p change nothing without --temperature");
     }
     if (r->new_tokens > 0 && *r->ids.not_followed) {
         snprintf(line, sizeof line, "generation_config.json: not followed: %s",

@@ -1,6 +1,7 @@
 /* run_text.c - prompts of `heft run` and `heft embed`: text to ids. */
 #include "cli/running.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,6 +94,11 @@ char *cli_text_read(const char *path, const char *option, heft_error *err)
     FILE *in = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
     size_t used = 0, cap = (size_t)1 << 16;
     char *text = in ? malloc(cap) : NULL;
+    if (!in) {
+        cli_refuse(err, option, "cannot open '%.200s': %s", path, strerror(errno));
+        err->status = errno == ENOENT || errno == ENOTDIR ? HEFT_NOT_FOUND : HEFT_IO;
+        return NULL;
+    }
     bool good = text != NULL;
     while (good && !feof(in) && !ferror(in)) {
         used += fread(text + used, 1, cap - used - 1, in);
@@ -104,7 +110,7 @@ char *cli_text_read(const char *path, const char *option, heft_error *err)
         }
     }
     good = good && !ferror(in);
-    if (in && in != stdin) {
+    if (in != stdin) {
         fclose(in);
     }
     if (good) {

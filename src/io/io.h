@@ -147,6 +147,8 @@ char *heft__path_join(heft__arena *arena, const char *folder,
 const char *heft__path_base(const char *path); /* after the last slash */
 bool heft__path_is_folder(const char *path);
 bool heft__path_is_file(const char *path); /* a regular file, or a link to one */
+/* A device, pipe or socket. */
+bool heft__path_is_special(const char *path);
 bool heft__path_exists(const char *path);
 /* Whether two paths name one file or folder (device and inode). */
 bool heft__path_same(const char *a, const char *b);

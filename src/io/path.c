@@ -33,6 +33,12 @@ bool heft__path_is_file(const char *path)
     return stat(path, &facts) == 0 && S_ISREG(facts.st_mode);
 }
 
+bool heft__path_is_special(const char *path)
+{
+    struct stat facts;
+    return stat(path, &facts) == 0 && !S_ISREG(facts.st_mode) && !S_ISDIR(facts.st_mode);
+}
+
 bool heft__path_exists(const char *path)
 {
     struct stat facts;

@@ -522,6 +522,21 @@ static heft_status run_call(struct call *call, heft_error *err)
     return status;
 }
 
+static heft_status no_output(const heft_session *session, const char *name, heft_error *err)
+{
+    char list[256] = "";
+    const char *known;
+    for (size_t i = 0, used = 0; (known = heft_session_output_name(session, i)) != NULL; i++) {
+        const int more = snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", known);
+        if (more < 0 || (size_t)more >= sizeof list - used) {
+            break;
+        }
+        used += (size_t)more;
+    }
+    return heft__fail(err, HEFT_NOT_FOUND, "class %s has no output '%s'; it has %s",
+                      session->model->class_name, name, list);
+}
+
 /* Results that were asked for must be there, and finite. */
 static heft_status check_results(const heft_session *session, heft_error *err)
 {
@@ -529,8 +544,7 @@ static heft_status check_results(const heft_session *session, heft_error *err)
     for (size_t i = 0; i < p->result_count; i++) {
         const heft__result *result = &p->results[i];
         if (!result->data) {
-            return heft__fail(err, HEFT_NOT_FOUND, "class %s has no output '%s'",
-                              session->model->class_name, result->name);
+            return no_output(session, result->name, err);
         }
         if (!p->kernels->finite(result->data, result->count * result->width)) {
             return heft__fail(

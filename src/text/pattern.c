@@ -262,7 +262,8 @@ heft_status heft__pattern_compile(heft__string source, heft__pattern *out, heft_
     (void)source;
     (void)out;
     return heft__fail(err, HEFT_UNSUPPORTED,
-                      "a regular expression needs libonig, without which heft was built");
+                      "a regular expression needs libonig, without which heft was built "
+                      "(install libonig-dev and build it again)");
 }
 void heft__pattern_fini(heft__pattern *pattern)
 {

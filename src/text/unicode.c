@@ -258,7 +258,9 @@ bool heft__has_unicode_data(void)
 
 heft_status heft__need_unicode_data(const char *what, heft_error *err)
 {
-    return heft__fail(err, HEFT_UNSUPPORTED, "'%s' needs utf8proc, without which heft was built",
+    return heft__fail(err, HEFT_UNSUPPORTED,
+                      "'%s' needs utf8proc, without which heft was built (install libutf8proc-dev "
+                      "and build it again)",
                       what);
 }
 

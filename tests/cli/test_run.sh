@@ -20,6 +20,8 @@ done
 printf '5 17 3\n\n7, 8\n' | "$heft" run "$llama" --ids - --new-tokens 4 -q >"$out"
 lines "$out" 2
 [ "$(head -n 1 "$out")" = "$ids" ] || fail "ids from stdin: $(cat "$out")"
+run 0 run "$llama" --ids 5,17,3 --new-tokens 2 --top-p 0.5
+shows "$err" 'warning: --top-k, --top-p and --min-p change nothing without --temperature'
 run 0 run "$llama" --ids 5,17,3 --new-tokens 3 --temperature 1 --seed 7 -q
 drawn=$(cat "$out")
 run 0 run "$llama" --ids 5,17,3 --new-tokens 3 --temperature 1 --seed 7 -q
@@ -78,6 +80,14 @@ refused 2 "'1,x' is not a list of ids|'x' is not a list of ids" "$llama" --ids 1
 refused 2 'id or position 200 is not in .* 200 rows' "$llama" --ids 1,200
 refused 2 '[0-9]+ tokens asked for, the model has [0-9]+ positions' "$llama" --ids 1,2 --new-tokens 100000
 refused 2 'not a number from 0' "$llama" --ids 1 --temperature hot
+refused 2 '^heft run: --save: is for one forward pass, without --new-tokens' "$llama" --ids 1 --new-tokens 2 --save "$work/none.safetensors"
+[ ! -e "$work/none.safetensors" ] || fail "a refused --save left a file"
+refused 2 '^heft run: --outputs: is for one forward pass' "$llama" --ids 1 --new-tokens 2 --outputs logits
+mkfifo "$work/pipe.safetensors"
+refused 11 "pipe.safetensors: destination is a device or pipe, expected a file" "$llama" --ids 1 --save "$work/pipe.safetensors"
+[ -p "$work/pipe.safetensors" ] || fail "--save replaced a pipe"
+refused 4 "class LlamaForCausalLM has no output 'pooled'; it has .*logits" "$llama" --ids 1 --outputs pooled
+refused 4 "^heft run: --batch: cannot open '.*/none': No such file or directory" "$work/text" --batch "$work/none" --new-tokens 1
 refused 2 'is not more than the' "$llama" --ids 1 --memory 1MB
 refused 4 "no output 'pooler_output'" "$llama" --ids 1 --outputs pooler_output
 refused 2 'BertForMaskedLM is not a language model|is not a language model' "$models/bert_mlm" --class BertForSequenceClassification \
