@@ -1,13 +1,13 @@
 # Entry points. The build itself is CMakeLists.txt with CMakePresets.json: docs/building.md.
 #   make wheel | manylinux | python-test: the Python package
-#   make test | faults | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | check | interop | clean
+#   make test | faults | demo [MODEL=dir] | bench [MODEL=dir] | fuzz [FUZZ_SECONDS=60] | m32 | aarch64 | check | interop | clean
 export PATH := $(CURDIR)/build/tools/bin:$(PATH)
 FUZZ_SECONDS ?= 60
 CMAKE_FLAGS ?=
 build = cmake --preset $(1) --log-level=WARNING $(CMAKE_FLAGS) $(2) && cmake --build --preset $(1)
 run_tests = ctest --preset $(1) -j "$$(nproc)"
 
-.PHONY: all demo test faults bench fuzz m32 check interop wheel manylinux python-test clean
+.PHONY: all demo test faults bench fuzz m32 aarch64 check interop wheel manylinux python-test clean
 all:
 	@tools/bootstrap
 	@$(call build,release)
@@ -35,8 +35,12 @@ fuzz:
 	@tests/fuzz/run build/fuzz/tests/fuzz $(FUZZ_SECONDS)
 m32:
 	@tools/bootstrap --m32
-	@tools/get_i386
+	@tools/get_libraries i386
 	@$(call build,m32) && $(call run_tests,m32)
+aarch64:
+	@tools/bootstrap --aarch64
+	@tools/get_libraries arm64
+	@$(call build,aarch64) && $(call run_tests,aarch64)
 wheel:
 	@tools/bootstrap --python
 	@tools/python_wheel

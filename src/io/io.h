@@ -82,6 +82,10 @@ heft_status heft__input_touch_at(heft__input *source, const uint8_t *base, uint6
 bool heft__touch_memory(const void *memory, size_t length);
 /* What this process has in memory, and what it has mapped; zeros and false where that is unknown. */
 bool heft__process_memory(uint64_t *resident, uint64_t *mapped);
+/* Bytes of a page of memory, as the kernel was built: 4 KiB, 16 or 64 KiB on some aarch64 systems. */
+uint64_t heft__page_bytes(void);
+/* Of a huge page: what one page of the page tables describes, whose entries have 8 bytes. */
+uint64_t heft__huge_page_bytes(uint64_t page);
 /* Whether it may not map as much as it wants (ulimit -v), and how much it may. */
 bool heft__address_space(uint64_t *limit);
 /* Drop whole pages of mapped memory from the page tables. */

@@ -1,4 +1,4 @@
-/* process.c - how much memory this process has.
+/* process.c - how much memory this process has, and in which pages.
  *
  * Source: proc(5), /proc/self/statm; getrlimit(2). */
 #include "io/io.h"
@@ -7,9 +7,19 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+uint64_t heft__page_bytes(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint64_t heft__huge_page_bytes(uint64_t page)
+{
+    return page / 8 * page;
+}
+
 bool heft__process_memory(uint64_t *resident, uint64_t *mapped)
 {
-    const unsigned long long page = (unsigned long long)sysconf(_SC_PAGESIZE);
+    const uint64_t page = heft__page_bytes();
     unsigned long long all = 0, there = 0;
     FILE *file = fopen("/proc/self/statm", "re");
     const bool good = file && fscanf(file, "%llu %llu", &all, &there) == 2;

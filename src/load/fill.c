@@ -12,10 +12,10 @@
 #include <stdlib.h>
 
 #define NO_PLACE UINT64_MAX
-#define MAPPED_BYTES ((uint64_t)128 << 10) /* blocks of malloc() that have pages of their own */
-#define PAGE_BYTES 4096                    /* the last of them is not full */
-#define HEADER_BYTES 128                   /* of a smaller block, and of its storage */
-#define PLACE_ALIGN 64                     /* of a parameter in a shared copy */
+#define MAPPED_BYTES                                                                               \
+    ((uint64_t)128 << 10) /* blocks of malloc() with pages of their own, the last one not full */
+#define HEADER_BYTES 128  /* of a smaller block, and of its storage */
+#define PLACE_ALIGN 64    /* of a parameter in a shared copy */
 
 enum way { UNDECIDED, BUFFERED, DIRECT }; /* a file's bytes take: DIRECT is past the page cache */
 
@@ -96,7 +96,7 @@ static heft_status take_memory(struct fill *f, size_t i, size_t tensor, const he
     const bool direct = is_direct(f, i, tensor) && offset != HEFT_NO_OFFSET;
     const size_t more = direct ? HEFT__SPARE_BYTES : 0;
     counts->beside_bytes +=
-        more + (parameter->size_bytes < MAPPED_BYTES ? HEADER_BYTES : PAGE_BYTES);
+        more + (parameter->size_bytes < MAPPED_BYTES ? HEADER_BYTES : heft__page_bytes());
     if (f->options->count) {
         return HEFT_OK;
     }

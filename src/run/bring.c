@@ -11,8 +11,7 @@
 #define WARM 0.9      /* of a unit in the page cache: mapped, from there on */
 #define GAP_MOST 4096 /* between neighbors in a file */
 #define MAPPED_LEAST                                                                               \
-    ((uint64_t)1 << 20)             /* of a unit: copying less takes no longer than mapping it */
-#define AROUND ((uintptr_t)2 << 20) /* that a fault in a mapping enters beside its page */
+    ((uint64_t)1 << 20) /* of a unit: copying less takes no longer than mapping it */
 
 struct stretch { /* neighbors in a file that are mapped, to be touched by one call */
     heft__brought *first;
@@ -132,15 +131,16 @@ static heft_status touch(void *user, size_t i, heft_error *err)
 }
 
 /* Where the memory ends that can be dropped beyond one end of a parameter: at the next byte that is in
- * memory for another unit. A fault enters the neighborhood of its page too, up to a whole large page of the
+ * memory for another unit. A fault enters the neighborhood of its page too, up to a whole huge page of the
  * cache, which would never be dropped. step: 1, or -1 for what lies before it. */
 static uintptr_t end_of_free(const heft_residency *r, const heft__brought *brought, ptrdiff_t step,
                              uintptr_t at)
 {
     const heft__mapping *file = &r->mappings[brought->file];
     const bool up = step > 0;
-    const uintptr_t most = up ? (file->end - at > AROUND ? at + AROUND : file->end)
-                              : (at - file->start > AROUND ? at - AROUND : file->start);
+    const uintptr_t around = (uintptr_t)heft__huge_page_bytes(heft__page_bytes());
+    const uintptr_t most = up ? (file->end - at > around ? at + around : file->end)
+                              : (at - file->start > around ? at - around : file->start);
     for (size_t place = brought->place + (size_t)step; place < r->placed_count;
          place += (size_t)step) {
         const size_t parameter = r->placed[place];

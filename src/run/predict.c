@@ -17,8 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define NEAR 0.25 /* of the larger one: reading and computing do not fully overlap */
-#define HUGE_BYTES ((uint64_t)2 << 20)
+#define NEAR 0.25        /* of the larger one: reading and computing do not fully overlap */
 #define BEST_MORE 1.1    /* of the time of one sequence */
 #define MEMORY_MORE 1.25 /* of the time of products of one token: more is computing */
 
@@ -347,6 +346,7 @@ static heft_status predict(struct predicting *work, const struct kind *shape, he
 static bool lies_in_small_blocks(const heft_session *session)
 {
     const heft_residency *r = session->residency;
+    const uint64_t huge = heft__huge_page_bytes(heft__page_bytes());
     uint64_t small = 0, all = 0;
     for (size_t i = 0; i < session->model->count; i++) {
         const heft_parameter *parameter = &session->model->parameters[i];
@@ -354,7 +354,7 @@ static bool lies_in_small_blocks(const heft_session *session)
         const uint64_t block = brought ? r->units[r->unit_of[i]].room : parameter->size_bytes;
         if (parameter->tied_to == i) {
             all += parameter->size_bytes;
-            small += block < HUGE_BYTES ? parameter->size_bytes : 0;
+            small += block < huge ? parameter->size_bytes : 0;
         }
     }
     return small > all / 2;

@@ -52,9 +52,21 @@ static void reading_past_the_end_says_where(void **state)
     heft__input_unref(source);
 }
 
+static void a_huge_page_is_what_a_page_of_the_tables_describes(void **state)
+{
+    (void)state;
+    assert_int_equal(heft__page_bytes(), sysconf(_SC_PAGESIZE));
+    assert_int_equal(heft__huge_page_bytes(4096), (uint64_t)2 << 20);
+    assert_int_equal(heft__huge_page_bytes(16384), (uint64_t)32 << 20);
+    assert_int_equal(heft__huge_page_bytes(65536), (uint64_t)512 << 20);
+}
+
 static void a_file_that_shrinks_is_an_error_and_no_signal(void **state)
 {
     (void)state;
+    if (test_emulated()) {
+        skip();
+    }
     heft__input *source = NULL;
     heft_error err;
     const size_t size = 1 << 20;
@@ -292,6 +304,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(only_regular_files_are_opened),
         TEST(reading_past_the_end_says_where),
+        TEST(a_huge_page_is_what_a_page_of_the_tables_describes),
         TEST(a_file_that_shrinks_is_an_error_and_no_signal),
         TEST(a_parked_source_knows_its_file_again),
         TEST(a_changed_file_is_noticed),

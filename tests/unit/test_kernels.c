@@ -297,6 +297,13 @@ static void tables_are_found_by_name(void **state)
     }
     assert_true(count > 0);
     assert_ptr_equal(heft__kernels_best(), heft__kernels_at(count - 1));
+#if defined(__aarch64__)
+    assert_string_equal(heft__kernels_best()->isa, "neon");
+    assert_null(heft__kernels_named("plain"));
+#else
+    assert_string_equal(heft__kernels_at(0)->isa, "plain");
+    assert_null(heft__kernels_named("neon"));
+#endif
     assert_null(heft__kernels_named("mmx"));
     assert_null(heft__kernels_at(count + 1));
 }

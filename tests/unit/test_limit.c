@@ -378,9 +378,9 @@ static void who_joins_a_shared_copy_needs_none(void **state)
 static void address_space_is_a_limit(void **state)
 {
     (void)state;
-#if TEST_SANITIZED
-    skip();
-#endif
+    if (TEST_SANITIZED || test_emulated()) {
+        skip();
+    }
     struct rlimit before, low;
     uint64_t resident, mapped;
     heft_error err = {0};

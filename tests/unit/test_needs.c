@@ -134,6 +134,35 @@ static void a_config_alone_is_enough(void **state)
     }
 }
 
+/* What a copy of a small model takes beside its bytes. */
+static uint64_t beside_of(const char *name, unsigned vocabulary)
+{
+    heft_load_needs needs = HEFT_SIZED(heft_load_needs);
+    heft_error err = {0};
+    const test_how options = {.load = {.mode = HEFT_LOAD_COPY}};
+    char text[512];
+    snprintf(text, sizeof text,
+             "{\"model_type\":\"bert\",\"hidden_size\":64,\"num_hidden_layers\":1,"
+             "\"num_attention_heads\":2,\"intermediate_size\":64,\"vocab_size\":%u,"
+             "\"dtype\":\"float32\",\"architectures\":[\"BertModel\"]}",
+             vocabulary);
+    heft_model *model = test_model_from_text(ctx, text, "BertModel");
+    test_expect_status(heft_model_save_random(model, at(name), NULL, NULL, NULL, &err), HEFT_OK,
+                       &err, name);
+    heft_model_free(model);
+    test_expect_status(test_needs(ctx, at(name), &options, &needs, &err), HEFT_OK, &err, name);
+    return needs.beside_bytes;
+}
+
+/* A block with pages of its own ends within one; a smaller one has a header. */
+static void a_large_tensor_takes_up_to_a_page_more(void **state)
+{
+    (void)state;
+    const uint64_t small = beside_of("words_500", 500); /* 128,000 bytes of embeddings */
+    const uint64_t large = beside_of("words_513", 513); /* 131,328 */
+    assert_int_equal(large - small, sysconf(_SC_PAGESIZE) - 128);
+}
+
 static void other_devices_are_away(void **state)
 {
     (void)state;
@@ -260,6 +289,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_told_is_what_is_taken),
         cmocka_unit_test(a_config_alone_is_enough),
+        cmocka_unit_test(a_large_tensor_takes_up_to_a_page_more),
         cmocka_unit_test(other_devices_are_away),
         cmocka_unit_test(no_tensor_is_read_for_a_tie),
         cmocka_unit_test(memory_can_run_out_anywhere),

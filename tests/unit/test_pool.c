@@ -328,7 +328,7 @@ static void expect_child(pid_t child)
 static void a_child_has_threads_of_its_own(void **state)
 {
     (void)state;
-    if (TEST_THREAD_SANITIZER) {
+    if (TEST_THREAD_SANITIZER || test_emulated()) {
         skip();
     }
     for (size_t used = 0; used < 2; used++) {
@@ -355,7 +355,7 @@ static void a_child_has_threads_of_its_own(void **state)
 static void a_child_does_not_wait_for_threads_it_lacks(void **state)
 {
     (void)state;
-    if (TEST_THREAD_SANITIZER) {
+    if (TEST_THREAD_SANITIZER || test_emulated()) {
         skip();
     }
     heft_ctx *ctx = new_ctx(2);
@@ -464,7 +464,7 @@ static void background_work_uses_the_pool(void **state)
 static void a_child_does_not_join_its_parents_work(void **state)
 {
     (void)state;
-    if (TEST_THREAD_SANITIZER) {
+    if (TEST_THREAD_SANITIZER || test_emulated()) {
         skip();
     }
     heft__background work = {0};
@@ -597,7 +597,7 @@ static void signals_are_for_the_programs_threads(void **state)
 static void without_threads_the_caller_does_it(void **state)
 {
     (void)state;
-    if (TEST_SANITIZED) {
+    if (TEST_SANITIZED || test_emulated()) {
         skip();
     }
     pid_t child = fork();

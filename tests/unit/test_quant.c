@@ -6,6 +6,7 @@
 #include "support.h"
 #include "tensor/lanes.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static heft_ctx *ctx;
@@ -354,7 +355,7 @@ static void lookup_is_the_same_at_every_level(void **state)
 
 /* ---- levels ------------------------------------------------------------------------------------- */
 /* Weights of any bytes: every level gives what the base level does, whose results every_case_is_dequantized
- * compares with the libraries. */
+ * compares with the libraries. Where there is one level only, the hashes stand for the others. */
 struct made_tensor {
     const char *name, *dtype, *shape;
     size_t bytes;
@@ -373,55 +374,71 @@ struct made_tensor {
     }
 
 static const struct made_case {
-    const char *name, *config;
+    const char *name;
+    uint64_t hash; /* of the results, on every machine */
+    const char *config;
     struct made_tensor tensors[4];
 } made_cases[] = {
     {"nf4_rows_end_within_blocks",
+     UINT64_C(0x53e255b2e47b23d6),
      "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("bfloat16", "[33,100]", 1650, 52)}                                                     },
     {"nf4_half",
+     UINT64_C(0x2f31f6d50e03ef02),
      "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("float16", "[5,192]", 480, 15)}                                                        },
     {"gptq_last_group_short",
+     UINT64_C(0xf050517b56f622bb),
      "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 128}",                      {{"w.qweight", "I32", "[24,72]", 6912, NULL},
       {"w.qzeros", "I32", "[2,9]", 72, NULL},
       {"w.scales", "F16", "[2,72]", 288, NULL}}                                                                   },
     {"gptq_bfloat16",
+     UINT64_C(0xe34c363c4d67132b),
      "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64}",                       {{"w.qweight", "I32", "[32,32]", 4096, NULL},
       {"w.qzeros", "I32", "[4,4]", 64, NULL},
       {"w.scales", "BF16", "[4,32]", 256, NULL}}                                                                   },
     {"gptq_groups_of_other_sizes",
+     UINT64_C(0x44e7381eb4642330),
      "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 40}",                       {{"w.qweight", "I32", "[25,32]", 3200, NULL},
       {"w.qzeros", "I32", "[5,4]", 80, NULL},
       {"w.scales", "F16", "[5,32]", 320, NULL}}                                                                    },
     {"awq_rows_left_over",
+     UINT64_C(0x2cc648a123f4867d),
      "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[192,5]", 3840, NULL},
       {"w.qzeros", "I32", "[3,5]", 60, NULL},
       {"w.scales", "F16", "[3,40]", 240, NULL}}                                              },
     {"gptq_large",
+     UINT64_C(0x3bc2f2d20aea3c83),
      "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 512}",                      {{"w.qweight", "I32", "[120,600]", 288000, NULL},
       {"w.qzeros", "I32", "[2,75]", 600, NULL},
       {"w.scales", "F16", "[2,600]", 2400, NULL}}                                                                 },
     {"awq_large",
+     UINT64_C(0xaa91448a4c2dc8d1),
      "{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 96, \"version\": \"gemm\"}", {{"w.qweight", "I32", "[960,75]", 288000, NULL},
       {"w.qzeros", "I32", "[10,75]", 3000, NULL},
       {"w.scales", "F16", "[10,600]", 12000, NULL}}                                          },
     {"nf4_large",
+     UINT64_C(0x9bdf2f359dd1d378),
      "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true}",                        {NF4("bfloat16", "[701,1000]", 350500, 10954)}                                              },
     {"fp8_large",
+     UINT64_C(0x3a6d681331e9e341),
      "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 96]}",                       {{"w.weight", "F8_E4M3", "[600,1000]", 600000, NULL},
       {"w.weight_scale_inv", "F32", "[5,11]", 220, NULL}}                                                          },
     {"packed_large",
+     UINT64_C(0x1e744ddb7eee2291),
      "{\"quant_method\": \"compressed-tensors\", \"format\": \"pack-quantized\", "
      "\"config_groups\": {\"a\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 4, "
      "\"strategy\": \"group\", \"group_size\": 32}}}}",                                     {{"w.weight_packed", "I32", "[600,120]", 288000, NULL},
       {"w.weight_scale", "BF16", "[600,30]", 36000, NULL},
       {"w.weight_shape", "I64", "[2]", 16, "\x58\2\0\0\0\0\0\0\xc0\3\0\0\0\0\0"}}                                                },
     {"mxfp4_large",
+     UINT64_C(0xbb97d68a4abd7388),
      "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[1,1080,20,16]", 345600, NULL},
       {"w_scales", "U8", "[1,1080,20]", 21600, NULL}}                                                                                              },
     {"mxfp4_large_in_lines",
+     UINT64_C(0xcde5bd43a3dcc9a3),
      "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[1,1088,20,16]", 348160, NULL},
       {"w_scales", "U8", "[1,1088,20]", 21760, NULL}}                                                                                              },
     {"mxfp4_extreme_scales",
+     UINT64_C(0x8f014589c9a0f196),
      "{\"quant_method\": \"mxfp4\"}",                                                       {{"w_blocks", "U8", "[3,76,5,16]", 18240, NULL}, {"w_scales", "U8", "[3,76,5]", 1140, NULL}}},
 };
 
@@ -510,6 +527,22 @@ static void check_cast(const heft_checkpoint *view, const uint8_t *expected)
     free(cast);
 }
 
+/* FNV-1a of the results, any NaN as one: its sign depends on the processor. */
+static uint64_t hash_of(const heft_checkpoint *view, const uint8_t *results)
+{
+    const heft_tensor_info *info = &view->infos[0];
+    const size_t width = (size_t)heft_dtype_bits(info->dtype) / 8;
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (uint64_t i = 0; i < info->size_bytes; i += width) {
+        float number;
+        heft__cast(HEFT_DTYPE_F32, &number, info->dtype, results + i, 1);
+        for (size_t k = 0; k < width; k++) {
+            hash = (hash ^ (isnan(number) ? 0xff : results[i + k])) * UINT64_C(0x100000001b3);
+        }
+    }
+    return hash;
+}
+
 static void levels_agree(void **state)
 {
     const heft_source_options how = HEFT_OPTIONS(heft_source_options, .dequantize = true);
@@ -533,6 +566,10 @@ static void levels_agree(void **state)
             uint8_t *got = whole_tensor(view, 0);
             check_streamed(view, got);
             check_cast(view, got);
+            if (hash_of(view, got) != made_cases[i].hash) {
+                fail_msg("level %d: the results have the hash %llx", level,
+                         (unsigned long long)hash_of(view, got));
+            }
             if (expected) {
                 assert_memory_equal(got, expected, view->infos[0].size_bytes);
                 free(got);

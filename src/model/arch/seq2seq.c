@@ -128,7 +128,8 @@ void seq2seq_hidden(heft__pass *p, const struct seq2seq_pass *q, uint64_t i, hef
 {
     heft__out_hidden_of(p, q->side, (size_t)i, x);
     if (q->mix.width > 0) {
-        heft__add_scaled(p, q->mix, x, q->shares.x && i < q->shares.width ? q->shares.x[i] : 0);
+        const bool has_share = q->shares.x && i < q->shares.width;
+        heft__add_scaled(p, q->mix, x, has_share ? (double)q->shares.x[i] : 0);
     }
 }
 

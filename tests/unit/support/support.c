@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -132,6 +133,17 @@ char *test_read_file(const char *path, size_t *length)
         *length = (size_t)size;
     }
     return text;
+}
+
+bool test_emulated(void)
+{
+    const int no_advice = 9999;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *memory = mmap(NULL, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(memory != MAP_FAILED);
+    const bool emulated = madvise(memory, page, no_advice) == 0;
+    munmap(memory, page);
+    return emulated;
 }
 
 size_t test_count_entries(const char *path)

@@ -61,6 +61,10 @@ char *test_read_file(const char *path, size_t *length);
 void test_sha256(const void *bytes, size_t length, char hex[65]);
 /* How many entries a folder has, hidden ones included. */
 size_t test_count_entries(const char *path);
+/* Whether an emulator (qemu-user) takes the system calls: it allows any advice on memory and any limit of address
+ * space and follows neither, and a fork of a program with threads may hang in its own locks. Cases that need
+ * these are skipped. */
+bool test_emulated(void);
 
 /* A file that must be refused: with this status, at this byte, and with these words in the error's
  * line. */
