@@ -123,6 +123,35 @@ def _device_of(name: str, device_map: DeviceMap) -> Device:
     return device_map[module]
 
 
+def _hooked(model: nn.Module, device_map: DeviceMap, buffers: bool, main_device: Any = None) -> dict[str, Device]:
+    """Return the map, where what no hook would bring in from disk is in memory.
+
+    Hooks are on modules. A tensor that the map itself names gets none, unless a module around it is on disk:
+    Accelerate makes such maps of modules that have both tensors and modules, and leaves these tensors empty.
+    """
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    stay: set[str] = set() if buffers else {name for name, _ in model.named_buffers(remove_duplicate=False)}  # in memory anyway
+
+    def around(name: str) -> Device | None:
+        while name:
+            name = name.rpartition(".")[0]
+            if name in device_map and name in modules:
+                return device_map[name]
+        return None
+
+    alone = [
+        name
+        for name, device in device_map.items()
+        if device == "disk" and name not in modules and name not in stay and around(name) != "disk"
+    ]
+    if alone:
+        more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+        warn([f"in memory, because only modules can be on disk: {', '.join(alone[:3])}{more}"])
+    if main_device is None:
+        main_device = next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")
+    return {**device_map, **dict.fromkeys(alone, main_device)}
+
+
 # ---- placing ---------------------------------------------------------------------------------------------
 
 
@@ -140,9 +169,13 @@ def _set(model: nn.Module, name: str, device: Device, value: Any = None, dtype: 
     set_module_tensor_to_device(model, name, device, value=value, dtype=dtype, fp16_statistics=more)
 
 
+def _fits(source: _heft.Tensor, own: torch.Tensor) -> bool:
+    return tuple(own.shape) == _torch_shape(source)
+
+
 def _check_shape(name: str, source: _heft.Tensor, own: torch.Tensor) -> None:
     shape = torch.Size(_torch_shape(source))
-    if own.shape != shape:
+    if not _fits(source, own):
         raise ValueError(
             f'Trying to set a tensor of shape {shape} in "{name.rpartition(".")[2]}" (which has shape {own.shape}),'
             " this looks incorrect."
@@ -386,6 +419,7 @@ def load_checkpoint_and_dispatch(
         _load_whole(model, checkpoint, {"dtype": dtype, **rest})
         _fill_buffers(model)
         return model
+    devices = _hooked(model, devices, offload_buffers)
     if offload_state_dict is None:
         offload_state_dict = "disk" in devices.values()
     tied = theirs.find_tied_parameters(model)
@@ -471,6 +505,7 @@ def dispatch(
         the model is as it was. HeftError: as heft.open().
     """
     devices: Any = getattr(device_map, "device_map", device_map)
+    devices = _hooked(model, devices, offload_buffers, main_device)
     options = {
         "main_device": main_device,
         "offload_buffers": offload_buffers,

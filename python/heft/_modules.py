@@ -359,10 +359,14 @@ def _has_lazy(module: nn.Module) -> bool:
 _UNTOUCHED = 0xA5  # the bytes of a tensor before its initializer runs
 
 
+def _mark(value: torch.Tensor) -> None:
+    torch.empty(0, dtype=torch.uint8, device="cpu").set_(value.untyped_storage()).fill_(_UNTOUCHED)
+
+
 def _fresh(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor with memory, like this one on meta."""
     empty = torch.empty_like(value, device="cpu")
-    torch.empty(0, dtype=torch.uint8, device="cpu").set_(empty.untyped_storage()).fill_(_UNTOUCHED)
+    _mark(empty)
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 

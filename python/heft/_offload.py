@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 
@@ -10,7 +11,7 @@ import torch
 
 from ._checkpoint import Checkpoint
 from ._checkpoint import open as _open
-from ._dispatch import _check_shape, _device_of, _set, _tensor, _value, _weights
+from ._dispatch import _device_of, _fits, _hooked, _set, _tensor, _value, _weights
 from ._modules import _with_ties
 from ._patched import Patch, here
 
@@ -71,10 +72,17 @@ def _find(disk: _Disk, device_map: Any, weight_mapping: Any) -> None:
         if target not in own and name in own:
             target, pattern = theirs.rename_source_key(name, [], [], model.base_model_prefix, own)
         if pattern is None and target in own and theirs.get_device(device_map, target) == "disk":
-            if disk.buffers or target not in buffers:
-                _check_shape(target, disk.checkpoint[name], own[target])
+            if (disk.buffers or target not in buffers) and _fits(disk.checkpoint[name], own[target]):
                 disk.sources[target] = disk.checkpoint[name]
                 disk.names.add(name)
+
+
+def _get_device_map(model: Any, device_map: Any, *args: Any, **kwargs: Any) -> Any:
+    """Transformers' own function, except in from_pretrained() of this thread: what hooks do not bring in is in memory."""
+    result = _map_patch.original(model, device_map, *args, **kwargs)
+    options: Any = getattr(here, "offload", None)
+    offloads = options is not None and isinstance(result, dict) and "disk" in result.values()
+    return _hooked(model, result, options["buffers"]) if offloads else result
 
 
 def _disk_offload(
@@ -85,6 +93,8 @@ def _disk_offload(
     What it returns has an entry for each weight that need not be written.
     """
     options: Any = getattr(here, "offload", None)
+    if options is not None:
+        options["model"] = model
     if options is None or not files:
         return _offload_patch.original(model, folder, files, device_map, sharded_metadata, weight_mapping)
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
@@ -92,6 +102,23 @@ def _disk_offload(
     here.disk = disk = _Disk(model, _open_files(files), options["buffers"])
     _find(disk, device_map, weight_mapping)
     return {name: {} for name in disk.sources}
+
+
+def _offload_param(target: str, param: Any, loading_info: Any, folder: Any, index: Any, ops: Any) -> Any:
+    """Transformers' own function, except in from_pretrained() of this thread: shapes are compared, as of what is not on disk.
+
+    What does not fit is an error, or initialized and in memory, as Transformers decides then.
+    """
+    model = (getattr(here, "offload", None) or {}).get("model")
+    if model is not None and getattr(ops, "quantization_operation", None) is None:
+        prefix, _, key = target.rpartition(".")
+        module = model.get_submodule(prefix)
+        own = module._parameters.get(key, module._buffers.get(key))
+        if own is not None and own.shape != param.shape:
+            loading_info.missing_keys.discard(target)
+            loading_info.mismatched_keys.add((target, param.shape, own.shape))
+            return index
+    return _param_patch.original(target, param, loading_info, folder, index, ops)
 
 
 def _resave(weight: torch.Tensor, name: str, folder: Any, index: Any) -> Any:
@@ -157,7 +184,7 @@ def _dispatch_model(
 
 
 _offload_patch, _resave_patch, _dispatch_patch = Patch(_disk_offload), Patch(_resave), Patch(_dispatch_model)
-_tied_patch = Patch(_tied_equal)
+_tied_patch, _param_patch, _map_patch = Patch(_tied_equal), Patch(_offload_param), Patch(_get_device_map)
 
 
 @contextlib.contextmanager
@@ -170,18 +197,18 @@ def offloading(buffers: bool) -> Iterator[None]:
     models: Any = transformers.modeling_utils
     loading: Any = transformers.core_model_loading
     devices: Any = transformers.integrations.accelerate
+    places: list[tuple[Patch, Any, str]] = [
+        (_offload_patch, models, "accelerate_disk_offload"),
+        (_resave_patch, loading, "offload_weight"),
+        (_param_patch, loading, "offload_and_maybe_resave_param"),
+        (_map_patch, models, "_get_device_map"),
+        (_tied_patch, models, "_tied_params_are_equal"),
+        (_dispatch_patch, devices, "dispatch_model"),  # there if Accelerate is installed
+    ]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            _offload_patch.on(lambda: models.accelerate_disk_offload, (models.__name__,), everywhere=False)
-        )
-        stack.enter_context(_resave_patch.on(lambda: loading.offload_weight, (loading.__name__,), everywhere=False))
-        if hasattr(models, "_tied_params_are_equal"):
-            stack.enter_context(
-                _tied_patch.on(lambda: models._tied_params_are_equal, (models.__name__,), everywhere=False)
-            )
-        if hasattr(devices, "dispatch_model"):  # else Accelerate is not installed
-            stack.enter_context(
-                _dispatch_patch.on(lambda: devices.dispatch_model, (devices.__name__,), everywhere=False)
-            )
+        for patch, module, name in places:
+            if hasattr(module, name):
+                find = functools.partial(getattr, module, name)
+                stack.enter_context(patch.on(find, (module.__name__,), everywhere=False))
         here.offload = {"buffers": buffers}
         yield

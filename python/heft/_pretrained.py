@@ -13,6 +13,7 @@ from . import _heft
 from ._checkpoint import open as _open
 from ._convert import to_torch, torch_dtype
 from ._errors import HeftError, RefusedError, UnsupportedError, warn
+from ._modules import _is_untouched, _mark
 from ._offload import offloading, stays
 from ._operations import WriteReport, _bytes, add
 from ._patched import Patch, here, patched
@@ -50,6 +51,7 @@ class _How:
         self.fused = 0  # bytes of what Transformers puts together of several tensors, cast
         self.read: set[str] = set()  # names in the ``.bin`` files
         self.unread: dict[str, str] = {}  # names of what is not read of them, and the file
+        self.lacking: list[tuple[Any, str]] = []  # models, and names of what has to be initialized
 
 
 class _Whole(torch.Tensor):
@@ -189,6 +191,34 @@ def _announcing(how: _How) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _marking(how: _How, models: Any) -> Iterator[None]:
+    """Note what this thread's Transformers has to initialize, and give it bytes by which it is seen whether it does."""
+    cls, name = models.PreTrainedModel, "_move_missing_keys_from_meta_to_device"
+    original = getattr(cls, name, None)
+    if original is None or not hasattr(cls, "named_non_persistent_buffers"):
+        yield
+        return
+
+    def move(model: Any, missing_keys: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(model, missing_keys, *args, **kwargs)
+        if getattr(here, "how", None) is not how or models.is_fsdp_enabled() or models.is_deepspeed_zero3_enabled():
+            return result
+        names = set(missing_keys) - model.all_tied_weights_keys.keys()
+        for key in names.union(key for key, _ in model.named_non_persistent_buffers()):
+            value = model.get_parameter_or_buffer(key)
+            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu":
+                _mark(value)
+                how.lacking.append((model, key))
+        return result
+
+    setattr(cls, name, move)
+    try:
+        yield
+    finally:
+        setattr(cls, name, original)
+
+
+@contextlib.contextmanager
 def _reading(how: _How, offload_buffers: bool) -> Iterator[None]:
     """Let this thread's Transformers read through heft, with heft's casts."""
     import transformers.modeling_utils as theirs
@@ -198,6 +228,7 @@ def _reading(how: _How, offload_buffers: bool) -> Iterator[None]:
         patched(),
         _state_dict_patch.on(lambda: theirs.load_state_dict, (theirs.__name__,), everywhere=False),
         _announcing(how),
+        _marking(how, theirs),
     ):
         here.slices = lambda file, lazy: _WholeSlice(file, lazy, how)
         here.how = how
@@ -207,6 +238,20 @@ def _reading(how: _How, offload_buffers: bool) -> Iterator[None]:
         finally:
             here.__dict__.clear()
             here.__dict__.update(before)
+
+
+def _warn_of_random(path: str | None, how: _How) -> None:
+    """Say what neither the checkpoint nor the class gives a value: Transformers leaves it as its memory was."""
+    names = []
+    for model, name in how.lacking:
+        with contextlib.suppress(AttributeError):  # it is no more
+            value = model.get_parameter_or_buffer(name)
+            if value.device.type == "cpu" and _is_untouched(value):
+                names.append(name)
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        text = "random, for neither the checkpoint nor _init_weights() of the class has a value"
+        warn([f"{path}: {text}: {', '.join(names[:5])}{more}"])
 
 
 _PACKED = "._packed_params._packed_params.0"  # of torch's own quantized modules
@@ -284,6 +329,7 @@ def from_pretrained(
     how = _How(mode == "copy" and not share, share)
     with _one_at_a_time, _reading(how, bool(kwargs.get("offload_buffers"))):
         model = cls.from_pretrained(name, *args, **kwargs)
+    _warn_of_random(name, how)
     _check_unread(model[0] if isinstance(model, tuple) else model, how)
     if share and how.fused:
         warn([f"{name}: Transformers puts tensors of {how.fused} bytes together: their result is private, not shared"])

@@ -659,6 +659,49 @@ def test_options(tmp_path: Path) -> None:
     same(got, theirs(copy.deepcopy(net), path, device_map={"": "cpu"}, force_hooks=True))
 
 
+class Beside(nn.Module):
+    """Has a weight of its own beside a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((WIDTH,), 3.0))
+        self.register_buffer("offset", torch.ones(WIDTH))
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.scale + self.offset
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+@pytest.mark.parametrize("call", ["load", "dispatch", "dispatch loaded"])
+@pytest.mark.parametrize("first", ["disk", "cpu"])
+def test_tensors_that_a_map_names(
+    tmp_path: Path, first: str, call: str, buffers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accelerate makes such maps ("auto"), but its hooks are on modules: it leaves these tensors on meta."""
+    torch.manual_seed(4)
+    net = nn.Sequential(Beside(), Beside())
+    nn.init.normal_(net[0].scale)
+    path = saved(tmp_path, net)
+    where = {"0.scale": first, "0.offset": "disk", "0.inner": "disk", "1": "disk", "1.scale": "disk"}
+    with accelerate.init_empty_weights():
+        model = nn.Sequential(Beside(), Beside())
+    if call == "dispatch loaded":
+        model = copy.deepcopy(net)
+    if call == "load":
+        got = ours(model, path, device_map=where, offload_buffers=buffers)
+    else:
+        got = heft.dispatch(model, where, path, offload_buffers=buffers)
+    assert got[0].scale.device.type == "cpu" and got[1].scale.device.type == "meta"
+    moved = {"0.scale": "cpu"} | ({"0.offset": "cpu"} if buffers else {})
+    assert got.hf_device_map == where | moved and where["0.offset"] == "disk"
+    x = torch.rand(2, WIDTH)
+    for _ in range(2):
+        assert torch.equal(run(got, x), run(net, x))
+    told = any("only modules can be on disk" in record.getMessage() for record in caplog.records)
+    assert told == (first == "disk" or buffers)
+
+
 def test_state_and_copies(tmp_path: Path) -> None:
     net = filled()
     got = ours(empty(), saved(tmp_path, net), device_map=MAPS["mixed"])
@@ -858,3 +901,76 @@ def test_from_pretrained_what_the_checkpoint_lacks(tmp_path: Path) -> None:
     assert {f.name for f in (tmp_path / "o").iterdir()} == {
         f"model.layers.1.mlp.experts.{name}.safetensors" for name in ("gate_up_proj", "down_proj")
     }
+
+
+@pytest.mark.parametrize("format", ["file", "bin"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_from_pretrained_wrong_shapes_on_disk(tmp_path: Path, format: str, tied: bool) -> None:
+    """As where nothing is on disk. Transformers itself loads what does not fit, and the first pass fails."""
+    transformers = pytest.importorskip("transformers")
+    make_llama(tmp_path / "m", tied)
+    state = st.load_file(tmp_path / "m/model.safetensors")
+    state["model.embed_tokens.weight"] = torch.ones(65, 32)
+    state["model.layers.1.mlp.up_proj.weight"] = torch.ones(48, 31)
+    st.save_file(state, tmp_path / "m/model.safetensors", {"format": "pt"})
+    if format == "bin":
+        torch.save(state, tmp_path / "m/pytorch_model.bin")
+        (tmp_path / "m/model.safetensors").unlink()
+    auto = transformers.AutoModelForCausalLM
+    for where in ({"": "disk"}, LLAMA):
+        results = [outcome(auto.from_pretrained, tmp_path / "m")]
+        results.append(outcome(heft.from_pretrained, auto, tmp_path / "m", device_map=where))
+        assert results[0] == results[1] and results[0][0] is RuntimeError
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        torch.manual_seed(7)
+        wanted, info = auto.from_pretrained(tmp_path / "m", **options)
+        torch.manual_seed(7)
+        got, ours_info = heft.from_pretrained(auto, tmp_path / "m", device_map=where, **options)
+        assert ours_info == info and len(info["mismatched_keys"]) == 2
+        fresh = got.model.layers[1].mlp.up_proj._hf_hook.weights_map["weight"]
+        assert torch.equal(fresh, wanted.model.layers[1].mlp.up_proj.weight) and weights_of(got).counts["read_bytes"] == 0
+        ids = torch.arange(8)[None]
+        for _ in range(2):
+            assert torch.equal(run(got, ids), run(wanted, ids))
+    assert sorted(files(tmp_path)) == sorted(f"m/{name}" for name in os.listdir(tmp_path / "m"))  # nothing was written
+
+
+def test_from_pretrained_wrong_shapes_that_are_converted(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "m")
+    state = st.load_file(tmp_path / "m/model.safetensors")
+    state.update({name: torch.ones(40, 32) for name in state if ".w1." in name or ".w3." in name})
+    st.save_file(state, tmp_path / "m/model.safetensors", {"format": "pt"})
+    cls, options = transformers.MixtralForCausalLM, {"device_map": {"": "disk"}, "offload_folder": tmp_path / "o"}
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        heft.from_pretrained(cls, tmp_path / "m", **options)
+    torch.manual_seed(7)
+    wanted = cls.from_pretrained(tmp_path / "m", ignore_mismatched_sizes=True)
+    torch.manual_seed(7)
+    got = heft.from_pretrained(cls, tmp_path / "m", ignore_mismatched_sizes=True, **options)
+    ids = torch.arange(8)[None]
+    assert torch.equal(run(got, ids), run(wanted, ids))
+
+
+def test_from_pretrained_tensors_that_a_map_names(tmp_path: Path) -> None:
+    """XLNet's layers have weights of their own. Transformers leaves those on disk as they were made: random."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, vocab_size=64)
+    torch.manual_seed(5)
+    net = transformers.XLNetLMHeadModel(config).eval()
+    net.save_pretrained(tmp_path / "m")
+    options = {"device_map": "auto", "max_memory": {"cpu": 30000}, "offload_folder": tmp_path / "o"}
+    got = heft.from_pretrained(type(net), tmp_path / "m", **options)
+    inferred = type(net).from_pretrained(tmp_path / "m", **options).hf_device_map
+    moved = [name for name, device in inferred.items() if device != got.hf_device_map[name]]
+    assert moved and all(isinstance(net.get_parameter(name), nn.Parameter) for name in moved)
+    assert "disk" in got.hf_device_map.values()
+    ids = torch.arange(8)[None]
+    assert torch.allclose(run(got, ids), run(net, ids), rtol=1e-5, atol=1e-6)
+    own = net.state_dict()
+    for name, value in got.named_parameters():
+        assert value.device.type == "meta" or torch.equal(value, own[name]), name

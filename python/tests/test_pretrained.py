@@ -390,6 +390,33 @@ def test_other_threads_are_as_before(tmp_path: Path) -> None:
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 
+class Turned(transformers.BertModel):
+    """A class of PyTorch's ways: its buffer is made by the constructor alone, which Transformers 5 runs on meta."""
+
+    def __init__(self, config: transformers.BertConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("angles", torch.arange(4.0), persistent=False)
+        self.extra = torch.nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "copy"}, {"share": True}])
+def test_what_nothing_gives_a_value_is_named(
+    tmp_path: Path, mode: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Transformers leaves it as its memory was, random, and says nothing of buffers. heft says which it is."""
+    make("bert").bert.save_pretrained(tmp_path / "m")
+    before = transformers.PreTrainedModel._move_missing_keys_from_meta_to_device
+    got, info = heft.from_pretrained(Turned, tmp_path / "m", output_loading_info=True, dtype=torch.float16, **mode)
+    assert info["missing_keys"] == {"extra"} | {k for k in got.state_dict() if k.startswith("pooler.")}
+    told = [record.getMessage() for record in caplog.records if "random" in record.getMessage()]
+    assert len(told) == 1 and sorted(told[0].rpartition(": ")[2].split(", ")) == ["angles", "extra"]
+    caplog.clear()
+    heft.from_pretrained(transformers.BertModel, tmp_path / "m")  # its pooler and its buffers are initialized
+    Turned.from_pretrained(tmp_path / "m")
+    assert not [record for record in caplog.records if "random" in record.getMessage()]
+    assert transformers.PreTrainedModel._move_missing_keys_from_meta_to_device is before  # put back
+
+
 # ---- save_pretrained -----------------------------------------------------------------------------------
 
 

@@ -265,6 +265,21 @@ def test_load_file_and_load(file: Path) -> None:
         agree(*(outcome(lambda m=m: m.torch.load(wrong)) for m in (theirs, ours)))
 
 
+@pytest.mark.parametrize("framework", ["pt", "np"])
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_who_sees_a_write(file: Path, framework: str, backend: str) -> None:
+    """Arrays are copies, and so are tensors that were read; mapped tensors show the same memory."""
+    seen = []
+    for library in (theirs, ours):
+        with library.safe_open(file, framework, backend=backend) as opened:
+            whole, part = opened.get_tensor("b"), opened.get_slice("b")
+            some = part[1:3]
+            whole[1], some[1] = 100, 200
+            seen.append([opened.get_tensor("b"), part[1:3], part[...], opened.get_slice("b")[:2], some, whole])
+    equal(*seen)
+    equal(theirs.torch.load_file(file), ours.torch.load_file(file))  # the file is as it was
+
+
 class Tied(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, extra: bool = False) -> None:
         super().__init__()

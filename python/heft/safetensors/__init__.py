@@ -82,11 +82,12 @@ class _Slice:
         if self._kept is None:
             self._kept = self._file._whole(self._tensor)
         if self._file._framework != "numpy":
-            return self._file._placed(self._kept[key])
+            part = self._kept[key]
+            return self._file._placed(part if self._file._backend == "mmap" else part.clone())
         import numpy as np
 
         try:
-            return np.asarray(self._kept[key])  # one element is an array, too
+            return np.array(self._kept[key])  # a copy; one element is an array, too
         except (IndexError, ValueError) as error:
             raise SafetensorError(str(error)) from error
 
@@ -182,9 +183,10 @@ class safe_open:
         return pairs or None
 
     def get_tensor(self, name: str) -> Any:
-        """Return a tensor."""
+        """Return a tensor: an array of numpy has memory of its own, as has each tensor of the backend "pread"."""
         lazy = self._lazy(name)
-        return self._placed(self._whole(lazy.read() if self._backend == "pread" else lazy))
+        own = self._framework == "numpy" or self._backend == "pread"
+        return self._placed(self._whole(lazy.read() if own else lazy))
 
     def get_tensors(self) -> dict[str, Any]:
         """Return all tensors, in the order of their bytes."""

@@ -6,7 +6,7 @@ import os
 
 from . import SafetensorError as SafetensorError
 from . import open_bytes, safe_open, write_bytes, write_file
-from .._convert import to_numpy
+from .._convert import collector_paused, to_numpy
 from .._heft import DTYPES
 
 TYPE_CHECKING = False
@@ -44,7 +44,10 @@ def save(tensor_dict: dict[str, Array], metadata: dict[str, str] | None = None) 
 def load_file(filename: str | os.PathLike[str], *, backend: str = "mmap") -> dict[str, Array]:
     """Load all arrays of a file; they are writable, and the file does not change."""
     with safe_open(filename, "np", backend=backend) as file:
-        return file.get_tensors()
+        if backend != "mmap":
+            return file.get_tensors()
+        with collector_paused():  # nobody else has this mapping: no copies are needed
+            return {name: file._whole(file._lazy(name)) for name in file.offset_keys()}
 
 
 def load(data: bytes) -> dict[str, Array]:
