@@ -299,3 +299,66 @@ def test_files_of_any_integers(small):
     for dtype in (torch.int16, torch.uint8, torch.int32, torch.uint64):
         mask = torch.ones((1, 3), dtype=torch.bool)
         compare(run(small, {"input_ids": torch.tensor(IDS, dtype=dtype), "attention_mask": mask}, ["logits"]), expected, None)
+
+
+# ---- batches of more tokens than a pass ------------------------------------------------------------
+ENDS = torch.tensor([40, 59, 5]).repeat(4)  # of each text, at which it has its class
+WHOLE = {
+    "CLIPTextModel": lambda: tf.CLIPTextConfig(**{**CLIP_TEXT, "max_position_embeddings": 64}),
+    "CLIPTextModelWithProjection": lambda: tf.CLIPTextConfig(projection_dim=24, **{**CLIP_TEXT, "max_position_embeddings": 64}),
+    "BartForSequenceClassification": lambda: tf.BartConfig(max_position_embeddings=64, **LONG),
+    "T5ForSequenceClassification": lambda: tf.T5Config(d_model=48, d_kv=10, d_ff=72, num_heads=4, decoder_start_token_id=0, num_layers=2, **BASE),
+    "BertModel": lambda: tf.BertConfig(intermediate_size=72, is_decoder=True, **SMALL),
+    "ElectraForSequenceClassification": lambda: tf.ElectraConfig(intermediate_size=72, embedding_size=48, is_decoder=True, **SMALL),
+}
+
+
+@pytest.mark.parametrize("head", WHOLE)
+def test_results_of_whole_texts(head, tmp_path):
+    """Texts are not split where their result is made of a token in their midst or at their beginning."""
+    model = make(head, WHOLE[head](), factor=1.5 if head.startswith("T5") else 4)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=12, tokens=60, last=97)["input_ids"]
+    ids[torch.arange(12), ENDS] = 98 if head.startswith("CLIP") else 2
+    check(model, tmp_path, {"input_ids": ids})
+
+
+@pytest.mark.parametrize("texts,images", [(12, 3), (2, 70)])
+def test_logits_of_all_texts_and_images(texts, images, tmp_path):
+    config = tf.CLIPConfig(text_config={**CLIP_TEXT, "max_position_embeddings": 64}, vision_config=CLIP_VISION, projection_dim=24)
+    model = make("CLIPModel", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=texts, tokens=60, last=97)["input_ids"]
+    ids[torch.arange(texts), ENDS[:texts]] = 98
+    check(model, tmp_path, {"input_ids": ids, "pixel_values": torch.randn(images, 3, 12, 12)})
+
+
+def test_texts_of_clip_alone(tmp_path):
+    config = tf.CLIPConfig(text_config=CLIP_TEXT, vision_config=CLIP_VISION, projection_dim=24)
+    model = make("CLIPModel", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", last=97)["input_ids"]
+    ids[:, 7] = 98
+    with torch.no_grad():
+        expected = model.get_text_features(ids).pooler_output
+    expected = {"text_embeds": (expected / expected.norm(dim=-1, keepdim=True)).numpy()}
+    compare(run(tmp_path, {"input_ids": ids}, expected), expected, None)
+    save_file({"input_ids": ids}, tmp_path / "in.safetensors")
+    code, line = refused(tmp_path, "--ids-file", tmp_path / "in.safetensors", "--outputs", "logits_per_text", "--save", tmp_path / "out.safetensors")
+    assert code == 2 and "needs pixel_values beside the ids" in line
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_class_before_much_padding(name, tmp_path):
+    """Without a mask, the last token that is not padding may be in an earlier pass."""
+    length = {"n_positions": 800} if name == "gpt2" else {"max_position_embeddings": 800}
+    own = {**{key: value for key, value in SMALL.items() if key != "max_position_embeddings"}, "intermediate_size": 72, **length}
+    window = {"sliding_window": 5, "num_key_value_heads": 2} if name == "mistral" else {}
+    config = tf.GPT2Config(n_embd=48, n_layer=2, n_head=4, **BASE, **length) if name == "gpt2" else tf.AutoConfig.for_model(name, **own, **window)
+    model = make("AutoModelForSequenceClassification", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=3, tokens=700)["input_ids"]
+    ids[1, 20:], ids[2, 600:] = 0, 0
+    with torch.no_grad():
+        expected = {"logits": model(input_ids=ids).logits.numpy()}
+    compare(run(tmp_path, {"input_ids": ids}, expected), expected, None)

@@ -292,6 +292,7 @@ heft__rows decoder_last_rows(heft__pass *p, heft__rows x, int64_t pad)
     const heft__pass_inputs *in = heft__inputs(p);
     pad = heft__sk_integer_or(heft__pass_config(p), "pad_token_id", pad, -1);
     heft__rows y = heft__zeros(p, in->sequences, x.width);
+    heft__keep_whole_behind(p, pad);
     for (size_t i = 0; y.x && i < in->sequences; i++) {
         int32_t at = in->last[i];
         while (pad >= 0 && at > in->first[i] && in->ids[at] == pad) {
