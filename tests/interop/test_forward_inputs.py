@@ -123,6 +123,27 @@ def test_attention_both_ways(name, pad, tmp_path):
     check(model, tmp_path, inputs, inputs["attention_mask"])
 
 
+@pytest.mark.parametrize("head,buckets,most,allowed", [("T5Model", 32, 16, False), ("T5Model", 32, 17, True), ("T5EncoderModel", 32, 8, False), ("T5EncoderModel", 32, 9, True)])
+def test_distances_of_t5_that_have_no_bucket(head, buckets, most, allowed, tmp_path):
+    own = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": most, "decoder_start_token_id": 0}
+    model = make(head, tf.T5Config(d_model=48, d_kv=10, d_ff=72, num_heads=4, num_layers=1, **own, **BASE), factor=1.5)
+    model.save_pretrained(tmp_path)
+    if allowed:
+        ids = padded("none", tokens=40)["input_ids"]
+        check(model, tmp_path, {"input_ids": ids} if head == "T5EncoderModel" else {"input_ids": ids, "decoder_input_ids": ids})
+    else:
+        code, line = refused(tmp_path, "--ids", "3,4,5")
+        assert code == 7 and f"relative_attention_max_distance is {most}" in line
+
+
+def test_windows_of_qwen3_moe_are_not_by_layer(tmp_path):
+    own = {**WINDOW, "use_sliding_window": True, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    model = make("AutoModel", tf.Qwen3MoeConfig(layer_types=["full_attention", "sliding_attention", "full_attention"], **own))
+    model.save_pretrained(tmp_path)
+    assert "layer_types" in json.loads((tmp_path / "config.json").read_text())
+    check(model, tmp_path, padded("none"))
+
+
 def test_attention_of_null_is_refused(tmp_path):
     """Both ways in the library's eager attention, causal in its other one."""
     library("llama", tmp_path)
@@ -182,6 +203,9 @@ LENGTHS = {  # family: what its config has, from which it takes a default
     "qwen3_moe": ("qwen3_moe", {"rope_scaling": YARN, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
     "phi3": ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.5] * 6, "long_factor": [3.0] * 6}, "original_max_position_embeddings": 64, "vocab_size": 32100}),
     "deepseek_v3": ("deepseek_v3", {**{k: v for k, v in LATENT.items() if k != "max_position_embeddings"}, "rope_scaling": YARN}),
+    "deepseek_v3 zeros": ("deepseek_v3", {**LATENT, "rope_scaling": {**YARN, "mscale": 0, "mscale_all_dim": 0, "beta_fast": 0, "beta_slow": 0}}),
+    "gpt_neox names": ("gpt_neox", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "rotary_pct": 0.5, "rotary_emb_base": 50, "partial_rotary_factor": 1.0, "rope_theta": 7.0}),
+    "gpt_neox other names": ("gpt_neox", {"partial_rotary_factor": 1.0, "rope_theta": 7.0, "num_attention_heads": 2}),
     "gemma3 old type": ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 8.0}, "head_dim": 12, "layer_types": ["full_attention"] * 3}),
     "both": ("llama", {"rope_scaling": YARN, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}}),
 }

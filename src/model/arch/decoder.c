@@ -95,7 +95,7 @@ static bool has_window(const heft__skeleton *s, const struct decoder *c)
 uint64_t decoder_window(const heft__skeleton *s, const struct decoder *c)
 {
     bool has = has_window(s, c);
-    if (c->windows != DECODER_ALL_WINDOWS) {
+    if (c->windows != DECODER_ALL_WINDOWS && c->windows != DECODER_WANTED_WINDOWS) {
         has = heft__sk_list_is(s, "layer_types", c->layer, "sliding_attention", has);
     }
     return has ? c->window : 0;
