@@ -363,6 +363,9 @@ static void add_section(struct packed *out, const heft_session *session, const s
         }
     }
     const bool ends = first + count == job->seen;
+    for (size_t i = job->seen; ends && i < job->count; i++) { /* masked ones may be words, too */
+        (void)count_token(session->pass, job, i);
+    }
     out->first[s] = (int32_t)begin;
     out->last[s] = (int32_t)last;
     out->typed[s] = is_typed(job);
