@@ -144,6 +144,17 @@ def test_windows_of_qwen3_moe_are_not_by_layer(tmp_path):
     check(model, tmp_path, padded("none"))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_narrow_experts_of_few_tokens(seed, tmp_path):
+    """Scratch memory is planned for all tokens: a few of them may take more for columns that are filled up."""
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=17)
+    config = tf.Qwen3MoeConfig(moe_intermediate_size=8, num_experts=5, num_experts_per_tok=4, max_position_embeddings=64, **sizes, **BASE)
+    model = make("AutoModel", config, seed=seed)
+    model.save_pretrained(tmp_path)
+    for tokens in (9, 10, 11):
+        check(model, tmp_path, padded("none", rows=1, tokens=tokens))
+
+
 def test_attention_of_null_is_refused(tmp_path):
     """Both ways in the library's eager attention, causal in its other one."""
     library("llama", tmp_path)
