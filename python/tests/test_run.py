@@ -541,6 +541,18 @@ def test_sequences(llama: Path) -> None:
                 session.forward([[3], [9]], sequence=given)  # type: ignore[arg-type]
 
 
+def test_masked_words_at_the_end_of_a_call(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    decoder = {**BERT, "architectures": ["RobertaForCausalLM"], "model_type": "roberta", "is_decoder": True, "type_vocab_size": 1}
+    session = heft.run.Session(make(tmp_path / "roberta", decoder))
+    ids, mask = [5, 6, 7, 8, 9, 10], [1, 1, 0, 0, 1, 1]
+    whole = session.forward(ids, attention_mask=mask).logits
+    with session.sequence(6) as sequence:
+        session.forward(ids[:4], attention_mask=mask[:4], sequence=sequence)
+        rest = session.forward(ids[4:], sequence=sequence).logits
+    assert np.abs(rest[0] - whole[0, 4:]).max() < 1e-3
+
+
 def test_images(tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     session = heft.run.Session(make(tmp_path / "vit", VIT))

@@ -138,10 +138,26 @@ static double positive(heft__skeleton *s, const heft__json_value *object, const 
     return number;
 }
 
+/* The same; 0 counts as absent. */
+static double positive_if(heft__skeleton *s, const heft__json_value *object, const char *key,
+                          double standard)
+{
+    const heft__json_value *value = object ? heft__json_member(object, key) : NULL;
+    double number = 1;
+    const bool is_zero = value && heft__json_as_double(value, &number) && number == 0;
+    return is_zero ? standard : positive(s, object, key, standard);
+}
+
+/* GPT-NeoX has names of its own beside the object, and the reference reads no others there. */
+static const char *own_key(const heft__skeleton *s, const char *key, const char *of_neox)
+{
+    return strcmp(s->model->family->model_type, "gpt_neox") == 0 ? of_neox : key;
+}
+
 uint64_t heft__sk_rotary_part(heft__skeleton *s, uint64_t width, double standard)
 {
-    double part = positive(s, s->object, "rotary_pct", standard); /* GPT-NeoX of 4.x */
-    part = positive(s, s->object, "partial_rotary_factor", part);
+    double part =
+        positive(s, s->object, own_key(s, "partial_rotary_factor", "rotary_pct"), standard);
     part = positive(s, parameters_of(s, NULL), "partial_rotary_factor", part);
     if (part > 1) {
         heft__sk_fail(s, HEFT_FORMAT, "partial_rotary_factor", "expected at most 1, found %g",
@@ -173,8 +189,8 @@ static void read_yarn(heft__skeleton *s, const heft__json_value *object, heft__r
     const heft__json_value *truncate = object ? heft__json_member(object, "truncate") : NULL;
     const bool whole =
         object && (!truncate || truncate->type != HEFT__JSON_TYPE_BOOL || truncate->boolean);
-    r->low = dimension_of(r, positive(s, object, "beta_fast", 32));
-    r->high = dimension_of(r, positive(s, object, "beta_slow", 1));
+    r->low = dimension_of(r, positive_if(s, object, "beta_fast", 32));
+    r->high = dimension_of(r, positive_if(s, object, "beta_slow", 1));
     if (whole) {
         r->low = floor(r->low);
         r->high = ceil(r->high);
@@ -251,9 +267,8 @@ static void read_parameters(heft__skeleton *s, const heft__json_value *object,
     const double standard = s->model->family->rope_theta;
     *r = (heft__rotary){.factor = 1, .width = (double)width};
     r->theta = sliding ? positive(s, s->object, "rope_local_base_freq", 10000)
-                       : positive(s, s->object, "rope_theta", standard > 0 ? standard : 10000);
-    r->theta =
-        sliding ? r->theta : positive(s, s->object, "rotary_emb_base", r->theta); /* GPT-NeoX */
+                       : positive(s, s->object, own_key(s, "rope_theta", "rotary_emb_base"),
+                                  standard > 0 ? standard : 10000);
     r->theta = positive(s, object, "rope_theta", r->theta);
     if ((object || is_standard(s, object)) && heft__sk_going(s)) {
         read_kind(s, object, r);
@@ -351,8 +366,8 @@ static double attention_factor(heft__skeleton *s, const heft__json_value *object
     if (longrope) {
         return r->factor <= 1 ? 1 : sqrt(1 + log(r->factor) / log(r->original));
     }
-    const double scale = positive(s, object, "mscale", 0),
-                 all = positive(s, object, "mscale_all_dim", 0);
+    const double scale = positive_if(s, object, "mscale", 0),
+                 all = positive_if(s, object, "mscale_all_dim", 0);
     return scale > 0 && all > 0 ? yarn_scale(r->factor, scale) / yarn_scale(r->factor, all)
                                 : yarn_scale(r->factor, 1);
 }
@@ -360,7 +375,7 @@ static double attention_factor(heft__skeleton *s, const heft__json_value *object
 double heft__sk_rotary_mscale(heft__skeleton *s)
 {
     const heft__json_value *object = parameters_of(s, NULL);
-    const double all = object ? positive(s, object, "mscale_all_dim", 0) : 0;
+    const double all = object ? positive_if(s, object, "mscale_all_dim", 0) : 0;
     return all > 0 && !is_type(s, object, "default")
                ? yarn_scale(positive(s, object, "factor", 1), all)
                : 1;

@@ -29,6 +29,17 @@ void heft__number(heft__pass *p, heft__numbering numbering, int64_t padding)
     p->padding = (int32_t)padding;
 }
 
+void heft__keep_whole(heft__pass *p)
+{
+    p->whole = true;
+}
+
+void heft__keep_whole_behind(heft__pass *p, int64_t id)
+{
+    p->whole_behind_id = id >= 0 && id <= INT32_MAX;
+    p->behind_id = (int32_t)id;
+}
+
 void heft__pass_fail(heft__pass *p, heft_status status, const char *format, ...)
 {
     if (p->status != HEFT_OK) {
@@ -592,6 +603,11 @@ const heft__result *heft__pass_result(const heft__pass *p, const char *name)
     return find_result(p, name);
 }
 
+bool heft__is_asked(const heft__pass *p, const char *name)
+{
+    return p->dry || find_result(p, name);
+}
+
 static void note_name(heft__pass *p, const char *name)
 {
     for (size_t i = 0; i < p->name_count; i++) {
@@ -605,6 +621,33 @@ static void note_name(heft__pass *p, const char *name)
         return;
     }
     p->names[p->name_count++] = name;
+}
+
+/* Keep columns as a result, after those of earlier runs: of as many rows. */
+static void keep_columns(heft__pass *p, heft__result *result, heft__rows x)
+{
+    const size_t before = p->appends && result->data ? result->width : 0, width = before + x.width;
+    if (before && result->count != x.count) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "columns of '%s' differ in length", result->name);
+        return;
+    }
+    float *data = heft__alloc(p->ctx, x.count * width * sizeof *data);
+    if (!data) {
+        out_of_memory(p, x.count * width * sizeof *data);
+        return;
+    }
+    for (size_t i = 0; i < x.count; i++) {
+        if (before) {
+            memcpy(data + i * width, result->data + i * before, before * sizeof *data);
+        }
+        memcpy(data + i * width + before, x.x + i * x.width, x.width * sizeof *data);
+    }
+    heft__free(p->ctx, result->data, result->count * result->width * sizeof *data);
+    *result = (heft__result){.name = result->name,
+                             .kind = HEFT__OUT_COLUMNS,
+                             .data = data,
+                             .count = x.count,
+                             .width = width};
 }
 
 /* Keep rows as a result, after those of earlier runs if there are any. */
@@ -656,7 +699,11 @@ void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows 
         x = ended_rows(p, x);
     }
     if (result && heft__pass_live(p) && x.count > 0) {
-        keep(p, result, kind, x);
+        if (kind == HEFT__OUT_COLUMNS) {
+            keep_columns(p, result, x);
+        } else {
+            keep(p, result, kind, x);
+        }
     }
     heft__release(p, mark);
 }
@@ -738,6 +785,7 @@ static void begin(heft__pass *p, const heft__pass_run *run)
         p->tally = (heft__tally){0};
     } else if (!run->appends) {
         drop_results(p);
+        heft__pass_drop_stash(p);
     }
 }
 
@@ -832,7 +880,7 @@ void heft__pass_free(heft__pass *p)
     heft__free(ctx, p->slots, p->slot_cap * sizeof *p->slots);
     heft__free(ctx, p->order, p->order_cap * sizeof *p->order);
     heft__free(ctx, p->names, p->name_cap * sizeof *p->names);
-    heft__free(ctx, p->stash, p->stash_bytes);
+    heft__pass_drop_stash(p);
     heft__free(ctx, p->scratch_block, p->scratch_bytes + ALIGNMENT);
     heft__free(ctx, p->lane_block, p->lane_block_bytes);
     heft__free(ctx, p->lanes, p->lane_count * sizeof *p->lanes);

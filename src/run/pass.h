@@ -59,6 +59,10 @@ typedef enum heft__numbering {
 } heft__numbering;
 /* In dry runs; PLACES where a class does not say it. */
 void heft__number(heft__pass *p, heft__numbering numbering, int64_t padding);
+/* A result is made of a token that any part of a sequence may have: a decoder's sequences are not split either. */
+void heft__keep_whole(heft__pass *p);
+/* The same of sequences that end with this id. */
+void heft__keep_whole_behind(heft__pass *p, int64_t id);
 
 /* ---- where names are looked up ----------------------------------------------------------------- */
 /* Names are paths relative to the module that is entered, "attention.self.query"; they and formats are
@@ -135,7 +139,7 @@ void heft__add_tiled(heft__pass *p, heft__rows x, heft__rows y); /* row i += row
 heft__rows heft__mean_rows(heft__pass *p, heft__rows x, size_t skipped);
 heft__rows heft__inner_products(heft__pass *p, heft__rows x,
                                 heft__rows y); /* [rows of x][rows of y] */
-/* Keep rows of the encoder's pass for the other one; none: no rows. */
+/* Keep rows of the encoder's passes for the other ones of the same call: those of all of them. */
 void heft__stash(heft__pass *p, heft__rows x);
 heft__rows heft__stashed(heft__pass *p);
 /* Of each sequence, the row as far from its first as the last `id` in the encoder's input. */
@@ -236,11 +240,14 @@ typedef enum heft__out_kind {
     HEFT__OUT_SEQUENCES, /* a row for each sequence */
     HEFT__OUT_WANTED,    /* a row for each wanted token */
     HEFT__OUT_ENCODED, /* a row for each of the encoder's tokens, where there is a decoder behind it */
-    HEFT__OUT_WHOLE    /* one matrix of the whole batch */
+    HEFT__OUT_WHOLE,  /* one matrix of the whole batch, with rows of each pass */
+    HEFT__OUT_COLUMNS /* the same, with columns of each pass */
 } heft__out_kind;
 /* A result by the reference's name: "logits", "last_hidden_state", "pooler_output". Kept if it was asked
  * for. `name` is static text. */
 void heft__out(heft__pass *p, heft__out_kind kind, const char *name, heft__rows x);
+/* Whether it was asked for; in a dry run, it could be. */
+bool heft__is_asked(const heft__pass *p, const char *name);
 /* Hidden state i of the reference's hidden_states; with a side, of its encoder_ or decoder_hidden_states. */
 typedef enum heft__side { HEFT__SIDE_ONLY, HEFT__SIDE_ENCODER, HEFT__SIDE_DECODER } heft__side;
 void heft__out_hidden(heft__pass *p, size_t i, heft__rows x);

@@ -164,25 +164,34 @@ heft__rows heft__inner_products(heft__pass *p, heft__rows x, heft__rows y)
 }
 
 /* ---- from the encoder's pass to the other one -------------------------------------------------- */
+static size_t stash_bytes(const heft__pass *p)
+{
+    return p->stash_count * p->stash_width * sizeof *p->stash;
+}
+
+void heft__pass_drop_stash(heft__pass *p)
+{
+    heft__free(p->ctx, p->stash, stash_bytes(p));
+    p->stash = NULL;
+    p->stash_count = 0;
+}
+
 void heft__stash(heft__pass *p, heft__rows x)
 {
+    const size_t before = stash_bytes(p), bytes = x.count * x.width * sizeof *x.x;
     if (p->dry) {
-        p->stash_count = x.count;
+        p->stash_planned = x.count;
         p->stash_width = x.width;
-        return;
-    }
-    const size_t bytes = x.count * x.width * sizeof *x.x;
-    if (heft__pass_live(p)) {
-        heft__free(p->ctx, p->stash, p->stash_bytes);
-        p->stash = heft__alloc(p->ctx, bytes);
-        p->stash_bytes = bytes;
-        p->stash_count = p->stash ? x.count : 0;
-        p->stash_width = x.width;
-        if (!p->stash) {
+    } else if (heft__pass_live(p)) {
+        float *data = heft__resize(p->ctx, p->stash, before, before + bytes);
+        if (!data) {
             heft__pass_fail(p, HEFT_NOMEM, "no memory for an encoder's output");
             return;
         }
-        memcpy(p->stash, x.x, bytes);
+        memcpy((uint8_t *)data + before, x.x, bytes);
+        p->stash = data;
+        p->stash_count += x.count;
+        p->stash_width = x.width;
     }
 }
 
@@ -193,12 +202,14 @@ heft__rows heft__stashed(heft__pass *p)
                         p->model->class_name);
         return (heft__rows){0};
     }
-    return (heft__rows){p->dry ? NULL : p->stash, p->stash_count, p->stash_width};
+    const size_t planned = p->dry && p->stash_count == 0 ? p->stash_planned : p->stash_count;
+    return (heft__rows){p->dry ? NULL : p->stash, planned, p->stash_width};
 }
 
 const int32_t *heft__rows_of_encoded(heft__pass *p, int32_t id)
 {
     int32_t *rows = heft__pass_take(p, p->in.sequences, sizeof *rows);
+    heft__keep_whole(p);
     for (size_t s = 0; heft__pass_live(p) && s < p->in.sequences; s++) {
         const heft__span *span = &p->spans[s];
         const heft__encoded *encoded = span->sequence->encoded;

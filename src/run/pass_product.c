@@ -84,10 +84,21 @@ size_t heft__product_chunk(const heft__pass *p, const heft__matrix *w, size_t to
     return rows < w->rows ? rows : w->rows;
 }
 
+/* In a dry run, for as many tokens and for fewer: their operand may be larger, as its columns are filled up. */
+static size_t operand_room(const heft__pass *p, const heft__matrix *w, size_t tokens)
+{
+    const size_t bytes = p->kernels->operand_bytes(tokens, w, p->exact);
+    if (!p->dry || tokens <= HEFT__FEW_TOKENS) {
+        return bytes;
+    }
+    const size_t few = p->kernels->operand_bytes(HEFT__FEW_TOKENS, w, p->exact);
+    return few > bytes ? few : bytes;
+}
+
 static void run_product(struct product *product)
 {
     heft__pass *p = product->p;
-    const size_t bytes = p->kernels->operand_bytes(product->x.count, &product->w, p->exact);
+    const size_t bytes = operand_room(p, &product->w, product->x.count);
     product->operand = (heft__operand){.tokens = product->x.count,
                                        .columns = product->w.columns,
                                        .dtype = product->w.dtype,

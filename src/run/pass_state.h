@@ -216,7 +216,8 @@ struct heft__pass {
     const char **names; /* [name_count] results of the class, noted by dry runs; static texts */
     size_t name_count, name_cap;
     float *stash; /* [stash_count][stash_width] */
-    size_t stash_count, stash_width, stash_bytes;
+    size_t stash_count, stash_width;
+    size_t stash_planned;  /* rows of a dry run */
     heft__result *results; /* [result_count] */
     size_t result_count;
     heft__tally tally;
@@ -224,6 +225,9 @@ struct heft__pass {
     bool cross_kept; /* dry runs: keys of the encoder's output are there already */
     heft__numbering numbering;
     int32_t padding; /* of HEFT__NUMBER_WORDS */
+    bool whole;      /* sequences are not split */
+    bool whole_behind_id;
+    int32_t behind_id; /* nor are those that end with this id, with whole_behind_id */
 };
 
 /* exact: products round nothing to bfloat16. */
@@ -303,5 +307,6 @@ heft_status heft__generation_read(const heft_model *model, heft__arena *arena,
 
 /* ---- rotary.c of layer model has the formulas: pass_rope.c --------------------------------------- */
 void heft__pass_ropes_free(heft__pass *p);
+void heft__pass_drop_stash(heft__pass *p);
 
 #endif

@@ -275,7 +275,7 @@ static heft_status add_call(struct predicting *work, struct kind kind, heft_erro
     const uint64_t room = heft__session_pass_tokens(session), tokens = kind.tokens;
     const uint64_t sequences = kind.sequences;
     heft_status status = HEFT_OK;
-    if (tokens > room && session->causal && !kind.encode) {
+    if (tokens > room && session->causal && !session->pass->whole && !kind.encode) {
         return add_long(work, kind, err);
     }
     const uint64_t together = tokens < room ? room / tokens : 1;
@@ -296,7 +296,7 @@ static heft_status add_call(struct predicting *work, struct kind kind, heft_erro
 static heft_status count_caches(struct predicting *work, const struct kind *kind, heft_error *err)
 {
     const heft__sequence_size size = {(size_t)(kind->kept + kind->tokens),
-                                      heft__session_pass_tokens(work->session),
+                                      heft__session_chunk(work->session, (size_t)kind->tokens),
                                       (size_t)kind->encoded};
     uint64_t bytes = 0, all = 0;
     if (!heft__sequence_bytes(work->pass, &size, &bytes) ||

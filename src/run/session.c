@@ -375,7 +375,7 @@ static heft_status give_sequence(heft_sequence *sequence, heft_status status, ui
 heft_status heft__session_new_sequence(heft_session *session, size_t capacity, size_t encoded,
                                        heft_sequence **out, heft_error *err)
 {
-    const heft__sequence_size size = {capacity, heft__session_pass_tokens(session), encoded};
+    const heft__sequence_size size = {capacity, heft__session_chunk(session, capacity), encoded};
     heft_status status = HEFT_OK;
     uint64_t bytes = 0;
     if (!heft__sequence_bytes(session->pass, &size, &bytes)) {
@@ -476,7 +476,7 @@ heft_status heft_session_output(const heft_session *session, const char *name, h
     static const heft_output_kind kinds[] = {
         [HEFT__OUT_TOKENS] = HEFT_OUTPUT_TOKENS, [HEFT__OUT_SEQUENCES] = HEFT_OUTPUT_SEQUENCES,
         [HEFT__OUT_WANTED] = HEFT_OUTPUT_LOGITS, [HEFT__OUT_ENCODED] = HEFT_OUTPUT_ENCODED,
-        [HEFT__OUT_WHOLE] = HEFT_OUTPUT_WHOLE,
+        [HEFT__OUT_WHOLE] = HEFT_OUTPUT_WHOLE,   [HEFT__OUT_COLUMNS] = HEFT_OUTPUT_WHOLE,
     };
     if (!session || !name || !output) {
         return heft__fail(err, HEFT_INVALID_ARG, "session, name or result is NULL");

@@ -2,7 +2,8 @@
  *
  * Each input has up to two jobs: one for the encoder (or the model of images), one for the rest. All tokens
  * of the first job are packed, then those of the next. A decoder's tokens may be split over several
- * passes, the tokens of one job of an encoder are kept together. Padding has no job in a decoder. */
+ * passes, unless a result needs all of a sequence at once; the tokens of one job of an encoder are kept
+ * together. Padding has no job in a decoder. */
 #include "run/session_state.h"
 
 /* The tokens of one sequence that a kind of pass adds. */
@@ -25,6 +26,7 @@ struct call {
     struct job *jobs[2];       /* [job_count] of the decoder, or all there is; of the encoder */
     size_t job_count[2];
     size_t room[2]; /* tokens of a pass of each */
+    bool splits;    /* a decoder's sequences, over several passes */
     heft__arena arena;
 };
 
@@ -361,6 +363,9 @@ static void add_section(struct packed *out, const heft_session *session, const s
         }
     }
     const bool ends = first + count == job->seen;
+    for (size_t i = job->seen; ends && i < job->count; i++) { /* masked ones may be words, too */
+        (void)count_token(session->pass, job, i);
+    }
     out->first[s] = (int32_t)begin;
     out->last[s] = (int32_t)last;
     out->typed[s] = is_typed(job);
@@ -430,14 +435,26 @@ static size_t most_tokens(const struct call *call, bool encode, size_t job)
         const size_t count = call->jobs[encode][i].count;
         tokens = tokens == 0 || count <= room - tokens ? tokens + count : room;
     }
-    return call->session->causal && !encode && tokens > room ? room : tokens;
+    return call->splits && !encode && tokens > room ? room : tokens;
+}
+
+/* Whether a decoder's sequences may be split: no result needs a token that another part of it has. */
+static bool may_split(const struct call *call)
+{
+    const heft__pass *p = call->session->pass;
+    bool whole = p->whole;
+    for (size_t i = 0; p->whole_behind_id && !whole && i < call->job_count[0]; i++) {
+        const struct job *job = &call->jobs[0][i];
+        whole = job->ids && job->seen > 0 && job->ids[job->seen - 1] == p->behind_id;
+    }
+    return call->session->causal && !whole;
 }
 
 /* In a tight budget, a decoder's passes have fewer tokens. */
 static heft_status fit_passes(struct call *call, heft_error *err)
 {
     heft_session *session = call->session;
-    if (!session->causal || session->has_encoder) {
+    if (!call->splits || session->has_encoder) {
         return HEFT_OK;
     }
     const size_t tokens = most_tokens(call, false, 0);
@@ -458,7 +475,7 @@ static heft_status pack_next(const struct call *call, bool encode, heft__arena *
                              size_t *token, struct packed *out, heft_error *err)
 {
     const heft_session *session = call->session;
-    const bool splits = session->causal && !encode;
+    const bool splits = call->splits && !encode, drops_padding = session->causal && !encode;
     size_t room = call->room[encode];
     heft_status status = make_packed(session, arena, most_tokens(call, encode, *job),
                                      call->job_count[encode] - *job, out, err);
@@ -470,7 +487,7 @@ static heft_status pack_next(const struct call *call, bool encode, heft__arena *
         }
         const size_t count = splits ? section_length(one, *token, room) : left;
         const size_t before = out->tokens;
-        add_section(out, session, one, *token, count, splits);
+        add_section(out, session, one, *token, count, drops_padding);
         room -= out->tokens - before < room ? out->tokens - before : room;
         *token += count;
         if (*token == one->seen) {
@@ -499,6 +516,7 @@ static heft_status run_call(struct call *call, heft_error *err)
 {
     bool appends = false;
     heft_status status = take_inputs(call, err);
+    call->splits = may_split(call);
     if (status == HEFT_OK) {
         status = fit_passes(call, err);
     }

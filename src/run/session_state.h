@@ -68,6 +68,14 @@ static inline size_t heft__session_pass_tokens(const heft_session *session)
     return session->options.pass_tokens ? (size_t)session->options.pass_tokens : HEFT__PASS_TOKENS;
 }
 
+/* The most tokens of one sequence in a pass. */
+static inline size_t heft__session_chunk(const heft_session *session, size_t capacity)
+{
+    const size_t most = heft__session_pass_tokens(session);
+    const bool may_be_whole = session->pass->whole || session->pass->whole_behind_id;
+    return may_be_whole ? heft__larger(most, capacity) : most;
+}
+
 #define HEFT__MEMORY_ITEM "memory_bytes" /* of the options: the item of an error about the budget */
 
 static inline uint64_t heft__session_budget(const heft_session *session)

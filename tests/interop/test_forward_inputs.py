@@ -123,6 +123,38 @@ def test_attention_both_ways(name, pad, tmp_path):
     check(model, tmp_path, inputs, inputs["attention_mask"])
 
 
+@pytest.mark.parametrize("head,buckets,most,allowed", [("T5Model", 32, 16, False), ("T5Model", 32, 17, True), ("T5EncoderModel", 32, 8, False), ("T5EncoderModel", 32, 9, True)])
+def test_distances_of_t5_that_have_no_bucket(head, buckets, most, allowed, tmp_path):
+    own = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": most, "decoder_start_token_id": 0}
+    model = make(head, tf.T5Config(d_model=48, d_kv=10, d_ff=72, num_heads=4, num_layers=1, **own, **BASE), factor=1.5)
+    model.save_pretrained(tmp_path)
+    if allowed:
+        ids = padded("none", tokens=40)["input_ids"]
+        check(model, tmp_path, {"input_ids": ids} if head == "T5EncoderModel" else {"input_ids": ids, "decoder_input_ids": ids})
+    else:
+        code, line = refused(tmp_path, "--ids", "3,4,5")
+        assert code == 7 and f"relative_attention_max_distance is {most}" in line
+
+
+def test_windows_of_qwen3_moe_are_not_by_layer(tmp_path):
+    own = {**WINDOW, "use_sliding_window": True, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    model = make("AutoModel", tf.Qwen3MoeConfig(layer_types=["full_attention", "sliding_attention", "full_attention"], **own))
+    model.save_pretrained(tmp_path)
+    assert "layer_types" in json.loads((tmp_path / "config.json").read_text())
+    check(model, tmp_path, padded("none"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_narrow_experts_of_few_tokens(seed, tmp_path):
+    """Scratch memory is planned for all tokens: a few of them may take more for columns that are filled up."""
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=17)
+    config = tf.Qwen3MoeConfig(moe_intermediate_size=8, num_experts=5, num_experts_per_tok=4, max_position_embeddings=64, **sizes, **BASE)
+    model = make("AutoModel", config, seed=seed)
+    model.save_pretrained(tmp_path)
+    for tokens in (9, 10, 11):
+        check(model, tmp_path, padded("none", rows=1, tokens=tokens))
+
+
 def test_attention_of_null_is_refused(tmp_path):
     """Both ways in the library's eager attention, causal in its other one."""
     library("llama", tmp_path)
@@ -182,6 +214,9 @@ LENGTHS = {  # family: what its config has, from which it takes a default
     "qwen3_moe": ("qwen3_moe", {"rope_scaling": YARN, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
     "phi3": ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.5] * 6, "long_factor": [3.0] * 6}, "original_max_position_embeddings": 64, "vocab_size": 32100}),
     "deepseek_v3": ("deepseek_v3", {**{k: v for k, v in LATENT.items() if k != "max_position_embeddings"}, "rope_scaling": YARN}),
+    "deepseek_v3 zeros": ("deepseek_v3", {**LATENT, "rope_scaling": {**YARN, "mscale": 0, "mscale_all_dim": 0, "beta_fast": 0, "beta_slow": 0}}),
+    "gpt_neox names": ("gpt_neox", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "rotary_pct": 0.5, "rotary_emb_base": 50, "partial_rotary_factor": 1.0, "rope_theta": 7.0}),
+    "gpt_neox other names": ("gpt_neox", {"partial_rotary_factor": 1.0, "rope_theta": 7.0, "num_attention_heads": 2}),
     "gemma3 old type": ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 8.0}, "head_dim": 12, "layer_types": ["full_attention"] * 3}),
     "both": ("llama", {"rope_scaling": YARN, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}}),
 }
@@ -299,3 +334,66 @@ def test_files_of_any_integers(small):
     for dtype in (torch.int16, torch.uint8, torch.int32, torch.uint64):
         mask = torch.ones((1, 3), dtype=torch.bool)
         compare(run(small, {"input_ids": torch.tensor(IDS, dtype=dtype), "attention_mask": mask}, ["logits"]), expected, None)
+
+
+# ---- batches of more tokens than a pass ------------------------------------------------------------
+ENDS = torch.tensor([40, 59, 5]).repeat(4)  # of each text, at which it has its class
+WHOLE = {
+    "CLIPTextModel": lambda: tf.CLIPTextConfig(**{**CLIP_TEXT, "max_position_embeddings": 64}),
+    "CLIPTextModelWithProjection": lambda: tf.CLIPTextConfig(projection_dim=24, **{**CLIP_TEXT, "max_position_embeddings": 64}),
+    "BartForSequenceClassification": lambda: tf.BartConfig(max_position_embeddings=64, **LONG),
+    "T5ForSequenceClassification": lambda: tf.T5Config(d_model=48, d_kv=10, d_ff=72, num_heads=4, decoder_start_token_id=0, num_layers=2, **BASE),
+    "BertModel": lambda: tf.BertConfig(intermediate_size=72, is_decoder=True, **SMALL),
+    "ElectraForSequenceClassification": lambda: tf.ElectraConfig(intermediate_size=72, embedding_size=48, is_decoder=True, **SMALL),
+}
+
+
+@pytest.mark.parametrize("head", WHOLE)
+def test_results_of_whole_texts(head, tmp_path):
+    """Texts are not split where their result is made of a token in their midst or at their beginning."""
+    model = make(head, WHOLE[head](), factor=1.5 if head.startswith("T5") else 4)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=12, tokens=60, last=97)["input_ids"]
+    ids[torch.arange(12), ENDS] = 98 if head.startswith("CLIP") else 2
+    check(model, tmp_path, {"input_ids": ids})
+
+
+@pytest.mark.parametrize("texts,images", [(12, 3), (2, 70)])
+def test_logits_of_all_texts_and_images(texts, images, tmp_path):
+    config = tf.CLIPConfig(text_config={**CLIP_TEXT, "max_position_embeddings": 64}, vision_config=CLIP_VISION, projection_dim=24)
+    model = make("CLIPModel", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=texts, tokens=60, last=97)["input_ids"]
+    ids[torch.arange(texts), ENDS[:texts]] = 98
+    check(model, tmp_path, {"input_ids": ids, "pixel_values": torch.randn(images, 3, 12, 12)})
+
+
+def test_texts_of_clip_alone(tmp_path):
+    config = tf.CLIPConfig(text_config=CLIP_TEXT, vision_config=CLIP_VISION, projection_dim=24)
+    model = make("CLIPModel", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", last=97)["input_ids"]
+    ids[:, 7] = 98
+    with torch.no_grad():
+        expected = model.get_text_features(ids).pooler_output
+    expected = {"text_embeds": (expected / expected.norm(dim=-1, keepdim=True)).numpy()}
+    compare(run(tmp_path, {"input_ids": ids}, expected), expected, None)
+    save_file({"input_ids": ids}, tmp_path / "in.safetensors")
+    code, line = refused(tmp_path, "--ids-file", tmp_path / "in.safetensors", "--outputs", "logits_per_text", "--save", tmp_path / "out.safetensors")
+    assert code == 2 and "needs pixel_values beside the ids" in line
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_class_before_much_padding(name, tmp_path):
+    """Without a mask, the last token that is not padding may be in an earlier pass."""
+    length = {"n_positions": 800} if name == "gpt2" else {"max_position_embeddings": 800}
+    own = {**{key: value for key, value in SMALL.items() if key != "max_position_embeddings"}, "intermediate_size": 72, **length}
+    window = {"sliding_window": 5, "num_key_value_heads": 2} if name == "mistral" else {}
+    config = tf.GPT2Config(n_embd=48, n_layer=2, n_head=4, **BASE, **length) if name == "gpt2" else tf.AutoConfig.for_model(name, **own, **window)
+    model = make("AutoModelForSequenceClassification", config)
+    model.save_pretrained(tmp_path)
+    ids = padded("none", rows=3, tokens=700)["input_ids"]
+    ids[1, 20:], ids[2, 600:] = 0, 0
+    with torch.no_grad():
+        expected = {"logits": model(input_ids=ids).logits.numpy()}
+    compare(run(tmp_path, {"input_ids": ids}, expected), expected, None)

@@ -241,6 +241,7 @@ static heft__rows text_ends(heft__pass *p, heft__rows x, int64_t eos)
 {
     const heft__pass_inputs *in = heft__inputs(p);
     heft__rows y = heft__zeros(p, in->sequences, x.width);
+    heft__keep_whole(p);
     for (size_t i = 0; y.x && i < in->sequences; i++) {
         const size_t first = (size_t)in->first[i],
                      end = i + 1 < in->sequences ? (size_t)in->first[i + 1] : in->tokens;
@@ -341,16 +342,20 @@ static void both_forward(heft__pass *p)
     heft__enter(p, "text_model");
     heft__rows x = text_forward(p);
     heft__leave(p);
-    heft__rows texts = heft__linear(p, "text_projection", x), images = heft__stashed(p);
+    heft__rows texts = heft__linear(p, "text_projection", x);
     heft__unit_rows(p, texts);
     heft__out(p, HEFT__OUT_SEQUENCES, "text_embeds", texts);
+    if (!heft__is_asked(p, "logits_per_text") && !heft__is_asked(p, "logits_per_image")) {
+        return;
+    }
+    heft__rows images = heft__stashed(p);
     heft__rows scale = heft__parameter(p, "logit_scale", 1);
     heft__rows by_text = heft__inner_products(p, texts, images),
                by_image = heft__inner_products(p, images, texts);
     heft__scale_by(p, by_text, scale.x ? exp((double)*scale.x) : 1);
     heft__scale_by(p, by_image, scale.x ? exp((double)*scale.x) : 1);
     heft__out(p, HEFT__OUT_WHOLE, "logits_per_text", by_text);
-    heft__out(p, HEFT__OUT_WHOLE, "logits_per_image", by_image);
+    heft__out(p, HEFT__OUT_COLUMNS, "logits_per_image", by_image);
 }
 
 /* The mean of all patches, without the class. */

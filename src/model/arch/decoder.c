@@ -95,7 +95,7 @@ static bool has_window(const heft__skeleton *s, const struct decoder *c)
 uint64_t decoder_window(const heft__skeleton *s, const struct decoder *c)
 {
     bool has = has_window(s, c);
-    if (c->windows != DECODER_ALL_WINDOWS) {
+    if (c->windows != DECODER_ALL_WINDOWS && c->windows != DECODER_WANTED_WINDOWS) {
         has = heft__sk_list_is(s, "layer_types", c->layer, "sliding_attention", has);
     }
     return has ? c->window : 0;
@@ -292,6 +292,7 @@ heft__rows decoder_last_rows(heft__pass *p, heft__rows x, int64_t pad)
     const heft__pass_inputs *in = heft__inputs(p);
     pad = heft__sk_integer_or(heft__pass_config(p), "pad_token_id", pad, -1);
     heft__rows y = heft__zeros(p, in->sequences, x.width);
+    heft__keep_whole_behind(p, pad);
     for (size_t i = 0; y.x && i < in->sequences; i++) {
         int32_t at = in->last[i];
         while (pad >= 0 && at > in->first[i] && in->ids[at] == pad) {

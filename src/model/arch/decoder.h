@@ -17,7 +17,7 @@ enum decoder_windows {
     DECODER_SIX_WINDOWS,    /* all but every sixth, or every sliding_window_pattern-th */
     DECODER_LATE_WINDOWS,   /* from max_window_layers on, if use_sliding_window */
     DECODER_EARLY_WINDOWS,  /* layers 0, 2, ... before max_window_layers, if use_sliding_window */
-    DECODER_WANTED_WINDOWS, /* all, if use_sliding_window */
+    DECODER_WANTED_WINDOWS, /* all, if use_sliding_window, whatever layer_types says */
 };
 
 struct decoder {

@@ -185,6 +185,7 @@ heft__rows encoder_layers_forward(heft__pass *p, const struct encoder_pass *e, h
 heft__rows encoder_first_rows(heft__pass *p, heft__rows x)
 {
     const heft__pass_inputs *in = heft__inputs(p);
+    heft__keep_whole(p);
     return heft__pick(p, x, in->first, in->sequences);
 }
 

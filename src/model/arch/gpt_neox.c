@@ -124,6 +124,7 @@ static heft__rows body_forward(heft__pass *p)
     const heft__pass_inputs *in = heft__inputs(p);
     struct neox_pass n = {.d = decoder_begin(p, &standard, "layer_norm_eps"),
                           .parallel = heft__sk_flag(s, "use_parallel_residual", true)};
+    n.d.attend.kv_heads = n.d.attend.heads; /* whatever num_key_value_heads says */
     n.head = n.d.attend.key_width;
     n.d.act = heft__act_of(p, "hidden_act", "gelu");
     n.d.rope = heft__rope_table(p, NULL, heft__sk_rotary_part(s, n.head, 0.25));

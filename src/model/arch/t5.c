@@ -247,6 +247,15 @@ static void read_bias(heft__pass *p, struct t5_pass *t, bool decoder)
     const uint64_t most =
         heft__sk_count(heft__pass_config(p), "relative_attention_max_distance", 128);
     const size_t reach = (size_t)most + 1, heads = (size_t)t->c.heads, span = 2 * reach + 1;
+    const uint64_t exact = t->c.buckets / (decoder ? 2 : 4);
+    if (exact == 0 || most <= exact) {
+        heft__pass_fail(p, HEFT_UNSUPPORTED,
+                        "config.json: relative_attention_max_distance is %llu: %llu buckets hold "
+                        "distances of %llu and more",
+                        (unsigned long long)most, (unsigned long long)t->c.buckets,
+                        (unsigned long long)exact);
+        return;
+    }
     heft__rows bias = heft__zeros(p, heads, span);
     heft__rows table =
         heft__parameter(p, "block.0.layer.0.SelfAttention.relative_attention_bias.weight", heads);
