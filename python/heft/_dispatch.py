@@ -368,7 +368,7 @@ def _load(
 def load_checkpoint_and_dispatch(
     model: nn.Module,
     checkpoint: str | os.PathLike[str],
-    device_map: str | DeviceMap | None = None,
+    device_map: str | DeviceMap | Plan | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     no_split_module_classes: list[str] | None = None,
     offload_folder: str | os.PathLike[str] | None = None,
@@ -390,7 +390,8 @@ def load_checkpoint_and_dispatch(
     Args:
         model: on meta (``accelerate.init_empty_weights()``, ``torch.device("meta")``) or not.
         checkpoint: a weight file, an index, or a folder with one of them, as there.
-        device_map: {module: device}, "auto", "balanced", "balanced_low_0" or "sequential"; None: no dispatch.
+        device_map: {module: device}, what heft.plan() returns, "auto", "balanced", "balanced_low_0" or "sequential"; None: no
+            dispatch.
         offload_folder: not needed, and not used.
         offload_state_dict: decides, as there, whether modules on the CPU keep the checkpoint's dtype where dtype is
             None; None: if something is on disk.
@@ -409,7 +410,7 @@ def load_checkpoint_and_dispatch(
     import accelerate.utils.modeling
 
     theirs: Any = accelerate.utils.modeling
-    devices: Any = device_map
+    devices: Any = getattr(device_map, "device_map", device_map)  # a Plan has one
     if isinstance(device_map, str):
         devices = _device_map(model, device_map, max_memory, no_split_module_classes, dtype, offload_buffers)
     if isinstance(dtype, str):

@@ -296,9 +296,9 @@ def from_pretrained(
         share: what is cast is in one copy for all processes of this user on this host, whatever started them, and
             what is not is mapped. A write to a parameter goes to private pages. Tensors that Transformers puts
             together of several (fused experts) are private; the logger "heft" says so.
-        device_map, max_memory, offload_buffers: as there. Modules on "disk" stay in the checkpoint's own files, also those
-            of a ``.bin``, as in load_checkpoint_and_dispatch(). Only what Transformers converts, such as experts that it
-            fuses, needs an offload_folder, and is written to it.
+        device_map, max_memory, offload_buffers: as there; device_map may be what heft.plan() returns. Modules on "disk"
+            stay in the checkpoint's own files, also those of a ``.bin``, as in load_checkpoint_and_dispatch(). Only
+            what Transformers converts, such as experts that it fuses, needs an offload_folder, and is written to it.
         dtype, revision and all others: as there, with the same defaults.
 
     Calls from several threads run one after the other, because those of Transformers disturb each other.
@@ -321,6 +321,7 @@ def from_pretrained(
     name = None if path is None else os.fspath(path)
     if name is not None and revision is None and "@" in name and not os.path.exists(name):
         name, _, revision = name.rpartition("@")
+    device_map = getattr(device_map, "device_map", device_map)  # a Plan has one
     for key, value in (("device_map", device_map), ("max_memory", max_memory), ("revision", revision)):
         if value is not None:
             kwargs[key] = value

@@ -815,6 +815,16 @@ def test_dispatch_by_a_plan(tmp_path: Path) -> None:
     got = heft.dispatch(transformers.BertForMaskedLM.from_pretrained(tmp_path / "m"), plan)
     assert got.hf_device_map == plan.device_map
     assert torch.equal(got(ids).logits, net(ids).logits)
+    with torch.device("meta"):
+        bare = transformers.BertForMaskedLM(config)
+    loads = [
+        lambda: heft.load_checkpoint_and_dispatch(bare, tmp_path / "m", plan),
+        lambda: heft.from_pretrained(transformers.BertForMaskedLM, tmp_path / "m", device_map=plan),
+    ]
+    for load in loads:
+        other = load()
+        assert other.hf_device_map == plan.device_map
+        assert torch.equal(other.eval()(ids).logits, net(ids).logits)
     heft.save_pretrained(got, tmp_path / "saved", max_shard_size="50KB")
     got.save_pretrained(tmp_path / "theirs")
     for folder in ("saved", "theirs"):
