@@ -48,6 +48,11 @@ typedef struct heft_checkpoint_options {
      * then take precedence: a listed tensor that no shard contains does not exist, and a tensor
      * that is in another shard than the index says is read from there. */
     bool trust_shards;
+    /* Of one file of PyTorch's, keep the whole value for heft_checkpoint_value(), and have every tensor
+     * of it, not only those of the state dict. A tensor's name is then its path from the top
+     * ("optimizer.state.0.exp_avg"), or its number ("#3") where that is no name or taken. No effect on
+     * other formats, on checkpoints of several files and on heft_source_open(). */
+    bool whole_value;
 } heft_checkpoint_options;
 
 /** One tensor of a checkpoint. All pointers are lent by the checkpoint. */
@@ -294,8 +299,9 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_checkpoint_read_many(const heft_checkp
  * Each file is mapped as a whole, once per mode. Tensors that share bytes in the file share one
  * storage per mode: a write to a private tensor is visible in every other private tensor of this
  * checkpoint that covers the same bytes, but not in tensors of another mode or checkpoint. Tensors
- * that are not aligned and share bytes in the file share one copy of that storage per mode, which
- * the checkpoint keeps until it is closed, and which is writable only with HEFT_MAP_PRIVATE.
+ * that are not aligned and share bytes in the file, and private ones of a checkpoint in memory, share
+ * one copy of that storage per mode, which the checkpoint keeps until it is closed, and which is
+ * writable only with HEFT_MAP_PRIVATE.
  *
  * @param ckpt  borrowed
  * @param i     number of the tensor

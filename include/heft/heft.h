@@ -14,6 +14,7 @@
 #include <heft/source.h>
 #include <heft/tensor.h>
 #include <heft/text.h>
+#include <heft/value.h>
 #include <heft/writer.h>
 
 #endif

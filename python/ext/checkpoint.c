@@ -69,16 +69,18 @@ static void checkpoint_dealloc(PyObject *object)
 PyObject *checkpoint_open(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static char *keywords[] = {"path", "variant", "subfolder", "trust_shards", "progress", NULL};
+    static char *keywords[] = {"path",     "variant",     "subfolder", "trust_shards",
+                               "progress", "whole_value", NULL};
     PyObject *path = NULL, *progress = NULL;
     heft_checkpoint_options options = HEFT_SIZED(heft_checkpoint_options);
-    int trust = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|zzpO:open", keywords, PyUnicode_FSConverter,
-                                     &path, &options.variant, &options.subfolder, &trust,
-                                     &progress)) {
+    int trust = 0, whole = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|zzpOp:open", keywords, PyUnicode_FSConverter,
+                                     &path, &options.variant, &options.subfolder, &trust, &progress,
+                                     &whole)) {
         return NULL;
     }
     options.trust_shards = trust != 0;
+    options.whole_value = whole != 0;
     heft_checkpoint *checkpoint = NULL;
     const char *name = PyBytes_AsString(path);
     struct call call;
@@ -97,12 +99,16 @@ PyObject *checkpoint_open(PyObject *module, PyObject *args, PyObject *kwargs)
 PyObject *checkpoint_open_bytes(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static char *keywords[] = {"data", "name", NULL};
+    static char *keywords[] = {"data", "name", "whole_value", NULL};
     PyObject *data = NULL;
     const char *name = "bytes";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|s:open_bytes", keywords, &data, &name)) {
+    heft_checkpoint_options options = HEFT_SIZED(heft_checkpoint_options);
+    int whole = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sp:open_bytes", keywords, &data, &name,
+                                     &whole)) {
         return NULL;
     }
+    options.whole_value = whole != 0;
     heft_storage *storage = storage_of_buffer(data);
     if (!storage) {
         return NULL;
@@ -111,7 +117,7 @@ PyObject *checkpoint_open_bytes(PyObject *module, PyObject *args, PyObject *kwar
     struct call call;
     call_begin(&call, NULL);
     const heft_status status =
-        heft_checkpoint_open_bytes(call_ctx(), name, storage, NULL, &checkpoint, &call.error);
+        heft_checkpoint_open_bytes(call_ctx(), name, storage, &options, &checkpoint, &call.error);
     heft_storage_unref(storage);
     if (!call_end(&call, status)) {
         heft_checkpoint_close(checkpoint);
@@ -278,6 +284,20 @@ static PyObject *checkpoint_closed(PyObject *object, void *unused)
     return PyBool_FromLong(((Checkpoint *)object)->closed);
 }
 
+static PyObject *checkpoint_has_value(PyObject *object, void *unused)
+{
+    (void)unused;
+    Checkpoint *self = (Checkpoint *)object;
+    heft_checkpoint *checkpoint = checkpoint_use(self);
+    if (!checkpoint) {
+        return NULL;
+    }
+    heft_value value = HEFT_SIZED(heft_value);
+    const bool has = heft_checkpoint_value(checkpoint, 0, &value);
+    checkpoint_leave(self);
+    return PyBool_FromLong(has);
+}
+
 static PyObject *checkpoint_cache(PyObject *object, void *unused)
 {
     (void)unused;
@@ -324,6 +344,9 @@ static PyObject *checkpoint_ties(PyObject *object, PyObject *unused)
 
 PyDoc_STRVAR(ties_doc,
              "ties($self)\n--\n\nReturn {number: storage} of tensors that share storages.");
+PyDoc_STRVAR(value_doc,
+             "value($self, make, encoding, /)\n--\n\nReturn the whole value of a pickle. "
+             "make(kind, ...) returns what only torch and Python's libraries have.");
 PyDoc_STRVAR(type_doc, "An open checkpoint. heft.Checkpoint is the class to use.");
 PyDoc_STRVAR(names_doc, "names($self)\n--\n\nReturn {name: number} of all tensors, in file order.");
 PyDoc_STRVAR(tensor_doc, "tensor($self, number, /)\n--\n\nReturn a lazy tensor.");
@@ -332,17 +355,20 @@ PyDoc_STRVAR(close_doc,
              "close($self)\n--\n\nClose the checkpoint. Its tensors that are in use stay valid.");
 
 static PyMethodDef methods[] = {
-    {"names",  checkpoint_names,  METH_NOARGS, names_doc },
-    {"tensor", checkpoint_tensor, METH_O,      tensor_doc},
-    {"facts",  checkpoint_facts,  METH_NOARGS, facts_doc },
-    {"ties",   checkpoint_ties,   METH_NOARGS, ties_doc  },
-    {"close",  checkpoint_close,  METH_NOARGS, close_doc },
-    {NULL,     NULL,              0,           NULL      }
+    {"names",  checkpoint_names,  METH_NOARGS,  names_doc },
+    {"tensor", checkpoint_tensor, METH_O,       tensor_doc},
+    {"facts",  checkpoint_facts,  METH_NOARGS,  facts_doc },
+    {"ties",   checkpoint_ties,   METH_NOARGS,  ties_doc  },
+    {"value",  checkpoint_value,  METH_VARARGS, value_doc },
+    {"close",  checkpoint_close,  METH_NOARGS,  close_doc },
+    {NULL,     NULL,              0,            NULL      }
 };
 static PyGetSetDef getters[] = {
-    {"closed", checkpoint_closed, NULL, "Whether close() was called.",           NULL},
-    {"_cache", checkpoint_cache,  NULL, "What lives as long as the checkpoint.", NULL},
-    {NULL,     NULL,              NULL, NULL,                                    NULL}
+    {"closed",    checkpoint_closed,    NULL, "Whether close() was called.",                        NULL},
+    {"has_value", checkpoint_has_value, NULL, "Whether it is a pickle whose whole value is there.",
+     NULL                                                                                               },
+    {"_cache",    checkpoint_cache,     NULL, "What lives as long as the checkpoint.",              NULL},
+    {NULL,        NULL,                 NULL, NULL,                                                 NULL}
 };
 static PyType_Slot slots[] = {
     {Py_tp_dealloc, (void *)checkpoint_dealloc},

@@ -140,6 +140,7 @@ PyTypeObject *text_stream_make_type(PyObject *module);
 heft_checkpoint *checkpoint_use(Checkpoint *self);
 void checkpoint_leave(Checkpoint *self);
 PyObject *checkpoint_open(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *checkpoint_value(PyObject *object, PyObject *args); /* (value.c) */
 PyObject *checkpoint_open_bytes(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* ---- tensors (tensor.c, index.c, export.c) --------------------------------------------------- */

@@ -128,9 +128,10 @@ static PyObject *from_dlpack(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(open_doc,
-             "open(path, variant=None, subfolder=None, trust_shards=False, progress=None)\n--\n\n"
+             "open(path, variant=None, subfolder=None, trust_shards=False, progress=None, "
+             "whole_value=False)\n--\n\n"
              "Open a folder, a file, an index, or a model in the hub's cache.");
-PyDoc_STRVAR(open_bytes_doc, "open_bytes(data, name='bytes')\n--\n\n"
+PyDoc_STRVAR(open_bytes_doc, "open_bytes(data, name='bytes', whole_value=False)\n--\n\n"
                              "Open a weight file whose bytes are in memory; data is borrowed.");
 PyDoc_STRVAR(
     load_doc,

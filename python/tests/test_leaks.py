@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,10 @@ def test_nothing_grows_in_torch(simple: Path) -> None:
         heft.safetensors.torch.save_file(heft.load(simple), simple.parent / "t.safetensors")
         heft.torch.save({"a": kept[0], "b": kept[0]}, simple.parent / "t.pt")
         heft.torch.load(simple.parent / "t.pt")
+        nested = {"state": {0: [kept[0], (1, "x" * 100, 1 << 80)]}, "dict": OrderedDict(a=1), "set": {1.5}, "b": b"y" * 100}
+        heft.torch.save(nested, simple.parent / "t.pt")
+        heft.torch.load(simple.parent / "t.pt")
+        heft.torch.load(simple.parent / "t.pt", mmap=False)
 
     blocks, bytes_, maps, files = growth(work, 25)
     assert blocks < 25 and bytes_ == 0 and maps <= 3 and files == 0, (blocks, bytes_, maps, files)

@@ -229,7 +229,7 @@ def test_skipped_objects_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     path = tmp_path / "a.pt"
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
     with caplog.at_level("WARNING", "heft"):
-        assert list(heft.torch.load(path)) == ["w"]
+        assert list(heft.load(path)) == ["w"]
     assert messages(caplog) == [f"{path}: 2 values are no tensors, and are skipped: epoch, optimizer.lr"]
 
 

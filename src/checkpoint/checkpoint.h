@@ -143,6 +143,7 @@ struct heft_checkpoint {
     heft__checkpoint_file *files;
     size_t file_count;
     size_t storage_count;    /* of all files */
+    bool whole_value;        /* of its one file, if that is a pickle, was asked for */
     bool expanded;           /* the tensors exceed the limit: they must not be read */
     heft_tensor_info *infos; /* [count], file after file; of one name in several files: doubled.c */
     const heft__file_tensor **entries;

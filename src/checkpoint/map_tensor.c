@@ -5,8 +5,9 @@
  * A storage of the file becomes one heft_storage for each mode, however often and under how many
  * names it is asked for: tensors that share bytes in the file share them in memory. The checkpoint
  * keeps a reference on each until it is closed; tensors keep theirs. What does not stand in the file
- * as it is used, or has no file, is copied to the heap, and so is what is not aligned there: a storage
- * of several tensors as a whole, once for each mode, so that they share it as they share the mapping.
+ * as it is used is copied to the heap, and so is what is not aligned there, and private tensors of what
+ * is no file: of the latter two a storage of several tensors as a whole, once for each mode, so that
+ * they share it as they share the mapping.
  * Source: docs/mapping.md. */
 #include "checkpoint/checkpoint.h"
 
@@ -191,15 +192,6 @@ static heft_status copy_to_heap(const heft_checkpoint *ckpt, size_t i, heft_tens
     return status;
 }
 
-/* Whether the tensor stands in its file as it is used, and the file can be mapped. A reader may say so
- * only when it is asked for its bytes. */
-static bool is_mappable(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode)
-{
-    const heft__file *file = heft__file_of(ckpt, i);
-    return heft__tensor_is_mappable(file, ckpt->entries[i]) &&
-           heft__input_can_map(file->source, heft__map_is_private(mode));
-}
-
 /* ---- alignment ------------------------------------------------------------------------------- */
 bool heft__checkpoint_is_aligned(const heft_checkpoint *ckpt, size_t i)
 {
@@ -235,8 +227,9 @@ static const uint8_t *shared_of(const heft_checkpoint *ckpt)
     return shared;
 }
 
-static heft_status copy_aligned(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
-                                heft_tensor **out, heft_error *err)
+/* A storage of several tensors as a whole, for all of them. */
+static heft_status copy_in_memory(const heft_checkpoint *ckpt, size_t i, heft_map_mode mode,
+                                  heft_tensor **out, heft_error *err)
 {
     const uint8_t *shared = shared_of(ckpt);
     if (!shared) {
@@ -264,13 +257,16 @@ heft_status heft_checkpoint_map(const heft_checkpoint *ckpt, size_t i, heft_map_
         return heft__fail(err, HEFT_INVALID_ARG, "unknown map mode %d", (int)mode);
     }
     heft_status status;
-    if (!is_mappable(ckpt, i, mode)) {
-        status = copy_to_heap(ckpt, i, out, err);
-    } else if (!heft__map_takes_unaligned(mode) && !heft__checkpoint_is_aligned(ckpt, i)) {
-        status = copy_aligned(ckpt, i, mode, out, err);
+    const heft__file *file = heft__file_of(ckpt, i);
+    const bool private = heft__map_is_private(mode),
+               maps = heft__input_can_map(file->source, private);
+    if (!heft__tensor_is_mappable(file, ckpt->entries[i]) || (!maps && !private)) {
+        status = copy_to_heap(ckpt, i, out, err); /* it is not in the file as it is used */
+    } else if (!maps ||
+               (!heft__map_takes_unaligned(mode) && !heft__checkpoint_is_aligned(ckpt, i))) {
+        status = copy_in_memory(ckpt, i, mode, out, err);
     } else {
-        status = view_storage(
-            ckpt, i, heft__map_is_private(mode) ? FORM_MAPPED_PRIVATE : FORM_MAPPED, out, err);
+        status = view_storage(ckpt, i, private ? FORM_MAPPED_PRIVATE : FORM_MAPPED, out, err);
     }
     return heft__checkpoint_blame(ckpt, i, status, err);
 }

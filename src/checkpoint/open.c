@@ -54,7 +54,9 @@ static heft_status open_file(struct opening *opening, size_t i, heft_error *err)
         status = format && format->open_file
                      ? format->open_file(ckpt->ctx, &ckpt->index, i, source, &opening->quota,
                                          &slot->file, err)
-                     : heft__file_open_within(ckpt->ctx, source, &opening->quota, &slot->file, err);
+                     : heft__file_open_within(ckpt->ctx, source, &opening->quota,
+                                              ckpt->whole_value && ckpt->file_count == 1,
+                                              &slot->file, err);
     }
     if (source && ckpt->file_count > FILES_HELD_OPEN) {
         heft__input_park(source);
@@ -629,6 +631,7 @@ static heft_status survey_once(heft_checkpoint *ckpt, const char *path,
                                const char *const *paths, heft_error *err)
 {
     heft__map_init(&ckpt->beside_paths, ckpt->ctx);
+    ckpt->whole_value = options->whole_value;
     heft_status status = take_beside(ckpt, other, paths, err);
     if (status == HEFT_OK) {
         status = heft__resolve(&ckpt->arena, path, options, &ckpt->where, err);
@@ -712,7 +715,9 @@ static heft_status take_input(heft_checkpoint *ckpt, heft__input *source, heft_e
         return heft__fail_nomem(err, sizeof *ckpt->files);
     }
     heft__checkpoint_file *slot = &ckpt->files[0];
-    heft_status status = heft__file_open(ckpt->ctx, source, &slot->file, err);
+    heft_status status = ckpt->whole_value
+                             ? heft__file_open_whole(ckpt->ctx, source, &slot->file, err)
+                             : heft__file_open(ckpt->ctx, source, &slot->file, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -741,6 +746,7 @@ heft_status heft__checkpoint_open_input(heft_ctx *ctx, heft__input *source,
     if (!ckpt) {
         return status == HEFT_OK ? HEFT_NOMEM : status;
     }
+    ckpt->whole_value = taken.whole_value;
     status = take_input(ckpt, source, err);
     if (status == HEFT_OK) {
         status = heft__metadata_of_files(ckpt, err);

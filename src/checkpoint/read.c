@@ -45,6 +45,14 @@ const char *heft_checkpoint_metadata(const heft_checkpoint *ckpt, size_t i, cons
     return ckpt->metadata[i].key;
 }
 
+bool heft_checkpoint_value(const heft_checkpoint *ckpt, size_t i, heft_value *value)
+{
+    heft_value full = HEFT_SIZED(heft_value);
+    return ckpt && value && value->struct_size && ckpt->file_count == 1 && ckpt->files[0].file &&
+           heft__file_value_at(ckpt->files[0].file, i, &full) &&
+           HEFT__GIVE_SIZED(value, &full, NULL) == HEFT_OK;
+}
+
 const char *heft_checkpoint_module(const heft_checkpoint *ckpt, size_t i, uint32_t *version)
 {
     for (size_t f = 0; f < ckpt->file_count; f++) {

@@ -14,7 +14,7 @@
 #ifndef HEFT__FORMAT_FORMAT_H
 #define HEFT__FORMAT_FORMAT_H
 
-#include <heft/checkpoint.h>
+#include <heft/value.h>
 
 #include "io/io.h"
 #include "quant/quant.h"
@@ -86,9 +86,38 @@ typedef struct heft__file_module {
     uint32_t version;
 } heft__file_module;
 
+/* A part of the whole value of a pickle: heft_value, in less memory. */
+typedef struct heft__value_text {
+    uint32_t length;
+    char bytes[]; /* and a NUL */
+} heft__value_text;
+
+typedef struct heft__file_value {
+    uint8_t kind;  /* heft_value_kind */
+    uint8_t flags; /* HEFT__VALUE_... */
+    uint32_t at;   /* byte of the span */
+    union {
+        int64_t integer;
+        double real;
+        const double *complex; /* [2] */
+        struct {
+            uint32_t start, length; /* bytes of the span */
+        } span;
+        const heft__value_text *text;
+        struct {
+            uint32_t number, count;
+        } refers;
+    } as;
+} heft__file_value;
+#define HEFT__VALUE_ATTRIBUTES 1
+#define HEFT__VALUE_PARAMETER 2
+#define HEFT__VALUE_REQUIRES_GRAD 4
+#define HEFT__VALUE_OWN_TEXT 8 /* as.text, not as.span */
+
 typedef struct heft__file {
     heft__input *source;
     heft__quota *quota; /* lent while it is parsed */
+    bool whole_value;   /* of a pickle is wanted: set before it is parsed */
     heft_format format;
     heft__arena arena; /* all below lives in it */
     heft__file_storage *storages;
@@ -100,6 +129,10 @@ typedef struct heft__file {
     size_t metadata_count;
     heft__file_module *modules; /* of a pickled state dict */
     size_t module_count;
+    heft__file_value *values; /* of a pickle, if the whole value is wanted */
+    size_t value_count;
+    const uint8_t *value_span; /* the pickle's bytes */
+    uint64_t value_origin;     /* of value_span[0], for offsets */
     const char **skipped; /* paths of values that are no tensors ("optimizer.param_groups.0.lr") */
     size_t skipped_count;
     bool big_endian; /* elements are stored the other way round */
@@ -112,9 +145,14 @@ typedef struct heft__file {
  * and offset of an error are filled. Unknown content is UNSUPPORTED, and the message has the first
  * bytes look like. */
 heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err);
+/* The same, and of a pickle its whole value. */
+heft_status heft__file_open_whole(heft_ctx *ctx, heft__input *source, heft__file **out,
+                                  heft_error *err);
 /* The same of a file that is one of several. */
 heft_status heft__file_open_within(heft_ctx *ctx, heft__input *source, heft__quota *quota,
-                                   heft__file **out, heft_error *err);
+                                   bool whole_value, heft__file **out, heft_error *err);
+/* Part i of the whole value; false past the end. (pickle_parts.c) */
+bool heft__file_value_at(const heft__file *file, size_t i, heft_value *value);
 /* A second heft__file of a file that is open, without reading anything again: its storages are its own,
  * the rest is lent. Any number of threads; both are closed, in any order. */
 heft_status heft__file_share(heft_ctx *ctx, heft__file *file, heft__file **out, heft_error *err);

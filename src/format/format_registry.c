@@ -257,23 +257,36 @@ bool heft__quota_is_exceeded(heft__quota *quota)
     return atomic_load_explicit(&quota->tensors, memory_order_relaxed) > quota->most;
 }
 
-heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
+static heft_status open_alone(heft_ctx *ctx, heft__input *source, bool whole_value,
+                              heft__file **out, heft_error *err)
 {
     heft__quota quota;
     heft__quota_init(&quota, ctx, heft__input_size(source));
-    const heft_status status = heft__file_open_within(ctx, source, &quota, out, err);
+    const heft_status status = heft__file_open_within(ctx, source, &quota, whole_value, out, err);
     heft__quota_fini(&quota);
     return status;
 }
 
+heft_status heft__file_open(heft_ctx *ctx, heft__input *source, heft__file **out, heft_error *err)
+{
+    return open_alone(ctx, source, false, out, err);
+}
+
+heft_status heft__file_open_whole(heft_ctx *ctx, heft__input *source, heft__file **out,
+                                  heft_error *err)
+{
+    return open_alone(ctx, source, true, out, err);
+}
+
 heft_status heft__file_open_within(heft_ctx *ctx, heft__input *source, heft__quota *quota,
-                                   heft__file **out, heft_error *err)
+                                   bool whole_value, heft__file **out, heft_error *err)
 {
     heft__file *file = heft__file_new(ctx, source, HEFT_FORMAT_AUTO);
     if (!file) {
         return heft__add_path(heft__fail_nomem(err, sizeof *file), err, heft__input_path(source));
     }
     file->quota = quota;
+    file->whole_value = whole_value;
     heft_status status = parse_any(ctx, file, err);
     file->quota = NULL;
     if (status != HEFT_OK) {

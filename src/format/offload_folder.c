@@ -191,7 +191,7 @@ static heft_status open_file(heft_ctx *ctx, const heft__index *index, size_t num
                    ? heft__offload_dat_open(ctx, input, first, &own->dats[number], out, err)
                    : taken;
     }
-    heft_status status = heft__file_open_within(ctx, input, quota, &file, err);
+    heft_status status = heft__file_open_within(ctx, input, quota, false, &file, err);
     if (status == HEFT_OK && file->format != HEFT_FORMAT_SAFETENSORS) {
         status = heft__fail_at(err, HEFT_FORMAT, 0, "is '%s', expected safetensors",
                                heft_format_name(file->format));

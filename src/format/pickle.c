@@ -189,7 +189,9 @@ static heft_status run_float(struct vm *vm, const struct opcode *op, heft_error 
 /* A string or bytes. */
 static heft_status run_data(struct vm *vm, const struct opcode *op, heft_error *err)
 {
+    const uint8_t code = vm->bytes[vm->op_at];
     heft__pk_cell cell = {.kind = op->kind};
+    cell.global = code == 'U' || code == 'T' || code == 0x96 ? HEFT__PKG_INERT : HEFT__PKG_NONE;
     cell.as.text.start = vm->data;
     cell.as.text.length = vm->data_bytes;
     return push(vm, cell, err);
@@ -247,7 +249,11 @@ static heft_status run_frozenset(struct vm *vm, const struct opcode *op, heft_er
     size_t count;
     (void)op;
     open_mark(vm, &count);
-    return gather(vm, HEFT__PK_SET, count, err);
+    heft_status status = gather(vm, HEFT__PK_SET, count, err);
+    if (status == HEFT_OK) {
+        top(vm)->as.object->class = HEFT__PKG_INERT;
+    }
+    return status;
 }
 
 /* Move the items above the mark, or one item (a dict: two), into the container below them. */
@@ -453,6 +459,21 @@ static heft_status fill_dict(struct vm *vm, const struct opcode *op, heft__pk_ob
     return status;
 }
 
+/* Note what a dict has besides its items: `_metadata` for one. */
+static heft_status note(struct vm *vm, const heft__pk_attributes *noted, heft_error *err)
+{
+    heft_status status;
+    heft__pk_attributes *attributes =
+        heft__pk_take(vm->pickle, vm->op_at, sizeof *attributes, &status, err);
+    if (!attributes) {
+        return status;
+    }
+    *attributes = *noted;
+    attributes->next = vm->pickle->attributes;
+    vm->pickle->attributes = attributes;
+    return HEFT_OK;
+}
+
 static heft_status reduce_dict(struct vm *vm, const struct opcode *op, uint8_t class,
                                heft_error *err)
 {
@@ -462,7 +483,10 @@ static heft_status reduce_dict(struct vm *vm, const struct opcode *op, uint8_t c
     heft_status status = new_object(vm, 0, &dict, err);
     if (status == HEFT_OK) {
         dict->ordered = class != HEFT__PKG_COUNTER;
-        status = has_factory ? HEFT_OK : fill_dict(vm, op, dict, args, err);
+        dict->class = class;
+        status = has_factory
+                     ? note(vm, &(heft__pk_attributes){.of = dict, .factory = args->items}, err)
+                     : fill_dict(vm, op, dict, args, err);
     }
     if (status == HEFT_OK) {
         vm->count -= 2;
@@ -506,21 +530,6 @@ static heft_status build_tensor(struct vm *vm, const struct opcode *op, heft_err
     return HEFT_OK;
 }
 
-/* Note what an OrderedDict has besides its items: `_metadata` for one. */
-static heft_status note_attributes(struct vm *vm, const heft__pk_object *dict,
-                                   const heft__pk_object *state, heft_error *err)
-{
-    heft_status status;
-    heft__pk_attributes *attributes =
-        heft__pk_take(vm->pickle, vm->op_at, sizeof *attributes, &status, err);
-    if (!attributes) {
-        return status;
-    }
-    *attributes = (heft__pk_attributes){dict, state, vm->pickle->attributes};
-    vm->pickle->attributes = attributes;
-    return HEFT_OK;
-}
-
 /* An OrderedDict gets attributes; an opaque object keeps its state; a tensor without values gets them;
  * nothing else in the list has one. */
 static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error *err)
@@ -544,7 +553,7 @@ static heft_status run_build(struct vm *vm, const struct opcode *op, heft_error 
                              "%s of an OrderedDict with %s", op->name, heft__pk_kind_name(state));
     }
     vm->count--;
-    return note_attributes(vm, target->as.object, state->as.object, err);
+    return note(vm, &(heft__pk_attributes){.of = target->as.object, .state = *state}, err);
 }
 
 static heft_status run_persid(struct vm *vm, const struct opcode *op, heft_error *err)

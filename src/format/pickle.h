@@ -56,7 +56,8 @@ typedef struct heft__pk_object heft__pk_object;
 
 typedef struct heft__pk_cell {
     uint8_t kind;   /* heft__pk_kind */
-    uint8_t global; /* heft__pk_global of a GLOBAL */
+    uint8_t global; /* heft__pk_global of a GLOBAL; INERT of a TEXT that is a str of Python 2 and of
+                       BYTES that are a bytearray */
     uint16_t dtype; /* heft_dtype of a GLOBAL that names one */
     uint32_t at;    /* byte of the opcode in the span */
     union {
@@ -72,8 +73,13 @@ typedef struct heft__pk_cell {
 
 struct heft__pk_object { /* 24 bytes: pickles have very many */
     heft__pk_cell *items;
-    uint32_t count, cap;
+    uint32_t count;
+    union {
+        uint32_t cap;  /* of items, while the machine runs */
+        uint32_t part; /* then, of a value that was described: the part that begins it */
+    };
     uint32_t at;
+    uint8_t class; /* heft__pk_global of a DICT that is no plain one, and of a frozen SET INERT */
     bool ordered : 1;    /* an OrderedDict: BUILD may set its attributes */
     bool built : 1;      /* an opaque CALL: item 2 is its state, a dict of attributes */
     bool distinct : 1;   /* keys that occur twice have been dealt with */
@@ -101,10 +107,13 @@ struct heft__pk_persid {
     heft__pk_window window;
 };
 
-/* What BUILD gave an OrderedDict. */
+/* What BUILD gave an OrderedDict, and REDUCE a defaultdict. */
 typedef struct heft__pk_attributes heft__pk_attributes;
 struct heft__pk_attributes {
-    const heft__pk_object *of, *state; /* the dict, and the dict of its attributes */
+    const heft__pk_object *of;
+    heft__pk_cell state; /* the dict of its attributes; NONE: this is of a factory */
+    const heft__pk_cell
+        *factory; /* what makes values of missing keys; NULL: this is of attributes */
     const heft__pk_attributes *next;
 };
 
@@ -126,7 +135,7 @@ typedef struct heft__pickle {
     heft__pk_cell top;                           /* the value */
     size_t end;                                  /* after STOP */
     heft__pk_persid *first_persid, *last_persid; /* in the order of the stream */
-    const heft__pk_attributes *attributes;       /* of all OrderedDicts, the last one first */
+    const heft__pk_attributes *attributes;       /* of all dicts, the last one first */
     uint64_t used_bytes, most_bytes; /* of memory, the span included: taken, and allowed */
     bool truncated;                  /* it failed because the span ended: more bytes may help */
     uint8_t *owned;                  /* the span, if heft__pickle_read made it */
@@ -191,6 +200,8 @@ static inline const char *heft__pk_text(const heft__pickle *pickle, const heft__
     return (const char *)pickle->bytes + cell->as.text.start;
 }
 bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, const char *text);
+/* Whether a GLOBAL of the list has this name, in whatever module. */
+bool heft__pk_is_name(const heft__pickle *pickle, const heft__pk_cell *cell, const char *name);
 
 /* Whether a persistent id is of the form that the format has. */
 heft_status heft__pk_check_id(const heft__pickle *pickle, const heft__pk_cell *id, uint64_t at,
@@ -221,6 +232,11 @@ typedef struct heft__pk_known {
     heft__file_tensor tensor;
 } heft__pk_known;
 
+struct heft__pk_left {
+    uint64_t count;
+    const char *shown; /* in the file's arena; NULL: none */
+};
+
 typedef struct heft__pickle_tensors {
     heft_ctx *ctx;
     heft__file *file;
@@ -241,17 +257,16 @@ typedef struct heft__pickle_tensors {
     size_t skipped_count, skipped_cap;
     bool skipped_more; /* there were more than are kept */
     /* what is left out, and the first few of it in words, for warnings */
-    struct heft__pk_left {
-        uint64_t count;
-        const char *shown;    /* in the file's arena; NULL: none */
-    } opaque,                 /* objects of unknown classes */
-        other,                /* tensors of kinds that are not read */
-        beside;               /* tensors, and dicts of tensors, beside the state dict */
-    uint64_t hidden_tensors;  /* in values that no name leads to */
-    const char *module_class; /* names are those of a pickled module's parameters; NULL: not */
-    const char *first_other;  /* name of the first tensor of another kind */
+    struct heft__pk_left opaque, /* objects of unknown classes */
+        other,                   /* tensors of kinds that are not read */
+        beside;                  /* tensors, and dicts of tensors, beside the state dict */
+    uint64_t hidden_tensors;     /* in values that no name leads to */
+    const char *module_class;    /* names are those of a pickled module's parameters; NULL: not */
+    const char *first_other;     /* name of the first tensor of another kind */
     uint64_t first_other_at;
-    uint64_t steps; /* what sharing may blow up, and is bounded */
+    uint64_t steps;          /* what sharing may blow up, and is bounded */
+    heft__file_value *parts; /* of the whole value, if that is wanted */
+    size_t part_count, part_cap;
 } heft__pickle_tensors;
 
 void heft__pickle_tensors_init(heft__pickle_tensors *build, heft_ctx *ctx, heft__file *file,
@@ -261,6 +276,8 @@ void heft__pickle_tensors_fini(heft__pickle_tensors *build);
 heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_error *err);
 /* Walk the value and build the tensors; then resolve what is left. */
 heft_status heft__pickle_tensors_walk(heft__pickle_tensors *build, heft_error *err);
+/* The same of the whole value, which is described in parts. (pickle_value.c) */
+heft_status heft__pickle_value_walk(heft__pickle_tensors *build, heft_error *err);
 /* Hand over to the file: storages, tensors, skipped. */
 heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error *err);
 
@@ -271,8 +288,29 @@ bool heft__pk_is_tensor(const heft__pk_cell *cell);
 bool heft__pk_other_kind(const heft__pickle *pickle, const heft__pk_cell *cell, char maker[128]);
 heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_cell *cell,
                                   heft__file_tensor *tensor, heft_error *err);
+/* Where a storage is. The persistent id is one of a key. */
+heft_status heft__pk_window_of(heft__pickle_tensors *build, heft__pk_object *persid,
+                               const heft__pk_window **out, heft_error *err);
 /* NULL if none. */
 const heft__file_tensor *heft__pk_find_known(const heft__pickle_tensors *build, int64_t key);
+
+/* Between the two walks (pickle_walk.c): whether a value is a tensor of the format of its file. */
+bool heft__pk_is_tensor_here(const heft__pickle_tensors *build, const heft__pk_cell *cell);
+/* Count a step that sharing may repeat; LIMIT. */
+heft_status heft__pk_step(heft__pickle_tensors *build, uint64_t at, heft_error *err);
+/* Whether an opaque value is a pickled torch.nn.Module: by its attributes, which its state dict is
+ * made of: _parameters, _buffers and _modules, in that order. */
+#define HEFT__PK_MODULE_PARTS 3
+extern const char *const heft__pk_module_parts[HEFT__PK_MODULE_PARTS];
+bool heft__pk_is_module(heft__pickle_tensors *build, const heft__pk_cell *cell);
+/* Buffers that are not in the state dict; NULL: none; and whether a key is among them. */
+const heft__pk_object *heft__pk_transient_buffers(const heft__pickle_tensors *build,
+                                                  const heft__pk_object *attributes);
+bool heft__pk_is_passed_over(heft__pickle_tensors *build, const heft__pk_object *without,
+                             const heft__pk_cell *key);
+/* Count what is left out; the first few are named. */
+heft_status heft__pk_leave_out(heft__pickle_tensors *build, struct heft__pk_left *left,
+                               const heft__buffer *path, const char *what, heft_error *err);
 
 /* Check one view and fill shape, strides, start and size_bytes of a tensor whose dtype is set. The
  * storage's window has `window_bytes` bytes from `first_bytes` on; sizes, strides and offset count

@@ -20,11 +20,11 @@ const heft__pk_cell *heft__pk_find_item(const heft__pickle *pickle, const heft__
 static const heft__pk_object *find_metadata(const heft__pickle *pickle, const heft__pk_object *dict)
 {
     const heft__pk_attributes *attributes = pickle->attributes;
-    while (attributes && attributes->of != dict) {
+    while (attributes && (attributes->of != dict || attributes->factory)) {
         attributes = attributes->next;
     }
     const heft__pk_cell *found =
-        attributes ? heft__pk_find_item(pickle, attributes->state, "_metadata") : NULL;
+        attributes ? heft__pk_find_item(pickle, attributes->state.as.object, "_metadata") : NULL;
     return found && found->kind == HEFT__PK_DICT ? found->as.object : NULL;
 }
 

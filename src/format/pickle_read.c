@@ -145,6 +145,12 @@ bool heft__pk_is_text(const heft__pickle *pickle, const heft__pk_cell *cell, con
            memcmp(heft__pk_text(pickle, cell), text, cell->as.text.length) == 0;
 }
 
+bool heft__pk_is_name(const heft__pickle *pickle, const heft__pk_cell *cell, const char *name)
+{
+    return cell->global != HEFT__PKG_UNKNOWN && cell->as.text.length == strlen(name) &&
+           memcmp(heft__pk_text(pickle, cell), name, cell->as.text.length) == 0;
+}
+
 /* ---- persistent ids -------------------------------------------------------------------------- */
 bool heft__pk_is_module_id(const heft__pickle *pickle, const heft__pk_cell *id)
 {

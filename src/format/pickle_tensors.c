@@ -324,8 +324,8 @@ static heft_status root_of(heft__pickle_tensors *build, const struct id_parts *p
     return HEFT_OK;
 }
 
-static heft_status window_of(heft__pickle_tensors *build, heft__pk_object *object,
-                             const heft__pk_window **out, heft_error *err)
+heft_status heft__pk_window_of(heft__pickle_tensors *build, heft__pk_object *object,
+                               const heft__pk_window **out, heft_error *err)
 {
     heft__pk_persid *persid = (heft__pk_persid *)object; /* of which it is the first member */
     struct id_parts parts = {0};
@@ -372,7 +372,7 @@ heft_status heft__pickle_tensors_storages(heft__pickle_tensors *build, heft_erro
     for (heft__pk_persid *persid = build->pickle->first_persid; persid && status == HEFT_OK;
          persid = persid->next) {
         if (build->pickle->ids != HEFT__PK_IDS_TAR) {
-            status = window_of(build, &persid->object, &window, err);
+            status = heft__pk_window_of(build, &persid->object, &window, err);
         } else if (!heft__pk_find_known(build, persid->id.as.integer)) {
             status = heft__fail_at(err, HEFT_FORMAT, build->pickle->origin + persid->object.at,
                                    "unknown persistent id %lld", (long long)persid->id.as.integer);
@@ -617,7 +617,7 @@ heft_status heft__pk_build_tensor(heft__pickle_tensors *build, const heft__pk_ce
                                      : "argument 0 of a tensor must be a storage",
                              heft__pk_kind_name(&args[storage ? 1 : 0]));
     }
-    status = window_of(build, args[0].as.object, &window, err);
+    status = heft__pk_window_of(build, args[0].as.object, &window, err);
     if (status == HEFT_OK) {
         status = check_storage_class(&call, window, tensor, err);
     }

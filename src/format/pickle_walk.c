@@ -45,9 +45,8 @@ static heft_status check_name(heft__pickle_tensors *build, const heft__buffer *p
 
 #define SHOWN_MOST 3
 
-/* Count what is left out; the first few are named. */
-static heft_status leave_out(heft__pickle_tensors *build, struct heft__pk_left *left,
-                             const heft__buffer *path, const char *what, heft_error *err)
+heft_status heft__pk_leave_out(heft__pickle_tensors *build, struct heft__pk_left *left,
+                               const heft__buffer *path, const char *what, heft_error *err)
 {
     if (left->count++ >= SHOWN_MOST) {
         return HEFT_OK;
@@ -139,7 +138,7 @@ static heft_status add_other(heft__pickle_tensors *build, const heft__pk_cell *c
         status = build->first_other ? HEFT_OK : heft__fail_nomem(err, path->size);
     }
     if (status == HEFT_OK) {
-        status = leave_out(build, &build->other, path, maker, err);
+        status = heft__pk_leave_out(build, &build->other, path, maker, err);
     }
     return status == HEFT_OK ? add_skipped(build, path, at, err) : status;
 }
@@ -219,7 +218,7 @@ static bool is_container(const heft__pk_cell *cell)
            cell->kind == HEFT__PK_TUPLE;
 }
 
-static bool is_tensor_here(const heft__pickle_tensors *build, const heft__pk_cell *cell)
+bool heft__pk_is_tensor_here(const heft__pickle_tensors *build, const heft__pk_cell *cell)
 {
     if (build->pickle->ids == HEFT__PK_IDS_TAR && cell->kind == HEFT__PK_PERSID) {
         const heft__file_tensor *known =
@@ -308,7 +307,7 @@ static void leave(struct walk *walk)
 }
 
 /* ---- what no name leads to ------------------------------------------------------------------- */
-static heft_status take_step(heft__pickle_tensors *build, uint64_t at, heft_error *err)
+heft_status heft__pk_step(heft__pickle_tensors *build, uint64_t at, heft_error *err)
 {
     if (++build->steps > STEPS_BASE + STEPS_PER_BYTE * (uint64_t)build->pickle->length) {
         return heft__fail_at(err, HEFT_LIMIT, at, "shared values expand to more than %llu",
@@ -321,8 +320,8 @@ static heft_status take_step(heft__pickle_tensors *build, uint64_t at, heft_erro
 static heft_status visit_hidden(struct walk *walk, const heft__pk_cell *cell, heft_error *err)
 {
     heft__pickle_tensors *build = walk->build;
-    const bool tensor = is_tensor_here(build, cell);
-    heft_status status = take_step(build, build->pickle->origin + cell->at, err);
+    const bool tensor = heft__pk_is_tensor_here(build, cell);
+    heft_status status = heft__pk_step(build, build->pickle->origin + cell->at, err);
     if (status != HEFT_OK || (!tensor && !is_container(cell) && cell->kind != HEFT__PK_SET &&
                               cell->kind != HEFT__PK_CALL)) {
         return status;
@@ -335,20 +334,17 @@ static heft_status visit_hidden(struct walk *walk, const heft__pk_cell *cell, he
     return tensor ? HEFT_OK : push_frame(walk, cell, true, err);
 }
 
-static const char *const module_parts[] = {"_modules", "_buffers", "_parameters"};
-#define PART_COUNT (sizeof module_parts / sizeof module_parts[0])
+const char *const heft__pk_module_parts[] = {"_parameters", "_buffers", "_modules"};
 
-/* Whether an opaque value is a pickled torch.nn.Module: by its attributes, which its state dict is
- * made of. */
-static bool is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
+bool heft__pk_is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
 {
     if (!heft__pk_is_opaque(cell) || !cell->as.object->built) {
         return false;
     }
     build->steps += cell->as.object->items[2].as.object->count;
-    for (size_t i = 0; i < PART_COUNT; i++) {
-        const heft__pk_cell *part =
-            heft__pk_find_item(build->pickle, cell->as.object->items[2].as.object, module_parts[i]);
+    for (size_t i = 0; i < HEFT__PK_MODULE_PARTS; i++) {
+        const heft__pk_cell *part = heft__pk_find_item(
+            build->pickle, cell->as.object->items[2].as.object, heft__pk_module_parts[i]);
         if (!part || part->kind != HEFT__PK_DICT) {
             return false;
         }
@@ -356,9 +352,9 @@ static bool is_module(heft__pickle_tensors *build, const heft__pk_cell *cell)
     return true;
 }
 
-/* Buffers that are not in the state dict: a set, or a call of `set` with a list. */
-static const heft__pk_object *transient_buffers(const heft__pickle_tensors *build,
-                                                const heft__pk_object *attributes)
+/* A set, or a call of `set` with a list. */
+const heft__pk_object *heft__pk_transient_buffers(const heft__pickle_tensors *build,
+                                                  const heft__pk_object *attributes)
 {
     const heft__pk_cell *found =
         heft__pk_find_item(build->pickle, attributes, "_non_persistent_buffers_set");
@@ -385,13 +381,15 @@ static heft_status enter_module(struct walk *walk, const heft__pk_cell *cell, he
         build->module_class = heft__arena_text(&build->file->arena, class, strlen(class));
         status = build->module_class ? HEFT_OK : heft__fail_nomem(err, strlen(class));
     }
-    for (size_t i = 0; i < PART_COUNT && status == HEFT_OK; i++) {
-        const heft__pk_cell *part = heft__pk_find_item(build->pickle, attributes, module_parts[i]);
+    for (size_t i = HEFT__PK_MODULE_PARTS; i-- > 0 && status == HEFT_OK;) {
+        const heft__pk_cell *part =
+            heft__pk_find_item(build->pickle, attributes, heft__pk_module_parts[i]);
         const size_t depth = walk->depth;
         status = enter(walk, part, err);
         if (status == HEFT_OK && walk->depth > depth) {
             walk->frames[depth].dotted = dotted;
-            walk->frames[depth].without = i == 1 ? transient_buffers(build, attributes) : NULL;
+            walk->frames[depth].without =
+                i == 1 ? heft__pk_transient_buffers(build, attributes) : NULL;
         }
     }
     return status;
@@ -405,7 +403,7 @@ static heft_status visit_opaque(struct walk *walk, const heft__pk_cell *cell, he
     if (build->opaque.count < SHOWN_MOST) {
         heft__pk_class_name(build->pickle, cell, class);
     }
-    heft_status status = leave_out(build, &build->opaque, &walk->path, class, err);
+    heft_status status = heft__pk_leave_out(build, &build->opaque, &walk->path, class, err);
     if (status == HEFT_OK) {
         status = add_skipped(build, &walk->path, build->pickle->origin + cell->at, err);
     }
@@ -419,7 +417,7 @@ static heft_status visit(struct walk *walk, const heft__pk_cell *cell, heft_erro
     heft__pickle_tensors *build = walk->build;
     const uint64_t at = build->pickle->origin + cell->at;
     char maker[128];
-    heft_status status = take_step(build, at, err);
+    heft_status status = heft__pk_step(build, at, err);
     if (status != HEFT_OK) {
         return status;
     }
@@ -427,7 +425,7 @@ static heft_status visit(struct walk *walk, const heft__pk_cell *cell, heft_erro
         status = add_skipped(build, &walk->path, at, err);
         return status == HEFT_OK ? visit_hidden(walk, cell, err) : status;
     }
-    if (is_tensor_here(build, cell)) {
+    if (heft__pk_is_tensor_here(build, cell)) {
         if (walk->depth) {
             walk->frames[walk->depth - 1].object->has_tensor = true;
         }
@@ -439,19 +437,19 @@ static heft_status visit(struct walk *walk, const heft__pk_cell *cell, heft_erro
     if (is_container(cell)) {
         return enter(walk, cell, err);
     }
-    return is_module(build, cell)     ? enter_module(walk, cell, err)
-           : heft__pk_is_opaque(cell) ? visit_opaque(walk, cell, err)
-                                      : add_skipped(build, &walk->path, at, err);
+    return heft__pk_is_module(build, cell) ? enter_module(walk, cell, err)
+           : heft__pk_is_opaque(cell)      ? visit_opaque(walk, cell, err)
+                                           : add_skipped(build, &walk->path, at, err);
 }
 
-static bool is_passed_over(heft__pickle_tensors *build, const struct frame *frame,
-                           const heft__pk_cell *key)
+bool heft__pk_is_passed_over(heft__pickle_tensors *build, const heft__pk_object *without,
+                             const heft__pk_cell *key)
 {
     const heft__pickle *pickle = build->pickle;
     bool found = false;
-    build->steps += frame->without ? frame->without->count : 0;
-    for (uint32_t i = 0; frame->without && i < frame->without->count && !found; i++) {
-        const heft__pk_cell *name = &frame->without->items[i];
+    build->steps += without ? without->count : 0;
+    for (uint32_t i = 0; without && i < without->count && !found; i++) {
+        const heft__pk_cell *name = &without->items[i];
         found = key->kind == HEFT__PK_TEXT && name->kind == HEFT__PK_TEXT &&
                 key->as.text.length == name->as.text.length &&
                 memcmp(heft__pk_text(pickle, key), heft__pk_text(pickle, name),
@@ -479,9 +477,10 @@ static heft_status walk_frames(struct walk *walk, heft_error *err)
         status = extend_path(walk, frame, frame->is_dict ? value - 1 : NULL, err);
         frame->next += frame->is_dict ? 2 : 1;
         if (status == HEFT_OK) {
-            status = frame->is_dict && is_passed_over(walk->build, frame, value - 1)
-                         ? take_step(walk->build, walk->build->pickle->origin + value->at, err)
-                         : visit(walk, value, err);
+            status =
+                frame->is_dict && heft__pk_is_passed_over(walk->build, frame->without, value - 1)
+                    ? heft__pk_step(walk->build, walk->build->pickle->origin + value->at, err)
+                    : visit(walk, value, err);
         }
     }
     return status;
@@ -495,7 +494,7 @@ static size_t count_tensors(heft__pickle_tensors *build, const heft__pk_object *
     *dotted = false;
     for (uint32_t i = 0; i + 1 < dict->count; i += 2) {
         const heft__pk_cell *key = &dict->items[i];
-        if (is_tensor_here(build, &dict->items[i + 1])) {
+        if (heft__pk_is_tensor_here(build, &dict->items[i + 1])) {
             count++;
             *dotted =
                 *dotted || (key->kind == HEFT__PK_TEXT &&
@@ -513,7 +512,7 @@ static bool is_state_dict(heft__pickle_tensors *build, const heft__pk_cell *valu
     const size_t count =
         value->kind == HEFT__PK_DICT ? count_tensors(build, value->as.object, &dotted) : 0;
     return (count > 0 && beside == 0) || (dotted && count > beside) ||
-           (beside == 0 && is_module(build, value));
+           (beside == 0 && heft__pk_is_module(build, value));
 }
 
 /* The state dict of a training checkpoint, or NULL: then the names begin at the top. */
@@ -543,9 +542,9 @@ static heft_status note_beside(struct walk *walk, const heft__pk_cell *value, he
     heft__pickle_tensors *build = walk->build;
     bool dotted = false;
     const bool wanted =
-        is_tensor_here(build, value) || is_module(build, value) ||
+        heft__pk_is_tensor_here(build, value) || heft__pk_is_module(build, value) ||
         (value->kind == HEFT__PK_DICT && count_tensors(build, value->as.object, &dotted) > 0);
-    return wanted ? leave_out(build, &build->beside, &walk->path, "", err) : HEFT_OK;
+    return wanted ? heft__pk_leave_out(build, &build->beside, &walk->path, "", err) : HEFT_OK;
 }
 
 /* List what stands beside the state dict. */
@@ -579,7 +578,7 @@ static heft_status judge_nothing(heft__pickle_tensors *build, const heft__pk_cel
 {
     const uint64_t at = build->pickle->origin + top->at;
     char class[128];
-    if (heft__pk_is_opaque(top) && !is_module(build, top)) {
+    if (heft__pk_is_opaque(top) && !heft__pk_is_module(build, top)) {
         heft__pk_class_name(build->pickle, top, class);
         return heft__fail_at(err, HEFT_UNSUPPORTED, at,
                              "the file is a pickled object of class '%s', expected a dict of "
@@ -611,7 +610,7 @@ static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_er
     heft__pickle_tensors *build = walk->build;
     const heft__pk_cell *state_dict = NULL;
     heft_status status = HEFT_OK;
-    if (!is_container(top) && !is_tensor_here(build, top) && !heft__pk_is_opaque(top)) {
+    if (!is_container(top) && !heft__pk_is_tensor_here(build, top) && !heft__pk_is_opaque(top)) {
         return heft__fail_at(err, HEFT_UNSUPPORTED, build->pickle->origin + top->at,
                              "top-level value is %s, expected a dict of tensors",
                              heft__pk_kind_name(top));
@@ -639,6 +638,9 @@ static heft_status walk_top(struct walk *walk, const heft__pk_cell *top, heft_er
 heft_status heft__pickle_tensors_walk(heft__pickle_tensors *build, heft_error *err)
 {
     struct walk walk = {.build = build};
+    if (build->file->whole_value) {
+        return heft__pickle_value_walk(build, err);
+    }
     heft__buffer_init(&walk.path, build->ctx);
     heft_status status = walk_top(&walk, &build->pickle->top, err);
     if (status == HEFT_OK) {
@@ -670,6 +672,7 @@ void heft__pickle_tensors_fini(heft__pickle_tensors *build)
     heft__free(build->ctx, build->storages, build->storage_cap * sizeof *build->storages);
     heft__free(build->ctx, build->tensors, build->tensor_cap * sizeof *build->tensors);
     heft__free(build->ctx, build->skipped, build->skipped_cap * sizeof *build->skipped);
+    heft__free(build->ctx, build->parts, build->part_cap * sizeof *build->parts);
     *build = (heft__pickle_tensors){0};
 }
 
@@ -719,12 +722,15 @@ heft_status heft__pickle_tensors_publish(heft__pickle_tensors *build, heft_error
                    sizeof *file->tensors) ||
         !hand_over(arena, (void **)&file->storages, build->storages, build->storage_count,
                    sizeof *file->storages) ||
+        !hand_over(arena, (void **)&file->values, build->parts, build->part_count,
+                   sizeof *file->values) ||
         !hand_over(arena, (void **)&file->skipped, build->skipped, build->skipped_count,
                    sizeof *file->skipped)) {
         return heft__fail_nomem(err, build->tensor_count * sizeof *file->tensors);
     }
     file->tensor_count = build->tensor_count;
     file->storage_count = build->storage_count;
+    file->value_count = build->part_count;
     file->skipped_count = build->skipped_count;
     if (!warn_of_left(build)) {
         return heft__fail_nomem(err, 0);

@@ -85,6 +85,7 @@ static heft_status open_weights(heft_source *source, const char *path,
     heft_checkpoint_options here = *options;
     heft_status status = heft__resolve_path(&source->arena, path, options->subfolder, at, why);
     here.subfolder = NULL; /* it is in *at */
+    here.whole_value = false;
     if (status == HEFT_OK) {
         status = heft__checkpoint_survey(source->ctx, *at, &here, &source->survey, why);
     }

@@ -105,8 +105,40 @@ static inline void fuzz_map_tensors(const uint8_t *data, size_t size)
     heft_storage_unref(storage);
 }
 
+/* The parts of the whole value: they nest, and refer to what is there and has ended. */
+static inline void fuzz_read_value(const heft__file *file)
+{
+    heft_value value = {0};
+    uint64_t depth = 0, text = 0;
+    uint8_t *ended = calloc(file->value_count + 1, 1);
+    size_t *begun = calloc(file->value_count + 1, sizeof *begun);
+    for (size_t i = 0; ended && begun && heft__file_value_at(file, i, &value); i++) {
+        const bool begins =
+            value.kind >= HEFT_VALUE_LIST || (value.kind == HEFT_VALUE_TENSOR && value.attributes);
+        if (value.kind == HEFT_VALUE_END) {
+            fuzz_expect(depth > 0);
+            ended[begun[--depth]] = 1;
+        } else if (begins) {
+            begun[depth++] = i;
+        } else {
+            ended[i] = 1;
+        }
+        fuzz_expect(value.kind != HEFT_VALUE_SAME || (value.number < i && ended[value.number]));
+        fuzz_expect((value.kind != HEFT_VALUE_TENSOR && value.kind != HEFT_VALUE_STORAGE) ||
+                    value.number < file->tensor_count);
+        for (size_t j = 0; j < value.length && j < 64; j++) {
+            text += (uint8_t)value.text[j] + (uint8_t)value.text[value.length - 1 - j];
+        }
+        value = (heft_value){0};
+    }
+    fuzz_expect(depth == 0 && text < UINT64_MAX && file->value_count > 0);
+    free(ended);
+    free(begun);
+}
+
 /* Bytes through the parser of one format, whatever they begin with. */
-static inline void fuzz_file(const uint8_t *data, size_t size, heft_format format)
+static inline void fuzz_parse(const uint8_t *data, size_t size, heft_format format,
+                              bool whole_value)
 {
     heft_ctx *ctx = fuzz_ctx();
     heft__input *source = fuzz_source(data, size);
@@ -114,16 +146,30 @@ static inline void fuzz_file(const uint8_t *data, size_t size, heft_format forma
     heft_error err;
     if (file) {
         file->source = heft__input_ref(source);
+        file->whole_value = whole_value;
         heft__arena_init(&file->arena, ctx);
         heft__warnings_init(&file->warnings, &file->arena);
         if (heft__format_find(format)->parse(ctx, file, &err) == HEFT_OK) {
             fuzz_read_tensors(file);
-            fuzz_map_tensors(data, size);
+            if (whole_value) {
+                fuzz_read_value(file);
+            } else {
+                fuzz_map_tensors(data, size);
+            }
         }
         heft__file_close(ctx, file);
     }
     heft__input_unref(source);
     fuzz_expect_nothing_live();
+}
+
+static inline void fuzz_file(const uint8_t *data, size_t size, heft_format format)
+{
+    fuzz_parse(data, size, format, false);
+    if (format == HEFT_FORMAT_TORCH || format == HEFT_FORMAT_TORCH_LEGACY ||
+        format == HEFT_FORMAT_TORCH_TAR) {
+        fuzz_parse(data, size, format, true);
+    }
 }
 
 #endif
