@@ -380,11 +380,14 @@ def save(
     if not isinstance(f, (str, os.PathLike)):
         _save_to(obj, state, f, own, progress)
         return
-    path = os.fspath(f)
-    parent = os.path.dirname(os.path.abspath(path))
+    path = os.path.realpath(os.fspath(f))  # a link stays one
+    parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         raise RuntimeError(f"Parent directory {parent} does not exist.")
-    if state is not None:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        with open(path, "wb") as file:  # a device or a pipe: there is nothing to keep
+            _save_to(obj, state, file, own, progress)
+    elif state is not None:
         _write(state, path, progress)
     else:
         _replace(obj, path, own)
@@ -407,13 +410,14 @@ def _state_dict(obj: Any) -> Any:
         return obj  # torch.save() could not
     import torch
 
-    if kinds != {torch.Tensor} or not all(_is_plain(obj[name]) for name in names):
+    tensors = [obj[name] for name in names]
+    if kinds != {torch.Tensor} or not all(map(_is_plain, tensors)) or _overlap(tensors):
         return None
     return obj if _is_plain_dict(obj) else None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has nothing but values that heft writes."""
+    """Whether a tensor has nothing but values that heft writes, row by row."""
     import torch
 
     return (
@@ -423,8 +427,24 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_quantized
         and not tensor.is_conj()
         and not tensor.is_neg()
+        and tensor.is_contiguous()
         and not getattr(tensor, "__dict__", None)
     )
+
+
+def _overlap(tensors: list[torch.Tensor]) -> bool:
+    """Whether different views have bytes in common: heft would write them twice, and they would be apart when loaded."""
+    ranges: dict[int, set[tuple[Any, ...]]] = {}
+    for tensor in tensors:
+        view = (tensor.data_ptr(), tensor.nbytes, tuple(tensor.shape), tensor.dtype)
+        ranges.setdefault(tensor.untyped_storage()._cdata, set()).add(view)
+    for views in ranges.values():
+        end = 0
+        for start, size, *_ in sorted(views, key=lambda view: view[:2]):
+            if start < end:
+                return True
+            end = start + size
+    return False
 
 
 def _is_plain_dict(obj: Any) -> bool:
@@ -474,10 +494,8 @@ def _replace(obj: object, path: str, own: dict[str, Any]) -> None:
 
     import torch
 
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        torch.save(obj, path, **own)  # a device or a pipe: there is nothing to keep; a folder: torch's own error
-        return
+    if os.path.isdir(path):
+        torch.save(obj, path, **own)  # its error
     parent, name = os.path.split(path)
     with tempfile.TemporaryDirectory(prefix=".heft-", dir=parent) as place:
         new = os.path.join(place, name)
