@@ -17,14 +17,15 @@
 
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 struct heft__worker {
     pthread_t thread;
     pthread_cond_t wake;
-    bool woken; /* work may be there */
-    bool leave; /* is out of the list of workers */
-    bool alone; /* its own work has ended the pool: touches nothing of it */
+    atomic_bool woken; /* work may be there */
+    atomic_bool leave; /* is out of the list of workers */
+    bool alone;        /* its own work has ended the pool: touches nothing of it */
     struct heft__worker *next, *next_idle;
 };
 
@@ -72,6 +73,39 @@ bool heft__thread_begin(pthread_t *thread, void *(*work)(void *), void *user)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     return good;
+}
+
+/* ---- watching ---------------------------------------------------------------------------------- */
+/* Waking a thread that sleeps takes longer than many a job of a forward pass, and the next job is there after some
+ * microseconds. So threads look for it a little while, without the lock, before they sleep. */
+#define WATCH_NANOSECONDS ((uint64_t)50000)
+#define LOOKS 32 /* between two readings of the clock */
+
+struct watch {
+    uint64_t end;
+    unsigned looks;
+};
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static struct watch begin_watch(void)
+{
+    return (struct watch){.end = now() + WATCH_NANOSECONDS};
+}
+
+static bool keep_watch(struct watch *watch)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+    return ++watch->looks % LOOKS != 0 || now() < watch->end;
 }
 
 /* ---- what a thread of the pool does ------------------------------------------------------------ */
@@ -146,6 +180,10 @@ static void wait_idle(heft__pool *pool, struct heft__worker *self)
     self->woken = false;
     self->next_idle = pool->idle;
     pool->idle = self;
+    pthread_mutex_unlock(&pool->lock);
+    for (struct watch w = begin_watch(); !self->woken && !self->leave && keep_watch(&w);) {
+    }
+    pthread_mutex_lock(&pool->lock);
     while (!self->woken && !self->leave) {
         pthread_cond_wait(&self->wake, &pool->lock);
     }
@@ -296,6 +334,12 @@ void heft__pool_withdraw(heft__pool *pool, heft__job *job)
     job->helpers -= job->promised; /* threads woken for it will find nothing */
     pool->promised -= job->promised;
     pool->engaged[job->kind] -= job->promised;
+    if (job->helpers > 0) {
+        pthread_mutex_unlock(&pool->lock);
+        for (struct watch w = begin_watch(); job->helpers > 0 && keep_watch(&w);) {
+        }
+        pthread_mutex_lock(&pool->lock);
+    }
     while (job->helpers > 0) {
         pthread_cond_wait(&pool->changed, &pool->lock);
     }

@@ -15,10 +15,10 @@ typedef struct heft__job {
     void (*work)(void *user); /* returns when nothing is left to begin */
     void *user;
     enum heft__work_kind kind;
-    size_t most;     /* helpers of this job; 0 once one of them found nothing left */
-    size_t limit;    /* helpers of its kind in the whole pool */
-    size_t helpers;  /* that are coming or working */
-    size_t promised; /* of these: woken or created, and not yet here */
+    size_t most;           /* helpers of this job; 0 once one of them found nothing left */
+    size_t limit;          /* helpers of its kind in the whole pool */
+    atomic_size_t helpers; /* that are coming or working; others may read it without the lock */
+    size_t promised;       /* of these: woken or created, and not yet here */
     struct heft__job *next;
 } heft__job;
 
