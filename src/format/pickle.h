@@ -303,6 +303,9 @@ heft_status heft__pk_step(heft__pickle_tensors *build, uint64_t at, heft_error *
 #define HEFT__PK_MODULE_PARTS 3
 extern const char *const heft__pk_module_parts[HEFT__PK_MODULE_PARTS];
 bool heft__pk_is_module(heft__pickle_tensors *build, const heft__pk_cell *cell);
+/* Add a dict's key, or the number of an item (key NULL), to a path; false: the key is no name, and its kind stands there. */
+bool heft__pk_add_key(const heft__pickle *pickle, heft__buffer *path, const heft__pk_cell *key,
+                      uint32_t number);
 /* Buffers that are not in the state dict; NULL: none; and whether a key is among them. */
 const heft__pk_object *heft__pk_transient_buffers(const heft__pickle_tensors *build,
                                                   const heft__pk_object *attributes);

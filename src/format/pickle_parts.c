@@ -100,15 +100,7 @@ heft_status heft__value_path(heft__value_walk *walk, const heft__value_frame *fr
     if (frame->path_bytes) {
         heft__buffer_byte(&walk->path, '.');
     }
-    if (!key) {
-        heft__buffer_format(&walk->path, "%u", frame->next);
-    } else if (key->kind == HEFT__PK_TEXT) {
-        heft__buffer_append(&walk->path, heft__pk_text(pickle, key), key->as.text.length);
-    } else if (key->kind == HEFT__PK_INT) {
-        heft__buffer_format(&walk->path, "%lld", (long long)key->as.integer);
-    } else {
-        heft__buffer_format(&walk->path, "<%s>", heft__pk_kind_name(key));
-    }
+    (void)heft__pk_add_key(pickle, &walk->path, key, frame->next);
     walk->is_nameless = walk->path.size > most;
     return heft__buffer_check(&walk->path, err);
 }

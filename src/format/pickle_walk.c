@@ -228,26 +228,32 @@ bool heft__pk_is_tensor_here(const heft__pickle_tensors *build, const heft__pk_c
     return heft__pk_is_tensor(cell);
 }
 
+bool heft__pk_add_key(const heft__pickle *pickle, heft__buffer *path, const heft__pk_cell *key,
+                      uint32_t number)
+{
+    if (!key) {
+        heft__buffer_format(path, "%u", number);
+    } else if (key->kind == HEFT__PK_TEXT) {
+        heft__buffer_append(path, heft__pk_text(pickle, key), key->as.text.length);
+    } else if (key->kind == HEFT__PK_INT) {
+        heft__buffer_format(path, "%lld", (long long)key->as.integer);
+    } else {
+        heft__buffer_format(path, "<%s>", heft__pk_kind_name(key));
+        return false;
+    }
+    return true;
+}
+
 /* Add ".key" or ".number" to the path of the container. */
 static heft_status extend_path(struct walk *walk, const struct frame *frame,
                                const heft__pk_cell *key, heft_error *err)
 {
     const heft__pickle *pickle = walk->build->pickle;
     walk->path.size = frame->path_bytes;
-    walk->unnamed = false;
     if (frame->dotted) {
         heft__buffer_byte(&walk->path, '.');
     }
-    if (!key) {
-        heft__buffer_format(&walk->path, "%u", frame->next);
-    } else if (key->kind == HEFT__PK_TEXT) {
-        heft__buffer_append(&walk->path, heft__pk_text(pickle, key), key->as.text.length);
-    } else if (key->kind == HEFT__PK_INT) {
-        heft__buffer_format(&walk->path, "%lld", (long long)key->as.integer);
-    } else {
-        heft__buffer_format(&walk->path, "<%s>", heft__pk_kind_name(key));
-        walk->unnamed = !walk->listing;
-    }
+    walk->unnamed = !heft__pk_add_key(pickle, &walk->path, key, frame->next) && !walk->listing;
     return heft__buffer_check(&walk->path, err);
 }
 

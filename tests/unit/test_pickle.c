@@ -1,15 +1,13 @@
 /* The pickle machine and the walk, on pickles written by hand: what is refused and at which byte,
  * what values come out, how tensors are named, and that shared and nested values cost little. */
-#include "format/pickle.h"
 #include "support.h"
+#include "support_pickle.h"
 
 #include <stdlib.h>
 
 static heft_ctx *ctx;
 
 /* ---- the machine ----------------------------------------------------------------------------- */
-#define PK(text) text, sizeof(text) - 1
-
 /* clang-format off */
 static const struct machine_row {
     const char *name;
@@ -148,62 +146,15 @@ static void integers_have_their_values(void **state)
 }
 
 /* ---- tensors from pickles -------------------------------------------------------------------- */
-#define STORAGE(key, numel)                                                                        \
-    "(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" key "X\3\0\0\0cpuK" numel "tQ"
 #define TENSOR_OF(key, numel, offset, size, stride)                                                \
     "ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE(key, numel) "K" offset size stride "\x89"       \
                                                                "ccollections\nOrderedDict\n)RtR"
 #define TENSOR(key) TENSOR_OF(key, "\4", "\0", "K\4\x85", "K\1\x85")
-#define NAME(letter) "X\1\0\0\0" letter
-#define KEY(length, text) "X" length "\0\0\0" text
-/* A pickled torch.nn.Module with these dicts, which are filled. */
-#define MODULE(parameters, buffers, modules, more)                                                 \
-    "ca\nNet\n)\x81}(" KEY("\x0b", "_parameters") parameters KEY("\x08", "_buffers")               \
-        buffers KEY("\x08", "_modules") modules more "ub"
-
-static heft_status place(void *user, const char *key, size_t length, heft__file_storage *storage,
-                         heft_error *err)
-{
-    (void)user, (void)storage;
-    if (length == 1 && *key == 'z') {
-        return heft__fail(err, HEFT_FORMAT, "record 'data/z' not found");
-    }
-    return HEFT_OK;
-}
-
-struct built {
-    heft__file file;
-    heft__quota quota;
-    heft__pickle pickle;
-};
 
 static heft_status build(heft_ctx *on, struct built *built, const void *bytes, size_t length,
                          heft_error *err)
 {
-    heft__pickle_tensors tensors = {0};
-    *built = (struct built){0};
-    heft__arena_init(&built->file.arena, on);
-    heft__warnings_init(&built->file.warnings, &built->file.arena);
-    heft__quota_init(&built->quota, on, length);
-    built->file.quota = &built->quota;
-    heft_status status =
-        heft__pickle_run(on, bytes, length, 0, length, HEFT__PK_IDS_ZIP, &built->pickle, err);
-    if (status == HEFT_OK) {
-        heft__pickle_tensors_init(&tensors, on, &built->file, &built->pickle, place, NULL);
-        status = heft__pickle_tensors_walk(&tensors, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__pickle_tensors_publish(&tensors, err);
-    }
-    heft__pickle_tensors_fini(&tensors);
-    heft__pickle_fini(&built->pickle);
-    heft__quota_fini(&built->quota);
-    return status;
-}
-
-static void unbuild(struct built *built)
-{
-    heft__arena_fini(&built->file.arena);
+    return test_pickle_build(on, false, built, bytes, length, err);
 }
 
 /* clang-format off */
@@ -281,7 +232,7 @@ static void names_are_paths(void **state)
         if (strcmp(tensors, row->tensors) != 0 || strcmp(skipped, row->skipped) != 0) {
             fail_msg("%s: tensors %s skipped %s", row->name, tensors, skipped);
         }
-        unbuild(&built);
+        test_pickle_unbuild(&built);
     }
 }
 
@@ -333,7 +284,7 @@ static void versions_of_modules_are_read(void **state)
         if (strcmp(found, row->modules) != 0) {
             fail_msg("%s: modules %s", row->name, found);
         }
-        unbuild(&built);
+        test_pickle_unbuild(&built);
     }
 }
 
@@ -415,7 +366,7 @@ static void tensors_are_checked(void **state)
         struct built built;
         heft_error err = {0};
         heft_status status = build(ctx, &built, row->bytes, row->length, &err);
-        unbuild(&built);
+        test_pickle_unbuild(&built);
         test_expect_status(status, row->status, &err, row->name);
         if (status != HEFT_OK &&
             (!strstr(err.message, row->words) || strcmp(err.item, row->item) != 0)) {
@@ -454,7 +405,7 @@ static void shared_values_do_not_spread_out(void **state)
     uint8_t *bytes = doubled(60, tensor, sizeof tensor - 1, &length);
     (void)state;
     assert_int_equal(build(counted, &built, bytes, length, &err), HEFT_LIMIT);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     free(bytes);
     assert_true(heap.peak < 64 << 20);
     bytes = doubled(8, tensor, sizeof tensor - 1, &length);
@@ -462,12 +413,12 @@ static void shared_values_do_not_spread_out(void **state)
                        "256 names of one tensor");
     assert_int_equal(built.file.tensor_count, 256);
     assert_int_equal(built.file.storage_count, 1);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     free(bytes);
     bytes = doubled(60, "]K\1a", 4, &length);
     assert_int_equal(build(counted, &built, bytes, length, &err),
                      HEFT_UNSUPPORTED); /* no tensors: at once */
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     free(bytes);
     heft_ctx_free(counted);
     assert_int_equal(heap.blocks, 0);
@@ -494,7 +445,7 @@ static void shared_lists_are_bounded(void **state)
     heft__buffer_text(&b, "e.");
     assert_int_equal(build(ctx, &built, b.data, b.size, &err), HEFT_LIMIT);
     assert_non_null(strstr(err.message, "shared values"));
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     heft__buffer_fini(&b);
 }
 
@@ -522,7 +473,7 @@ static void long_prefixes_are_bounded(void **state)
     heft__buffer_text(&b, "es.");
     assert_int_equal(build(counted, &built, b.data, b.size, &err), HEFT_LIMIT);
     assert_true(heap.peak < 64 << 20);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     heft__buffer_fini(&b);
     heft_ctx_free(counted);
 }
@@ -536,7 +487,7 @@ static heft_status build_once(heft_ctx *on, void *user, heft_error *err)
     struct built built;
     (void)user;
     heft_status status = build(on, &built, small, sizeof small - 1, err);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     return status;
 }
 
@@ -557,7 +508,7 @@ static void every_prefix_is_refused(void **state)
         memcpy(cut, small, length);
         assert_int_equal(build(ctx, &built, cut, length, &err), HEFT_FORMAT);
         assert_true(err.offset <= length);
-        unbuild(&built);
+        test_pickle_unbuild(&built);
         free(cut);
     }
 }

@@ -1,71 +1,23 @@
 /* The whole value of a pickle, on pickles written by hand: which parts it has, how its tensors are called,
  * what is refused and at which byte, that shared values cost nothing, and what the public function gives. */
-#include "format/pickle.h"
 #include "support.h"
+#include "support_pickle.h"
 
 #include <stdlib.h>
 
 static heft_ctx *ctx;
 
-#define PK(text) text, sizeof(text) - 1
-#define STORAGE(key, numel)                                                                        \
-    "(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" key "X\3\0\0\0cpuK" numel "tQ"
 #define V2(key, grad)                                                                              \
     "ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE(key, "\4") "K\0K\4\x85K\1\x85" grad             \
                                                               "ccollections\nOrderedDict\n)RtR"
 #define TENSOR(key) V2(key, "\x89")
-#define NAME(letter) "X\1\0\0\0" letter
-#define KEY(length, text) "X" length "\0\0\0" text
-#define MODULE(parameters, buffers, modules, more)                                                 \
-    "ca\nNet\n)\x81}(" KEY("\x0b", "_parameters") parameters KEY("\x08", "_buffers")               \
-        buffers KEY("\x08", "_modules") modules more "ub"
 #define ORDERED "ccollections\nOrderedDict\n)R"
 
 /* ---- making ---------------------------------------------------------------------------------- */
-static heft_status place(void *user, const char *key, size_t length, heft__file_storage *storage,
-                         heft_error *err)
-{
-    (void)user, (void)storage;
-    if (length == 1 && *key == 'z') {
-        return heft__fail(err, HEFT_FORMAT, "record 'data/z' not found");
-    }
-    return HEFT_OK;
-}
-
-struct built {
-    heft__file file;
-    heft__quota quota;
-    heft__pickle pickle;
-};
-
 static heft_status build(heft_ctx *on, struct built *built, const void *bytes, size_t length,
                          heft_error *err)
 {
-    heft__pickle_tensors tensors = {0};
-    *built = (struct built){0};
-    heft__arena_init(&built->file.arena, on);
-    heft__warnings_init(&built->file.warnings, &built->file.arena);
-    heft__quota_init(&built->quota, on, length);
-    built->file.quota = &built->quota;
-    built->file.whole_value = true;
-    heft_status status =
-        heft__pickle_run(on, bytes, length, 0, length, HEFT__PK_IDS_ZIP, &built->pickle, err);
-    if (status == HEFT_OK) {
-        heft__pickle_tensors_init(&tensors, on, &built->file, &built->pickle, place, NULL);
-        status = heft__pickle_tensors_walk(&tensors, err);
-    }
-    if (status == HEFT_OK) {
-        status = heft__pickle_tensors_publish(&tensors, err);
-    }
-    heft__pickle_tensors_fini(&tensors);
-    heft__pickle_fini(&built->pickle);
-    heft__quota_fini(&built->quota);
-    return status;
-}
-
-static void unbuild(struct built *built)
-{
-    heft__arena_fini(&built->file.arena);
+    return test_pickle_build(on, true, built, bytes, length, err);
 }
 
 /* ---- writing a value as text ------------------------------------------------------------------- */
@@ -220,7 +172,7 @@ static void values_are_described(void **state)
         if (strcmp(value, row->value) != 0 || strcmp(tensors, row->tensors) != 0) {
             fail_msg("%s: %s tensors %s", row->name, value, tensors);
         }
-        unbuild(&built);
+        test_pickle_unbuild(&built);
     }
 }
 
@@ -273,7 +225,7 @@ static void faults_are_at_their_byte(void **state)
             (row->offset != UINT64_MAX && err.offset != row->offset)) {
             fail_msg("%s: byte %lld: %s", row->name, (long long)err.offset, err.message);
         }
-        unbuild(&built);
+        test_pickle_unbuild(&built);
     }
 }
 
@@ -293,7 +245,7 @@ static void each_class_is_told_once(void **state)
                         "1 object of 'a.C' is not read, and no code is run: '1'");
     assert_string_equal(built.file.warnings.lines[3],
                         "1 object of '_rebuild_qtensor' is not read, and no code is run: '6'");
-    unbuild(&built);
+    test_pickle_unbuild(&built);
 }
 
 /* ---- bounds ---------------------------------------------------------------------------------- */
@@ -314,7 +266,7 @@ static void shared_values_do_not_spread_out(void **state)
     test_expect_status(build(ctx, &built, bytes, (size_t)(at - bytes), &err), HEFT_OK, &err,
                        "lists");
     assert_int_equal(built.file.value_count, 200 * 3 + 2);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
 }
 
 /* Modules of which each has the one before twice: a state dict of 2^100 names. */
@@ -342,7 +294,7 @@ static void shared_modules_are_bounded(void **state)
     }
     bytes[length++] = '.';
     test_expect_status(build(ctx, &built, bytes, length, &err), HEFT_LIMIT, &err, "modules");
-    unbuild(&built);
+    test_pickle_unbuild(&built);
 }
 
 static void nesting_is_bounded(void **state)
@@ -357,7 +309,7 @@ static void nesting_is_bounded(void **state)
         bytes[2 * depth - 1] = '.';
         test_expect_status(build(ctx, &built, bytes, 2 * depth, &err),
                            depth == 1000 ? HEFT_OK : HEFT_LIMIT, &err, "nested lists");
-        unbuild(&built);
+        test_pickle_unbuild(&built);
     }
 }
 
@@ -390,7 +342,7 @@ static void long_paths_are_left_out(void **state)
     bytes[length++] = '.';
     test_expect_status(build(ctx, &built, bytes, length, &err), HEFT_OK, &err, "long keys");
     assert_string_equal(built.file.tensors[0].name, "#0");
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     free(bytes);
 }
 
@@ -415,7 +367,7 @@ static heft_status build_once(heft_ctx *on, void *user, heft_error *err)
     struct built built;
     (void)user;
     heft_status status = build(on, &built, everything, sizeof everything - 1, err);
-    unbuild(&built);
+    test_pickle_unbuild(&built);
     return status;
 }
 
@@ -435,7 +387,7 @@ static void every_prefix_is_refused(void **state)
         uint8_t *cut = realloc(exact, length ? length : 1);
         memcpy(cut, everything, length);
         assert_int_equal(build(ctx, &built, cut, length, &err), HEFT_FORMAT);
-        unbuild(&built);
+        test_pickle_unbuild(&built);
         free(cut);
     }
 }
