@@ -8,20 +8,31 @@
 
 #define PARTS_PER_SIGNAL 4096
 #define TEXT_KEPT 64 /* longer ones are made once, for a file may repeat one very often */
+/* What hashing all keys and members of sets may cost, in values: a tuple that holds one tuple twice, which holds
+ * one twice ... has few bytes in a file and is hashed for ever. Of honest files, it is the number of their keys. */
+#define HASHED_MOST ((uint64_t)1 << 26)
 
 struct begun {
     heft_value value;
     size_t part;
     PyObject *items; /* list: keys and values alike */
+    uint64_t cost;   /* of hashing its items */
+};
+
+/* What a part has made. */
+struct made {
+    PyObject *object; /* NULL: not ended, or nothing that occurs again */
+    uint64_t cost;    /* of hashing it */
 };
 
 struct build {
     const heft_checkpoint *checkpoint;
     PyObject *make; /* borrowed: callable(kind, ...) */
     const char *encoding;
-    PyObject *texts; /* dict: address -> object */
-    PyObject **made; /* [made_cap] by part; NULL: not ended, or nothing that occurs again */
+    PyObject *texts;   /* dict: address -> object */
+    struct made *made; /* [made_cap] by part */
     size_t made_cap;
+    uint64_t hashed; /* of all that is hashed */
     struct begun *stack;
     size_t depth, cap;
     PyObject *result;
@@ -140,7 +151,7 @@ static PyObject *make_leaf(const struct build *build, const heft_value *value)
         return PyObject_CallFunction(build->make, "sK", "storage",
                                      (unsigned long long)value->number);
     case HEFT_VALUE_SAME:
-        return Py_XNewRef(build->made[value->number]);
+        return Py_XNewRef(build->made[value->number].object);
     default:
         return make_text(build, value);
     }
@@ -152,7 +163,8 @@ static PyObject *make_dict(PyObject *items)
 {
     PyObject *dict = PyDict_New();
     for (Py_ssize_t i = 0; dict && i + 1 < PyList_Size(items); i += 2) {
-        if (PyDict_SetItem(dict, PyList_GetItem(items, i), PyList_GetItem(items, i + 1)) != 0) {
+        if ((i % PARTS_PER_SIGNAL == 0 && PyErr_CheckSignals() != 0) ||
+            PyDict_SetItem(dict, PyList_GetItem(items, i), PyList_GetItem(items, i + 1)) != 0) {
             Py_CLEAR(dict);
         }
     }
@@ -222,13 +234,59 @@ static bool begin(struct build *build, const heft_value *value, size_t part)
     }
     PyObject *items = PyList_New(0);
     if (items) {
-        build->stack[build->depth++] = (struct begun){*value, part, items};
+        build->stack[build->depth++] = (struct begun){*value, part, items, 0};
     }
     return items != NULL;
 }
 
+/* Whether the next item of a value is hashed. */
+static bool is_hashed(const struct begun *begun)
+{
+    const Py_ssize_t at = PyList_Size(begun->items);
+    switch ((int)begun->value.kind) {
+    case HEFT_VALUE_SET:
+    case HEFT_VALUE_FROZEN_SET:
+        return true;
+    case HEFT_VALUE_DICT:
+    case HEFT_VALUE_ORDERED_DICT:
+    case HEFT_VALUE_COUNTER:
+        return at % 2 == 0;
+    case HEFT_VALUE_DEFAULT_DICT:
+        return at % 2 == 1;
+    default:
+        return false;
+    }
+}
+
+/* What hashing a value costs that has ended: what is mutable is refused at once. */
+static uint64_t ended_cost(const struct begun *begun)
+{
+    const heft_value_kind kind = begun->value.kind;
+    return kind == HEFT_VALUE_TUPLE || kind == HEFT_VALUE_SIZE || kind == HEFT_VALUE_FROZEN_SET
+               ? 1 + begun->cost
+               : 1;
+}
+
+static bool count_hashed(struct build *build, const heft_value *value, uint64_t cost)
+{
+    struct begun *into = &build->stack[build->depth - 1];
+    into->cost += cost < HASHED_MOST ? cost : HASHED_MOST;
+    build->hashed += is_hashed(into) ? cost : 0;
+    if (build->hashed > HASHED_MOST) {
+        heft_error error = {.status = HEFT_LIMIT, .offset = value->offset};
+        snprintf(error.message, sizeof error.message,
+                 "the keys of dicts and sets repeat values of one another too often");
+        snprintf(error.path, sizeof error.path, "%s",
+                 heft_checkpoint_file(build->checkpoint, 0)->path);
+        raise_error(&error);
+        return false;
+    }
+    return true;
+}
+
 /* Note what a part has made, which is taken, and put it where it belongs. NULL is a failure. */
-static bool place(struct build *build, size_t part, PyObject *object)
+static bool place(struct build *build, const heft_value *value, size_t part, uint64_t cost,
+                  PyObject *object)
 {
     if (!object) {
         if (!PyErr_Occurred()) {
@@ -236,14 +294,15 @@ static bool place(struct build *build, size_t part, PyObject *object)
         }
         return false;
     }
-    if (build->depth && PyList_Append(build->stack[build->depth - 1].items, object) != 0) {
+    if (build->depth && (!count_hashed(build, value, cost) ||
+                         PyList_Append(build->stack[build->depth - 1].items, object) != 0)) {
         Py_DECREF(object);
         return false;
     }
     if (build->depth == 0) {
         build->result = Py_NewRef(object);
     }
-    build->made[part] = object;
+    build->made[part] = (struct made){object, cost};
     return true;
 }
 
@@ -252,7 +311,7 @@ static bool end(struct build *build)
     const struct begun begun = build->stack[--build->depth];
     PyObject *object = judge(build, &begun.value, make_ended(build, &begun));
     Py_DECREF(begun.items);
-    return place(build, begun.part, object);
+    return place(build, &begun.value, begun.part, ended_cost(&begun), object);
 }
 
 /* ---- all parts ------------------------------------------------------------------------------- */
@@ -262,12 +321,12 @@ static bool reserve(struct build *build, size_t part)
         return true;
     }
     const size_t cap = build->made_cap ? build->made_cap * 2 : 256;
-    PyObject **grown = PyMem_Realloc(build->made, cap * sizeof(PyObject *));
+    struct made *grown = PyMem_Realloc(build->made, cap * sizeof *grown);
     if (!grown) {
         PyErr_NoMemory();
         return false;
     }
-    memset(grown + build->made_cap, 0, (cap - build->made_cap) * sizeof(PyObject *));
+    memset(grown + build->made_cap, 0, (cap - build->made_cap) * sizeof *grown);
     build->made = grown;
     build->made_cap = cap;
     return true;
@@ -287,13 +346,14 @@ static bool take_part(struct build *build, size_t part, const heft_value *value)
     if (value->kind >= HEFT_VALUE_LIST || (value->kind == HEFT_VALUE_TENSOR && value->attributes)) {
         return begin(build, value, part);
     }
-    return place(build, part, judge(build, value, make_leaf(build, value)));
+    const uint64_t cost = value->kind == HEFT_VALUE_SAME ? build->made[value->number].cost : 1;
+    return place(build, value, part, cost, judge(build, value, make_leaf(build, value)));
 }
 
 static PyObject *finish(struct build *build, bool ok)
 {
     for (size_t i = 0; i < build->made_cap; i++) {
-        Py_XDECREF(build->made[i]);
+        Py_XDECREF(build->made[i].object);
     }
     while (build->depth) {
         Py_DECREF(build->stack[--build->depth].items);

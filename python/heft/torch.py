@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 from . import _heft
 from ._checkpoint import Checkpoint, state_dict
 from ._checkpoint import load as _load
 from ._convert import collector_paused, torch_dict
-from ._errors import FormatError, RefusedError, UnsupportedError, warn
+from ._errors import FormatError, HeftError, LimitError, RefusedError, UnsupportedError, warn
 from ._operations import add
 from ._progress import Reporting
 
@@ -66,6 +67,43 @@ class Skipped:
 
 
 # ---- load -------------------------------------------------------------------------------------------
+# For one fault, torch.load() raises RuntimeError if it is in a zip's directory, and UnpicklingError if it is in a pickle.
+
+
+class BrokenFileError(FormatError, RuntimeError, pickle.UnpicklingError):
+    """A malformed file."""
+
+
+class CutFileError(BrokenFileError, EOFError):
+    """A file is empty, or ends too early."""
+
+
+class UnsupportedFileError(UnsupportedError, pickle.UnpicklingError):
+    """No file of PyTorch, or one with something that heft does not support."""
+
+
+class RefusedFileError(RefusedError, RuntimeError, pickle.UnpicklingError):
+    """A file that only an attack would contain."""
+
+
+class ExcessiveFileError(LimitError, RuntimeError, pickle.UnpicklingError):
+    """A file claims more than a limit allows."""
+
+
+_AS_TORCH: dict[type[HeftError], type[HeftError]] = {
+    FormatError: BrokenFileError,
+    UnsupportedError: UnsupportedFileError,
+    RefusedError: RefusedFileError,
+    LimitError: ExcessiveFileError,
+}
+
+
+def _as_torch(error: HeftError, size: int) -> HeftError:
+    """The same error, also of the classes that torch.load() raises for such a file."""
+    kind = next(kind for base, kind in _AS_TORCH.items() if isinstance(error, base))
+    if kind is BrokenFileError and (size == 0 or (error.offset is not None and error.offset >= size)):
+        kind = CutFileError
+    return kind(error.message, error.path, error.item, error.offset, error.errno)
 
 
 def load(
@@ -102,7 +140,8 @@ def load(
     Raises:
         RefusedError: weights_only=False, pickle_module, or a pickle that only an attack would contain.
         UnsupportedError: the value is itself an object of another class.
-        the exceptions of heft.open().
+        the exceptions of heft.open(). Those that are about the file are also a RuntimeError and a
+        pickle.UnpicklingError; of an empty file, also an EOFError.
     """
     if weights_only is not None and not weights_only:
         raise RefusedError("weights_only=False would run code from the file; only torch.load() does that")
@@ -110,7 +149,19 @@ def load(
         raise RefusedError("a pickle_module would run code from the file; only torch.load() does that")
     encoding = _encoding(pickle_load_args)
     device = _place(map_location)
-    with _open(f, progress) as checkpoint:
+    source = os.fspath(f) if isinstance(f, (str, os.PathLike)) else f.read()
+    size = os.stat(source).st_size if isinstance(source, str) else len(source)  # a file, never a name of the hub's
+    try:
+        return _load_value(source, mmap, dtype, device, encoding, progress)
+    except tuple(_AS_TORCH) as error:
+        raise _as_torch(error, size).with_traceback(error.__traceback__) from None
+
+
+def _load_value(
+    source: str | bytes, mmap: bool | None, dtype: Any, device: Any, encoding: str, progress: Progress | None
+) -> Any:
+    """The value of a file or of bytes."""
+    with _open(source, progress) as checkpoint:
         mode: Any = "copy" if mmap is False else "map"
         tensors = list(_load(checkpoint, dtype=dtype, mode=mode, progress=progress).values())
         with collector_paused():
@@ -137,15 +188,13 @@ def _encoding(pickle_load_args: dict[str, Any]) -> str:
     return encoding
 
 
-def _open(f: str | os.PathLike[str] | IO[bytes], progress: Progress | None) -> Checkpoint:
-    """Open a file for its whole value."""
-    if isinstance(f, (str, os.PathLike)):
-        path = os.fspath(f)
-        os.stat(path)  # a file, never a name of the hub's
+def _open(source: str | bytes, progress: Progress | None) -> Checkpoint:
+    """Open a file or bytes for the whole value."""
+    if isinstance(source, str):
         with Reporting(progress) as report:
-            raw = _heft.open(path, progress=report, whole_value=True)
+            raw = _heft.open(source, progress=report, whole_value=True)
     else:
-        raw = _heft.open_bytes(f.read(), whole_value=True)
+        raw = _heft.open_bytes(source, whole_value=True)
     checkpoint = Checkpoint(raw)
     warn(checkpoint.warnings)
     return checkpoint

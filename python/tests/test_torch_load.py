@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import gzip
 import io
+import json
 import logging
 import os
 import pickle
@@ -25,7 +27,8 @@ torch = pytest.importorskip("torch")
 
 import heft  # noqa: E402
 
-FORMATS = Path(__file__).parents[2] / "tests" / "data" / "formats"
+DATA = Path(__file__).parents[2] / "tests" / "data"
+FORMATS, MALFORMED = DATA / "formats", DATA / "malformed"
 
 
 # ---- comparing --------------------------------------------------------------------------------------
@@ -526,6 +529,57 @@ def raw(body: bytes) -> io.BytesIO:
 def test_malformed_values(body: bytes, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         heft.torch.load(raw(body))
+
+
+@pytest.mark.parametrize("notes", sorted(MALFORMED.glob("[pt][kz]_*.sidecar.json")), ids=lambda path: path.name.split(".")[0])
+def test_malformed_files(notes: Path) -> None:
+    """What torch.load() raises (recorded, for it hangs on some), and never anything but a HeftError."""
+    file = notes.with_name(notes.name.removesuffix(".sidecar.json"))
+    content = file.read_bytes() if file.exists() else gzip.decompress(file.with_name(file.name + ".gz").read_bytes())
+    theirs = json.loads(notes.read_text())["reference"]["torch.load(weights_only)"].get("error", "").split(":")[0]
+    try:
+        heft.torch.load(io.BytesIO(content))
+    except heft.HeftError as error:
+        classes = {kind.__name__ for kind in type(error).__mro__}
+        assert theirs not in ("RuntimeError", "UnpicklingError") or theirs in classes
+        assert {"RuntimeError", "UnpicklingError"} <= classes
+        assert ("EOFError" in classes) >= (not content)
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error) and again.status == error.status
+    else:
+        assert theirs in ("", "UnpicklingError")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_that_ends_too_early(tmp_path: Path, legacy: bool) -> None:
+    out = io.BytesIO()
+    torch.save({"a": torch.arange(6.0)}, out, _use_new_zipfile_serialization=not legacy)
+    for length in range(0, len(out.getvalue()), 29):
+        (tmp_path / "x.pt").write_bytes(out.getvalue()[:length])
+        with pytest.raises(RuntimeError) as caught:  # torch: RuntimeError of a zip, EOFError and others of the older format
+            heft.torch.load(tmp_path / "x.pt")
+        assert isinstance(caught.value, pickle.UnpicklingError) and isinstance(caught.value, heft.HeftError)
+        assert length or isinstance(caught.value, EOFError)
+    with pytest.raises(FileNotFoundError):
+        heft.torch.load("")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"c__builtin__\nset\n](h%ce\x85R.",
+        b"}h%cNs.",
+        b"ccollections\nOrderedDict\n)Rh%cNs.",
+        b"ccollections\ndefaultdict\nc__builtin__\nlist\n\x85Rh%cNs.",
+        b"]((h%c\x91e.",
+    ],
+)
+def test_a_key_that_repeats_itself_is_no_hang(body: bytes) -> None:
+    pairs = b"\x80\x04K\1q\0" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    with pytest.raises(heft.LimitError, match="too often"):
+        heft.torch.load(raw(pairs + b"0" + body.replace(b"%c", bytes([60]))))
+    key = b"\x80\x04K\1q\0" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(8))
+    assert len(heft.torch.load(raw(key + b"0" + body.replace(b"%c", bytes([8]))))) == 1
 
 
 def test_an_integer_that_needs_a_gradient_is_malformed() -> None:

@@ -203,10 +203,10 @@ heft_status heft__value_storage(heft__value_walk *walk, const heft__pk_cell *cel
 static heft_status wrong_call(const heft__value_walk *walk, const heft__pk_cell *cell,
                               heft_error *err)
 {
-    const heft__pk_cell *name = &cell->as.object->items[0];
+    char name[128];
+    heft__value_class_name(walk->build->pickle, cell, name);
     return heft__fail_at(err, HEFT_FORMAT, heft__value_offset(walk, cell),
-                         "arguments of '%.*s' are of wrong types", (int)name->as.text.length,
-                         heft__pk_text(walk->build->pickle, name));
+                         "arguments of '%s' are of wrong types", name);
 }
 
 /* complex(1.0, 2.0) */

@@ -146,7 +146,7 @@ heft_status heft__value_name(heft__value_walk *walk, uint64_t at, const char **n
 }
 
 /* ---- objects that are not read --------------------------------------------------------------- */
-static void name_of_class(const heft__pickle *pickle, const heft__pk_cell *cell, char name[128])
+void heft__value_class_name(const heft__pickle *pickle, const heft__pk_cell *cell, char name[128])
 {
     const heft__pk_cell *from = cell->kind == HEFT__PK_CALL ? &cell->as.object->items[0] : cell;
     if (from->kind == HEFT__PK_GLOBAL && from->global != HEFT__PKG_UNKNOWN) {
@@ -196,7 +196,7 @@ heft_status heft__value_object(heft__value_walk *walk, const heft__pk_cell *cell
     if (maker) {
         snprintf(name, sizeof name, "%s", maker);
     } else {
-        name_of_class(walk->build->pickle, cell, name);
+        heft__value_class_name(walk->build->pickle, cell, name);
     }
     heft_status status = find_class(walk, cell, name, &class, err);
     if (status == HEFT_OK) {

@@ -86,6 +86,8 @@ heft_status heft__value_path(heft__value_walk *walk, const heft__value_frame *fr
 /* The name of the next tensor: its path if that is a name that no other has, otherwise its number. */
 heft_status heft__value_name(heft__value_walk *walk, uint64_t at, const char **name,
                              heft_error *err);
+/* The class of an object or what makes it, in the list or not. */
+void heft__value_class_name(const heft__pickle *pickle, const heft__pk_cell *cell, char name[128]);
 /* An object that is not read, by its class or what makes it (NULL: by its class). */
 heft_status heft__value_object(heft__value_walk *walk, const heft__pk_cell *cell, const char *maker,
                                heft_error *err);

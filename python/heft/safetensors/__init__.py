@@ -1,7 +1,7 @@
 """The interface of the library safetensors, over heft: ``safe_open``, ``SafetensorError``.
 
 ``heft.safetensors.torch`` and ``heft.safetensors.numpy`` are its submodules. What differs is in
-docs/howto/python.md.
+docs/python.md.
 """
 
 from __future__ import annotations
