@@ -322,7 +322,8 @@ static int run_products(heft_dtype dtype)
         source[i] = (float)(int32_t)((uint32_t)i * 2654435761U) * 0x1p-31F;
     }
     k->narrow(weights, dtype, source, ROOM / element);
-    w.matrix = (heft__matrix){weights, dtype, ROWS, COLUMNS, COLUMNS, false};
+    w.matrix = (heft__matrix){
+        .data = weights, .dtype = dtype, .rows = ROWS, .columns = COLUMNS, .stride = COLUMNS};
     w.y = huge_pages((size_t)ROWS * TOKENS * sizeof *w.y);
     w.operand.data = huge_pages(k->operand_bytes(TOKENS, &w.matrix, false));
     for (size_t piece = 0; piece < k->operand_pieces(&w.operand); piece++) {

@@ -114,11 +114,17 @@ static double peak_memory(const void *data)
 /* ---- products ------------------------------------------------------------------------------------ */
 static const size_t tokens[] = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512};
 
-static double time_product(const heft__kernels *k, const void *weights, heft_dtype dtype,
-                           bool turned, size_t count, const float *x, float *y)
+static double time_product(const heft__kernels *k, const void *weights,
+                           const heft__compact *compact, heft_dtype dtype, bool turned,
+                           size_t count, const float *x, float *y)
 {
     const size_t bytes = (size_t)ROWS * COLUMNS * heft_dtype_bits(dtype) / 8;
-    heft__matrix w = {weights, dtype, ROWS, COLUMNS, turned ? ROWS : COLUMNS, turned};
+    heft__matrix w = {.dtype = dtype,
+                      .rows = ROWS,
+                      .columns = COLUMNS,
+                      .stride = turned ? ROWS : COLUMNS,
+                      .turned = turned,
+                      .compact = compact};
     heft__operand operand = {count, COLUMNS, dtype, false, turned, NULL};
     const size_t operand_bytes = (k->operand_bytes(count, &w, false) + 63) / 64 * 64;
     operand.data = aligned_alloc(64, operand_bytes);
@@ -126,6 +132,7 @@ static double time_product(const heft__kernels *k, const void *weights, heft_dty
     double best = 1e9;
     for (size_t run = 0; run < (count < 64 ? 24 : 5); run++) {
         w.data = (const char *)weights + run % (ROOM / bytes) * bytes;
+        w.compact_row = run % (ROOM / bytes) * ROWS;
         const double begin = now();
         for (size_t piece = 0; piece < k->operand_pieces(&operand); piece++) {
             k->operand_fill(&operand, x, COLUMNS, piece);
@@ -138,6 +145,40 @@ static double time_product(const heft__kernels *k, const void *weights, heft_dty
     free(scratch);
     return count == 1 ? (double)bytes / best * 1e-9
                       : 2.0 * ROWS * COLUMNS * (double)count / best * 1e-9;
+}
+
+static void print_products(const heft__kernels *k, const void *weights,
+                           const heft__compact *compact, heft_dtype dtype, bool turned,
+                           const float *x, float *y)
+{
+    printf("%-12s %-9s %-7s", k->isa, heft_dtype_name(dtype),
+           turned    ? "turned"
+           : compact ? "compact"
+                     : "");
+    for (size_t t = 0; t < COUNT(tokens); t++) {
+        printf(" %6.1f", time_product(k, weights, compact, dtype, turned, tokens[t], x, y));
+        fflush(stdout);
+    }
+    printf("\n");
+}
+
+/* The same weights in 12 bits each; rates are those of 16. */
+static void compact_products(const heft__kernels *k, void *weights, const float *x, float *y)
+{
+    const size_t rows = ROOM / 2 / COLUMNS;
+    uint32_t *first = aligned_alloc(64, (rows + 64) * sizeof *first);
+    uint16_t *room = aligned_alloc(64, COLUMNS * sizeof *room);
+    struct heft__compact_codes codes;
+    if (k->compact_survey(weights, rows, COLUMNS, &codes, first)) {
+        uint32_t *exceptions = aligned_alloc(64, ((size_t)first[rows] + 64) / 16 * 64);
+        k->compact_rows(weights, rows, COLUMNS, &codes, first, exceptions, room);
+        heft__compact compact = {weights, first, exceptions, rows, COLUMNS, {0}};
+        k->compact_table(&codes, compact.high);
+        print_products(k, weights, &compact, HEFT_DTYPE_BF16, false, x, y);
+        free(exceptions);
+    }
+    free(first);
+    free(room);
 }
 
 static void products(const heft__kernels *k, const float *source)
@@ -154,12 +195,10 @@ static void products(const heft__kernels *k, const float *source)
                       some);
         }
         for (int turned = 0; turned < 2; turned++) {
-            printf("%-12s %-9s %-7s", k->isa, heft_dtype_name(dtypes[d]), turned ? "turned" : "");
-            for (size_t t = 0; t < COUNT(tokens); t++) {
-                printf(" %6.1f", time_product(k, weights, dtypes[d], turned != 0, tokens[t], x, y));
-                fflush(stdout);
-            }
-            printf("\n");
+            print_products(k, weights, NULL, dtypes[d], turned != 0, x, y);
+        }
+        if (dtypes[d] == HEFT_DTYPE_BF16) {
+            compact_products(k, weights, x, y);
         }
         munmap(weights, ROOM);
     }

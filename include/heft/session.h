@@ -31,6 +31,8 @@ typedef struct heft_session_options {
     bool exact;
     /* Create the session even if its weights need more memory than is available, including swap. */
     bool over_limit;
+    /* heft_session_predict() reckons with weights as heft_session_compact() leaves them. */
+    bool expect_compact;
 } heft_session_options;
 
 /**
@@ -53,6 +55,27 @@ HEFT_API HEFT_MUST_CHECK heft_status heft_session_new(const heft_model *model,
                                                       heft_session **out, heft_error *err);
 /** Free a session. Its sequences must have been freed. NULL is allowed. */
 HEFT_API void heft_session_free(heft_session *session);
+
+/**
+ * Store the bfloat16 weights that the session multiplies in 12 bits each, without loss, in the memory that the
+ * model has them in. Generating tokens reads a quarter less memory for each; all results have the same bits.
+ *
+ * A weight stays as it is if it is mapped or shared, if a tensor on it or another session exists, if something
+ * else than products and rows of an embedding reads it, if its rows are not a multiple of 64 numbers, or if more
+ * than one in 256 of its numbers has an unusual exponent. Compact weights are for sessions of this model only:
+ * heft_model_tensor() and heft_model_save() return UNSUPPORTED for them. The rows take three quarters of the
+ * memory; the rest of it is not given back.
+ *
+ * @param session  borrowed; none of its passes runs
+ * @param model    borrowed; the session's. No other thread uses it meanwhile.
+ * @param err      filled on failure; may be NULL
+ *
+ * Memory   for each thread, a copy of one row, and 4 bytes for each row and each unusual number of a weight.
+ * Errors   INVALID_ARG for another model; NOMEM, CANCELLED: some weights are compact then, and all are right.
+ * Source   docs/running.md [7].
+ */
+HEFT_API HEFT_MUST_CHECK heft_status heft_session_compact(heft_session *session, heft_model *model,
+                                                          heft_error *err);
 
 /* ---- sequences ------------------------------------------------------------------------------- */
 
@@ -202,6 +225,8 @@ typedef struct heft_session_counts {
     uint64_t peak_bytes;    /* maximum of the budget in use so far */
     uint64_t scratch_bytes; /* of intermediate results */
     uint64_t passes, tokens;
+    uint64_t
+        compact_bytes; /* of the model's weights, by heft_session_compact(); counted at their full size */
 } heft_session_counts;
 HEFT_API HEFT_MUST_CHECK heft_status heft_session_facts(const heft_session *session,
                                                         heft_session_counts *counts,

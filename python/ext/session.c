@@ -437,11 +437,28 @@ static PyObject *session_counts(PyObject *object, PyObject *unused)
         raise_error(&error);
         return NULL;
     }
-    return Py_BuildValue("(KKKKKK)", (unsigned long long)counts.resident_bytes,
-                         (unsigned long long)counts.read_bytes,
-                         (unsigned long long)counts.peak_bytes,
-                         (unsigned long long)counts.scratch_bytes,
-                         (unsigned long long)counts.passes, (unsigned long long)counts.tokens);
+    return Py_BuildValue(
+        "(KKKKKKK)", (unsigned long long)counts.resident_bytes,
+        (unsigned long long)counts.read_bytes, (unsigned long long)counts.peak_bytes,
+        (unsigned long long)counts.scratch_bytes, (unsigned long long)counts.passes,
+        (unsigned long long)counts.tokens, (unsigned long long)counts.compact_bytes);
+}
+
+/* The caller knows that nobody else uses the model. */
+static PyObject *session_compact(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    Session *self = (Session *)object;
+    heft_session *session = session_use(self);
+    struct call call;
+    if (!session) {
+        return NULL;
+    }
+    call_begin(&call, NULL);
+    const bool done =
+        call_end(&call, heft_session_compact(session, self->owner->model, &call.error));
+    session_leave(self);
+    return done ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *ids_of(const heft_generation_ids *ids)
@@ -542,6 +559,10 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(pool_doc, "pool($self, mode, normalize, most_width, tokens, /)\n--\n\n"
                        "Make embeddings of the last pass's states: (width, float32 bytes).");
 PyDoc_STRVAR(counts_doc, "counts($self, /)\n--\n\nReturn the numbers of heft_session_facts().");
+PyDoc_STRVAR(compact_doc,
+             "compact($self, /)\n--\n\n"
+             "Store weights in 12 bits, as heft_session_compact(). Nobody else may use the "
+             "model meanwhile.");
 PyDoc_STRVAR(describe_doc, "describe($self, /)\n--\n\nReturn what the session takes and makes.");
 PyDoc_STRVAR(sequence_of_doc, "sequence($self, capacity, encoded, /)\n--\n\n"
                               "Return an empty sequence.");
@@ -555,6 +576,7 @@ static PyMethodDef session_methods[] = {
     {"sample",   session_sample,   METH_VARARGS, sample_doc     },
     {"pool",     session_pool,     METH_VARARGS, pool_doc       },
     {"counts",   session_counts,   METH_NOARGS,  counts_doc     },
+    {"compact",  session_compact,  METH_NOARGS,  compact_doc    },
     {"describe", session_describe, METH_NOARGS,  describe_doc   },
     {"sequence", session_sequence, METH_VARARGS, sequence_of_doc},
     {"close",    session_close,    METH_NOARGS,  close_doc      },

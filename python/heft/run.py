@@ -40,6 +40,7 @@ __all__ = [
 
 _PASS_TOKENS = 512  # of heft_session_options
 _EMBED_PASSES = 32  # whose states are in memory at once
+_COMPACT_TOKENS, _COMPACT_ROWS = 32, 8  # from so many new tokens on, weights are stored in 12 bits first; as `heft run`
 _POOLING = {"mean": 0, "cls": 1, "last": 2}
 
 
@@ -56,6 +57,8 @@ class Facts(NamedTuple):
         scratch_bytes: of intermediate results.
         passes: passes so far.
         tokens: tokens in them.
+        compact_bytes: of the weights in memory, those that were stored in 12 bits instead of 16 for long texts, without
+            loss; at their full size.
     """
 
     resident_bytes: int
@@ -64,6 +67,7 @@ class Facts(NamedTuple):
     scratch_bytes: int
     passes: int
     tokens: int
+    compact_bytes: int
 
 
 class Outputs(dict[str, "Any"]):
@@ -188,7 +192,7 @@ class Session(Closing):
         LimitError: a maximum in which one block with its results does not fit, with both sizes.
     """
 
-    __slots__ = ("__weakref__", "_about", "_has_warned", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
+    __slots__ = ("__weakref__", "_about", "_has_warned", "_is_alone", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
 
     def __init__(
         self,
@@ -225,6 +229,7 @@ class Session(Closing):
                 class_name=class_name, variant=variant, subfolder=subfolder, mode=mode, progress=progress,
             )  # fmt: skip
             budget = self._model._facts["room_bytes"]
+        self._is_alone = not isinstance(source, Model)  # nobody else has the model
         self._raw = _heft.Session(self._model._raw, budget, self._pass_tokens, exact, over_limit)
         self._about: dict[str, Any] = self._raw.describe()
         self._has_warned = False
@@ -234,6 +239,7 @@ class Session(Closing):
     @property
     def model(self) -> Model:
         """The model, for more sessions."""
+        self._is_alone = False
         return self._model
 
     @property
@@ -638,6 +644,9 @@ class Session(Closing):
         streams = [self._words().stream() if is_text else None for _ in range(len(batch))]
         try:
             with self._lock:
+                if self._is_alone and count >= _COMPACT_TOKENS and len(batch) <= _COMPACT_ROWS:
+                    self._is_alone = False  # once
+                    self._raw.compact()
                 self._begin(batch, texts, count)
                 going = list(range(len(texts)))
                 self._raw.run(batch.rows("last", [text.sequence for text in texts]), ("logits",))

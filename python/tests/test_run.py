@@ -174,6 +174,30 @@ def test_memory_does_not_change_the_ids(slow: Path) -> None:
     assert heft.run.Session(on_disk).generate(PROMPT, max_new_tokens=4, ignore_eos=True).ids == expected
 
 
+def test_compact_weights_do_not_change_the_ids(slow: Path) -> None:
+    model = heft.run.Model(slow)
+    shared = heft.run.Session(model)
+    expected = shared.generate(PROMPT, max_new_tokens=40, ignore_eos=True).ids
+    assert shared.facts.compact_bytes == 0  # another session might have the model
+    with heft.run.Session(slow) as session:
+        assert session.generate(PROMPT, max_new_tokens=31, ignore_eos=True).ids == expected[:31]
+        assert session.facts.compact_bytes == 0
+        assert session.generate(PROMPT, max_new_tokens=40, ignore_eos=True).ids == expected
+        can = session.isa != "plain"
+        assert (session.facts.compact_bytes > model.nbytes // 2) == can
+        assert [piece.id for piece in session.stream(PROMPT, max_new_tokens=40, ignore_eos=True)] == expected
+        later = heft.run.Session(session.model)  # of compact weights
+        assert later.generate(PROMPT, max_new_tokens=40, ignore_eos=True).ids == expected
+        assert session.generate_batch([PROMPT] * 9, max_new_tokens=33, ignore_eos=True)[8].ids == expected[:33]
+    with heft.run.Session(slow) as session:
+        assert session.model is not None  # somebody may use it
+        session.generate(PROMPT, max_new_tokens=40, ignore_eos=True)
+        assert session.facts.compact_bytes == 0
+    with heft.run.Session(slow, mode="map") as session:
+        assert session.generate(PROMPT, max_new_tokens=40, ignore_eos=True).ids == expected
+        assert session.facts.compact_bytes == 0
+
+
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3}, {"mode": "map"}, {"mode": "copy"}, {"exact": True}], ids=str)
 def test_options_that_do_not_change_the_ids(options: dict[str, Any], llama: Path) -> None:
     expected = heft.run.Session(llama).generate(PROMPT, max_new_tokens=8).ids

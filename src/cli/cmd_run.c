@@ -261,6 +261,10 @@ static heft_status load(struct running *r, heft_error *err)
         r->ids = HEFT_SIZED(heft_generation_ids);
         status = heft_session_ids(r->session, &r->ids, err);
     }
+    if (status == HEFT_OK && !r->weights.plan &&
+        (r->talks || cli_run_compacts(r->new_tokens, r->inputs.count))) {
+        status = heft_session_compact(r->session, r->weights.model, err);
+    }
     return status;
 }
 
@@ -682,6 +686,7 @@ static heft_status print_json(const cli_run *run, const struct running *r,
     }
     cli_json_u64(&json, "bytes_read", facts->read_bytes);
     cli_json_u64(&json, "resident_bytes", facts->resident_bytes);
+    cli_json_u64(&json, "compact_bytes", facts->compact_bytes);
     cli_json_u64(&json, "peak_bytes", facts->peak_bytes);
     cli_json_string(&json, "isa", heft_session_isa(r->session));
     cli_json_memory(&json, "memory", &run->memory);

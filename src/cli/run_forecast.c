@@ -6,6 +6,8 @@
 
 /* Of what is computed instead of read. More than this are weights that would be made up. */
 #define RESIDENT_MOST ((uint64_t)16 << 20)
+#define COMPACT_TOKENS 32
+#define COMPACT_SEQUENCES 8
 
 /* What the process may use: --memory, or what the machine or a container has left, less an eighth for
  * others. 0: not known. */
@@ -26,6 +28,11 @@ cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes)
         return (cli_run_mode){true, room};
     }
     return (cli_run_mode){false, memory_bytes ? room - model_bytes : 0};
+}
+
+bool cli_run_compacts(uint64_t new_tokens, size_t sequences)
+{
+    return new_tokens >= COMPACT_TOKENS && sequences <= COMPACT_SEQUENCES;
 }
 
 /* A plan in which everything stays in its files. */
@@ -181,7 +188,8 @@ heft_status cli_run_forecast(heft_source *source, const heft_load_options *load,
         mode.disk || memory_bytes == 0 ? mode.session_bytes : mode.session_bytes + model_bytes;
     *out = (cli_forecast){.context = context, .weights = mode.disk ? "disk" : "memory"};
     const heft_session_options options =
-        HEFT_OPTIONS(heft_session_options, .memory_bytes = budget, .over_limit = true);
+        HEFT_OPTIONS(heft_session_options, .memory_bytes = budget, .over_limit = true,
+                     .expect_compact = !mode.disk);
     heft_status status = open_model(source, load, &model, &lacks, &why);
     if (status == HEFT_OK && !lacks) {
         status = heft_session_new(model, &options, &session, &why);

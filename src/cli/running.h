@@ -110,6 +110,10 @@ typedef struct cli_run_mode {
 /* memory_bytes: of --memory, more than CLI_RUN_BESIDE; 0: what the machine has left. */
 cli_run_mode cli_run_choose(uint64_t memory_bytes, uint64_t model_bytes);
 
+/* Whether so many tokens of so many sequences are worth making weights compact first, which takes as long as
+ * some tokens. A batch is not bound by memory. */
+bool cli_run_compacts(uint64_t new_tokens, size_t sequences);
+
 typedef struct cli_run_weights {
     heft_load_options load;       /* in */
     heft_session_options session; /* in; the memory that is left for it out */

@@ -45,6 +45,15 @@ INLINE size_t operand_element_bytes(enum kind kind)
     return kind == KIND_PAIRS ? 2 : 4;
 }
 
+/* Of bfloat16 weights. */
+INLINE chunk chunk_of(words bits, enum kind kind)
+{
+    chunk c = {0};
+    c.part[0] = kind == KIND_PAIRS ? (floats)bits : (floats)(bits << 16);
+    c.part[1] = (floats)(bits & 0xffff0000U);
+    return c;
+}
+
 INLINE chunk load_weights(const char *w, enum kind kind)
 {
     chunk c = {0};
@@ -55,8 +64,7 @@ INLINE chunk load_weights(const char *w, enum kind kind)
     } else {
         words bits;
         memcpy(&bits, w, sizeof bits);
-        c.part[0] = kind == KIND_PAIRS ? (floats)bits : (floats)(bits << 16);
-        c.part[1] = (floats)(bits & 0xffff0000U);
+        c = chunk_of(bits, kind);
     }
     return c;
 }

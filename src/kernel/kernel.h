@@ -31,7 +31,27 @@ typedef struct heft__matrix {
     size_t rows, columns;
     size_t stride; /* elements from one stored row to the next */
     bool turned;
+    const struct heft__compact *compact; /* instead of data: BF16, not turned; NULL: none */
+    size_t compact_row;                  /* the one of it that is row 0 */
 } heft__matrix;
+
+/* A BF16 matrix in 12 bits a weight, without loss; compact.h says how a row lies. */
+typedef struct heft__compact {
+    const uint8_t *rows;        /* [row_count][columns * 3 / 2] */
+    const uint32_t *first;      /* [row_count + 1] the first exception of each row */
+    const uint32_t *exceptions; /* column << 16 | weight, by rows and columns */
+    size_t row_count, columns;  /* columns: a multiple of the block */
+    uint8_t high[16];           /* high bytes by their code */
+} heft__compact;
+#define HEFT__COMPACT_BLOCK ((size_t)64)
+#define HEFT__COMPACT_EXCEPTIONS                                                                   \
+    256 /* of so many weights one may be an exception, otherwise a matrix stays as it is */
+
+/* Which high bytes have a code. */
+struct heft__compact_codes {
+    uint8_t first; /* exponents / 2: 8 neighbors from here on */
+    bool zero;     /* 7, and 0 */
+};
 
 /* Up to so many tokens dot products are faster than panels, whose lanes would be empty. */
 #define HEFT__FEW_TOKENS 8
@@ -126,6 +146,19 @@ typedef struct heft__kernels {
     void (*product)(float *y, size_t y_stride, const heft__operand *operand, const heft__matrix *w,
                     const float *bias, size_t first, size_t last, void *scratch);
     size_t product_scratch, product_rows;
+
+    /* Whether products with compact matrices are faster than with others where memory bounds them. */
+    bool compacts;
+    /* Choose codes for w[rows][columns] and count exceptions: first[rows + 1]. False: it is to stay as it is. */
+    bool (*compact_survey)(const uint16_t *w, size_t rows, size_t columns,
+                           struct heft__compact_codes *codes, uint32_t *first);
+    /* Pack it in its place, where its rows take three quarters then. exceptions[first[rows]]; room[columns] */
+    void (*compact_rows)(void *data, size_t rows, size_t columns,
+                         const struct heft__compact_codes *codes, const uint32_t *first,
+                         uint32_t *exceptions, uint16_t *room);
+    void (*compact_table)(const struct heft__compact_codes *codes, uint8_t high[16]);
+    /* A row as it was: to[columns] */
+    void (*unpack_row)(uint16_t *to, const heft__compact *compact, size_t row);
 
     /* Attention of the query heads of kv head `head` (heads / kv_heads of them), queries first .. last - 1.
      * scratch: attend_scratch(a, keys->count) bytes, aligned to 64. */

@@ -54,6 +54,15 @@ void HEFT__KERNEL(panel)(float *y, size_t y_stride, const heft__operand *operand
 #define HEFT__PANEL_SCRATCH                                                                        \
     (HEFT__PANEL_ROWS * (HEFT__PANEL_TOKENS + HEFT__PANEL_PITCH) * sizeof(float))
 
+/* ---- compact_kernels.c ------------------------------------------------------------------------------ */
+bool HEFT__KERNEL(compact_survey)(const uint16_t *w, size_t rows, size_t columns,
+                                  struct heft__compact_codes *codes, uint32_t *first);
+void HEFT__KERNEL(compact_rows)(void *data, size_t rows, size_t columns,
+                                const struct heft__compact_codes *codes, const uint32_t *first,
+                                uint32_t *exceptions, uint16_t *room);
+void HEFT__KERNEL(compact_table)(const struct heft__compact_codes *codes, uint8_t high[16]);
+void HEFT__KERNEL(unpack_row)(uint16_t *to, const heft__compact *compact, size_t row);
+
 /* ---- attend_kernels.c ---------------------------------------------------------------------------- */
 void HEFT__KERNEL(attend)(const heft__attention *a, const heft__queries *queries,
                           const heft__keys *keys, size_t head, size_t first, size_t last,

@@ -9,6 +9,7 @@
  * The weights are read as they lie: nothing is packed. A tile of them stays in the second cache and
  * is used for 256 tokens. Sums are added per 1024 columns, so a range's cut changes no bit. */
 #include "kernel/chunk.h"
+#include "kernel/compact.h"
 #include "kernel/level.h"
 #include "kernel/tile.h"
 
@@ -58,6 +59,45 @@ INLINE void widen_rows(const struct product *p, heft_dtype dtype)
     }
 }
 
+/* Of a compact matrix: as BF16, or widened, to[rows][HEFT__PANEL_PITCH]; rows together as above. */
+INLINE void unpack_together(const struct product *p, size_t r, const bool widened,
+                            const size_t count)
+{
+    const heft__compact *compact = p->w->compact;
+    const size_t first = p->w->compact_row + p->row + r;
+    uint16_t *to = (uint16_t *)(void *)p->wide + r * HEFT__PANEL_PITCH;
+    float *wide = p->wide + r * HEFT__PANEL_PITCH;
+    struct compact_row at[4];
+    for (size_t i = 0; i < count; i++) {
+        at[i] = compact_row_at(compact, first + i, p->column);
+    }
+    for (size_t c = 0; c < p->columns; c += BLOCK) {
+        for (size_t i = 0; i < count; i++) {
+            const uint8_t *later = compact_block_at(compact, first + i + count, p->column + c);
+            __builtin_prefetch(later);
+            __builtin_prefetch(later + 64);
+            const block b = unpack_block(&at[i], p->column + c, compact->high);
+            if (!widened) {
+                memcpy(to + i * HEFT__PANEL_PITCH + c, &b, sizeof b);
+            }
+            for (size_t k = 0; widened && k < BLOCK; k += LANES) {
+                store(wide + i * HEFT__PANEL_PITCH + c + k, load_as(&b, k, HEFT_DTYPE_BF16));
+            }
+        }
+    }
+}
+
+INLINE void unpack_rows(const struct product *p, const bool widened)
+{
+    size_t r = 0;
+    for (; r + 4 <= p->rows; r += 4) {
+        unpack_together(p, r, widened, 4);
+    }
+    for (; r < p->rows; r++) {
+        unpack_together(p, r, widened, 1);
+    }
+}
+
 /* [columns][HEFT__PANEL_ROWS], as they lie. */
 INLINE void copy_turned(const struct product *p, heft_dtype dtype)
 {
@@ -87,6 +127,10 @@ INLINE struct tile_weights weights_as(const struct product *p, heft_dtype dtype)
 
 static struct tile_weights weights_of(const struct product *p)
 {
+    if (p->w->compact) {
+        unpack_rows(p, true);
+        return (struct tile_weights){.w = p->wide, .row_step = HEFT__PANEL_PITCH, .step = 1};
+    }
     return p->w->dtype == HEFT_DTYPE_F32    ? weights_as(p, HEFT_DTYPE_F32)
            : p->w->dtype == HEFT_DTYPE_BF16 ? weights_as(p, HEFT_DTYPE_BF16)
                                             : weights_as(p, HEFT_DTYPE_F16);
@@ -135,8 +179,10 @@ INLINE void pair_tile(float *sums, const float *p, const uint16_t *w, size_t row
 INLINE void pair_tiles_of(const struct product *p, float *sums, const float *panel,
                           const size_t vectors)
 {
-    const uint16_t *w = (const uint16_t *)p->w->data + p->row * p->w->stride + p->column;
-    const size_t most = TILE_ROWS(vectors), step = p->w->stride;
+    const uint16_t *w = p->w->compact
+                            ? (const uint16_t *)(const void *)p->wide
+                            : (const uint16_t *)p->w->data + p->row * p->w->stride + p->column;
+    const size_t most = TILE_ROWS(vectors), step = p->w->compact ? HEFT__PANEL_PITCH : p->w->stride;
     size_t r = 0;
     for (; p->rows - r >= most; r += most) {
         pair_tile(sums + r * vectors * LANES, panel, w + r * step, step, p->columns, vectors, most);
@@ -186,6 +232,8 @@ static void add_part(const struct product *p, size_t first, size_t last)
     struct tile_weights weights = {0};
     if (!p->pairs) {
         weights = weights_of(p);
+    } else if (p->w->compact) {
+        unpack_rows(p, false);
     }
     for (size_t t = first; t < last; t += TILE_TOKENS) {
         const size_t width = width_of(p, t);

@@ -8,6 +8,11 @@
 #else
 #define ISA NAME(HEFT__KERNEL_LEVEL)
 #endif
+#if defined(__AVX2__) || defined(__aarch64__)
+#define COMPACTS true /* a shuffle looks 16 or more codes up at once */
+#else
+#define COMPACTS false
+#endif
 
 const heft__kernels HEFT__KERNEL(kernels) = {
     .isa = ISA,
@@ -17,6 +22,11 @@ const heft__kernels HEFT__KERNEL(kernels) = {
     .product = HEFT__KERNEL(product),
     .product_scratch = HEFT__PANEL_SCRATCH,
     .product_rows = HEFT__PANEL_ROWS,
+    .compacts = COMPACTS,
+    .compact_survey = HEFT__KERNEL(compact_survey),
+    .compact_rows = HEFT__KERNEL(compact_rows),
+    .compact_table = HEFT__KERNEL(compact_table),
+    .unpack_row = HEFT__KERNEL(unpack_row),
     .attend = HEFT__KERNEL(attend),
     .attend_scratch = HEFT__KERNEL(attend_scratch),
     .widen = HEFT__KERNEL(widen),

@@ -304,6 +304,9 @@ void heft_model_free(heft_model *model)
     if (model->homes) {
         model->free_homes(model->homes);
     }
+    if (model->compact) {
+        heft__free(ctx, model->compact, model->count * sizeof *model->compact);
+    }
     heft_config_free(model->config);
     heft__arena_fini(&model->arena);
     heft__free(ctx, model, sizeof *model);
@@ -375,6 +378,9 @@ void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64
                       heft_parameter_state state)
 {
     heft_storage_unref(model->bindings[i].storage);
+    if (model->compact) {
+        model->compact[i] = NULL;
+    }
     model->bindings[i] = (heft__binding){.storage = storage, .byte_offset = byte_offset};
     model->parameters[i].state = state;
 }
@@ -395,9 +401,11 @@ heft_status heft_model_tensor(const heft_model *model, size_t i, heft_tensor **o
     const heft_tensor_spec spec =
         HEFT_OPTIONS(heft_tensor_spec, .dtype = parameter->dtype, .rank = parameter->rank,
                      .shape = parameter->shape, .offset_bytes = binding->byte_offset);
-    heft_status status = binding->storage ? heft_tensor_new(binding->storage, &spec, out, err)
-                                          : heft__fail(err, HEFT_NOT_FOUND, "%s",
-                                                       heft__why_absent(parameter->state));
+    heft_status status =
+        heft__model_compact(model, i) ? heft__fail(err, HEFT_UNSUPPORTED, "%s", HEFT__IS_COMPACT)
+        : binding->storage
+            ? heft_tensor_new(binding->storage, &spec, out, err)
+            : heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state));
     return heft__add_item(status, err, parameter->name);
 }
 

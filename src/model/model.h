@@ -119,7 +119,9 @@ struct heft_model {
                                    that is in it */
     const heft__init_rule **rules; /* [count] equal ones are one */
     heft__binding *bindings;       /* [count] */
-    heft__place *places;           /* [count]; NULL: all tensors are the same there */
+    /* [count] of those whose memory has them in compact form; NULL: of none. heft_session_compact() makes them. */
+    const struct heft__compact **compact;
+    heft__place *places; /* [count]; NULL: all tensors are the same there */
     /* In pre-order and the order of registration: those that hold parameters or buffers, and their
      * ancestors. Transformers' `_metadata` lists modules without any (dropout, activations) too. */
     heft_module *modules;      /* [module_count] */
@@ -146,6 +148,13 @@ struct heft_model {
 /* Drop a parameter's binding and take a new one: takes the caller's reference on storage. */
 void heft__model_bind(heft_model *model, size_t i, heft_storage *storage, uint64_t byte_offset,
                       heft_parameter_state state);
+
+/* The compact form that a parameter has in its memory; NULL: elements lie row by row. */
+static inline const struct heft__compact *heft__model_compact(const heft_model *model, size_t i)
+{
+    return model->compact ? model->compact[i] : NULL;
+}
+#define HEFT__IS_COMPACT "is stored for sessions only (heft_session_compact)"
 
 /* The model's own copy of its config; lent. */
 const heft_config *heft__model_config(const heft_model *model);

@@ -128,8 +128,10 @@ const heft_tensor *heft_lease_view(const heft_lease *lease, size_t parameter)
     if (!lease || !has_parameter(lease, parameter)) {
         return NULL;
     }
-    const heft_tensor *view = &lease->residency->views[parameter];
-    return view->data ? view : NULL;
+    const heft_residency *r = lease->residency;
+    const heft_tensor *view = &r->views[parameter];
+    const bool compact = heft__model_compact(r->model, heft__whole_of(r, parameter));
+    return view->data && !compact ? view : NULL;
 }
 
 /* Called when a tensor's storage has no reference any more. */
@@ -213,7 +215,9 @@ heft_status heft_lease_tensor(const heft_lease *lease, size_t parameter, heft_te
     const bool brought = r->brought_at[parameter] != SIZE_MAX;
     heft_storage *storage = NULL;
     heft_status status = HEFT_OK;
-    if (brought) {
+    if (heft__model_compact(r->model, heft__whole_of(r, parameter))) {
+        status = heft__fail(err, HEFT_UNSUPPORTED, "parameter %zu %s", parameter, HEFT__IS_COMPACT);
+    } else if (brought) {
         status = wrap(lease, parameter, &storage, err);
     } else if (bound->storage) {
         storage = heft_storage_ref(bound->storage);

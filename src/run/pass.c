@@ -580,7 +580,13 @@ const float *heft__pass_vector(heft__pass *p, size_t parameter, size_t expected)
     }
     float *vector = heft__pass_take(p, expected, sizeof *vector);
     const heft_tensor *view = heft__pass_view(p, parameter);
+    heft__compact_note_other(p, parameter);
     if (!view || !vector) {
+        return NULL;
+    }
+    if (heft__compact_of(p, parameter)) { /* no dry run has seen this use */
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' is compact: only products read it",
+                        name);
         return NULL;
     }
     p->kernels->widen(vector, view->data, view->dtype, expected);
@@ -839,15 +845,18 @@ heft_status heft__pass_new(const heft_model *model, heft_residency *residency, b
     const size_t threads = heft__threads(ctx);
     heft__pass *p = heft__alloc_zero(ctx, 1, sizeof *p);
     atomic_bool *lanes = heft__alloc_zero(ctx, threads, sizeof *lanes);
-    if (!p || !lanes) {
+    heft__use *uses = heft__alloc_zero(ctx, model->count + 1, sizeof *uses);
+    if (!p || !lanes || !uses) {
         heft__free(ctx, p, sizeof *p);
         heft__free(ctx, lanes, threads * sizeof *lanes);
+        heft__free(ctx, uses, (model->count + 1) * sizeof *uses);
         return heft__fail_nomem(err, sizeof *p);
     }
     p->ctx = heft__ctx_ref(ctx);
     p->model = model;
     p->residency = residency;
     p->kernels = heft__kernels_best();
+    p->uses = uses;
     p->exact = exact;
     p->cache_dtype = exact || (model->dtype != HEFT_DTYPE_BF16 && model->dtype != HEFT_DTYPE_F16)
                          ? HEFT_DTYPE_F32
@@ -884,6 +893,7 @@ void heft__pass_free(heft__pass *p)
     heft__free(ctx, p->scratch_block, p->scratch_bytes + ALIGNMENT);
     heft__free(ctx, p->lane_block, p->lane_block_bytes);
     heft__free(ctx, p->lanes, p->lane_count * sizeof *p->lanes);
+    heft__free(ctx, p->uses, (p->model->count + 1) * sizeof *p->uses);
     heft__free(ctx, p, sizeof *p);
     heft_ctx_free(ctx);
 }

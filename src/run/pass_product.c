@@ -115,6 +115,28 @@ static void run_product(struct product *product)
                         product);
 }
 
+/* The weight begins at element `first` of a parameter or slice. */
+static void set_data(heft__pass *p, size_t weight, uint64_t first, const heft_tensor *view,
+                     heft__matrix *w)
+{
+    const heft__compact *compact = heft__compact_of(p, weight);
+    if (!compact) {
+        w->data = (const uint8_t *)view->data + first * (heft_dtype_bits(w->dtype) / 8);
+        return;
+    }
+    first += heft__slice_first(p->residency, weight);
+    if (w->turned || w->stride != w->columns || w->columns != compact->columns ||
+        first % w->columns != 0) { /* no dry run has seen this use */
+        heft__pass_fail(p, HEFT_UNSUPPORTED, "parameter '%s' is compact: its rows have %zu numbers",
+                        p->model->parameters[heft__whole_of(p->residency, weight)].name,
+                        compact->columns);
+        w->rows = 0;
+        return;
+    }
+    w->compact = compact;
+    w->compact_row = (size_t)(first / w->columns);
+}
+
 /* y = x w^T + bias; `w` without its data: that of the parameter or slice, from element `first` on. */
 static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__matrix w,
                            size_t bias, uint64_t bias_first, heft__rows x)
@@ -122,7 +144,8 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
     struct product product = {.p = p, .w = w, .x = x};
     product.y = heft__pass_rows(p, x.count, w.rows);
     const size_t mark = heft__mark(p);
-    heft__tally_product(p, x.count, &w);
+    heft__compact_note_product(p, weight, first, &w);
+    heft__tally_product(p, x.count, &w, heft__compact_expected(p, weight));
     if (bias != HEFT__NONE && (p->dry || x.count > 0)) {
         uint64_t all = 0;
         (void)heft__shape_elems(p->residency->views[bias].shape, p->residency->views[bias].rank,
@@ -137,7 +160,7 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
     }
     const heft_tensor *view = p->dry || x.count > 0 ? heft__pass_view(p, weight) : NULL;
     if (view) {
-        product.w.data = (const uint8_t *)view->data + first * (heft_dtype_bits(w.dtype) / 8);
+        set_data(p, weight, first, view, &product.w);
     }
     run_product(&product);
     heft__release(p, mark);
@@ -243,6 +266,18 @@ static void read_rows(heft__pass *p, size_t table, const int32_t *ids, int32_t o
     heft__release(p, mark);
 }
 
+static void copy_compact_rows(heft__pass *p, const heft__compact *compact, const int32_t *ids,
+                              int32_t offset, heft__rows y)
+{
+    const size_t mark = heft__mark(p);
+    uint16_t *row = heft__pass_take(p, y.width, sizeof *row);
+    for (size_t i = 0; row && i < y.count; i++) {
+        p->kernels->unpack_row(row, compact, (size_t)(ids[i] + offset));
+        p->kernels->widen(y.x + i * y.width, row, HEFT_DTYPE_BF16, y.width);
+    }
+    heft__release(p, mark);
+}
+
 static bool ids_are_good(heft__pass *p, size_t table, const int32_t *ids, size_t count,
                          int32_t offset)
 {
@@ -269,6 +304,7 @@ heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size
     }
     const heft_parameter *shown = &p->model->parameters[table];
     heft__rows y = heft__pass_rows(p, count, (size_t)shown->shape[1]);
+    heft__compact_note_rows(p, table, y.width);
     if (p->dry) {
         const size_t mark = heft__mark(p);
         (void)heft__pass_take(p, y.width, heft_dtype_bits(shown->dtype) / 8);
@@ -283,8 +319,12 @@ heft__rows heft__embed(heft__pass *p, const char *name, const int32_t *ids, size
         return y;
     }
     const heft_tensor *view = heft__pass_view(p, table);
+    const heft__compact *compact = heft__compact_of(p, table);
     const size_t bytes = y.width * (heft_dtype_bits(shown->dtype) / 8);
-    for (size_t i = 0; view && i < count; i++) {
+    if (compact) {
+        copy_compact_rows(p, compact, ids, offset, y);
+    }
+    for (size_t i = 0; view && !compact && i < count; i++) {
         p->kernels->widen(y.x + i * y.width,
                           (const uint8_t *)view->data + (size_t)(ids[i] + offset) * bytes,
                           shown->dtype, y.width);

@@ -131,6 +131,11 @@ typedef struct heft__result {
     size_t count, width;
 } heft__result;
 
+typedef struct heft__use { /* how a parameter is read: compact.c */
+    size_t columns;        /* of the rows in which it is */
+    uint8_t ways;
+} heft__use;
+
 typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
     const char *layer_type;
     size_t width;
@@ -142,8 +147,8 @@ typedef struct heft__rope_memory { /* frequencies of one rotary embedding */
 #define HEFT__KNOTS 8 /* numbers of tokens at which the time of a product is known */
 extern const size_t heft__knots[HEFT__KNOTS];
 
-/* How a product is computed: split among threads, or by one; the weight as [out, in], or turned. */
-enum { HEFT__FORM_LONE = 1, HEFT__FORM_TURNED = 2, HEFT__FORMS = 4 };
+/* How a product is computed: split among threads, or by one; the weight as [out, in], turned, or compact. */
+enum { HEFT__FORM_LONE = 1, HEFT__FORM_TURNED = 2, HEFT__FORM_COMPACT = 4, HEFT__FORMS = 6 };
 
 typedef struct heft__tally {
     uint64_t scratch_bytes;
@@ -221,6 +226,8 @@ struct heft__pass {
     heft__result *results; /* [result_count] */
     size_t result_count;
     heft__tally tally;
+    heft__use *uses; /* [parameters] noted by dry runs, under the one that others are tied to */
+    bool expects_compact; /* weights that can be compact are counted as such */
     heft__expected expected;
     bool cross_kept; /* dry runs: keys of the encoder's output are there already */
     heft__numbering numbering;
@@ -258,7 +265,7 @@ const heft__result *heft__pass_result(const heft__pass *pass, const char *name);
 /* Count, in a dry run: a product of so many tokens; rows of a table that may be read from its file; what is
  * brought in for an expert; attention of `queries` of all sequences to `keys` of each, the queries' own
  * tokens included, `kept` in a cache. */
-void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w);
+void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w, bool compact);
 void heft__tally_rows(heft__pass *p, size_t table, size_t rows);
 void heft__tally_expert(heft__pass *p, size_t parameter);
 void heft__tally_attention(heft__pass *p, const heft__attention *a, size_t queries, size_t keys,
@@ -296,6 +303,20 @@ size_t heft__pass_find_expert(heft__pass *p, const char *list, size_t i);
 void heft__pass_parallel(heft__pass *p, size_t count, heft__work_fn fn, void *user);
 /* A small vector in float32: a bias, a norm's weight. NULL in a dry run or after an error. */
 const float *heft__pass_vector(heft__pass *p, size_t parameter, size_t expected);
+
+/* ---- compact.c: weights in 12 bits ------------------------------------------------------------------ */
+/* Note, in a dry run, what reads a parameter or a slice: a product with a weight that begins at its element
+ * `first`; rows of a table; anything else. */
+void heft__compact_note_product(heft__pass *p, size_t parameter, uint64_t first,
+                                const heft__matrix *w);
+void heft__compact_note_rows(heft__pass *p, size_t parameter, size_t columns);
+void heft__compact_note_other(heft__pass *p, size_t parameter);
+/* The compact form of the parameter that this is, or is a slice of; NULL: it is plain. */
+const heft__compact *heft__compact_of(const heft__pass *p, size_t parameter);
+/* Whether it is compact, or, with expects_compact, can be. */
+bool heft__compact_expected(const heft__pass *p, size_t parameter);
+/* Of all compact parameters, as if they were plain. */
+uint64_t heft__compact_bytes(const heft_model *model);
 
 /* ---- session.c ------------------------------------------------------------------------------------ */
 struct heft_session;

@@ -41,7 +41,9 @@ struct probe {
     float *x, *y; /* [tokens][columns], [tokens][rows] */
     void *packed; /* [packed_bytes] of the operand */
     size_t tokens, chunk, packed_bytes;
-    size_t rows_most; /* of a piece */
+    size_t rows_most;      /* of a piece */
+    heft__compact compact; /* the buffer as one: any bytes are good ones */
+    uint32_t *first;       /* [row_count + 1] zeros: it has no exceptions */
 };
 
 static heft_status fill_item(void *user, size_t item, heft_error *err)
@@ -85,18 +87,21 @@ static double run_piece(struct probe *probe, const heft__matrix *w, size_t token
     return heft__probe_clock() - started;
 }
 
-/* Piece i of the buffer as a weight: [rows][2048] of at most `most` bytes, or turned, [2048][rows]. */
+/* Piece i of the buffer as a weight: [rows][2048] of at most `most` bytes, or turned, [2048][rows], or compact. */
 static heft__matrix piece_of(uint8_t *memory, size_t bytes, size_t most, heft_dtype dtype,
-                             bool turned, size_t i)
+                             unsigned form, size_t i)
 {
     const size_t row = COLUMNS * heft_dtype_bits(dtype) / 8;
-    const size_t rows = (bytes < most ? bytes : most) / row, pieces = bytes / row / rows;
+    const size_t stored = form & HEFT__FORM_COMPACT ? row / 4 * 3 : row;
+    const size_t rows = (bytes < most ? bytes : most) / row, pieces = bytes / stored / rows;
+    const bool turned = form & HEFT__FORM_TURNED;
     return (heft__matrix){.data = memory + i % pieces * rows * row,
                           .dtype = dtype,
                           .rows = rows,
                           .columns = COLUMNS,
                           .stride = turned ? rows : COLUMNS,
-                          .turned = turned};
+                          .turned = turned,
+                          .compact_row = i % pieces * rows};
 }
 
 static int compare(const void *a, const void *b)
@@ -115,19 +120,22 @@ static double median(double *each, size_t count)
 static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
                     unsigned form, size_t tokens)
 {
-    const bool lone = form & HEFT__FORM_LONE, turned = form & HEFT__FORM_TURNED;
+    const bool lone = form & HEFT__FORM_LONE;
+    const heft__compact *compact = form & HEFT__FORM_COMPACT ? &probe->compact : NULL;
     const size_t items = lone ? 1 : probe->p->lane_count * ITEMS_PER_THREAD;
     const size_t element = heft_dtype_bits(dtype) / 8, most = lone ? LONE_BYTES : PIECE_BYTES;
     const double enough = lone ? LONE_SECONDS : KNOT_SECONDS;
     double each[SAMPLES], seconds = 0, done = 0;
     size_t count = 0;
-    heft__matrix w = piece_of(memory, bytes, most, dtype, turned, 0);
+    heft__matrix w = piece_of(memory, bytes, most, dtype, form, 0);
+    w.compact = compact;
     if (tokens == heft__knots[0]) {
         (void)run_piece(probe, &w, tokens, items); /* threads are created, caches filled */
     }
     while (count == 0 || (count < SAMPLES_LEAST && seconds < LATE * enough) ||
            (count < SAMPLES && seconds < enough && done < PASSES_MOST * (double)bytes)) {
-        w = piece_of(memory, bytes, most, dtype, turned, count + 1);
+        w = piece_of(memory, bytes, most, dtype, form, count + 1);
+        w.compact = compact;
         const double taken = run_piece(probe, &w, tokens, items);
         const double piece = (double)(w.rows * w.columns * element);
         each[count++] = taken / piece;
@@ -137,26 +145,32 @@ static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dty
     return median(each, count);
 }
 
-/* The forms that the model's products have: the weights' orientations, split and by one thread. */
+/* The forms that the model's products have: the weights' orientations or compact ones, split and by one thread. */
 static void weigh_forms(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
                         const heft__tally *tally, heft__rates *rates)
 {
-    bool has[2] = {false, false};
+    bool has[HEFT__FORMS] = {false};
+    size_t split = HEFT__FORMS;
     for (size_t f = 0; f < HEFT__FORMS; f++) {
         for (size_t i = 0; i < HEFT__KNOTS; i++) {
-            has[(f & HEFT__FORM_TURNED) != 0] |= tally->weight_at[f][i] > 0;
+            has[f & ~(size_t)HEFT__FORM_LONE] |= tally->weight_at[f][i] > 0;
         }
     }
-    has[0] = has[0] || !has[1];
+    for (size_t f = 0; f < HEFT__FORMS; f += HEFT__FORM_LONE + 1) {
+        split = has[f] && split == HEFT__FORMS ? f : split;
+    }
+    if (split == HEFT__FORMS) { /* it has no products */
+        has[split = 0] = true;
+    }
     for (unsigned f = 0; f < HEFT__FORMS; f++) {
-        for (size_t i = 0; i < HEFT__KNOTS && has[(f & HEFT__FORM_TURNED) != 0]; i++) {
+        for (size_t i = 0; i < HEFT__KNOTS && has[f & ~(unsigned)HEFT__FORM_LONE]; i++) {
             rates->weight[f][i] = weigh(probe, memory, bytes, dtype, f, heft__knots[i]);
         }
     }
-    const double *split = rates->weight[has[0] ? 0 : HEFT__FORM_TURNED];
-    rates->memory = 1 / split[0];
-    rates->operations = 2 * (double)heft__knots[HEFT__KNOTS - 1] /
-                        ((double)(heft_dtype_bits(dtype) / 8) * split[HEFT__KNOTS - 1]);
+    rates->memory = (split == HEFT__FORM_COMPACT ? 0.75 : 1) / rates->weight[split][0];
+    rates->operations =
+        2 * (double)heft__knots[HEFT__KNOTS - 1] /
+        ((double)(heft_dtype_bits(dtype) / 8) * rates->weight[split][HEFT__KNOTS - 1]);
 }
 
 /* ---- what each job takes ------------------------------------------------------------------------------ */
@@ -173,7 +187,7 @@ static void weigh_jobs(struct probe *probe, uint8_t *memory, size_t bytes, heft_
 {
     const size_t items = probe->p->lane_count * ITEMS_PER_THREAD, few = 64;
     double each[SAMPLES];
-    heft__matrix w = piece_of(memory, bytes, LONE_BYTES, dtype, false, 0);
+    heft__matrix w = piece_of(memory, bytes, LONE_BYTES, dtype, 0, 0);
     w.rows = probe->p->kernels->product_rows;
     w.columns = w.stride = few;
     for (size_t i = 0; i < SAMPLES; i++) {
@@ -285,7 +299,8 @@ static heft_status weigh_attention(struct probe *probe, uint8_t *memory, size_t 
 }
 
 /* ---- all of it ------------------------------------------------------------------------------------------ */
-static heft_status make(struct probe *probe, heft_dtype dtype, heft_error *err)
+static heft_status make(struct probe *probe, const uint8_t *memory, size_t bytes, heft_dtype dtype,
+                        heft_error *err)
 {
     const size_t most = heft__knots[HEFT__KNOTS - 1];
     const heft__kernels *kernels = probe->p->kernels;
@@ -296,10 +311,17 @@ static heft_status make(struct probe *probe, heft_dtype dtype, heft_error *err)
                           64;
     probe->rows_most = PIECE_BYTES / (COLUMNS * heft_dtype_bits(dtype) / 8);
     const size_t results = most * probe->rows_most * sizeof(float);
+    const size_t rows = bytes / (COLUMNS / 2 * 3);
+    probe->first = heft__alloc_zero(probe->p->ctx, rows + 1, sizeof *probe->first);
+    probe->compact = (heft__compact){.rows = memory,
+                                     .first = probe->first,
+                                     .exceptions = probe->first,
+                                     .row_count = rows,
+                                     .columns = COLUMNS};
     probe->x = heft__alloc(probe->p->ctx, most * COLUMNS * sizeof(float));
     probe->y = heft__alloc(probe->p->ctx, results);
     probe->packed = heft__alloc(probe->p->ctx, probe->packed_bytes);
-    if (!probe->x || !probe->y || !probe->packed) {
+    if (!probe->x || !probe->y || !probe->packed || !probe->first) {
         return heft__fail_nomem(err, results);
     }
     for (size_t i = 0; i < most * COLUMNS; i++) {
@@ -315,6 +337,7 @@ static void drop(struct probe *probe, void *packed)
     heft__free(ctx, probe->x, most * COLUMNS * sizeof(float));
     heft__free(ctx, probe->y, most * probe->rows_most * sizeof(float));
     heft__free(ctx, packed, probe->packed_bytes);
+    heft__free(ctx, probe->first, (probe->compact.row_count + 1) * sizeof *probe->first);
 }
 
 heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, heft__rates *rates,
@@ -327,7 +350,7 @@ heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, h
     struct probe probe = {.p = p};
     p->status = HEFT_OK;
     p->dry = false;
-    heft_status status = make(&probe, dtype, err);
+    heft_status status = make(&probe, memory, bytes, dtype, err);
     void *packed = probe.packed;
     if (status == HEFT_OK && !heft__pass_need_lanes(p, p->kernels->product_scratch)) {
         status = heft__fail_nomem(err, p->kernels->product_scratch);

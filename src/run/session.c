@@ -251,6 +251,7 @@ heft_status heft_session_new(const heft_model *model, const heft_session_options
             heft__pass_new(model, session->residency, session->options.exact, &session->pass, err);
     }
     if (status == HEFT_OK) {
+        session->pass->expects_compact = session->options.expect_compact;
         status = first_dry_run(session, err);
     }
     if (status == HEFT_OK) {
@@ -335,6 +336,7 @@ heft_status heft_session_facts(const heft_session *session, heft_session_counts 
                                        .peak_bytes = ledger.peak_bytes,
                                        .scratch_bytes = session->reserved,
                                        .passes = session->passes,
+                                       .compact_bytes = heft__compact_bytes(session->model),
                                        .tokens = session->tokens};
     return status == HEFT_OK ? HEFT__GIVE_SIZED(counts, &given, err) : status;
 }

@@ -32,7 +32,7 @@ static void add_weight(double *weight_at, double bytes, double tokens)
     weight_at[i + 1] += bytes * f;
 }
 
-void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w)
+void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w, bool compact)
 {
     const double elems = (double)w->rows * (double)w->columns;
     const bool expert = p->expected.expert;
@@ -48,8 +48,10 @@ void heft__tally_product(heft__pass *p, size_t tokens, const heft__matrix *w)
     const heft__operand operand = {
         .tokens = whole, .columns = w->columns, .dtype = w->dtype, .turned = w->turned};
     const bool lone = heft__product_chunk(p, w, whole) >= w->rows;
-    add_weight(p->tally.weight_at[lone * HEFT__FORM_LONE + w->turned * HEFT__FORM_TURNED], bytes,
-               each > 1 ? each : 1);
+    const size_t form = (lone ? HEFT__FORM_LONE : 0) + (w->turned ? (size_t)HEFT__FORM_TURNED
+                                                        : compact ? HEFT__FORM_COMPACT
+                                                                  : 0);
+    add_weight(p->tally.weight_at[form], bytes, each > 1 ? each : 1);
     p->tally.products += used;
     p->tally.splits += used * (!lone + (p->kernels->operand_pieces(&operand) > 1));
 }

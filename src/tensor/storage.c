@@ -127,6 +127,12 @@ heft_ctx *heft__storage_ctx(const heft_storage *storage)
     return storage->ctx;
 }
 
+bool heft__storage_is_own(const heft_storage *storage, size_t refs)
+{
+    return storage->memory.heap && (storage->memory.flags & HEFT_TENSOR_WRITABLE) &&
+           atomic_load_explicit(&storage->refs, memory_order_acquire) == refs;
+}
+
 uint32_t heft_storage_flags(const heft_storage *storage)
 {
     return storage->memory.flags;

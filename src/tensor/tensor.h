@@ -39,6 +39,8 @@ int heft__dtype_safetensors_rank(heft_dtype dtype);
 
 /* ---- storage and tensors --------------------------------------------------------------------- */
 heft_ctx *heft__storage_ctx(const heft_storage *storage); /* borrowed */
+/* Whether it is a block on the context's heap to which there are so many references and no others. */
+bool heft__storage_is_own(const heft_storage *storage, size_t refs);
 /* Heap bytes from the context. Not zeroed. */
 heft_status heft__storage_new(heft_ctx *ctx, uint64_t bytes, heft_storage **out, heft_error *err);
 /* What a storage is made of. Only heap blocks of the context have `heap`. */

@@ -27,10 +27,21 @@ drawn=$(cat "$out")
 run 0 run "$llama" --ids 5,17,3 --new-tokens 3 --temperature 1 --seed 7 -q
 [ "$(cat "$out")" = "$drawn" ] || fail "$last: a seed gives other ids"
 
+# ---- compact weights: for 32 new tokens or more, with the same ids ---------------------------------------------
+bf16=$models/llama_bf16
+run 0 run "$bf16" --ids 5,17,3 --new-tokens 31 --ignore-eos --json
+shows "$out" '"compact_bytes": 0,'
+ids=$(sed 's/.*"ids": \[\[\([^]]*\).*/\1/' "$out")
+run 0 run "$bf16" --ids 5,17,3 --new-tokens 40 --ignore-eos --json
+shows "$out" "\"ids\": \[\[$ids, "
+shows "$out" '("compact_bytes": [1-9][0-9]*,|"isa": "plain")'
+run 0 run "$bf16" --ids 5,17,3 --new-tokens 40 --ignore-eos --json --memory 64MB
+shows "$out" "\"ids\": \[\[$ids, "
+
 # ---- one pass, saved ---------------------------------------------------------------------------------------------
 run 0 run "$llama" --ids 5,17,3 --save "$work/all.safetensors" --json
 shows "$out" '"class": "LlamaForCausalLM", "logits_shape": \[1, 3, 200\], "prefill_seconds": '
-shows "$out" '"seconds_per_token": null, "bytes_read": 0, "resident_bytes": [0-9]+, "peak_bytes": [0-9]+, "isa": "[a-z0-9_]+", "memory": [{]'
+shows "$out" '"seconds_per_token": null, "bytes_read": 0, "resident_bytes": [0-9]+, "compact_bytes": 0, "peak_bytes": [0-9]+, "isa": "[a-z0-9_]+", "memory": [{]'
 shows "$out" '"predicted_prefill_seconds": [0-9.e-]+, "predicted_seconds_per_token": null[}]$'
 run 0 inspect "$work/all.safetensors" --json
 shows "$out" '"name": "logits", "dtype": "float32", "shape": \[1, 3, 200\]'

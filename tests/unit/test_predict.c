@@ -209,7 +209,7 @@ static void products_have_forms(void **state)
                                 .rows = rows[r].rows,
                                 .columns = rows[r].columns,
                                 .turned = rows[r].turned};
-        heft__tally_product(&pass, rows[r].tokens, &w);
+        heft__tally_product(&pass, rows[r].tokens, &w, false);
         for (size_t f = 0; f < HEFT__FORMS; f++) {
             double bytes = 0;
             for (size_t k = 0; k < HEFT__KNOTS; k++) {
@@ -356,7 +356,7 @@ static void products_are_split_over_the_knots(void **state)
             .expected = {.expert = rows[r].expert, .share = rows[r].share, .used = rows[r].used}
         };
         const heft__matrix w = {.dtype = HEFT_DTYPE_BF16, .rows = 1000, .columns = 100};
-        heft__tally_product(&pass, rows[r].tokens, &w);
+        heft__tally_product(&pass, rows[r].tokens, &w, false);
         for (size_t k = 0; k < HEFT__KNOTS; k++) {
             const double expected = k == rows[r].knot       ? rows[r].at
                                     : k == rows[r].knot + 1 ? rows[r].next

@@ -4,6 +4,7 @@
 
 #include <heft/session.h>
 
+#include "kernel/kernel.h"
 #include "run/run.h"
 
 #include <math.h>
@@ -657,6 +658,226 @@ static void a_pass_that_does_not_fit_is_refused_before_it_reads(void **state)
     }
 }
 
+/* ---- compact weights ------------------------------------------------------------------------------- */
+/* All that a model makes of its golden inputs, owned: hidden states, logits, and those of a token more. */
+static float *all_results(heft_session *session, const struct golden *g, size_t *count)
+{
+    static const char *const wanted[] = {"logits", "last_hidden_state", "hidden_states.1"};
+    heft_input *inputs = inputs_of(g, HEFT_LOGITS_ALL);
+    heft_sequence **sequences = calloc(g->rows, sizeof *sequences);
+    heft_error err = {0};
+    float *all = NULL;
+    *count = 0;
+    for (size_t i = 0; i < g->rows; i++) {
+        test_expect_status(heft_sequence_new(session, g->tokens + 1, 0, &sequences[i], &err),
+                           HEFT_OK, &err, "sequence");
+        inputs[i].sequence = sequences[i];
+    }
+    for (size_t pass = 0; pass < 2; pass++) {
+        test_expect_status(heft_session_run(session, inputs, g->rows, wanted, 3, &err), HEFT_OK,
+                           &err, "run");
+        for (size_t i = 0; i < 3; i++) {
+            heft_output out = HEFT_SIZED(heft_output);
+            test_expect_status(heft_session_output(session, wanted[i], &out, &err), HEFT_OK, &err,
+                               wanted[i]);
+            const size_t some = out.rows * out.width;
+            all = realloc(all, (*count + some) * sizeof *all);
+            assert_non_null(all);
+            memcpy(all + *count, out.data, some * sizeof *all);
+            *count += some;
+        }
+        for (size_t i = 0; i < g->rows; i++) {
+            inputs[i] =
+                HEFT_OPTIONS(heft_input, .sequence = sequences[i], .ids = g->ids, .count = 1);
+        }
+    }
+    for (size_t i = 0; i < g->rows; i++) {
+        heft_sequence_free(sequences[i]);
+    }
+    free(sequences);
+    free(inputs);
+    return all;
+}
+
+static uint64_t compact_bytes(const heft_session *session)
+{
+    heft_session_counts counts = HEFT_SIZED(heft_session_counts);
+    heft_error err = {0};
+    test_expect_status(heft_session_facts(session, &counts, &err), HEFT_OK, &err, "facts");
+    return counts.compact_bytes;
+}
+
+static heft_model *load_bf16(heft_ctx *with, const char *name)
+{
+    heft_source *source = NULL;
+    heft_model *model = NULL;
+    heft_error err = {0};
+    const heft_load_options options =
+        HEFT_OPTIONS(heft_load_options, .mode = HEFT_LOAD_COPY, .dtype = HEFT_DTYPE_BF16);
+    test_expect_status(heft_source_open(with, model_path(name), NULL, &source, &err), HEFT_OK, &err,
+                       name);
+    test_expect_status(heft_model_load(source, &options, &model, NULL, &err), HEFT_OK, &err, name);
+    heft_source_close(source);
+    return model;
+}
+
+static heft_session *open_session(const heft_model *model, bool exact, uint64_t pass_tokens)
+{
+    const heft_session_options options =
+        HEFT_OPTIONS(heft_session_options, .exact = exact, .pass_tokens = pass_tokens);
+    heft_session *session = NULL;
+    heft_error err = {0};
+    test_expect_status(heft_session_new(model, &options, &session, &err), HEFT_OK, &err, "session");
+    return session;
+}
+
+/* Whether a CPU is one for which compact weights are worth it. */
+static bool can_compact(void)
+{
+    return heft__kernels_best()->compacts;
+}
+
+static void compact_weights_change_no_bit(void **state)
+{
+    static const char *const models[] = {"llama_bf16", "llama_gqa", "llama_rope_yarn", "gpt_neox"};
+    (void)state;
+    for (size_t m = 0; m < 6 * sizeof models / sizeof *models; m++) {
+        const bool exact = m / 4 % 2;
+        const uint64_t pass_tokens = (const uint64_t[]){0, 1, 7}[m / 8];
+        struct golden g = open_golden(models[m % 4], "");
+        heft_model *model = load_bf16(ctx, models[m % 4]);
+        heft_error err = {0};
+        size_t count, other;
+        heft_session *session = open_session(model, exact, pass_tokens);
+        float *expected = all_results(session, &g, &count);
+        assert_int_equal(compact_bytes(session), 0);
+        test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err,
+                           models[m % 4]);
+        assert_int_equal(compact_bytes(session) > 20000, can_compact());
+        float *found = all_results(session, &g, &other);
+        assert_int_equal(count, other);
+        assert_memory_equal(found, expected, count * sizeof *found);
+        free(found);
+        heft_session_free(session);
+        session = open_session(model, exact, pass_tokens); /* one that is made afterwards */
+        found = all_results(session, &g, &other);
+        assert_memory_equal(found, expected, count * sizeof *found);
+        free(found);
+        free(expected);
+        heft_session_free(session);
+        heft_model_free(model);
+        close_golden(&g);
+    }
+}
+
+/* Nobody sees the bytes of a compact weight. */
+static void compact_weights_are_for_sessions_only(void **state)
+{
+    heft_model *model = load_bf16(ctx, "llama_bf16");
+    heft_session *session = open_session(model, false, 0);
+    heft_residency *residency = NULL;
+    heft_lease *lease = NULL;
+    heft_tensor *tensor = NULL;
+    heft_error err = {0};
+    size_t refused = 0;
+    (void)state;
+    test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err, "compact");
+    test_expect_status(heft_residency_new(model, NULL, &residency, &err), HEFT_OK, &err, "units");
+    for (size_t i = 0; i < heft_model_count(model); i++) {
+        const heft_status status = heft_model_tensor(model, i, &tensor, &err);
+        const size_t unit = heft_residency_find_parameter(residency, i);
+        heft_tensor_free(tensor);
+        tensor = NULL;
+        assert_true(status == HEFT_OK || status == HEFT_UNSUPPORTED);
+        refused += status == HEFT_UNSUPPORTED;
+        if (unit != SIZE_MAX) {
+            test_expect_status(heft_residency_acquire(residency, &unit, 1, &lease, &err), HEFT_OK,
+                               &err, "acquire");
+            assert_int_equal(heft_lease_view(lease, i) != NULL, status == HEFT_OK);
+            assert_int_equal(heft_lease_tensor(lease, i, &tensor, &err), status);
+            heft_tensor_free(tensor);
+            tensor = NULL;
+            heft_lease_free(lease);
+        }
+    }
+    assert_int_equal(refused > 10, can_compact());
+    heft_residency_free(residency);
+    char path[600];
+    snprintf(path, sizeof path, "%s/compact", folder);
+    assert_int_equal(heft_model_save(model, path, NULL, NULL, &err),
+                     can_compact() ? HEFT_UNSUPPORTED : HEFT_OK);
+    heft_session_free(session);
+    heft_model_free(model);
+}
+
+/* What somebody else holds, and what is not the model's own memory, stays as it is. */
+static void weights_of_others_stay_plain(void **state)
+{
+    heft_model *model = load_bf16(ctx, "llama_bf16"), *other = load_bf16(ctx, "llama_bf16");
+    heft_session *session = open_session(model, false, 0), *second = open_session(model, false, 0);
+    heft_tensor *tensor = NULL;
+    heft_error err = {0};
+    (void)state;
+    test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err, "two sessions");
+    assert_int_equal(compact_bytes(session), 0);
+    heft_session_free(second);
+    const size_t held = heft_model_find(model, "model.layers.0.self_attn.q_proj.weight");
+    test_expect_status(heft_model_tensor(model, held, &tensor, &err), HEFT_OK, &err, "tensor");
+    void *bytes = malloc(tensor->size_bytes);
+    assert_non_null(bytes);
+    memcpy(bytes, tensor->data, tensor->size_bytes);
+    test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err, "a tensor");
+    assert_memory_equal(bytes, tensor->data, tensor->size_bytes);
+    heft_tensor_free(tensor);
+    free(bytes);
+    assert_int_equal(heft_session_compact(session, other, &err), HEFT_INVALID_ARG);
+    assert_int_equal(heft_session_compact(NULL, model, &err), HEFT_INVALID_ARG);
+    heft_session_free(session);
+    heft_model_free(model);
+    heft_model_free(other);
+
+    test_expect_status(load(ctx, "llama_bf16", true, &model, &err), HEFT_OK, &err, "on the disk");
+    session = open_session(model, false, 0);
+    test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err, "on the disk");
+    assert_int_equal(compact_bytes(session), 0);
+    heft_session_free(session);
+    heft_model_free(model);
+}
+
+/* Allocation n fails: some weights are compact then, and results are the same. */
+static void compacting_may_fail_anywhere(void **state)
+{
+    struct golden g = open_golden("llama_bf16", "");
+    heft_model *plain = load_bf16(ctx, "llama_bf16");
+    heft_session *session = open_session(plain, false, 0);
+    size_t count, other;
+    float *expected = all_results(session, &g, &count);
+    (void)state;
+    heft_session_free(session);
+    heft_model_free(plain);
+    for (long fail_at = 0, ended = 0; !ended; fail_at++) {
+        test_heap heap = {.fail_at = -1};
+        heft_ctx *with = test_ctx_new(&heap);
+        heft_model *model = load_bf16(with, "llama_bf16");
+        heft_error err = {0};
+        session = open_session(model, false, 0);
+        heap.fail_at = heap.count + fail_at;
+        const heft_status status = heft_session_compact(session, model, &err);
+        ended = status == HEFT_OK && heap.count <= heap.fail_at;
+        assert_true(status == HEFT_OK || status == HEFT_NOMEM);
+        heap.fail_at = -1;
+        float *found = all_results(session, &g, &other);
+        assert_memory_equal(found, expected, count * sizeof *found);
+        free(found);
+        heft_session_free(session);
+        heft_model_free(model);
+        heft_ctx_free(with);
+        assert_int_equal(heap.blocks, 0);
+    }
+    free(expected);
+    close_golden(&g);
+}
+
 /* Allocation n fails: NOMEM, nothing leaked. */
 static void every_allocation_may_fail(void **state)
 {
@@ -701,6 +922,10 @@ int main(void)
         cmocka_unit_test(a_budget_that_is_too_small_is_refused),
         cmocka_unit_test(passes_are_cut_to_the_budget),
         cmocka_unit_test(a_pass_that_does_not_fit_is_refused_before_it_reads),
+        cmocka_unit_test(compact_weights_change_no_bit),
+        cmocka_unit_test(compact_weights_are_for_sessions_only),
+        cmocka_unit_test(weights_of_others_stay_plain),
+        cmocka_unit_test(compacting_may_fail_anywhere),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
