@@ -6,6 +6,8 @@
  * Source: docs/running.md [7]. */
 #include "run/session_state.h"
 
+#include <stdlib.h>
+
 enum { READ_BY_PRODUCTS = 1, READ_BY_ROWS = 2, READ_OTHERWISE = 4 };
 
 #define ALIGNED 8 /* of what goes behind the rows */
@@ -73,18 +75,42 @@ struct rewriting {
     _Atomic uint64_t done; /* bytes */
 };
 
+/* All references of the model and of this session, by the storages' addresses. */
+static int by_address(const void *a, const void *b)
+{
+    const heft_storage *x = *(heft_storage *const *)a, *y = *(heft_storage *const *)b;
+    return ((uintptr_t)x > (uintptr_t)y) - ((uintptr_t)x < (uintptr_t)y);
+}
+
+static void list_refs(const heft__pass *p, heft_storage **refs)
+{
+    const size_t count = p->model->count, all = p->residency->all;
+    for (size_t i = 0; i < count; i++) {
+        refs[i] = p->model->bindings[i].storage;
+    }
+    for (size_t i = 0; i < all; i++) {
+        refs[count + i] = p->residency->bound[i].storage;
+    }
+    qsort(refs, count + all, sizeof *refs, by_address);
+}
+
 /* The storage is a block of the model's own that nothing else refers to: neither a tensor that somebody has, nor
  * another session. */
-static bool is_own(const heft__pass *p, const heft_storage *storage)
+static bool is_own(heft_storage *const *refs, size_t count, const heft_storage *storage)
 {
-    size_t refs = 0;
-    for (size_t i = 0; i < p->model->count; i++) {
-        refs += p->model->bindings[i].storage == storage;
+    heft_storage *const *found =
+        storage ? bsearch(&storage, refs, count, sizeof *refs, by_address) : NULL;
+    if (!found) {
+        return false;
     }
-    for (size_t i = 0; i < p->residency->all; i++) {
-        refs += p->residency->bound[i].storage == storage;
+    size_t first = (size_t)(found - refs), end = first;
+    while (first > 0 && refs[first - 1] == storage) {
+        first--;
     }
-    return heft__storage_is_own(storage, refs);
+    while (end < count && refs[end] == storage) {
+        end++;
+    }
+    return heft__storage_is_own(storage, end - first);
 }
 
 /* Put what belongs to the rows behind them; NULL: there is no room. */
@@ -98,15 +124,6 @@ static heft__compact *place(uint8_t *data, uint64_t bytes, size_t rows, size_t c
         sizeof(heft__compact) + ((uint64_t)rows + 1 + exceptions) * sizeof(uint32_t);
     return start <= bytes && needed <= bytes - start ? (heft__compact *)(void *)(data + start)
                                                      : NULL;
-}
-
-static void bind(struct rewriting *work, size_t root, const heft__compact *compact)
-{
-    for (size_t i = 0; i < work->model->count; i++) {
-        if (work->model->parameters[i].tied_to == root) {
-            work->model->compact[i] = compact;
-        }
-    }
 }
 
 /* Rewrite w[rows][columns]; `first` has room for rows + 1 numbers, `room` for a row. */
@@ -142,7 +159,7 @@ static heft_status rewrite(struct rewriting *work, size_t root, size_t rows, siz
                                    .row_count = rows,
                                    .columns = columns};
         k->compact_table(&codes, compact->high);
-        bind(work, root, compact);
+        work->model->compact[root] = compact;
     }
     heft__free(ctx, exceptions, (count + 1) * sizeof *exceptions);
     return HEFT_OK;
@@ -172,17 +189,33 @@ static heft_status rewrite_item(void *user, size_t item, heft_error *err)
     return heft__add_item(status, err, work->model->parameters[root].name);
 }
 
-static void list_roots(struct rewriting *work)
+static heft_status list_roots(struct rewriting *work, heft_error *err)
 {
     const heft_model *model = work->model;
+    const size_t count = model->count + work->p->residency->all;
+    heft_storage **refs = heft__alloc(model->ctx, (count + 1) * sizeof *refs);
+    const heft_storage *last =
+        NULL; /* a file's parameters may share one; what was given may overlap */
+    bool own = false;
+    if (!refs) {
+        return heft__fail_nomem(err, (count + 1) * sizeof *refs);
+    }
+    list_refs(work->p, refs);
     for (size_t i = 0; i < model->count; i++) {
-        const heft__binding *binding = &model->bindings[i];
-        if (model->parameters[i].tied_to == i && is_wanted(work->p, i) && binding->storage &&
-            !heft__model_compact(model, i) && is_own(work->p, binding->storage)) {
+        const heft_storage *storage = model->bindings[i].storage;
+        if (model->bindings[i].given || model->parameters[i].tied_to != i ||
+            !is_wanted(work->p, i) || heft__model_compact(model, i)) {
+            continue;
+        }
+        own = storage == last ? own : is_own(refs, count, storage);
+        last = storage;
+        if (own) {
             work->roots[work->count++] = i;
             work->total += model->parameters[i].size_bytes;
         }
     }
+    heft__free(model->ctx, refs, (count + 1) * sizeof *refs);
+    return HEFT_OK;
 }
 
 uint64_t heft__compact_bytes(const heft_model *model)
@@ -206,14 +239,16 @@ heft_status heft_session_compact(heft_session *session, heft_model *model, heft_
     if (!work.roots) {
         return heft__fail_nomem(err, (model->count + 1) * sizeof *work.roots);
     }
-    list_roots(&work);
-    heft_status status = HEFT_OK;
-    if (work.count > 0 && !model->compact) {
+    heft_status status = list_roots(&work, err);
+    if (status == HEFT_OK && work.count > 0 && !model->compact) {
         model->compact = heft__alloc_zero(model->ctx, model->count, sizeof *model->compact);
         status = model->compact ? HEFT_OK : heft__fail_nomem(err, model->count * sizeof(void *));
     }
     if (status == HEFT_OK) {
         status = heft__parallel(session->ctx, work.count, rewrite_item, &work, err);
+    }
+    for (size_t i = 0; model->compact && i < model->count; i++) {
+        model->compact[i] = model->compact[model->parameters[i].tied_to];
     }
     heft__free(session->ctx, work.roots, (model->count + 1) * sizeof *work.roots);
     session->rates.known = false; /* predictions measure again */

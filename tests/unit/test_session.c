@@ -834,6 +834,19 @@ static void weights_of_others_stay_plain(void **state)
     assert_int_equal(heft_session_compact(NULL, model, &err), HEFT_INVALID_ARG);
     heft_session_free(session);
     heft_model_free(model);
+
+    test_expect_status(heft_model_tensor(other, held, &tensor, &err), HEFT_OK, &err, "tensor");
+    const size_t same = heft_model_find(other, "model.layers.1.self_attn.q_proj.weight");
+    test_expect_status(heft_model_set(other, heft_model_parameter(other, same)->name, tensor, &err),
+                       HEFT_OK, &err, "set");
+    test_expect_status(heft_model_set(other, heft_model_parameter(other, held)->name, tensor, &err),
+                       HEFT_OK, &err, "set");
+    heft_tensor_free(tensor);
+    session = open_session(other, false, 0);
+    test_expect_status(heft_session_compact(session, other, &err), HEFT_OK, &err, "one tensor");
+    test_expect_status(heft_model_tensor(other, same, &tensor, &err), HEFT_OK, &err, "as it was");
+    heft_tensor_free(tensor);
+    heft_session_free(session);
     heft_model_free(other);
 
     test_expect_status(load(ctx, "llama_bf16", true, &model, &err), HEFT_OK, &err, "on the disk");
