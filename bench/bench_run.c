@@ -1,6 +1,7 @@
 /* bench_run.c - one case of running a model, or a limit of the machine, in a separate process.
  *
- *   bench_run generate PATH PROMPT STEPS REPEATS    a prompt of random ids, then single tokens, each REPEATS times
+ *   bench_run generate PATH PROMPT STEPS REPEATS    a prompt of random ids, then single tokens, each REPEATS times;
+ *                                                   then the same with compact weights
  *   bench_run encode PATH SEQUENCES TOKENS REPEATS  passes of an encoder over a batch of random ids
  *   bench_run memory                                all threads read memory: GB/s
  *   bench_run products DTYPE                        all threads multiply a panel of 128 tokens: Gflop/s
@@ -150,19 +151,34 @@ static heft_status generate_once(struct bench *b, int32_t *ids, size_t prompt, s
 
 static int run_generate(const char *path, size_t prompt, size_t steps, size_t repeats)
 {
+    static const char *const names[2][2] = {
+        {"prefill",         "step"        },
+        {"compact_prefill", "compact_step"}
+    };
     struct bench b = {.random = 1};
     heft_error err = {0};
+    double compacting = 0;
     int32_t *ids = calloc(prompt + steps, sizeof *ids);
-    double *prefill = calloc(repeats, sizeof *prefill),
-           *step = calloc(repeats * steps, sizeof *step);
+    double *prefill = calloc(2 * repeats, sizeof *prefill),
+           *step = calloc(2 * repeats * steps, sizeof *step);
     heft_status status = ids && prefill && step ? begin(&b, path, "logits", &err) : HEFT_NOMEM;
-    for (size_t i = 0; i < repeats && status == HEFT_OK; i++) {
-        status = generate_once(&b, ids, prompt, steps, prefill + i, step + i * steps, &err);
+    for (size_t i = 0; i < 2 * repeats && status == HEFT_OK; i++) {
+        if (i == repeats) {
+            const double started = now();
+            status = heft_session_compact(b.session, b.model, &err);
+            compacting = now() - started;
+        }
+        if (status == HEFT_OK) {
+            status = generate_once(&b, ids, prompt, steps, prefill + i, step + i * steps, &err);
+        }
     }
     if (status == HEFT_OK) {
         printf("ready\n{");
-        put_seconds("prefill", prefill, repeats);
-        put_seconds("step", step, repeats * steps);
+        for (size_t i = 0; i < 2; i++) {
+            put_seconds(names[i][0], prefill + i * repeats, repeats);
+            put_seconds(names[i][1], step + i * repeats * steps, repeats * steps);
+        }
+        put_seconds("compacting", &compacting, 1);
         put_end(&b);
     }
     end(&b);

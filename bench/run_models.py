@@ -385,12 +385,18 @@ def part_generate(b):
             if answer:
                 part.add(name + ", prompt", answer["prefill"])
                 part.add(name + ", token", answer["step"])
+            if answer and "compact_step" in answer:  # as `heft run` generates 32 tokens or more
+                part.add(name + ", prompt, compact weights", answer["compact_prefill"])
+                part.add(name + ", token, compact weights", answer["compact_step"])
+                part.add("making weights compact", answer["compacting"])
     if not os.path.exists(b.models["gguf"]):
         part.notes.append("llama.cpp: not there (--prepare)")
-    part.times("heft, token", "llama.cpp, token", "1.15")
-    part.times("heft, token", "Transformers, token", "2.5")
-    part.times("heft, prompt", "llama.cpp, prompt", "1.3")
-    part.times("heft, prompt", "Transformers, prompt", "1.3")
+    for weights in (", compact weights", ""):
+        part.times("heft, token" + weights, "llama.cpp, token", "1.15")
+        part.times("heft, token" + weights, "Transformers, token", "2.5")
+    for weights in ("", ", compact weights"):
+        part.times("heft, prompt" + weights, "llama.cpp, prompt", "1.3")
+        part.times("heft, prompt" + weights, "Transformers, prompt", "1.3")
     if "heft, token" in part.rows:
         best, rate = part.best(MEMORY), model.pass_bytes / GB
         part.figure("weights read for a token, of the memory's bandwidth", rate / part.middle("heft, token") / best,

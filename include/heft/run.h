@@ -260,7 +260,7 @@ HEFT_API void heft_lease_free(heft_lease *lease);
 /**
  * Return a parameter as a tensor, read-only unless the residency is writable, without allocating; lent until the lease is freed. Its
  * `storage` is NULL: only the lease keeps the bytes alive. Returns NULL if the parameter is neither
- * in the lease's units nor always in memory.
+ * in the lease's units nor always in memory, and for a weight that heft_session_compact() has rewritten.
  */
 HEFT_API const heft_tensor *heft_lease_view(const heft_lease *lease, size_t parameter);
 /**

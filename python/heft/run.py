@@ -192,7 +192,7 @@ class Session(Closing):
         LimitError: a maximum in which one block with its results does not fit, with both sizes.
     """
 
-    __slots__ = ("__weakref__", "_about", "_has_warned", "_is_alone", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
+    __slots__ = ("__weakref__", "_about", "_guard", "_has_warned", "_is_alone", "_lock", "_model", "_pass_tokens", "_raw", "_texts")
 
     def __init__(
         self,
@@ -229,7 +229,8 @@ class Session(Closing):
                 class_name=class_name, variant=variant, subfolder=subfolder, mode=mode, progress=progress,
             )  # fmt: skip
             budget = self._model._facts["room_bytes"]
-        self._is_alone = not isinstance(source, Model)  # nobody else has the model
+        self._is_alone = not isinstance(source, Model)  # nobody else has the model, and its weights are as they were
+        self._guard = allocate_lock()
         self._raw = _heft.Session(self._model._raw, budget, self._pass_tokens, exact, over_limit)
         self._about: dict[str, Any] = self._raw.describe()
         self._has_warned = False
@@ -239,7 +240,8 @@ class Session(Closing):
     @property
     def model(self) -> Model:
         """The model, for more sessions."""
-        self._is_alone = False
+        with self._guard:  # not while weights are being rewritten
+            self._is_alone = False
         return self._model
 
     @property
@@ -633,6 +635,13 @@ class Session(Closing):
             text.stopped = not ignore_eos and token in self._about["ids"][0]
             text.ended = text.stopped or len(text.ids) - text.first == count
 
+    def _make_compact(self) -> None:
+        """Store weights in 12 bits, once, if nobody else has the model."""
+        with self._guard:
+            if self._is_alone:
+                self._raw.compact()
+                self._is_alone = False
+
     def _pieces(
         self, batch: Batch, texts: list[Text], sampling: Sampling, count: int, ignore_eos: bool, is_text: bool
     ) -> Iterator[Piece]:
@@ -644,9 +653,8 @@ class Session(Closing):
         streams = [self._words().stream() if is_text else None for _ in range(len(batch))]
         try:
             with self._lock:
-                if self._is_alone and count >= _COMPACT_TOKENS and len(batch) <= _COMPACT_ROWS:
-                    self._is_alone = False  # once
-                    self._raw.compact()
+                if count >= _COMPACT_TOKENS and len(batch) <= _COMPACT_ROWS:
+                    self._make_compact()
                 self._begin(batch, texts, count)
                 going = list(range(len(texts)))
                 self._raw.run(batch.rows("last", [text.sequence for text in texts]), ("logits",))

@@ -108,4 +108,48 @@ INLINE block unpack_block(struct compact_row *row, size_t column, const uint8_t 
     return b;
 }
 
+/* ---- the other way ------------------------------------------------------------------------------------------ */
+#define ZERO_CODE 7 /* the last exponent, where it is zero's */
+
+/* Where there is no code, any. */
+INLINE void compact_block(uint8_t *low, const uint16_t w[BLOCK], uint8_t first, const bool zero)
+{
+    uint8_t *codes = low + BLOCK;
+#if defined(__AVX512BW__)
+    const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 32);
+    const __m512i byte = _mm512_set1_epi16(0x00ff), seven = _mm512_set1_epi8(7);
+    const __m512i high = _mm512_packus_epi16(_mm512_srli_epi16(w0, 8), _mm512_srli_epi16(w1, 8));
+    const __m512i exponent = _mm512_and_si512(high, _mm512_set1_epi8(0x7f));
+    const __m512i sign = _mm512_and_si512(_mm512_srli_epi16(high, 4), _mm512_set1_epi8(8));
+    __m512i code =
+        _mm512_and_si512(_mm512_sub_epi8(exponent, _mm512_set1_epi8((char)first)), seven);
+    if (zero) {
+        code = _mm512_mask_blend_epi8(_mm512_testn_epi8_mask(exponent, exponent), code, seven);
+    }
+    code = _mm512_or_si512(code, sign);
+    _mm512_storeu_si512(
+        low, _mm512_packus_epi16(_mm512_and_si512(w0, byte), _mm512_and_si512(w1, byte)));
+    _mm256_storeu_si256((void *)codes,
+                        _mm256_or_si256(_mm512_castsi512_si256(code),
+                                        _mm256_slli_epi16(_mm512_extracti64x4_epi64(code, 1), 4)));
+#else
+    uint8_t code[BLOCK];
+    for (size_t l = 0; l < 4; l++) {
+        for (size_t half = 0; half < 2; half++) {
+            const uint16_t *from = w + half * 32 + l * 8;
+            uint8_t *to = low + l * 16 + half * 8, *its = code + l * 16 + half * 8;
+            for (size_t k = 0; k < 8; k++) {
+                const uint16_t high = from[k] >> 8 & 0x7f;
+                const uint16_t number = zero && high == 0 ? ZERO_CODE : (high - first) & 7;
+                to[k] = (uint8_t)from[k];
+                its[k] = (uint8_t)(from[k] >> 15 << 3 | number);
+            }
+        }
+    }
+    for (size_t i = 0; i < BLOCK / 2; i++) {
+        codes[i] = (uint8_t)(code[i] | code[i + BLOCK / 2] << 4);
+    }
+#endif
+}
+
 #endif

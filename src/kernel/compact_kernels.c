@@ -8,7 +8,6 @@
 #include "kernel/level.h"
 
 #define SAMPLED_ROWS 64
-#define ZERO_CODE 7 /* the last exponent, where it is zero's */
 
 /* How often there is a high byte without its sign in some rows. */
 static void count_high(const uint16_t *w, size_t rows, size_t columns, uint32_t counts[128])
@@ -84,28 +83,6 @@ bool HEFT__KERNEL(compact_survey)(const uint16_t *w, size_t rows, size_t columns
     }
     first[rows] = (uint32_t)all;
     return true;
-}
-
-/* One block; where there is no code, any. */
-INLINE void compact_block(uint8_t *low, const uint16_t w[BLOCK], unsigned first, const bool zero)
-{
-    uint8_t *codes = low + BLOCK;
-    uint8_t code[BLOCK];
-    for (size_t l = 0; l < 4; l++) {
-        for (size_t half = 0; half < 2; half++) {
-            const uint16_t *from = w + half * 32 + l * 8;
-            uint8_t *to = low + l * 16 + half * 8, *its = code + l * 16 + half * 8;
-            for (size_t k = 0; k < 8; k++) {
-                const uint16_t high = from[k] >> 8 & 0x7f;
-                const uint16_t number = zero && high == 0 ? ZERO_CODE : (high - first) & 7;
-                to[k] = (uint8_t)from[k];
-                its[k] = (uint8_t)(from[k] >> 15 << 3 | number);
-            }
-        }
-    }
-    for (size_t i = 0; i < BLOCK / 2; i++) {
-        codes[i] = (uint8_t)(code[i] | code[i + BLOCK / 2] << 4);
-    }
 }
 
 static void list_row(const uint16_t *w, size_t columns, const struct heft__compact_codes *codes,

@@ -125,7 +125,7 @@ static heft_status plan_copy(struct fill *f, size_t i, size_t tensor, const heft
     } else {
         counts->copied_bytes += parameter->size_bytes;
         if (f->options->reuse && parameter->state == HEFT_PARAMETER_OWNED &&
-            !(f->options->anew && f->options->anew[i])) {
+            !heft__model_compact(f->model, i) && !(f->options->anew && f->options->anew[i])) {
             f->data[i] = (uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
         } else {
             counts->own_bytes += parameter->size_bytes;

@@ -38,10 +38,6 @@ static heft_status read_stored(void *user, const heft__out_tensor *tensor, uint6
     if (s->model->parameters[i].state == HEFT_PARAMETER_DISK) {
         return heft__disk_read(&s->disk, i, first, dst, length, err);
     }
-    if (heft__model_compact(s->model, i)) {
-        return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED, "%s", HEFT__IS_COMPACT), err,
-                              tensor->name);
-    }
     const uint8_t *src =
         (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset + first;
     heft_status status = HEFT_OK;
@@ -118,6 +114,10 @@ static heft_status add_tensors(struct saving *s, const heft__format *format, boo
             return heft__add_item(
                 heft__fail(err, HEFT_NOT_FOUND, "%s", heft__why_absent(parameter->state)), err,
                 parameter->name);
+        }
+        if (stored && heft__model_compact(model, i)) {
+            return heft__add_item(heft__fail(err, HEFT_UNSUPPORTED, "%s", HEFT__IS_COMPACT), err,
+                                  parameter->name);
         }
         s->tensors[s->count++] = (heft__out_tensor){
             .name = parameter->name,

@@ -75,18 +75,18 @@ struct rewriting {
     _Atomic uint64_t done; /* bytes */
 };
 
-/* All references of the model and of this session, by the storages' addresses. */
 static int by_address(const void *a, const void *b)
 {
     const heft_storage *x = *(heft_storage *const *)a, *y = *(heft_storage *const *)b;
     return ((uintptr_t)x > (uintptr_t)y) - ((uintptr_t)x < (uintptr_t)y);
 }
 
+/* All references of the model and of this session, by the storages' addresses. */
 static void list_refs(const heft__pass *p, heft_storage **refs)
 {
     const size_t count = p->model->count, all = p->residency->all;
-    for (size_t i = 0; i < count; i++) {
-        refs[i] = p->model->bindings[i].storage;
+    for (size_t i = 0; i < count; i++) { /* without what was given, which may overlap others */
+        refs[i] = p->model->bindings[i].given ? NULL : p->model->bindings[i].storage;
     }
     for (size_t i = 0; i < all; i++) {
         refs[count + i] = p->residency->bound[i].storage;
@@ -194,8 +194,7 @@ static heft_status list_roots(struct rewriting *work, heft_error *err)
     const heft_model *model = work->model;
     const size_t count = model->count + work->p->residency->all;
     heft_storage **refs = heft__alloc(model->ctx, (count + 1) * sizeof *refs);
-    const heft_storage *last =
-        NULL; /* a file's parameters may share one; what was given may overlap */
+    const heft_storage *last = NULL; /* a file's parameters may share one */
     bool own = false;
     if (!refs) {
         return heft__fail_nomem(err, (count + 1) * sizeof *refs);
