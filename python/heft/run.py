@@ -653,12 +653,11 @@ class Session(Closing):
         streams = [self._words().stream() if is_text else None for _ in range(len(batch))]
         try:
             with self._lock:
-                if count >= _COMPACT_TOKENS and len(batch) <= _COMPACT_ROWS:
-                    self._make_compact()
                 self._begin(batch, texts, count)
                 going = list(range(len(texts)))
                 self._raw.run(batch.rows("last", [text.sequence for text in texts]), ("logits",))
                 self._choose(texts, going, sampling, count, ignore_eos)
+            is_long = count >= _COMPACT_TOKENS and len(batch) <= _COMPACT_ROWS
             while going:
                 for i in going:
                     token, stream = texts[i].ids[-1], streams[i]
@@ -669,6 +668,8 @@ class Session(Closing):
                 going = [i for i in going if not texts[i].ended]
                 if going:
                     with self._lock:
+                        if is_long:  # the first token need not wait for it
+                            self._make_compact()
                         self._raw.run([texts[i].next_row() for i in going], ("logits",))
                         self._choose(texts, going, sampling, count, ignore_eos)
         finally:

@@ -41,7 +41,7 @@ shows "$out" "\"ids\": \[\[$ids, "
 # ---- one pass, saved ---------------------------------------------------------------------------------------------
 run 0 run "$llama" --ids 5,17,3 --save "$work/all.safetensors" --json
 shows "$out" '"class": "LlamaForCausalLM", "logits_shape": \[1, 3, 200\], "prefill_seconds": '
-shows "$out" '"seconds_per_token": null, "bytes_read": 0, "resident_bytes": [0-9]+, "compact_bytes": 0, "peak_bytes": [0-9]+, "isa": "[a-z0-9_]+", "memory": [{]'
+shows "$out" '"seconds_per_token": null, "bytes_read": 0, "resident_bytes": [0-9]+, "compact_bytes": 0, "compact_seconds": [0-9.]+, "peak_bytes": [0-9]+, "isa": "[a-z0-9_]+", "memory": [{]'
 shows "$out" '"predicted_prefill_seconds": [0-9.e-]+, "predicted_seconds_per_token": null[}]$'
 run 0 inspect "$work/all.safetensors" --json
 shows "$out" '"name": "logits", "dtype": "float32", "shape": \[1, 3, 200\]'
