@@ -360,6 +360,24 @@ static bool lies_in_small_blocks(const heft_session *session)
     return small > all / 2;
 }
 
+/* The largest weight in memory of the model's own, or the buffer if that is larger. */
+static heft__probe_weights largest_weight(const heft_session *session, const uint8_t *memory,
+                                          size_t size)
+{
+    heft__probe_weights found = {memory, size};
+    for (size_t i = 0; i < session->model->count; i++) {
+        const heft_parameter *parameter = &session->model->parameters[i];
+        const heft__binding *binding = &session->model->bindings[i];
+        if (parameter->state == HEFT_PARAMETER_OWNED && parameter->size_bytes > found.bytes &&
+            parameter->dtype == session->model->dtype && binding->storage) {
+            found.data =
+                (const uint8_t *)heft_storage_data(binding->storage) + binding->byte_offset;
+            found.bytes = (size_t)parameter->size_bytes;
+        }
+    }
+    return found;
+}
+
 /* A buffer of what products use in a pass, within what is left of the budget. */
 static heft_status probe(struct predicting *work, heft_error *err)
 {
@@ -388,7 +406,8 @@ static heft_status probe(struct predicting *work, heft_error *err)
                       MADV_NOHUGEPAGE);
     }
     memset(memory, 0x3c, size); /* a small number in each dtype; and the pages are there */
-    status = heft__probe_products(work->pass, memory, size, &rates, err);
+    const heft__probe_weights weights = largest_weight(session, memory, size);
+    status = heft__probe_products(work->pass, &weights, memory, size, &rates, err);
     if (status == HEFT_OK) {
         status = heft__probe_files(session->residency, memory, size, &rates, err);
     }

@@ -41,10 +41,17 @@ heft_status heft__steady_units(heft_ctx *ctx, const size_t *order, size_t count,
 /* ---- probe.c, probe_files.c: this machine ----------------------------------------------------------- */
 #define HEFT__PROBE_BYTES ((size_t)64 << 20) /* at most, of memory that is read */
 
+/* What products read: the buffer, or the largest weight that the model has in memory, so that no cache has it. */
+typedef struct heft__probe_weights {
+    const uint8_t *data;
+    size_t bytes;
+} heft__probe_weights;
+
 /* How fast products and attention of what the pass has counted are, in a buffer: [bytes], of which each byte has been
  * written. 0.2 s, or 0.4 where weights have both orientations. */
-heft_status heft__probe_products(heft__pass *pass, uint8_t *memory, size_t bytes,
-                                 heft__rates *rates, heft_error *err);
+heft_status heft__probe_products(heft__pass *pass, const heft__probe_weights *weights,
+                                 uint8_t *memory, size_t bytes, heft__rates *rates,
+                                 heft_error *err);
 /* How fast the residency reads what it has to bring in, into the same buffer. 0.25 s at most. */
 heft_status heft__probe_files(heft_residency *residency, uint8_t *memory, size_t bytes,
                               heft__rates *rates, heft_error *err);

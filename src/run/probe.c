@@ -88,7 +88,7 @@ static double run_piece(struct probe *probe, const heft__matrix *w, size_t token
 }
 
 /* Piece i of the buffer as a weight: [rows][2048] of at most `most` bytes, or turned, [2048][rows], or compact. */
-static heft__matrix piece_of(uint8_t *memory, size_t bytes, size_t most, heft_dtype dtype,
+static heft__matrix piece_of(const uint8_t *memory, size_t bytes, size_t most, heft_dtype dtype,
                              unsigned form, size_t i)
 {
     const size_t row = COLUMNS * heft_dtype_bits(dtype) / 8;
@@ -117,7 +117,7 @@ static double median(double *each, size_t count)
 }
 
 /* Seconds per byte of weights that are multiplied with so many tokens: the median of some pieces. */
-static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
+static double weigh(struct probe *probe, const uint8_t *memory, size_t bytes, heft_dtype dtype,
                     unsigned form, size_t tokens)
 {
     const bool lone = form & HEFT__FORM_LONE;
@@ -146,7 +146,7 @@ static double weigh(struct probe *probe, uint8_t *memory, size_t bytes, heft_dty
 }
 
 /* The forms that the model's products have: the weights' orientations or compact ones, split and by one thread. */
-static void weigh_forms(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
+static void weigh_forms(struct probe *probe, const uint8_t *memory, size_t bytes, heft_dtype dtype,
                         const heft__tally *tally, heft__rates *rates)
 {
     bool has[HEFT__FORMS] = {false};
@@ -182,7 +182,7 @@ static heft_status nothing_item(void *user, size_t item, heft_error *err)
     return HEFT_OK;
 }
 
-static void weigh_jobs(struct probe *probe, uint8_t *memory, size_t bytes, heft_dtype dtype,
+static void weigh_jobs(struct probe *probe, const uint8_t *memory, size_t bytes, heft_dtype dtype,
                        heft__rates *rates)
 {
     const size_t items = probe->p->lane_count * ITEMS_PER_THREAD, few = 64;
@@ -318,6 +318,7 @@ static heft_status make(struct probe *probe, const uint8_t *memory, size_t bytes
                                      .exceptions = probe->first,
                                      .row_count = rows,
                                      .columns = COLUMNS};
+    memset(probe->compact.high, 0x3c, sizeof probe->compact.high); /* no subnormal numbers */
     probe->x = heft__alloc(probe->p->ctx, most * COLUMNS * sizeof(float));
     probe->y = heft__alloc(probe->p->ctx, results);
     probe->packed = heft__alloc(probe->p->ctx, probe->packed_bytes);
@@ -340,8 +341,8 @@ static void drop(struct probe *probe, void *packed)
     heft__free(ctx, probe->first, (probe->compact.row_count + 1) * sizeof *probe->first);
 }
 
-heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, heft__rates *rates,
-                                 heft_error *err)
+heft_status heft__probe_products(heft__pass *p, const heft__probe_weights *weights, uint8_t *memory,
+                                 size_t bytes, heft__rates *rates, heft_error *err)
 {
     const heft_dtype own = p->model->dtype;
     const bool computes = own == HEFT_DTYPE_F32 || own == HEFT_DTYPE_BF16 || own == HEFT_DTYPE_F16;
@@ -350,15 +351,15 @@ heft_status heft__probe_products(heft__pass *p, uint8_t *memory, size_t bytes, h
     struct probe probe = {.p = p};
     p->status = HEFT_OK;
     p->dry = false;
-    heft_status status = make(&probe, memory, bytes, dtype, err);
+    heft_status status = make(&probe, weights->data, weights->bytes, dtype, err);
     void *packed = probe.packed;
     if (status == HEFT_OK && !heft__pass_need_lanes(p, p->kernels->product_scratch)) {
         status = heft__fail_nomem(err, p->kernels->product_scratch);
     }
     if (status == HEFT_OK) {
         probe.packed = (uint8_t *)packed + (64 - (uintptr_t)packed % 64) % 64;
-        weigh_forms(&probe, memory, bytes, dtype, &tally, rates);
-        weigh_jobs(&probe, memory, bytes, dtype, rates);
+        weigh_forms(&probe, weights->data, weights->bytes, dtype, &tally, rates);
+        weigh_jobs(&probe, weights->data, weights->bytes, dtype, rates);
         status = weigh_attention(&probe, memory, bytes, &tally, rates, err);
     }
     drop(&probe, packed);
