@@ -61,10 +61,10 @@ HEFT_API void heft_session_free(heft_session *session);
  * model has them in. Generating tokens reads a quarter less memory for each; all results have the same bits.
  *
  * A weight stays as it is if it is mapped or shared, if it came by heft_model_set(), if a tensor on it or another
- * session exists, if something else than products and rows of an embedding reads it, if its rows are not a multiple of 64 numbers, or if more
- * than one in 256 of its numbers has an unusual exponent. Compact weights are for sessions of this model only:
- * heft_model_tensor() and heft_model_save() return UNSUPPORTED for them. The rows take three quarters of the
- * memory; the rest of it is not given back.
+ * session exists, if something else than products and rows of an embedding reads it, if its rows are not a
+ * multiple of 64 numbers, or if more than one in 256 of its numbers has an unusual exponent. Compact weights are
+ * for sessions of this model only: heft_model_tensor() and heft_model_save() return UNSUPPORTED for them. The rows
+ * take three quarters of the memory; the rest of it is not given back.
  *
  * @param session  borrowed; none of its passes runs
  * @param model    borrowed; the session's. No other thread uses it meanwhile.

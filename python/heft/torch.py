@@ -149,7 +149,7 @@ def load(
         raise RefusedError("a pickle_module would run code from the file; only torch.load() does that")
     encoding = _encoding(pickle_load_args)
     device = _place(map_location)
-    source = os.fspath(f) if isinstance(f, (str, os.PathLike)) else f.read()
+    source = os.fsdecode(f) if isinstance(f, (str, os.PathLike)) else f.read()
     size = os.stat(source).st_size if isinstance(source, str) else len(source)  # a file, never a name of the hub's
     try:
         return _load_value(source, mmap, dtype, device, encoding, progress)

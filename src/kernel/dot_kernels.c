@@ -106,18 +106,11 @@ INLINE float dot_compact_row(const struct heft__few *few, size_t row, enum kind 
     return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-INLINE void dot_compact_one(const struct heft__few *few, enum kind kind)
-{
-    for (size_t r = few->first; r < few->last; r++) {
-        write_sum(few, 0, r, dot_compact_row(few, r, kind));
-    }
-}
-
-INLINE void dot_one(const struct heft__few *few, enum kind kind)
+INLINE void dot_one(const struct heft__few *few, enum kind kind, const bool compact)
 {
     const struct rows rows = rows_of(few, kind);
     for (size_t r = few->first; r < few->last; r++) {
-        write_sum(few, 0, r, dot_row(&rows, r, kind));
+        write_sum(few, 0, r, compact ? dot_compact_row(few, r, kind) : dot_row(&rows, r, kind));
     }
 }
 
@@ -227,6 +220,16 @@ INLINE void dot_compact(const struct heft__few *few, const struct rows *rows, si
     }
 }
 
+INLINE void dot_some(const struct heft__few *few, const struct rows *rows, size_t row,
+                     enum kind kind, const size_t tokens, const size_t count, const bool compact)
+{
+    if (compact) {
+        dot_compact(few, rows, row, kind, tokens, count);
+    } else {
+        dot_rows(few, rows, row, kind, tokens, count);
+    }
+}
+
 INLINE void dot_few(const struct heft__few *few, enum kind kind, const size_t tokens,
                     const bool compact)
 {
@@ -234,18 +237,10 @@ INLINE void dot_few(const struct heft__few *few, enum kind kind, const size_t to
     const size_t count = compact ? COMPACT_ROWS(tokens, kind) : ROWS_OF(tokens);
     size_t r = few->first;
     for (; few->last - r >= count; r += count) {
-        if (compact) {
-            dot_compact(few, &rows, r, kind, tokens, count);
-        } else {
-            dot_rows(few, &rows, r, kind, tokens, count);
-        }
+        dot_some(few, &rows, r, kind, tokens, count, compact);
     }
     for (; r < few->last; r++) {
-        if (compact) {
-            dot_compact(few, &rows, r, kind, tokens, 1);
-        } else {
-            dot_rows(few, &rows, r, kind, tokens, 1);
-        }
+        dot_some(few, &rows, r, kind, tokens, 1, compact);
     }
 }
 
@@ -253,11 +248,7 @@ INLINE void dot_kind(const struct heft__few *few, enum kind kind, const bool com
 {
     switch (few->tokens) {
     case 1:
-        if (compact) {
-            dot_compact_one(few, kind);
-        } else {
-            dot_one(few, kind);
-        }
+        dot_one(few, kind, compact);
         break;
     case 2:
         dot_few(few, kind, 2, compact);

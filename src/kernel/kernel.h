@@ -1,7 +1,7 @@
 /* The internal header of the kernel layer.
  *
- * What it does: computes on plain arrays: products with weight matrices as they lie in a file,
- * attention over cached keys and values, norms, rotary positions, activations. Each function has its
+ * What it does: computes on plain arrays: products with weight matrices as they lie in a file, or in
+ * 12 bits a weight, attention over cached keys and values, norms, rotary positions, activations. Each function has its
  * formula and shapes in its comment. It knows no names, files, models or threads: a caller splits
  * rows, heads or tokens among threads by the ranges that it passes.
  * May include: base, and dtypes of <heft/tensor.h>.
@@ -152,10 +152,11 @@ typedef struct heft__kernels {
     /* Choose codes for w[rows][columns] and count exceptions: first[rows + 1]. False: it is to stay as it is. */
     bool (*compact_survey)(const uint16_t *w, size_t rows, size_t columns,
                            struct heft__compact_codes *codes, uint32_t *first);
-    /* Pack it in its place, where its rows take three quarters then. exceptions[first[rows]]; room[columns] */
+    /* Rewrite it in its place, where its rows take three quarters then. exceptions[first[rows]]; room[columns] */
     void (*compact_rows)(void *data, size_t rows, size_t columns,
                          const struct heft__compact_codes *codes, const uint32_t *first,
                          uint32_t *exceptions, uint16_t *room);
+    /* The high byte of each of the 16 codes. */
     void (*compact_table)(const struct heft__compact_codes *codes, uint8_t high[16]);
     /* A row as it was: to[columns] */
     void (*unpack_row)(uint16_t *to, const heft__compact *compact, size_t row);

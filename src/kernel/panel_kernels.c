@@ -6,8 +6,8 @@
  *         for each panel of tokens: sums[48][tokens] += w * panel
  *       write the sums
  *
- * The weights are read as they lie: nothing is packed. A tile of them stays in the second cache and
- * is used for 256 tokens. Sums are added per 1024 columns, so a range's cut changes no bit. */
+ * The weights are read as they lie; a tile of a compact matrix is made BF16 or float32 first. A tile stays in the
+ * second cache and is used for 256 tokens. Sums are added per 1024 columns, so a range's cut changes no bit. */
 #include "kernel/chunk.h"
 #include "kernel/compact.h"
 #include "kernel/level.h"

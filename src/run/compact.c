@@ -20,7 +20,7 @@ static size_t root_of(const heft__pass *p, size_t parameter)
 
 static void note(heft__pass *p, size_t parameter, size_t columns, uint8_t use)
 {
-    if (p->dry && p->uses) {
+    if (p->dry) {
         heft__use *seen = &p->uses[root_of(p, parameter)];
         const bool differs = seen->ways != 0 && seen->columns != columns;
         seen->columns = columns;
@@ -48,9 +48,10 @@ void heft__compact_note_other(heft__pass *p, size_t parameter)
 
 static bool is_wanted(const heft__pass *p, size_t root)
 {
-    const heft__use *use = p->uses ? &p->uses[root] : NULL;
-    return use && (use->ways & READ_BY_PRODUCTS) && !(use->ways & READ_OTHERWISE) &&
+    const heft__use *use = &p->uses[root];
+    return (use->ways & READ_BY_PRODUCTS) && !(use->ways & READ_OTHERWISE) &&
            use->columns % HEFT__COMPACT_BLOCK == 0 && use->columns <= UINT16_MAX &&
+           p->model->parameters[root].size_bytes / sizeof(uint16_t) % use->columns == 0 &&
            p->model->parameters[root].dtype == HEFT_DTYPE_BF16 && p->kernels->compacts;
 }
 
@@ -179,10 +180,8 @@ static heft_status rewrite_item(void *user, size_t item, heft_error *err)
     }
     uint32_t *first = heft__alloc(ctx, (rows + 1) * sizeof *first);
     uint16_t *room = heft__alloc(ctx, columns * sizeof *room);
-    status = first && room && elems % columns == 0
-                 ? rewrite(work, root, rows, columns, first, room, err)
-             : first && room ? HEFT_OK
-                             : heft__fail_nomem(err, (rows + 1) * sizeof *first);
+    status = first && room ? rewrite(work, root, rows, columns, first, room, err)
+                           : heft__fail_nomem(err, (rows + 1) * sizeof *first);
     heft__free(ctx, first, (rows + 1) * sizeof *first);
     heft__free(ctx, room, columns * sizeof *room);
     atomic_fetch_add(&work->done, work->model->parameters[root].size_bytes);

@@ -144,8 +144,10 @@ static heft__rows multiply(heft__pass *p, size_t weight, uint64_t first, heft__m
     struct product product = {.p = p, .w = w, .x = x};
     product.y = heft__pass_rows(p, x.count, w.rows);
     const size_t mark = heft__mark(p);
-    heft__compact_note_product(p, weight, first, &w);
-    heft__tally_product(p, x.count, &w, heft__compact_expected(p, weight));
+    if (p->dry) {
+        heft__compact_note_product(p, weight, first, &w);
+        heft__tally_product(p, x.count, &w, heft__compact_expected(p, weight));
+    }
     if (bias != HEFT__NONE && (p->dry || x.count > 0)) {
         uint64_t all = 0;
         (void)heft__shape_elems(p->residency->views[bias].shape, p->residency->views[bias].rank,

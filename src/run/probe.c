@@ -95,7 +95,7 @@ static heft__matrix piece_of(const uint8_t *memory, size_t bytes, size_t most, h
     const size_t stored = form & HEFT__FORM_COMPACT ? row / 4 * 3 : row;
     const size_t rows = (bytes < most ? bytes : most) / row, pieces = bytes / stored / rows;
     const bool turned = form & HEFT__FORM_TURNED;
-    return (heft__matrix){.data = memory + i % pieces * rows * row,
+    return (heft__matrix){.data = memory + i % pieces * rows * stored,
                           .dtype = dtype,
                           .rows = rows,
                           .columns = COLUMNS,

@@ -699,6 +699,16 @@ static float *all_results(heft_session *session, const struct golden *g, size_t 
     return all;
 }
 
+static void check_results(heft_session *session, const struct golden *g, const float *expected,
+                          size_t count)
+{
+    size_t found_count;
+    float *found = all_results(session, g, &found_count);
+    assert_int_equal(found_count, count);
+    assert_memory_equal(found, expected, count * sizeof *found);
+    free(found);
+}
+
 static uint64_t compact_bytes(const heft_session *session)
 {
     heft_session_counts counts = HEFT_SIZED(heft_session_counts);
@@ -747,22 +757,17 @@ static void compact_weights_change_no_bit(void **state)
         struct golden g = open_golden(models[m % 4], "");
         heft_model *model = load_bf16(ctx, models[m % 4]);
         heft_error err = {0};
-        size_t count, other;
+        size_t count;
         heft_session *session = open_session(model, exact, pass_tokens);
         float *expected = all_results(session, &g, &count);
         assert_int_equal(compact_bytes(session), 0);
         test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err,
                            models[m % 4]);
         assert_int_equal(compact_bytes(session) > 20000, can_compact());
-        float *found = all_results(session, &g, &other);
-        assert_int_equal(count, other);
-        assert_memory_equal(found, expected, count * sizeof *found);
-        free(found);
+        check_results(session, &g, expected, count);
         heft_session_free(session);
         session = open_session(model, exact, pass_tokens); /* one that is made afterwards */
-        found = all_results(session, &g, &other);
-        assert_memory_equal(found, expected, count * sizeof *found);
-        free(found);
+        check_results(session, &g, expected, count);
         free(expected);
         heft_session_free(session);
         heft_model_free(model);
@@ -869,7 +874,7 @@ static void loading_again_replaces_compact_weights(void **state)
     heft_session *session = open_session(model, false, 0);
     heft_tensor *tensor = NULL;
     heft_error err = {0};
-    size_t count, other;
+    size_t count;
     float *expected = all_results(session, &g, &count);
     (void)state;
     test_expect_status(heft_session_compact(session, model, &err), HEFT_OK, &err, "compact");
@@ -882,9 +887,7 @@ static void loading_again_replaces_compact_weights(void **state)
     }
     session = open_session(model, false, 0);
     assert_int_equal(compact_bytes(session), 0);
-    float *found = all_results(session, &g, &other);
-    assert_memory_equal(found, expected, count * sizeof *found);
-    free(found);
+    check_results(session, &g, expected, count);
     free(expected);
     heft_session_free(session);
     heft_model_free(model);
@@ -897,7 +900,7 @@ static void compacting_may_fail_anywhere(void **state)
     struct golden g = open_golden("llama_bf16", "");
     heft_model *plain = load_bf16(ctx, "llama_bf16");
     heft_session *session = open_session(plain, false, 0);
-    size_t count, other;
+    size_t count;
     float *expected = all_results(session, &g, &count);
     (void)state;
     heft_session_free(session);
@@ -913,9 +916,7 @@ static void compacting_may_fail_anywhere(void **state)
         ended = status == HEFT_OK && heap.count <= heap.fail_at;
         assert_true(status == HEFT_OK || status == HEFT_NOMEM);
         heap.fail_at = -1;
-        float *found = all_results(session, &g, &other);
-        assert_memory_equal(found, expected, count * sizeof *found);
-        free(found);
+        check_results(session, &g, expected, count);
         heft_session_free(session);
         heft_model_free(model);
         heft_ctx_free(with);
